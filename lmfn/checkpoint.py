@@ -1,0 +1,53 @@
+"""One safetensors file with JSON metadata, written so that the file that stood there before is never lost.
+
+Weights and the state of a training run are such files: the tensors by name, and what they mean (the network's config,
+the step) in the header, so that a file is complete on its own.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write beside, flush to the disk, rename: a full disk or a kill leaves the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Replace `path` by a safetensors file with these tensors; `metadata` is kept as JSON under the key `lmfn`."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    replace_file(path, safetensors.torch.save(on_cpu, metadata={"format": "pt", "lmfn": json.dumps(metadata)}))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and the metadata that `write` put there.
+
+    Raises FileNotFoundError where there is no such file, ValueError where it is broken or not one of ours.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get("lmfn")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
+    if metadata is None:
+        raise ValueError(f"{path} has no LMFN metadata: neither save_pretrained nor train.py wrote it")
+    return tensors, json.loads(metadata)

@@ -1,0 +1,466 @@
+"""LMFN: a lightweight multi-information fusion network for image deblurring.
+
+Zhang et al., "Image deblurring based on lightweight multi-information fusion network", ICIP 2021, arXiv 2101.05403.
+
+The file reads as the paper does: the encoder (`MSHF`), the distillation block (`RFDB`, with its `ESA` gate), the two
+attentions (`ALFM` between layers, `ACFM` between channels), and the network (`LMFN`) that joins them. Every part is a
+module of its own that can be put into somebody else's network. Where the paper's figures and the network that its
+authors released later differ, both are built: presets `lmfn` and `lmfn-released`.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from torch import Tensor, nn
+
+from lmfn import checkpoint
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)
+ENCODER_SLOPE = 0.1
+DECODER_SLOPE = 0.05
+MULTIPLE = 16  # the encoder halves four times
+SMALLEST = 64  # ESA's pooling needs a decoder map of 15 x 15, and the decoder runs at a quarter of the image
+
+
+@dataclass(frozen=True)
+class LMFNConfig:
+    """What distinguishes one LMFN from another. The defaults are the paper's network (preset `lmfn`)."""
+
+    channels: int = 64
+    """Channels of the encoder."""
+    features: int = 50
+    """Channels of the decoder (nf)."""
+    distilled: int = 25
+    """Channels that each stage of an RFDB distils (d)."""
+    esa: int = 12
+    """Channels inside ESA (f)."""
+    rfdbs: int = 4
+    """Number of residual feature distillation blocks (N), 1 to 8."""
+    stem_padding: int = 1
+    """Padding of the very first convolution: 1, or 0 as in the released network."""
+    alfm: Literal["channels", "layers", "concat", "none"] = "channels"
+    """Rows of the attention between layers: every channel of every layer (NC x NC, the paper), every layer (N x N, the
+    released network); `concat` fuses the layers without attention; `none` takes the last RFDB's output alone."""
+    similarity: Literal["dot", "cosine"] = "dot"
+    """Similarity of two rows in ALFM. `dot` grows with the image; `cosine` does not depend on its size."""
+    acfm: Literal["pseudo3d", "full3d", "none"] = "pseudo3d"
+    """Attention between channels: 1x3x3 then 3x1x1 (the paper), one 3x3x3 convolution (released), or none."""
+    merge: Literal["add", "concat"] = "add"
+    """How the two attentions' results are joined: a sum (the paper), or concatenation and a 3x3 convolution."""
+    head: Literal["bilinear", "pixelshuffle"] = "bilinear"
+    """RB, up, RB, up, conv (the paper), or one convolution and PixelShuffle(4) (released)."""
+    skip: Literal["image", "feature", "none"] = "image"
+    """Where the long skip is added: the input image to the output, the encoder's features before the head, nowhere."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            choices = get_args(field.type)
+            if choices and value not in choices:
+                raise ValueError(f"LMFNConfig.{field.name} is {value!r}; it must be one of {', '.join(choices)}")
+            if not choices and (not isinstance(value, int) or isinstance(value, bool)):
+                raise TypeError(f"LMFNConfig.{field.name} is {value!r}; it must be a whole number")
+        for name, low, high in (
+            ("channels", 1, 1024),
+            ("features", 1, 1024),
+            ("distilled", 1, 1024),
+            ("esa", 1, 1024),
+            ("rfdbs", 1, 8),
+            ("stem_padding", 0, 1),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"LMFNConfig.{name} is {getattr(self, name)}; it must be from {low} to {high}")
+        if self.merge == "concat" and "none" in (self.alfm, self.acfm):
+            raise ValueError('LMFNConfig.merge="concat" joins two attentions, but alfm or acfm is "none"; use "add"')
+
+
+PRESETS: dict[str, LMFNConfig] = {
+    "lmfn": LMFNConfig(),
+    "lmfn-released": LMFNConfig(
+        stem_padding=0, alfm="layers", acfm="full3d", merge="concat", head="pixelshuffle", skip="feature"
+    ),
+}
+
+
+def preset(name: str, **overrides: Any) -> LMFNConfig:
+    """The config of that name (`lmfn`, `lmfn-released`) with some fields replaced.
+
+    Raises ValueError for an unknown preset, field or value.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    known = [field.name for field in fields(LMFNConfig)]
+    unknown = [key for key in overrides if key not in known]
+    if unknown:
+        raise ValueError(f"unknown field of LMFNConfig: {', '.join(unknown)}; there are {', '.join(known)}")
+    return replace(PRESETS[name], **overrides)
+
+
+def up_to(x: Tensor, like: Tensor) -> Tensor:
+    """Bilinear (align_corners False) to the height and width of `like`; exactly x2 where `like` is twice as large."""
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def up2(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class RB(nn.Module):
+    """Residual block: x + conv3x3(relu(conv3x3(x))). `[B, C, H, W]` to the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight)
+            with torch.no_grad():
+                conv.weight.mul_(0.1)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, x + self.conv2(F.relu(self.conv1(x), inplace=True)))
+
+
+class MSHF(nn.Module):
+    """Multi-scale hierarchical fusion encoder (the paper's section 2.1): down to 1/16, and back to 1/4, fusing scales.
+
+    `[B, 3, H, W]` to `[B, channels, ceil(H/4), ceil(W/4)]`, any H and W >= 1 (H, W >= 3 with `stem_padding=0`).
+    """
+
+    def __init__(self, channels: int = 64, stem_padding: int = 1) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(3, channels, 3, padding=stem_padding)
+        self.down1 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.down2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.down3 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.down4 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.rb_16th = RB(channels)
+        self.rb_8th = nn.ModuleList([RB(channels), RB(channels)])
+        self.rb_4th = nn.ModuleList([RB(channels) for _ in range(5)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        def step(conv: nn.Module, x: Tensor) -> Tensor:
+            return F.leaky_relu(conv(x), ENCODER_SLOPE, inplace=True)
+
+        d1 = step(self.down1, step(self.conv0, x))
+        l1 = step(self.down2, d1)
+        l2 = step(self.down3, l1)
+        l3 = step(self.down4, l2)
+        l2 = self.rb_8th[0](l2)
+        l2 = l2 + up_to(self.rb_16th(l3), like=l2)
+        l2 = self.rb_8th[1](l2)
+        l1 = self.rb_4th[1](self.rb_4th[0](l1))
+        l1 = l1 + up_to(l2, like=l1)
+        return cast(Tensor, self.rb_4th[4](self.rb_4th[3](self.rb_4th[2](l1))))
+
+
+class ESA(nn.Module):
+    """Enhanced spatial attention: y times a gate from a small, wide-sighted branch (RFDN, arXiv 2009.11551).
+
+    `[B, C, H, W]` to the same shape; H and W >= 15, which the stride-2 convolution and the 7x7 pooling need.
+    Raises ValueError for a smaller map.
+    """
+
+    def __init__(self, features: int = 50, esa: int = 12) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, esa, 1)
+        self.conv_f = nn.Conv2d(esa, esa, 1)
+        self.conv2 = nn.Conv2d(esa, esa, 3, stride=2)
+        self.conv_max = nn.Conv2d(esa, esa, 3, padding=1)
+        self.conv3 = nn.Conv2d(esa, esa, 3, padding=1)
+        self.conv3_ = nn.Conv2d(esa, esa, 3, padding=1)
+        self.conv4 = nn.Conv2d(esa, features, 1)
+
+    def forward(self, y: Tensor) -> Tensor:
+        if min(y.shape[-2:]) < 15:
+            raise ValueError(f"ESA needs a map of at least 15 x 15, got {tuple(y.shape)}; pad it first")
+        a = self.conv1(y)
+        v = F.max_pool2d(self.conv2(a), 7, stride=3)
+        v = F.relu(self.conv_max(v), inplace=True)
+        v = F.relu(self.conv3(v), inplace=True)
+        v = up_to(self.conv3_(v), like=y)
+        return y * torch.sigmoid(self.conv4(v + self.conv_f(a)))
+
+
+class RFDB(nn.Module):
+    """Residual feature distillation block (the paper's section 2.2). `[B, C, H, W]` to the same shape, H, W >= 15."""
+
+    def __init__(self, features: int = 50, distilled: int = 25, esa: int = 12) -> None:
+        super().__init__()
+        self.distil = nn.ModuleList([nn.Conv2d(features, distilled, 1) for _ in range(3)])
+        self.refine = nn.ModuleList([nn.Conv2d(features, features, 3, padding=1) for _ in range(3)])
+        self.distil_last = nn.Conv2d(features, distilled, 3, padding=1)
+        self.fuse = nn.Conv2d(4 * distilled, features, 1)
+        self.esa = ESA(features, esa)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def lr(x: Tensor) -> Tensor:
+            return F.leaky_relu(x, DECODER_SLOPE, inplace=True)
+
+        d = []
+        for distil, refine in zip(self.distil, self.refine, strict=True):
+            d.append(lr(distil(x)))
+            x = lr(refine(x) + x)
+        d.append(lr(self.distil_last(x)))
+        return cast(Tensor, self.esa(self.fuse(torch.cat(d, dim=1))))
+
+
+class ALFM(nn.Module):
+    """Attention between layers, then a 1x1 fusion (the paper's section 2.3).
+
+    N maps `[B, C, H, W]` to one `[B, C, H, W]`: with F the maps as rows, L = theta * softmax(F F^T) F + F and
+    LR(conv1x1(L)). `rows="channels"`: NC rows of WH values (the paper). `rows="layers"`: N rows of C*H*W values and
+    softmax(rowmax(E) - E), as released. theta starts at 0, where the attention is the identity. The scores are summed
+    in float32 whatever the input's type: they pass 2.6e5 at 720p, more than float16 holds.
+
+    Raises ValueError when the number of maps is not `layers`.
+    """
+
+    def __init__(
+        self,
+        features: int = 50,
+        layers: int = 4,
+        rows: Literal["channels", "layers"] = "channels",
+        similarity: Literal["dot", "cosine"] = "dot",
+    ) -> None:
+        super().__init__()
+        self.rows, self.layers, self.similarity = rows, layers, similarity
+        self.theta = nn.Parameter(torch.zeros(1))
+        if similarity == "cosine":
+            self.temperature = nn.Parameter(torch.full((1,), 10.0))
+        self.fuse = nn.Conv2d(layers * features, features, 1)
+
+    def attention(self, maps: Sequence[Tensor]) -> Tensor:
+        """The attention matrix M, float32: `[B, NC, NC]` or `[B, N, N]`."""
+        with torch.autocast(maps[0].device.type, enabled=False):
+            f = torch.cat(list(maps), dim=1) if self.rows == "channels" else torch.stack(list(maps), dim=1)
+            f = f.flatten(2)
+            f = f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
+            e = f @ f.mT
+            if self.similarity == "cosine":
+                length = e.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(e.dtype).tiny).rsqrt()
+                e = self.temperature.to(e.dtype) * e * length[:, :, None] * length[:, None, :]
+            if self.rows == "layers":
+                e = e.amax(dim=-1, keepdim=True) - e
+            return torch.softmax(e, dim=-1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        if len(maps) != self.layers:
+            raise ValueError(f"ALFM was made for {self.layers} layers, got {len(maps)} maps")
+        m = self.attention(maps)
+        # L is linear in F and a 1x1 convolution follows, so theta * M + I is folded into its weights: neither M F nor L
+        # is ever made.
+        with torch.autocast(maps[0].device.type, enabled=False):
+            w = self.fuse.weight.flatten(1).to(m.dtype)
+            fold = self.theta.to(m.dtype) * m + torch.eye(m.shape[-1], dtype=m.dtype, device=m.device)
+            if self.rows == "channels":
+                p = w @ fold
+            else:
+                p = torch.einsum("omc,bmn->bonc", w.unflatten(1, (self.layers, -1)), fold).flatten(2)
+        f = torch.cat(list(maps), dim=1)
+        y = p.to(f.dtype) @ f.flatten(2) + cast(Tensor, self.fuse.bias).to(f.dtype)[:, None]
+        y = F.leaky_relu(y, DECODER_SLOPE, inplace=True).unflatten(2, f.shape[2:])
+        return y.contiguous(memory_format=torch.channels_last) if f.stride(1) == 1 else y
+
+
+class Concat(nn.Module):
+    """What stands in ALFM's place in the paper's ablation: LR(conv1x1(concatenated layers)), no attention."""
+
+    def __init__(self, features: int = 50, layers: int = 4) -> None:
+        super().__init__()
+        self.fuse = nn.Conv2d(layers * features, features, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        return F.leaky_relu(self.fuse(torch.cat(list(maps), dim=1)), DECODER_SLOPE, inplace=True)
+
+
+class ACFM(nn.Module):
+    """Attention between channels by a convolution over (channel, height, width) (the paper's section 2.3).
+
+    `[B, C, H, W]` to the same shape: x + alpha * w * x, with w = sigmoid(relu(conv3x1x1(relu(conv1x3x3(x)))))
+    (`pseudo3d`, the paper) or w = sigmoid(conv3x3x3(x)) (`full3d`, as released). alpha starts at 0.
+    """
+
+    def __init__(self, form: Literal["pseudo3d", "full3d"] = "pseudo3d") -> None:
+        super().__init__()
+        self.form = form
+        self.alpha = nn.Parameter(torch.zeros(1))
+        # Not nn.Conv3d, whose five-dimensional weights make Module.to(memory_format=torch.channels_last) fail.
+        if form == "pseudo3d":
+            self.spatial_weight, self.spatial_bias = uniform(9, 3, 3), uniform(9, 1)
+            self.channel_weight, self.channel_bias = uniform(3, 3), uniform(3, 1)
+        else:
+            self.weight, self.bias = uniform(27, 3, 3, 3), uniform(27, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        if self.form == "pseudo3d":
+            kernel = self.spatial_weight.expand(channels, 1, 3, 3)
+            w = F.conv2d(x, kernel, self.spatial_bias.expand(channels), padding=1, groups=channels)
+            w = F.relu(along_channels(F.relu(w), self.channel_weight) + self.channel_bias)
+        else:
+            kernels = self.weight.unsqueeze(1).repeat(channels, 1, 1, 1)
+            depths = F.conv2d(x, kernels, padding=1, groups=channels).unflatten(1, (channels, 3))
+            below, here, above = (F.pad(depths[:, :, k], (0, 0, 0, 0, 1, 1)) for k in range(3))
+            w = below[:, :-2] + here[:, 1:-1] + above[:, 2:] + self.bias
+        return x + self.alpha * torch.sigmoid(w) * x
+
+
+def uniform(fan_in: int, *shape: int) -> nn.Parameter:
+    """What torch's convolutions start from: uniform within 1 / sqrt(fan_in)."""
+    return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))
+
+
+def along_channels(x: Tensor, weight: Tensor) -> Tensor:
+    """A convolution of size 3 over the channels of `[B, C, H, W]`, zero beyond the first and the last."""
+    x = F.pad(x, (0, 0, 0, 0, 1, 1))
+    return weight[0] * x[:, :-2] + weight[1] * x[:, 1:-1] + weight[2] * x[:, 2:]
+
+
+class BilinearHead(nn.Module):
+    """RB, up, RB, up, conv (the paper's figure 1). `[B, C, H, W]` to `[B, 3, 4H, 4W]`."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.rb1, self.rb2 = RB(features), RB(features)
+        self.conv = nn.Conv2d(features, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.conv(up2(self.rb2(up2(self.rb1(x))))))
+
+
+class PixelShuffleHead(nn.Module):
+    """One convolution and a pixel shuffle (released). `[B, C, H, W]` to `[B, 3, 4H, 4W]`."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(features, 48, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), 4)
+
+
+class LMFN(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="lmfn",
+    tags=["image-deblurring", "image-to-image"],
+    license="apache-2.0",
+    paper_url="https://arxiv.org/abs/2101.05403",
+):
+    """The network: blurred `[B, 3, H, W]` to sharp `[B, 3, H, W]`, RGB in [0, 1] (not clipped), any H and W >= 1.
+
+    Padded by reflection (replication where the image is smaller than the pad) on the right and the bottom to a multiple
+    of 16 and to at least 64, and cropped back.
+
+    Raises TypeError for an input that is not floating point, ValueError for one that is not `[B, 3, H, W]`.
+    """
+
+    mean: Tensor
+
+    def __init__(self, config: LMFNConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or LMFNConfig()
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.encoder = MSHF(c.channels, c.stem_padding)
+        self.reduce = nn.Conv2d(c.channels, c.features, 3, padding=1)
+        self.rfdbs = nn.ModuleList([RFDB(c.features, c.distilled, c.esa) for _ in range(c.rfdbs)])
+        self.alfm: nn.Module | None = None
+        if c.alfm == "concat":
+            self.alfm = Concat(c.features, c.rfdbs)
+        elif c.alfm != "none":
+            self.alfm = ALFM(c.features, c.rfdbs, c.alfm, c.similarity)
+        self.acfm = ACFM(c.acfm) if c.acfm != "none" else None
+        self.merge = nn.Conv2d(2 * c.features, c.features, 3, padding=1) if c.merge == "concat" else None
+        self.head = BilinearHead(c.features) if c.head == "bilinear" else PixelShuffleHead(c.features)
+        if c.skip == "image":  # so that an untrained network is near the identity
+            with torch.no_grad():
+                self.head.conv.weight.mul_(0.1)
+            nn.init.zeros_(self.head.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, blurred: Tensor) -> Tensor:
+        if blurred.ndim != 4 or blurred.shape[1] != 3 or min(blurred.shape[2:]) < 1:
+            raise ValueError(f"LMFN takes images [B, 3, H, W], got a tensor of shape {tuple(blurred.shape)}")
+        if not blurred.is_floating_point():
+            raise TypeError(f"LMFN takes floating point images in [0, 1], got {blurred.dtype}")
+        height, width = blurred.shape[2:]
+        x = pad(blurred - self.mean)
+        f = self.reduce(self.encoder(x))
+        out: list[Tensor] = []
+        for rfdb in self.rfdbs:
+            out.append(rfdb(out[-1] if out else f))
+        f_l = self.alfm(out) if self.alfm is not None else None
+        f_c = self.acfm(out[-1]) if self.acfm is not None else None
+        if f_l is None or f_c is None:
+            y = f_l if f_l is not None else f_c if f_c is not None else out[-1]
+        elif self.merge is not None:
+            y = self.merge(torch.cat([f_l, f_c], dim=1))
+        else:
+            y = f_l + f_c
+        sharp = self.head(y + f if self.config.skip == "feature" else y)
+        sharp = sharp[..., :height, :width]
+        return cast(Tensor, sharp + blurred if self.config.skip == "image" else sharp + self.mean)
+
+    @classmethod
+    def from_preset(cls, name: str = "lmfn", **overrides: Any) -> Self:
+        """An untrained network: `LMFN.from_preset("lmfn", skip="feature")`. Raises ValueError as `preset` does."""
+        return cls(preset(name, **overrides))
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write `model.safetensors` (weights and config), `config.json` and a model card into a folder, made if needed.
+
+        The options are `huggingface_hub.PyTorchModelHubMixin`'s (`push_to_hub`, `repo_id`).
+        """
+        return super().save_pretrained(save_directory, **(options | {"config": asdict(self.config)}))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        checkpoint.write(save_directory / "model.safetensors", self.state_dict(), {"config": asdict(self.config)})
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:  # type: ignore[override]
+        """A trained network, in evaluation mode, on the CPU, float32.
+
+        `name` is a folder that `save_pretrained` or train.py wrote, one of its `.safetensors` files, or the name
+        `owner/model` of a repository on the Hugging Face Hub (the options are then `hf_hub_download`'s).
+
+        Raises FileNotFoundError where there is no such thing, ValueError where the file is broken or does not fit.
+        """
+        path = Path(name)
+        if path.is_dir():
+            path = path / "model.safetensors"
+        elif not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and path.suffix != ".safetensors":
+            try:
+                path = Path(hf_hub_download(str(name), "model.safetensors", **options))
+            except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+                raise FileNotFoundError(
+                    f"{name} is neither a folder here nor a model that the Hugging Face Hub gave ({error})"
+                ) from error
+        tensors, metadata = checkpoint.read(path)
+        if "config" not in metadata:
+            raise ValueError(f"{path} holds no network's weights; its metadata has {', '.join(metadata) or 'nothing'}")
+        model = cls(preset("lmfn", **metadata["config"]))
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit its own config: {error}") from error
+        return model.eval()
+
+
+def pad(x: Tensor) -> Tensor:
+    """Pad on the right and the bottom to a multiple of 16 and at least 64; by replication where reflection cannot."""
+    height, width = x.shape[-2:]
+    bottom = max(SMALLEST, -(-height // MULTIPLE) * MULTIPLE) - height
+    right = max(SMALLEST, -(-width // MULTIPLE) * MULTIPLE) - width
+    if right:
+        x = F.pad(x, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
+    if bottom:
+        x = F.pad(x, (0, 0, 0, bottom), mode="reflect" if bottom < height else "replicate")
+    return x
