@@ -267,7 +267,7 @@ class ALFM(nn.Module):
                 p = torch.einsum("omc,bmn->bonc", w.unflatten(1, (self.layers, -1)), fold).flatten(2)
         f = torch.cat(list(maps), dim=1)
         y = p.to(f.dtype) @ f.flatten(2) + cast(Tensor, self.fuse.bias).to(f.dtype)[:, None]
-        y = F.leaky_relu(y, DECODER_SLOPE, inplace=True).unflatten(2, f.shape[2:])
+        y = cast(Tensor, F.leaky_relu(y, DECODER_SLOPE, inplace=True).unflatten(2, f.shape[2:]))
         return y.contiguous(memory_format=torch.channels_last) if f.stride(1) == 1 else y
 
 

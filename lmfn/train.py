@@ -1,0 +1,462 @@
+"""What the loop in ../train.py needs: settings, schedule, losses, the run folder, and a state that resumes exactly."""
+
+import argparse
+import json
+import math
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+import yaml
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Sampler
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from lmfn import checkpoint, images
+from lmfn.data import BlurOptions, Pair, Source
+from lmfn.data.layouts import Variant
+from lmfn.data.sampling import Kind
+from lmfn.evaluate import Evaluator
+from lmfn.model import LMFN, LMFNConfig, preset
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Train LMFN. Example: python train.py --name first --pairs data/GoPro --val data/GoPro --steps 100000"""
+
+    name: str = "lmfn"
+    """Name of the run: everything is written to RUNS/NAME."""
+    runs: Path = Path("runs")
+    """Folder that holds the runs."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: go on from the run's last state where there is one, with its settings; exact to the bit on a CPU."""
+
+    pairs: tuple[str, ...] = ()
+    """Data sets of blurred and sharp photographs: FOLDER, or BLURRED,SHARP for two folders; =WEIGHT may follow."""
+    frames: tuple[str, ...] = ()
+    """Folders of neighbouring sharp frames, or videos: their means are the blur. =WEIGHT may follow."""
+    photos: tuple[str, ...] = ()
+    """Folders of sharp photographs, blurred by random camera paths. =WEIGHT may follow."""
+    variant: Variant = "blur"
+    """Which of GoPro's two kinds of blurred images, in pairs and in validation."""
+    blur: BlurOptions = field(default_factory=BlurOptions)
+    """How frames and photos are blurred."""
+    val: Path | None = None
+    """Pairs to validate on."""
+    val_images: int | None = None
+    """Validate on this many of them, spread evenly (default: all)."""
+
+    preset: Literal["lmfn", "lmfn-released"] = "lmfn"
+    """The network to begin with."""
+    network: dict[str, str] = field(default_factory=dict)
+    """Fields of LMFNConfig to change, as NAME VALUE: --network skip feature similarity cosine rfdbs 3."""
+    start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Weights to fine-tune: what save_pretrained or an earlier run wrote (the network is theirs, too)."""
+
+    loss: Literal["mse", "l1", "charbonnier", "psnr"] = "mse"
+    fft: float = 0.0
+    """Weight of an added L1 loss between the images' Fourier transforms."""
+    lr: float = 1e-4
+    """Adam's rate at the beginning of the cosine."""
+    lr_end: float = 1e-7
+    warmup: int = 0
+    """Steps over which the rate grows from zero."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    batch: int = 16
+    """Patches in a step of one process."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    patch: int = 256
+    clip: float | None = None
+    """Largest norm of the gradient."""
+    ema: float = 0.999
+    """Decay of the averaged weights; it grows from 0.1 to this in the first steps."""
+    steps: int | None = None
+    """Length of the run (default 100,000 unless --minutes is given)."""
+    minutes: float | None = None
+    """Length of the run by the clock; the cosine follows the clock. Earlier parts of a resumed run count."""
+
+    seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: Literal["auto", "cpu"] = "auto"
+    compile: bool = False
+    """torch.compile the network (a C++ compiler is needed on a CPU)."""
+    workers: int = 2
+    """Processes that prepare patches, a training process; 0: none."""
+    cache_gib: float = 4.0
+    """Decoded images kept in memory, GiB a process that prepares patches."""
+
+    log_every: int = 20
+    val_every: int = 1000
+    save_every: int = 500
+
+    def check(self) -> None:
+        """Raise ValueError for settings that cannot be trained with."""
+        if not (self.pairs or self.frames or self.photos):
+            raise ValueError("nothing to train on: give at least one of --pairs, --frames, --photos")
+        for name in ("batch", "accumulate", "patch", "log_every", "val_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("workers", "warmup", "fft", "lr_end", "cache_gib", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("steps", "minutes", "clip", "val_images", "lr"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1")
+        if self.start_from is not None and self.network:
+            raise ValueError("--network cannot change the network of the weights given with --from; leave one out")
+        if self.precision == "fp16" and (self.device == "cpu" or not torch.cuda.is_available()):
+            raise ValueError("precision fp16 needs a GPU; on a CPU use bf16 or fp32")
+        if self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name:
+            raise ValueError(f"name is {self.name!r}; it must be a plain folder name (its place is --runs)")
+        self.config  # noqa: B018 (an unknown field of the network is an error now)
+        self.sources  # noqa: B018
+
+    @property
+    def length(self) -> int | None:
+        """Steps of the run; None where only the clock ends it."""
+        return 100_000 if self.steps is None and self.minutes is None else self.steps
+
+    @property
+    def config(self) -> LMFNConfig:
+        typed = {f.name: int if f.type is int else str for f in fields(LMFNConfig)}
+        return preset(self.preset, **{key: typed.get(key, str)(value) for key, value in self.network.items()})
+
+    @property
+    def sources(self) -> list[Source]:
+        kinds: tuple[Kind, ...] = ("pairs", "frames", "photos")
+        return [self.source(kind, text) for kind in kinds for text in getattr(self, kind)]
+
+    def source(self, kind: Kind, text: str) -> Source:
+        """From PATH or, for pairs, BLURRED,SHARP; =WEIGHT may follow. What exists is a path as it stands."""
+        weight: float = 1.0
+        sharp: str | None = None
+        if not Path(text).exists():
+            path, equals, number = text.rpartition("=")
+            if equals:
+                try:
+                    text, weight = path, float(number)
+                except ValueError:
+                    raise ValueError(f"--{kind} {text}: {number!r} is no weight, and there is no such folder") from None
+            if kind == "pairs" and not Path(text).exists() and "," in text:
+                text, _, sharp = text.partition(",")
+        return Source(kind, text, weight, sharp, self.variant)
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Self:
+        """The settings that a command line asks for: its own, over the resumed run's or those of `--config FILE`.
+
+        Raises ValueError or FileNotFoundError for a broken file; a wrong command line exits with status 2.
+        """
+        file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        file.add_argument("--config", type=Path)
+        config, rest = file.parse_known_args(arguments)
+        base = cls.read(config.config) if config.config else cls()
+        settings = tyro.cli(cls, args=rest, default=base, description=cls.__doc__)
+        run = RunFolder(settings.runs / settings.name)
+        if settings.resume == "auto" and run.states:
+            settings = tyro.cli(cls, args=rest, default=cls.read(run.path / "config.yaml"))
+        elif run.states:
+            raise ValueError(f"{run.path} holds a run already: go on with it by --resume auto, or take another --name")
+        return settings
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The settings in a YAML file, those that it leaves out at their defaults.
+
+        Raises ValueError naming the file for unknown or wrong entries, FileNotFoundError where there is none.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no settings file {path}")
+        try:
+            given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            if not isinstance(given, dict):
+                raise ValueError("it must hold lines of NAME: VALUE")
+            known = {f.name for f in fields(cls)}
+            if unknown := [str(key) for key in given if key not in known]:
+                raise ValueError(f"unknown setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+            for name in ("runs", "val", "start_from"):
+                if given.get(name) is not None:
+                    given[name] = Path(given[name])
+            for name in ("pairs", "frames", "photos", "betas"):
+                if name in given:
+                    given[name] = tuple([given[name]] if isinstance(given[name], str) else given[name])
+            if "blur" in given:
+                ranges: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["blur"].items()}
+                given["blur"] = BlurOptions(**ranges)
+            if "network" in given:
+                given["network"] = {key: str(value) for key, value in given["network"].items()}
+            return cls(**given)
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def text(self) -> str:
+        """YAML that `read` turns into these settings again."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Path):
+                return str(value)
+            if isinstance(value, dict):
+                return {key: plain(v) for key, v in value.items()}
+            return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+        given = {key: plain(value) for key, value in asdict(self).items() if key != "resume"}
+        return yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+
+
+def learning_rate(settings: Settings, step: int, progress: float) -> float:
+    """Linear warm-up by steps times a cosine from `lr` to `lr_end` by progress in [0, 1]."""
+    warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return warm * (settings.lr_end + (settings.lr - settings.lr_end) * cosine)
+
+
+def make_loss(settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of an output against the sharp image, both `[B, 3, H, W]` float32 in [0, 1]; a scalar."""
+
+    def loss(output: Tensor, sharp: Tensor) -> Tensor:
+        difference = output - sharp
+        if settings.loss == "l1":
+            value = difference.abs().mean()
+        elif settings.loss == "charbonnier":
+            value = (difference.square() + 1e-6).sqrt().mean()
+        elif settings.loss == "psnr":  # minus the PSNR in dB, an image at a time
+            value = 10 * (difference.square().mean(dim=(1, 2, 3)) + 1e-8).log10().mean()
+        else:
+            value = difference.square().mean()
+        if settings.fft:
+            value = value + settings.fft * torch.fft.rfft2(difference, norm="ortho").abs().mean()
+        return value
+
+    return loss
+
+
+class StepBatches(Sampler[list[int]]):
+    """Sample numbers of one process, batch by batch, from a step on.
+
+    The step's samples are the same whatever the number of processes: two processes with a batch of 8 draw what one
+    with a batch of 16 draws.
+    """
+
+    def __init__(self, settings: Settings, start: int, process: int, processes: int) -> None:
+        self.batch, self.accumulate, self.start = settings.batch, settings.accumulate, start
+        self.process, self.processes, self.end = process, processes, settings.length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.start
+        while self.end is None or step < self.end:
+            for part in range(self.accumulate):
+                first = ((step * self.accumulate + part) * self.processes + self.process) * self.batch
+                yield list(range(first, first + self.batch))
+            step += 1
+
+
+def leave_signals_to_the_main_process(_worker: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a wish to stop after this step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.note)
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def average(model: LMFN, decay: float) -> AveragedModel:
+    """The EMA of a network. The decay grows as (1 + n) / (10 + n), so that a short run forgets its beginning."""
+
+    def lerp(averaged: Tensor, current: Tensor, n: Tensor | int) -> Tensor:
+        return averaged.lerp(current, 1 - min(decay, (1 + float(n)) / (10 + float(n))))
+
+    return AveragedModel(model, avg_fn=lerp)
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    seconds: float = 0.0
+    """Time spent training, over all parts of a resumed run."""
+    skipped: int = 0
+    """Steps left out because the loss or the gradient was not finite."""
+
+
+class RunFolder:
+    """RUNS/NAME: config.yaml, metrics.jsonl, model.safetensors, ema.safetensors, state/, samples/, tensorboard/."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+
+    @property
+    def states(self) -> list[Path]:
+        """The states that can be resumed from, oldest first."""
+        return sorted((self.path / "state").glob("step-*.safetensors"))
+
+    def begin(self, settings: Settings, step: int) -> None:
+        """Make the folder; where the run resumes at `step`, forget the records that came after it."""
+        (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        checkpoint.replace_file(self.path / "config.yaml", settings.text().encode())
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # cut off by a kill
+                continue
+            if record["step"] <= step:
+                kept.append(line + "\n")
+        checkpoint.replace_file(self.metrics, "".join(kept).encode())
+
+    def record(self, step: int, **values: Any) -> None:
+        """Append a line to metrics.jsonl; a value that is not finite becomes null."""
+        tidy = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **tidy}) + "\n")
+
+    def save(self, model: LMFN, ema: AveragedModel, optimizer: torch.optim.Adam, scaler: Any, at: Progress) -> None:
+        """Write the state and both weights. The two newest states stay."""
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{name}": tensor for name, tensor in moments.items()}
+        metadata = {"progress": asdict(at), "scaler": scaler.state_dict() if scaler is not None else None}
+        checkpoint.write(self.path / "state" / f"step-{at.step:08d}.safetensors", tensors, metadata)
+        config = {"config": asdict(model.config), "step": at.step}
+        checkpoint.write(self.path / "model.safetensors", model.state_dict(), config)
+        checkpoint.write(self.path / "ema.safetensors", ema.module.state_dict(), config)
+        for old in self.states[:-2]:
+            old.unlink()
+
+    def load(self, model: LMFN, ema: AveragedModel, optimizer: torch.optim.Adam, scaler: Any) -> Progress:
+        """Put the newest state into these; raises ValueError where it does not fit them."""
+        path = self.states[-1]
+        tensors, metadata = checkpoint.read(path)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "adam": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        try:
+            model.load_state_dict(parts["model"])
+            ema.load_state_dict(parts["ema"])
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit the network of these settings: {error}") from error
+        state = optimizer.state_dict()
+        for name, tensor in parts["adam"].items():
+            index, _, moment = name.partition(".")
+            state["state"].setdefault(int(index), {})[moment] = tensor
+        optimizer.load_state_dict(state)
+        if scaler is not None and metadata["scaler"] is not None:
+            scaler.load_state_dict(metadata["scaler"])
+        return Progress(**metadata["progress"])
+
+
+class Log:
+    """What a run shows: a progress bar, metrics.jsonl, TensorBoard, and strips of sample images."""
+
+    def __init__(self, run: RunFolder, settings: Settings, at: Progress, device: torch.device, processes: int) -> None:
+        self.run, self.settings, self.device = run, settings, device
+        self.images_a_step = settings.batch * settings.accumulate * processes
+        self.losses: list[float] = []
+        self.seconds = at.seconds
+        self.board = SummaryWriter(str(run.path / "tensorboard"), purge_step=at.step)
+        self.bar = tqdm(
+            total=1.0,
+            desc=settings.name,
+            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}",
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+        run.record(at.step, event="start", torch=torch.__version__, device=str(device), processes=processes)
+
+    def step(self, at: Progress, done: float, loss: float, rate: float, norm: float) -> None:
+        """Note a step: its loss, learning rate and gradient norm."""
+        if math.isfinite(loss):
+            self.losses.append(loss)
+        self.bar.update(min(done, 1.0) - self.bar.n)
+        if at.step % self.settings.log_every and done < 1:
+            return
+        values = {
+            "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
+            "lr": rate,
+            "gradient_norm": norm,
+            "images_per_second": self.images_a_step * len(self.losses) / max(at.seconds - self.seconds, 1e-9),
+        }
+        self.losses, self.seconds = [], at.seconds
+        self.run.record(at.step, **values, skipped=at.skipped)
+        for name, value in values.items():
+            self.board.add_scalar(f"train/{name}", value, at.step)
+        text = f"step {at.step}, loss {values['loss']:.3g}, rate {rate:.2g}, {values['images_per_second']:.3g} images/s"
+        self.bar.set_postfix_str(text + (f", {at.skipped} skipped" if at.skipped else ""), refresh=False)
+
+    def validate(
+        self, at: Progress, model: nn.Module, validation: Evaluator | None, sample: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """PSNR and SSIM of the averaged weights beside the blurred input's own, and strips of blurred, output, sharp.
+
+        Without validation pairs the strip shows `sample` of the training step.
+        """
+        strips = [sample]
+        if validation is not None:
+            evaluation = validation(model)
+            values = {f"{name}_blurred": value for name, value in evaluation.blurred.items()} | evaluation.deblurred
+            self.run.record(at.step, event="validation", **values)
+            for name, value in values.items():
+                self.board.add_scalar(f"validation/{name}", value, at.step)
+            self.bar.write(f"step {at.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+            strips = [self.sample(model, pair) for pair in validation.pairs.pairs[:4]]
+        picture = np.concatenate([strip(images) for images in strips])
+        photo = images.Photo(picture.astype(np.float32) / 255)
+        images.write(self.run.path / "samples" / f"step-{at.step:08d}.png", photo)
+        self.board.add_image("samples", picture, at.step, dataformats="HWC")
+
+    @torch.inference_mode()
+    def sample(self, model: nn.Module, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
+        """Blurred, output and sharp of the middle of a validation pair."""
+        blurred, sharp = (
+            middle(torch.from_numpy(images.read_rgb(p)).movedim(2, 0) / 255) for p in (pair.blurred, pair.sharp)
+        )
+        return blurred, model(blurred[None].to(self.device))[0], sharp
+
+    def close(self, at: Progress, stopped_by: int | None) -> None:
+        """Say how the run ended and where it is."""
+        self.bar.close()
+        self.board.close()
+        if stopped_by:
+            how = f"stopped by {signal.Signals(stopped_by).name} at step {at.step}; --resume auto goes on from there"
+        else:
+            how = f"done: {at.step} steps in {at.seconds / 60:.1f} minutes"
+        print(f"{how}; weights in {self.run.path}", file=sys.stderr)
+
+
+def middle(image: Tensor) -> Tensor:
+    """The middle of `[C, H, W]`, at most 320 x 320."""
+    top, left = (max(0, length - 320) // 2 for length in image.shape[1:])
+    return image[:, top : top + 320, left : left + 320]
+
+
+def strip(tensors: tuple[Tensor, ...]) -> np.ndarray:
+    """Images `[3, H, W]` in [0, 1] side by side, their middles on black of 320 x 320, as uint8 `[320, W', 3]`."""
+    cells = []
+    for tensor in tensors:
+        part = middle(tensor.detach()).float().clamp(0, 1).mul(255).round().byte().cpu()
+        cells.append(F.pad(part, (0, 320 - part.shape[2], 0, 320 - part.shape[1])))
+    return torch.cat(cells, dim=2).movedim(0, 2).numpy()

@@ -1,0 +1,172 @@
+"""Train LMFN: on your own pairs, on frames, on photographs, on any mixture of them.
+
+    python train.py --name first --pairs data/GoPro --val data/GoPro --steps 100000
+    python train.py --name first --resume auto                                    # go on where it was cut off
+    python train.py --name mine --from runs/first --pairs my/pairs --lr 2e-5 --steps 5000
+    torchrun --nproc-per-node 2 train.py --name first --pairs data/GoPro          # the same samples, shared out
+    tensorboard --logdir runs
+
+`python train.py --help` lists every setting; `--config FILE` takes them from a YAML file (a run's own config.yaml is
+one), and the command line goes before the file. Everything a run makes is in runs/NAME.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import sys
+import time
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from lmfn import LMFN
+from lmfn.data import TrainingSet, find_pairs
+from lmfn.evaluate import Evaluator
+from lmfn.train import (
+    Log,
+    Progress,
+    RunFolder,
+    Settings,
+    StepBatches,
+    StopRequest,
+    average,
+    learning_rate,
+    leave_signals_to_the_main_process,
+    make_loss,
+)
+
+MOST_SKIPPED_IN_A_ROW = 20
+
+
+def train(settings: Settings) -> int:
+    """Run a training run, or the rest of one; its exit status."""
+    stop = StopRequest()
+    accelerator = Accelerator(
+        mixed_precision="no" if settings.precision == "fp32" else settings.precision, cpu=settings.device == "cpu"
+    )
+    device, scaler, is_main = accelerator.device, accelerator.scaler, accelerator.is_main_process
+    logging.getLogger("lmfn").setLevel(logging.INFO if is_main else logging.WARNING)
+
+    # The data first: whatever is wrong with it is said before anything is written.
+    data = TrainingSet(
+        settings.sources, patch=settings.patch, seed=settings.seed, blur=settings.blur, cache_gib=settings.cache_gib
+    )
+    validation = None
+    if settings.val and is_main:
+        pairs = find_pairs(settings.val, split="test", variant=settings.variant)
+        every = -(-len(pairs) // (settings.val_images or len(pairs)))
+        validation = Evaluator(
+            dataclasses.replace(pairs, pairs=pairs.pairs[::every]),
+            protocol="plain",
+            metrics=("psnr", "ssim_gauss2d"),
+            device=device,
+            precision=settings.precision,
+            keep=True,
+            progress=False,
+        )
+
+    torch.manual_seed(settings.seed)
+    model = LMFN.from_pretrained(settings.start_from) if settings.start_from else LMFN(settings.config)
+    model = model.to(device, memory_format=torch.channels_last).train()
+    ema = average(model, settings.ema)
+    adam = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=settings.betas)
+    run = RunFolder(settings.runs / settings.name)
+    at = run.load(model, ema, adam, scaler) if settings.resume == "auto" and run.states else Progress()
+    accelerator.wait_for_everyone()  # all have read the state before one writes
+    if is_main:
+        run.begin(settings, at.step)
+        log = Log(run, settings, at, device, accelerator.num_processes)
+    network, optimizer = accelerator.prepare(torch.compile(model) if settings.compile else model, adam)
+    loss_of = make_loss(settings)
+    batches = iter(
+        DataLoader(
+            data,
+            batch_sampler=StepBatches(settings, at.step, accelerator.process_index, accelerator.num_processes),
+            num_workers=settings.workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=leave_signals_to_the_main_process,
+        )
+    )
+
+    def fraction_done() -> float:
+        by_steps = at.step / settings.length if settings.length else 0.0
+        return max(by_steps, at.seconds / (60 * settings.minutes) if settings.minutes else 0.0)
+
+    done, skipped_in_a_row, clock = fraction_done(), 0, time.perf_counter()
+    while done < 1:
+        rate = learning_rate(settings, at.step, done)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = torch.zeros((), device=device)
+        for part in range(settings.accumulate):
+            blurred, sharp = (
+                images.to(device, memory_format=torch.channels_last, non_blocking=True).float().div_(255)
+                for images in next(batches)
+            )
+            last = part == settings.accumulate - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(network):
+                with accelerator.autocast():
+                    output = network(blurred)
+                share = loss_of(output.float(), sharp) / settings.accumulate
+                accelerator.backward(share)
+            loss += share.detach()
+        norm = accelerator.clip_grad_norm_(network.parameters(), settings.clip or float("inf"))
+
+        # One exchange a step, so that all processes skip, stop and end at the same one.
+        at.step += 1
+        at.seconds, clock = at.seconds + time.perf_counter() - clock, time.perf_counter()
+        # With fp16 a gradient that is not finite is the scaler's business: it skips, and lowers its scale.
+        bad = not torch.isfinite(loss) or not (scaler or torch.isfinite(norm))
+        mine = [
+            bad,
+            stop.signal is not None,
+            fraction_done() if is_main else 0.0,
+            loss.item() / accelerator.num_processes,
+        ]
+        shared = accelerator.reduce(torch.tensor(mine, device=device))
+        any_bad, any_stop, done, mean_loss = shared.tolist()
+        if scaler or not any_bad:
+            optimizer.step()
+        if not any_bad:
+            ema.update_parameters(model)
+        optimizer.zero_grad()
+        at.skipped += bool(any_bad)
+        skipped_in_a_row = skipped_in_a_row + 1 if any_bad else 0
+        if skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(
+                f"the loss was not finite {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step {at.step}; the last good "
+                f"state is in {run.path / 'state'}. A lower --lr, --clip 1 or --precision fp32 may help"
+            )
+
+        ending = done >= 1 or any_stop
+        if is_main:
+            log.step(at, done, mean_loss, rate, norm.item())
+            if ending or at.step % settings.save_every == 0:
+                run.save(model, ema, adam, scaler, at)
+            if done >= 1 or (at.step % settings.val_every == 0 and not any_stop):
+                log.validate(at, ema.module, validation, (blurred[0], output[0], sharp[0]))
+                clock = time.perf_counter()  # validating is not training
+        if any_stop:
+            break
+
+    if is_main:
+        log.close(at, stop.signal)
+    accelerator.end_training()
+    return 128 + stop.signal if stop.signal else 0
+
+
+def main() -> int:
+    try:
+        settings = Settings.parse(sys.argv[1:])
+        settings.check()
+        logging.basicConfig(format="%(message)s")
+        return train(settings)
+    except (ValueError, OSError, FloatingPointError) as error:
+        # What a worker raises comes with its traceback; the last line is the message.
+        print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
