@@ -79,76 +79,72 @@ def train(settings: Settings) -> int:
         log = Log(run, settings, at, device, accelerator.num_processes)
     network, optimizer = accelerator.prepare(torch.compile(model) if settings.compile else model, adam)
     loss_of = make_loss(settings)
-    batches = iter(
-        DataLoader(
-            data,
-            batch_sampler=StepBatches(settings, at.step, accelerator.process_index, accelerator.num_processes),
-            num_workers=settings.workers,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=leave_signals_to_the_main_process,
-        )
+    loader = DataLoader(
+        data,
+        batch_sampler=StepBatches(settings, at.step, accelerator.process_index, accelerator.num_processes),
+        num_workers=settings.workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=leave_signals_to_the_main_process,
     )
 
     def fraction_done() -> float:
         by_steps = at.step / settings.length if settings.length else 0.0
         return max(by_steps, at.seconds / (60 * settings.minutes) if settings.minutes else 0.0)
 
-    done, skipped_in_a_row, clock = fraction_done(), 0, time.perf_counter()
-    while done < 1:
-        rate = learning_rate(settings, at.step, done)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = torch.zeros((), device=device)
-        for part in range(settings.accumulate):
-            blurred, sharp = (
-                images.to(device, memory_format=torch.channels_last, non_blocking=True).float().div_(255)
-                for images in next(batches)
-            )
-            last = part == settings.accumulate - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(network):
-                with accelerator.autocast():
-                    output = network(blurred)
-                share = loss_of(output.float(), sharp) / settings.accumulate
-                accelerator.backward(share)
-            loss += share.detach()
-        norm = accelerator.clip_grad_norm_(network.parameters(), settings.clip or float("inf"))
+    done, skipped_in_a_row, began = fraction_done(), 0, time.perf_counter() - at.seconds
+    # Closed whatever happens: workers that ignore signals would otherwise outlive an error.
+    with contextlib.closing(batch for batch in loader) as batches:
+        while done < 1:
+            rate = learning_rate(settings, at.step, done)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = torch.zeros((), device=device)
+            for part in range(settings.accumulate):
+                blurred, sharp = (
+                    images.to(device, memory_format=torch.channels_last, non_blocking=True).float().div_(255)
+                    for images in next(batches)
+                )
+                last = part == settings.accumulate - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(network):
+                    with accelerator.autocast():
+                        output = network(blurred)
+                    share = loss_of(output.float(), sharp) / settings.accumulate
+                    accelerator.backward(share)
+                loss += share.detach()
+            norm = accelerator.clip_grad_norm_(network.parameters(), settings.clip or float("inf"))
 
-        # One exchange a step, so that all processes skip, stop and end at the same one.
-        at.step += 1
-        at.seconds, clock = at.seconds + time.perf_counter() - clock, time.perf_counter()
-        # With fp16 a gradient that is not finite is the scaler's business: it skips, and lowers its scale.
-        bad = not torch.isfinite(loss) or not (scaler or torch.isfinite(norm))
-        mine = [
-            bad,
-            stop.signal is not None,
-            fraction_done() if is_main else 0.0,
-            loss.item() / accelerator.num_processes,
-        ]
-        shared = accelerator.reduce(torch.tensor(mine, device=device))
-        any_bad, any_stop, done, mean_loss = shared.tolist()
-        if scaler or not any_bad:
-            optimizer.step()
-        if not any_bad:
-            ema.update_parameters(model)
-        optimizer.zero_grad()
-        at.skipped += bool(any_bad)
-        skipped_in_a_row = skipped_in_a_row + 1 if any_bad else 0
-        if skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
-            raise FloatingPointError(
-                f"the loss was not finite {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step {at.step}; the last good "
-                f"state is in {run.path / 'state'}. A lower --lr, --clip 1 or --precision fp32 may help"
-            )
+            # One exchange a step, so that all processes skip, stop and end at the same one.
+            at.step += 1
+            # With fp16 a gradient that is not finite is the scaler's business: it skips, and lowers its scale.
+            bad = not torch.isfinite(loss) or not (scaler or torch.isfinite(norm))
+            seconds = time.perf_counter() - began if is_main else 0.0
+            mine = [bad, stop.signal is not None, seconds, loss.item() / accelerator.num_processes]
+            shared = accelerator.reduce(torch.tensor(mine, device=device))
+            any_bad, any_stop, at.seconds, mean_loss = shared.tolist()
+            done = fraction_done()
+            if scaler or not any_bad:
+                optimizer.step()
+            if not any_bad:
+                ema.update_parameters(model)
+            optimizer.zero_grad()
+            at.skipped += bool(any_bad)
+            skipped_in_a_row = skipped_in_a_row + 1 if any_bad else 0
+            if skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
+                raise FloatingPointError(
+                    f"the loss was not finite {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step {at.step}; the last "
+                    f"good state is in {run.path / 'state'}. A lower --lr, --clip 1 or --precision fp32 may help"
+                )
 
-        ending = done >= 1 or any_stop
-        if is_main:
-            log.step(at, done, mean_loss, rate, norm.item())
-            if ending or at.step % settings.save_every == 0:
-                run.save(model, ema, adam, scaler, at)
-            if done >= 1 or (at.step % settings.val_every == 0 and not any_stop):
-                log.validate(at, ema.module, validation, (blurred[0], output[0], sharp[0]))
-                clock = time.perf_counter()  # validating is not training
-        if any_stop:
-            break
+            ending = done >= 1 or any_stop
+            if is_main:
+                log.step(at, done, mean_loss, rate, norm.item())
+                if ending or at.step % settings.save_every == 0:
+                    run.save(model, ema, adam, scaler, at)
+                if done >= 1 or (at.step % settings.val_every == 0 and not any_stop):
+                    log.validate(at, ema.module, validation, (blurred[0], output[0], sharp[0]))
+                    began = time.perf_counter() - at.seconds  # validating is not training
+            if any_stop:
+                break
 
     if is_main:
         log.close(at, stop.signal)

@@ -369,7 +369,7 @@ class LMFN(
     def __init__(self, config: LMFNConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or LMFNConfig()
-        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(RGB_MEAN), persistent=False)
         self.encoder = MSHF(c.channels, c.stem_padding)
         self.reduce = nn.Conv2d(c.channels, c.features, 3, padding=1)
         self.rfdbs = nn.ModuleList([RFDB(c.features, c.distilled, c.esa) for _ in range(c.rfdbs)])
@@ -392,7 +392,8 @@ class LMFN(
         if not blurred.is_floating_point():
             raise TypeError(f"LMFN takes floating point images in [0, 1], got {blurred.dtype}")
         height, width = blurred.shape[2:]
-        x = pad(blurred - self.mean)
+        mean = self.mean.view(3, 1, 1)
+        x = pad(blurred - mean)
         f = self.reduce(self.encoder(x))
         out: list[Tensor] = []
         for rfdb in self.rfdbs:
@@ -407,7 +408,7 @@ class LMFN(
             y = f_l + f_c
         sharp = self.head(y + f if self.config.skip == "feature" else y)
         sharp = sharp[..., :height, :width]
-        return cast(Tensor, sharp + blurred if self.config.skip == "image" else sharp + self.mean)
+        return cast(Tensor, sharp + blurred if self.config.skip == "image" else sharp + mean)
 
     @classmethod
     def from_preset(cls, name: str = "lmfn", **overrides: Any) -> Self:
