@@ -1,0 +1,1 @@
+"""RFDB, the residual feature distillation block, and the ops it is made of."""

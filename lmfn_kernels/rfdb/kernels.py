@@ -1,0 +1,467 @@
+"""The RFDB's kernels. Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, outputs]."""
+
+import triton
+import triton.language as tl
+
+from lmfn_kernels.runtime.kernels import (
+    leaky,
+    leaky_gradient,
+    load_bias,
+    load_pixels,
+    load_weight,
+    pixel_tile,
+    store_pixels,
+)
+
+
+@triton.jit
+def conv_kernel(
+    t_x,
+    t_x01,
+    t_x10,
+    t_x11,
+    t_by,
+    t_w,
+    p_bias,
+    t_residual,
+    t_residual_by,
+    t_z,
+    t_zw,
+    t_mask,
+    t_out,
+    t_dw,
+    p_dbias,
+    t_d,
+    H,
+    W,
+    N,
+    D,
+    K: tl.constexpr,
+    TAPS: tl.constexpr,
+    MODE: tl.constexpr,
+    ODD_H: tl.constexpr,
+    ODD_W: tl.constexpr,
+    PADDING: tl.constexpr,
+    SLOPE: tl.constexpr,
+    BY_SLOPE: tl.constexpr,
+    MASK_SLOPE: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """out = leaky(conv(x) + bias + residual), 1x1 or 3x3, and its input gradient, with what a block hangs on either.
+
+    MODE: `same` stride 1; `down` stride 2, the input's even and odd rows and columns in four descriptors; `back` the input
+    gradient of `same`; `up` that of `down`, for the input pixels of one parity.
+    With `t_by`, x is a gradient after the activation whose output that is, and its mask is applied where it is loaded.
+    `t_z`, `t_zw`: another image through a 1x1, added. `t_mask`: out is masked as the gradient before that activation.
+    `t_d`: a second output, leaky(conv1x1(residual) + bias), from the centre tile that is in registers already.
+    """
+    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
+    o_n = tl.program_id(1) * BLOCK_N
+    b_out = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
+    if MODE == "same" or MODE == "back":
+        n_k: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+        for i in tl.range(0, TAPS * TAPS * n_k, num_stages=STAGES):
+            i_tap = i // n_k
+            o_k = i % n_k * BLOCK_K
+            o_x = o_h + i_tap // TAPS - PADDING
+            o_y = o_w + i_tap % TAPS - PADDING
+            b_x = load_pixels(t_x, i_b, o_x, o_y, o_k)
+            if t_by is not None:
+                b_x = leaky_gradient(b_x, load_pixels(t_by, i_b, o_x, o_y, o_k), BY_SLOPE)
+            b_w = load_weight(t_w, i_tap if MODE == "same" else TAPS * TAPS - 1 - i_tap, o_k, o_n)
+            b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
+    else:
+        for o_k in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+            for i in tl.static_range(3):
+                for j in tl.static_range(3):
+                    if MODE == "down":
+                        # Pixel (2h + i - PADDING, 2w + j - PADDING).
+                        if (i + PADDING) % 2 == 0:
+                            t_even, t_odd = t_x, t_x01
+                        else:
+                            t_even, t_odd = t_x10, t_x11
+                        if (j + PADDING) % 2 == 0:
+                            t_tap = t_even
+                        else:
+                            t_tap = t_odd
+                        b_x = load_pixels(t_tap, i_b, o_h + (i - PADDING) // 2, o_w + (j - PADDING) // 2, o_k)
+                        b_w = load_weight(t_w, i * 3 + j, o_k, o_n)
+                        b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
+                    elif (ODD_H + PADDING - i) % 2 == 0 and (ODD_W + PADDING - j) % 2 == 0:
+                        # Input row 2h + ODD_H went into output row (2h + ODD_H + PADDING - i) / 2 by tap i.
+                        o_x = o_h + (ODD_H + PADDING - i) // 2
+                        o_y = o_w + (ODD_W + PADDING - j) // 2
+                        b_x = load_pixels(t_x, i_b, o_x, o_y, o_k)
+                        if t_by is not None:
+                            b_x = leaky_gradient(b_x, load_pixels(t_by, i_b, o_x, o_y, o_k), BY_SLOPE)
+                        b_w = load_weight(t_w, i * 3 + j, o_k, o_n)
+                        b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
+    if t_z is not None:
+        b_z = load_pixels(t_z, i_b, o_h, o_w, 0)
+        b_out = tl.dot(b_z, load_weight(t_zw, 0, 0, o_n), b_out, input_precision=PRECISION, out_dtype=ACC)
+    if p_bias is not None:
+        b_out += load_bias(p_bias, o_n, N, BLOCK_N, ACC)
+    if t_residual is not None:
+        b_residual = load_pixels(t_residual, i_b, o_h, o_w, o_n)
+        if t_residual_by is not None:
+            b_residual = leaky_gradient(b_residual, load_pixels(t_residual_by, i_b, o_h, o_w, o_n), BY_SLOPE)
+        b_out += b_residual.to(ACC)
+        if t_d is not None:
+            b_d = tl.dot(b_residual, load_weight(t_dw, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+            b_d += load_bias(p_dbias, 0, D, BLOCK_D, ACC)
+            store_pixels(t_d, i_b, o_h, o_w, 0, leaky(b_d, SLOPE))
+    b_out = leaky(b_out, SLOPE)
+    if t_mask is not None:
+        b_out = leaky_gradient(b_out, load_pixels(t_mask, i_b, o_h, o_w, o_n), MASK_SLOPE)
+    store_pixels(t_out, i_b, o_h, o_w, o_n, b_out)
+
+
+@triton.jit
+def fuse_kernel(
+    t_x,
+    t_d1,
+    t_d2,
+    t_d3,
+    t_last,
+    p_last_bias,
+    t_fuse1,
+    t_fuse2,
+    t_fuse3,
+    t_fuse4,
+    p_fuse_bias,
+    t_squeeze,
+    p_squeeze_bias,
+    t_d4,
+    t_y,
+    t_a,
+    H,
+    W,
+    C,
+    D,
+    F,
+    SLOPE: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """d4 = leaky(conv3x3(x)), y = conv1x1 of the four, a = conv1x1(y). d4 is written only where `t_d4` is given.
+
+    y and d4 are rounded to the images' type before they are used, so that backward, which reads them, sees the same.
+    """
+    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
+    b_d = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_D], ACC)
+    for i_tap in tl.range(0, 9, num_stages=STAGES):
+        b_x = load_pixels(t_x, i_b, o_h + i_tap // 3 - 1, o_w + i_tap % 3 - 1, 0)
+        b_d = tl.dot(b_x, load_weight(t_last, i_tap, 0, 0), b_d, input_precision=PRECISION, out_dtype=ACC)
+    b_d = leaky(b_d + load_bias(p_last_bias, 0, D, BLOCK_D, ACC), SLOPE).to(t_x.dtype)
+    if t_d4 is not None:
+        store_pixels(t_d4, i_b, o_h, o_w, 0, b_d)
+    b_y = tl.dot(b_d, load_weight(t_fuse4, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+    b_d1 = load_pixels(t_d1, i_b, o_h, o_w, 0)
+    b_y = tl.dot(b_d1, load_weight(t_fuse1, 0, 0, 0), b_y, input_precision=PRECISION, out_dtype=ACC)
+    b_d2 = load_pixels(t_d2, i_b, o_h, o_w, 0)
+    b_y = tl.dot(b_d2, load_weight(t_fuse2, 0, 0, 0), b_y, input_precision=PRECISION, out_dtype=ACC)
+    b_d3 = load_pixels(t_d3, i_b, o_h, o_w, 0)
+    b_y = tl.dot(b_d3, load_weight(t_fuse3, 0, 0, 0), b_y, input_precision=PRECISION, out_dtype=ACC)
+    b_y16 = (b_y + load_bias(p_fuse_bias, 0, C, BLOCK_C, ACC)).to(t_x.dtype)
+    store_pixels(t_y, i_b, o_h, o_w, 0, b_y16)
+    b_a = tl.dot(b_y16, load_weight(t_squeeze, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+    store_pixels(t_a, i_b, o_h, o_w, 0, b_a + load_bias(p_squeeze_bias, 0, F, BLOCK_F, ACC))
+
+
+@triton.jit
+def fuse_backward_kernel(
+    t_gy,
+    t_ga,
+    t_y,
+    t_d1,
+    t_d2,
+    t_d3,
+    t_d4,
+    t_fuse1,
+    t_fuse2,
+    t_fuse3,
+    t_fuse4,
+    t_squeeze,
+    t_z1,
+    t_z2,
+    t_z3,
+    t_z4,
+    p_dfuse,
+    p_dfuse_bias,
+    p_dsqueeze,
+    p_dsqueeze_bias,
+    B,
+    H,
+    W,
+    C,
+    D,
+    F,
+    SPLITS,
+    SLOPE: tl.constexpr,
+    D_SLOPE: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """From the gradients of y and a to z_j, those before the activations of d_j, and both 1x1s' weights' partial sums.
+
+    D_SLOPE is the slope behind d1..d3: 1 where they came in from outside, activation done.
+    """
+    i_split = tl.program_id(0)
+    b_f1 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
+    b_f2 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
+    b_f3 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
+    b_f4 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
+    b_s = tl.zeros([BLOCK_C, BLOCK_F], ACC)
+    b_fb = tl.zeros([BLOCK_C], ACC)
+    b_sb = tl.zeros([BLOCK_F], ACC)
+    n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
+        i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        b_ga = load_pixels(t_ga, i_b, o_h, o_w, 0)
+        b_y = load_pixels(t_y, i_b, o_h, o_w, 0)
+        b_s = tl.dot(tl.trans(b_y), b_ga, b_s, input_precision=PRECISION, out_dtype=ACC)
+        b_sb += tl.sum(b_ga.to(ACC), axis=0)
+        b_dy = tl.dot(b_ga, load_weight(t_squeeze, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        b_dy += load_pixels(t_gy, i_b, o_h, o_w, 0).to(ACC)
+        b_fb += tl.sum(b_dy, axis=0)
+        b_dy = b_dy.to(t_y.dtype)
+        b_dyt = tl.trans(b_dy)
+        b_d = load_pixels(t_d1, i_b, o_h, o_w, 0)
+        b_f1 = tl.dot(b_dyt, b_d, b_f1, input_precision=PRECISION, out_dtype=ACC)
+        b_z = tl.dot(b_dy, load_weight(t_fuse1, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        store_pixels(t_z1, i_b, o_h, o_w, 0, leaky_gradient(b_z, b_d, D_SLOPE))
+        b_d = load_pixels(t_d2, i_b, o_h, o_w, 0)
+        b_f2 = tl.dot(b_dyt, b_d, b_f2, input_precision=PRECISION, out_dtype=ACC)
+        b_z = tl.dot(b_dy, load_weight(t_fuse2, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        store_pixels(t_z2, i_b, o_h, o_w, 0, leaky_gradient(b_z, b_d, D_SLOPE))
+        b_d = load_pixels(t_d3, i_b, o_h, o_w, 0)
+        b_f3 = tl.dot(b_dyt, b_d, b_f3, input_precision=PRECISION, out_dtype=ACC)
+        b_z = tl.dot(b_dy, load_weight(t_fuse3, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        store_pixels(t_z3, i_b, o_h, o_w, 0, leaky_gradient(b_z, b_d, D_SLOPE))
+        b_d = load_pixels(t_d4, i_b, o_h, o_w, 0)
+        b_f4 = tl.dot(b_dyt, b_d, b_f4, input_precision=PRECISION, out_dtype=ACC)
+        b_z = tl.dot(b_dy, load_weight(t_fuse4, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        store_pixels(t_z4, i_b, o_h, o_w, 0, leaky_gradient(b_z, b_d, SLOPE))
+    o_c = tl.arange(0, BLOCK_C)
+    o_d = tl.arange(0, BLOCK_D)
+    o_f = tl.arange(0, BLOCK_F)
+    m_f = (o_c < C)[:, None] & (o_d < D)[None, :]
+    p_f = p_dfuse + i_split * C * 4 * D + o_c[:, None] * 4 * D + o_d[None, :]
+    tl.store(p_f, b_f1, mask=m_f)
+    tl.store(p_f + D, b_f2, mask=m_f)
+    tl.store(p_f + 2 * D, b_f3, mask=m_f)
+    tl.store(p_f + 3 * D, b_f4, mask=m_f)
+    tl.store(p_dfuse_bias + i_split * C + o_c, b_fb, mask=o_c < C)
+    m_s = (o_c < C)[:, None] & (o_f < F)[None, :]
+    tl.store(p_dsqueeze + i_split * F * C + o_f[None, :] * C + o_c[:, None], b_s, mask=m_s)
+    tl.store(p_dsqueeze_bias + i_split * F + o_f, b_sb, mask=o_f < F)
+
+
+@triton.jit
+def bilinear_axis(o_x, SIZE, LOW, ACC: tl.constexpr):
+    """The two neighbours of position `o_x` of SIZE among LOW, and the second one's weight (align_corners False).
+
+    The source position (o_x + 1/2) LOW / SIZE - 1/2 is a fraction of whole numbers, so nothing is rounded but the weight.
+    """
+    o_twice = tl.maximum((2 * o_x + 1) * LOW - SIZE, 0)
+    o_first = tl.minimum(o_twice // (2 * SIZE), LOW - 1)
+    b_weight = (o_twice % (2 * SIZE)).to(ACC) / (2 * SIZE)
+    return o_first, tl.minimum(o_first + 1, LOW - 1), b_weight
+
+
+@triton.jit
+def upsampled(
+    p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, F, s_b, s_h, s_w,
+    ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """A tile [pixels, F] of v [LOW_H, LOW_W, F], brought up to H x W."""
+    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
+    o_y = o_h + o_p // BLOCK_W
+    o_x = o_w + o_p % BLOCK_W
+    o_f = tl.arange(0, BLOCK_F)
+    m_v = ((o_y < H) & (o_x < W))[:, None] & (o_f < F)[None, :]
+    o_y0, o_y1, b_y = bilinear_axis(o_y, H, LOW_H, ACC)
+    o_x0, o_x1, b_x = bilinear_axis(o_x, W, LOW_W, ACC)
+    p_f = p_v + i_b.to(tl.int64) * s_b + o_f[None, :]
+    b_00 = tl.load(p_f + (o_y0 * s_h + o_x0 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
+    b_01 = tl.load(p_f + (o_y0 * s_h + o_x1 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
+    b_10 = tl.load(p_f + (o_y1 * s_h + o_x0 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
+    b_11 = tl.load(p_f + (o_y1 * s_h + o_x1 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
+    b_x = b_x[:, None]
+    b_y = b_y[:, None]
+    return (1 - b_y) * ((1 - b_x) * b_00 + b_x * b_01) + b_y * ((1 - b_x) * b_10 + b_x * b_11)
+
+
+@triton.jit
+def sigmoid(b_x):
+    return 1 / (1 + tl.exp(-b_x))
+
+
+@triton.jit
+def gate_kernel(
+    t_y, t_a, p_v, t_skip, p_skip_bias, t_expand, p_expand_bias, t_out,
+    H, W, C, F, LOW_H, LOW_W, s_b, s_h, s_w,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """out = y sigmoid(expand(up(v) + skip(a)))."""
+    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
+    b_t = upsampled(p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, F, s_b, s_h, s_w, ACC, BLOCK_H, BLOCK_W, BLOCK_F)
+    b_a = load_pixels(t_a, i_b, o_h, o_w, 0)
+    b_t = tl.dot(b_a, load_weight(t_skip, 0, 0, 0), b_t, input_precision=PRECISION, out_dtype=ACC)
+    b_t = (b_t + load_bias(p_skip_bias, 0, F, BLOCK_F, ACC)).to(t_y.dtype)
+    b_s = tl.dot(b_t, load_weight(t_expand, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+    b_s += load_bias(p_expand_bias, 0, C, BLOCK_C, ACC)
+    store_pixels(t_out, i_b, o_h, o_w, 0, load_pixels(t_y, i_b, o_h, o_w, 0).to(ACC) * sigmoid(b_s))
+
+
+@triton.jit
+def gate_backward_kernel(
+    t_g, t_y, t_a, p_v, t_skip, t_skip_back, p_skip_bias, t_expand, t_expand_back, p_expand_bias,
+    t_dy, t_da, t_dt, p_dskip, p_dskip_bias, p_dexpand, p_dexpand_bias,
+    B, H, W, C, F, LOW_H, LOW_W, s_b, s_h, s_w, SPLITS,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of y, of a through `skip`, and of the upsampled v (`t_dt`); partial sums for both 1x1s.
+
+    Outside the image g reads as 0, and every term has it as a factor.
+    """
+    i_split = tl.program_id(0)
+    b_ds = tl.zeros([BLOCK_F, BLOCK_F], ACC)
+    b_dsb = tl.zeros([BLOCK_F], ACC)
+    b_de = tl.zeros([BLOCK_C, BLOCK_F], ACC)
+    b_deb = tl.zeros([BLOCK_C], ACC)
+    n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
+        i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        b_t = upsampled(p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, F, s_b, s_h, s_w, ACC, BLOCK_H, BLOCK_W, BLOCK_F)
+        b_a = load_pixels(t_a, i_b, o_h, o_w, 0)
+        b_t = tl.dot(b_a, load_weight(t_skip, 0, 0, 0), b_t, input_precision=PRECISION, out_dtype=ACC)
+        b_t = (b_t + load_bias(p_skip_bias, 0, F, BLOCK_F, ACC)).to(t_y.dtype)
+        b_s = tl.dot(b_t, load_weight(t_expand, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        b_s = sigmoid(b_s + load_bias(p_expand_bias, 0, C, BLOCK_C, ACC))
+        b_g = load_pixels(t_g, i_b, o_h, o_w, 0).to(ACC)
+        store_pixels(t_dy, i_b, o_h, o_w, 0, b_g * b_s)
+        b_gs = b_g * load_pixels(t_y, i_b, o_h, o_w, 0).to(ACC) * b_s * (1 - b_s)
+        b_deb += tl.sum(b_gs, axis=0)
+        b_gs = b_gs.to(t_y.dtype)
+        b_de = tl.dot(tl.trans(b_gs), b_t, b_de, input_precision=PRECISION, out_dtype=ACC)
+        b_dt = tl.dot(b_gs, load_weight(t_expand_back, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        b_dsb += tl.sum(b_dt, axis=0)
+        b_dt = b_dt.to(t_y.dtype)
+        store_pixels(t_dt, i_b, o_h, o_w, 0, b_dt)
+        b_ds = tl.dot(tl.trans(b_dt), b_a, b_ds, input_precision=PRECISION, out_dtype=ACC)
+        b_da = tl.dot(b_dt, load_weight(t_skip_back, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        store_pixels(t_da, i_b, o_h, o_w, 0, b_da)
+    o_c = tl.arange(0, BLOCK_C)
+    o_f = tl.arange(0, BLOCK_F)
+    m_s = (o_f < F)[:, None] & (o_f < F)[None, :]
+    tl.store(p_dskip + i_split * F * F + o_f[:, None] * F + o_f[None, :], b_ds, mask=m_s)
+    tl.store(p_dskip_bias + i_split * F + o_f, b_dsb, mask=o_f < F)
+    m_e = (o_c < C)[:, None] & (o_f < F)[None, :]
+    tl.store(p_dexpand + i_split * C * F + o_c[:, None] * F + o_f[None, :], b_de, mask=m_e)
+    tl.store(p_dexpand_bias + i_split * C + o_c, b_deb, mask=o_c < C)
+
+
+@triton.jit
+def upsample_backward_kernel(
+    p_g, p_dv, H, W, F, LOW_H, LOW_W, s_gb, s_gh, s_gw, s_b, s_h, s_w,
+    ACC: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """One pixel of dv: the pixels of g that it was spread to, gathered in a fixed order."""
+    i_b = (tl.program_id(0) // (LOW_H * LOW_W)).to(tl.int64)
+    i_y = tl.program_id(0) // LOW_W % LOW_H
+    i_x = tl.program_id(0) % LOW_W
+    o_f = tl.arange(0, BLOCK_F)
+    # Pixels before the first and after the last source position belong to the edge.
+    o_first = tl.where(i_x > 0, tl.maximum((2 * i_x - 1) * W // (2 * LOW_W) - 1, 0), 0)
+    o_last = tl.where(i_x < LOW_W - 1, tl.minimum((2 * i_x + 3) * W // (2 * LOW_W) + 1, W), W)
+    o_top = tl.where(i_y > 0, tl.maximum((2 * i_y - 1) * H // (2 * LOW_H) - 1, 0), 0)
+    o_end = tl.where(i_y < LOW_H - 1, tl.minimum((2 * i_y + 3) * H // (2 * LOW_H) + 1, H), H)
+    b_dv = tl.zeros([BLOCK_W, BLOCK_F], ACC)
+    for o_y in range(o_top, o_end):
+        o_y0, o_y1, b_y = bilinear_axis(o_y, H, LOW_H, ACC)
+        b_y = tl.where(o_y0 == i_y, 1 - b_y, 0.0) + tl.where(o_y1 == i_y, b_y, 0.0)
+        for o_start in range(o_first, o_last, BLOCK_W):
+            o_x = o_start + tl.arange(0, BLOCK_W)
+            o_x0, o_x1, b_x = bilinear_axis(o_x, W, LOW_W, ACC)
+            b_x = tl.where(o_x0 == i_x, 1 - b_x, 0.0) + tl.where(o_x1 == i_x, b_x, 0.0)
+            m_g = (o_x < o_last)[:, None] & (o_f < F)[None, :]
+            p_row = p_g + i_b * s_gb + tl.cast(o_y, tl.int64) * s_gh
+            b_g = tl.load(p_row + o_x[:, None] * s_gw + o_f[None, :], mask=m_g, other=0.0).to(ACC)
+            b_dv += b_g * (b_x * b_y)[:, None]
+    p_pixel = p_dv + i_b * s_b + i_y * s_h + i_x * s_w + o_f
+    tl.store(p_pixel, tl.sum(b_dv, axis=0).to(p_dv.dtype.element_ty), mask=o_f < F)
+
+
+@triton.jit
+def pool_kernel(
+    p_x, p_out, p_index, LOW_H, LOW_W, F, s_xb, s_xh, s_xw, s_b, s_h, s_w, s_ib, s_ih, s_iw,
+    BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """Maximum over 7x7 at stride 3, and which of the 49 it was: the first of equals, or a NaN."""
+    n_w = tl.cdiv(LOW_W, BLOCK_W)
+    i_b = (tl.program_id(0) // (LOW_H * n_w)).to(tl.int64)
+    i_y = tl.program_id(0) // n_w % LOW_H
+    o_x = tl.program_id(0) % n_w * BLOCK_W + tl.arange(0, BLOCK_W)
+    o_f = tl.arange(0, BLOCK_F)
+    m_out = (o_x < LOW_W)[:, None] & (o_f < F)[None, :]
+    p_first = p_x + i_b * s_xb + i_y.to(tl.int64) * 3 * s_xh + (3 * o_x * s_xw)[:, None] + o_f[None, :]
+    b_max = tl.load(p_first, mask=m_out, other=0.0)
+    b_index = tl.zeros([BLOCK_W, BLOCK_F], tl.int32)
+    for i in range(1, 49):
+        b_x = tl.load(p_first + i // 7 * s_xh + i % 7 * s_xw, mask=m_out, other=0.0)
+        m_more = (b_x > b_max) | (b_x != b_x)
+        b_max = tl.where(m_more, b_x, b_max)
+        b_index = tl.where(m_more, i, b_index)
+    tl.store(p_out + i_b * s_b + i_y * s_h + (o_x * s_w)[:, None] + o_f[None, :], b_max, mask=m_out)
+    p_i = p_index + i_b * s_ib + i_y * s_ih + (o_x * s_iw)[:, None] + o_f[None, :]
+    tl.store(p_i, b_index.to(tl.int8), mask=m_out)
+
+
+@triton.jit
+def pool_backward_kernel(
+    p_g, p_index, p_dx, H, W, LOW_H, LOW_W, F, s_gb, s_gh, s_gw, s_ib, s_ih, s_iw, s_b, s_h, s_w,
+    ACC: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """Each input pixel gathers, in a fixed order, from the at most nine windows that hold it."""
+    n_w = tl.cdiv(W, BLOCK_W)
+    i_b = (tl.program_id(0) // (H * n_w)).to(tl.int64)
+    i_y = tl.program_id(0) // n_w % H
+    o_x = tl.program_id(0) % n_w * BLOCK_W + tl.arange(0, BLOCK_W)
+    o_f = tl.arange(0, BLOCK_F)
+    b_dx = tl.zeros([BLOCK_W, BLOCK_F], ACC)
+    for i in range(9):
+        i_top = i_y // 3 - i // 3
+        o_left = o_x // 3 - i % 3
+        o_tap = (i_y - 3 * i_top) * 7 + o_x - 3 * o_left
+        m_row = (i_top >= 0) & (i_top < LOW_H) & (i_y - 3 * i_top < 7)
+        m_window = m_row & (o_left >= 0) & (o_left < LOW_W) & (o_x - 3 * o_left < 7)
+        m_window = m_window[:, None] & (o_f < F)[None, :]
+        p_i = p_index + i_b * s_ib + i_top * s_ih + (o_left * s_iw)[:, None] + o_f[None, :]
+        b_index = tl.load(p_i, mask=m_window, other=-1).to(tl.int32)
+        p_out = p_g + i_b * s_gb + i_top * s_gh + (o_left * s_gw)[:, None] + o_f[None, :]
+        b_g = tl.load(p_out, mask=m_window, other=0.0).to(ACC)
+        b_dx += tl.where(b_index == o_tap[:, None], b_g, 0.0)
+    p_pixel = p_dx + i_b * s_b + i_y.to(tl.int64) * s_h + (o_x * s_w)[:, None] + o_f[None, :]
+    tl.store(p_pixel, b_dx.to(p_dx.dtype.element_ty), mask=(o_x < W)[:, None] & (o_f < F)[None, :])

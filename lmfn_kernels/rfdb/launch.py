@@ -1,0 +1,460 @@
+"""The ops' pieces on Triton kernels. The same pieces as `plain.py`, with images as `runtime.launch.layout` gives them."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from lmfn_kernels.rfdb import kernels
+from lmfn_kernels.runtime.configs import Config, config
+from lmfn_kernels.runtime.launch import (
+    PLACES,
+    Masked,
+    arithmetic,
+    block,
+    empty,
+    layout,
+    matrix,
+    parities,
+    partial,
+    pixels,
+    run,
+    tiles,
+    total,
+    unmasked,
+    weight_gradient,
+    weights,
+)
+
+__all__ = [
+    "conv", "fuse", "fuse_backward", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool", "pool_backward",
+    "stage", "upsample_backward", "weight_gradient", "written",
+]  # fmt: skip
+
+
+def masked(g: Tensor, y: Tensor, slope: float) -> Tensor | Masked:
+    """The gradient before an activation: the mask is applied by whoever loads it."""
+    return g if slope == 1 else Masked(g, y, slope)
+
+
+def written(e: Tensor | Masked) -> Tensor:
+    """What `masked` gave, as a tensor of its own."""
+    g, by, slope = unmasked(e)
+    out = empty(g, *g.shape)
+    return out.copy_(g if by is None else torch.where(by > 0, g, g * slope))
+
+
+def _conv(
+    out: Tensor,
+    views: list[Tensor],
+    e: Masked,
+    weight: Tensor,
+    *,
+    mode: str,
+    padding: int,
+    bias: Tensor | None = None,
+    residual: Masked | None = None,
+    extra: tuple[Tensor, Tensor] | None = None,
+    mask: Tensor | None = None,
+    mask_slope: float = 1.0,
+    slope: float = 1.0,
+    distil: tuple[Tensor, Tensor, Tensor] | None = None,
+    odd: tuple[int, int] = (0, 0),
+) -> None:
+    """Launch `conv_kernel` into `out`; `views` are the input's descriptors' images, `weight` [taps, inputs, outputs].
+
+    `distil` is (weight, bias, second output).
+    """
+    taps, k, n = (int(size) for size in weight.shape)
+    block_k, block_n = min(64, block(k)), min(64, block(n))
+    c = config("conv", out, block_n)
+    inputs = [pixels(view, c, block_k) for view in views] + [None] * (4 - len(views))
+    z, zw = extra if extra is not None else (None, None)
+    block_z = 16 if z is None else block(z.shape[1])
+    dw, dbias, d = distil if distil is not None else (None, None, None)
+    block_d = 16 if d is None else block(d.shape[1])
+    run(
+        kernels.conv_kernel,
+        out,
+        (tiles(out, c), triton.cdiv(n, block_n)),
+        c,
+        **{f"t_x{place}": image for place, image in zip(PLACES, inputs, strict=True)},
+        t_by=pixels(e.by, c, block_k),
+        t_w=weights(weight, block_k, block_n),
+        p_bias=bias,
+        t_residual=None if residual is None else pixels(residual.gradient, c, block_n),
+        t_residual_by=None if residual is None else pixels(residual.by, c, block_n),
+        t_z=pixels(z, c, block_z),
+        t_zw=weights(zw, block_z, block_n),
+        t_mask=pixels(mask, c, block_n),
+        t_out=pixels(out, c, block_n),
+        t_dw=weights(dw, block_n, block_d),
+        p_dbias=dbias,
+        t_d=pixels(d, c, block_d),
+        H=out.shape[2],
+        W=out.shape[3],
+        N=n,
+        D=0 if d is None else d.shape[1],
+        K=k,
+        TAPS=1 if taps == 1 else 3,
+        MODE=mode,
+        ODD_H=odd[0],
+        ODD_W=odd[1],
+        PADDING=padding,
+        SLOPE=slope,
+        BY_SLOPE=e.slope,
+        MASK_SLOPE=mask_slope,
+        BLOCK_H=c.height,
+        BLOCK_W=c.width,
+        BLOCK_K=block_k,
+        BLOCK_N=block_n,
+        BLOCK_D=block_d,
+        STAGES=c.stages,
+        **arithmetic(out),
+    )
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    slope: float = 1.0,
+) -> Tensor:
+    height, width = ((size + 2 * padding - weight.shape[2]) // stride + 1 for size in x.shape[2:])
+    out = empty(x, x.shape[0], weight.shape[0], height, width)
+    _conv(
+        out,
+        parities(x) if stride == 2 else [x],
+        unmasked(x),
+        matrix(weight),
+        mode="down" if stride == 2 else "same",
+        padding=padding,
+        bias=bias,
+        residual=None if residual is None else unmasked(residual),
+        slope=slope,
+    )
+    return out
+
+
+def stage(
+    x: Tensor, distil: Tensor, distil_bias: Tensor, refine: Tensor, refine_bias: Tensor, slope: float
+) -> tuple[Tensor, Tensor]:
+    out, d = empty(x, *x.shape), empty(x, x.shape[0], distil.shape[0], *x.shape[2:])
+    _conv(
+        out,
+        [x],
+        unmasked(x),
+        matrix(refine),
+        mode="same",
+        padding=1,
+        bias=refine_bias,
+        residual=unmasked(x),
+        slope=slope,
+        distil=(matrix(distil), distil_bias, d),
+    )
+    return out, d
+
+
+def input_gradient(
+    e: Tensor | Masked,
+    weight: Tensor,
+    x: Tensor,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    residual: bool = False,
+    extra: tuple[Tensor, Tensor] | None = None,
+    mask: float = 1.0,
+) -> Tensor:
+    """The gradient of a convolution's input `x`, as in `plain.py`."""
+    e = unmasked(e)
+    dx = empty(x, *x.shape)
+    back = matrix(weight, back=True)
+    if stride == 1:
+        _conv(
+            dx,
+            [e.gradient],
+            e,
+            back,
+            mode="back",
+            padding=weight.shape[2] - 1 - padding,
+            residual=e if residual else None,
+            extra=None if extra is None else (extra[0], matrix(extra[1], back=True)),
+            mask=None if mask == 1 else x,
+            mask_slope=mask,
+        )
+        return dx
+    assert not residual and extra is None and mask == 1, "no block hangs these on a convolution of stride 2"
+    # An input row of one parity meets only the taps of one: four launches, and no product with a zero between pixels.
+    for place, view in enumerate(parities(dx)):
+        if view.numel() > 0:
+            _conv(view, [e.gradient], e, back, mode="up", padding=padding, odd=(place // 2, place % 2))
+    return dx
+
+
+def _size(c: Config, x: Tensor) -> dict[str, Any]:
+    return {"BLOCK_H": c.height, "BLOCK_W": c.width, "H": x.shape[2], "W": x.shape[3], **arithmetic(x)}
+
+
+def fuse(
+    x: Tensor,
+    d1: Tensor,
+    d2: Tensor,
+    d3: Tensor,
+    last: Tensor,
+    last_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    squeeze: Tensor,
+    squeeze_bias: Tensor,
+    slope: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """y, a, and d4 where `keep` is set."""
+    (b, _, h, w), n, ch, f = x.shape, last.shape[0], weight.shape[0], squeeze.shape[0]
+    block_k, block_c, block_d, block_f = block(x.shape[1]), block(ch), block(n), block(f)
+    c = config("fuse", x, max(block_k, block_c))
+    y, a, d4 = empty(x, b, ch, h, w), empty(x, b, f, h, w), empty(x, b, n, h, w) if keep else None
+    fuse_j = [weights(matrix(part), block_d, block_c) for part in weight.chunk(4, dim=1)]
+    run(
+        kernels.fuse_kernel,
+        x,
+        (tiles(x, c),),
+        c,
+        t_x=pixels(x, c, block_k),
+        **{f"t_d{j}": pixels(d, c, block_d) for j, d in enumerate((d1, d2, d3, d4), 1)},
+        t_last=weights(matrix(last), block_k, block_d),
+        p_last_bias=last_bias,
+        **{f"t_fuse{j}": part for j, part in enumerate(fuse_j, 1)},
+        p_fuse_bias=bias,
+        t_squeeze=weights(matrix(squeeze), block_c, block_f),
+        p_squeeze_bias=squeeze_bias,
+        t_y=pixels(y, c, block_c),
+        t_a=pixels(a, c, block_f),
+        C=ch,
+        D=n,
+        F=f,
+        SLOPE=slope,
+        BLOCK_C=block_c,
+        BLOCK_D=block_d,
+        BLOCK_F=block_f,
+        STAGES=c.stages,
+        **_size(c, x),
+    )
+    return y, a, d4
+
+
+def fuse_backward(
+    gy: Tensor,
+    ga: Tensor,
+    y: Tensor,
+    d1: Tensor,
+    d2: Tensor,
+    d3: Tensor,
+    d4: Tensor,
+    weight: Tensor,
+    squeeze: Tensor,
+    slope: float,
+    d_slope: float,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Gradients before the activations of d1..d4 (of d1..d3 their slope is `d_slope`), and of both weights and biases."""
+    ch, n, f = y.shape[1], d1.shape[1], ga.shape[1]
+    block_c, block_d, block_f = block(ch), block(n), block(f)
+    c = config("fuse_backward", y, block_c)
+    splits = min(c.splits, tiles(y, c))
+    z = [empty(d1, *d1.shape) for _ in range(4)]
+    dfuse, dfuse_bias = partial(y, splits, (ch, 4 * n)), partial(y, splits, (ch,))
+    dsqueeze, dsqueeze_bias = partial(y, splits, (f, ch)), partial(y, splits, (f,))
+    run(
+        kernels.fuse_backward_kernel,
+        y,
+        (splits,),
+        c,
+        t_gy=pixels(gy, c, block_c),
+        t_ga=pixels(ga, c, block_f),
+        t_y=pixels(y, c, block_c),
+        **{f"t_d{j}": pixels(d, c, block_d) for j, d in enumerate((d1, d2, d3, d4), 1)},
+        **{
+            f"t_fuse{j}": weights(matrix(part, back=True), block_c, block_d)
+            for j, part in enumerate(weight.chunk(4, dim=1), 1)
+        },
+        t_squeeze=weights(matrix(squeeze, back=True), block_f, block_c),
+        **{f"t_z{j}": pixels(z_j, c, block_d) for j, z_j in enumerate(z, 1)},
+        p_dfuse=dfuse,
+        p_dfuse_bias=dfuse_bias,
+        p_dsqueeze=dsqueeze,
+        p_dsqueeze_bias=dsqueeze_bias,
+        B=y.shape[0],
+        C=ch,
+        D=n,
+        F=f,
+        SPLITS=splits,
+        SLOPE=slope,
+        D_SLOPE=d_slope,
+        BLOCK_C=block_c,
+        BLOCK_D=block_d,
+        BLOCK_F=block_f,
+        STAGES=c.stages,
+        **_size(c, y),
+    )
+    return tuple(z), (_like(weight, dfuse), total(dfuse_bias), _like(squeeze, dsqueeze), total(dsqueeze_bias))
+
+
+def _like(weight: Tensor, partials: Tensor) -> Tensor:
+    """The sum of the partials in the weight's dtype and strides."""
+    return torch.empty_like(weight).copy_(total(partials).reshape(weight.shape))
+
+
+def _gate(
+    y: Tensor, a: Tensor, v: Tensor, skip: Tensor, skip_bias: Tensor, expand: Tensor, expand_bias: Tensor, c: Config
+) -> dict[str, Any]:
+    """What the gate's kernels have in common."""
+    block_c, block_f = block(y.shape[1]), block(a.shape[1])
+    return {
+        "t_y": pixels(y, c, block_c),
+        "t_a": pixels(a, c, block_f),
+        "p_v": v,
+        "t_skip": weights(matrix(skip), block_f, block_f),
+        "p_skip_bias": skip_bias,
+        "t_expand": weights(matrix(expand), block_f, block_c),
+        "p_expand_bias": expand_bias,
+        "C": y.shape[1],
+        "F": a.shape[1],
+        "LOW_H": v.shape[2],
+        "LOW_W": v.shape[3],
+        "s_b": v.stride(0),
+        "s_h": v.stride(2),
+        "s_w": v.stride(3),
+        "BLOCK_C": block_c,
+        "BLOCK_F": block_f,
+        **_size(c, y),
+    }
+
+
+def gate(
+    y: Tensor, a: Tensor, v: Tensor, skip: Tensor, skip_bias: Tensor, expand: Tensor, expand_bias: Tensor
+) -> Tensor:
+    c = config("gate", y, block(y.shape[1]))
+    out = empty(y, *y.shape)
+    common = _gate(y, a, v, skip, skip_bias, expand, expand_bias, c)
+    run(kernels.gate_kernel, y, (tiles(y, c),), c, t_out=pixels(out, c, common["BLOCK_C"]), **common)
+    return out
+
+
+def gate_backward(
+    g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Tensor, skip_bias: Tensor, expand: Tensor, expand_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Gradients of y, of a, of v brought up to y's size, and of the four weights."""
+    ch, f = y.shape[1], a.shape[1]
+    block_c, block_f = block(ch), block(f)
+    c = config("gate_backward", y, block_c)
+    splits = min(c.splits, tiles(y, c))
+    dy, da, dt = empty(y, *y.shape), empty(a, *a.shape), empty(a, *a.shape)
+    dskip, dskip_bias = partial(y, splits, (f, f)), partial(y, splits, (f,))
+    dexpand, dexpand_bias = partial(y, splits, (ch, f)), partial(y, splits, (ch,))
+    run(
+        kernels.gate_backward_kernel,
+        y,
+        (splits,),
+        c,
+        t_g=pixels(g, c, block_c),
+        t_skip_back=weights(matrix(skip, back=True), block_f, block_f),
+        t_expand_back=weights(matrix(expand, back=True), block_c, block_f),
+        t_dy=pixels(dy, c, block_c),
+        t_da=pixels(da, c, block_f),
+        t_dt=pixels(dt, c, block_f),
+        p_dskip=dskip,
+        p_dskip_bias=dskip_bias,
+        p_dexpand=dexpand,
+        p_dexpand_bias=dexpand_bias,
+        B=y.shape[0],
+        SPLITS=splits,
+        STAGES=c.stages,
+        **_gate(y, a, v, skip, skip_bias, expand, expand_bias, c),
+    )
+    return dy, da, dt, (_like(skip, dskip), total(dskip_bias), _like(expand, dexpand), total(dexpand_bias))
+
+
+def _strides(name: str, x: Tensor) -> dict[str, int]:
+    return {f"s_{name}b": x.stride(0), f"s_{name}h": x.stride(2), f"s_{name}w": x.stride(3)}
+
+
+def upsample_backward(g: Tensor, v: Tensor) -> Tensor:
+    dv = empty(v, *v.shape)
+    c = config("upsample_backward", g, block(g.shape[1]))
+    run(
+        kernels.upsample_backward_kernel,
+        g,
+        (v.shape[0] * v.shape[2] * v.shape[3],),
+        c,
+        p_g=g,
+        p_dv=dv,
+        H=g.shape[2],
+        W=g.shape[3],
+        F=g.shape[1],
+        LOW_H=v.shape[2],
+        LOW_W=v.shape[3],
+        **_strides("g", g),
+        **_strides("", dv),
+        ACC=arithmetic(g)["ACC"],
+        BLOCK_W=c.width,
+        BLOCK_F=block(g.shape[1]),
+    )
+    return dv
+
+
+def pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum over 7x7 at stride 3, and which one it was (int8)."""
+    b, f, h, w = x.shape
+    low = (h - 7) // 3 + 1, (w - 7) // 3 + 1
+    out, index = empty(x, b, f, *low), empty(x, b, f, *low, dtype=torch.int8)
+    c = config("pool", x, block(f))
+    run(
+        kernels.pool_kernel,
+        x,
+        (b * low[0] * triton.cdiv(low[1], c.width),),
+        c,
+        p_x=x,
+        p_out=out,
+        p_index=index,
+        LOW_H=low[0],
+        LOW_W=low[1],
+        F=f,
+        **_strides("x", x),
+        **_strides("", out),
+        **_strides("i", index),
+        BLOCK_W=c.width,
+        BLOCK_F=block(f),
+    )
+    return out, index
+
+
+def pool_backward(g: Tensor, index: Tensor, x: Tensor) -> Tensor:
+    dx = empty(x, *x.shape)
+    c = config("pool_backward", x, block(x.shape[1]))
+    run(
+        kernels.pool_backward_kernel,
+        x,
+        (x.shape[0] * x.shape[2] * triton.cdiv(x.shape[3], c.width),),
+        c,
+        p_g=g,
+        p_index=index,
+        p_dx=dx,
+        H=x.shape[2],
+        W=x.shape[3],
+        LOW_H=g.shape[2],
+        LOW_W=g.shape[3],
+        F=x.shape[1],
+        **_strides("g", g),
+        **_strides("i", index),
+        **_strides("", dx),
+        ACC=arithmetic(x)["ACC"],
+        BLOCK_W=c.width,
+        BLOCK_F=block(x.shape[1]),
+    )
+    return dx

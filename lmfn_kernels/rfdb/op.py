@@ -1,0 +1,451 @@
+"""The RFDB's ops: residual feature distillation block with enhanced spatial attention.
+
+Zhang et al., "Image deblurring based on lightweight multi-information fusion network", ICIP 2021, arXiv 2101.05403,
+section 2.2; ESA from Liu et al., "Residual feature distillation network", arXiv 2009.11551.
+
+All ops take float32, float16, bfloat16 or float64 images `[B, C, H, W]` of any strides, all tensors of one dtype on one
+device, sum in float32 (float64 for float64), and follow PyTorch's own TF32 setting for convolutions. Results are
+channels-last, from the kernels with a pixel stride rounded up to 16 bytes. Under autocast, images and weights are cast to
+its dtype. Gradients are of first order.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lmfn_kernels.rfdb import plain, reference
+from lmfn_kernels.runtime import backend, checks
+from lmfn_kernels.runtime.registration import Op, Tensors
+
+ESA_SMALLEST = 15  # what ESA's stride-2 convolution and its 7x7 pooling need
+WIDEST = 64  # channels that one program of a fused kernel holds
+
+Activation = Literal["none", "relu", "leaky_relu"]
+
+
+class Conv(NamedTuple):
+    """Weight `[outputs, inputs, k, k]` and bias `[outputs]` of a convolution."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class RFDBWeights(NamedTuple):
+    """The convolutions of an RFDB with C channels, d distilled and f in its ESA."""
+
+    distil: tuple[Conv, Conv, Conv]
+    """1x1, C to d, of the block's input and the first two stages' results."""
+    refine: tuple[Conv, Conv, Conv]
+    """3x3, C to C."""
+    distil_last: Conv
+    """3x3, C to d."""
+    fuse: Conv
+    """1x1, 4d to C."""
+    conv1: Conv
+    """ESA: 1x1, C to f."""
+    conv_f: Conv
+    """ESA: 1x1, f to f."""
+    conv2: Conv
+    """ESA: 3x3, f to f, stride 2, padding 0."""
+    conv_max: Conv
+    """ESA: 3x3, f to f."""
+    conv3: Conv
+    """ESA: 3x3, f to f."""
+    conv3_: Conv
+    """ESA: 3x3, f to f."""
+    conv4: Conv
+    """ESA: 1x1, f to C."""
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 1,
+    activation: Activation = "none",
+    slope: float = 0.05,
+) -> Tensor:
+    """activation(conv3x3(x) + bias + residual).
+
+    `x` [B, C, H, W], `weight` [N, C, 3, 3], `bias` [N], `residual` and the result [B, N, H', W'], with
+    H' = (H + 2 padding - 3) // stride + 1; stride 1 or 2, padding 0 or 1. `slope` is the leaky ReLU's.
+
+    Raises TypeError or ValueError, naming the argument, before anything runs.
+    """
+    checks.image("x", x, 3 - 2 * padding)
+    channels = weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 4 else None
+    checks.tensor("weight", weight, (channels, x.shape[1], 3, 3), x)
+    if bias is not None:
+        checks.tensor("bias", bias, (channels,), x)
+    for name, value, allowed in (("stride", stride, (1, 2)), ("padding", padding, (0, 1))):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value}; expected is {allowed[0]} or {allowed[1]}")
+    if activation not in ("none", "relu", "leaky_relu"):
+        raise ValueError(f"activation is {activation!r}; expected is one of none, relu, leaky_relu")
+    if activation == "leaky_relu":
+        checks.slope(slope)
+    if residual is not None:
+        height, width = ((size + 2 * padding - 3) // stride + 1 for size in x.shape[2:])
+        checks.tensor("residual", residual, (x.shape[0], channels, height, width), x)
+    negative = {"none": 1.0, "relu": 0.0, "leaky_relu": slope}[activation]
+    body = backend.choose(x, None)
+    if body == "reference":
+        return reference.conv3x3(x, weight, bias, residual, stride, padding, negative)
+    return _conv3x3(body, (x, weight, bias, residual), (stride, padding, negative))[0]
+
+
+def distill_stage(x: Tensor, distil: Conv, refine: Conv, slope: float = 0.05) -> tuple[Tensor, Tensor]:
+    """One stage of an RFDB from one read of its input: LR(conv3x3(x) + x) and LR(conv1x1(x)), LR the leaky ReLU.
+
+    `x` [B, C, H, W], `distil` C to d, `refine` C to C; gives [B, C, H, W] and [B, d, H, W]. Errors as in `conv3x3`.
+    """
+    checks.image("x", x)
+    checks.slope(slope)
+    c, d = x.shape[1], _outputs(distil)
+    _check_conv("distil", distil, d, c, 1, x)
+    _check_conv("refine", refine, c, c, 3, x)
+    body = backend.choose(x, _refusal(c, d))
+    if body == "reference":
+        return reference.distill_stage(x, *distil, *refine, slope)
+    y, distilled = _distill_stage(body, (x, *distil, *refine), (slope,))
+    return y, distilled
+
+
+def distill_fuse(
+    x: Tensor, d: tuple[Tensor, Tensor, Tensor], last: Conv, fuse: Conv, squeeze: Conv, slope: float = 0.05
+) -> tuple[Tensor, Tensor]:
+    """The end of an RFDB: d4 = LR(conv3x3(x)), y = conv1x1 of (d1, d2, d3, d4), and ESA's first a = conv1x1(y).
+
+    `x` [B, C, H, W], `d` three maps [B, d, H, W], `last` C to d (3x3), `fuse` 4d to C', `squeeze` C' to f; gives y
+    [B, C', H, W] and a [B, f, H, W]. Neither d4 nor the four maps side by side are kept. Errors as in `conv3x3`.
+    """
+    checks.image("x", x)
+    checks.slope(slope)
+    if len(d) != 3:
+        raise ValueError(f"d has {len(d)} maps; expected are 3")
+    n, c, f = _outputs(last), _outputs(fuse), _outputs(squeeze)
+    for j, d_j in enumerate(d):
+        checks.tensor(f"d[{j}]", d_j, (x.shape[0], n, *x.shape[2:]), x)
+    _check_conv("last", last, n, x.shape[1], 3, x)
+    _check_conv("fuse", fuse, c, None if n is None else 4 * n, 1, x)
+    _check_conv("squeeze", squeeze, f, c, 1, x)
+    body = backend.choose(x, _refusal(x.shape[1], n, c, f))
+    if body == "reference":
+        return reference.distill_fuse(x, d, *last, *fuse, *squeeze, slope)
+    y, a = _distill_fuse(body, (x, *d, *last, *fuse, *squeeze), (slope,))
+    return y, a
+
+
+def esa_gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tensor:
+    """The end of ESA: y sigmoid(expand(up(v) + skip(a))), up the bilinear (align_corners False) to y's size.
+
+    `y` [B, C, H, W], `a` [B, f, H, W], `v` [B, f, h, w], `skip` f to f (1x1), `expand` f to C (1x1); gives [B, C, H, W].
+    Errors as in `conv3x3`.
+    """
+    checks.image("y", y)
+    f = a.shape[1] if isinstance(a, Tensor) and a.ndim == 4 else None
+    checks.tensor("a", a, (y.shape[0], f, *y.shape[2:]), y)
+    checks.tensor("v", v, (y.shape[0], f, None, None), y)
+    checks.image("v", v)
+    _check_conv("skip", skip, f, f, 1, y)
+    _check_conv("expand", expand, y.shape[1], f, 1, y)
+    body = backend.choose(y, _refusal(y.shape[1], f))
+    if body == "reference":
+        return reference.esa_gate(y, a, v, *skip, *expand)
+    return _esa_gate(body, (y, a, v, *skip, *expand), ())[0]
+
+
+def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05) -> Tensor:
+    """A whole residual feature distillation block, its ESA included, as one autograd function.
+
+    `x` and the result [B, C, H, W], H and W at least 15. Kept for backward, beside `x` and the weights: the three stages'
+    results, ESA's first map and its low-resolution maps: at most 5.5 times the bytes of `x` with `x` itself. Errors as in
+    `conv3x3`.
+    """
+    checks.image("x", x, ESA_SMALLEST)
+    checks.slope(slope)
+    c, d, f = x.shape[1], _outputs(weights.distil_last), _outputs(weights.conv1)
+    for name in ("distil", "refine"):
+        if len(getattr(weights, name)) != 3:
+            raise ValueError(f"weights.{name} has {len(getattr(weights, name))} convolutions; expected are 3")
+    for j in range(3):
+        _check_conv(f"weights.distil[{j}]", weights.distil[j], d, c, 1, x)
+        _check_conv(f"weights.refine[{j}]", weights.refine[j], c, c, 3, x)
+    _check_conv("weights.distil_last", weights.distil_last, d, c, 3, x)
+    _check_conv("weights.fuse", weights.fuse, c, None if d is None else 4 * d, 1, x)
+    _check_conv("weights.conv1", weights.conv1, f, c, 1, x)
+    _check_conv("weights.conv_f", weights.conv_f, f, f, 1, x)
+    for name in ("conv2", "conv_max", "conv3", "conv3_"):
+        _check_conv(f"weights.{name}", getattr(weights, name), f, f, 3, x)
+    _check_conv("weights.conv4", weights.conv4, c, f, 1, x)
+    body = backend.choose(x, _refusal(c, d, f))
+    if body == "reference":
+        return reference.rfdb(x, weights, slope)
+    w = weights
+    flat = [t for conv in (*w.distil, *w.refine, *w[2:]) for t in conv]
+    return _rfdb(body, (x, *flat), (slope,))[0]
+
+
+def _outputs(conv: Conv) -> int | None:
+    weight = conv[0]
+    return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 4 else None
+
+
+def _check_conv(name: str, conv: Conv, outputs: int | None, inputs: int | None, size: int, x: Tensor) -> None:
+    checks.tensor(f"{name}.weight", conv[0], (outputs, inputs, size, size), x)
+    checks.tensor(f"{name}.bias", conv[1], (outputs,), x)
+
+
+def _refusal(*channels: int | None) -> str | None:
+    """Why the fused kernels cannot take so many channels, if so."""
+    widest = max(c or 0 for c in channels)
+    return f"it has {widest} channels, and the fused kernels hold at most {WIDEST}" if widest > WIDEST else None
+
+
+def _pieces(body: str) -> ModuleType:
+    """The body's pieces. Triton's are imported when first asked for: there are machines without it."""
+    if body == "torch":
+        return plain
+    from lmfn_kernels.rfdb import launch
+
+    return launch
+
+
+def _given(tensors: Tensors, *which: int) -> list[Tensor]:
+    """The tensors of these places, which the public function has made sure of."""
+    found = [tensors[i] for i in which]
+    return [t for t in found if t is not None]
+
+
+class _Gradients:
+    """The gradients asked for, by place among the op's tensors, each in its tensor's dtype."""
+
+    def __init__(self, tensors: Tensors, needs: Sequence[bool]) -> None:
+        self.tensors, self.needs = tensors, needs
+        self.found: dict[int, Tensor] = {}
+
+    def wants(self, *which: int) -> bool:
+        return any(self.needs[i] for i in which)
+
+    def put(self, first: int, *gradients: Tensor) -> None:
+        for i, gradient in enumerate(gradients, first):
+            tensor = self.tensors[i]
+            if tensor is not None and self.needs[i]:
+                self.found[i] = gradient.to(tensor.dtype)
+
+    def list(self) -> list[Tensor]:
+        return [self.found[i] for i, need in enumerate(self.needs) if need]
+
+
+def _conv3x3_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
+    p = _pieces(body)
+    x, weight = _given(tensors, 0, 1)
+    bias, residual = tensors[2:]
+    stride, padding, slope = int(options[0]), int(options[1]), options[2]
+    residual = None if residual is None else p.layout(residual)
+    return [p.conv(p.layout(x), weight, bias, residual, stride=stride, padding=padding, slope=slope)]
+
+
+def _conv3x3_backward(
+    body: str,
+    gradients: Tensors,
+    kept: Sequence[Tensor],
+    tensors: Tensors,
+    options: Sequence[float],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    p, found = _pieces(body), _Gradients(tensors, needs)
+    x, weight = _given(tensors, 0, 1)
+    (g,) = _given(gradients, 0)
+    stride, padding, slope = int(options[0]), int(options[1]), options[2]
+    x, g = p.layout(x), p.layout(g)
+    e = p.masked(g, kept[0], slope) if kept else g
+    if found.wants(0):
+        found.put(0, p.input_gradient(e, weight, x, stride=stride, padding=padding))
+    if found.wants(1, 2):
+        found.put(1, *p.weight_gradient(e, x, weight, stride=stride, padding=padding))
+    if found.wants(3):
+        found.put(3, p.written(e))
+    return found.list()
+
+
+def _distill_stage_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
+    p = _pieces(body)
+    x, *weights = _given(tensors, 0, 1, 2, 3, 4)
+    return list(p.stage(p.layout(x), *weights, options[0]))
+
+
+def _distill_stage_backward(
+    body: str,
+    gradients: Tensors,
+    kept: Sequence[Tensor],
+    tensors: Tensors,
+    options: Sequence[float],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    p, found = _pieces(body), _Gradients(tensors, needs)
+    x, distil, _, refine, _ = _given(tensors, 0, 1, 2, 3, 4)
+    gy, gd = _given(gradients, 0, 1)
+    x, gy, gd = map(p.layout, (x, gy, gd))
+    e, z = (p.masked(gy, kept[0], options[0]), p.masked(gd, kept[1], options[0])) if kept else (gy, gd)
+    if found.wants(0):
+        found.put(0, p.input_gradient(e, refine, x, padding=1, residual=True, extra=(p.written(z), distil)))
+    if found.wants(1, 2):
+        found.put(1, *p.weight_gradient(z, x, distil))
+    if found.wants(3, 4):
+        found.put(3, *p.weight_gradient(e, x, refine, padding=1))
+    return found.list()
+
+
+def _distill_fuse_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
+    p = _pieces(body)
+    x, d1, d2, d3, *weights = _given(tensors, *range(10))
+    y, a, _ = p.fuse(*map(p.layout, (x, d1, d2, d3)), *weights, options[0], False)
+    return [y, a]
+
+
+def _distill_fuse_backward(
+    body: str,
+    gradients: Tensors,
+    kept: Sequence[Tensor],
+    tensors: Tensors,
+    options: Sequence[float],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    p, found = _pieces(body), _Gradients(tensors, needs)
+    slope = options[0]
+    x, d1, d2, d3, *weights = _given(tensors, *range(10))
+    gy, ga = map(p.layout, _given(gradients, 0, 1))
+    x, d1, d2, d3 = map(p.layout, (x, d1, d2, d3))
+    y, _, d4 = p.fuse(x, d1, d2, d3, *weights, slope, True)
+    last, _, fuse, _, squeeze, _ = weights
+    z, fused = p.fuse_backward(gy, ga, y, d1, d2, d3, d4, fuse, squeeze, slope, 1.0)
+    found.put(6, *fused)
+    found.put(1, *z[:3])
+    if found.wants(0):
+        found.put(0, p.input_gradient(z[3], last, x, padding=1))
+    if found.wants(4, 5):
+        found.put(4, *p.weight_gradient(z[3], x, last, padding=1))
+    return found.list()
+
+
+def _esa_gate_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
+    p = _pieces(body)
+    y, a, v, *weights = _given(tensors, *range(7))
+    return [p.gate(*map(p.layout, (y, a, v)), *weights)]
+
+
+def _esa_gate_backward(
+    body: str,
+    gradients: Tensors,
+    kept: Sequence[Tensor],
+    tensors: Tensors,
+    options: Sequence[float],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    p, found = _pieces(body), _Gradients(tensors, needs)
+    y, a, v, *weights = _given(tensors, *range(7))
+    g, y, a, v = map(p.layout, (*_given(gradients, 0), y, a, v))
+    dy, da, dt, of_weights = p.gate_backward(g, y, a, v, *weights)
+    found.put(0, dy, da)
+    if found.wants(2):
+        found.put(2, p.upsample_backward(dt, v))
+    found.put(3, *of_weights)
+    return found.list()
+
+
+# Places of the block's tensors: the input, then weight and bias of each convolution in the order of RFDBWeights.
+X, DISTIL, REFINE, LAST, FUSE, SQUEEZE, SKIP, CONV2, CONV_MAX, CONV3, CONV3_, EXPAND, END = (
+    0, 1, 7, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+)  # fmt: skip
+
+
+def _rfdb_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
+    p, slope = _pieces(body), options[0]
+    t = _given(tensors, *range(END))
+    x = [p.layout(t[X])]
+    d = []
+    for j in range(3):
+        distil, refine = DISTIL + 2 * j, REFINE + 2 * j
+        x_j, d_j = p.stage(x[-1], *t[distil : distil + 2], *t[refine : refine + 2], slope)
+        x = [*x, x_j] if keep else [x_j]
+        d.append(d_j)
+    y, a, _ = p.fuse(x[-1], *d, *t[LAST:SKIP], slope, False)
+    del d
+    pooled, index = p.pool(p.conv(a, *t[CONV2:CONV_MAX], stride=2))
+    low1 = p.conv(pooled, *t[CONV_MAX:CONV3], padding=1, slope=0.0)
+    low2 = p.conv(low1, *t[CONV3:CONV3_], padding=1, slope=0.0)
+    v = p.conv(low2, *t[CONV3_:EXPAND], padding=1)
+    out = p.gate(y, a, v, *t[SKIP:CONV2], *t[EXPAND:END])
+    return [out, *x[1:], a, index, pooled, low1, low2, v] if keep else [out]
+
+
+def _rfdb_backward(
+    body: str,
+    gradients: Tensors,
+    kept: Sequence[Tensor],
+    tensors: Tensors,
+    options: Sequence[float],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    p, slope, found = _pieces(body), options[0], _Gradients(tensors, needs)
+    t = _given(tensors, *range(END))
+    (g,) = _given(gradients, 0)
+    x1, x2, x3, a, index, pooled, low1, low2, v = kept
+    x = [p.layout(t[X]), x1, x2, x3]
+
+    def weights(place: int, e: Tensor, x: Tensor, stride: int = 1, padding: int = 0) -> None:
+        if found.wants(place, place + 1):
+            found.put(place, *p.weight_gradient(e, x, t[place], stride=stride, padding=padding))
+
+    d = [p.conv(x[j], *t[DISTIL + 2 * j : DISTIL + 2 * j + 2], slope=slope) for j in range(3)]
+    y, _, d4 = p.fuse(x[3], *d, *t[LAST:SKIP], slope, True)
+    dy, da, dt, of_gate = p.gate_backward(p.layout(g), y, a, v, *t[SKIP:CONV2], *t[EXPAND:END])
+    found.put(SKIP, *of_gate[:2])
+    found.put(EXPAND, *of_gate[2:])
+
+    # ESA's low branch.
+    e = p.upsample_backward(dt, v)
+    del dt
+    weights(CONV3_, e, low2, padding=1)
+    e = p.input_gradient(e, t[CONV3_], low2, padding=1, mask=0.0)
+    weights(CONV3, e, low1, padding=1)
+    e = p.input_gradient(e, t[CONV3], low1, padding=1, mask=0.0)
+    weights(CONV_MAX, e, pooled, padding=1)
+    e = p.input_gradient(e, t[CONV_MAX], pooled, padding=1)
+    e = p.pool_backward(e, index, p.conv(a, *t[CONV2:CONV_MAX], stride=2))
+    weights(CONV2, e, a, stride=2)
+    da += p.input_gradient(e, t[CONV2], a, stride=2)
+
+    z, of_fuse = p.fuse_backward(dy, da, y, *d, d4, t[FUSE], t[SQUEEZE], slope, slope)
+    del dy, da, y, d, d4
+    found.put(FUSE, *of_fuse)
+    weights(LAST, z[3], x[3], padding=1)
+    e = p.input_gradient(z[3], t[LAST], x[3], padding=1, mask=slope)
+    for j in (2, 1, 0):
+        weights(REFINE + 2 * j, e, x[j], padding=1)
+        weights(DISTIL + 2 * j, z[j], x[j])
+        if j > 0 or found.wants(X):
+            refine, distil = t[REFINE + 2 * j], t[DISTIL + 2 * j]
+            mask = slope if j > 0 else 1.0
+            e = p.input_gradient(e, refine, x[j], padding=1, residual=True, extra=(z[j], distil), mask=mask)
+    found.put(X, e)
+    return found.list()
+
+
+def _activated(options: Sequence[float]) -> bool:
+    """Whether backward needs the results' signs: the last option is the slope."""
+    return options[-1] != 1
+
+
+_conv3x3 = Op("conv3x3", 1, _conv3x3_forward, _conv3x3_backward, keeps_results=_activated)
+_distill_stage = Op("distill_stage", 2, _distill_stage_forward, _distill_stage_backward, keeps_results=_activated)
+_distill_fuse = Op("distill_fuse", 2, _distill_fuse_forward, _distill_fuse_backward)
+_esa_gate = Op("esa_gate", 1, _esa_gate_forward, _esa_gate_backward)
+_rfdb = Op("rfdb", 1, _rfdb_forward, _rfdb_backward)

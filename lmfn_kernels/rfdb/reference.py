@@ -1,0 +1,61 @@
+"""What the ops compute, in the shortest plain PyTorch. Shapes as in `op.py`."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lmfn_kernels.rfdb.op import RFDBWeights
+
+
+def conv3x3(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: int, padding: int, slope: float
+) -> Tensor:
+    """`slope` is that of the negative side: 1 is no activation, 0 ReLU."""
+    y = F.conv2d(x, weight, bias, stride, padding)
+    return F.leaky_relu(y if residual is None else y + residual, slope)
+
+
+def distill_stage(
+    x: Tensor, distil: Tensor, distil_bias: Tensor, refine: Tensor, refine_bias: Tensor, slope: float
+) -> tuple[Tensor, Tensor]:
+    d = F.leaky_relu(F.conv2d(x, distil, distil_bias), slope)
+    return F.leaky_relu(F.conv2d(x, refine, refine_bias, padding=1) + x, slope), d
+
+
+def distill_fuse(
+    x: Tensor,
+    d: tuple[Tensor, Tensor, Tensor],
+    last: Tensor,
+    last_bias: Tensor,
+    fuse: Tensor,
+    fuse_bias: Tensor,
+    squeeze: Tensor,
+    squeeze_bias: Tensor,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    d4 = F.leaky_relu(F.conv2d(x, last, last_bias, padding=1), slope)
+    y = F.conv2d(torch.cat([*d, d4], dim=1), fuse, fuse_bias)
+    return y, F.conv2d(y, squeeze, squeeze_bias)
+
+
+def esa_gate(
+    y: Tensor, a: Tensor, v: Tensor, skip: Tensor, skip_bias: Tensor, expand: Tensor, expand_bias: Tensor
+) -> Tensor:
+    v = F.interpolate(v, size=y.shape[-2:], mode="bilinear", align_corners=False)
+    return y * torch.sigmoid(F.conv2d(v + F.conv2d(a, skip, skip_bias), expand, expand_bias))
+
+
+def rfdb(x: Tensor, w: "RFDBWeights", slope: float) -> Tensor:
+    d = []
+    for distil, refine in zip(w.distil, w.refine, strict=True):
+        x, d_j = distill_stage(x, *distil, *refine, slope)
+        d.append(d_j)
+    y, a = distill_fuse(x, (d[0], d[1], d[2]), *w.distil_last, *w.fuse, *w.conv1, slope)
+    v = F.max_pool2d(F.conv2d(a, *w.conv2, stride=2), 7, stride=3)
+    v = F.relu(F.conv2d(v, *w.conv_max, padding=1))
+    v = F.relu(F.conv2d(v, *w.conv3, padding=1))
+    v = F.conv2d(v, *w.conv3_, padding=1)
+    return esa_gate(y, a, v, *w.conv_f, *w.conv4)

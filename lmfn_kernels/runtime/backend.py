@@ -1,0 +1,77 @@
+"""Which body carries out an op."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+BACKENDS = ("auto", "triton", "torch", "reference")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _checked(name: str, where: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{where} is {name!r}; it must be one of {', '.join(BACKENDS)}")
+    return name
+
+
+# A plain global and not a context variable: torch.compile traces and guards the one, and refuses the other.
+_chosen = _checked(os.environ.get("LMFN_BACKEND", "auto"), "the environment variable LMFN_BACKEND")
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose, for the process and until the end of the `with` block, what carries out the ops.
+
+    `auto`: Triton's kernels where the tensors are on a GPU that can run them, else plain PyTorch. `triton`: the kernels,
+    or an error that says why not. `torch`: plain PyTorch under the ops' own autograd function, which keeps as little
+    for backward as the kernels do. `reference`: the written formula under PyTorch's autograd, which has gradients of
+    any order. A backward pass uses the backend of its forward pass. The environment variable LMFN_BACKEND sets the one
+    to start with.
+
+    Raises ValueError for another name.
+    """
+    global _chosen
+    before, _chosen = _chosen, _checked(name, "backend")
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def choose(x: torch.Tensor, refusal: str | None) -> str:
+    """The body for an op on `x`: `triton`, `torch` or `reference`. `refusal` says why its kernels cannot take this call.
+
+    Raises RuntimeError where `triton` was asked for and cannot be had, ValueError where it refuses the call.
+    """
+    if _chosen in ("torch", "reference"):
+        return _chosen
+    if _chosen == "auto" and not x.is_cuda and x.device.type != "xpu":
+        return "torch"
+    missing = _missing(x)
+    if missing is None and refusal is None:
+        return "triton"
+    if _chosen == "auto":
+        return "torch"
+    if missing is not None:
+        raise RuntimeError(f'backend "triton" cannot run here: {missing}')
+    raise ValueError(f'backend "triton" cannot take this call: {refusal}')
+
+
+def _missing(x: torch.Tensor) -> str | None:
+    """What keeps Triton from running on the device of `x`."""
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    if x.device.type == "cpu":
+        return None if INTERPRETED else "the tensors are on the CPU, and TRITON_INTERPRET=1 was not set at the start"
+    if x.dtype not in TRITON_DTYPES and not INTERPRETED:
+        return f"{x.dtype} has no kernels; there are {', '.join(map(str, TRITON_DTYPES))}"
+    if x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    return None if x.is_cuda or x.device.type == "xpu" else f"Triton has no {x.device.type} backend"
+
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None

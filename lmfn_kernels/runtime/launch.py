@@ -1,0 +1,172 @@
+"""Tensors to kernels: memory layout, descriptors, and the launch itself."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from lmfn_kernels.runtime.configs import Config, config
+from lmfn_kernels.runtime.kernels import weight_gradient_kernel
+
+
+class Masked(NamedTuple):
+    """A gradient whose activation's mask is still to be applied, where it is loaded: that of slope `slope` behind `by`."""
+
+    gradient: Tensor
+    by: Tensor | None
+    slope: float
+
+
+def unmasked(e: Tensor | Masked) -> Masked:
+    return e if isinstance(e, Masked) else Masked(e, None, 1.0)
+
+
+def pitch(channels: int, dtype: torch.dtype) -> int:
+    """Elements from one pixel to the next: `channels` rounded up to 16 bytes, which descriptors need."""
+    step = 16 // dtype.itemsize
+    return -(-channels // step) * step
+
+
+def empty(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised image `[b, c, h, w]` as kernels write it: channels last, pixels a `pitch` apart."""
+    s = pitch(c, dtype or like.dtype)
+    return torch.empty_strided((b, c, h, w), (h * w * s, 1, w * s, s), dtype=dtype or like.dtype, device=like.device)
+
+
+def layout(x: Tensor) -> Tensor:
+    """`x` as kernels read it, itself where its memory allows, else a copy."""
+    step = 16 // x.dtype.itemsize
+    aligned = all(stride % step == 0 for stride in (x.stride(0), *x.stride()[2:]))
+    inside = x.stride(3) >= x.shape[1] and x.stride(2) > 0 and x.stride(0) > 0
+    if x.stride(1) == 1 and aligned and inside and (isinstance(x, FakeTensor) or x.data_ptr() % 16 == 0):
+        return x
+    return empty(x, *x.shape).copy_(x)
+
+
+def block(size: int) -> int:
+    """Channels a kernel's block holds: a power of two, and at least 16, which a matrix instruction needs."""
+    return max(16, 1 << (int(size) - 1).bit_length())
+
+
+def pixels(x: Tensor | None, c: Config, channels: int) -> TensorDescriptor | None:
+    """An image as tiles of `channels`. One without pixels, the odd rows of a single row, becomes a pixel of zeros."""
+    if x is None or isinstance(x, FakeTensor):
+        return None
+    if x.numel() == 0:
+        x = empty(x, 1, x.shape[1], 1, 1).zero_()
+    x = x.permute(0, 2, 3, 1)
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, c.height, c.width, channels])
+
+
+PLACES = ("", "01", "10", "11")
+
+
+def parities(x: Tensor) -> list[Tensor]:
+    """Even rows' even and odd columns, odd rows' even and odd columns."""
+    return [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+
+
+def matrix(weight: Tensor, *, back: bool = False) -> Tensor:
+    """A weight `[N, K, k, k]` as `[taps, K, N]`, or with `back` as `[taps, N, K]`, rows a `pitch` apart."""
+    n, k, taps = weight.shape[0], weight.shape[1], weight.shape[2] * weight.shape[3]
+    rows, columns = (n, k) if back else (k, n)
+    s = pitch(columns, weight.dtype)
+    out = torch.empty_strided((taps, rows, columns), (rows * s, s, 1), dtype=weight.dtype, device=weight.device)
+    return out.copy_(weight.flatten(2).permute((2, 0, 1) if back else (2, 1, 0)))
+
+
+def weights(w: Tensor | None, rows: int, columns: int) -> TensorDescriptor | None:
+    if w is None or isinstance(w, FakeTensor):
+        return None
+    return TensorDescriptor(w, list(w.shape), list(w.stride()), [1, rows, columns])
+
+
+def sums(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def arithmetic(x: Tensor) -> dict[str, Any]:
+    """The type of the sums, and what a float32 product is: PyTorch's own setting for convolutions decides."""
+    tf32 = x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return {"ACC": tl.float64 if x.dtype == torch.float64 else tl.float32, "PRECISION": "tf32" if tf32 else "ieee"}
+
+
+def tiles(x: Tensor, c: Config) -> int:
+    return x.shape[0] * triton.cdiv(x.shape[2], c.height) * triton.cdiv(x.shape[3], c.width)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    kernel[grid](**arguments)
+
+
+launcher: Callable[[Any, tuple[int, ...], dict[str, Any]], None] = _launch
+"""What a launch does. The resource table puts a compiler without a device in its place."""
+
+
+def run(kernel: Any, on: Tensor, grid: tuple[int, ...], c: Config, **arguments: Any) -> None:
+    """Launch on the device of `on`, whatever the current one is. Fake tensors have shapes only, so nothing is done."""
+    if isinstance(on, FakeTensor):
+        return
+    guard = nullcontext() if on.device.type == "cpu" else torch.get_device_module(on.device).device(on.device)
+    with guard:
+        launcher(kernel, grid, {**arguments, "num_warps": c.warps})
+
+
+def partial(like: Tensor, splits: int, shape: Sequence[int]) -> Tensor:
+    """Room for one partial sum a program; `total` adds them in a fixed order, so that the same call gives the same bits."""
+    return torch.empty((splits, *shape), dtype=sums(like), device=like.device)
+
+
+def total(partials: Tensor) -> Tensor:
+    return partials.sum(0)
+
+
+def weight_gradient(
+    e: Tensor | Masked, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a convolution's weight, in its strides, and of its bias. 1x1 or 3x3, images as `layout` gives."""
+    g, by, slope = unmasked(e)
+    n, k, taps = weight.shape[0], weight.shape[1], weight.shape[2]
+    block_k, block_n = min(64, block(k)), min(64, block(n))
+    c = config("weight_gradient", g, max(block_k, block_n))
+    splits = min(c.splits, tiles(g, c))
+    dw, db = partial(g, splits, (taps * taps, k, n)), partial(g, splits, (n,))
+    views = parities(x) if stride == 2 else [x, None, None, None]
+    blocks = triton.cdiv(k, block_k) * triton.cdiv(n, block_n)
+    for row in range(taps) if stride == 2 else (0,):
+        run(
+            weight_gradient_kernel,
+            g,
+            (splits, 1 if stride == 2 else taps, blocks),
+            c,
+            t_g=pixels(g, c, block_n),
+            t_by=pixels(by, c, block_n),
+            **{f"t_x{place}": pixels(view, c, block_k) for place, view in zip(PLACES, views, strict=True)},
+            p_dw=dw,
+            p_db=db,
+            B=g.shape[0],
+            H=g.shape[2],
+            W=g.shape[3],
+            K=k,
+            N=n,
+            SPLITS=splits,
+            TAPS=taps,
+            ROW=row,
+            STRIDE=stride,
+            PADDING=padding,
+            SLOPE=slope,
+            BLOCK_H=c.height,
+            BLOCK_W=c.width,
+            BLOCK_K=block_k,
+            BLOCK_N=block_n,
+            STAGES=c.stages,
+            **arithmetic(g),
+        )
+    taken = total(dw).permute(2, 1, 0).reshape(weight.shape)
+    return torch.empty_like(weight).copy_(taken), total(db)

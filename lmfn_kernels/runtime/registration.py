@@ -1,0 +1,98 @@
+"""How an op becomes known to PyTorch: `torch.library` for the compiler, one autograd function for everything else.
+
+An op is a pair of plain functions on tensors. `forward(body, tensors, options, keep)` gives the results and, where
+`keep` is set, what backward needs after them. `backward(body, gradients, kept, tensors, options, needs)` gives the
+gradients of those tensors that `needs` names, in order. The same functions, run on fake tensors, are the shape
+functions: launches do nothing on those.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tensors = Sequence[Tensor | None]
+Forward = Callable[[str, Tensors, Sequence[float], bool], list[Tensor]]
+Backward = Callable[[str, Tensors, Sequence[Tensor], Tensors, Sequence[float], Sequence[bool]], list[Tensor]]
+
+_library = torch.library.Library("lmfn", "FRAGMENT")
+
+
+class Op:
+    """An op with its own backward pass: `Op(...)(body, tensors, options)` gives a tuple of `results` tensors."""
+
+    def __init__(
+        self,
+        name: str,
+        results: int,
+        forward: Forward,
+        backward: Backward,
+        keeps_results: Callable[[Sequence[float]], bool] = lambda options: False,
+    ) -> None:
+        """`keeps_results`, given the options: whether the results themselves go before what else is kept."""
+        self.name, self.results, self.keeps_results = name, results, keeps_results
+        self.forward = _register(name, "str body, Tensor?[] tensors, float[] options, bool keep", forward)
+        self.backward = _register(
+            f"{name}_backward",
+            "str body, Tensor?[] gradients, Tensor[] kept, Tensor?[] tensors, float[] options, bool[] needs",
+            backward,
+        )
+
+    def __call__(self, body: str, tensors: Tensors, options: Sequence[float]) -> tuple[Tensor, ...]:
+        """Cast for autocast, once and here: all but biases (vectors), which the bodies take in float32."""
+        first = tensors[0]
+        assert first is not None
+        device = first.device.type
+        if not torch.is_autocast_enabled(device):
+            return tuple(_Function.apply(self, body, tuple(options), *tensors))
+        dtype = torch.get_autocast_dtype(device)
+        cast = [t.to(dtype) if t is not None and t.ndim > 1 and t.dtype != torch.float64 else t for t in tensors]
+        with torch.autocast(device, enabled=False):
+            return tuple(_Function.apply(self, body, tuple(options), *cast))
+
+
+def _register(name: str, arguments: str, function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+    """The function itself in eager mode, where the dispatcher would only cost time; the registered op in a graph."""
+    _library.define(f"{name}({arguments}) -> Tensor[]", tags=(torch.Tag.needs_exact_strides,))
+    _library.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lmfn::{name}", function, lib=_library)
+    registered = getattr(torch.ops.lmfn, name)
+
+    def call(*args: Any) -> list[Tensor]:
+        result: list[Tensor] = registered(*args) if torch.compiler.is_compiling() else function(*args)
+        return result
+
+    return call
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, op: Op, body: str, options: tuple[float, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        keep = any(ctx.needs_input_grad)
+        results = op.forward(body, list(tensors), list(options), keep)
+        ctx.op, ctx.body, ctx.options = op, body, options
+        if keep:
+            kept = results if op.keeps_results(options) else results[op.results :]
+            ctx.kept = len(kept)
+            ctx.save_for_backward(*kept, *tensors)
+        return tuple(results[: op.results])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        op: Op = ctx.op
+        # Not torch's once_differentiable: it lets a second pass through, short of a term, where the gradient that
+        # comes in happens to need none itself.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"lmfn_kernels.{op.name} has no second-order gradients (create_graph=True); "
+                'compute it under lmfn_kernels.backend("reference"), which has them'
+            )
+        saved = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[3:])
+        found = iter(
+            op.backward(
+                ctx.body, list(gradients), list(saved[: ctx.kept]), list(saved[ctx.kept :]), list(ctx.options), needs
+            )
+        )
+        return None, None, None, *[next(found) if need else None for need in needs]

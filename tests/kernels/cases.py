@@ -1,0 +1,115 @@
+"""Random inputs for the ops, and the one bound that results are held to."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmfn_kernels import Conv, RFDBWeights, conv3x3, distill_fuse, distill_stage, esa_gate, rfdb
+
+
+def random(shape: Sequence[int], dtype: torch.dtype = torch.float64, device: str = "cpu", scale: float = 1.0) -> Tensor:
+    """Drawn in float64 and rounded, so that every dtype sees the same numbers to its own precision."""
+    return (torch.randn(tuple(shape), dtype=torch.float64) * scale).to(device=device, dtype=dtype)
+
+
+def conv(outputs: int, inputs: int, size: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    fan_in = inputs * size * size
+    return [
+        random((outputs, inputs, size, size), dtype, device, fan_in**-0.5),
+        random((outputs,), dtype, device, 0.3),
+    ]
+
+
+def rfdb_case(
+    b: int, c: int, d: int, f: int, h: int, w: int, dtype: torch.dtype = torch.float64, device: str = "cpu"
+) -> list[Tensor]:
+    """The input, then the weights as `rfdb_flat` takes them."""
+    shapes = [(d, c, 1)] * 3 + [(c, c, 3)] * 3 + [(d, c, 3), (c, 4 * d, 1), (f, c, 1), (f, f, 1)] + [(f, f, 3)] * 4
+    tensors = [random((b, c, h, w), dtype, device)]
+    for n, k, size in [*shapes, (c, f, 1)]:
+        tensors += conv(n, k, size, dtype, device)
+    return tensors
+
+
+def rfdb_flat(x: Tensor, *flat: Tensor, slope: float = 0.05) -> Tensor:
+    convs = [Conv(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
+    return rfdb(x, RFDBWeights((*convs[:3],), (*convs[3:6],), *convs[6:]), slope)
+
+
+def stage_case(b: int, c: int, d: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    return [random((b, c, h, w), dtype, device), *conv(d, c, 1, dtype, device), *conv(c, c, 3, dtype, device)]
+
+
+def stage_flat(x: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
+    return distill_stage(x, Conv(*flat[:2]), Conv(*flat[2:]))
+
+
+def fuse_case(b: int, c: int, d: int, f: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    maps = [random((b, n, h, w), dtype, device) for n in (c, d, d, d)]
+    return [*maps, *conv(d, c, 3, dtype, device), *conv(c, 4 * d, 1, dtype, device), *conv(f, c, 1, dtype, device)]
+
+
+def fuse_flat(x: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
+    return distill_fuse(x, (d1, d2, d3), Conv(*flat[:2]), Conv(*flat[2:4]), Conv(*flat[4:]))
+
+
+def gate_case(
+    b: int, c: int, f: int, h: int, w: int, low: tuple[int, int], dtype: torch.dtype, device: str = "cpu"
+) -> list[Tensor]:
+    maps = [random(shape, dtype, device) for shape in ((b, c, h, w), (b, f, h, w), (b, f, *low))]
+    return [*maps, *conv(f, f, 1, dtype, device), *conv(c, f, 1, dtype, device)]
+
+
+def gate_flat(y: Tensor, a: Tensor, v: Tensor, *flat: Tensor) -> Tensor:
+    return esa_gate(y, a, v, Conv(*flat[:2]), Conv(*flat[2:]))
+
+
+def conv_case(
+    b: int, c: int, n: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", stride: int = 1, padding: int = 1
+) -> list[Tensor]:
+    low = [(size + 2 * padding - 3) // stride + 1 for size in (h, w)]
+    return [random((b, c, h, w), dtype, device), *conv(n, c, 3, dtype, device), random((b, n, *low), dtype, device)]
+
+
+def conv_flat(**options: Any) -> Callable[..., Tensor]:
+    def call(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        return conv3x3(x, weight, bias, residual, **options)
+
+    return call
+
+
+def differentiate(
+    function: Callable[..., Any], tensors: Sequence[Tensor], needs: Sequence[bool] | None = None
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Results, and gradients of the inputs for fixed random gradients of the results."""
+    needs = [True] * len(tensors) if needs is None else needs
+    leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
+    results = function(*leaves)
+    results = [results] if isinstance(results, Tensor) else list(results)
+    generator = torch.Generator().manual_seed(3)
+    gradients = [
+        torch.randn(r.shape, dtype=torch.float64, generator=generator).to(r.device, r.dtype) for r in results
+    ]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    found = iter(torch.autograd.grad(results, wanted, gradients)) if wanted else iter(())
+    return [r.detach() for r in results], [next(found) if need else None for need in needs]
+
+
+def assert_close(name: str, result: Tensor, exact: Tensor, terms: int, dtype: torch.dtype) -> None:
+    """Hold a result to the rounding that `terms` summed products in `dtype` allow, against a float64 reference.
+
+    The largest error may be eps sqrt(terms) of the largest exact value, and the root mean square of the errors
+    max(1, sqrt(terms) / 4) eps of that of the exact values, with eps that of `dtype`: rounding errors add up like a
+    random walk, and sums are in float32 or better. NaN is never close.
+    """
+    assert result.shape == exact.shape, f"{name}: shape {tuple(result.shape)}, expected {tuple(exact.shape)}"
+    eps = torch.finfo(dtype).eps
+    error = result.to("cpu", torch.float64) - exact.cpu()
+    exact = exact.cpu()
+    largest, largest_bound = error.abs().max().item(), eps * terms**0.5 * exact.abs().max().item()
+    rms, rms_bound = (t.square().mean().sqrt().item() for t in (error, exact))
+    rms_bound *= eps * max(1, terms**0.5 / 4)
+    assert largest <= largest_bound, f"{name}: largest error {largest:.3g}, bound {largest_bound:.3g}"
+    assert rms <= rms_bound, f"{name}: RMS error {rms:.3g}, bound {rms_bound:.3g}"
