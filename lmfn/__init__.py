@@ -2,9 +2,12 @@
 
     from lmfn import LMFN, Deblurrer
 
-`LMFN` and its parts (`MSHF`, `RFDB`, `ESA`, `ALFM`, `ACFM`) are torch modules; `Deblurrer` turns arrays and files.
+`LMFN` and its parts (`MSHF`, `RFDB`, `ESA`, `ALFM`, `ACFM`) are torch modules; `Deblurrer` sharpens arrays, and
+`images` reads and writes the files that they come from.
 """
 
+from lmfn import images
+from lmfn.deblur import Deblurrer
 from lmfn.model import ACFM, ALFM, ESA, LMFN, MSHF, RFDB, LMFNConfig
 
-__all__ = ["ACFM", "ALFM", "ESA", "LMFN", "MSHF", "RFDB", "LMFNConfig"]
+__all__ = ["ACFM", "ALFM", "ESA", "LMFN", "MSHF", "RFDB", "Deblurrer", "LMFNConfig", "images"]

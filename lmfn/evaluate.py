@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 from lmfn import checkpoint, images
 from lmfn.data.layouts import Pair, PairSet
+from lmfn.device import Precision, autocast, check_precision
 from lmfn.metrics import METRICS, PROTOCOLS, WINDOW
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LABELS = {"psnr": ("PSNR (dB)", 2), "ssim_gauss2d": ("SSIM gauss2d", 4), "ssim_matlab3d": ("SSIM matlab3d", 4)}
 """How a metric is called in a table, and with how many decimals."""
 
@@ -165,11 +164,8 @@ class Evaluator:
     ) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError(f"unknown protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
-        if precision not in get_args(Precision):
-            raise ValueError(f"unknown precision {precision!r}; there are {', '.join(get_args(Precision))}")
         self.device = torch.device(device)
-        if precision == "fp16" and self.device.type == "cpu":
-            raise ValueError("precision fp16 needs a GPU; on a CPU use fp32 or bf16")
+        check_precision(self.device, precision)
         self.measured_on = torch.device("cpu") if self.device.type == "mps" else self.device  # mps has no float64
         self.prepare, known = PROTOCOLS[protocol].prepare, PROTOCOLS[protocol].metrics
         self.metrics = known if metrics is None else tuple(metrics)
@@ -260,7 +256,7 @@ class Evaluator:
     def _forward(self, model: nn.Module, blurred: Tensor) -> tuple[Tensor, float]:
         """The output, float64, and the seconds from one idle moment of the device to the next."""
         x = blurred.float().to(self.device)
-        with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+        with autocast(self.device, self.precision):
             self._synchronise()
             start = time.perf_counter()
             output = model(x)

@@ -246,7 +246,7 @@ class ALFM(nn.Module):
             f = f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
             e = f @ f.mT
             if self.similarity == "cosine":
-                length = e.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(e.dtype).tiny).rsqrt()
+                length = e.diagonal(dim1=-2, dim2=-1).clamp_min(1e-12).rsqrt()
                 e = self.temperature.to(e.dtype) * e * length[:, :, None] * length[:, None, :]
             if self.rows == "layers":
                 e = e.amax(dim=-1, keepdim=True) - e

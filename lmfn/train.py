@@ -26,6 +26,7 @@ from lmfn import checkpoint, images
 from lmfn.data import BlurOptions, Pair, Source
 from lmfn.data.layouts import Variant
 from lmfn.data.sampling import Kind
+from lmfn.device import Precision
 from lmfn.evaluate import Evaluator
 from lmfn.model import LMFN, LMFNConfig, preset
 
@@ -87,7 +88,7 @@ class Settings:
     """Length of the run by the clock; the cosine follows the clock. Earlier parts of a resumed run count."""
 
     seed: int = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     device: Literal["auto", "cpu"] = "auto"
     compile: bool = False
     """torch.compile the network (a C++ compiler is needed on a CPU)."""

@@ -281,7 +281,7 @@ def test_bf16_is_used_and_changes_little(pairs):
     ("options", "message"),
     [
         ({"protocol": "hide"}, "unknown protocol 'hide'; there are gopro, plain"),
-        ({"precision": "fp64"}, "unknown precision 'fp64'; there are fp32, bf16, fp16"),
+        ({"precision": "fp64"}, "precision is 'fp64'; it must be one of fp32, bf16, fp16"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"metrics": ("lpips",)}, "protocol plain does not measure 'lpips'; it measures psnr, ssim_gauss2d"),
     ],

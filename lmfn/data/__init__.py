@@ -1,0 +1,22 @@
+"""Data to train and to measure on: layouts of data sets, blur synthesis, training patches, checks."""
+
+from lmfn.data.check import CheckReport, check
+from lmfn.data.generate import SynthReport, synth
+from lmfn.data.layouts import DataError, Pair, PairSet, UnknownLayoutError, find_pairs
+from lmfn.data.sampling import Source, TrainingSet
+from lmfn.data.synthesis import BlurOptions
+
+__all__ = [
+    "BlurOptions",
+    "CheckReport",
+    "DataError",
+    "Pair",
+    "PairSet",
+    "Source",
+    "SynthReport",
+    "TrainingSet",
+    "UnknownLayoutError",
+    "check",
+    "find_pairs",
+    "synth",
+]

@@ -1,7 +1,32 @@
 """The folder layouts of deblurring data sets, recognised by themselves."""
 
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from lmfn import images
+
+log = logging.getLogger("lmfn")
+
+Variant = Literal["blur", "blur_gamma"]
+SPLITS = ("train", "val", "test")
+KNOWN = """GoPro: {train,test}/SEQUENCE/{blur,blur_gamma,sharp}/
+  flat pairs: {train,val,test}/{blur,sharp}/, {input,target}/ or {lq,gt}/, also without the split's folder
+  HIDE: train/, test/{test-close-ups,test-long-shot}/, GT/
+  RealBlur: SCENE/{blur/blur_K.png,gt/gt_K.png}, or its lists of two columns, *_train_list.txt and *_test_list.txt
+  REDS: {train,val}_{blur,sharp}/SEQUENCE/"""
+
+
+class DataError(ValueError):
+    """Something is wrong with somebody's data; the message names the file and the remedy."""
+
+
+class UnknownLayoutError(DataError):
+    """A folder with images that is in none of the known layouts of pairs."""
 
 
 @dataclass(frozen=True)
@@ -12,3 +37,248 @@ class Pair:
     """Unique in its set, e.g. `GOPR0384_11_00/000001`."""
     blurred: Path
     sharp: Path
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """The pairs that were found, and where."""
+
+    layout: str
+    """What was recognised: `GoPro (blur)`, `GoPro (blur_gamma)`, `flat pairs`, `HIDE`, `RealBlur`, `REDS` or
+    `two folders`."""
+    root: Path
+    split: str | None
+    """Which part was taken: `train`, `val` or `test`; None where the root has no such parts or all were taken."""
+    pairs: tuple[Pair, ...]
+    """In the order of their names' folders and files; at least one."""
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
+
+
+def find_pairs(
+    root: str | Path, *, sharp: str | Path | None = None, split: str | None = None, variant: Variant = "blur"
+) -> PairSet:
+    """The pairs under `root`, in whichever of the known layouts it is; one line of the log says which.
+
+    With `sharp`, `root` holds the blurred and `sharp` the sharp images, below both under equal names (suffixes may
+    differ). Otherwise `root` is in one of the layouts of GoPro, HIDE, RealBlur and REDS, a folder of flat pairs, or one
+    of RealBlur's list files.
+
+    `split` ("train", "val", "test") is the part to take where the root has parts; a root without parts is taken whole.
+    None takes all parts, and names then start with the part's. "test" takes `val` where there is no `test`, as in REDS.
+    `variant` is GoPro's: `blur`, or `blur_gamma` for the mean taken with a gamma of 2.2 undone.
+
+    Raises DataError for a folder that is missing, empty, or lacks the split or the variant, for an image without its
+    partner and for two of the same name; UnknownLayoutError where no layout is recognised.
+    """
+    root = Path(root)
+    if split not in (None, *SPLITS):
+        raise DataError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+    if variant not in ("blur", "blur_gamma"):
+        raise DataError(f"unknown variant {variant!r}; there are blur and blur_gamma")
+    if sharp is not None:
+        return _found("two folders", root, None, _match(_Folders(root, Path(sharp))))
+    if root.is_file():
+        return _found("RealBlur", root, None, _listed(root))
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}")
+    if any(root.glob("Blurry[1-4]_*.png")):
+        raise DataError(
+            f"{root} is the benchmark of Koehler et al., in which each blurred image has some 200 sharp ones: not pairs"
+        )
+    lists = _list_files(root)
+    if lists:
+        chosen = _choose(root, list(lists), split)
+        parts = {name: _listed(lists[name]) for name in chosen}
+        return _join("RealBlur", root, parts)
+    for layout, recognise in LAYOUTS.items():
+        folders = recognise(root, variant)
+        if folders:
+            chosen = _choose(root, list(folders), split)
+            layout = f"{layout} ({variant})" if layout == "GoPro" or variant != "blur" else layout
+            return _join(layout, root, {name: [p for f in folders[name] for p in _match(f)] for name in chosen})
+    if not images.find_images(root):
+        raise DataError(f"{root} holds no images (looked for {', '.join(sorted(images.SUFFIXES))})")
+    wanted = "" if variant == "blur" else f" with a {variant} folder"
+    raise UnknownLayoutError(
+        f"{root} is in no known layout of pairs{wanted}. Known are\n  {KNOWN}\n"
+        "Two folders whose files have equal names are always enough: name the blurred folder and the sharp one"
+    )
+
+
+@dataclass(frozen=True)
+class _Folders:
+    blurred: Path
+    sharp: Path
+    prefix: str = ""
+    """Put before the names of these pairs."""
+    key: Callable[[str], str] = str
+    """From an image's path below its folder, without suffix, to what it shares with its partner."""
+    more_sharp: bool = False
+    """Whether the sharp folder may hold images of other pairs, too."""
+
+
+Recognised = dict[str, list[_Folders]]
+"""By split; the split is "" where the root has none."""
+
+
+def _parts(root: Path, inside: Callable[[Path], list[_Folders]]) -> Recognised:
+    """What `inside` finds in the root itself or else in the folders of its splits."""
+    whole = inside(root)
+    if whole:
+        return {"": whole}
+    return {split: found for split in SPLITS if (root / split).is_dir() and (found := inside(root / split))}
+
+
+def _flat(root: Path, variant: Variant) -> Recognised:
+    names = [(variant, "sharp")] + ([("input", "target"), ("lq", "gt")] if variant == "blur" else [])
+
+    def inside(folder: Path) -> list[_Folders]:
+        both = [(folder / b, folder / s) for b, s in names if (folder / b).is_dir() and (folder / s).is_dir()]
+        if len(both) > 1:
+            raise DataError(
+                f"{folder} holds several sets of pairs ({both[0][0].name}, {both[1][0].name}); name two folders"
+            )
+        return [_Folders(b, s) for b, s in both]
+
+    return _parts(root, inside)
+
+
+def _sequences(folder: Path, blurred: str, sharp: str, key: Callable[[str], str] = str) -> list[_Folders]:
+    """One pair of folders a sequence; a sequence that lacks one of them is kept, for `_match` to complain about."""
+    below = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    if not any((path / blurred).is_dir() and (path / sharp).is_dir() for path in below):
+        return []
+    return [
+        _Folders(path / blurred, path / sharp, prefix=f"{path.name}/", key=key)
+        for path in below
+        if (path / blurred).is_dir() or (path / sharp).is_dir()
+    ]
+
+
+def _gopro(root: Path, variant: Variant) -> Recognised:
+    return _parts(root, lambda folder: _sequences(folder, variant, "sharp"))
+
+
+def _realblur_key(name: str) -> str:
+    return re.sub(r"^(blur|gt)_", "", name)
+
+
+def _realblur(root: Path, variant: Variant) -> Recognised:
+    return _parts(root, lambda folder: _sequences(folder, "blur", "gt", _realblur_key)) if variant == "blur" else {}
+
+
+def _hide(root: Path, variant: Variant) -> Recognised:
+    if variant != "blur" or not (root / "GT").is_dir():
+        return {}
+    return {
+        split: [_Folders(root / split, root / "GT", key=lambda name: name.rpartition("/")[2], more_sharp=True)]
+        for split in SPLITS
+        if (root / split).is_dir()
+    }
+
+
+def _reds(root: Path, variant: Variant) -> Recognised:
+    both = {split: _Folders(root / f"{split}_blur", root / f"{split}_sharp") for split in SPLITS}
+    return {s: [f] for s, f in both.items() if variant == "blur" and f.blurred.is_dir() and f.sharp.is_dir()}
+
+
+LAYOUTS: dict[str, Callable[[Path, Variant], Recognised]] = {
+    "flat pairs": _flat,
+    "GoPro": _gopro,
+    "RealBlur": _realblur,
+    "HIDE": _hide,
+    "REDS": _reds,
+}
+
+
+def _choose(root: Path, available: list[str], split: str | None) -> list[str]:
+    if split is None or available == [""]:
+        return available
+    if split in available:
+        return [split]
+    if split == "test" and "val" in available:
+        return ["val"]
+    raise DataError(f"{root} has no split {split!r}, only {', '.join(available)}")
+
+
+def _join(layout: str, root: Path, parts: dict[str, list[Pair]]) -> PairSet:
+    if len(parts) == 1:
+        [(split, pairs)] = parts.items()
+        return _found(layout, root, split or None, pairs)
+    pairs = [Pair(f"{split}/{p.name}", p.blurred, p.sharp) for split, part in parts.items() for p in part]
+    return _found(layout, root, None, pairs)
+
+
+def _found(layout: str, root: Path, split: str | None, pairs: list[Pair]) -> PairSet:
+    log.info("%s: %s layout, %s, %d pairs", root, layout, f"split {split}" if split else "all of it", len(pairs))
+    return PairSet(layout, root, split, tuple(pairs))
+
+
+def index(folder: Path, key: Callable[[str], str] = str) -> dict[str, Path]:
+    """The images below a folder by their path without the suffix, as `key` changes it; at least one.
+
+    Raises DataError where there is no folder, no image, or two of the same key.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    found: dict[str, Path] = {}
+    for path in images.find_images(folder):
+        name = key(path.relative_to(folder).with_suffix("").as_posix())
+        if name in found:
+            raise DataError(f"{path} and {found[name]} are both called {name!r}; rename or remove one of them")
+        found[name] = path
+    if not found:
+        raise DataError(f"{folder} holds no images (looked for {', '.join(sorted(images.SUFFIXES))})")
+    return found
+
+
+def _match(folders: _Folders) -> list[Pair]:
+    blurred, sharp = index(folders.blurred, folders.key), index(folders.sharp, folders.key)
+    alone = [(path, "sharp", folders.sharp) for name, path in blurred.items() if name not in sharp]
+    if not folders.more_sharp:
+        alone += [(path, "blurred", folders.blurred) for name, path in sharp.items() if name not in blurred]
+    if alone:
+        path, partner, where = alone[0]
+        more = f" ({len(alone) - 1} more lack theirs)" if len(alone) > 1 else ""
+        raise DataError(f"{path} has no {partner} partner of the same name in {where}{more}; add it or remove the file")
+    return [Pair(folders.prefix + name, path, sharp[name]) for name, path in blurred.items()]
+
+
+def _list_files(root: Path) -> dict[str, Path]:
+    lists: dict[str, Path] = {}
+    for path in sorted(root.glob("*_list.txt")):
+        named = re.search(r"_(train|test)_list$", path.stem)
+        if named and lists.setdefault(named[1], path) != path:
+            raise DataError(f"{root} holds {lists[named[1]].name} and {path.name}; name one of these files instead")
+    return lists
+
+
+def _listed(file: Path) -> list[Pair]:
+    """The pairs of one of RealBlur's lists: a line holds the paths of a sharp and a blurred image, from its folder."""
+    pairs = []
+    try:
+        lines = file.read_text().splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{file} is neither a folder nor a list of pairs") from None
+    for number, line in enumerate(lines, 1):
+        columns = line.split()
+        if not columns:
+            continue
+        if len(columns) != 2:
+            raise DataError(f"{file}, line {number}: expected two paths, sharp and blurred, got {line.strip()!r}")
+        sharp, blurred = (file.parent / column for column in columns)
+        for path in (sharp, blurred):
+            if not path.is_file():
+                raise DataError(f"{file}, line {number}: there is no file {path}")
+        pairs.append(Pair(f"{blurred.parent.parent.name}/{_realblur_key(blurred.stem)}", blurred, sharp))
+    if not pairs:
+        raise DataError(f"{file} lists no pairs")
+    name, times = Counter(pair.name for pair in pairs).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"{file} lists {name} {times} times; each pair may stand there once")
+    return pairs

@@ -1,0 +1,165 @@
+"""Runs of neighbouring sharp frames, in folders of images or in video files."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lmfn import images
+from lmfn.data.layouts import DataError
+from lmfn.data.synthesis import Image
+
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+
+
+@dataclass(frozen=True)
+class FolderRun:
+    """The images of one folder, in the natural order of their names (2 before 10)."""
+
+    path: Path
+    size: tuple[int, int]
+    """Height and width of every frame."""
+    files: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, n: int) -> str:
+        """What frame n is called."""
+        return self.files[n].stem
+
+    def decode(self, first: int, last: int) -> Iterator[tuple[int, Image]]:
+        """The frames from `first` up to, not including, `last`, uint8 `[H, W, 3]`, each after its number.
+
+        Raises ImageError for a broken one.
+        """
+        for n in range(first, last):
+            yield n, images.read_rgb(self.files[n])
+
+
+@dataclass(frozen=True)
+class VideoRun:
+    """The frames of a video file, in the order in which they are shown."""
+
+    path: Path
+    size: tuple[int, int]
+    """Height and width of every frame."""
+    times: tuple[int, ...]
+    """When each frame is shown, in the stream's units; ascending."""
+    keys: tuple[int, ...]
+    """The times from which decoding can start, ascending."""
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def name(self, n: int) -> str:
+        """What frame n is called."""
+        return f"{n:06d}"
+
+    def decode(self, first: int, last: int) -> Iterator[tuple[int, Image]]:
+        """The frames from `first` up to, not including, `last`, uint8 `[H, W, 3]`, each after its number.
+
+        Decoding starts at a key frame, and the frames from there on are given, too. A frame is told by its time, so
+        that it is the same from wherever decoding starts. Raises DataError where the file does not hold what its index
+        promised.
+        """
+        numbers = {time: n for n, time in enumerate(self.times)}
+        missing = set(range(first, last))
+        av = _av(self.path)
+        try:
+            with av.open(str(self.path)) as container:
+                stream = container.streams.video[0]
+                for frame in self._from_key_before(container, stream, self.times[first]):
+                    n = numbers.get(frame.pts)
+                    if n is not None:
+                        missing.discard(n)
+                        yield n, frame.to_ndarray(format="rgb24")
+                    if not missing:
+                        return
+        except av.FFmpegError as error:
+            raise DataError(f"{self.path} cannot be decoded ({error.strerror}); convert the video first") from error
+        raise DataError(f"{self.path}: frame {min(missing)} cannot be decoded; convert the video first")
+
+    def _from_key_before(self, container: Any, stream: Any, time: int) -> Iterator[Any]:
+        """Decoded frames, the first of them not later than `time`: some containers seek to a later place than told."""
+        for key in reversed(self.keys[: bisect_right(self.keys, time)]):
+            container.seek(key, stream=stream, backward=True)
+            decoded = container.decode(stream)
+            start = next(decoded, None)
+            if start is not None and start.pts is not None and start.pts <= time:
+                return chain([start], decoded)
+        return iter(())
+
+
+Run = FolderRun | VideoRun
+
+
+def find_runs(path: str | Path) -> list[Run]:
+    """The runs of frames in a folder of frames, in a tree of such folders, in a video file or a folder of video files.
+
+    Only headers are read. Raises DataError where there is nothing, where a folder's frames differ in size or where a
+    video cannot be read; ImageError where an image cannot.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [_video(path)]
+    if not path.is_dir():
+        raise DataError(f"there is no folder or video {path}")
+    videos = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
+    folders: dict[Path, list[Path]] = {}
+    for file in images.find_images(path):
+        folders.setdefault(file.parent, []).append(file)
+    if not videos and not folders:
+        raise DataError(f"{path} holds neither images nor videos")
+    return [_folder(folder, files) for folder, files in folders.items()] + [_video(video) for video in videos]
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    """A sort key by which frame_2 comes before frame_10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.stem)], path.stem
+
+
+def _folder(folder: Path, files: list[Path]) -> FolderRun:
+    files = sorted(files, key=_natural)
+    size = images.read_size(files[0])
+    for before, file in pairwise(files):
+        if before.stem == file.stem:
+            raise DataError(f"{before} and {file} have the same name; a sequence holds each frame once")
+        other = images.read_size(file)
+        if other != size:
+            raise DataError(
+                f"{file} is {other[1]}x{other[0]}, but {files[0].name} in the same folder is {size[1]}x{size[0]}; "
+                "the frames of a sequence must have one size"
+            )
+    return FolderRun(folder, size, tuple(files))
+
+
+def _video(path: Path) -> VideoRun:
+    """Index a video by reading its packets without decoding them."""
+    av = _av(path)
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DataError(f"{path} holds no video")
+            stream = container.streams.video[0]
+            packets = [p for p in container.demux(stream) if p.size and p.pts is not None and not p.is_discard]
+            size = stream.codec_context.height, stream.codec_context.width
+            keys = tuple(sorted(p.pts for p in packets if p.is_keyframe))
+            times = tuple(sorted(p.pts for p in packets))
+    except av.FFmpegError as error:
+        raise DataError(f"{path} cannot be read as a video ({error.strerror})") from error
+    if not times or not keys:
+        raise DataError(f"{path} holds no frames with time stamps; convert it to MP4 first")
+    return VideoRun(path, size, times, keys)
+
+
+def _av(path: Path) -> ModuleType:
+    try:
+        import av
+    except ImportError as error:
+        raise DataError(f"{path}: reading videos needs PyAV; install it by: pip install lmfn-deblur[video]") from error
+    return av

@@ -1,0 +1,46 @@
+"""Where and how precisely to compute."""
+
+import contextlib
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""fp32, or autocast to one of the 16-bit types."""
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The torch device of that name; without one `cuda` where there is one, else `mps`, else `cpu`.
+
+    Raises ValueError for a device that cannot be used here.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [device for device, present in there.items() if present]
+    try:
+        return torch.empty(0, device=name or usable[0]).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"the device {name!r} cannot be used here; there is {', '.join(usable)}") from error
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """Raise ValueError for an unknown precision, and for fp16 on a CPU."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("precision fp16 needs a GPU; on a CPU use fp32 or bf16")
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[None]:
+    """The context in which a network computes with that precision."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster than fp32 there: any GPU's matrix units, and CPUs with AVX-512 BF16 or AMX."""
+    if device.type != "cpu":
+        return True
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,193 @@
+"""Layouts of data sets: each recognised by itself, each fault named."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from lmfn.data import DataError, UnknownLayoutError, find_pairs
+
+
+def trees() -> dict[str, tuple[str, list[str]]]:
+    """By name: the layout to be recognised, and the files of a tree."""
+    sequences = [("train", "GOPR0372_07_00"), ("train", "GOPR0374_11_00"), ("test", "GOPR0384_11_00")]
+    gopro = [
+        f"{split}/{sequence}/{kind}/{n:06d}.png"
+        for split, sequence in sequences
+        for kind in ("blur", "blur_gamma", "sharp")
+        for n in (47, 48)
+    ]
+    hide = ["train/1a.png", "train/2a.png", "test/test-close-ups/3a.png", "test/test-long-shot/4a.png"]
+    flat = [("blur", "sharp"), ("input", "target"), ("lq", "gt")]
+    made = {
+        "gopro": ("GoPro (blur)", gopro),
+        "hide": ("HIDE", [*hide, *(f"GT/{n}a.png" for n in range(1, 5))]),
+        "realblur": (
+            "RealBlur",
+            [f"scene00{s}/{kind}/{kind}_{k}.png" for s in (1, 2) for kind in ("blur", "gt") for k in (1, 2, 10)],
+        ),
+        "reds": (
+            "REDS",
+            [
+                f"{split}_{k}/00{s}/0000000{s}.png"
+                for split in ("train", "val")
+                for k in ("blur", "sharp")
+                for s in (0, 1)
+            ],
+        ),
+    }
+    for blurred, sharp in flat:
+        both = [f"{blurred}/a/1.png", f"{blurred}/b.jpg", f"{sharp}/a/1.jpg", f"{sharp}/b.png"]
+        made[f"flat {blurred}"] = ("flat pairs", both)
+        split = [f"{part}/{file}" for part in ("train", "test") for file in both]
+        made[f"flat {blurred} with splits"] = ("flat pairs", split)
+    return made
+
+
+TREES = trees()
+
+
+def plant(root: Path, files: list[str]) -> Path:
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
+
+
+def found(root: Path, **options: str) -> list[tuple[str, str, str]]:
+    return [
+        (p.name, p.blurred.relative_to(root).as_posix(), p.sharp.relative_to(root).as_posix())
+        for p in find_pairs(root, **options)
+    ]
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_every_layout_is_recognised(tree: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    layout, files = TREES[tree]
+    with caplog.at_level(logging.INFO, "lmfn"):
+        pairs = find_pairs(plant(tmp_path, files))
+    assert pairs.layout == layout
+    assert len(pairs) == len(files) // (3 if tree == "gopro" else 2)
+    assert len({p.name for p in pairs}) == len(pairs)
+    assert pairs.split is None
+    [line] = caplog.messages
+    assert layout in line
+    assert str(len(pairs)) in line
+    assert str(tmp_path) in line
+
+
+def test_gopro_split_and_variant(tmp_path: Path) -> None:
+    plant(tmp_path, TREES["gopro"][1])
+    names = ["GOPR0384_11_00/000047", "GOPR0384_11_00/000048"]
+    for variant in ("blur", "blur_gamma"):
+        pairs = find_pairs(tmp_path, split="test", variant=variant)
+        assert (pairs.layout, pairs.split) == (f"GoPro ({variant})", "test")
+        assert [p.name for p in pairs] == names
+        test = tmp_path / "test" / "GOPR0384_11_00"
+        assert [p.blurred for p in pairs] == [test / variant / "000047.png", test / variant / "000048.png"]
+        assert [p.sharp for p in pairs] == [test / "sharp" / "000047.png", test / "sharp" / "000048.png"]
+    assert len(find_pairs(tmp_path, split="train")) == 4
+    # The folder of one split is a root, too, and has no splits to choose from.
+    assert [p.name for p in find_pairs(tmp_path / "test", split="train")] == names
+
+
+def test_hide_matches_the_sharp_by_name(tmp_path: Path) -> None:
+    plant(tmp_path, TREES["hide"][1])
+    assert found(tmp_path, split="test") == [
+        ("3a", "test/test-close-ups/3a.png", "GT/3a.png"),
+        ("4a", "test/test-long-shot/4a.png", "GT/4a.png"),
+    ]
+    assert len(find_pairs(tmp_path, split="train")) == 2
+
+
+def test_realblur_scenes(tmp_path: Path) -> None:
+    plant(tmp_path, TREES["realblur"][1])
+    assert set(found(tmp_path)) >= {
+        ("scene001/1", "scene001/blur/blur_1.png", "scene001/gt/gt_1.png"),
+        ("scene002/10", "scene002/blur/blur_10.png", "scene002/gt/gt_10.png"),
+    }
+
+
+def test_realblur_lists(tmp_path: Path) -> None:
+    plant(tmp_path, [f"RealBlur-J/{file}" for file in TREES["realblur"][1]])
+    line = "RealBlur-J/scene00{0}/gt/gt_{1}.png RealBlur-J/scene00{0}/blur/blur_{1}.png\n"
+    (tmp_path / "RealBlur_J_train_list.txt").write_text(line.format(1, 1) + line.format(1, 10))
+    (tmp_path / "RealBlur_J_test_list.txt").write_text(line.format(2, 2) + "\n")
+    expected = [("scene002/2", "RealBlur-J/scene002/blur/blur_2.png", "RealBlur-J/scene002/gt/gt_2.png")]
+    assert found(tmp_path, split="test") == expected
+    [pair] = find_pairs(tmp_path / "RealBlur_J_test_list.txt")
+    assert pair.name == "scene002/2"
+    assert [p.name for p in find_pairs(tmp_path)] == ["test/scene002/2", "train/scene001/1", "train/scene001/10"]
+
+    (tmp_path / "RealBlur_R_test_list.txt").write_text(line.format(2, 2))
+    with pytest.raises(DataError, match=r"RealBlur_J_test_list.txt and RealBlur_R_test_list.txt"):
+        find_pairs(tmp_path)
+    (tmp_path / "bad_list.txt").write_text("one two three\n")
+    with pytest.raises(DataError, match=r"bad_list.txt, line 1: expected two paths"):
+        find_pairs(tmp_path / "bad_list.txt")
+    (tmp_path / "bad_list.txt").write_text(line.format(1, 1) + line.format(3, 1))
+    with pytest.raises(DataError, match=r"line 2: there is no file .*scene003/gt/gt_1.png"):
+        find_pairs(tmp_path / "bad_list.txt")
+    (tmp_path / "bad_list.txt").write_text(line.format(1, 1) * 2)
+    with pytest.raises(DataError, match=r"lists scene001/1 2 times"):
+        find_pairs(tmp_path / "bad_list.txt")
+    (tmp_path / "bad_list.txt").write_text("")
+    with pytest.raises(DataError, match="lists no pairs"):
+        find_pairs(tmp_path / "bad_list.txt")
+
+
+def test_reds_has_a_val_split_in_place_of_test(tmp_path: Path) -> None:
+    plant(tmp_path, TREES["reds"][1])
+    pairs = find_pairs(tmp_path, split="test")
+    assert (pairs.split, [p.name for p in pairs]) == ("val", ["000/00000000", "001/00000001"])
+    assert pairs.pairs[1].sharp == tmp_path / "val_sharp/001/00000001.png"
+
+
+def test_names_of_several_splits_do_not_collide(tmp_path: Path) -> None:
+    plant(tmp_path, TREES["flat lq with splits"][1])
+    assert [p.name for p in find_pairs(tmp_path)] == ["train/a/1", "train/b", "test/a/1", "test/b"]
+    assert [p.name for p in find_pairs(tmp_path, split="test")] == ["a/1", "b"]
+
+
+def test_two_folders_with_equal_names(tmp_path: Path) -> None:
+    plant(tmp_path, ["dull/x/1.png", "dull/2.webp", "bright/x/1.tif", "bright/2.jpg"])
+    pairs = find_pairs(tmp_path / "dull", sharp=tmp_path / "bright", split="test")
+    assert pairs.layout == "two folders"
+    assert {(p.name, p.sharp.relative_to(tmp_path).as_posix()) for p in pairs} == {
+        ("x/1", "bright/x/1.tif"),
+        ("2", "bright/2.jpg"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "message"),
+    [
+        (["blur/1.png", "blur/2.png", "sharp/1.png"], {}, r"blur/2\.png has no sharp partner .* in .*sharp"),
+        (["blur/1.png", "sharp/2.png", "sharp/1.png"], {}, r"sharp/2\.png has no blurred partner"),
+        (["blur/1.png", "sharp/2.png", "sharp/3.png"], {}, r"blur/1\.png has no sharp .*2 more"),
+        (["blur/1.png", "blur/1.jpg", "sharp/1.png"], {}, r"blur/1\.\w+ and .*blur/1\.\w+ are both called '1'"),
+        (["train/a/blur/1.png", "train/a/sharp/1.png", "train/b/blur/1.png"], {}, "there is no folder .*train/b/sharp"),
+        (["blur/a.txt", "sharp/1.png"], {}, "blur holds no images"),
+        (["notes.txt"], {}, r"holds no images \(looked for .*\.png"),
+        (["1.png", "2.png"], {}, "(?s)no known layout.*GoPro.*REDS.*Two folders whose files have equal names"),
+        (["blur/1.png", "sharp/1.png"], {"variant": "blur_gamma"}, "no known layout of pairs with a blur_gamma folder"),
+        (["blur/1.png", "sharp/1.png"], {"variant": "gamma"}, "unknown variant 'gamma'"),
+        (["blur/1.png", "sharp/1.png"], {"split": "tset"}, "unknown split 'tset'"),
+        (["test/blur/1.png", "test/sharp/1.png"], {"split": "train"}, "has no split 'train', only test"),
+        (["blur/1.png", "sharp/1.png", "lq/1.png", "gt/1.png"], {}, r"several sets of pairs \(blur, lq\)"),
+        (["Blurry1_1.png", "Image1/Kernel1/GroundTruth1_1_1.png"], {}, "Koehler"),
+    ],
+)
+def test_faults_are_named(files: list[str], options: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        find_pairs(plant(tmp_path, files), **options)
+
+
+def test_missing_folders_and_what_is_unknown(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere"):
+        find_pairs(tmp_path / "nowhere")
+    plant(tmp_path, ["photos/1.png"])
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere"):
+        find_pairs(tmp_path / "photos", sharp=tmp_path / "nowhere")
+    with pytest.raises(UnknownLayoutError):
+        find_pairs(tmp_path / "photos")

@@ -1,0 +1,98 @@
+"""The command line as a user meets it, the README's lines among it, and the demo with seconds instead of minutes."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import demo
+from lmfn import LMFN, cli, images
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("weights")
+    LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "trip/b.jpg", "trip/ö d.png"):
+        images.write(folder / name, images.Photo(0.4 + 0.2 * rng.random((40, 50, 3), dtype=np.float32)))
+    return folder
+
+
+def test_deblur_a_folder_with_a_broken_file(photos: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "trip" / "broken.png").write_bytes(b"not a picture")
+    out = photos.parent / "out"
+    assert cli.main(["deblur", str(photos), "-o", str(out), "--weights", weights]) == 1
+    said = capsys.readouterr().err
+    assert "3 deblurred" in said
+    assert "broken.png" in said
+    written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
+    assert written == ["a.png", "trip/b.jpg", "trip/ö d.png"]
+    (photos / "trip" / "broken.png").unlink()
+    assert cli.main(["deblur", str(photos), "-o", str(out), "-w", weights, "--skip-existing"]) == 0
+    assert "3 skipped" in capsys.readouterr().err
+
+
+def test_deblur_without_weights_says_how_to_get_some(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["deblur", str(photos / "a.png")]) == 1
+    said = capsys.readouterr().err
+    assert "make demo" in said
+    assert "--weights" in said
+    assert cli.main(["deblur", str(photos / "a.png"), "--weights", "no/where/at/all"]) == 1
+    assert "no/where/at/all" in capsys.readouterr().err
+    assert sorted(path.name for path in photos.iterdir()) == ["a.png", "trip"]
+
+
+def test_data_and_evaluate(photos: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs, file = photos.parent / "pairs", photos.parent / "result.json"
+    assert cli.main(["data", "synth", str(photos), "-o", str(pairs), "--blur.length", "3", "5", "--seed", "4"]) == 0
+    assert cli.main(["data", "check", str(pairs)]) == 0
+    assert "3 pairs" in capsys.readouterr().out
+    arguments = ["evaluate", "--data", str(pairs), "--weights", weights, "--json", str(file), "--protocol", "gopro"]
+    assert cli.main(arguments) == 0
+    assert "SSIM matlab3d" in capsys.readouterr().out
+    content = json.loads(file.read_text())
+    assert content["protocol"] == "gopro"
+    assert len(content["rows"]) == 3
+    two_folders = ["--data", str(pairs / "blur"), "--sharp", str(pairs / "sharp"), "--weights", weights]
+    assert cli.main(["evaluate", *two_folders]) == 0
+    (pairs / "sharp" / "a.png").unlink()
+    assert cli.main(["evaluate", "--data", str(pairs), "--weights", weights]) == 1
+    assert "a.png" in capsys.readouterr().err
+    assert cli.main(["data", "check", str(photos.parent / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_readme_s_python_runs(photos: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    images.write(photos / "photo.jpg", images.read(photos / "a.png"))
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block.replace("runs/demo/ema.safetensors", weights), {})
+    assert images.read("sharp.jpg").pixels.shape == (40, 50, 3)
+
+
+def test_the_demo_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not set(demo.TRAINED_ON) & set(demo.NEVER_SEEN)
+    monkeypatch.setattr(demo, "RUN", tmp_path / "demo")
+    monkeypatch.setattr(demo, "MINUTES", 0.02)
+    demo.main()
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert report.keys() >= {"psnr_blurred", "psnr_deblurred", "ssim_blurred", "ssim_deblurred", "seconds"}
+    rows = report["evaluation"]["rows"]
+    assert len(rows) == 9
+    assert report["psnr_deblurred"] == pytest.approx(np.mean([row["deblurred"]["psnr"] for row in rows]))
+    assert report["psnr_blurred"] == pytest.approx(np.mean([row["blurred"]["psnr"] for row in rows]))
+    picture = images.read_rgb(tmp_path / "demo" / "before-after.png")
+    assert picture.shape == (600, 1800, 3)
