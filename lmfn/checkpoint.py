@@ -5,14 +5,20 @@ the step) in the header, so that a file is complete on its own.
 """
 
 import json
+import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -41,7 +47,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises FileNotFoundError where there is no such file, ValueError where it is broken or not one of ours.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"there is no file {path}; weights are what save_pretrained or train.py wrote")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("lmfn")
@@ -51,3 +57,22 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if metadata is None:
         raise ValueError(f"{path} has no LMFN metadata: neither save_pretrained nor train.py wrote it")
     return tensors, json.loads(metadata)
+
+
+def locate(name: str | Path, **options: Any) -> Path:
+    """The weights' file that is meant by a folder, a file, or a Hugging Face Hub repository `owner/model` (fetched).
+
+    The options are `hf_hub_download`'s. Raises FileNotFoundError where the Hub gives no such model; of a path on this
+    machine nothing is checked.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path / "model.safetensors"
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and path.suffix != ".safetensors"
+    if path.exists() or path.parent.is_dir() or not on_hub:
+        return path
+    log.info("there is no folder %s here; asking the Hugging Face Hub", name)
+    try:
+        return Path(hf_hub_download(str(name), "model.safetensors", **options))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(f"{name} is no folder here, and the Hugging Face Hub gave no such model") from error

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -13,11 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lmfn import images
+from lmfn.device import Precision, autocast, check_precision, choose_device
 from lmfn.images import ImageError
 from lmfn.model import LMFN
-
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 REMEDY = "make the image smaller, or split it into parts"
 NO_WEIGHTS = """no weights were given, and none are shipped with this package yet. Train some:
@@ -35,7 +32,7 @@ class Deblurrer:
     run under autocast.
 
     Raises ValueError without weights, for weights that cannot be used, for a device that is not there, and for an
-    unknown precision; FileNotFoundError where there are no such weights.
+    unknown precision or fp16 on a CPU; FileNotFoundError where there are no such weights.
     """
 
     def __init__(
@@ -43,15 +40,9 @@ class Deblurrer:
     ) -> None:
         if weights is None:
             raise ValueError(NO_WEIGHTS)
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
-        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-        usable = [name for name in there if there[name]]
-        try:
-            self.device = torch.empty(0, device=device or usable[0]).device
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"the device {device!r} cannot be used here; there is {', '.join(usable)}") from error
-        self.dtype = DTYPES[precision]
+        self.device = choose_device(device)
+        check_precision(self.device, precision)
+        self.precision = precision
         model = copy.deepcopy(weights) if isinstance(weights, LMFN) else LMFN.from_pretrained(weights)
         # On a CPU, channels last takes half the time.
         self.memory_format = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
@@ -94,7 +85,7 @@ class Deblurrer:
     def _sharpen(self, blurred: Tensor) -> Tensor:
         """`[H, W, 3]` float32 to the same."""
         x = blurred.permute(2, 0, 1)[None].contiguous(memory_format=self.memory_format)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.device, self.precision):
             sharp: Tensor = self.model(x)
         return sharp[0].permute(1, 2, 0).float()
 

@@ -8,7 +8,6 @@ module of its own that can be put into somebody else's network. Where the paper'
 authors released later differ, both are built: presets `lmfn` and `lmfn-released`.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any, Literal, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from lmfn import checkpoint
+from lmfn.ablations import Concat
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 ENCODER_SLOPE = 0.1
@@ -63,20 +62,13 @@ class LMFNConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             choices = get_args(field.type)
+            low, high = {"rfdbs": (1, 8), "stem_padding": (0, 1)}.get(field.name, (1, 1024))
             if choices and value not in choices:
                 raise ValueError(f"LMFNConfig.{field.name} is {value!r}; it must be one of {', '.join(choices)}")
             if not choices and (not isinstance(value, int) or isinstance(value, bool)):
                 raise TypeError(f"LMFNConfig.{field.name} is {value!r}; it must be a whole number")
-        for name, low, high in (
-            ("channels", 1, 1024),
-            ("features", 1, 1024),
-            ("distilled", 1, 1024),
-            ("esa", 1, 1024),
-            ("rfdbs", 1, 8),
-            ("stem_padding", 0, 1),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"LMFNConfig.{name} is {getattr(self, name)}; it must be from {low} to {high}")
+            if not choices and not low <= value <= high:
+                raise ValueError(f"LMFNConfig.{field.name} is {value}; it must be from {low} to {high}")
         if self.merge == "concat" and "none" in (self.alfm, self.acfm):
             raise ValueError('LMFNConfig.merge="concat" joins two attentions, but alfm or acfm is "none"; use "add"')
 
@@ -112,6 +104,13 @@ def up2(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
+def start_small(conv: nn.Conv2d) -> None:
+    """A tenth of the initial weights, and no bias: what the convolution adds to a skip begins near nothing."""
+    with torch.no_grad():
+        conv.weight.mul_(0.1)
+        cast(Tensor, conv.bias).zero_()
+
+
 class RB(nn.Module):
     """Residual block: x + conv3x3(relu(conv3x3(x))). `[B, C, H, W]` to the same shape."""
 
@@ -121,9 +120,7 @@ class RB(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         for conv in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(conv.weight)
-            with torch.no_grad():
-                conv.weight.mul_(0.1)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            start_small(conv)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, x + self.conv2(F.relu(self.conv1(x), inplace=True)))
@@ -271,17 +268,6 @@ class ALFM(nn.Module):
         return y.contiguous(memory_format=torch.channels_last) if f.stride(1) == 1 else y
 
 
-class Concat(nn.Module):
-    """What stands in ALFM's place in the paper's ablation: LR(conv1x1(concatenated layers)), no attention."""
-
-    def __init__(self, features: int = 50, layers: int = 4) -> None:
-        super().__init__()
-        self.fuse = nn.Conv2d(layers * features, features, 1)
-
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        return F.leaky_relu(self.fuse(torch.cat(list(maps), dim=1)), DECODER_SLOPE, inplace=True)
-
-
 class ACFM(nn.Module):
     """Attention between channels by a convolution over (channel, height, width) (the paper's section 2.3).
 
@@ -295,34 +281,29 @@ class ACFM(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(1))
         # Not nn.Conv3d, whose five-dimensional weights make Module.to(memory_format=torch.channels_last) fail.
         if form == "pseudo3d":
-            self.spatial_weight, self.spatial_bias = uniform(9, 3, 3), uniform(9, 1)
-            self.channel_weight, self.channel_bias = uniform(3, 3), uniform(3, 1)
+            # Positive at first: with one channel, an unlucky sign would leave a ReLU, and the gate, dead for ever.
+            self.spatial_weight, self.spatial_bias = uniform(0, 1 / 3, 3, 3), uniform(0, 1 / 3, 1)
+            self.channel_weight, self.channel_bias = uniform(0, 3**-0.5, 3), uniform(0, 3**-0.5, 1)
         else:
-            self.weight, self.bias = uniform(27, 3, 3, 3), uniform(27, 1)
+            self.weight, self.bias = uniform(-(27**-0.5), 27**-0.5, 3, 3, 3), uniform(-(27**-0.5), 27**-0.5, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        if self.form == "pseudo3d":
+        channels, pseudo = x.shape[1], self.form == "pseudo3d"
+        if pseudo:
             kernel = self.spatial_weight.expand(channels, 1, 3, 3)
-            w = F.conv2d(x, kernel, self.spatial_bias.expand(channels), padding=1, groups=channels)
-            w = F.relu(along_channels(F.relu(w), self.channel_weight) + self.channel_bias)
+            s = F.relu(F.conv2d(x, kernel, self.spatial_bias.expand(channels), padding=1, groups=channels))
+            taps, bias = [weight * s for weight in self.channel_weight], self.channel_bias
         else:
             kernels = self.weight.unsqueeze(1).repeat(channels, 1, 1, 1)
-            depths = F.conv2d(x, kernels, padding=1, groups=channels).unflatten(1, (channels, 3))
-            below, here, above = (F.pad(depths[:, :, k], (0, 0, 0, 0, 1, 1)) for k in range(3))
-            w = below[:, :-2] + here[:, 1:-1] + above[:, 2:] + self.bias
-        return x + self.alpha * torch.sigmoid(w) * x
+            s = F.conv2d(x, kernels, padding=1, groups=channels)
+            taps, bias = [s[:, k::3] for k in range(3)], self.bias
+        below, here, above = (F.pad(tap, (0, 0, 0, 0, 1, 1)) for tap in taps)
+        w = below[:, :-2] + here[:, 1:-1] + above[:, 2:] + bias
+        return x + self.alpha * torch.sigmoid(F.relu(w) if pseudo else w) * x
 
 
-def uniform(fan_in: int, *shape: int) -> nn.Parameter:
-    """What torch's convolutions start from: uniform within 1 / sqrt(fan_in)."""
-    return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))
-
-
-def along_channels(x: Tensor, weight: Tensor) -> Tensor:
-    """A convolution of size 3 over the channels of `[B, C, H, W]`, zero beyond the first and the last."""
-    x = F.pad(x, (0, 0, 0, 0, 1, 1))
-    return weight[0] * x[:, :-2] + weight[1] * x[:, 1:-1] + weight[2] * x[:, 2:]
+def uniform(low: float, high: float, *shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).uniform_(low, high))
 
 
 class BilinearHead(nn.Module):
@@ -382,9 +363,7 @@ class LMFN(
         self.merge = nn.Conv2d(2 * c.features, c.features, 3, padding=1) if c.merge == "concat" else None
         self.head = BilinearHead(c.features) if c.head == "bilinear" else PixelShuffleHead(c.features)
         if c.skip == "image":  # so that an untrained network is near the identity
-            with torch.no_grad():
-                self.head.conv.weight.mul_(0.1)
-            nn.init.zeros_(self.head.conv.bias)  # type: ignore[arg-type]
+            start_small(self.head.conv)
 
     def forward(self, blurred: Tensor) -> Tensor:
         if blurred.ndim != 4 or blurred.shape[1] != 3 or min(blurred.shape[2:]) < 1:
@@ -434,16 +413,7 @@ class LMFN(
 
         Raises FileNotFoundError where there is no such thing, ValueError where the file is broken or does not fit.
         """
-        path = Path(name)
-        if path.is_dir():
-            path = path / "model.safetensors"
-        elif not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and path.suffix != ".safetensors":
-            try:
-                path = Path(hf_hub_download(str(name), "model.safetensors", **options))
-            except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-                raise FileNotFoundError(
-                    f"{name} is neither a folder here nor a model that the Hugging Face Hub gave ({error})"
-                ) from error
+        path = checkpoint.locate(name, **options)
         tensors, metadata = checkpoint.read(path)
         if "config" not in metadata:
             raise ValueError(f"{path} holds no network's weights; its metadata has {', '.join(metadata) or 'nothing'}")
