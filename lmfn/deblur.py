@@ -20,7 +20,7 @@ REMEDY = "make the image smaller, or split it into parts"
 NO_WEIGHTS = """no weights were given, and none are shipped with this package yet. Train some:
   make demo                a small network, in minutes, into runs/demo
   python train.py --help   a network for your own photographs
-and give the folder that was written, for example Deblurrer("runs/demo")"""
+and give what was written: lmfn deblur --weights runs/demo/ema.safetensors, or Deblurrer("runs/demo/ema.safetensors")"""
 
 
 class Deblurrer:

@@ -1,0 +1,480 @@
+"""The deblurrer against the bare network, and what becomes of files and folders."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import OpenImageIO as oiio  # noqa: N813
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+import lmfn.deblur
+from lmfn import LMFN, images
+from lmfn.deblur import Deblurrer, Result, available_memory, deblur_files
+from lmfn.images import ImageError, Photo
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Small, and unlike a fresh one far from the identity, so that an input passed through is noticed."""
+    torch.manual_seed(0)
+    model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1)
+    with torch.no_grad():
+        model.head.conv.weight.mul_(20)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def deblurrer(model):
+    return Deblurrer(model, device="cpu")
+
+
+def picture(*shape, dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).random(shape).astype(dtype)
+
+
+def through(model, rgb):
+    """What the network makes of `[H, W, 3]`: its own words, without a Deblurrer."""
+    with torch.no_grad():
+        x = torch.tensor(np.moveaxis(rgb, 2, 0)[None].copy(), dtype=torch.float32)
+        return np.moveaxis(model(x)[0].clamp(0, 1).numpy(), 0, 2)
+
+
+# ---- arrays
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 1000), (64, 64), (5, 70), (99, 131)])
+def test_rgb_is_what_the_network_gives(model, deblurrer, size):
+    image = picture(*size, 3)
+    sharp = deblurrer(image)
+    assert np.abs(sharp - through(model, image)).max() < 1e-5
+    assert np.abs(sharp - image).max() > 0.05
+    assert sharp.shape == image.shape
+    assert sharp.dtype == np.float32
+
+
+def test_float64_stays_float64(model, deblurrer):
+    image = picture(20, 30, 3, dtype=np.float64)
+    sharp = deblurrer(image)
+    assert sharp.dtype == np.float64
+    assert np.abs(sharp - through(model, image)).max() < 1e-5
+
+
+def test_gray_is_the_mean_of_three_equal_channels(model, deblurrer):
+    image = picture(20, 30, 1)
+    three = through(model, np.repeat(image, 3, axis=2))
+    sharp = deblurrer(image)
+    assert sharp.shape == image.shape
+    free = ((three > 0) & (three < 1)).all(axis=2)  # where nothing was clipped before the mean
+    assert free.mean() > 0.3
+    assert np.abs(sharp[:, :, 0] - three.mean(axis=2))[free].max() < 1e-5
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_alpha_comes_back_untouched_and_does_not_matter(deblurrer, channels):
+    image = picture(21, 33, channels, dtype=np.float64)
+    image[:5, :, -1] = 0
+    sharp = deblurrer(image)
+    assert np.array_equal(sharp[:, :, -1], image[:, :, -1])
+    assert np.array_equal(sharp[:, :, :-1], deblurrer(image[:, :, :-1]))
+
+
+def test_strides_do_not_matter_and_the_input_stays(deblurrer):
+    image = picture(40, 50, 3)
+    before = image.copy()
+    sharp = deblurrer(image)
+    assert np.array_equal(image, before)
+    assert np.array_equal(deblurrer(image[::-1, ::-1][::-1, ::-1]), sharp)
+    assert np.array_equal(deblurrer(np.asfortranarray(image)), sharp)
+    image.setflags(write=False)
+    assert np.array_equal(deblurrer(image), sharp)
+
+
+def test_the_result_is_clipped(model):
+    loud = Deblurrer(model, device="cpu")
+    with torch.no_grad():
+        loud.model.head.conv.bias.add_(torch.tensor([2.0, -2.0, 0.0]))
+    sharp = loud(picture(20, 20, 3))
+    assert (sharp[:, :, 0] == 1).all()
+    assert (sharp[:, :, 1] == 0).all()
+
+
+def test_bf16_is_near(model, deblurrer):
+    image = picture(64, 80, 3)
+    sharp = Deblurrer(model, device="cpu", precision="bf16")(image)
+    assert sharp.dtype == np.float32
+    difference = np.abs(sharp - deblurrer(image)).max()
+    assert 0 < difference < 0.05
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), TypeError, "uint8.*divide it by 255"),
+        (np.zeros((4, 4, 3), np.uint16), TypeError, "uint16.*divide it by 65535"),
+        (np.zeros((4, 4, 3), np.int64), TypeError, "int64.*convert"),
+        (np.zeros((4, 4, 3), np.float16), TypeError, "float16.*float32 or float64"),
+        (torch.zeros(4, 4, 3), TypeError, "Tensor.*numpy"),
+        (np.zeros((4, 4), np.float32), ValueError, r"\(4, 4\).*\[H, W, C\]"),
+        (np.zeros((1, 4, 4, 3), np.float32), ValueError, r"\(1, 4, 4, 3\)"),
+        (np.zeros((4, 4, 5), np.float32), ValueError, r"\(4, 4, 5\)"),
+        (np.zeros((4, 4, 0), np.float32), ValueError, r"\(4, 4, 0\)"),
+        (np.zeros((0, 4, 3), np.float32), ValueError, r"\(0, 4, 3\)"),
+        (np.full((4, 4, 3), np.nan, np.float32), ValueError, r"nan.*\[0, 1\]"),
+        (np.full((4, 4, 3), np.inf, np.float32), ValueError, r"inf.*\[0, 1\]"),
+        (np.full((4, 4, 3), 1.01, np.float32), ValueError, r"1\.01.*\[0, 1\]"),
+        (np.full((4, 4, 3), -0.01, np.float32), ValueError, r"-0\.01.*\[0, 1\]"),
+    ],
+)
+def test_what_is_no_image(deblurrer, image, error, message):
+    with pytest.raises(error, match=message):
+        deblurrer(image)
+
+
+def test_output_that_is_not_finite_is_an_error(model):
+    broken = Deblurrer(model, device="cpu")
+    with torch.no_grad():
+        broken.model.head.conv.bias[1] = float("nan")
+    with pytest.raises(FloatingPointError, match="not finite"):
+        broken(picture(8, 8, 3))
+
+
+def test_weights_from_a_folder_and_a_file(model, deblurrer, tmp_path):
+    model.save_pretrained(tmp_path)
+    image = picture(20, 30, 3)
+    for weights in (tmp_path, str(tmp_path), tmp_path / "model.safetensors"):
+        assert np.array_equal(Deblurrer(weights, device="cpu")(image), deblurrer(image))
+
+
+def test_a_given_network_is_not_changed(model):
+    model.train()
+    Deblurrer(model, device="cpu")
+    assert model.training
+    assert model.reduce.weight.is_contiguous()
+    model.eval()
+
+
+def test_what_cannot_be_loaded(tmp_path, model):
+    with pytest.raises(ValueError, match=r"(?s)no weights.*make demo.*runs/demo.*train\.py --help"):
+        Deblurrer()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Deblurrer(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"fp8.*fp32, bf16, fp16"):
+        Deblurrer(model, precision="fp8")
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        Deblurrer(model, device="cpu", precision="fp16")
+    with pytest.raises(ValueError, match=r"'abacus' cannot be used here; there is .*cpu"):
+        Deblurrer(model, device="abacus")
+
+
+# ---- memory
+
+
+def test_too_large_an_image_is_refused_before_the_work(monkeypatch, deblurrer):
+    def never(*_):
+        raise AssertionError("the network was run")
+
+    monkeypatch.setattr(deblurrer, "_sharpen", never)
+    monkeypatch.setattr(lmfn.deblur, "available_memory", lambda _: 10**7)
+    with pytest.raises(
+        MemoryError, match=r"1200 x 800 pixels \(1\.0 megapixels\) needs about 0\.2 GB.*0\.0 GB are.*smaller"
+    ):
+        deblurrer(np.broadcast_to(np.float32(0.5), (800, 1200, 3)))
+
+
+def test_unknown_memory_is_no_obstacle(monkeypatch, deblurrer):
+    monkeypatch.setattr(lmfn.deblur, "available_memory", lambda _: None)
+    assert deblurrer(picture(8, 8, 3)).shape == (8, 8, 3)
+
+
+def test_the_allocator_s_error_becomes_a_memory_error(monkeypatch, deblurrer):
+    def full(*_):
+        return torch.empty(2**60)  # more than any machine has
+
+    monkeypatch.setattr(deblurrer, "_sharpen", full)
+    with pytest.raises(MemoryError, match="out of memory on cpu with an image of 8 x 9 pixels"):
+        deblurrer(picture(9, 8, 3))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_estimate_covers_what_is_used():
+    """The default network: the most memory held at once, by the kernel's own account."""
+
+    def held(name):
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split(f"{name}:")[1].split()[0])
+
+    full = Deblurrer(LMFN.from_preset("lmfn"), device="cpu")
+    image = picture(320, 448, 3)
+    full(image[:64, :64])
+    before = held("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+    full(image)
+    used = held("VmHWM") - before
+    assert used < full.memory(320, 448) < 4 * used
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_available_memory_is_known_on_linux():
+    assert 2**20 < available_memory(torch.device("cpu")) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# ---- files
+
+
+def negative(image):
+    """A stand-in for a deblurrer whose work is seen at once; alpha untouched."""
+    result = image.copy()
+    colours = 3 if image.shape[2] > 2 else 1
+    result[:, :, :colours] = 1 - image[:, :, :colours]
+    return result
+
+
+def save(path, seed=0, size=(6, 7)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images.write(path, Photo(picture(*size, 3, seed=seed)))
+    return path
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def run(paths, out=None, **options):
+    return deblur_files(paths, out, **({"deblurrer": negative} | options))
+
+
+def test_one_file_beside_itself(tmp_path, capfd):
+    source = save(tmp_path / "häß lich.png")
+    before = source.read_bytes()
+    result = run([source])
+    assert result == Result(done=[tmp_path / "häß lich_deblurred.png"])
+    assert np.array_equal(images.read_rgb(result.done[0]), 255 - images.read_rgb(source))
+    assert source.read_bytes() == before
+    assert result.summary() == "1 deblurred"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_with_the_network_all_the_way(tmp_path, model, deblurrer):
+    source = save(tmp_path / "a.png", size=(17, 1000))
+    result = deblur_files([str(source)], str(tmp_path / "b.png"), deblurrer=deblurrer)
+    expected = through(model, images.read(source).pixels)
+    assert result.done == [tmp_path / "b.png"]
+    assert np.abs(images.read_rgb(tmp_path / "b.png") - np.rint(expected * 255)).max() <= 1
+
+
+def test_names(tmp_path):
+    source = save(tmp_path / "a.png")
+    assert run([source], suffix="-sharp").done == [tmp_path / "a-sharp.png"]
+    assert run([source], extension="JPG").done == [tmp_path / "a_deblurred.jpg"]
+    assert run([source], tmp_path / "new" / "b.tif").done == [tmp_path / "new" / "b.tif"]
+    assert run([source], tmp_path / "folder").done == [tmp_path / "folder" / "a.png"]
+    (tmp_path / "x.png").mkdir()
+    assert run([source], tmp_path / "x.png").done == [tmp_path / "x.png" / "a.png"]
+    assert Image.open(tmp_path / "a_deblurred.jpg").format == "JPEG"
+    assert Image.open(tmp_path / "new" / "b.tif").format == "TIFF"
+
+
+def test_a_folder_keeps_its_tree_and_its_other_files_are_no_failures(tmp_path, capfd):
+    for name in ("a.png", "sub/b.jpg", "sub/deep/c.TIF", ".hidden/d.png"):
+        save(tmp_path / "album" / name)
+    (tmp_path / "album" / "notes.txt").write_text("no image")
+    expected = ["a.png", "sub/b.jpg", "sub/deep/c.TIF"]
+    result = run([tmp_path / "album"], tmp_path / "out")
+    assert tree(tmp_path / "out") == expected
+    assert (len(result.done), result.skipped, result.failed) == (3, [], [])
+    assert "3/3" in capfd.readouterr().err
+    run([tmp_path / "album"])
+    assert tree(tmp_path / "album_deblurred") == expected
+    assert tree(tmp_path / "album") == sorted([*expected, ".hidden/d.png", "notes.txt"])
+
+
+def test_the_folder_one_is_in(tmp_path, monkeypatch):
+    save(tmp_path / "album" / "a.png")
+    monkeypatch.chdir(tmp_path / "album")
+    assert run(["."]).done == [tmp_path / "album_deblurred" / "a.png"]
+
+
+def test_own_results_inside_the_folder_are_left_out(tmp_path):
+    save(tmp_path / "a.png")
+    for _ in range(2):
+        result = run([tmp_path], tmp_path / "out")
+        assert result.done == [tmp_path / "out" / "a.png"]
+    assert tree(tmp_path) == ["a.png", "out/a.png"]
+
+
+def test_out_above_the_folder(tmp_path):
+    save(tmp_path / "album" / "a.png")
+    assert run([tmp_path / "album"], tmp_path).done == [tmp_path / "a.png"]
+
+
+def test_inputs_are_never_overwritten(tmp_path):
+    source, other = save(tmp_path / "album" / "a.png"), save(tmp_path / "album" / "b.png")
+    before = source.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "album")
+    (tmp_path / "link.png").symlink_to(source)
+    for paths, out, options in (
+        ([source], source, {}),
+        ([source], tmp_path / "album", {}),
+        ([source], tmp_path / "link", {}),
+        ([source], tmp_path / "link.png", {}),
+        ([tmp_path / "link.png"], source, {}),
+        ([source], None, {"suffix": ""}),
+        ([tmp_path / "album"], tmp_path / "album", {}),
+        ([tmp_path / "album"], tmp_path / "link", {}),
+        ([tmp_path / "album"], None, {"suffix": ""}),
+        ([source], tmp_path / "album" / ".." / "album" / "a.png", {}),
+    ):
+        with pytest.raises(ValueError, match=r"would overwrite .*choose another output"):
+            run(paths, out, **options)
+    save(tmp_path / "a_deblurred.png")
+    with pytest.raises(ValueError, match=r"result of .*a\.png would overwrite .*a_deblurred\.png"):
+        run([save(tmp_path / "a.png"), tmp_path / "a_deblurred.png"])
+    assert source.read_bytes() == before
+    assert tree(tmp_path / "album") == ["a.png", "b.png"]
+    assert other.exists()
+
+
+def test_two_images_with_one_result(tmp_path):
+    one, two = save(tmp_path / "one" / "a.png"), save(tmp_path / "two" / "a.png")
+    with pytest.raises(ValueError, match=r"one/a\.png and .*two/a\.png would both become .*out/a\.png"):
+        run([one, two], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"one/a\.png and .*two/a\.png would both become"):
+        run([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+    save(tmp_path / "one" / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.png and .*a\.tif would both become .*a\.jpg"):
+        run([tmp_path / "one"], tmp_path / "out", extension=".jpg")
+    assert not (tmp_path / "out").exists()
+    assert run([one, one], tmp_path / "out").done == [tmp_path / "out" / "a.png"]
+
+
+def test_what_is_wrong_is_said_before_the_work(tmp_path):
+    source = save(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for paths, out, options, error, message in (
+        ([source, tmp_path / "gone.png"], None, {}, FileNotFoundError, r"no file or folder .*gone\.png"),
+        ([tmp_path / "empty"], None, {}, ValueError, r"no image \(\.png.*empty"),
+        ([], None, {}, ValueError, "no path was given"),
+        ([source], tmp_path / "file", {}, ValueError, "file is a file, and no image"),
+        ([source, source], tmp_path / "b.png", {}, ValueError, r"b\.png is one file.*give a folder"),
+        ([tmp_path], tmp_path / "b.png", {}, ValueError, r"b\.png is one file.*give a folder"),
+        ([source], tmp_path / "b.png", {"extension": ".jpg"}, ValueError, r"b\.png does not end in \.jpg"),
+        ([source], None, {"extension": ".bmp"}, ValueError, r"\.bmp; it must be one of \.png"),
+    ):
+        with pytest.raises(error, match=message):
+            run(paths, out, **options)
+    assert tree(tmp_path) == ["a.png", "file"]
+
+
+def test_one_broken_file_does_not_stop_the_others(tmp_path):
+    save(tmp_path / "in" / "a.png")
+    whole = save(tmp_path / "in" / "z.png", seed=1).read_bytes()
+    (tmp_path / "in" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in" / "text.jpg").write_text("no image")
+    (tmp_path / "notes.txt").write_text("no image")
+    result = run([tmp_path / "in", tmp_path / "notes.txt"], tmp_path / "out")
+    assert tree(tmp_path / "out") == ["a.png", "z.png"]
+    assert [path.name for path, _ in result.failed] == ["cut.png", "text.jpg", "notes.txt"]
+    summary = result.summary().splitlines()
+    assert summary[0] == "2 deblurred, 3 failed:"
+    for line, (path, message) in zip(summary[1:], result.failed, strict=True):
+        assert line == f"  {message}"
+        assert message.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments"),
+    [(MemoryError, ["too large"]), (MemoryError, []), (OSError, [5, "I/O"]), (RuntimeError, ["CUDA out of memory"])],
+)
+def test_an_error_in_the_work_does_not_stop_the_others(tmp_path, error, arguments):
+    paths = [save(tmp_path / name, seed) for seed, name in enumerate(("a.png", "b.png", "c.png"))]
+    calls = []
+
+    def fail_once(image):
+        calls.append(image)
+        if len(calls) == 2:
+            raise error(*arguments)
+        return image
+
+    result = run(paths, tmp_path / "out", deblurrer=fail_once)
+    assert tree(tmp_path / "out") == ["a.png", "c.png"]
+    assert result.failed == [(paths[1], f"{paths[1]}: {str(error(*arguments)) or 'MemoryError'}")]
+
+
+def test_what_cannot_be_written_is_reported(tmp_path):
+    sources = [save(tmp_path / "in" / "a.png"), save(tmp_path / "in" / "sub" / "b.png")]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").touch()  # a file where a folder must be: nothing can be written in it, even by root
+    result = run([tmp_path / "in"], tmp_path / "out")
+    assert result.done == [tmp_path / "out" / "a.png"]
+    assert result.failed[0][0] == sources[1]
+    assert "b.png: cannot be written" in result.failed[0][1]
+
+
+def test_existing_results(tmp_path):
+    source = save(tmp_path / "a.png")
+    old = tmp_path / "a_deblurred.png"
+    old.write_bytes(b"old")
+    result = run([source], skip_existing=True)
+    assert result == Result(skipped=[old])
+    assert result.summary() == "0 deblurred, 1 skipped (already there)"
+    assert old.read_bytes() == b"old"
+    assert run([source]).done == [old]
+    assert np.array_equal(images.read_rgb(old), 255 - images.read_rgb(source))
+
+
+def test_ctrl_c_leaves_no_half_file(tmp_path, monkeypatch):
+    paths = [save(tmp_path / "a.png"), save(tmp_path / "b.png")]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(paths, tmp_path / "out")
+    assert tree(tmp_path / "out") == []
+
+
+def test_depth_alpha_profile_and_upright_go_through(tmp_path):
+    """A 16-bit gray TIFF with alpha, lying on its side."""
+    pixels = np.random.default_rng(0).integers(0, 65536, (5, 9, 2), dtype=np.uint16)
+    spec = oiio.ImageSpec(9, 5, 2, "uint16")
+    spec.channelnames, spec.alpha_channel = ("Y", "A"), 1
+    spec.attribute("oiio:UnassociatedAlpha", 1)
+    spec.attribute("Orientation", 6)
+    spec.attribute("Make", "Canon")
+    gray = SRGB[:16] + b"GRAY" + SRGB[20:]
+    spec.attribute("ICCProfile", f"uint8[{len(gray)}]", np.frombuffer(gray, np.uint8))
+    file = oiio.ImageOutput.create("a.tif")
+    assert file.open(str(tmp_path / "a.tif"), spec)
+    assert file.write_image(pixels)
+    assert file.close()
+
+    (target,) = run([tmp_path / "a.tif"]).done
+    config = oiio.ImageSpec()
+    config.attribute("oiio:UnassociatedAlpha", 1)
+    file = oiio.ImageInput.open(str(target), config)
+    result = file.read_image(0, 0, 0, 2, "unknown")
+    upright = np.rot90(pixels, -1)
+    assert result.dtype == np.uint16
+    assert np.array_equal(result[:, :, 1], upright[:, :, 1])
+    assert np.array_equal(result[:, :, 0], 65535 - upright[:, :, 0])
+    assert file.spec().get_int_attribute("Orientation", 1) == 1
+    assert file.spec().get_string_attribute("Make") == "Canon"
+    assert np.asarray(file.spec()["ICCProfile"]).tobytes() == gray
+
+
+def test_an_unreadable_folder_is_an_error_before_the_work(tmp_path, monkeypatch):
+    save(tmp_path / "in" / "a.png")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "sub")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ImageError, match=r"sub: the folder cannot be read \(Permission denied\)"):
+        run([tmp_path / "in"], tmp_path / "out")

@@ -1,0 +1,445 @@
+"""Image files against Pillow (an independent reader and writer, which scikit-image brings) and against raw bytes."""
+
+import os
+import shutil
+import struct
+import zlib
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import OpenImageIO as oiio  # noqa: N813
+import pytest
+from PIL import Image, ImageCms, ImageOps
+from PIL.TiffImagePlugin import IFDRational
+
+from lmfn import images
+from lmfn.images import ImageError, Photo
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def noise(*shape, dtype=np.uint8, seed=0):
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
+
+
+def smooth(height, width):
+    """RGB that JPEG and WebP keep well, and that no flip or turn maps to itself."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    return np.stack([200 * y + 20, 150 * x + 50, 100 * x * y + 90], axis=2).astype(np.uint8)
+
+
+def write_raw(path, pixels, *, icc=None, tile=0, channelnames=None, **attributes):
+    """Write samples with OpenImageIO itself, for the files that Pillow cannot write; `__` in a name stands for `:`."""
+    height, width, channels = pixels.shape
+    spec = oiio.ImageSpec(width, height, channels, pixels.dtype.name.replace("float32", "float"))
+    if channels == 2:
+        spec.channelnames, spec.alpha_channel = ("Y", "A"), 1
+    if channelnames:
+        spec.channelnames, spec.alpha_channel = channelnames, -1
+    spec.tile_width = spec.tile_height = tile
+    if icc:
+        spec.attribute("ICCProfile", f"uint8[{len(icc)}]", np.frombuffer(icc, np.uint8))
+    for name, value in ({"oiio__UnassociatedAlpha": 1} | attributes).items():
+        spec.attribute(name.replace("__", ":"), value)
+    file = oiio.ImageOutput.create(str(path))
+    assert file.open(str(path), spec), file.geterror()
+    assert file.write_image(np.ascontiguousarray(pixels)), file.geterror()
+    assert file.close(), file.geterror()
+
+
+def raw(path):
+    """The samples and the header as OpenImageIO has them, nothing applied."""
+    config = oiio.ImageSpec()
+    config.attribute("oiio:UnassociatedAlpha", 1)
+    file = oiio.ImageInput.open(str(path), config)
+    assert file is not None, oiio.geterror()
+    return file.read_image(0, 0, 0, file.spec().nchannels, "unknown"), file.spec()
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def exif(orientation=1):
+    tags = Image.Exif()
+    tags[0x010F], tags[0x0110], tags[0x0112], tags[0x8298] = "Canon", "EOS 5D", orientation, "(c) somebody"
+    photo = tags.get_ifd(0x8769)
+    photo[0x9003], photo[0x8827], photo[0x829D] = "2020:01:02 03:04:05", 400, IFDRational(28, 10)
+    photo[0xA434], photo[0x927C] = "EF 50mm", b"maker's own"
+    gps = tags.get_ifd(0x8825)
+    gps[1], gps[2], gps[3], gps[4] = "N", (48.0, 30.0, 12.5), "E", (11.0, 1.0, 2.0)
+    return tags
+
+
+# ---- reading
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 23), (3, 500)])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_png_of_every_kind_reads_as_pillow_reads_it(tmp_path, mode, size):
+    picture = (
+        Image.fromarray(noise(*size, 4)).convert("RGB" if mode in ("1", "L", "P", "RGB") else "RGBA").convert(mode)
+    )
+    picture.save(tmp_path / "a.png")
+    assert np.array_equal(images.read_rgb(tmp_path / "a.png"), np.asarray(picture.convert("RGB")))
+    plain = {"1": "L", "P": "RGB"}.get(mode, mode)
+    photo = images.read(tmp_path / "a.png")
+    expected = np.asarray(picture.convert(plain), dtype=np.float32).reshape(*size, -1) / np.float32(255)
+    assert photo.pixels.dtype == np.float32
+    assert np.array_equal(photo.pixels, expected)
+    assert photo.bits == 8
+    assert photo.alpha == (mode in ("LA", "RGBA"))
+    assert images.read_size(tmp_path / "a.png") == size
+
+
+def test_transparent_palette(tmp_path):
+    picture = Image.fromarray(noise(9, 7, 3)).quantize(8)
+    picture.save(tmp_path / "a.png", transparency=2)
+    photo = images.read(tmp_path / "a.png")
+    expected = Image.open(tmp_path / "a.png").convert("RGBA")
+    assert np.array_equal(np.rint(photo.pixels * 255), np.asarray(expected))
+    assert photo.alpha
+
+
+def test_16_bits_are_rounded_to_8_and_not_cut(tmp_path):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
+    write_raw(tmp_path / "a.png", values)
+    assert np.array_equal(images.read_rgb(tmp_path / "a.png")[:, :, 1], np.rint(values[:, :, 0] * (255 / 65535)))
+
+
+def test_float_is_rounded_to_8(tmp_path):
+    values = np.linspace(0, 1, 999, dtype=np.float32).reshape(27, 37, 1)
+    write_raw(tmp_path / "a.tif", values)
+    assert np.array_equal(images.read_rgb(tmp_path / "a.tif")[:, :, 0], np.rint(values[:, :, 0] * 255))
+
+
+def test_gray_jpeg(tmp_path):
+    picture = Image.fromarray(smooth(19, 31)).convert("L")
+    picture.save(tmp_path / "a.jpg", quality=95)
+    gray = np.asarray(Image.open(tmp_path / "a.jpg"))
+    assert np.array_equal(images.read_rgb(tmp_path / "a.jpg"), np.stack([gray] * 3, axis=2))
+    assert images.read(tmp_path / "a.jpg").pixels.shape == (19, 31, 1)
+
+
+def test_cmyk_jpeg_becomes_rgb_and_loses_the_profile_of_its_inks(tmp_path):
+    inks = SRGB[:16] + b"CMYK" + SRGB[20:]
+    Image.fromarray(smooth(24, 40)).convert("CMYK").save(tmp_path / "a.jpg", quality=95, icc_profile=inks)
+    expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB"))
+    assert np.array_equal(images.read_rgb(tmp_path / "a.jpg"), expected)
+    assert np.abs(expected.astype(int) - smooth(24, 40)).max() < 12
+    images.write(tmp_path / "b.jpg", images.read(tmp_path / "a.jpg"))
+    copied = Image.open(tmp_path / "b.jpg")
+    assert copied.mode == "RGB"
+    assert "icc_profile" not in copied.info
+    assert np.abs(np.asarray(copied).astype(int) - expected).max() < 12
+
+
+def test_cmyk_tiff_becomes_an_rgb_tiff(tmp_path):
+    Image.fromarray(smooth(24, 40)).convert("CMYK").save(tmp_path / "a.tif")
+    images.write(tmp_path / "b.tif", images.read(tmp_path / "a.tif"))
+    copied = Image.open(tmp_path / "b.tif")
+    assert copied.mode == "RGB"
+    assert np.abs(np.asarray(copied).astype(int) - smooth(24, 40)).max() <= 1
+
+
+def test_tiles_planes_and_compressions_of_tiff(tmp_path):
+    pixels = noise(50, 70, 3, dtype=np.uint16)
+    write_raw(tmp_path / "tiles.tif", pixels, tile=16)
+    write_raw(tmp_path / "planes.tif", pixels, planarconfig="separate")
+    write_raw(tmp_path / "lzw.tif", pixels, compression="lzw")
+    for name in ("tiles.tif", "planes.tif", "lzw.tif"):
+        images.write(tmp_path / "copy.tif", images.read(tmp_path / name))
+        copied, spec = raw(tmp_path / "copy.tif")
+        assert np.array_equal(copied, pixels), name
+        assert spec.format == "uint16"
+        assert spec.tile_width == 0
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_and_its_tag_reset(tmp_path, suffix, orientation):
+    path, copy = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    options = {".jpg": {"quality": 95}, ".webp": {"lossless": True}}.get(suffix, {})
+    Image.fromarray(smooth(20, 33)).save(path, exif=exif(orientation), **options)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    assert np.array_equal(images.read_rgb(path), upright)
+    assert images.read_size(path) == upright.shape[:2]
+    images.write(copy, images.read(path))
+    tag = Image.open(copy).getexif().get(0x0112, 1)
+    assert tag == 1
+    assert np.abs(images.read_rgb(copy).astype(int) - upright).max() <= (0 if suffix in (".png", ".tif") else 12)
+
+
+def test_a_senseless_orientation_is_ignored(tmp_path):
+    Image.fromarray(smooth(20, 33)).save(tmp_path / "a.png", exif=exif(99))
+    assert np.array_equal(images.read_rgb(tmp_path / "a.png"), smooth(20, 33))
+
+
+def test_names_with_spaces_accents_and_question_marks(tmp_path):
+    folder = tmp_path / "Été à l'île"
+    for name in ("häß lich 日本.png", "what?x=1.png", "100%#d.png"):
+        images.write(folder / name, Photo(noise(5, 6, 3).astype(np.float32) / 255))
+        assert np.array_equal(images.read_rgb(folder / name), noise(5, 6, 3))
+
+
+def test_a_png_with_the_suffix_of_a_jpeg_is_read(tmp_path):
+    Image.fromarray(noise(5, 6, 3)).save(tmp_path / "a.jpg", format="png")
+    assert np.array_equal(images.read_rgb(tmp_path / "a.jpg"), noise(5, 6, 3))
+
+
+# ---- there and back
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_png_and_tiff_come_back_to_the_bit(tmp_path, suffix, dtype, channels):
+    source, copy = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    pixels = noise(37, 29, channels, dtype=dtype)
+    pixels[0, :, -1] = 0  # fully transparent, with colours of their own
+    write_raw(source, pixels, Make="Canon", Exif__LensModel="EF 50mm", icc=profile(channels))
+    photo = images.read(source)
+    assert photo.bits == pixels.itemsize * 8
+    images.write(copy, photo)
+    copied, spec = raw(copy)
+    assert copied.dtype == dtype
+    assert np.array_equal(copied, pixels)
+    assert spec.alpha_channel == (channels - 1 if channels in (2, 4) else -1)
+    assert spec.get_string_attribute("Make") == "Canon"
+    assert spec.get_string_attribute("Exif:LensModel") == "EF 50mm"
+    assert np.asarray(spec["ICCProfile"]).tobytes() == profile(channels)
+    if dtype == np.uint8:
+        assert np.array_equal(np.asarray(Image.open(copy)).reshape(pixels.shape), pixels)
+
+
+def profile(channels):
+    return SRGB if channels > 2 else SRGB[:16] + b"GRAY" + SRGB[20:]
+
+
+def test_all_16_bit_values_come_back(tmp_path):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1)
+    write_raw(tmp_path / "a.png", values)
+    images.write(tmp_path / "b.png", images.read(tmp_path / "a.png"))
+    assert np.array_equal(raw(tmp_path / "b.png")[0], values)
+
+
+def test_float_tiff_comes_back(tmp_path):
+    values = np.random.default_rng(1).random((11, 13, 3), dtype=np.float32)
+    write_raw(tmp_path / "a.tif", values)
+    images.write(tmp_path / "b.tif", images.read(tmp_path / "a.tif"))
+    copied, spec = raw(tmp_path / "b.tif")
+    assert np.array_equal(copied, values)
+    assert spec.format == "float"
+
+
+def test_colours_multiplied_with_alpha_come_back_so(tmp_path):
+    pixels = noise(8, 9, 4)
+    pixels[:, :, :3] = np.minimum(pixels[:, :, :3], pixels[:, :, 3:])
+    write_raw(tmp_path / "a.tif", pixels, oiio__UnassociatedAlpha=0)
+    images.write(tmp_path / "b.tif", images.read(tmp_path / "a.tif"))
+    copied, spec = raw(tmp_path / "b.tif")
+    assert np.array_equal(copied, pixels)
+    assert spec.get_int_attribute("oiio:UnassociatedAlpha", 0) == 0
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_a_new_photo_keeps_its_colours_under_alpha(tmp_path, suffix):
+    pixels = np.dstack([smooth(16, 16), np.full((16, 16), 51, np.uint8)])
+    images.write(tmp_path / f"a{suffix}", Photo(pixels.astype(np.float32) / 255))
+    copied = np.asarray(Image.open(tmp_path / f"a{suffix}")).astype(int)
+    assert np.array_equal(copied[:, :, 3], pixels[:, :, 3])
+    assert np.abs(copied - pixels).max() <= (12 if suffix == ".webp" else 0)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_exif_and_gps_are_kept(tmp_path, suffix):
+    Image.fromarray(smooth(20, 30)).save(tmp_path / "a.jpg", exif=exif(), icc_profile=SRGB)
+    copy = tmp_path / f"b{suffix}"
+    images.write(copy, images.read(tmp_path / "a.jpg"))
+    picture = Image.open(copy)
+    tags = picture.getexif()
+    assert (tags[0x010F], tags[0x0110], tags[0x8298]) == ("Canon", "EOS 5D", "(c) somebody")
+    photo, gps = dict(tags) | tags.get_ifd(0x8769), tags.get_ifd(0x8825)
+    assert photo[0x9003] == "2020:01:02 03:04:05"
+    assert photo[0xA434] == "EF 50mm"
+    assert photo.get(0x8827) == (None if suffix == ".tif" else 400)  # ISO: OpenImageIO loses it in TIFF
+    assert float(photo[0x829D]) == pytest.approx(2.8)
+    assert gps[1] == "N"
+    assert np.allclose(np.array(gps[2], float), [48, 30, 12.5])
+    assert picture.info["icc_profile"] == SRGB
+
+
+def test_icc_is_kept_in_webp(tmp_path):
+    Image.fromarray(smooth(20, 30)).save(tmp_path / "a.webp", icc_profile=SRGB)
+    images.write(tmp_path / "b.webp", images.read(tmp_path / "a.webp"))
+    assert Image.open(tmp_path / "b.webp").info["icc_profile"] == SRGB
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_gray_becomes_rgb_in_webp_and_its_profile_goes(tmp_path, channels):
+    write_raw(tmp_path / "a.png", np.full((9, 8, channels), 77, np.uint8), icc=profile(1))
+    images.write(tmp_path / "a.webp", images.read(tmp_path / "a.png"))
+    picture = Image.open(tmp_path / "a.webp")
+    assert picture.mode == ("RGB", "RGBA")[channels - 1]
+    assert "icc_profile" not in picture.info
+    assert np.abs(np.asarray(picture).astype(int) - 77).max() <= 2
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_lossy_formats_are_of_high_quality_and_8_bits(tmp_path, suffix):
+    pixels = smooth(64, 80).astype(np.float32) / 255
+    images.write(tmp_path / f"a{suffix}", Photo(pixels, bits=16))
+    again = images.read(tmp_path / f"a{suffix}")
+    assert again.bits == 8
+    assert np.abs(again.pixels - pixels).mean() < 1.5 / 255
+    if suffix == ".jpg":
+        assert max(Image.open(tmp_path / "a.jpg").quantization[0]) <= 13  # what libjpeg has at quality 95, at most 12.1
+
+
+def test_opaque_alpha_is_dropped_for_jpeg_and_any_other_is_an_error(tmp_path):
+    pixels = np.dstack([smooth(16, 16), np.full((16, 16), 255, np.uint8)]).astype(np.float32) / 255
+    images.write(tmp_path / "a.jpg", Photo(pixels))
+    assert Image.open(tmp_path / "a.jpg").mode == "RGB"
+    pixels[3, 4, 3] = 0.99
+    with pytest.raises(ImageError, match=r"b\.jpg: JPEG cannot hold.*PNG"):
+        images.write(tmp_path / "b.jpg", Photo(pixels))
+    assert sorted(os.listdir(tmp_path)) == ["a.jpg"]
+
+
+def test_samples_are_rounded_to_the_nearest_and_clipped_by_nobody(tmp_path):
+    values = np.array([0.4, 0.6, 1.4, 1.6, 254.4, 254.6], np.float32).reshape(1, 6, 1) / 255
+    images.write(tmp_path / "a.png", Photo(values))
+    assert raw(tmp_path / "a.png")[0].ravel().tolist() == [0, 1, 1, 2, 254, 255]
+
+
+# ---- errors
+
+
+def broken_files(folder):
+    """Files that are no whole images, and what the error must say."""
+    pixels = noise(90, 110, 3)
+    for name, options in (
+        ("a.png", {}),
+        ("a.jpg", {}),
+        ("progressive.jpg", {"progressive": True}),
+        ("a.webp", {}),
+        ("a.tif", {}),
+        ("deflate.tif", {"compression": "tiff_adobe_deflate"}),
+    ):
+        Image.fromarray(pixels).save(folder / name, **options)
+        whole = (folder / name).read_bytes()
+        for percent in (1, 50, 97):
+            cut = folder / f"cut {percent} {name}"
+            cut.write_bytes(whole[: len(whole) * percent // 100])
+            yield cut, None
+        (folder / name).unlink()
+    Image.fromarray(pixels).save(folder / "a.png")
+    whole = (folder / "a.png").read_bytes()
+    (folder / "no end.png").write_bytes(whole[:-12])
+    yield folder / "no end.png", "cut short"
+    middle = len(whole) // 2
+    (folder / "flipped bit.png").write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    yield folder / "flipped bit.png", "broken"
+    (folder / "text.png").write_text("This is no image.\n")
+    yield folder / "text.png", "not an image"
+    (folder / "pnm.png").write_text("P3\n2 1\n255\n1 2 3 4 5 6\n")
+    yield folder / "pnm.png", "pnm files are not supported"
+    (folder / "empty.jpg").touch()
+    yield folder / "empty.jpg", "the file is empty"
+    (folder / "folder.png").mkdir()
+    yield folder / "folder.png", "directory"
+    yield folder / "missing.png", "No such file"
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    bomb = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    (folder / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bomb)
+    yield folder / "huge.png", "claims"
+    write_raw(folder / "five.tif", noise(4, 4, 5))
+    yield folder / "five.tif", "5 channels"
+    write_raw(folder / "two.tif", noise(4, 4, 2), channelnames=("a", "b"))
+    yield folder / "two.tif", "2 channels"
+    write_raw(folder / "whole.tif", noise(4, 4, 3, dtype=np.int16))
+    yield folder / "whole.tif", "int16"
+    write_raw(folder / "hdr.tif", np.full((4, 4, 3), 1.5, np.float32))
+    yield folder / "hdr.tif", r"outside \[0, 1\]"
+    write_raw(folder / "nan.tif", np.full((4, 4, 3), np.nan, np.float32))
+    yield folder / "nan.tif", r"outside \[0, 1\]"
+    Image.fromarray(pixels).convert("LAB").save(folder / "lab.tif")
+    yield folder / "lab.tif", "CIELAB"
+
+
+def test_broken_files_are_errors_that_name_file_and_reason_and_print_nothing(tmp_path, capfd):
+    for path, reason in broken_files(tmp_path):
+        for reader in (images.read, images.read_rgb):
+            with pytest.raises(ImageError, match=reason) as caught:
+                reader(path)
+            message = str(caught.value)
+            assert message.startswith(f"{path}: "), message
+            assert "\n" not in message
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    Image.fromarray(noise(4, 4, 3)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    if os.geteuid() == 0:  # whom the mode does not stop
+
+        def refuse(*_):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", refuse)
+    for reader in (images.read, images.read_rgb, images.read_size):
+        with pytest.raises(ImageError, match=r"a\.png: cannot be read \(Permission denied\)"):
+            reader(tmp_path / "a.png")
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    path = os.fsdecode(bytes(tmp_path) + b"/\xff.png")
+    Path(path).write_bytes(b"x")
+    with pytest.raises(ImageError, match="not valid UTF-8"):
+        images.read(path)
+
+
+def test_write_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
+    old = tmp_path / "a.png"
+    old.write_bytes(b"what was there before")
+    with pytest.raises(ImageError, match=r"a\.bmp: the suffix must be one of \.png"):
+        images.write(tmp_path / "a.bmp", Photo(np.zeros((2, 2, 3), np.float32)))
+    with pytest.raises(ImageError, match=r"a\.webp: cannot be written \(.*16383"):
+        images.write(tmp_path / "a.webp", Photo(np.zeros((2, 17000, 3), np.float32)))
+    with pytest.raises(ImageError, match=r"b\.png: cannot be written \((Not a directory|File exists)\)"):
+        images.write(old / "b.png", Photo(np.zeros((2, 2, 3), np.float32)))
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
+        with pytest.raises(ImageError, match=r"a\.png: cannot be written \(no space left"):
+            images.write(old, Photo(np.zeros((2, 2, 3), np.float32)))
+    with monkeypatch.context() as patch:
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ImageError, match=r"a\.png: cannot be written \(No space left on device\)"):
+            images.write(old, Photo(np.zeros((2, 2, 3), np.float32)))
+    assert old.read_bytes() == b"what was there before"
+    assert os.listdir(tmp_path) == ["a.png"]
+    images.write(old, Photo(np.ones((2, 2, 3), np.float32)))
+    assert images.read_rgb(old).min() == 255
+
+
+# ---- folders
+
+
+def test_find_images(tmp_path):
+    for name in ("b.PNG", "a.jpg", "sub/c.tiff", "sub/deep er/d.WebP", "notes.txt", ".hidden.png", ".cache/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in images.find_images(tmp_path)]
+    assert found == ["a.jpg", "b.PNG", "sub/c.tiff", "sub/deep er/d.WebP"]
+
+
+def test_find_images_in_no_folder(tmp_path):
+    with pytest.raises(ImageError, match=r"nowhere: the folder cannot be read \(No such file"):
+        images.find_images(tmp_path / "nowhere")
