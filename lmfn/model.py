@@ -104,6 +104,14 @@ def up2(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
+def keep_scale(*convs: nn.Module) -> None:
+    """Kaiming-normal weights and no bias: features keep their size through the layers, which torch's initial weights
+    shrink tenfold before the head (no source says what the paper used; `docs/measured.md` has what this gained)."""
+    for conv in convs:
+        nn.init.kaiming_normal_(cast(Tensor, conv.weight), a=ENCODER_SLOPE, nonlinearity="leaky_relu")
+        nn.init.zeros_(cast(Tensor, conv.bias))
+
+
 def start_small(conv: nn.Conv2d) -> None:
     """A tenth of the initial weights, and no bias: what the convolution adds to a skip begins near nothing."""
     with torch.no_grad():
@@ -139,6 +147,7 @@ class MSHF(nn.Module):
         self.down2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         self.down3 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         self.down4 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        keep_scale(self.conv0, self.down1, self.down2, self.down3, self.down4)
         self.rb_16th = RB(channels)
         self.rb_8th = nn.ModuleList([RB(channels), RB(channels)])
         self.rb_4th = nn.ModuleList([RB(channels) for _ in range(5)])
@@ -196,6 +205,7 @@ class RFDB(nn.Module):
         self.refine = nn.ModuleList([nn.Conv2d(features, features, 3, padding=1) for _ in range(3)])
         self.distil_last = nn.Conv2d(features, distilled, 3, padding=1)
         self.fuse = nn.Conv2d(4 * distilled, features, 1)
+        keep_scale(*self.distil, self.distil_last, self.fuse)
         self.esa = ESA(features, esa)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -234,6 +244,7 @@ class ALFM(nn.Module):
         if similarity == "cosine":
             self.temperature = nn.Parameter(torch.full((1,), 10.0))
         self.fuse = nn.Conv2d(layers * features, features, 1)
+        keep_scale(self.fuse)
 
     def attention(self, maps: Sequence[Tensor]) -> Tensor:
         """The attention matrix M, float32: `[B, NC, NC]` or `[B, N, N]`."""
@@ -353,6 +364,7 @@ class LMFN(
         self.register_buffer("mean", torch.tensor(RGB_MEAN), persistent=False)
         self.encoder = MSHF(c.channels, c.stem_padding)
         self.reduce = nn.Conv2d(c.channels, c.features, 3, padding=1)
+        keep_scale(self.reduce)
         self.rfdbs = nn.ModuleList([RFDB(c.features, c.distilled, c.esa) for _ in range(c.rfdbs)])
         self.alfm: nn.Module | None = None
         if c.alfm == "concat":
