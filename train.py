@@ -70,7 +70,7 @@ def train(settings: Settings) -> int:
     model = LMFN.from_pretrained(settings.start_from) if settings.start_from else LMFN(settings.config)
     model = model.to(device, memory_format=torch.channels_last).train()
     ema = average(model, settings.ema)
-    adam = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=settings.betas, fused=True)
+    adam = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=settings.betas)
     run = RunFolder(settings.runs / settings.name)
     at = run.load(model, ema, adam, scaler) if settings.resume == "auto" and run.states else Progress()
     accelerator.wait_for_everyone()  # all have read the state before one writes

@@ -59,8 +59,8 @@ class Settings:
 
     preset: Literal["lmfn", "lmfn-released"] = "lmfn"
     """The network to begin with."""
-    network: dict[str, str] = field(default_factory=dict)
-    """Fields of LMFNConfig to change, as NAME VALUE: --network skip feature similarity cosine rfdbs 3."""
+    network: tuple[str, ...] = ()
+    """Fields of LMFNConfig to change: --network skip=feature similarity=cosine rfdbs=3."""
     start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Weights to fine-tune: what save_pretrained or an earlier run wrote (the network is theirs, too)."""
 
@@ -132,8 +132,14 @@ class Settings:
 
     @property
     def config(self) -> LMFNConfig:
-        typed = {f.name: int if f.type is int else str for f in fields(LMFNConfig)}
-        return preset(self.preset, **{key: typed.get(key, str)(value) for key, value in self.network.items()})
+        numbers = {f.name for f in fields(LMFNConfig) if f.type is int}
+        changes: dict[str, int | str] = {}
+        for text in self.network:
+            name, _, value = text.partition("=")
+            if name in numbers and not value.isdecimal():
+                raise ValueError(f"--network {text}: {name} must be a whole number")
+            changes[name] = int(value) if name in numbers else value
+        return preset(self.preset, **changes)
 
     @property
     def sources(self) -> list[Source]:
@@ -191,14 +197,14 @@ class Settings:
             for name in ("runs", "val", "start_from"):
                 if given.get(name) is not None:
                     given[name] = Path(given[name])
-            for name in ("pairs", "frames", "photos", "betas"):
+            if isinstance(given.get("network"), dict):
+                given["network"] = [f"{key}={value}" for key, value in given["network"].items()]
+            for name in ("pairs", "frames", "photos", "betas", "network"):
                 if name in given:
                     given[name] = tuple([given[name]] if isinstance(given[name], str) else given[name])
             if "blur" in given:
                 ranges: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["blur"].items()}
                 given["blur"] = BlurOptions(**ranges)
-            if "network" in given:
-                given["network"] = {key: str(value) for key, value in given["network"].items()}
             return cls(**given)
         except (yaml.YAMLError, ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error

@@ -20,7 +20,7 @@ from lmfn import LMFN, checkpoint, images
 from lmfn.train import Log, RunFolder, Settings, StepBatches, average, learning_rate, make_loss
 
 ROOT = Path(__file__).parent.parent
-SMALL = {"channels": "8", "features": "8", "distilled": "4", "esa": "4", "rfdbs": "1"}
+SMALL = ("channels=8", "features=8", "distilled=4", "esa=4", "rfdbs=1")
 
 
 @pytest.fixture(autouse=True)
@@ -247,7 +247,7 @@ def test_twenty_skipped_steps_in_a_row_end_the_run(settings: Settings, monkeypat
 def test_fine_tuning_starts_from_the_weights_given(settings: Settings) -> None:
     script.train(settings)
     tuned = dataclasses.replace(
-        settings, name="tuned", start_from=run_in(settings) / "ema.safetensors", network={}, steps=1, lr=1e-9
+        settings, name="tuned", start_from=run_in(settings) / "ema.safetensors", network=(), steps=1, lr=1e-9
     )
     script.train(tuned)
     a, b = weights(run_in(settings), "ema"), weights(run_in(tuned))
@@ -288,7 +288,7 @@ def test_losses(settings: Settings) -> None:
 
 
 def test_ema_forgets_the_beginning_of_a_short_run() -> None:
-    model = LMFN.from_preset("lmfn", **{key: int(value) for key, value in SMALL.items()})
+    model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1)
     ema = average(model, 0.999)
     expected = None
     for n in range(6):
@@ -344,7 +344,9 @@ def test_sources_by_path_weight_and_two_folders(settings: Settings, tmp_path: Pa
         ({"ema": 1.0}, "ema is 1.0"),
         ({"minutes": 0.0}, "minutes is 0.0"),
         ({"name": "a/b"}, "plain folder name"),
-        ({"network": {"depth": "3"}}, "unknown field of LMFNConfig: depth"),
+        ({"network": ("depth=3",)}, "unknown field of LMFNConfig: depth"),
+        ({"network": ("rfdbs=three",)}, "rfdbs=three: rfdbs must be a whole number"),
+        ({"network": ("rfdbs",)}, "rfdbs must be a whole number"),
         ({"precision": "fp16"}, "needs a GPU"),
         ({"start_from": Path("w")}, "--network cannot change"),
     ],
@@ -374,6 +376,8 @@ def test_a_finished_run_is_not_overwritten_by_its_name(settings: Settings, capsy
     with pytest.raises(ValueError, match="holds a run already"):
         Settings.parse(["--name", "run", "--runs", str(settings.runs), "--photos", *settings.photos])
     resumed = Settings.parse(["--name", "run", "--runs", str(settings.runs), "--resume", "auto"])
+    again = ["--name", "run", "--photos", *settings.photos, "--network", *SMALL, "--runs", str(settings.runs)]
+    assert Settings.parse([*again, "--resume", "auto"]) == resumed  # the command that began it works, too
     assert dataclasses.replace(resumed, resume="never") == settings
     assert script.train(resumed) == 0
     assert "10 steps" in capsys.readouterr().err
@@ -389,4 +393,4 @@ def test_broken_data_is_named_before_anything_is_written(settings: Settings, tmp
 def test_a_state_of_another_network_is_named(settings: Settings) -> None:
     script.train(settings)
     with pytest.raises(ValueError, match="does not fit the network of these settings"):
-        script.train(dataclasses.replace(settings, resume="auto", network={**SMALL, "rfdbs": "2"}))
+        script.train(dataclasses.replace(settings, resume="auto", network=(*SMALL, "rfdbs=2")))
