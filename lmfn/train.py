@@ -367,9 +367,11 @@ class RunFolder:
             ema.load_state_dict(parts["ema"])
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit the network of these settings: {error}") from error
-        state = optimizer.state_dict()
+        state, parameters = optimizer.state_dict(), list(model.parameters())
         for name, tensor in parts["adam"].items():
             index, _, moment = name.partition(".")
+            if tensor.ndim:  # in its parameter's memory layout, as Adam made it
+                tensor = torch.empty_like(parameters[int(index)]).copy_(tensor)
             state["state"].setdefault(int(index), {})[moment] = tensor
         optimizer.load_state_dict(state)
         if scaler is not None and metadata["scaler"] is not None:
