@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813 (the name it goes by in its own documentation)
 
+from lmfn import exif
 from lmfn.checkpoint import replace_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 """The suffixes of image files, lower case; to be compared with a suffix in lower case."""
 
 JPEG_QUALITY = WEBP_QUALITY = 95
+JPEG_TEXTS = 32_000  # bytes of all texts in a JPEG: each may be in EXIF, XMP, IPTC and the comment, of 64 kB each
 FORMATS = ("png", "jpeg", "webp", "tiff")
 RGB_LIKE = range(7)  # TIFF's photometric interpretations that OpenImageIO turns into gray or RGB; CIELAB is not one
 
@@ -46,6 +48,8 @@ class Photo:
     """Bits of a sample: 8 or 16 (whole numbers), or 32 (float)."""
     metadata: oiio.ImageSpec = field(default_factory=oiio.ImageSpec)
     """An `OpenImageIO.ImageSpec` whose attributes (EXIF, GPS, ICC profile, resolution, text) `write` puts back."""
+    exif: bytes | None = None
+    """The EXIF block of a JPEG, PNG or WebP (from its TIFF header on); they get it, not the EXIF in `metadata`."""
 
     @property
     def alpha(self) -> bool:
@@ -77,9 +81,13 @@ def read_size(path: str | Path) -> tuple[int, int]:
 def read(path: str | Path) -> Photo:
     """The image with all that must be kept of its file; of several in one file (pages, frames) the first.
 
+    The EXIF block is the file's, with Orientation 1; a broken one and that of a TIFF are left out, and EXIF is then
+    what OpenImageIO reads into the metadata.
+
     Raises ImageError, also for float samples outside [0, 1].
     """
-    pixels, spec = _load(Path(path))
+    path = Path(path)
+    pixels, spec = _load(path)
     bits = 8 * pixels.dtype.itemsize
     metadata = oiio.ImageSpec(spec)
     for pattern in LAYOUT:
@@ -94,7 +102,11 @@ def read(path: str | Path) -> Photo:
         metadata.attribute("Orientation", 1)
     if bits < 32:
         pixels = pixels.astype(np.float32) / np.float32(2**bits - 1)
-    return Photo(pixels, bits, metadata)
+    block = exif.extract(path.read_bytes())
+    upright = None if block is None else exif.upright(block)
+    if upright is not None and "Orientation" not in spec:
+        upright = block  # OpenImageIO passes over a block behind a PNG's pixels: they are not turned, and must still be
+    return Photo(pixels, bits, metadata, upright)
 
 
 def write(path: str | Path, photo: Photo) -> None:
@@ -103,8 +115,15 @@ def write(path: str | Path, photo: Photo) -> None:
     The bit depth is the photo's where the format has it: JPEG and WebP have 8 bits, PNG 8 and 16, TIFF all. JPEG and
     WebP are lossy (quality 95, JPEG without chroma subsampling); PNG and TIFF (deflate) give back the very samples.
     JPEG has no alpha: it is dropped where all of it is 1, and an error elsewhere. WebP has no gray: it becomes RGB.
-    Of EXIF, OpenImageIO writes nothing into WebP, no ISO speed into TIFF, exposure times into JPEG and PNG to 1e-5 s,
-    and no maker notes or thumbnails at all. Folders are made as needed; the file appears whole or not at all.
+
+    From JPEG, PNG or WebP into any of them, EXIF goes byte for byte but for the orientation, with GPS and maker notes;
+    its thumbnail, and the width and height it names, are those of the old image. Into or out of TIFF, and where a block
+    is broken or too long for JPEG (65,527 bytes), it goes as OpenImageIO rewrites it: without maker notes and
+    thumbnail, exposure times to 1e-5 s, into TIFF without ISO speed, into WebP not at all. An ICC profile is kept where
+    it fits the colours; XMP and IPTC where OpenImageIO knows the field, not in WebP. Of texts of more than 32 kB in
+    all, JPEG gets the shortest.
+
+    Folders are made as needed; the file appears whole or not at all.
 
     Raises ImageError for an unknown suffix, alpha that JPEG would lose, or a file that cannot be written.
     """
@@ -137,8 +156,18 @@ def write(path: str | Path, photo: Photo) -> None:
     if suffix in (".jpg", ".jpeg"):
         spec.attribute("Compression", f"jpeg:{JPEG_QUALITY}")
         spec.attribute("jpeg:subsampling", "4:4:4")
+        # libjpeg ends the whole process where a segment (64 kB) overflows. A list's items are each put into tags.
+        texts = {item.name: item.value for item in spec.extra_attribs if isinstance(item.value, str)}
+        room = JPEG_TEXTS
+        for name, text in sorted(texts.items(), key=lambda item: len(item[1])):
+            room -= len(text.encode(errors="surrogateescape")) + len("<rdf:li></rdf:li> ") * text.count(";")
+            if room < 0:
+                spec.extra_attribs.remove(name)
     elif suffix == ".webp":
         spec.attribute("Compression", f"webp:{WEBP_QUALITY}")
+    elif suffix == ".png" and photo.exif:
+        for pattern in ("Exif:.*", "GPS:.*"):  # they would be written as texts too
+            spec.erase_attribute(pattern, casesensitive=True)
 
     # On a full disk libjpeg ends the whole process and libpng's half a file passes for a success. So the image is
     # encoded in a temporary folder that is known to have room, and the bytes are written where an error is seen.
@@ -153,7 +182,10 @@ def write(path: str | Path, photo: Photo) -> None:
             whole = file.open(str(encoded), spec) and file.write_image(pixels)
             if not (file.close() and whole):
                 raise ImageError(f"{path}: cannot be written ({_first_line(file.geterror())})")
-            replace_file(path, encoded.read_bytes())
+            data = encoded.read_bytes()
+            if photo.exif and suffix not in (".tif", ".tiff"):
+                data = exif.insert(data, photo.exif)
+            replace_file(path, data)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -194,7 +226,28 @@ def _open(path: Path) -> tuple[oiio.ImageInput, oiio.ImageSpec]:
         raise ImageError(f"{path}: not an image, or a broken one ({_first_line(oiio.geterror())})")
     if reader.format_name() not in FORMATS:
         raise ImageError(f"{path}: {reader.format_name()} files are not supported; convert it to PNG, JPEG or TIFF")
+    if not _is_whole(path, reader.format_name()):
+        raise ImageError(f"{path}: the file is cut short")
     return reader, reader.spec()
+
+
+def _is_whole(path: Path, form: str) -> bool:
+    """Whether the file reaches its format's end, found without decoding it: a whole data set can be looked at first."""
+    with path.open("rb") as file:
+        if form == "webp":  # RIFF: the length of what follows
+            return int.from_bytes(file.read(8)[4:], "little") <= path.stat().st_size - 8
+        if form == "png":
+            file.seek(-12, os.SEEK_END)
+            if file.read(8)[4:] != b"IEND":  # something may stand behind it, too
+                _check_png(path)
+        if form == "jpeg":
+            data, position = file.read(), 2
+            while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
+                # Fill bytes may stand before a marker; each segment before the scan has its length.
+                fill = data[position + 1 : position + 2] == b"\xff"
+                position += 1 if fill else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+            return data.find(b"\xff\xd9", position) > 0
+    return True
 
 
 def _load(path: Path) -> tuple[np.ndarray, oiio.ImageSpec]:

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 from PIL.TiffImagePlugin import IFDRational
 
 from lmfn import images
+from lmfn.deblur import deblur_files
 from lmfn.images import ImageError, Photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -252,7 +255,7 @@ def test_a_new_photo_keeps_its_colours_under_alpha(tmp_path, suffix):
     assert np.abs(copied - pixels).max() <= (12 if suffix == ".webp" else 0)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 def test_exif_and_gps_are_kept(tmp_path, suffix):
     Image.fromarray(smooth(20, 30)).save(tmp_path / "a.jpg", exif=exif(), icc_profile=SRGB)
     copy = tmp_path / f"b{suffix}"
@@ -270,10 +273,177 @@ def test_exif_and_gps_are_kept(tmp_path, suffix):
     assert picture.info["icc_profile"] == SRGB
 
 
-def test_icc_is_kept_in_webp(tmp_path):
-    Image.fromarray(smooth(20, 30)).save(tmp_path / "a.webp", icc_profile=SRGB)
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("tags", [None, exif(6)])
+def test_icc_is_kept_in_webp(tmp_path, channels, tags):
+    pixels = np.dstack([smooth(20, 30), np.full((20, 30), 51, np.uint8)])[:, :, :channels]
+    Image.fromarray(pixels).save(tmp_path / "a.webp", icc_profile=SRGB, **({"exif": tags} if tags else {}))
     images.write(tmp_path / "b.webp", images.read(tmp_path / "a.webp"))
-    assert Image.open(tmp_path / "b.webp").info["icc_profile"] == SRGB
+    copied = Image.open(tmp_path / "b.webp")
+    assert copied.info["icc_profile"] == SRGB
+    assert copied.size == ((20, 30) if tags else (30, 20))
+    assert copied.getexif().get(0x0112) == (1 if tags else None)
+    assert np.array_equal(np.asarray(copied), raw(tmp_path / "b.webp")[0])
+    assert channels == 3 or (np.asarray(copied)[:, :, 3] == 51).all()
+
+
+# ---- the EXIF block, byte for byte
+
+TAKEN = [".jpg", ".png", ".webp"]
+
+
+def camera(orientation=1, order="MM"):
+    """What Pillow makes of the tags above, and what OpenImageIO loses: a maker note, a short exposure, a thumbnail."""
+    tags = exif(orientation)
+    tags.endian = {"MM": ">", "II": "<"}[order]
+    tags.get_ifd(0x8769)[0x829A] = IFDRational(1, 8001)
+    tags.get_ifd(0x8769)[0x927C] = bytes(range(256))
+    small = tags.get_ifd(ExifTags.IFD.IFD1)
+    small[0x0112], small[0x0103] = orientation, 6
+    return tags.tobytes()
+
+
+def block_of(path):
+    return Image.open(path).info["exif"].removeprefix(b"Exif\0\0")
+
+
+def everything(path):
+    tags = Image.open(path).getexif()
+    return [dict(tags), *(tags.get_ifd(ifd) for ifd in (0x8769, 0x8825, ExifTags.IFD.IFD1))]
+
+
+@pytest.mark.parametrize("source", TAKEN)
+@pytest.mark.parametrize("target", TAKEN)
+@pytest.mark.parametrize("order", ["MM", "II"])
+def test_the_exif_block_is_kept_to_the_byte(tmp_path, source, target, order):
+    upright, turned = camera(1, order), camera(6, order)
+    assert upright[6:8].decode() == order
+    for number, block in enumerate((upright, turned)):
+        path, copy = tmp_path / f"{number}{source}", tmp_path / "out" / f"{number}{target}"
+        Image.fromarray(smooth(20, 33)).save(path, exif=block)
+        images.write(copy, images.read(path))
+        assert block_of(copy) == upright[6:]
+        expected, found = everything(path), everything(copy)
+        for tags in expected:
+            tags.update({0x0112: 1} if 0x0112 in tags else {})
+        assert found == expected
+        assert found[1][0x927C] == bytes(range(256))
+        assert found[1][0x829A] * 8001 == 1
+        assert copy.read_bytes().count(b"EF 50mm") == 1
+        assert np.array_equal(np.asarray(Image.open(copy)), raw(copy)[0])
+        assert raw(copy)[1].get_string_attribute("Exif:LensModel") == "EF 50mm"
+
+
+def test_the_thumbnail_is_kept_and_deblurring_keeps_the_block(tmp_path):
+    thumbnail = b"\xff\xd8 a small picture \xff\xd9"
+    block = camera(6) + thumbnail  # behind what the directories know, as are many a maker's data
+    Image.fromarray(smooth(20, 33)).save(tmp_path / "a.jpg", exif=block)
+    for extension in TAKEN:
+        (done,) = deblur_files([tmp_path / "a.jpg"], deblurrer=lambda image: 1 - image, extension=extension).done
+        assert block_of(done) == (camera(1) + thumbnail)[6:]
+
+
+def test_a_block_that_openimageio_does_not_see_still_says_how_to_turn(tmp_path):
+    Image.fromarray(smooth(20, 33)).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[:-12] + chunk(b"eXIf", camera(6)[6:]) + data[-12:])  # behind the pixels
+    images.write(tmp_path / "b.png", images.read(tmp_path / "a.png"))
+    seen, copied = (np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / name))) for name in ("a.png", "b.png"))
+    assert seen.shape == (33, 20, 3)
+    assert np.array_equal(seen, copied)
+
+
+def test_the_metadata_s_exif_where_the_block_is_broken_or_too_long(tmp_path):
+    cut = camera()[6:120]  # the directory is whole, what it points at is not
+    for number, (block, kept) in enumerate(((b"no TIFF at all", False), (cut[:60], False), (cut, True))):
+        Image.fromarray(smooth(20, 33)).save(tmp_path / "a.png", exif=block)
+        photo = images.read(tmp_path / "a.png")
+        assert photo.exif == (block if kept else None), number
+        photo.metadata.attribute("Make", "Nikon")
+        images.write(tmp_path / "b.jpg", photo)
+        assert (block_of(tmp_path / "b.jpg") == block) == kept
+        assert raw(tmp_path / "b.jpg")[1].get_string_attribute("Make") == ("Canon" if kept else "Nikon")
+    long = camera() + bytes(65_533 - len(camera()))
+    for size in (65_527, 65_528):
+        Image.fromarray(smooth(20, 33)).save(tmp_path / "a.png", exif=long[: size + 6].ljust(size + 6, b"\1"))
+        images.write(tmp_path / "b.jpg", images.read(tmp_path / "a.png"))
+        assert (
+            len(block_of(tmp_path / "b.jpg")) == size
+            if size == 65_527
+            else 200 < len(block_of(tmp_path / "b.jpg")) < 999
+        )
+        assert everything(tmp_path / "b.jpg")[0][0x010F] == "Canon"
+        images.write(tmp_path / "b.webp", images.read(tmp_path / "a.png"))
+        assert len(block_of(tmp_path / "b.webp")) == size
+
+
+def test_tiff_carries_tags_and_no_block(tmp_path):
+    Image.fromarray(smooth(20, 33)).save(tmp_path / "a.jpg", exif=camera())
+    images.write(tmp_path / "a.tif", images.read(tmp_path / "a.jpg"))
+    photo = images.read(tmp_path / "a.tif")
+    assert photo.exif is None
+    for suffix in (".jpg", ".png"):
+        images.write(tmp_path / f"b{suffix}", photo)
+        main, photograph, *_ = everything(tmp_path / f"b{suffix}")
+        assert (main | photograph)[0xA434] == "EF 50mm"  # OpenImageIO may put it into the main directory
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "\xe9" * 40_000, "a;" * 15_000])
+def test_texts_too_long_for_jpeg_are_left_out(tmp_path, text):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Description", text)
+    info.add_text("Copyright", "(c) somebody")
+    Image.fromarray(smooth(20, 33)).save(tmp_path / "a.png", pnginfo=info)
+    photo = images.read(tmp_path / "a.png")
+    images.write(tmp_path / "b.jpg", photo)
+    assert raw(tmp_path / "b.jpg")[1].get_string_attribute("Copyright") == "(c) somebody"
+    assert "ImageDescription" not in raw(tmp_path / "b.jpg")[1]
+    images.write(tmp_path / "b.png", photo)
+    assert Image.open(tmp_path / "b.png").text["Description"] == text
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow thinks of such blocks
+@pytest.mark.parametrize("suffix", TAKEN)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4),
+    length=st.just(9999) | st.integers(0, 500),
+    target=st.sampled_from(TAKEN),
+)
+def test_mutated_blocks_do_no_harm(tmp_path, suffix, changes, length, target):
+    block = camera(6)[6:]
+    for at, new in changes:
+        block = block[:at] + new + block[at + len(new) :]
+    path, copy = tmp_path / f"a{suffix}", tmp_path / f"b{target}"
+    Image.fromarray(smooth(9, 11)).save(path, exif=b"Exif\0\0" + block[:length])
+    photo = images.read(path)
+    assert np.array_equal(np.rint(photo.pixels * 255), images.read_rgb(path))
+    images.write(copy, photo)
+    again = images.read(copy)
+    assert again.pixels.shape == photo.pixels.shape
+    assert np.array_equal(np.asarray(Image.open(copy)), raw(copy)[0])
+    if target == ".png":
+        assert np.array_equal(again.pixels, photo.pixels)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow thinks of such blocks
+@pytest.mark.parametrize("suffix", TAKEN)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), min_size=1, max_size=3))
+def test_mutated_files_are_read_or_an_error(tmp_path, suffix, changes):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(smooth(9, 11)).save(path, exif=camera(6))
+    data = path.read_bytes()
+    for place, new in changes:
+        at = int(place * len(data))
+        data = data[:at] + new + data[at + len(new) :]
+    path.write_bytes(data)
+    try:
+        photo = images.read(path)
+    except ImageError:
+        return
+    images.write(tmp_path / f"b{suffix}", photo)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / f"b{suffix}")), raw(tmp_path / f"b{suffix}")[0].squeeze())
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -443,3 +613,22 @@ def test_find_images(tmp_path):
 def test_find_images_in_no_folder(tmp_path):
     with pytest.raises(ImageError, match=r"nowhere: the folder cannot be read \(No such file"):
         images.find_images(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_file_that_is_cut_short_is_found_by_its_size_alone(tmp_path, suffix):
+    """So that a data set's broken files are named before training starts. A preview inside has an end of its own."""
+    thumbnail = tmp_path / "thumbnail.jpg"
+    images.write(thumbnail, Photo(smooth(8, 8).astype(np.float32) / 255))
+    block = Image.Exif()
+    block[0x9286] = thumbnail.read_bytes()
+    path = tmp_path / f"photo{suffix}"
+    Image.fromarray(smooth(60, 90)).save(path, exif=block)
+    whole = path.read_bytes()
+    assert images.read_size(path) == (60, 90)
+    path.write_bytes(whole + b"something behind it")
+    assert images.read_size(path) == (60, 90)
+    for keep in (len(whole) - 1, len(whole) - 30, len(whole) * 9 // 10):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(ImageError, match=r"photo.*(cut short|broken)"):
+            images.read_size(path)
