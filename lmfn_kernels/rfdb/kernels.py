@@ -1,5 +1,7 @@
 """The RFDB's kernels. Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, outputs]."""
 
+# ruff: noqa: N803  (constants are capital)
+
 import triton
 import triton.language as tl
 
@@ -12,6 +14,35 @@ from lmfn_kernels.runtime.kernels import (
     pixel_tile,
     store_pixels,
 )
+
+
+@triton.jit
+def parity_taps(
+    b_out, t_x, t_by, t_w, i_b, o_h, o_w, o_n,
+    ODD_H: tl.constexpr, ODD_W: tl.constexpr, SIGN: tl.constexpr, PADDING: tl.constexpr, BY_SLOPE: tl.constexpr,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Add the taps of a 3x3 of stride 2 that meet the input's rows and columns of one parity.
+
+    Tap i of output row h is input row 2h + i - PADDING, number h + (i - PADDING - ODD_H) / 2 of its parity. SIGN is 1
+    where the sum is over inputs, -1 where it is, for the input's gradient, over outputs.
+    """
+    FIRST_I: tl.constexpr = (ODD_H + PADDING) % 2
+    FIRST_J: tl.constexpr = (ODD_W + PADDING) % 2
+    N_J: tl.constexpr = 2 - FIRST_J
+    N_K: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    for i_step in tl.range(0, (2 - FIRST_I) * N_J * N_K, num_stages=STAGES):
+        o_k = i_step % N_K * BLOCK_K
+        i = FIRST_I + i_step // N_K // N_J * 2
+        j = FIRST_J + i_step // N_K % N_J * 2
+        o_x = o_h + SIGN * ((i - PADDING - ODD_H) // 2)
+        o_y = o_w + SIGN * ((j - PADDING - ODD_W) // 2)
+        b_x = load_pixels(t_x, i_b, o_x, o_y, o_k)
+        if t_by is not None:
+            b_x = leaky_gradient(b_x, load_pixels(t_by, i_b, o_x, o_y, o_k), BY_SLOPE)
+        b_w = load_weight(t_w, i * 3 + j, o_k, o_n)
+        b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=b_out.dtype)
+    return b_out
 
 
 @triton.jit
@@ -56,8 +87,8 @@ def conv_kernel(
 ):
     """out = leaky(conv(x) + bias + residual), 1x1 or 3x3, and its input gradient, with what a block hangs on either.
 
-    MODE: `same` stride 1; `down` stride 2, the input's even and odd rows and columns in four descriptors; `back` the input
-    gradient of `same`; `up` that of `down`, for the input pixels of one parity.
+    MODE: `same` stride 1; `down` stride 2, the input's even and odd rows and columns in four descriptors; `back` the
+    input gradient of `same`; `up` that of `down`, for the input pixels of one parity.
     With `t_by`, x is a gradient after the activation whose output that is, and its mask is applied where it is loaded.
     `t_z`, `t_zw`: another image through a 1x1, added. `t_mask`: out is masked as the gradient before that activation.
     `t_d`: a second output, leaky(conv1x1(residual) + bias), from the centre tile that is in registers already.
@@ -77,32 +108,24 @@ def conv_kernel(
                 b_x = leaky_gradient(b_x, load_pixels(t_by, i_b, o_x, o_y, o_k), BY_SLOPE)
             b_w = load_weight(t_w, i_tap if MODE == "same" else TAPS * TAPS - 1 - i_tap, o_k, o_n)
             b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
+    elif MODE == "up":
+        b_out = parity_taps(
+            b_out, t_x, t_by, t_w, i_b, o_h, o_w, o_n, ODD_H, ODD_W, -1,
+            PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES,
+        )  # fmt: skip
     else:
-        for o_k in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-            for i in tl.static_range(3):
-                for j in tl.static_range(3):
-                    if MODE == "down":
-                        # Pixel (2h + i - PADDING, 2w + j - PADDING).
-                        if (i + PADDING) % 2 == 0:
-                            t_even, t_odd = t_x, t_x01
-                        else:
-                            t_even, t_odd = t_x10, t_x11
-                        if (j + PADDING) % 2 == 0:
-                            t_tap = t_even
-                        else:
-                            t_tap = t_odd
-                        b_x = load_pixels(t_tap, i_b, o_h + (i - PADDING) // 2, o_w + (j - PADDING) // 2, o_k)
-                        b_w = load_weight(t_w, i * 3 + j, o_k, o_n)
-                        b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
-                    elif (ODD_H + PADDING - i) % 2 == 0 and (ODD_W + PADDING - j) % 2 == 0:
-                        # Input row 2h + ODD_H went into output row (2h + ODD_H + PADDING - i) / 2 by tap i.
-                        o_x = o_h + (ODD_H + PADDING - i) // 2
-                        o_y = o_w + (ODD_W + PADDING - j) // 2
-                        b_x = load_pixels(t_x, i_b, o_x, o_y, o_k)
-                        if t_by is not None:
-                            b_x = leaky_gradient(b_x, load_pixels(t_by, i_b, o_x, o_y, o_k), BY_SLOPE)
-                        b_w = load_weight(t_w, i * 3 + j, o_k, o_n)
-                        b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
+        b_out = parity_taps(
+            b_out, t_x, None, t_w, i_b, o_h, o_w, o_n, 0, 0, 1, PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES
+        )  # fmt: skip
+        b_out = parity_taps(
+            b_out, t_x01, None, t_w, i_b, o_h, o_w, o_n, 0, 1, 1, PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES
+        )  # fmt: skip
+        b_out = parity_taps(
+            b_out, t_x10, None, t_w, i_b, o_h, o_w, o_n, 1, 0, 1, PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES
+        )  # fmt: skip
+        b_out = parity_taps(
+            b_out, t_x11, None, t_w, i_b, o_h, o_w, o_n, 1, 1, 1, PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES
+        )  # fmt: skip
     if t_z is not None:
         b_z = load_pixels(t_z, i_b, o_h, o_w, 0)
         b_out = tl.dot(b_z, load_weight(t_zw, 0, 0, o_n), b_out, input_precision=PRECISION, out_dtype=ACC)
@@ -183,104 +206,63 @@ def fuse_kernel(
 
 @triton.jit
 def fuse_backward_kernel(
-    t_gy,
-    t_ga,
-    t_y,
-    t_d1,
-    t_d2,
-    t_d3,
-    t_d4,
-    t_fuse1,
-    t_fuse2,
-    t_fuse3,
-    t_fuse4,
-    t_squeeze,
-    t_z1,
-    t_z2,
-    t_z3,
-    t_z4,
-    p_dfuse,
-    p_dfuse_bias,
-    p_dsqueeze,
-    p_dsqueeze_bias,
-    B,
-    H,
-    W,
-    C,
-    D,
-    F,
-    SPLITS,
-    SLOPE: tl.constexpr,
-    D_SLOPE: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_F: tl.constexpr,
+    t_gy, t_ga, t_y, t_squeeze, t_d1, t_d2, t_fuse1, t_fuse2, t_z1, t_z2,
+    p_dfuse, p_dfuse_bias, p_dsqueeze, p_dsqueeze_bias,
+    B, H, W, C, D, F, SPLITS,
+    FIRST: tl.constexpr, SLOPE1: tl.constexpr, SLOPE2: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
     STAGES: tl.constexpr,
-):
-    """From the gradients of y and a to z_j, those before the activations of d_j, and both 1x1s' weights' partial sums.
+):  # fmt: skip
+    """For maps FIRST and FIRST + 1 of the four: from the gradients of y and a to z, those before the maps' activations.
 
-    D_SLOPE is the slope behind d1..d3: 1 where they came in from outside, activation done.
+    Partial sums for the maps' part of the weight; FIRST = 0 does so for the bias and for the 1x1 that gives a, too.
+    Four maps at once do not fit the registers. Weights are loaded for every tile anew: they would not fit either.
     """
     i_split = tl.program_id(0)
     b_f1 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
     b_f2 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
-    b_f3 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
-    b_f4 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
     b_s = tl.zeros([BLOCK_C, BLOCK_F], ACC)
     b_fb = tl.zeros([BLOCK_C], ACC)
     b_sb = tl.zeros([BLOCK_F], ACC)
     n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
-    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
+    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES, disable_licm=True):
         i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
         b_ga = load_pixels(t_ga, i_b, o_h, o_w, 0)
-        b_y = load_pixels(t_y, i_b, o_h, o_w, 0)
-        b_s = tl.dot(tl.trans(b_y), b_ga, b_s, input_precision=PRECISION, out_dtype=ACC)
-        b_sb += tl.sum(b_ga.to(ACC), axis=0)
         b_dy = tl.dot(b_ga, load_weight(t_squeeze, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
         b_dy += load_pixels(t_gy, i_b, o_h, o_w, 0).to(ACC)
-        b_fb += tl.sum(b_dy, axis=0)
+        if FIRST == 0:
+            b_y = load_pixels(t_y, i_b, o_h, o_w, 0)
+            b_s = tl.dot(tl.trans(b_y), b_ga, b_s, input_precision=PRECISION, out_dtype=ACC)
+            b_sb += tl.sum(b_ga.to(ACC), axis=0)
+            b_fb += tl.sum(b_dy, axis=0)
         b_dy = b_dy.to(t_y.dtype)
-        b_dyt = tl.trans(b_dy)
         b_d = load_pixels(t_d1, i_b, o_h, o_w, 0)
-        b_f1 = tl.dot(b_dyt, b_d, b_f1, input_precision=PRECISION, out_dtype=ACC)
+        b_f1 = tl.dot(tl.trans(b_dy), b_d, b_f1, input_precision=PRECISION, out_dtype=ACC)
         b_z = tl.dot(b_dy, load_weight(t_fuse1, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
-        store_pixels(t_z1, i_b, o_h, o_w, 0, leaky_gradient(b_z, b_d, D_SLOPE))
+        store_pixels(t_z1, i_b, o_h, o_w, 0, leaky_gradient(b_z, b_d, SLOPE1))
         b_d = load_pixels(t_d2, i_b, o_h, o_w, 0)
-        b_f2 = tl.dot(b_dyt, b_d, b_f2, input_precision=PRECISION, out_dtype=ACC)
+        b_f2 = tl.dot(tl.trans(b_dy), b_d, b_f2, input_precision=PRECISION, out_dtype=ACC)
         b_z = tl.dot(b_dy, load_weight(t_fuse2, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
-        store_pixels(t_z2, i_b, o_h, o_w, 0, leaky_gradient(b_z, b_d, D_SLOPE))
-        b_d = load_pixels(t_d3, i_b, o_h, o_w, 0)
-        b_f3 = tl.dot(b_dyt, b_d, b_f3, input_precision=PRECISION, out_dtype=ACC)
-        b_z = tl.dot(b_dy, load_weight(t_fuse3, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
-        store_pixels(t_z3, i_b, o_h, o_w, 0, leaky_gradient(b_z, b_d, D_SLOPE))
-        b_d = load_pixels(t_d4, i_b, o_h, o_w, 0)
-        b_f4 = tl.dot(b_dyt, b_d, b_f4, input_precision=PRECISION, out_dtype=ACC)
-        b_z = tl.dot(b_dy, load_weight(t_fuse4, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
-        store_pixels(t_z4, i_b, o_h, o_w, 0, leaky_gradient(b_z, b_d, SLOPE))
+        store_pixels(t_z2, i_b, o_h, o_w, 0, leaky_gradient(b_z, b_d, SLOPE2))
     o_c = tl.arange(0, BLOCK_C)
     o_d = tl.arange(0, BLOCK_D)
-    o_f = tl.arange(0, BLOCK_F)
     m_f = (o_c < C)[:, None] & (o_d < D)[None, :]
-    p_f = p_dfuse + i_split * C * 4 * D + o_c[:, None] * 4 * D + o_d[None, :]
+    p_f = p_dfuse + i_split * C * 4 * D + FIRST * D + o_c[:, None] * 4 * D + o_d[None, :]
     tl.store(p_f, b_f1, mask=m_f)
     tl.store(p_f + D, b_f2, mask=m_f)
-    tl.store(p_f + 2 * D, b_f3, mask=m_f)
-    tl.store(p_f + 3 * D, b_f4, mask=m_f)
-    tl.store(p_dfuse_bias + i_split * C + o_c, b_fb, mask=o_c < C)
-    m_s = (o_c < C)[:, None] & (o_f < F)[None, :]
-    tl.store(p_dsqueeze + i_split * F * C + o_f[None, :] * C + o_c[:, None], b_s, mask=m_s)
-    tl.store(p_dsqueeze_bias + i_split * F + o_f, b_sb, mask=o_f < F)
+    if FIRST == 0:
+        o_f = tl.arange(0, BLOCK_F)
+        m_s = (o_c < C)[:, None] & (o_f < F)[None, :]
+        tl.store(p_dfuse_bias + i_split * C + o_c, b_fb, mask=o_c < C)
+        tl.store(p_dsqueeze + i_split * F * C + o_f[None, :] * C + o_c[:, None], b_s, mask=m_s)
+        tl.store(p_dsqueeze_bias + i_split * F + o_f, b_sb, mask=o_f < F)
 
 
 @triton.jit
 def bilinear_axis(o_x, SIZE, LOW, ACC: tl.constexpr):
     """The two neighbours of position `o_x` of SIZE among LOW, and the second one's weight (align_corners False).
 
-    The source position (o_x + 1/2) LOW / SIZE - 1/2 is a fraction of whole numbers, so nothing is rounded but the weight.
+    The source position (o_x + 1/2) LOW / SIZE - 1/2 is a fraction of whole numbers: only the weight is rounded.
     """
     o_twice = tl.maximum((2 * o_x + 1) * LOW - SIZE, 0)
     o_first = tl.minimum(o_twice // (2 * SIZE), LOW - 1)
@@ -352,17 +334,17 @@ def gate_backward_kernel(
     b_de = tl.zeros([BLOCK_C, BLOCK_F], ACC)
     b_deb = tl.zeros([BLOCK_C], ACC)
     n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
-    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
+    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES, disable_licm=True):
         i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
         b_t = upsampled(p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, F, s_b, s_h, s_w, ACC, BLOCK_H, BLOCK_W, BLOCK_F)
         b_a = load_pixels(t_a, i_b, o_h, o_w, 0)
         b_t = tl.dot(b_a, load_weight(t_skip, 0, 0, 0), b_t, input_precision=PRECISION, out_dtype=ACC)
         b_t = (b_t + load_bias(p_skip_bias, 0, F, BLOCK_F, ACC)).to(t_y.dtype)
         b_s = tl.dot(b_t, load_weight(t_expand, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
-        b_s = sigmoid(b_s + load_bias(p_expand_bias, 0, C, BLOCK_C, ACC))
+        b_s += load_bias(p_expand_bias, 0, C, BLOCK_C, ACC)
         b_g = load_pixels(t_g, i_b, o_h, o_w, 0).to(ACC)
-        store_pixels(t_dy, i_b, o_h, o_w, 0, b_g * b_s)
-        b_gs = b_g * load_pixels(t_y, i_b, o_h, o_w, 0).to(ACC) * b_s * (1 - b_s)
+        store_pixels(t_dy, i_b, o_h, o_w, 0, b_g * sigmoid(b_s))
+        b_gs = b_g * load_pixels(t_y, i_b, o_h, o_w, 0).to(ACC) * sigmoid(b_s) * sigmoid(-b_s)
         b_deb += tl.sum(b_gs, axis=0)
         b_gs = b_gs.to(t_y.dtype)
         b_de = tl.dot(tl.trans(b_gs), b_t, b_de, input_precision=PRECISION, out_dtype=ACC)

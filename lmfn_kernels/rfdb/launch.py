@@ -1,4 +1,4 @@
-"""The ops' pieces on Triton kernels. The same pieces as `plain.py`, with images as `runtime.launch.layout` gives them."""
+"""The ops' pieces on Triton kernels. The same pieces as `plain.py`, with images as `layout` gives them."""
 
 from typing import Any
 
@@ -28,8 +28,8 @@ from lmfn_kernels.runtime.launch import (
 )
 
 __all__ = [
-    "conv", "fuse", "fuse_backward", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool", "pool_backward",
-    "stage", "upsample_backward", "weight_gradient", "written",
+    "conv", "fuse", "fuse_backward", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool",
+    "pool_backward", "stage", "upsample_backward", "weight_gradient", "written",
 ]  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def _conv(
     """
     taps, k, n = (int(size) for size in weight.shape)
     block_k, block_n = min(64, block(k)), min(64, block(n))
-    c = config("conv", out, block_n)
+    c = config("conv", out)
     inputs = [pixels(view, c, block_k) for view in views] + [None] * (4 - len(views))
     z, zw = extra if extra is not None else (None, None)
     block_z = 16 if z is None else block(z.shape[1])
@@ -189,7 +189,7 @@ def input_gradient(
             mask_slope=mask,
         )
         return dx
-    assert not residual and extra is None and mask == 1, "no block hangs these on a convolution of stride 2"
+    assert (residual, extra, mask) == (False, None, 1), "no block hangs these on a convolution of stride 2"
     # An input row of one parity meets only the taps of one: four launches, and no product with a zero between pixels.
     for place, view in enumerate(parities(dx)):
         if view.numel() > 0:
@@ -218,7 +218,7 @@ def fuse(
     """y, a, and d4 where `keep` is set."""
     (b, _, h, w), n, ch, f = x.shape, last.shape[0], weight.shape[0], squeeze.shape[0]
     block_k, block_c, block_d, block_f = block(x.shape[1]), block(ch), block(n), block(f)
-    c = config("fuse", x, max(block_k, block_c))
+    c = config("fuse", x)
     y, a, d4 = empty(x, b, ch, h, w), empty(x, b, f, h, w), empty(x, b, n, h, w) if keep else None
     fuse_j = [weights(matrix(part), block_d, block_c) for part in weight.chunk(4, dim=1)]
     run(
@@ -262,46 +262,49 @@ def fuse_backward(
     slope: float,
     d_slope: float,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Gradients before the activations of d1..d4 (of d1..d3 their slope is `d_slope`), and of both weights and biases."""
+    """Gradients before the activations of d1..d4 (of d1..d3 with `d_slope`), and of both weights and biases."""
     ch, n, f = y.shape[1], d1.shape[1], ga.shape[1]
     block_c, block_d, block_f = block(ch), block(n), block(f)
-    c = config("fuse_backward", y, block_c)
+    c = config("fuse_backward", y)
     splits = min(c.splits, tiles(y, c))
     z = [empty(d1, *d1.shape) for _ in range(4)]
     dfuse, dfuse_bias = partial(y, splits, (ch, 4 * n)), partial(y, splits, (ch,))
     dsqueeze, dsqueeze_bias = partial(y, splits, (f, ch)), partial(y, splits, (f,))
-    run(
-        kernels.fuse_backward_kernel,
-        y,
-        (splits,),
-        c,
-        t_gy=pixels(gy, c, block_c),
-        t_ga=pixels(ga, c, block_f),
-        t_y=pixels(y, c, block_c),
-        **{f"t_d{j}": pixels(d, c, block_d) for j, d in enumerate((d1, d2, d3, d4), 1)},
-        **{
-            f"t_fuse{j}": weights(matrix(part, back=True), block_c, block_d)
-            for j, part in enumerate(weight.chunk(4, dim=1), 1)
-        },
-        t_squeeze=weights(matrix(squeeze, back=True), block_f, block_c),
-        **{f"t_z{j}": pixels(z_j, c, block_d) for j, z_j in enumerate(z, 1)},
-        p_dfuse=dfuse,
-        p_dfuse_bias=dfuse_bias,
-        p_dsqueeze=dsqueeze,
-        p_dsqueeze_bias=dsqueeze_bias,
-        B=y.shape[0],
-        C=ch,
-        D=n,
-        F=f,
-        SPLITS=splits,
-        SLOPE=slope,
-        D_SLOPE=d_slope,
-        BLOCK_C=block_c,
-        BLOCK_D=block_d,
-        BLOCK_F=block_f,
-        STAGES=c.stages,
-        **_size(c, y),
-    )
+    d, parts = (d1, d2, d3, d4), weight.chunk(4, dim=1)
+    for i in (0, 2):
+        run(
+            kernels.fuse_backward_kernel,
+            y,
+            (splits,),
+            c,
+            t_gy=pixels(gy, c, block_c),
+            t_ga=pixels(ga, c, block_f),
+            t_y=pixels(y, c, block_c),
+            t_squeeze=weights(matrix(squeeze, back=True), block_f, block_c),
+            t_d1=pixels(d[i], c, block_d),
+            t_d2=pixels(d[i + 1], c, block_d),
+            t_fuse1=weights(matrix(parts[i], back=True), block_c, block_d),
+            t_fuse2=weights(matrix(parts[i + 1], back=True), block_c, block_d),
+            t_z1=pixels(z[i], c, block_d),
+            t_z2=pixels(z[i + 1], c, block_d),
+            p_dfuse=dfuse,
+            p_dfuse_bias=dfuse_bias,
+            p_dsqueeze=dsqueeze,
+            p_dsqueeze_bias=dsqueeze_bias,
+            B=y.shape[0],
+            C=ch,
+            D=n,
+            F=f,
+            SPLITS=splits,
+            FIRST=i,
+            SLOPE1=d_slope,
+            SLOPE2=d_slope if i == 0 else slope,
+            BLOCK_C=block_c,
+            BLOCK_D=block_d,
+            BLOCK_F=block_f,
+            STAGES=c.stages,
+            **_size(c, y),
+        )
     return tuple(z), (_like(weight, dfuse), total(dfuse_bias), _like(squeeze, dsqueeze), total(dsqueeze_bias))
 
 
@@ -339,7 +342,7 @@ def _gate(
 def gate(
     y: Tensor, a: Tensor, v: Tensor, skip: Tensor, skip_bias: Tensor, expand: Tensor, expand_bias: Tensor
 ) -> Tensor:
-    c = config("gate", y, block(y.shape[1]))
+    c = config("gate", y)
     out = empty(y, *y.shape)
     common = _gate(y, a, v, skip, skip_bias, expand, expand_bias, c)
     run(kernels.gate_kernel, y, (tiles(y, c),), c, t_out=pixels(out, c, common["BLOCK_C"]), **common)
@@ -352,7 +355,7 @@ def gate_backward(
     """Gradients of y, of a, of v brought up to y's size, and of the four weights."""
     ch, f = y.shape[1], a.shape[1]
     block_c, block_f = block(ch), block(f)
-    c = config("gate_backward", y, block_c)
+    c = config("gate_backward", y)
     splits = min(c.splits, tiles(y, c))
     dy, da, dt = empty(y, *y.shape), empty(a, *a.shape), empty(a, *a.shape)
     dskip, dskip_bias = partial(y, splits, (f, f)), partial(y, splits, (f,))
@@ -386,7 +389,7 @@ def _strides(name: str, x: Tensor) -> dict[str, int]:
 
 def upsample_backward(g: Tensor, v: Tensor) -> Tensor:
     dv = empty(v, *v.shape)
-    c = config("upsample_backward", g, block(g.shape[1]))
+    c = config("upsample_backward", g)
     run(
         kernels.upsample_backward_kernel,
         g,
@@ -413,7 +416,7 @@ def pool(x: Tensor) -> tuple[Tensor, Tensor]:
     b, f, h, w = x.shape
     low = (h - 7) // 3 + 1, (w - 7) // 3 + 1
     out, index = empty(x, b, f, *low), empty(x, b, f, *low, dtype=torch.int8)
-    c = config("pool", x, block(f))
+    c = config("pool", x)
     run(
         kernels.pool_kernel,
         x,
@@ -436,7 +439,7 @@ def pool(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def pool_backward(g: Tensor, index: Tensor, x: Tensor) -> Tensor:
     dx = empty(x, *x.shape)
-    c = config("pool_backward", x, block(x.shape[1]))
+    c = config("pool_backward", x)
     run(
         kernels.pool_backward_kernel,
         x,

@@ -5,15 +5,16 @@ section 2.2; ESA from Liu et al., "Residual feature distillation network", arXiv
 
 All ops take float32, float16, bfloat16 or float64 images `[B, C, H, W]` of any strides, all tensors of one dtype on one
 device, sum in float32 (float64 for float64), and follow PyTorch's own TF32 setting for convolutions. Results are
-channels-last, from the kernels with a pixel stride rounded up to 16 bytes. Under autocast, images and weights are cast to
-its dtype. Gradients are of first order.
+channels-last, from the kernels with a pixel stride rounded up to 16 bytes. Under autocast, images and weights are cast
+to its dtype. Gradients are of first order.
 """
+
+# ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
 
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from lmfn_kernels.rfdb import plain, reference
@@ -145,8 +146,8 @@ def distill_fuse(
 def esa_gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tensor:
     """The end of ESA: y sigmoid(expand(up(v) + skip(a))), up the bilinear (align_corners False) to y's size.
 
-    `y` [B, C, H, W], `a` [B, f, H, W], `v` [B, f, h, w], `skip` f to f (1x1), `expand` f to C (1x1); gives [B, C, H, W].
-    Errors as in `conv3x3`.
+    `y` [B, C, H, W], `a` [B, f, H, W], `v` [B, f, h, w], `skip` f to f (1x1), `expand` f to C (1x1); gives
+    [B, C, H, W]. Errors as in `conv3x3`.
     """
     checks.image("y", y)
     f = a.shape[1] if isinstance(a, Tensor) and a.ndim == 4 else None
@@ -164,9 +165,9 @@ def esa_gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tenso
 def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05) -> Tensor:
     """A whole residual feature distillation block, its ESA included, as one autograd function.
 
-    `x` and the result [B, C, H, W], H and W at least 15. Kept for backward, beside `x` and the weights: the three stages'
-    results, ESA's first map and its low-resolution maps: at most 5.5 times the bytes of `x` with `x` itself. Errors as in
-    `conv3x3`.
+    `x` and the result [B, C, H, W], H and W at least 15. Kept for backward, beside `x` and the weights: the three
+    stages' results, ESA's first map and its low-resolution maps; with `x` itself at most 5.5 times the bytes of `x`.
+    Errors as in `conv3x3`.
     """
     checks.image("x", x, ESA_SMALLEST)
     checks.slope(slope)
@@ -265,7 +266,7 @@ def _conv3x3_backward(
     (g,) = _given(gradients, 0)
     stride, padding, slope = int(options[0]), int(options[1]), options[2]
     x, g = p.layout(x), p.layout(g)
-    e = p.masked(g, kept[0], slope) if kept else g
+    e = p.masked(g, p.layout(kept[0]), slope) if kept else g
     if found.wants(0):
         found.put(0, p.input_gradient(e, weight, x, stride=stride, padding=padding))
     if found.wants(1, 2):
@@ -293,7 +294,7 @@ def _distill_stage_backward(
     x, distil, _, refine, _ = _given(tensors, 0, 1, 2, 3, 4)
     gy, gd = _given(gradients, 0, 1)
     x, gy, gd = map(p.layout, (x, gy, gd))
-    e, z = (p.masked(gy, kept[0], options[0]), p.masked(gd, kept[1], options[0])) if kept else (gy, gd)
+    e, z = (p.masked(g, p.layout(of), options[0]) for g, of in zip((gy, gd), kept, strict=True)) if kept else (gy, gd)
     if found.wants(0):
         found.put(0, p.input_gradient(e, refine, x, padding=1, residual=True, extra=(p.written(z), distil)))
     if found.wants(1, 2):
@@ -397,7 +398,8 @@ def _rfdb_backward(
     p, slope, found = _pieces(body), options[0], _Gradients(tensors, needs)
     t = _given(tensors, *range(END))
     (g,) = _given(gradients, 0)
-    x1, x2, x3, a, index, pooled, low1, low2, v = kept
+    # In their layout already, unless something between the passes, as a compiler may, laid them out anew.
+    x1, x2, x3, a, index, pooled, low1, low2, v = map(p.layout, kept)
     x = [p.layout(t[X]), x1, x2, x3]
 
     def weights(place: int, e: Tensor, x: Tensor, stride: int = 1, padding: int = 0) -> None:

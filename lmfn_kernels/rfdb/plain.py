@@ -1,6 +1,6 @@
-"""The ops' pieces in plain PyTorch: what runs on CPUs, on MPS, and where there is no kernel. The same pieces as `launch.py`.
+"""The ops' pieces in plain PyTorch, for CPUs, for MPS, and where there is no kernel. The same pieces as `launch.py`.
 
-Images are `[B, C, H, W]` in channels-last memory. `slope` is that of an activation's negative side: 1 for none, 0 for ReLU.
+Images are `[B, C, H, W]` in channels-last memory. `slope` is that of an activation's negative side: 1 none, 0 ReLU.
 """
 
 import torch
@@ -17,7 +17,7 @@ def layout(x: Tensor) -> Tensor:
 
 def masked(g: Tensor, y: Tensor, slope: float) -> Tensor:
     """The gradient before an activation, from that after it and the activation's output."""
-    return g if slope == 1 else aten.leaky_relu_backward(g, y, slope, True)
+    return g if slope == 1 else aten.leaky_relu_backward.default(g, y, slope, True)
 
 
 def written(e: Tensor) -> Tensor:
@@ -69,12 +69,12 @@ def fuse(
 
 def pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over 7x7 at stride 3, and which one it was."""
-    values, index = aten.max_pool2d_with_indices(x, [7, 7], [3, 3])
+    values, index = aten.max_pool2d_with_indices.default(x, [7, 7], [3, 3])
     return layout(values), layout(index)
 
 
 def pool_backward(g: Tensor, index: Tensor, x: Tensor) -> Tensor:
-    return layout(aten.max_pool2d_with_indices_backward(g, x, [7, 7], [3, 3], [0, 0], [1, 1], False, index))
+    return layout(aten.max_pool2d_with_indices_backward.default(g, x, [7, 7], [3, 3], [0, 0], [1, 1], False, index))
 
 
 def gate(
@@ -89,16 +89,18 @@ def gate_backward(
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Gradients of y, of a, of v brought up to y's size, and of the four weights."""
     t = conv(a, skip, skip_bias, _up(v, y))
-    s = conv(t, expand, expand_bias).sigmoid_()
-    dy = g * s
-    ds = (dy * y).mul_(s.neg_().add_(1))
+    s = conv(t, expand, expand_bias)
+    dy = g * s.sigmoid()
+    ds = (dy * y).mul_(s.neg_().sigmoid_())  # not 1 - sigmoid(s), which has no digits left in 16 bits where s is large
     dt = input_gradient(ds, expand, t)
     weights = *weight_gradient(dt, a, skip), *weight_gradient(ds, t, expand)
     return dy, input_gradient(dt, skip, a), dt, weights
 
 
 def upsample_backward(g: Tensor, v: Tensor) -> Tensor:
-    return layout(aten.upsample_bilinear2d_backward(g, list(g.shape[2:]), list(v.shape), False, None, None))
+    # As matrices: PyTorch's own is not deterministic on a GPU, and fails where sizes are symbols.
+    rows, columns = (_bilinear(g.shape[i], v.shape[i], g) for i in (2, 3))
+    return layout((rows.mT @ g.to(rows.dtype) @ columns).to(v.dtype))
 
 
 def fuse_backward(
@@ -114,15 +116,15 @@ def fuse_backward(
     slope: float,
     d_slope: float,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Gradients before the activations of d1..d4 (of d1..d3 their slope is `d_slope`), and of both weights and biases."""
+    """Gradients before the activations of d1..d4 (of d1..d3 with `d_slope`), and of both weights and biases."""
     dy = input_gradient(ga, squeeze, y).add_(gy)
     d = torch.cat([d1, d2, d3, d4], dim=1)
     weights = *weight_gradient(dy, d, weight), *weight_gradient(ga, y, squeeze)
     if d_slope == slope:
         z = masked(input_gradient(dy, weight, d), d, slope).chunk(4, dim=1)
     else:
-        *z, last = input_gradient(dy, weight, d).chunk(4, dim=1)
-        z = [*z, masked(last, d4, slope)]
+        *others, last = input_gradient(dy, weight, d).chunk(4, dim=1)
+        z = (*others, masked(last, d4, slope))
     return tuple(z_j.clone(memory_format=torch.channels_last) for z_j in z), weights
 
 
@@ -139,8 +141,8 @@ def input_gradient(
 ) -> Tensor:
     """The gradient of a convolution's input `x`; with `residual` x was also added to its output.
 
-    `extra` is (z, weight) of a 1x1 of the same input, whose part is added. `mask` is the slope of the activation that x came
-    out of: the result is then the gradient before that.
+    `extra` is (z, weight) of a 1x1 of the same input, whose part is added. `mask` is the slope of the activation that x
+    came out of: the result is then the gradient before that.
     """
     dx = layout(_convolution_backward(e, x, weight, stride, padding, 0))
     if residual:
@@ -160,8 +162,19 @@ def weight_gradient(
 
 def _convolution_backward(e: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, which: int) -> Tensor:
     s, p, which_of = [stride, stride], [padding, padding], [which == i for i in range(3)]
-    gradient: Tensor = aten.convolution_backward(e, x, weight, None, s, p, [1, 1], False, [0, 0], 1, which_of)[which]
+    gradient: Tensor = aten.convolution_backward.default(e, x, weight, None, s, p, [1, 1], False, [0, 0], 1, which_of)[
+        which
+    ]
     return gradient
+
+
+def _bilinear(size: int, low: int, like: Tensor) -> Tensor:
+    """`[size, low]`: what each of `size` places takes from each of `low` (align_corners False)."""
+    twice = ((2 * torch.arange(size, device=like.device) + 1) * low - size).clamp(min=0)[:, None]
+    first = (twice // (2 * size)).clamp(max=low - 1)
+    part = (twice % (2 * size)).to(torch.promote_types(like.dtype, torch.float32)) / (2 * size)
+    place = torch.arange(low, device=like.device)
+    return (place == first) * (1 - part) + (place == (first + 1).clamp(max=low - 1)) * part
 
 
 def _up(v: Tensor, y: Tensor) -> Tensor:

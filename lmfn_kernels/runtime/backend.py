@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 BACKENDS = ("auto", "triton", "torch", "reference")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -26,11 +27,11 @@ _chosen = _checked(os.environ.get("LMFN_BACKEND", "auto"), "the environment vari
 def backend(name: str) -> Iterator[None]:
     """Choose, for the process and until the end of the `with` block, what carries out the ops.
 
-    `auto`: Triton's kernels where the tensors are on a GPU that can run them, else plain PyTorch. `triton`: the kernels,
-    or an error that says why not. `torch`: plain PyTorch under the ops' own autograd function, which keeps as little
-    for backward as the kernels do. `reference`: the written formula under PyTorch's autograd, which has gradients of
-    any order. A backward pass uses the backend of its forward pass. The environment variable LMFN_BACKEND sets the one
-    to start with.
+    `auto`: Triton's kernels where the tensors are on a GPU that can run them, else plain PyTorch. `triton`: the
+    kernels, or an error that says why not. `torch`: plain PyTorch under the ops' own autograd function, which keeps as
+    little for backward as the kernels do. `reference`: the written formula under PyTorch's autograd, which has
+    gradients of any order. A backward pass uses the backend of its forward pass. The environment variable LMFN_BACKEND
+    sets the one to start with.
 
     Raises ValueError for another name.
     """
@@ -43,7 +44,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def choose(x: torch.Tensor, refusal: str | None) -> str:
-    """The body for an op on `x`: `triton`, `torch` or `reference`. `refusal` says why its kernels cannot take this call.
+    """The body for an op on `x`: `triton`, `torch` or `reference`. `refusal`: why its kernels cannot take this call.
 
     Raises RuntimeError where `triton` was asked for and cannot be had, ValueError where it refuses the call.
     """
@@ -72,6 +73,3 @@ def _missing(x: torch.Tensor) -> str | None:
     if x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0):
         return "the GPU is older than compute capability 8.0"
     return None if x.is_cuda or x.device.type == "xpu" else f"Triton has no {x.device.type} backend"
-
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None

@@ -20,8 +20,8 @@ def image(name: str, x: Tensor, smallest: int = 1) -> None:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; height and width of at least {smallest} are expected")
 
 
-def tensor(name: str, x: Tensor, shape: Sequence[int | None], like: Tensor, *, bias: bool = False) -> None:
-    """`x` has this shape (None is any size), on the device and with the dtype of `like` (a bias may also be float32)."""
+def tensor(name: str, x: Tensor, shape: Sequence[int | None], like: Tensor) -> None:
+    """`x` has this shape (None is any size), the device and the dtype of `like`; autocast may bring dtypes together."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; a tensor is expected")
     if x.ndim != len(shape) or any(e is not None and s != e for s, e in zip(x.shape, shape, strict=True)):
@@ -29,9 +29,8 @@ def tensor(name: str, x: Tensor, shape: Sequence[int | None], like: Tensor, *, b
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected is ({expected})")
     if x.device != like.device:
         raise ValueError(f"{name} is on {x.device}; expected is {like.device}, where the input is")
-    if x.dtype != like.dtype and not (bias and x.dtype == torch.float32):
-        expected = f"{like.dtype} or torch.float32" if bias else f"{like.dtype}"
-        raise TypeError(f"{name} has dtype {x.dtype}; expected is {expected}, as the input has {like.dtype}")
+    if x.dtype != like.dtype and not (torch.is_autocast_enabled(like.device.type) and x.is_floating_point()):
+        raise TypeError(f"{name} has dtype {x.dtype}; expected is {like.dtype}, which the input has")
 
 
 def slope(value: float) -> None:

@@ -1,8 +1,8 @@
 """How a kernel is launched: a heuristic, and over it a table a device that tuning writes.
 
 A table is `configs/<device>.json` in this package, the device's name in lower case with dashes, and maps
-`kernel/dtype/bits` to the fields of `Config`; bits is the number of binary digits of B H W, so that a new crop size finds
-the entry of its like. Nothing tunes at a first call; a device without a table gets the heuristic.
+`kernel/dtype/bits` to the fields of `Config`; bits is the number of binary digits of B H W, so that a new crop size
+finds the entry of its like. Nothing tunes at a first call; a device without a table gets the heuristic.
 """
 
 import json
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Config(NamedTuple):
-    """Pixels a tile (rows, columns), warps, pipeline stages, and partial sums that a reduction over pixels is split in."""
+    """Rows and columns of a tile of pixels, warps, pipeline stages, partial sums that a sum over pixels is split in."""
 
     height: int = 8
     width: int = 16
@@ -24,8 +24,8 @@ class Config(NamedTuple):
     splits: int = 128
 
 
-def config(kernel: str, x: Tensor, width: int) -> Config:
-    """The config for a kernel on `x` [B, C, H, W] whose accumulator has `width` channels.
+def config(kernel: str, x: Tensor) -> Config:
+    """The config for a kernel on `x` [B, C, H, W].
 
     Shape, dtype and device alone decide, so that a call's result does not depend on what ran before.
     """
@@ -35,18 +35,28 @@ def config(kernel: str, x: Tensor, width: int) -> Config:
     table = {} if torch.are_deterministic_algorithms_enabled() else tuned(name)
     bits = int(x.shape[0] * x.shape[2] * x.shape[3]).bit_length() if table else 0
     key = f"{kernel}/{str(x.dtype).removeprefix('torch.')}/{bits}"
-    return table[key] if key in table else heuristic(kernel, x.dtype, width, shared)
+    return table[key] if key in table else heuristic(kernel, x.dtype, shared)
 
 
-def heuristic(kernel: str, dtype: torch.dtype, width: int, shared: int) -> Config:
+def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
     """What to do without a measurement, given a multiprocessor's shared memory in bytes.
 
-    Each was compiled for sm_80, sm_90, sm_100 and gfx942 (`python -m bench resources`): no spill, shared memory suffices.
+    `python -m bench resources` compiles each: what spills or needs too much memory is a fault there.
     """
     big = shared >= 200_000
+    if kernel == "gram":
+        return Config(height=8, width=8, warps=8, stages=3 if big and dtype.itemsize == 2 else 1, splits=32)
+    if kernel == "channel_gate_backward":
+        return Config(height=8, width=8, warps=8, stages=1, splits=512)
     if kernel in ("gate_backward", "fuse_backward", "weight_gradient"):
-        return Config(height=8, width=8, warps=8, stages=2 if big and dtype.itemsize == 2 else 1)
-    return Config(stages=3 if big and dtype.itemsize == 2 else 2 if shared >= 100_000 else 1)
+        # Where there is no TMA, every element's address is in a register: small tiles.
+        pipelined = big and dtype.itemsize == 2 and kernel != "fuse_backward"
+        warps = 4 if big and kernel == "fuse_backward" else 8
+        height = 2 if not big else 8 if dtype.itemsize == 2 else 4
+        return Config(height, width=8, warps=warps, stages=2 if pipelined else 1)
+    if not big:
+        return Config(height=4, width=16, warps=8, stages=2 if shared >= 100_000 else 1)
+    return Config(stages=3 if dtype.itemsize == 2 else 2)
 
 
 @cache

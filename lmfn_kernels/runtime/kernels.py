@@ -1,8 +1,12 @@
-"""What kernels share. `t_` tensor descriptors, `b_` block values, `p_` pointers, `o_` offsets, `i_` program ids, `m_` masks.
+"""What kernels share.
+
+Names: `t_` tensor descriptors, `b_` block values, `p_` pointers, `o_` offsets, `i_` program ids, `m_` masks.
 
 Images are read through descriptors `[B, H, W, C]`: what lies outside the image, or beyond the last channel, reads as an
 exact 0 whatever is in memory there, and is left alone when written.
 """
+
+# ruff: noqa: N803  (constants are capital)
 
 import triton
 import triton.language as tl
@@ -48,10 +52,9 @@ def leaky(b_x, SLOPE: tl.constexpr):
     """Slope 1 is the identity; slope 0 is ReLU, which must not multiply an infinity by 0."""
     if SLOPE == 1.0:
         return b_x
-    elif SLOPE == 0.0:
+    if SLOPE == 0.0:
         return tl.where(b_x < 0, 0.0, b_x)
-    else:
-        return tl.where(b_x < 0, b_x * SLOPE, b_x)
+    return tl.where(b_x < 0, b_x * SLOPE, b_x)
 
 
 @triton.jit
@@ -98,10 +101,10 @@ def weight_gradient_kernel(
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """X^T G over pixels for one row of taps, and the sum of G: one partial sum a program, over tiles a fixed stride apart.
+    """X^T G over pixels for one row of taps, and the sum of G: a partial sum a program, over tiles a fixed step apart.
 
-    `t_g` [B, H, W, N] is the gradient after the activation whose output is `t_by` (None: no activation), `t_x` the input;
-    with stride 2 its four descriptors hold the even and odd rows and columns, so that a tap is a tile of one of them.
+    `t_g` [B, H, W, N] is the gradient after the activation whose output is `t_by` (None: no activation), `t_x` the
+    input; with stride 2 its four descriptors hold the even and odd rows and columns: a tap is a tile of one of them.
     """
     i_split = tl.program_id(0)
     i_row = tl.program_id(1) if STRIDE == 1 else ROW

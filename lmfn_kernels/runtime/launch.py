@@ -16,7 +16,7 @@ from lmfn_kernels.runtime.kernels import weight_gradient_kernel
 
 
 class Masked(NamedTuple):
-    """A gradient whose activation's mask is still to be applied, where it is loaded: that of slope `slope` behind `by`."""
+    """A gradient whose activation's mask is still to be applied, where it is loaded: that of a slope and its output."""
 
     gradient: Tensor
     by: Tensor | None
@@ -93,12 +93,12 @@ def sums(x: Tensor) -> torch.dtype:
 
 def arithmetic(x: Tensor) -> dict[str, Any]:
     """The type of the sums, and what a float32 product is: PyTorch's own setting for convolutions decides."""
-    tf32 = x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    tf32 = x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     return {"ACC": tl.float64 if x.dtype == torch.float64 else tl.float32, "PRECISION": "tf32" if tf32 else "ieee"}
 
 
 def tiles(x: Tensor, c: Config) -> int:
-    return x.shape[0] * triton.cdiv(x.shape[2], c.height) * triton.cdiv(x.shape[3], c.width)
+    return x.shape[0] * -(-x.shape[2] // c.height) * -(-x.shape[3] // c.width)
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def run(kernel: Any, on: Tensor, grid: tuple[int, ...], c: Config, **arguments: 
 
 
 def partial(like: Tensor, splits: int, shape: Sequence[int]) -> Tensor:
-    """Room for one partial sum a program; `total` adds them in a fixed order, so that the same call gives the same bits."""
+    """Room for one partial sum a program. `total` adds them in a fixed order: the same call gives the same bits."""
     return torch.empty((splits, *shape), dtype=sums(like), device=like.device)
 
 
@@ -130,11 +130,11 @@ def total(partials: Tensor) -> Tensor:
 def weight_gradient(
     e: Tensor | Masked, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of a convolution's weight, in its strides, and of its bias. 1x1 or 3x3, images as `layout` gives."""
+    """The gradients of a convolution's weight, in its strides, and of its bias. 1x1 or 3x3, images from `layout`."""
     g, by, slope = unmasked(e)
     n, k, taps = weight.shape[0], weight.shape[1], weight.shape[2]
     block_k, block_n = min(64, block(k)), min(64, block(n))
-    c = config("weight_gradient", g, max(block_k, block_n))
+    c = config("weight_gradient", g)
     splits = min(c.splits, tiles(g, c))
     dw, db = partial(g, splits, (taps * taps, k, n)), partial(g, splits, (n,))
     views = parities(x) if stride == 2 else [x, None, None, None]

@@ -7,6 +7,7 @@ functions: launches do nothing on those.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,10 +29,14 @@ class Op:
         results: int,
         forward: Forward,
         backward: Backward,
-        keeps_results: Callable[[Sequence[float]], bool] = lambda options: False,
+        keeps_results: Callable[[Sequence[float]], bool] = lambda _options: False,
+        forgets: Sequence[int] = (),
     ) -> None:
-        """`keeps_results`, given the options: whether the results themselves go before what else is kept."""
-        self.name, self.results, self.keeps_results = name, results, keeps_results
+        """`keeps_results`, given the options: whether the results themselves go before what else is kept.
+
+        `forgets`: places of tensors that backward gets None for, because it does not need them.
+        """
+        self.name, self.results, self.keeps_results, self.forgets = name, results, keeps_results, forgets
         self.forward = _register(name, "str body, Tensor?[] tensors, float[] options, bool keep", forward)
         self.backward = _register(
             f"{name}_backward",
@@ -45,11 +50,14 @@ class Op:
         assert first is not None
         device = first.device.type
         if not torch.is_autocast_enabled(device):
-            return tuple(_Function.apply(self, body, tuple(options), *tensors))
+            return self._apply(body, options, tensors)
         dtype = torch.get_autocast_dtype(device)
         cast = [t.to(dtype) if t is not None and t.ndim > 1 and t.dtype != torch.float64 else t for t in tensors]
         with torch.autocast(device, enabled=False):
-            return tuple(_Function.apply(self, body, tuple(options), *cast))
+            return self._apply(body, options, cast)
+
+    def _apply(self, body: str, options: Sequence[float], tensors: Tensors) -> tuple[Tensor, ...]:
+        return tuple(_Function.apply(self, body, tuple(options), *tensors))  # type: ignore[no-untyped-call]
 
 
 def _register(name: str, arguments: str, function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
@@ -66,6 +74,12 @@ def _register(name: str, arguments: str, function: Callable[..., list[Tensor]]) 
     return call
 
 
+def wanted(gradients: Sequence[Tensor | None], tensors: Tensors, needs: Sequence[bool]) -> list[Tensor]:
+    """Those gradients that are asked for, each in its tensor's dtype."""
+    found = zip(gradients, tensors, needs, strict=True)
+    return [g.to(t.dtype) for g, t, need in found if need and g is not None and t is not None]
+
+
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, op: Op, body: str, options: tuple[float, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -75,7 +89,7 @@ class _Function(torch.autograd.Function):
         if keep:
             kept = results if op.keeps_results(options) else results[op.results :]
             ctx.kept = len(kept)
-            ctx.save_for_backward(*kept, *tensors)
+            ctx.save_for_backward(*kept, *(None if i in op.forgets else t for i, t in enumerate(tensors)))
         return tuple(results[: op.results])
 
     @staticmethod
@@ -90,9 +104,12 @@ class _Function(torch.autograd.Function):
             )
         saved = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[3:])
-        found = iter(
-            op.backward(
-                ctx.body, list(gradients), list(saved[: ctx.kept]), list(saved[ctx.kept :]), list(ctx.options), needs
+        device = next(g.device.type for g in gradients if g is not None)
+        # As forward was: a backward pass may be called with autocast on.
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            found = iter(
+                op.backward(
+                    ctx.body, list(gradients), list(saved[: ctx.kept]), list(saved[ctx.kept :]), list(ctx.options), needs
+                )
             )
-        )
         return None, None, None, *[next(found) if need else None for need in needs]

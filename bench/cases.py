@@ -6,7 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmfn_kernels import Conv, RFDBWeights, conv3x3, distill_fuse, distill_stage, esa_gate, rfdb
+from lmfn_kernels import (
+    Conv,
+    Full3D,
+    Pseudo3D,
+    RFDBWeights,
+    channel_gate,
+    conv3x3,
+    distill_fuse,
+    distill_stage,
+    esa_gate,
+    layer_attention,
+    rfdb,
+)
 
 
 def random(shape: Sequence[int], dtype: torch.dtype = torch.float64, device: str = "cpu", scale: float = 1.0) -> Tensor:
@@ -14,12 +26,19 @@ def random(shape: Sequence[int], dtype: torch.dtype = torch.float64, device: str
     return (torch.randn(tuple(shape), dtype=torch.float64) * scale).to(device=device, dtype=dtype)
 
 
-def conv(outputs: int, inputs: int, size: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-    fan_in = inputs * size * size
-    return [
-        random((outputs, inputs, size, size), dtype, device, fan_in**-0.5),
-        random((outputs,), dtype, device, 0.3),
-    ]
+def conv(
+    outputs: int, inputs: int, size: int, dtype: torch.dtype, device: str = "cpu", *, kinks: bool | None = None
+) -> list[Tensor]:
+    """Weight and bias. In 16 bits, unless `kinks` says so, no channel crosses its activation's kink.
+
+    There, rounding an input moves some values across the kink, and no bound of rounding errors holds for the gradient.
+    """
+    kinks = dtype.itemsize > 2 if kinks is None else kinks
+    weight = random(
+        (outputs, inputs, size, size), dtype, device, (1 if kinks else 0.1) * (inputs * size * size) ** -0.5
+    )
+    side = torch.tensor([6.0, -6.0], dtype=dtype, device=device).repeat(outputs // 2 + 1)[:outputs]
+    return [weight, random((outputs,), dtype, device, 0.3) + (0 if kinks else side)]
 
 
 def rfdb_case(
@@ -59,7 +78,7 @@ def gate_case(
     b: int, c: int, f: int, h: int, w: int, low: tuple[int, int], dtype: torch.dtype, device: str = "cpu"
 ) -> list[Tensor]:
     maps = [random(shape, dtype, device) for shape in ((b, c, h, w), (b, f, h, w), (b, f, *low))]
-    return [*maps, *conv(f, f, 1, dtype, device), *conv(c, f, 1, dtype, device)]
+    return [*maps, *conv(f, f, 1, dtype, device, kinks=True), *conv(c, f, 1, dtype, device, kinks=True)]
 
 
 def gate_flat(y: Tensor, a: Tensor, v: Tensor, *flat: Tensor) -> Tensor:
@@ -80,6 +99,51 @@ def conv_flat(**options: Any) -> Callable[..., Tensor]:
     return call
 
 
+def attention_case(
+    b: int, n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "channels"
+) -> list[Tensor]:
+    """n maps whose rows have a squared length of about 2, theta, weight, bias, and for cosines their temperature.
+
+    `form`: channels, layers, channels-cosine or layers-cosine.
+    """
+    scale = (2 / (h * w * (c if form.startswith("layers") else 1))) ** 0.5
+    maps = [random((b, c, h, w), dtype, device, scale) for _ in range(n)]
+    temperature = [random((1,), dtype, device, 0.1) + 2] if form.endswith("cosine") else []
+    return [*maps, random((1,), dtype, device), *conv(o, n * c, 1, dtype, device), *temperature]
+
+
+def attention_flat(form: str = "channels", slope: float = 0.05) -> Callable[..., Tensor]:
+    rows: Any = form.removesuffix("-cosine")
+
+    def call(*tensors: Tensor) -> Tensor:
+        n = len(tensors) - (4 if form.endswith("cosine") else 3)
+        return layer_attention(tensors[:n], *tensors[n:], rows=rows, slope=slope)
+
+    return call
+
+
+def channel_gate_case(
+    b: int, c: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "pseudo3d"
+) -> list[Tensor]:
+    """x, alpha, the weights, and what is added. In 16 bits the pseudo-3D form's ReLUs are not near their kinks."""
+    x, add = (random((b, c, h, w), dtype, device) for _ in range(2))
+    if form == "full3d":
+        weights = [random((3, 3, 3), dtype, device, 0.2), random((1,), dtype, device)]
+    else:
+        side = 0 if dtype.itemsize > 2 else 6
+        weights = [random((3, 3), dtype, device, 0.3), random((1,), dtype, device) + side]
+        weights += [random((size,), dtype, device, 0.2).abs() for size in (3, 1)]
+    return [x, random((1,), dtype, device).abs(), *weights, add]
+
+
+def channel_gate_flat(form: str = "pseudo3d") -> Callable[..., Tensor]:
+    def call(x: Tensor, alpha: Tensor, *tensors: Tensor) -> Tensor:
+        *weights, add = tensors
+        return channel_gate(x, Full3D(*weights) if form == "full3d" else Pseudo3D(*weights), alpha, add)
+
+    return call
+
+
 def differentiate(
     function: Callable[..., Any], tensors: Sequence[Tensor], needs: Sequence[bool] | None = None
 ) -> tuple[list[Tensor], list[Tensor | None]]:
@@ -89,9 +153,7 @@ def differentiate(
     results = function(*leaves)
     results = [results] if isinstance(results, Tensor) else list(results)
     generator = torch.Generator().manual_seed(3)
-    gradients = [
-        torch.randn(r.shape, dtype=torch.float64, generator=generator).to(r.device, r.dtype) for r in results
-    ]
+    gradients = [torch.randn(r.shape, dtype=torch.float64, generator=generator).to(r.device, r.dtype) for r in results]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     found = iter(torch.autograd.grad(results, wanted, gradients)) if wanted else iter(())
     return [r.detach() for r in results], [next(found) if need else None for need in needs]
@@ -113,3 +175,16 @@ def assert_close(name: str, result: Tensor, exact: Tensor, terms: int, dtype: to
     rms_bound *= eps * max(1, terms**0.5 / 4)
     assert largest <= largest_bound, f"{name}: largest error {largest:.3g}, bound {largest_bound:.3g}"
     assert rms <= rms_bound, f"{name}: RMS error {rms:.3g}, bound {rms_bound:.3g}"
+
+
+def assert_no_worse(name: str, result: Tensor, exact: Tensor, plain: Tensor, terms: int, dtype: torch.dtype) -> None:
+    """For gradients of a block whose maxima and kinks turn roundings into jumps, or whose terms cancel: for any method.
+
+    So its RMS error may be twice that of the plain text in the same dtype, and the rounding of `assert_close` beside.
+    """
+    off = (result.to("cpu", torch.float64) - exact.cpu()).square().mean().sqrt().item()
+    plain_off, size = (
+        (t.to("cpu", torch.float64)).square().mean().sqrt().item() for t in (plain.cpu() - exact.cpu(), exact)
+    )
+    bound = 2 * plain_off + torch.finfo(dtype).eps * max(1, terms**0.5 / 4) * size
+    assert off <= bound, f"{name}: RMS error {off:.3g}, bound {bound:.3g}"

@@ -1,0 +1,178 @@
+"""Every op under every backend against the written formula in float64."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import lmfn_kernels
+from bench.cases import (
+    assert_close,
+    assert_no_worse,
+    conv_case,
+    conv_flat,
+    differentiate,
+    fuse_case,
+    fuse_flat,
+    gate_case,
+    gate_flat,
+    random,
+    rfdb_case,
+    rfdb_flat,
+    stage_case,
+    stage_flat,
+)
+
+BODIES = ["torch", "triton"]
+# What the interpreter computes in; it gets bfloat16 wrong.
+DTYPES = {"torch": [torch.float64, torch.float32, torch.float16, torch.bfloat16]}
+DTYPES["triton"] = DTYPES["torch"][:3]
+GRID = [(body, dtype) for body in BODIES for dtype in DTYPES[body]]
+
+
+def check(
+    body: str, function: Callable[..., object], tensors: Sequence[Tensor], terms: int, *, block: bool = False
+) -> None:
+    """Results and gradients of all inputs against the float64 formula on the same, already rounded, inputs.
+
+    Gradients of weights sum over pixels too, whose number the bound then counts.
+    """
+    dtype = tensors[0].dtype
+    with lmfn_kernels.backend("reference"):
+        exact, exact_gradients = differentiate(function, [t.double() for t in tensors])
+        _, plain = differentiate(function, tensors)
+    with lmfn_kernels.backend(body):
+        results, gradients = differentiate(function, tensors)
+    for i, (result, expected) in enumerate(zip(results, exact, strict=True)):
+        assert result.dtype == dtype
+        assert_close(f"result {i}", result, expected, terms, dtype)
+    pixels = exact[0][:, 0].numel()
+    for i, (gradient, expected, text) in enumerate(zip(gradients, exact_gradients, plain, strict=True)):
+        assert gradient is not None
+        assert expected is not None
+        assert text is not None
+        assert gradient.dtype == dtype
+        name, all_terms = f"gradient of input {i} {tuple(expected.shape)}", terms * (pixels if i > 0 else 1)
+        if block and dtype.itemsize == 2:
+            assert_no_worse(name, gradient, expected, text, all_terms, dtype)
+        else:
+            assert_close(name, gradient, expected, all_terms, dtype)
+
+
+@pytest.mark.parametrize(("body", "dtype"), GRID)
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu"])
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (1, 0), (2, 1), (2, 0)])
+def test_conv3x3(body: str, dtype: torch.dtype, activation: str, stride: int, padding: int) -> None:
+    tensors = conv_case(2, 6, 7, 9, 18, dtype, stride=stride, padding=padding)
+    check(body, conv_flat(stride=stride, padding=padding, activation=activation), tensors, 9 * 6)
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (4, 1), (2, 2), (17, 33)])
+def test_conv3x3_of_a_few_pixels(body: str, height: int, width: int) -> None:
+    for stride in (1, 2):
+        tensors = conv_case(1, 3, 2, height, width, torch.float32, stride=stride)
+        check(body, conv_flat(stride=stride, activation="leaky_relu"), tensors, 27)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_conv3x3_of_many_channels(body: str) -> None:
+    """More than one block of inputs, and of outputs, neither a multiple of it."""
+    check(body, conv_flat(activation="leaky_relu"), conv_case(1, 70, 130, 5, 6, torch.float32), 9 * 70)
+
+
+@pytest.mark.parametrize(("body", "dtype"), GRID)
+def test_distill_stage(body: str, dtype: torch.dtype) -> None:
+    check(body, stage_flat, stage_case(2, 10, 5, 9, 19, dtype), 9 * 10)
+
+
+@pytest.mark.parametrize(("body", "dtype"), GRID)
+def test_distill_fuse(body: str, dtype: torch.dtype) -> None:
+    check(body, fuse_flat, fuse_case(2, 10, 5, 4, 9, 19, dtype), 9 * 10)
+
+
+@pytest.mark.parametrize(("body", "dtype"), GRID)
+@pytest.mark.parametrize("low", [(1, 1), (2, 3), (9, 19), (12, 4)])
+def test_esa_gate(body: str, dtype: torch.dtype, low: tuple[int, int]) -> None:
+    check(body, gate_flat, gate_case(2, 10, 4, 9, 19, low, dtype), 64)
+
+
+@pytest.mark.parametrize(("body", "dtype"), GRID)
+def test_rfdb(body: str, dtype: torch.dtype) -> None:
+    check(body, rfdb_flat, rfdb_case(2, 10, 5, 4, 17, 21, dtype), 9 * 10 * 4, block=True)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_rfdb_of_the_network(body: str) -> None:
+    """The network's own channels, at the smallest size that ESA takes."""
+    check(body, rfdb_flat, rfdb_case(1, 50, 25, 12, 15, 15, torch.float32), 9 * 50 * 4)
+
+
+@pytest.mark.parametrize("body", BODIES)
+# Derandomised and not shrunk: the same examples everywhere, and a failure names one in seconds.
+@settings(
+    max_examples=8,
+    derandomize=True,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_rfdb_of_any_kind(body: str, data: st.DataObject) -> None:
+    """Shapes, strides, dtypes, and which inputs need gradients."""
+    b, c, d, f = (data.draw(st.integers(1, high), label=name) for name, high in zip("bcdf", (2, 9, 5, 5), strict=True))
+    h, w = data.draw(st.integers(15, 24), label="h"), data.draw(st.integers(15, 24), label="w")
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float16]), label="dtype")
+    torch.manual_seed(data.draw(st.integers(0, 99), label="seed"))
+    tensors = rfdb_case(b, c, d, f, h, w, dtype)
+    kind = data.draw(st.sampled_from(["plain", "channels_last", "sliced", "expanded", "transposed"]), label="memory")
+    if kind == "channels_last":
+        tensors = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
+    elif kind == "sliced":
+        tensors[0] = random((b, c + 3, h + 2, w + 1), dtype)[:, 2:-1, 1:-1, 1:]
+    elif kind == "expanded":
+        tensors[0] = random((1, c, h, 1), dtype).expand(b, c, h, w)
+    elif kind == "transposed":
+        tensors[0] = random((b, c, w, h), dtype).mT
+    needs = data.draw(st.lists(st.booleans(), min_size=len(tensors), max_size=len(tensors)), label="needs")
+    with lmfn_kernels.backend("reference"):
+        exact, exact_gradients = differentiate(rfdb_flat, [t.double() for t in tensors], needs)
+        _, plain = differentiate(rfdb_flat, tensors, needs)
+    with lmfn_kernels.backend(body):
+        results, gradients = differentiate(rfdb_flat, tensors, needs)
+    terms = 36 * c + 4 * d + 38 * f  # the products on the longest way through the block
+    assert_close("result", results[0], exact[0], terms, dtype)
+    for i, (gradient, expected, text) in enumerate(zip(gradients, exact_gradients, plain, strict=True)):
+        assert (gradient is not None) == needs[i]
+        if gradient is not None and expected is not None and text is not None:
+            assert_no_worse(f"gradient {i}", gradient, expected, text, terms * (b * h * w if i else 1), dtype)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_gradcheck(body: str) -> None:
+    """Against finite differences, in float64, for inputs that no activation's kink is near."""
+    cases = [
+        (stage_flat, stage_case(1, 3, 2, 3, 4, torch.float64)),
+        (fuse_flat, fuse_case(1, 3, 2, 2, 3, 4, torch.float64)),
+        (gate_flat, gate_case(1, 3, 2, 4, 5, (2, 2), torch.float64)),
+        (conv_flat(stride=2, activation="leaky_relu"), conv_case(1, 3, 2, 5, 4, torch.float64, stride=2)),
+        (rfdb_flat, rfdb_case(1, 2, 1, 1, 15, 15)),
+    ]
+    with lmfn_kernels.backend(body):
+        for function, tensors in cases:
+            leaves = [t.requires_grad_() for t in tensors]
+            assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_same_bits(body: str) -> None:
+    tensors = rfdb_case(1, 10, 5, 4, 17, 21, torch.float32)
+    with lmfn_kernels.backend(body):
+        first, again = (differentiate(rfdb_flat, tensors) for _ in range(2))
+    for a, b in zip([*first[0], *first[1]], [*again[0], *again[1]], strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a, b)

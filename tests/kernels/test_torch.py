@@ -1,0 +1,158 @@
+"""The ops amid PyTorch's own machinery: the compiler, autocast, checkpointing, second derivatives, opcheck."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import lmfn_kernels
+from bench.cases import (
+    assert_close,
+    conv_case,
+    conv_flat,
+    differentiate,
+    fuse_case,
+    fuse_flat,
+    gate_case,
+    gate_flat,
+    rfdb_case,
+    rfdb_flat,
+    stage_case,
+    stage_flat,
+)
+from lmfn_kernels.rfdb import op
+
+BODIES = ["torch", "triton"]
+CASES: dict[str, tuple[Any, list[Tensor]]] = {
+    "conv3x3": (conv_flat(stride=2, activation="leaky_relu"), conv_case(1, 3, 2, 9, 8, torch.float32, stride=2)),
+    "distill_stage": (stage_flat, stage_case(1, 6, 3, 9, 8, torch.float32)),
+    "distill_fuse": (fuse_flat, fuse_case(1, 6, 3, 2, 9, 8, torch.float32)),
+    "esa_gate": (gate_flat, gate_case(1, 6, 2, 9, 8, (2, 2), torch.float32)),
+    "rfdb": (rfdb_flat, rfdb_case(1, 6, 3, 2, 15, 16, torch.float32)),
+}
+
+
+def same(one: tuple[list[Tensor], list[Tensor | None]], other: tuple[list[Tensor], list[Tensor | None]]) -> None:
+    for a, b in zip([*one[0], *one[1]], [*other[0], *other[1]], strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("name", CASES)
+def test_compiles_whole(name: str, body: str) -> None:
+    """One graph, forward and backward, with the bits of the eager call."""
+    function, tensors = CASES[name]
+    torch._dynamo.reset()
+    with lmfn_kernels.backend(body):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        same(differentiate(compiled, tensors), differentiate(function, tensors))
+
+
+def test_compiles_for_any_size() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(rfdb_flat, fullgraph=True, backend="aot_eager", dynamic=True)
+    for h, w in ((15, 16), (20, 31)):
+        tensors = rfdb_case(2, 6, 3, 2, h, w, torch.float32)
+        with lmfn_kernels.backend("torch"):
+            same(differentiate(compiled, tensors), differentiate(rfdb_flat, tensors))
+
+
+def test_inductor() -> None:
+    """The default compiler's own code around the op."""
+    torch._dynamo.reset()
+
+    def call(x: Tensor, *flat: Tensor) -> Tensor:
+        return rfdb_flat(x * 2, *flat).sin()
+
+    tensors = rfdb_case(1, 6, 3, 2, 15, 16, torch.float32)
+    with lmfn_kernels.backend("torch"):
+        results, gradients = differentiate(torch.compile(call, fullgraph=True), tensors)
+        exact, exact_gradients = differentiate(call, [t.double() for t in tensors])
+    assert_close("result", results[0], exact[0], 400, torch.float32)
+    for gradient, expected in zip(gradients, exact_gradients, strict=True):
+        assert gradient is not None
+        assert expected is not None
+        assert_close("gradient", gradient, expected, 400 * 240, torch.float32)
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(name: str, body: str) -> None:
+    """Schema, fake tensors and tracing, of forward and backward as registered."""
+    _, tensors = CASES[name]
+    registered: op.Op = getattr(op, f"_{name}")
+    options = {"conv3x3": [2.0, 1.0, 0.05], "esa_gate": []}.get(name, [0.05])
+    forward = (body, tensors, options, True)
+    results = registered.forward(*forward)
+    kept = results if registered.keeps_results(options) else results[registered.results :]
+    gradients = [torch.randn_like(r) for r in results[: registered.results]]
+    needs = [i % 3 != 1 for i in range(len(tensors))]
+    backward = (body, gradients, kept, tensors, options, needs)
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(getattr(torch.ops.lmfn, name).default, forward, test_utils=tests)
+    torch.library.opcheck(getattr(torch.ops.lmfn, f"{name}_backward").default, backward, test_utils=tests)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_autocast(body: str) -> None:
+    """Computed in autocast's dtype, gradients in each input's; as if cast by hand, but for the biases."""
+    dtype = torch.bfloat16 if body == "torch" else torch.float16
+    tensors = rfdb_case(1, 6, 3, 2, 15, 16, torch.float32)
+    with lmfn_kernels.backend(body), torch.autocast("cpu", dtype):
+        results, gradients = differentiate(rfdb_flat, tensors)
+    assert results[0].dtype == dtype
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        assert gradient is not None
+        assert gradient.dtype == tensor.dtype
+        assert gradient.isfinite().all()
+    exact = rfdb_flat(*(t.to(dtype).double() if t.ndim > 1 else t.double() for t in tensors))
+    assert_close("result", results[0], exact, 400, dtype)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_checkpoint(body: str) -> None:
+    tensors = rfdb_case(1, 6, 3, 2, 15, 16, torch.float32)
+
+    def call(*all_tensors: Tensor) -> Tensor:
+        result: Tensor = checkpoint(rfdb_flat, *all_tensors, use_reentrant=False)
+        return result
+
+    with lmfn_kernels.backend(body):
+        same(differentiate(call, tensors), differentiate(rfdb_flat, tensors))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_second_order_is_refused_clearly(name: str) -> None:
+    function, tensors = CASES[name]
+    leaves = [t.detach().requires_grad_() for t in tensors]
+
+    def total() -> Tensor:
+        results = function(*leaves)
+        return sum((r.square().sum() for r in ([results] if isinstance(results, Tensor) else results)), torch.zeros(()))
+
+    with lmfn_kernels.backend("torch"), pytest.raises(RuntimeError, match=f"{name} has no second-order gradients"):
+        torch.autograd.grad(total(), leaves, create_graph=True)
+    with lmfn_kernels.backend("reference"):
+        first = torch.autograd.grad(total(), leaves, create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum(), leaves[0])
+    assert second[0].isfinite().all()
+
+
+def test_inference_keeps_nothing() -> None:
+    _, tensors = CASES["rfdb"]
+    with torch.no_grad():
+        y = rfdb_flat(*(t.detach().requires_grad_() for t in tensors))
+    assert y.grad_fn is None
+    assert len(op._rfdb.forward("torch", tensors, [0.05], False)) == 1
+
+
+def test_inputs_are_left_alone() -> None:
+    for function, tensors in CASES.values():
+        before = [t.clone() for t in tensors]
+        with lmfn_kernels.backend("torch"):
+            differentiate(function, tensors)
+        assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
