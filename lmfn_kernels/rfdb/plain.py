@@ -144,11 +144,11 @@ def input_gradient(
     `extra` is (z, weight) of a 1x1 of the same input, whose part is added. `mask` is the slope of the activation that x
     came out of: the result is then the gradient before that.
     """
-    dx = layout(_convolution_backward(e, x, weight, stride, padding, 0))
+    dx = layout(_convolution_backward(e, x, weight, stride, padding, (True, False, False))[0])
     if residual:
         dx += e
     if extra is not None:
-        dx += _convolution_backward(extra[0], x, extra[1], 1, 0, 0)
+        dx += _convolution_backward(extra[0], x, extra[1], 1, 0, (True, False, False))[0]
     return masked(dx, x, mask)
 
 
@@ -156,16 +156,19 @@ def weight_gradient(
     e: Tensor, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The gradients of a convolution's weight, in its strides, and of its bias."""
-    dw = torch.empty_like(weight).copy_(_convolution_backward(e, x, weight, stride, padding, 1))
-    return dw, e.sum((0, 2, 3), dtype=torch.promote_types(e.dtype, torch.float32))
+    _, dw, db = _convolution_backward(e, x, weight, stride, padding, (False, True, True))
+    return torch.empty_like(weight).copy_(dw), db
 
 
-def _convolution_backward(e: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, which: int) -> Tensor:
-    s, p, which_of = [stride, stride], [padding, padding], [which == i for i in range(3)]
-    gradient: Tensor = aten.convolution_backward.default(e, x, weight, None, s, p, [1, 1], False, [0, 0], 1, which_of)[
-        which
-    ]
-    return gradient
+def _convolution_backward(
+    e: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of input, weight and bias; those not wanted are None."""
+    s, p = [stride, stride], [padding, padding]
+    found: tuple[Tensor, Tensor, Tensor] = aten.convolution_backward.default(
+        e, x, weight, [weight.shape[0]], s, p, [1, 1], False, [0, 0], 1, list(wanted)
+    )
+    return found
 
 
 def _bilinear(size: int, low: int, like: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
         height = 2 if not big else 8 if dtype.itemsize == 2 else 4
         return Config(height, width=8, warps=warps, stages=2 if pipelined else 1)
     if not big:
-        return Config(height=4, width=16, warps=8, stages=2 if shared >= 100_000 else 1)
+        short = dtype.itemsize == 2
+        return Config(height=4 if short else 2, width=16, warps=8, stages=2 if short and shared >= 100_000 else 1)
     return Config(stages=3 if dtype.itemsize == 2 else 2)
 
 

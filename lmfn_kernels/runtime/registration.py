@@ -109,7 +109,12 @@ class _Function(torch.autograd.Function):
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             found = iter(
                 op.backward(
-                    ctx.body, list(gradients), list(saved[: ctx.kept]), list(saved[ctx.kept :]), list(ctx.options), needs
+                    ctx.body,
+                    list(gradients),
+                    list(saved[: ctx.kept]),
+                    list(saved[ctx.kept :]),
+                    list(ctx.options),
+                    needs,
                 )
             )
         return None, None, None, *[next(found) if need else None for need in needs]
