@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lmfn import checkpoint
 from lmfn.ablations import Concat
+from lmfn_kernels import Conv, RFDBWeights, rfdb
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 ENCODER_SLOPE = 0.1
@@ -102,6 +103,11 @@ def up_to(x: Tensor, like: Tensor) -> Tensor:
 
 def up2(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def weight_and_bias(conv: nn.Module) -> Conv:
+    """As the fused ops take a convolution."""
+    return Conv(cast(Tensor, conv.weight), cast(Tensor, conv.bias))
 
 
 def keep_scale(*convs: nn.Module) -> None:
@@ -209,15 +215,10 @@ class RFDB(nn.Module):
         self.esa = ESA(features, esa)
 
     def forward(self, x: Tensor) -> Tensor:
-        def lr(x: Tensor) -> Tensor:
-            return F.leaky_relu(x, DECODER_SLOPE, inplace=True)
-
-        d = []
-        for distil, refine in zip(self.distil, self.refine, strict=True):
-            d.append(lr(distil(x)))
-            x = lr(refine(x) + x)
-        d.append(lr(self.distil_last(x)))
-        return cast(Tensor, self.esa(self.fuse(torch.cat(d, dim=1))))
+        (d1, d2, d3), (r1, r2, r3) = map(weight_and_bias, self.distil), map(weight_and_bias, self.refine)
+        e = self.esa
+        rest = (self.distil_last, self.fuse, e.conv1, e.conv_f, e.conv2, e.conv_max, e.conv3, e.conv3_, e.conv4)
+        return rfdb(x, RFDBWeights((d1, d2, d3), (r1, r2, r3), *map(weight_and_bias, rest)), DECODER_SLOPE)
 
 
 class ALFM(nn.Module):
@@ -382,13 +383,15 @@ class LMFN(
             raise ValueError(f"LMFN takes images [B, 3, H, W], got a tensor of shape {tuple(blurred.shape)}")
         if not blurred.is_floating_point():
             raise TypeError(f"LMFN takes floating point images in [0, 1], got {blurred.dtype}")
+        if len(blurred) == 0:
+            return blurred.clone()
         height, width = blurred.shape[2:]
         mean = self.mean.view(3, 1, 1)
         x = pad(blurred - mean)
         f = self.reduce(self.encoder(x))
         out: list[Tensor] = []
-        for rfdb in self.rfdbs:
-            out.append(rfdb(out[-1] if out else f))
+        for block in self.rfdbs:
+            out.append(block(out[-1] if out else f))
         f_l = self.alfm(out) if self.alfm is not None else None
         f_c = self.acfm(out[-1]) if self.acfm is not None else None
         if f_l is None or f_c is None:
