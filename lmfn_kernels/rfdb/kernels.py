@@ -434,15 +434,15 @@ def pool_backward_kernel(
     o_f = tl.arange(0, BLOCK_F)
     b_dx = tl.zeros([BLOCK_W, BLOCK_F], ACC)
     for i in range(9):
-        i_top = i_y // 3 - i // 3
+        o_top = tl.zeros_like(o_x) + (i_y // 3 - i // 3)
         o_left = o_x // 3 - i % 3
-        o_tap = (i_y - 3 * i_top) * 7 + o_x - 3 * o_left
-        m_row = (i_top >= 0) & (i_top < LOW_H) & (i_y - 3 * i_top < 7)
+        o_tap = (i_y - 3 * o_top) * 7 + o_x - 3 * o_left
+        m_row = (o_top >= 0) & (o_top < LOW_H) & (i_y - 3 * o_top < 7)
         m_window = m_row & (o_left >= 0) & (o_left < LOW_W) & (o_x - 3 * o_left < 7)
         m_window = m_window[:, None] & (o_f < F)[None, :]
-        p_i = p_index + i_b * s_ib + i_top * s_ih + (o_left * s_iw)[:, None] + o_f[None, :]
+        p_i = p_index + i_b * s_ib + (o_top * s_ih + o_left * s_iw)[:, None] + o_f[None, :]
         b_index = tl.load(p_i, mask=m_window, other=-1).to(tl.int32)
-        p_out = p_g + i_b * s_gb + i_top * s_gh + (o_left * s_gw)[:, None] + o_f[None, :]
+        p_out = p_g + i_b * s_gb + (o_top * s_gh + o_left * s_gw)[:, None] + o_f[None, :]
         b_g = tl.load(p_out, mask=m_window, other=0.0).to(ACC)
         b_dx += tl.where(b_index == o_tap[:, None], b_g, 0.0)
     p_pixel = p_dx + i_b * s_b + i_y.to(tl.int64) * s_h + (o_x * s_w)[:, None] + o_f[None, :]
