@@ -1,10 +1,10 @@
-# make demo | test | lint: each makes .venv and installs what it needs. Python 3.11 or newer, pip and make are enough.
+# make demo | test | lint | bench: each makes .venv and installs what it needs. Python 3.11 or newer, pip and make are enough.
 PYTHON ?= python3
 BIN := .venv/bin
 # Without an NVIDIA GPU, the CPU build of torch: this exact version is the one that is tested.
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.11" || echo "torch==2.13.0")
 
-.PHONY: demo test lint
+.PHONY: demo test lint bench gpu
 
 demo: .venv/installed
 	$(BIN)/python demo.py
@@ -16,6 +16,16 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The kernels of every target without a GPU, and the plain bodies against the written formulas on this CPU.
+bench: .venv/installed
+	$(BIN)/python -m bench resources
+	$(BIN)/python -m bench cpu
+
+# On a machine with a GPU and PyTorch, Triton, NumPy and pytest of its own: nothing is installed.
+gpu:
+	$(PYTHON) -m pytest -m gpu tests/gpu
+	$(PYTHON) -m bench ops --minutes 6
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
