@@ -82,6 +82,20 @@ def registry(b: int, h: int, w: int, dtype: torch.dtype) -> list[Bench]:
             2 * pixels * 9 * 64 * 64,
             pixels * size * 3 * 64,
         ),
+        Bench(
+            "layer_attention",
+            cases.attention_flat(),
+            cases.attention_case(b, 4, c, c, h, w, dtype, "cuda"),
+            2 * pixels * (10 * c * c + 4 * c * c),
+            pixels * size * (4 * c + 4 * c + c),
+        ),
+        Bench(
+            "channel_gate",
+            cases.channel_gate_flat(),
+            cases.channel_gate_case(b, c, h, w, dtype, "cuda"),
+            2 * pixels * 12 * c,
+            pixels * size * 3 * c,
+        ),
     ]
 
 
@@ -215,7 +229,7 @@ def run(minutes: float, folder: Path, rounds: int = 40) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     flush = torch.empty(2**28, dtype=torch.int8, device="cuda")
     dtype = torch.bfloat16
-    todo = [(index, shape, mode) for index in range(5) for shape in SHAPES for mode in MODES]
+    todo = [(index, shape, mode) for index in range(7) for shape in SHAPES for mode in MODES]
     with path.open("w") as file:
         for place, (index, (b, h, w), mode) in enumerate(todo):
             if time.monotonic() > end:

@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -19,17 +18,18 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from bench.row import SHARED, Row
+from lmfn_kernels.acfm.op import _channel_gate
+from lmfn_kernels.alfm.op import _layer_attention
 from lmfn_kernels.rfdb import op
 from lmfn_kernels.runtime import configs, launch
 
 TARGETS = {
-    "sm_80": (GPUTarget("cuda", 80, 32), 166_912),
-    "sm_90": (GPUTarget("cuda", 90, 32), 232_448),
-    "sm_100": (GPUTarget("cuda", 100, 32), 232_448),
-    "gfx942": (GPUTarget("hip", "gfx942", 64), 65_536),
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-"""Name: what Triton compiles for, and the bytes of shared memory that one program can have."""
-
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 MATRIX = {
     "sm_80": r"\bHMMA\.",
@@ -37,42 +37,6 @@ MATRIX = {
     "sm_100": r"\b(?:UTC\w*MMA|HMMA)\b",
     "gfx942": r"v_mfma_",
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One kernel, compiled for one target."""
-
-    target: str
-    dtype: str
-    kernel: str
-    """Name, with what sets this variant apart."""
-    tile: str
-    warps: int
-    registers: int
-    stack: int
-    """Bytes: of the stack on NVIDIA, of scratch on AMD."""
-    local: int
-    """Loads and stores of spilt registers."""
-    shared: int
-    matrix: int
-    hgmma: int
-    products: bool
-    """Whether the kernel has matrix products."""
-    wide: bool
-    """Whether one has 64 rows or more of 16 bits, so that sm_90 must use HGMMA."""
-
-    def faults(self) -> list[str]:
-        """What does not hold."""
-        limit = TARGETS[self.target][1]
-        found = {
-            f"stack {self.stack} bytes": self.stack > 0,
-            f"{self.local} local loads and stores": self.local > 0,
-            f"shared memory {self.shared} bytes of {limit}": self.shared > limit,
-            "no matrix instruction": self.products and self.matrix == 0,
-            "no HGMMA": self.target == "sm_90" and self.wide and self.hgmma == 0,
-        }
-        return [fault for fault, holds in found.items() if holds]
 
 
 class _Compiler:
@@ -122,13 +86,30 @@ def _calls(dtype: torch.dtype) -> None:
         results = op._conv3x3.forward("triton", tensors, [stride, 1, slope], True)
         needs = [t is not None for t in tensors]
         op._conv3x3.backward("triton", results, results, tensors, [stride, 1, slope], needs)
+    _attentions(dtype)
+
+
+def _attentions(dtype: torch.dtype) -> None:
+    def image(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    b, n, c, h, w = 2, 4, 50, 34, 50
+    tensors: list[torch.Tensor | None] = [image(b, c, h, w) for _ in range(n)]
+    tensors += [None, image(1), image(c, n * c, 1, 1), image(c), None]
+    results = _layer_attention.forward("triton", tensors, [0, 0.05], True)
+    needs = [t is not None for t in tensors]
+    _layer_attention.backward("triton", results[:1], results, tensors, [0, 0.05], needs)
+    for weights in (([9], [1], [3], [1]), ([27], [1])):
+        tensors = [image(b, c, h, w), image(b, c, h, w), image(1), *(image(*shape) for shape in weights)]
+        results = _channel_gate.forward("triton", tensors, [], True)
+        _channel_gate.backward("triton", results, [], tensors, [], [True] * len(tensors))
 
 
 def compiled(target: str, dtype: str) -> Iterator[Row]:
     """The rows of one target and dtype."""
     if knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set, so nothing would be compiled; unset it")
-    gpu, shared = TARGETS[target]
+    gpu, shared = TARGETS[target], SHARED[target]
     compiler = _Compiler(gpu)
     with ExitStack() as stack:
         # Not set_active and reset_active: the second looks for a GPU's driver, and there may be none to go back to.

@@ -4,7 +4,12 @@ Every op has one public function. `backend` chooses what carries it out: Triton 
 formula under autograd.
 """
 
+from lmfn_kernels.acfm.op import Full3D, Pseudo3D, channel_gate
+from lmfn_kernels.alfm.op import layer_apply, layer_attention, layer_gram
 from lmfn_kernels.rfdb.op import Conv, RFDBWeights, conv3x3, distill_fuse, distill_stage, esa_gate, rfdb
 from lmfn_kernels.runtime.backend import backend
 
-__all__ = ["Conv", "RFDBWeights", "backend", "conv3x3", "distill_fuse", "distill_stage", "esa_gate", "rfdb"]
+__all__ = [
+    "Conv", "Full3D", "Pseudo3D", "RFDBWeights", "backend", "channel_gate", "conv3x3", "distill_fuse", "distill_stage",
+    "esa_gate", "layer_apply", "layer_attention", "layer_gram", "rfdb",
+]  # fmt: skip

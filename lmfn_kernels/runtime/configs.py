@@ -44,10 +44,16 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
     `python -m bench resources` compiles each: what spills or needs too much memory is a fault there.
     """
     big = shared >= 200_000
-    if kernel == "gram":
-        return Config(height=8, width=8, warps=8, stages=3 if big and dtype.itemsize == 2 else 1, splits=32)
-    if kernel == "channel_gate_backward":
-        return Config(height=8, width=8, warps=8, stages=1, splits=512)
+    if kernel in ("gram", "product"):
+        # Triton 3.6 cannot pipeline `product` for sm_100.
+        stages = 3 if big and dtype.itemsize == 2 and kernel == "gram" else 1
+        return Config(height=8 if big else 2, width=8, warps=8, stages=stages, splits=32)
+    if kernel == "mix" and dtype.itemsize == 4:
+        return Config(height=8 if big else 2, width=8, warps=8, stages=1)
+    if kernel in ("channel_gate", "channel_gate_backward"):
+        small = 2 if kernel == "channel_gate_backward" else 4
+        large = 8 if dtype.itemsize == 2 else 4
+        return Config(height=large if big else small, width=8, warps=8, stages=1, splits=512)
     if kernel in ("gate_backward", "fuse_backward", "weight_gradient"):
         # Where there is no TMA, every element's address is in a register: small tiles.
         pipelined = big and dtype.itemsize == 2 and kernel != "fuse_backward"

@@ -103,18 +103,10 @@ class _Function(torch.autograd.Function):
                 'compute it under lmfn_kernels.backend("reference"), which has them'
             )
         saved = ctx.saved_tensors
+        kept, tensors = list(saved[: ctx.kept]), list(saved[ctx.kept :])
         needs = list(ctx.needs_input_grad[3:])
         device = next(g.device.type for g in gradients if g is not None)
         # As forward was: a backward pass may be called with autocast on.
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            found = iter(
-                op.backward(
-                    ctx.body,
-                    list(gradients),
-                    list(saved[: ctx.kept]),
-                    list(saved[ctx.kept :]),
-                    list(ctx.options),
-                    needs,
-                )
-            )
+            found = iter(op.backward(ctx.body, list(gradients), kept, tensors, list(ctx.options), needs))
         return None, None, None, *[next(found) if need else None for need in needs]

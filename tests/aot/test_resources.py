@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+from bench.row import Row
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
@@ -27,8 +27,6 @@ def test_no_fault(target: str) -> None:
 
 
 def test_a_fault_is_found() -> None:
-    from bench.resources import Row
-
     fine = {
         "target": "sm_90",
         "dtype": "bfloat16",

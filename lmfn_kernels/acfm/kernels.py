@@ -1,0 +1,146 @@
+"""The ACFM's kernels. Names and conventions as in `runtime/kernels.py`.
+
+A 3x3 convolution of each channel by itself gives u, three maps u_0, u_1, u_2 in the 3x3x3 form; a product with a band
+matrix brings the neighbouring channels in, since registers cannot be shifted from one channel to the next.
+"""
+
+# ruff: noqa: N803  (constants are capital)
+
+import triton
+import triton.language as tl
+
+from lmfn_kernels.runtime.kernels import leaky, load_pixels, pixel_tile, store_pixels
+
+
+@triton.jit
+def stencil(t_x, p_w, i_b, o_h, o_w, MAPS: tl.constexpr, BACK: tl.constexpr, ACC: tl.constexpr):
+    """Each channel's 3x3 convolution with one kernel, or with three; with `BACK`, its transpose."""
+    SHAPE: tl.constexpr = t_x.block_shape
+    PIXELS: tl.constexpr = SHAPE[1] * SHAPE[2]
+    CHANNELS: tl.constexpr = SHAPE[3]
+    b_0 = tl.zeros([PIXELS, CHANNELS], ACC)
+    b_1 = tl.zeros([PIXELS, CHANNELS], ACC)
+    b_2 = tl.zeros([PIXELS, CHANNELS], ACC)
+    for k in tl.range(0, 9, num_stages=1):
+        i_tap = 8 - k if BACK else k
+        b_x = load_pixels(t_x, i_b, o_h + i_tap // 3 - 1, o_w + i_tap % 3 - 1, 0).to(ACC)
+        b_0 += b_x * tl.load(p_w + k).to(ACC)
+        if MAPS == 3:
+            b_1 += b_x * tl.load(p_w + 9 + k).to(ACC)
+            b_2 += b_x * tl.load(p_w + 18 + k).to(ACC)
+    return b_0, b_1, b_2
+
+
+@triton.jit
+def band_product(b_x, b_before, b_same, b_after, C, dtype: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
+    """Channel c of the result is `b_before` x[c - 1] + `b_same` x[c] + `b_after` x[c + 1]."""
+    o_i = tl.arange(0, b_x.shape[1])[:, None]
+    o_j = tl.arange(0, b_x.shape[1])[None, :]
+    b_band = tl.where(o_i == o_j, b_same, 0.0)
+    b_band = tl.where(o_i == o_j - 1, b_before, b_band)
+    b_band = tl.where(o_i == o_j + 1, b_after, b_band)
+    b_band = tl.where((o_i < C) & (o_j < C), b_band, 0.0)
+    return tl.dot(b_x.to(dtype), b_band.to(dtype), input_precision=PRECISION, out_dtype=ACC)
+
+
+@triton.jit
+def gate_of(
+    t_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, C,
+    MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """u (pseudo-3D) and q."""
+    b_u, b_1, b_2 = stencil(t_x, p_spatial, i_b, o_h, o_w, MAPS, False, ACC)
+    b_bias = tl.load(p_bias).to(ACC)
+    if MAPS == 3:
+        b_q = band_product(b_u, 1.0, 0.0, 0.0, C, t_x.dtype, ACC, PRECISION) + b_1
+        b_q += band_product(b_2, 0.0, 0.0, 1.0, C, t_x.dtype, ACC, PRECISION) + b_bias
+    else:
+        b_u = leaky(b_u + tl.load(p_spatial_bias).to(ACC), 0.0)
+        b_before, b_same, b_after = load_three(p_channel, ACC)
+        b_q = leaky(band_product(b_u, b_before, b_same, b_after, C, t_x.dtype, ACC, PRECISION) + b_bias, 0.0)
+    return b_u, b_q
+
+
+@triton.jit
+def load_three(p_channel, ACC: tl.constexpr):
+    return tl.load(p_channel).to(ACC), tl.load(p_channel + 1).to(ACC), tl.load(p_channel + 2).to(ACC)
+
+
+@triton.jit
+def channel_gate_kernel(
+    t_x, t_add, t_out, p_alpha, p_spatial, p_spatial_bias, p_channel, p_bias, H, W, C,
+    MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """out = x + alpha sigmoid(q) x + add."""
+    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
+    _, b_q = gate_of(t_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, C, MAPS, ACC, PRECISION)
+    b_y = load_pixels(t_x, i_b, o_h, o_w, 0).to(ACC) * (1 + tl.load(p_alpha).to(ACC) * tl.sigmoid(b_q))
+    if t_add is not None:
+        b_y += load_pixels(t_add, i_b, o_h, o_w, 0).to(ACC)
+    store_pixels(t_out, i_b, o_h, o_w, 0, b_y)
+
+
+@triton.jit
+def channel_gate_backward_kernel(
+    t_g, t_x, t_dx, t_e, p_alpha, p_spatial, p_spatial_bias, p_channel, p_bias, p_sums,
+    B, H, W, C, SPLITS,
+    MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """What x gets past the gate (`t_dx`), e = the gradient of u or, in 3x3x3, of q, and the weights' partial sums.
+
+    These are in the order of the weights, alpha last. Outside the image g reads as 0, and every term has that factor.
+    """
+    i_split = tl.program_id(0)
+    b_alpha = tl.load(p_alpha).to(ACC)
+    o_sum = tl.arange(0, SUMS)
+    b_sums = tl.zeros([SUMS], ACC)
+    n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=1):
+        i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        b_u, b_q = gate_of(t_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, C, MAPS, ACC, PRECISION)
+        b_w = tl.sigmoid(b_q)
+        b_g = load_pixels(t_g, i_b, o_h, o_w, 0).to(ACC)
+        store_pixels(t_dx, i_b, o_h, o_w, 0, b_g * (1 + b_alpha * b_w))
+        b_g *= load_pixels(t_x, i_b, o_h, o_w, 0).to(ACC) * b_w
+        b_q = tl.where(b_q > 0, 1.0, 0.0) * tl.sigmoid(-b_q) if MAPS == 1 else tl.sigmoid(-b_q)
+        b_dq = b_alpha * b_g * b_q
+        if MAPS == 1:
+            b_before, b_same, b_after = load_three(p_channel, ACC)
+            b_du = band_product(b_dq, b_after, b_same, b_before, C, t_x.dtype, ACC, PRECISION)
+            b_du = tl.where(b_u > 0, b_du, 0.0)
+            b_sums += tl.where(o_sum == 9, tl.sum(b_du), 0.0)
+            b_u1 = band_product(b_u, 1.0, 0.0, 0.0, C, t_x.dtype, ACC, PRECISION)
+            b_sums += tl.where(o_sum == 10, tl.sum(b_u1 * b_dq), 0.0)
+            b_sums += tl.where(o_sum == 11, tl.sum(b_u * b_dq), 0.0)
+            b_u1 = band_product(b_u, 0.0, 0.0, 1.0, C, t_x.dtype, ACC, PRECISION)
+            b_sums += tl.where(o_sum == 12, tl.sum(b_u1 * b_dq), 0.0)
+            store_pixels(t_e, i_b, o_h, o_w, 0, b_du)
+        else:
+            # Tap d of channel c was in q of channel c + 1 - d.
+            b_du = band_product(b_dq, 0.0, 0.0, 1.0, C, t_x.dtype, ACC, PRECISION)
+            b_du2 = band_product(b_dq, 1.0, 0.0, 0.0, C, t_x.dtype, ACC, PRECISION)
+            store_pixels(t_e, i_b, o_h, o_w, 0, b_dq)
+        for k in tl.range(0, 9, num_stages=1):
+            b_x = load_pixels(t_x, i_b, o_h + k // 3 - 1, o_w + k % 3 - 1, 0).to(ACC)
+            b_sums += tl.where(o_sum == k, tl.sum(b_du * b_x), 0.0)
+            if MAPS == 3:
+                b_sums += tl.where(o_sum == 9 + k, tl.sum(b_dq * b_x), 0.0)
+                b_sums += tl.where(o_sum == 18 + k, tl.sum(b_du2 * b_x), 0.0)
+        b_sums += tl.where(o_sum == (13 if MAPS == 1 else 27), tl.sum(b_dq), 0.0)
+        b_sums += tl.where(o_sum == (14 if MAPS == 1 else 28), tl.sum(b_g), 0.0)
+    tl.store(p_sums + i_split * SUMS + o_sum, b_sums)
+
+
+@triton.jit
+def channel_gate_input_kernel(
+    t_e, t_dx, p_spatial, H, W, C,
+    MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """Add to dx what x gets through the gate."""
+    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
+    b_dx, b_1, b_2 = stencil(t_e, p_spatial, i_b, o_h, o_w, MAPS, True, ACC)
+    if MAPS == 3:
+        b_dx = band_product(b_dx, 0.0, 0.0, 1.0, C, t_e.dtype, ACC, PRECISION) + b_1
+        b_dx += band_product(b_2, 1.0, 0.0, 0.0, C, t_e.dtype, ACC, PRECISION)
+    store_pixels(t_dx, i_b, o_h, o_w, 0, b_dx + load_pixels(t_dx, i_b, o_h, o_w, 0).to(ACC))

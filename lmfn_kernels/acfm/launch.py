@@ -1,0 +1,99 @@
+"""The op's pieces on Triton kernels. The same pieces as `plain.py`, with images as `layout` gives them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lmfn_kernels.acfm import kernels
+from lmfn_kernels.runtime.configs import Config, config
+from lmfn_kernels.runtime.launch import arithmetic, block, empty, layout, partial, pixels, run, tiles, total
+
+__all__ = ["gate", "gate_backward", "layout"]
+
+SUMS = 32  # the 14 or 28 weights and alpha
+
+
+def gate(x: Tensor, add: Tensor | None, alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """x + alpha sigmoid(q) x + add."""
+    out = empty(x, *x.shape)
+    c = config("channel_gate", x)
+    n = block(x.shape[1])
+    run(
+        kernels.channel_gate_kernel,
+        x,
+        (tiles(x, c),),
+        c,
+        t_x=pixels(x, c, n),
+        t_add=pixels(add, c, n),
+        t_out=pixels(out, c, n),
+        p_alpha=alpha,
+        **_weights(weights),
+        **_size(x, c),
+    )
+    return out
+
+
+def gate_backward(
+    g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of x, of alpha, and of the weights."""
+    n = block(x.shape[1])
+    dx, e = empty(x, *x.shape), empty(x, *x.shape)
+    c = config("channel_gate_backward", x)
+    splits = min(c.splits, tiles(x, c))
+    sums = partial(x, splits, (SUMS,))
+    run(
+        kernels.channel_gate_backward_kernel,
+        x,
+        (splits,),
+        c,
+        t_g=pixels(g, c, n),
+        t_x=pixels(x, c, n),
+        t_dx=pixels(dx, c, n),
+        t_e=pixels(e, c, n),
+        p_alpha=alpha,
+        **_weights(weights),
+        p_sums=sums,
+        B=x.shape[0],
+        SPLITS=splits,
+        SUMS=SUMS,
+        **_size(x, c),
+    )
+    c = config("channel_gate", x)
+    run(
+        kernels.channel_gate_input_kernel,
+        x,
+        (tiles(x, c),),
+        c,
+        t_e=pixels(e, c, n),
+        t_dx=pixels(dx, c, n),
+        p_spatial=weights[0],
+        MAPS=_maps(weights),
+        **_size(x, c),
+    )
+    sizes = [weight.numel() for weight in (*weights, alpha)]
+    # Their own memory, as an op's results must have.
+    *found, dalpha = (gradient.clone() for gradient in total(sums)[: sum(sizes)].split(sizes))
+    return dx, dalpha, found
+
+
+def _maps(weights: Sequence[Tensor]) -> int:
+    """Maps that the spatial convolution gives for a channel."""
+    return 3 if len(weights) == 2 else 1
+
+
+def _weights(weights: Sequence[Tensor]) -> dict[str, Any]:
+    spatial, *middle, bias = weights
+    spatial_bias, channel = middle or (None, None)
+    return {
+        "p_spatial": spatial,
+        "p_spatial_bias": spatial_bias,
+        "p_channel": channel,
+        "p_bias": bias,
+        "MAPS": _maps(weights),
+    }
+
+
+def _size(x: Tensor, c: Config) -> dict[str, Any]:
+    return {"H": x.shape[2], "W": x.shape[3], "C": x.shape[1], "BLOCK_H": c.height, "BLOCK_W": c.width, **arithmetic(x)}

@@ -1,0 +1,146 @@
+"""The op's pieces in plain PyTorch, for CPUs, for MPS, and where there is no kernel. The same pieces as `launch.py`.
+
+Both forms are u = a 3x3 convolution of each channel by itself, one map a channel (pseudo-3D, with bias and ReLU) or
+three (3x3x3), then q = u T + bias (with ReLU in pseudo-3D): T is zero but where a channel's neighbour is, so that the
+product does what a shift of channels would. A strip of rows at a time stays in the cache, in float32 (float64 for
+float64).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+VALUES = 1 << 19  # of a strip, or those of one row
+
+
+class _Weights(NamedTuple):
+    """Of the convolution [k C, 1, 3, 3] (its bias: None in 3x3x3) and of the product: T [k C, C] and the bias."""
+
+    spatial: Tensor
+    spatial_bias: Tensor | None
+    mixing: Tensor
+    bias: Tensor
+    alpha: Tensor
+
+
+def layout(x: Tensor) -> Tensor:
+    """`x` as the pieces take it: as it is."""
+    return x
+
+
+def gate(x: Tensor, add: Tensor | None, alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """x + alpha sigmoid(q) x + add."""
+    out = _like(x)
+    p = _prepared(x, alpha, weights)
+    for i, first, last in _strips(x):
+        _, q = _gate(_rows(x, i, first - 1, last + 1), p)
+        here = _rows(x, i, first, last)
+        y = q.sigmoid_().mul_(p.alpha).add_(1).mul_(here)
+        if add is not None:
+            y += add[i : i + 1, :, first:last]
+        out[i : i + 1, :, first:last] = y
+    return out
+
+
+def gate_backward(
+    g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of x, of alpha, and of the weights. A strip makes u and q again for a row above and below, too."""
+    dx = _like(x)
+    p = _prepared(x, alpha, weights)
+    c = x.shape[1]
+    dalpha, dbias = torch.zeros_like(p.alpha), torch.zeros_like(p.bias)
+    dspatial, dspatial_bias, dmixing = torch.zeros_like(p.spatial), torch.zeros_like(p.bias), torch.zeros_like(p.mixing)
+    for i, first, last in _strips(x):
+        wide = _rows(x, i, first - 2, last + 2)
+        g_x, x_x = _rows(g, i, first - 1, last + 1), wide[:, :, 1:-1]
+        u, q = _gate(wide, p)
+        w = q.sigmoid()
+        gx = g_x * x_x
+        own = slice(1, last - first + 1)
+        dalpha += (gx[:, :, own] * w[:, :, own]).sum()
+        # sigmoid(-q) is 1 - w with all its digits.
+        dq = gx.mul_(w).mul_(q.neg().sigmoid_()).mul_(p.alpha)
+        if p.spatial_bias is not None:
+            dq.mul_(q > 0)
+        dbias += dq[:, :, own].sum()
+        dmixing += _matrix(u[:, :, own]).T @ _matrix(dq[:, :, own])
+        du = _image(_matrix(dq) @ p.mixing.T, dq)
+        if p.spatial_bias is not None:
+            du.mul_(u > 0)
+            dspatial_bias += du[:, :, own].sum()
+        dspatial += _convolution_backward(du[:, :, own], x_x, p.spatial, 1)
+        through = _convolution_backward(du, wide, p.spatial, 0)[:, :, 2:-2]
+        dx[i : i + 1, :, first:last] = w[:, :, own].mul_(p.alpha).add_(1).mul_(g_x[:, :, own]).add_(through)
+    per_value = dspatial.view(c, -1, 9).sum(0)
+    if p.spatial_bias is None:
+        return dx, dalpha, [per_value.flatten(), dbias]
+    dchannel = torch.stack([dmixing.diagonal(1 - d).sum() for d in range(3)])
+    return dx, dalpha, [per_value.flatten(), dspatial_bias, dchannel, dbias]
+
+
+def _prepared(x: Tensor, alpha: Tensor, weights: Sequence[Tensor]) -> _Weights:
+    c, dtype = x.shape[1], torch.promote_types(x.dtype, torch.float32)
+    alpha, *taken = (weight.to(dtype) for weight in (alpha, *weights))
+    # Channel c of q takes channel c + d - 1 of u: a one where that is so, for each tap d.
+    one = torch.ones(c, dtype=dtype, device=x.device)
+    shifts = torch.stack([torch.diag(one[abs(d) :], d) for d in (1, 0, -1)])
+    if len(taken) == 2:
+        spatial = taken[0].view(1, 3, 1, 3, 3).expand(c, -1, -1, -1, -1).flatten(0, 1)
+        return _Weights(spatial, None, shifts.transpose(0, 1).flatten(0, 1), taken[1], alpha)
+    mixing = (taken[2].view(3, 1, 1) * shifts).sum(0)
+    return _Weights(taken[0].view(1, 1, 3, 3).repeat(c, 1, 1, 1), taken[1].expand(c), mixing, taken[3], alpha)
+
+
+def _gate(strip: Tensor, p: _Weights) -> tuple[Tensor, Tensor]:
+    """u and q, of one row less at the top and at the bottom."""
+    u = F.conv2d(strip, p.spatial, p.spatial_bias, padding=(0, 1), groups=strip.shape[1])
+    if p.spatial_bias is not None:
+        u.relu_()
+    q = _image(_matrix(u) @ p.mixing, u).add_(p.bias)
+    return u, q if p.spatial_bias is None else q.relu_()
+
+
+def _matrix(x: Tensor) -> Tensor:
+    """[1, C, rows, W] as [pixels, C]."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _image(matrix: Tensor, like: Tensor) -> Tensor:
+    return matrix.view(1, *like.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+def _convolution_backward(e: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
+    """The gradient of the input (0) or of the weight (1)."""
+    which_of = [which == i for i in range(3)]
+    gradients = torch.ops.aten.convolution_backward(
+        e, x, weight, None, [1, 1], [0, 1], [1, 1], False, [0, 0], x.shape[1], which_of
+    )
+    gradient: Tensor = gradients[which]
+    return gradient
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _strips(x: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Image, first row and the row after the last. They do not depend on the batch. Fake tensors have shapes only."""
+    if isinstance(x, FakeTensor):
+        return
+    b, c, h, w = x.shape
+    rows = max(1, VALUES // (c * w))
+    for i in range(b):
+        for first in range(0, h, rows):
+            yield i, first, min(first + rows, h)
+
+
+def _rows(x: Tensor, i: int, first: int, last: int) -> Tensor:
+    """Rows of an image, zeros where there are none, [1, C, rows, W] in channels-last float32 (or float64)."""
+    found = x[i : i + 1, :, max(first, 0) : last].to(torch.promote_types(x.dtype, torch.float32))
+    found = F.pad(found, (0, 0, max(-first, 0), max(last - x.shape[2], 0)))
+    return found.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,1 @@
+"""ALFM, the attention between the layers' features, and its parts."""

@@ -1,0 +1,78 @@
+"""From F F^T to the matrix that a pixel is multiplied with, and back: algebra of NC x NC, the same for all bodies.
+
+The attention is linear in F and a 1x1 convolution W follows it, so theta M + I is folded into the weights:
+W (theta M F + F) = P F with P = W (theta M + I). With rows that are layers, M [N, N] stands for M x I_C [NC, NC].
+"""
+
+import torch
+from torch import Tensor
+
+SHORTEST = 1e-12  # squared length that a row is taken to have at least: a row of zeros has similarity 0 to every other
+
+
+def attention(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
+    """M, row by row: softmax(E), E = F F^T or the cosines times a temperature; by layers softmax(rowmax(E) - E)."""
+    e = gram
+    if temperature is not None:
+        length = _inverse_lengths(gram)
+        e = temperature.to(gram.dtype) * gram * length[:, :, None] * length[:, None, :]
+    return torch.softmax(e.amax(dim=-1, keepdim=True) - e if by_layer else e, dim=-1)
+
+
+def fold(gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
+    """P [B, O, NC], from E [B, NC, NC] or [B, N, N] and the weight [O, NC, 1, 1]."""
+    return _rows(weight, gram) @ _mixing(attention(gram, temperature, by_layer), theta, weight)
+
+
+def fold_backward(
+    dp: Tensor, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of E, theta, the weight (in its strides) and the temperature."""
+    m = attention(gram, temperature, by_layer)
+    of_weight = (dp @ _mixing(m, theta, weight).mT).sum(0)
+    dweight = torch.empty_like(weight).copy_(of_weight.view(weight.shape))
+    d_mixing = layers(_rows(weight, gram).mT @ dp, gram.shape[1])
+    dtheta = (d_mixing * m).sum().view(1)
+    dm = theta.to(gram.dtype) * d_mixing
+    de = m * (dm - (dm * m).sum(-1, keepdim=True))
+    if by_layer:
+        de = -de  # the part of rowmax(E) is the row's sum, which is 0
+    if temperature is None:
+        return de, dtheta, dweight, None
+    length = _inverse_lengths(gram)
+    scale = length[:, :, None] * length[:, None, :]
+    dtemperature = (de * gram * scale).sum().view(1)
+    de = temperature.to(gram.dtype) * de
+    through = de * gram
+    dlength = (through * length[:, None, :]).sum(2) + (through * length[:, :, None]).sum(1)
+    longer = gram.diagonal(dim1=1, dim2=2) >= SHORTEST
+    return de * scale + torch.diag_embed(longer * dlength * length**3 / -2), dtheta, dweight, dtemperature
+
+
+def channels(matrix: Tensor, size: int) -> Tensor:
+    """[B, R, R] as [B, size, size]: each entry becomes itself times the identity, where rows are whole layers."""
+    b, n, c = matrix.shape[0], matrix.shape[1], size // matrix.shape[1]
+    identity = torch.eye(c, dtype=matrix.dtype, device=matrix.device)
+    spread: Tensor = matrix[:, :, None, :, None] * identity[:, None, :]
+    return spread.reshape(b, n * c, n * c)
+
+
+def layers(matrix: Tensor, n: int) -> Tensor:
+    """[B, NC, NC] as [B, n, n]: each block's trace. The transpose of `channels`."""
+    c = matrix.shape[1] // n
+    return matrix.unflatten(2, (n, c)).unflatten(1, (n, c)).diagonal(dim1=2, dim2=4).sum(-1)  # type: ignore[no-any-return]
+
+
+def _mixing(m: Tensor, theta: Tensor, weight: Tensor) -> Tensor:
+    """theta M + I [B, NC, NC]."""
+    size = weight.shape[1]
+    return channels(theta.to(m.dtype) * m, size) + torch.eye(size, dtype=m.dtype, device=m.device)
+
+
+def _rows(weight: Tensor, gram: Tensor) -> Tensor:
+    """[B, O, NC]. Of one matrix alone, matmul's method, and so the bits, depend on whether it needs a gradient."""
+    return weight.flatten(1).to(gram.dtype).expand(gram.shape[0], -1, -1)
+
+
+def _inverse_lengths(gram: Tensor) -> Tensor:
+    return gram.diagonal(dim1=1, dim2=2).clamp_min(SHORTEST).rsqrt()

@@ -1,0 +1,212 @@
+"""The ALFM's kernels. Names and conventions as in `runtime/kernels.py`.
+
+A slot is 64 channels or fewer of one map: its descriptor, its first channel there, and its first row among all NC.
+"""
+
+# ruff: noqa: N803  (constants are capital)
+
+import triton
+import triton.language as tl
+
+from lmfn_kernels.runtime.kernels import (
+    leaky,
+    leaky_gradient,
+    load_bias,
+    load_pixels,
+    load_weight,
+    pixel_tile,
+    store_pixels,
+)
+
+
+@triton.jit
+def store_block(p_out, o_row, o_column, ROWS, COLUMNS, SIZE, b_x):
+    """A block of a matrix with SIZE columns; ROWS x COLUMNS of it are real."""
+    o_i = tl.arange(0, b_x.shape[0])[:, None]
+    o_j = tl.arange(0, b_x.shape[1])[None, :]
+    tl.store(p_out + (o_row + o_i) * SIZE + o_column + o_j, b_x, mask=(o_i < ROWS) & (o_j < COLUMNS))
+
+
+@triton.jit
+def store_both(p_out, o_row, o_column, ROWS, COLUMNS, SIZE, b_x):
+    """A block of a symmetric matrix, and its mirror image."""
+    store_block(p_out, o_row, o_column, ROWS, COLUMNS, SIZE, b_x)
+    store_block(p_out, o_column, o_row, COLUMNS, ROWS, SIZE, tl.trans(b_x))
+
+
+@triton.jit
+def gram_kernel(
+    t_x0, t_x1, t_x2, t_x3, o_c0, o_c1, o_c2, o_c3, o_r0, o_r1, o_r2, o_r3, p_out,
+    H, W, C, SIZE, SPLITS,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Products of up to four slots with each other, over the pixels of one image: a partial sum a program.
+
+    Every tile is read once and goes into up to ten blocks of F F^T.
+    """
+    i_split = tl.program_id(0)
+    i_b = tl.program_id(1)
+    b_00 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
+    b_01 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
+    b_02 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
+    b_03 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
+    b_11 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
+    b_12 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
+    b_13 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
+    b_22 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
+    b_23 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
+    b_33 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
+    n_tiles = tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
+        _, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        b_x0 = load_pixels(t_x0, i_b, o_h, o_w, o_c0)
+        b_t0 = tl.trans(b_x0)
+        b_00 = tl.dot(b_t0, b_x0, b_00, input_precision=PRECISION, out_dtype=ACC)
+        if t_x1 is not None:
+            b_x1 = load_pixels(t_x1, i_b, o_h, o_w, o_c1)
+            b_t1 = tl.trans(b_x1)
+            b_01 = tl.dot(b_t0, b_x1, b_01, input_precision=PRECISION, out_dtype=ACC)
+            b_11 = tl.dot(b_t1, b_x1, b_11, input_precision=PRECISION, out_dtype=ACC)
+        if t_x2 is not None:
+            b_x2 = load_pixels(t_x2, i_b, o_h, o_w, o_c2)
+            b_t2 = tl.trans(b_x2)
+            b_02 = tl.dot(b_t0, b_x2, b_02, input_precision=PRECISION, out_dtype=ACC)
+            b_12 = tl.dot(b_t1, b_x2, b_12, input_precision=PRECISION, out_dtype=ACC)
+            b_22 = tl.dot(b_t2, b_x2, b_22, input_precision=PRECISION, out_dtype=ACC)
+        if t_x3 is not None:
+            b_x3 = load_pixels(t_x3, i_b, o_h, o_w, o_c3)
+            b_03 = tl.dot(b_t0, b_x3, b_03, input_precision=PRECISION, out_dtype=ACC)
+            b_13 = tl.dot(b_t1, b_x3, b_13, input_precision=PRECISION, out_dtype=ACC)
+            b_23 = tl.dot(b_t2, b_x3, b_23, input_precision=PRECISION, out_dtype=ACC)
+            b_33 = tl.dot(tl.trans(b_x3), b_x3, b_33, input_precision=PRECISION, out_dtype=ACC)
+    p_part = p_out + (i_split * tl.num_programs(1) + i_b).to(tl.int64) * SIZE * SIZE
+    n_0, n_1, n_2, n_3 = C - o_c0, C - o_c1, C - o_c2, C - o_c3
+    store_block(p_part, o_r0, o_r0, n_0, n_0, SIZE, b_00)
+    if t_x1 is not None:
+        store_both(p_part, o_r0, o_r1, n_0, n_1, SIZE, b_01)
+        store_block(p_part, o_r1, o_r1, n_1, n_1, SIZE, b_11)
+    if t_x2 is not None:
+        store_both(p_part, o_r0, o_r2, n_0, n_2, SIZE, b_02)
+        store_both(p_part, o_r1, o_r2, n_1, n_2, SIZE, b_12)
+        store_block(p_part, o_r2, o_r2, n_2, n_2, SIZE, b_22)
+    if t_x3 is not None:
+        store_both(p_part, o_r0, o_r3, n_0, n_3, SIZE, b_03)
+        store_both(p_part, o_r1, o_r3, n_1, n_3, SIZE, b_13)
+        store_both(p_part, o_r2, o_r3, n_2, n_3, SIZE, b_23)
+        store_block(p_part, o_r3, o_r3, n_3, n_3, SIZE, b_33)
+
+
+@triton.jit
+def product_kernel(
+    t_g, t_by, t_x0, t_x1, t_x2, t_x3, o_c0, o_c1, o_c2, o_c3, o_r0, o_r1, o_r2, o_r3, p_out, p_sum,
+    H, W, C, G, SIZE, SPLITS,
+    SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Products of G channels of a gradient with up to four slots, over the pixels of one image, and the gradient's sum.
+
+    `t_g` is the gradient after the activation whose output is `t_by` (None: no activation).
+    """
+    i_split = tl.program_id(0)
+    i_b = tl.program_id(1)
+    o_g = tl.program_id(2) * BLOCK_G
+    b_0 = tl.zeros([BLOCK_G, BLOCK_C], ACC)
+    b_1 = tl.zeros([BLOCK_G, BLOCK_C], ACC)
+    b_2 = tl.zeros([BLOCK_G, BLOCK_C], ACC)
+    b_3 = tl.zeros([BLOCK_G, BLOCK_C], ACC)
+    b_sum = tl.zeros([BLOCK_G], ACC)
+    n_tiles = tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
+        _, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        b_g = load_pixels(t_g, i_b, o_h, o_w, o_g)
+        if t_by is not None:
+            b_g = leaky_gradient(b_g, load_pixels(t_by, i_b, o_h, o_w, o_g), SLOPE)
+        b_t = tl.trans(b_g)
+        b_x = load_pixels(t_x0, i_b, o_h, o_w, o_c0)
+        b_0 = tl.dot(b_t, b_x, b_0, input_precision=PRECISION, out_dtype=ACC)
+        if t_x1 is not None:
+            b_x = load_pixels(t_x1, i_b, o_h, o_w, o_c1)
+            b_1 = tl.dot(b_t, b_x, b_1, input_precision=PRECISION, out_dtype=ACC)
+        if t_x2 is not None:
+            b_x = load_pixels(t_x2, i_b, o_h, o_w, o_c2)
+            b_2 = tl.dot(b_t, b_x, b_2, input_precision=PRECISION, out_dtype=ACC)
+        if t_x3 is not None:
+            b_x = load_pixels(t_x3, i_b, o_h, o_w, o_c3)
+            b_3 = tl.dot(b_t, b_x, b_3, input_precision=PRECISION, out_dtype=ACC)
+        b_sum += tl.sum(b_g.to(ACC), axis=0)
+    i_part = (i_split * tl.num_programs(1) + i_b).to(tl.int64)
+    p_part = p_out + i_part * G * SIZE
+    store_block(p_part, o_g, o_r0, G - o_g, C - o_c0, SIZE, b_0)
+    if t_x1 is not None:
+        store_block(p_part, o_g, o_r1, G - o_g, C - o_c1, SIZE, b_1)
+    if t_x2 is not None:
+        store_block(p_part, o_g, o_r2, G - o_g, C - o_c2, SIZE, b_2)
+    if t_x3 is not None:
+        store_block(p_part, o_g, o_r3, G - o_g, C - o_c3, SIZE, b_3)
+    o_n = o_g + tl.arange(0, BLOCK_G)
+    tl.store(p_sum + i_part * G + o_n, b_sum, mask=o_n < G)
+
+
+@triton.jit
+def add_product(
+    b_out, t_x, t_by, t_w, i_w, i_b, o_h, o_w, o_n, CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
+    SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`b_out` plus a map, if there is one, times its matrix."""
+    if t_x is not None:
+        for o_k in tl.static_range(0, CHANNELS, BLOCK_K):
+            b_x = load_pixels(t_x, i_b, o_h, o_w, o_k)
+            if t_by is not None:
+                b_x = leaky_gradient(b_x, load_pixels(t_by, i_b, o_h, o_w, o_k), SLOPE)
+            b_w = load_weight(t_w, i_w, o_k, o_n)
+            b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
+    return b_out
+
+
+@triton.jit
+def store_one(t_out, here, i_b, o_h, o_w, o_n, b_out):
+    if t_out is not None:  # noqa: SIM102  (known when compiled, which the other is not)
+        if here:
+            store_pixels(t_out, i_b, o_h, o_w, o_n, b_out)
+
+
+@triton.jit
+def mix_kernel(
+    t_g, t_by, t_x0, t_x1, t_x2, t_x3, t_x4, t_x5, t_x6, t_x7, t_wg, t_w, p_bias,
+    t_out0, t_out1, t_out2, t_out3, t_out4, t_out5, t_out6, t_out7,
+    H, W, N, OUTPUTS,
+    MAPS: tl.constexpr, C: tl.constexpr, G: tl.constexpr, SLOPE: tl.constexpr, BY_SLOPE: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One of the OUTPUTS images: the maps, and a gradient of G channels, times matrices of their own, summed.
+
+    The programs of all outputs of a tile are neighbours, so that they find it in the cache.
+    """
+    i_out = tl.program_id(0) % OUTPUTS
+    i_b, o_h, o_w = pixel_tile(tl.program_id(0) // OUTPUTS, H, W, BLOCK_H, BLOCK_W)
+    o_n = tl.program_id(1) * BLOCK_N
+    i_g = i_b * OUTPUTS + i_out
+    i_w = i_g * MAPS
+    b_out = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
+    b_out = add_product(b_out, t_g, t_by, t_wg, i_g, i_b, o_h, o_w, o_n, G, BLOCK_G, BY_SLOPE, ACC, PRECISION)
+    b_out = add_product(b_out, t_x0, None, t_w, i_w, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x1, None, t_w, i_w + 1, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x2, None, t_w, i_w + 2, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x3, None, t_w, i_w + 3, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x4, None, t_w, i_w + 4, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x5, None, t_w, i_w + 5, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x6, None, t_w, i_w + 6, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x7, None, t_w, i_w + 7, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
+    if p_bias is not None:
+        b_out += load_bias(p_bias, o_n, N, BLOCK_N, ACC)
+    b_out = leaky(b_out, SLOPE)
+    store_one(t_out0, i_out == 0, i_b, o_h, o_w, o_n, b_out)
+    store_one(t_out1, i_out == 1, i_b, o_h, o_w, o_n, b_out)
+    store_one(t_out2, i_out == 2, i_b, o_h, o_w, o_n, b_out)
+    store_one(t_out3, i_out == 3, i_b, o_h, o_w, o_n, b_out)
+    store_one(t_out4, i_out == 4, i_b, o_h, o_w, o_n, b_out)
+    store_one(t_out5, i_out == 5, i_b, o_h, o_w, o_n, b_out)
+    store_one(t_out6, i_out == 6, i_b, o_h, o_w, o_n, b_out)
+    store_one(t_out7, i_out == 7, i_b, o_h, o_w, o_n, b_out)

@@ -1,0 +1,210 @@
+"""The ops' pieces on Triton kernels. The same pieces as `plain.py`, with maps as `layout` gives them."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from lmfn_kernels.alfm import kernels
+from lmfn_kernels.alfm.fold import layers
+from lmfn_kernels.runtime.configs import Config, config, describe
+from lmfn_kernels.runtime.launch import (
+    arithmetic,
+    block,
+    empty,
+    layout,
+    partial,
+    pitch,
+    pixels,
+    run,
+    tiles,
+    total,
+    weights,
+)
+
+__all__ = ["gram", "layout", "mix", "products"]
+
+WIDEST = 64  # channels in a slot
+MAPS = range(8)
+SLOTS = range(4)
+
+Gradient = tuple[Tensor, Tensor | None, float]
+"""After an activation, its output (None: there is none) and its slope."""
+
+Slot = tuple[int, int]
+"""Which map, and the first channel."""
+
+
+def gram(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
+    """F F^T: [B, NC, NC] or, of whole layers, [B, N, N]."""
+    x, size = maps[0], len(maps) * maps[0].shape[1]
+    c = config("gram", x)
+    splits = _splits(x, c)
+    out = partial(x, splits, (x.shape[0], size, size))
+    for slots in _groups(_slots(maps), _at_once(x)):
+        run(
+            kernels.gram_kernel,
+            x,
+            (splits, x.shape[0]),
+            c,
+            p_out=out,
+            **_filled(maps, slots, c),
+            **_common(maps, c, splits),
+        )
+    found = total(out)
+    return layers(found, len(maps)) if by_layer else found
+
+
+def products(gradient: Gradient, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """G F^T [B, O, NC] and the sum of G [O]."""
+    g, by, slope = gradient
+    x, o, size = maps[0], g.shape[1], len(maps) * maps[0].shape[1]
+    block_g = _block(o)
+    c = config("product", x)
+    splits = _splits(x, c)
+    out, sums = partial(x, splits, (x.shape[0], o, size)), partial(x, splits, (x.shape[0], o))
+    slots, n = _slots(maps), _at_once(x)
+    for first in range(0, len(slots), n):
+        run(
+            kernels.product_kernel,
+            x,
+            (splits, x.shape[0], triton.cdiv(o, block_g)),
+            c,
+            t_g=pixels(g, c, block_g),
+            t_by=pixels(by, c, block_g),
+            p_out=out,
+            p_sum=sums,
+            G=o,
+            SLOPE=slope,
+            BLOCK_G=block_g,
+            **_filled(maps, slots[first : first + n], c),
+            **_common(maps, c, splits),
+        )
+    return total(out), total(sums).sum(0)
+
+
+def mix(
+    maps: Sequence[Tensor],
+    matrix: Tensor,
+    outputs: int,
+    *,
+    bias: Tensor | None = None,
+    slope: float = 1.0,
+    gradient: Gradient | None = None,
+) -> list[Tensor]:
+    """The gradient and the maps side by side times `matrix` [B, inputs, outputs * channels], as in `plain.py`."""
+    g, by, by_slope = gradient or (None, None, 1.0)
+    x = maps[0] if maps else g
+    assert x is not None
+    b, n, of_g = x.shape[0], matrix.shape[2] // outputs, 0 if g is None else g.shape[1]
+    channels = maps[0].shape[1] if maps else 1
+    block_k, block_g, block_n = _block(channels), _block(of_g or 1), _block(n)
+    c = config("mix", x)
+    out = [empty(x, b, n, *x.shape[2:]) for _ in range(outputs)]
+    run(
+        kernels.mix_kernel,
+        x,
+        (tiles(x, c) * outputs, triton.cdiv(n, block_n)),
+        c,
+        t_g=pixels(g, c, block_g),
+        t_by=pixels(by, c, block_g),
+        **{f"t_x{j}": pixels(maps[j] if j < len(maps) else None, c, block_k) for j in MAPS},
+        t_wg=None if g is None else _weights(matrix[:, :of_g], 1, outputs, x.dtype, block_g, block_n),
+        t_w=_weights(matrix[:, of_g:], len(maps), outputs, x.dtype, block_k, block_n) if maps else None,
+        p_bias=bias,
+        **{f"t_out{j}": pixels(out[j] if j < outputs else None, c, block_n) for j in MAPS},
+        H=x.shape[2],
+        W=x.shape[3],
+        N=n,
+        OUTPUTS=outputs,
+        MAPS=len(maps),
+        C=channels,
+        G=of_g,
+        SLOPE=slope,
+        BY_SLOPE=by_slope,
+        BLOCK_H=c.height,
+        BLOCK_W=c.width,
+        BLOCK_K=block_k,
+        BLOCK_G=block_g,
+        BLOCK_N=block_n,
+        **_products(x),
+    )
+    return out
+
+
+def _weights(matrix: Tensor, maps: int, outputs: int, dtype: torch.dtype, rows: int, columns: int) -> Any:
+    """The blocks of `matrix` [B, maps * K, outputs * N] as matrices [K, N], image by image, output by output."""
+    parts = matrix.unflatten(2, (outputs, -1)).unflatten(1, (maps, -1)).permute(0, 3, 1, 2, 4).flatten(0, 2)
+    s = pitch(parts.shape[2], dtype)
+    strides = (parts.shape[1] * s, s, 1)
+    return weights(
+        torch.empty_strided(parts.shape, strides, dtype=dtype, device=matrix.device).copy_(parts), rows, columns
+    )
+
+
+def _slots(maps: Sequence[Tensor]) -> list[Slot]:
+    return [(j, first) for j in range(len(maps)) for first in range(0, maps[0].shape[1], WIDEST)]
+
+
+def _at_once(x: Tensor) -> int:
+    """Slots that one program holds: ten blocks of sums need the registers and the matrix units of sm_90."""
+    return 4 if x.dtype.itemsize == 2 and describe(x.device)[1] >= 200_000 else 2
+
+
+def _groups(slots: list[Slot], at_once: int) -> Iterator[list[Slot]]:
+    """Groups in which every two slots meet at least once."""
+    half = at_once // 2
+    parts = [slots[first : first + half] for first in range(0, len(slots), half)]
+    if len(parts) == 1:
+        yield slots
+    for one, other in combinations(parts, 2):
+        yield [*one, *other]
+
+
+def _filled(maps: Sequence[Tensor], slots: list[Slot], c: Config) -> dict[str, Any]:
+    """The slots' arguments; those that stay empty have no descriptor."""
+    channels = maps[0].shape[1]
+    found: dict[str, Any] = {}
+    for i in SLOTS:
+        j, first = slots[i] if i < len(slots) else (0, 0)
+        image = maps[j] if i < len(slots) else None
+        found |= {f"t_x{i}": pixels(image, c, _block(channels)), f"o_c{i}": first, f"o_r{i}": j * channels + first}
+    return found
+
+
+def _block(channels: int) -> int:
+    return min(WIDEST, block(channels))
+
+
+def _common(maps: Sequence[Tensor], c: Config, splits: int) -> dict[str, Any]:
+    x = maps[0]
+    return {
+        "H": x.shape[2],
+        "W": x.shape[3],
+        "C": x.shape[1],
+        "SIZE": len(maps) * x.shape[1],
+        "SPLITS": splits,
+        "BLOCK_H": c.height,
+        "BLOCK_W": c.width,
+        "BLOCK_C": _block(x.shape[1]),
+        "STAGES": c.stages,
+        **_products(x),
+    }
+
+
+def _products(x: Tensor) -> dict[str, Any]:
+    """As `arithmetic`, but PyTorch's setting for matrix products decides on TF32: that is what the formula has.
+
+    Full float32 on NVIDIA is three TF32 products: blocks this large spill where they are done without matrix units.
+    """
+    full = "tf32x3" if torch.version.hip is None and describe(x.device)[1] > 65536 else "ieee"
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return arithmetic(x) | {"PRECISION": "ieee" if x.dtype != torch.float32 else "tf32" if tf32 else full}
+
+
+def _splits(x: Tensor, c: Config) -> int:
+    """Partial sums of an image: not a matter of the batch, so an image's result is not one either."""
+    return min(c.splits, -(-tiles(x[:1], c) // 8))

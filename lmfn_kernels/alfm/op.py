@@ -1,0 +1,231 @@
+"""The ALFM's ops: attention between the channels of several layers, and the 1x1 convolution that fuses them.
+
+Zhang et al., "Image deblurring based on lightweight multi-information fusion network", ICIP 2021, arXiv 2101.05403,
+section 2.3. The form with whole layers as rows is that of the network its authors released.
+
+All ops take N maps [B, C, H, W], float32, float16, bfloat16 or float64, of any strides, all tensors of one dtype on one
+device, and sum in float32 (float64 for float64). Nothing of the size of the N maps together is made but their
+gradients. Float32 products follow PyTorch's TF32 setting for matrix products. Results are channels-last, from the
+kernels with a pixel stride rounded up to 16 bytes. Under autocast, maps and weight are cast to its dtype. Gradients are
+of first order.
+"""
+
+# ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lmfn_kernels.alfm import plain, reference
+from lmfn_kernels.alfm.fold import channels, fold, fold_backward
+from lmfn_kernels.runtime import backend, checks
+from lmfn_kernels.runtime.registration import Op, Tensors, wanted
+
+MOST_MAPS = 8  # that a kernel takes
+MOST_CHANNELS = 512  # of all maps together
+
+Rows = Literal["channels", "layers"]
+
+
+def layer_attention(
+    maps: Sequence[Tensor],
+    theta: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    temperature: Tensor | None = None,
+    *,
+    rows: Rows = "channels",
+    slope: float = 0.05,
+) -> Tensor:
+    """LR(conv1x1(theta M F + F)), F the maps as rows, M their attention, LR the leaky ReLU.
+
+    `maps` N of [B, C, H, W], `theta` [1], `weight` [O, NC, 1, 1], `bias` [O]; gives [B, O, H, W]. With `rows`
+    "channels", F is [NC, HW] and M = softmax(F F^T) over each row (the paper); with "layers", F is [N, C*HW] and
+    M = softmax(rowmax(E) - E), E = F F^T (as released). With a `temperature` [1], E is the cosine of each two rows
+    times that, which does not depend on the image's size; a row of zeros has cosine 0.
+
+    Kept for backward: the maps, the result (for its signs) and F F^T.
+
+    Raises TypeError or ValueError, naming the argument, before anything runs.
+    """
+    _check_maps(maps, rows)
+    _check_fusion(maps, theta, weight, bias, temperature, slope)
+    by_layer = rows == "layers"
+    body = backend.choose(maps[0], _refusal(maps))
+    if body == "reference":
+        e = reference.layer_gram(maps, by_layer)
+        return reference.layer_apply(maps, e, theta, weight, bias, temperature, by_layer, slope)
+    return _layer_attention(body, (*maps, None, theta, weight, bias, temperature), (float(by_layer), slope))[0]
+
+
+def layer_gram(maps: Sequence[Tensor], *, rows: Rows = "channels") -> Tensor:
+    """F F^T, which `layer_apply` takes: [B, NC, NC] or, with `rows` "layers", [B, N, N], in float32 (or float64).
+
+    It is a sum over pixels: that of an image is the sum of those of its tiles. Arguments and errors as in
+    `layer_attention`.
+    """
+    _check_maps(maps, rows)
+    by_layer = rows == "layers"
+    body = backend.choose(maps[0], _refusal(maps))
+    if body == "reference":
+        return reference.layer_gram(maps, by_layer)
+    return _layer_gram(body, tuple(maps), (float(by_layer),))[0]
+
+
+def layer_apply(
+    maps: Sequence[Tensor],
+    gram: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    temperature: Tensor | None = None,
+    *,
+    rows: Rows = "channels",
+    slope: float = 0.05,
+) -> Tensor:
+    """`layer_attention` with its F F^T given: summed over tiles, or over processes.
+
+    `gram` as `layer_gram` gives it; the other arguments and the errors as in `layer_attention`.
+    """
+    _check_maps(maps, rows)
+    _check_fusion(maps, theta, weight, bias, temperature, slope)
+    by_layer, (b, c) = rows == "layers", maps[0].shape[:2]
+    size = len(maps) * (1 if by_layer else c)
+    sums = torch.empty((), dtype=torch.promote_types(maps[0].dtype, torch.float32), device=maps[0].device)
+    checks.tensor("gram", gram, (b, size, size), sums)
+    body = backend.choose(maps[0], _refusal(maps))
+    if body == "reference":
+        return reference.layer_apply(maps, gram, theta, weight, bias, temperature, by_layer, slope)
+    # As a vector, because autocast leaves vectors in float32.
+    tensors = (*maps, gram.flatten(), theta, weight, bias, temperature)
+    return _layer_attention(body, tensors, (float(by_layer), slope))[0]
+
+
+def _check_maps(maps: Sequence[Tensor], rows: str) -> None:
+    if not isinstance(maps, (list, tuple)):
+        raise TypeError(f"maps is a {type(maps).__name__}; a list or tuple of maps [B, C, H, W] is expected")
+    if not maps:
+        raise ValueError("maps is empty; one map or more are expected")
+    checks.image("maps[0]", maps[0])
+    for j, x in enumerate(maps[1:], 1):
+        checks.tensor(f"maps[{j}]", x, maps[0].shape, maps[0])
+    if rows not in ("channels", "layers"):
+        raise ValueError(f"rows is {rows!r}; expected is channels or layers")
+
+
+def _check_fusion(
+    maps: Sequence[Tensor], theta: Tensor, weight: Tensor, bias: Tensor, temperature: Tensor | None, slope: float
+) -> None:
+    x = maps[0]
+    checks.tensor("theta", theta, (1,), x)
+    checks.tensor("weight", weight, (None, len(maps) * x.shape[1], 1, 1), x)
+    checks.tensor("bias", bias, (weight.shape[0],), x)
+    if temperature is not None:
+        checks.tensor("temperature", temperature, (1,), x)
+    checks.slope(slope)
+
+
+def _refusal(maps: Sequence[Tensor]) -> str | None:
+    """Why the kernels cannot take these maps, if so."""
+    n, size = len(maps), len(maps) * maps[0].shape[1]
+    if n <= MOST_MAPS and size <= MOST_CHANNELS:
+        return None
+    return f"it has {n} maps of {size} channels together, and the kernels take {MOST_MAPS} maps of {MOST_CHANNELS}"
+
+
+def _pieces(body: str) -> ModuleType:
+    """The body's pieces. Triton's are imported when first asked for: there are machines without it."""
+    if body == "torch":
+        return plain
+    from lmfn_kernels.alfm import launch
+
+    return launch
+
+
+def _given(tensors: Tensors) -> list[Tensor]:
+    return [t for t in tensors if t is not None]
+
+
+def _layer_gram_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
+    p, maps = _pieces(body), _given(tensors)
+    return [p.gram([p.layout(x) for x in maps], options[0] == 1)]
+
+
+def _layer_gram_backward(
+    body: str,
+    gradients: Tensors,
+    kept: Sequence[Tensor],
+    tensors: Tensors,
+    options: Sequence[float],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    p, maps, (de,) = _pieces(body), _given(tensors), _given(gradients)
+    found = p.mix([p.layout(x) for x in maps], _of_rows(de, maps), len(maps))
+    return wanted(found, tensors, needs)
+
+
+def _layer_attention_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
+    p = _pieces(body)
+    *_, given, theta, weight, bias, temperature = tensors
+    assert theta is not None
+    assert weight is not None
+    assert bias is not None
+    by_layer, slope = options[0] == 1, options[1]
+    maps = [p.layout(x) for x in _given(tensors[:-5])]
+    e = p.gram(maps, by_layer) if given is None else _square(given, maps, by_layer)
+    matrix = fold(e, theta, weight, temperature, by_layer)
+    (y,) = p.mix(maps, matrix.mT, 1, bias=bias, slope=slope)
+    return [y, e] if keep and given is None else [y]
+
+
+def _layer_attention_backward(
+    body: str,
+    gradients: Tensors,
+    kept: Sequence[Tensor],
+    tensors: Tensors,
+    options: Sequence[float],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    p, maps, (g,) = _pieces(body), _given(tensors[:-5]), _given(gradients)
+    n = len(maps)
+    *_, given, theta, weight, _, temperature = tensors
+    assert theta is not None
+    assert weight is not None
+    by_layer, slope = options[0] == 1, options[1]
+    maps, g = [p.layout(x) for x in maps], p.layout(g)
+    gradient = g, p.layout(kept[0]) if slope != 1 else None, slope
+    e = kept[-1] if given is None else _square(given, maps, by_layer)
+    found: list[Tensor | None] = [None] * n
+    dp, dbias = p.products(gradient, maps)
+    de, dtheta, dweight, dtemperature = fold_backward(dp, e, theta, weight, temperature, by_layer)
+    if any(needs[:n]):
+        # P^T g and, where F F^T was not given, (dE + dE^T) F: one pass.
+        matrix = fold(e, theta, weight, temperature, by_layer)
+        if given is None:
+            matrix = torch.cat([matrix, _of_rows(de, maps)], dim=1)
+        found = p.mix(maps if given is None else [], matrix, n, gradient=gradient)
+    return wanted([*found, de.flatten(), dtheta, dweight, dbias, dtemperature], tensors, needs)
+
+
+def _square(gram: Tensor, maps: Sequence[Tensor], by_layer: bool) -> Tensor:
+    b, c = maps[0].shape[:2]
+    size = len(maps) * (1 if by_layer else c)
+    return gram.view(b, size, size)
+
+
+def _of_rows(de: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """What the maps are multiplied with for their gradient, given that of F F^T: dE + dE^T, [B, NC, NC]."""
+    return channels(de + de.mT, len(maps) * maps[0].shape[1])
+
+
+_layer_gram = Op("layer_gram", 1, _layer_gram_forward, _layer_gram_backward)
+_layer_attention = Op(
+    "layer_attention",
+    1,
+    _layer_attention_forward,
+    _layer_attention_backward,
+    keeps_results=lambda options: options[1] != 1,  # backward needs the results' signs
+)

@@ -1,0 +1,198 @@
+"""ACFM's op under every backend against the written formula in float64."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_memory import GUARD, far_apart, poisoned, surrounded  # noqa: F401  (a fixture)
+from test_ops import BODIES, GRID, check
+from torch import Tensor
+
+import lmfn_kernels
+from bench.cases import assert_close, channel_gate_case, channel_gate_flat, differentiate, random
+from lmfn_kernels.acfm import plain
+
+FORMS = ["pseudo3d", "full3d"]
+TERMS = 27 + 3
+FEW = 64
+"""A weight's gradient may be a difference of like sums: 8 times the error, so 64 times the terms."""
+
+
+@pytest.fixture(autouse=True)
+def _small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that small images have several strips."""
+    monkeypatch.setattr(plain, "VALUES", 400)
+
+
+@pytest.mark.parametrize(("body", "dtype"), GRID)
+@pytest.mark.parametrize("form", FORMS)
+def test_channel_gate(body: str, dtype: torch.dtype, form: str) -> None:
+    check(body, channel_gate_flat(form), channel_gate_case(2, 6, 9, 19, dtype, form=form), TERMS)
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("c", "h", "w"), [(1, 1, 1), (1, 1, 5), (2, 4, 1), (3, 17, 33), (64, 3, 4)])
+def test_sizes(body: str, form: str, c: int, h: int, w: int) -> None:
+    check(body, channel_gate_flat(form), channel_gate_case(1, c, h, w, torch.float32, form=form), FEW * TERMS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_many_channels(form: str) -> None:
+    tensors = channel_gate_case(1, 130, 4, 5, torch.float64, form=form)
+    check("torch", channel_gate_flat(form), tensors, FEW * TERMS)
+    with (
+        lmfn_kernels.backend("triton"),
+        pytest.raises(ValueError, match="130 channels, and the kernels hold at most 64"),
+    ):
+        channel_gate_flat(form)(*tensors)
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("form", FORMS)
+def test_merge(body: str, form: str) -> None:
+    """What is added is added; without it the gate is alone."""
+    x, alpha, *weights, add = channel_gate_case(1, 5, 6, 7, torch.float64, form=form)
+    gate = lmfn_kernels.Full3D(*weights) if form == "full3d" else lmfn_kernels.Pseudo3D(*weights)
+    with lmfn_kernels.backend(body):
+        alone = lmfn_kernels.channel_gate(x, gate, alpha)
+        assert_close("sum", lmfn_kernels.channel_gate(x, gate, alpha, add), alone + add, TERMS, torch.float64)
+        assert torch.equal(lmfn_kernels.channel_gate(x, gate, alpha * 0), x), "at alpha 0 it is the identity"
+
+
+@pytest.mark.parametrize("body", BODIES)
+@settings(max_examples=10, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_kind(body: str, data: st.DataObject) -> None:
+    """Shapes, strides, dtypes, forms, and which inputs need gradients."""
+    torch.manual_seed(0)
+    b, c = data.draw(st.integers(1, 2), label="b"), data.draw(st.integers(1, 9), label="c")
+    h, w = data.draw(st.integers(1, 12), label="h"), data.draw(st.integers(1, 20), label="w")
+    dtype = data.draw(st.sampled_from([torch.float64, torch.float32]), label="dtype")
+    form = data.draw(st.sampled_from(FORMS), label="form")
+    tensors = channel_gate_case(b, c, h, w, dtype, form=form)
+    for i in (0, -1):
+        kind = data.draw(
+            st.sampled_from(["plain", "channels_last", "sliced", "expanded", "transposed"]), label="memory"
+        )
+        if kind == "channels_last":
+            tensors[i] = tensors[i].contiguous(memory_format=torch.channels_last)
+        elif kind == "sliced":
+            tensors[i] = random((b, c + 3, h + 2, w + 1), dtype)[:, 2:-1, 1:-1, 1:]
+        elif kind == "expanded":
+            tensors[i] = random((1, c, h, 1), dtype).expand(b, c, h, w)
+        elif kind == "transposed":
+            tensors[i] = random((b, c, w, h), dtype).mT
+    needs = data.draw(st.lists(st.booleans(), min_size=len(tensors), max_size=len(tensors)), label="needs")
+    function = channel_gate_flat(form)
+    with lmfn_kernels.backend("reference"):
+        exact, exact_gradients = differentiate(function, [t.double() for t in tensors], needs)
+    with lmfn_kernels.backend(body):
+        results, gradients = differentiate(function, tensors, needs)
+    assert_close("result", results[0], exact[0], TERMS, dtype)
+    for i, (gradient, expected) in enumerate(zip(gradients, exact_gradients, strict=True)):
+        assert (gradient is not None) == needs[i]
+        if gradient is not None and expected is not None:
+            image = i in (0, len(tensors) - 1)
+            assert_close(f"gradient {i}", gradient, expected, FEW * TERMS * (1 if image else b * c * h * w), dtype)
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("form", FORMS)
+def test_gradcheck(body: str, form: str) -> None:
+    leaves = [t.requires_grad_() for t in channel_gate_case(1, 3, 3, 5, torch.float64, form=form)]
+    with lmfn_kernels.backend(body):
+        assert torch.autograd.gradcheck(channel_gate_flat(form), leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("form", FORMS)
+def test_same_bits(body: str, form: str) -> None:
+    tensors = channel_gate_case(1, 6, 17, 21, torch.float32, form=form)
+    with lmfn_kernels.backend(body):
+        first, again = (differentiate(channel_gate_flat(form), tensors) for _ in range(2))
+    for a, b in zip([*first[0], *first[1]], [*again[0], *again[1]], strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("filler", [float("nan"), float("inf")])
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_beyond_the_image_is_read_or_written(
+    poisoned: list[tuple[Tensor, Tensor]],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    filler: float,
+) -> None:
+    from lmfn_kernels.acfm import launch as acfm_launch
+    from lmfn_kernels.runtime import launch
+
+    for name in ("empty", "partial"):
+        monkeypatch.setattr(acfm_launch, name, getattr(launch, name))
+    tensors = channel_gate_case(2, 10, 9, 19, torch.float64, form=form)
+    with lmfn_kernels.backend("reference"):
+        exact, exact_gradients = differentiate(channel_gate_flat(form), tensors)
+    for i in (0, -1):
+        tensors[i] = surrounded(tensors[i], filler)[0]
+    with lmfn_kernels.backend("triton"):
+        results, gradients = differentiate(channel_gate_flat(form), tensors)
+    for result, expected in zip([*results, *gradients], [*exact, *exact_gradients], strict=True):
+        assert result is not None
+        assert expected is not None
+        assert_close("result or gradient", result, expected, TERMS * 2 * 10 * 9 * 19, torch.float64)
+    assert len(poisoned) >= 3, "the result, the gradient, and what the gate passes back"
+    for view, memory in poisoned:
+        written = torch.zeros(memory.numel(), dtype=torch.bool)
+        written.as_strided(view.shape, view.stride(), GUARD).fill_(True)
+        assert (memory[~written] == 7.0).all(), "a kernel wrote beyond its image"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_more_elements_than_int32_counts(form: str) -> None:
+    from lmfn_kernels.acfm import launch
+
+    x, alpha, *weights, _ = channel_gate_case(2, 10, 6, 18, torch.float16, form=form)
+    weights = [weight.flatten() for weight in weights]
+    near = launch.layout(x)
+    far = far_apart(near)
+    assert launch.layout(far) is far, "read where it lies"
+    assert torch.equal(launch.gate(near, near, alpha, weights), launch.gate(far, far, alpha, weights))
+    one, other = (launch.gate_backward(image, image, alpha, weights) for image in (near, far))
+    for a, b in zip([*one[:2], *one[2]], [*other[:2], *other[2]], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("form", FORMS)
+def test_only_the_input_is_kept(body: str, form: str) -> None:
+    leaves = [t.requires_grad_() for t in channel_gate_case(1, 6, 9, 10, torch.float32, form=form)]
+    held: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        held.append(t)
+        return t
+
+    with lmfn_kernels.backend(body), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        channel_gate_flat(form)(*leaves)
+    memory = {t.untyped_storage().data_ptr() for t in held}
+    assert memory <= {leaf.untyped_storage().data_ptr() for leaf in leaves[:-1]}, "not what was added"
+
+
+def test_errors_name_the_argument() -> None:
+    x, alpha, *weights, add = channel_gate_case(1, 3, 4, 5, torch.float32)
+    gate = lmfn_kernels.Pseudo3D(*weights)
+    with pytest.raises(TypeError, match="gate is a list; expected is Pseudo3D or Full3D"):
+        lmfn_kernels.channel_gate(x, weights, alpha)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"gate.channel_weight has shape .4,.; expected is .3."):
+        lmfn_kernels.channel_gate(x, gate._replace(channel_weight=torch.zeros(4)), alpha)
+    with pytest.raises(ValueError, match=r"gate.weight has shape .3, 3.; expected is .3, 3, 3."):
+        lmfn_kernels.channel_gate(x, lmfn_kernels.Full3D(*weights[:2]), alpha)
+    with pytest.raises(ValueError, match=r"alpha has shape .2,.; expected is .1."):
+        lmfn_kernels.channel_gate(x, gate, torch.zeros(2))
+    with pytest.raises(ValueError, match=r"add has shape .1, 3, 4, 4.; expected is .1, 3, 4, 5."):
+        lmfn_kernels.channel_gate(x, gate, alpha, add[..., 1:])
+    with pytest.raises(ValueError, match=r"x has shape .3, 4, 5.; a non-empty"):
+        lmfn_kernels.channel_gate(x[0], gate, alpha)
+    with pytest.raises(TypeError, match=r"x has dtype torch.int64"):
+        lmfn_kernels.channel_gate(x.long(), gate, alpha)
