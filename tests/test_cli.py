@@ -77,7 +77,7 @@ def test_the_readme_s_python_runs(photos: Path, weights: str, monkeypatch: pytes
     monkeypatch.chdir(photos)
     images.write(photos / "photo.jpg", images.read(photos / "a.png"))
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(block.replace("runs/demo/ema.safetensors", weights), {})
     assert images.read("sharp.jpg").pixels.shape == (40, 50, 3)

@@ -1,0 +1,14 @@
+"""Triton's interpreter for all tests but the GPU's: kernels run on the CPU, line by line in NumPy.
+
+bfloat16 arithmetic and products are silently wrong there, so no test runs a kernel in it.
+"""
+
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything imports Triton, as accelerate does: what it has decorated by then stays as it is."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["TRITON_INTERPRET"] = "1"
