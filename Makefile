@@ -19,7 +19,7 @@ lint: .venv/installed
 
 # The kernels of every target without a GPU, and the plain bodies against the written formulas on this CPU.
 bench: .venv/installed
-	$(BIN)/python -m bench resources
+	$(BIN)/python -m bench resources --dtype bfloat16
 	$(BIN)/python -m bench cpu
 
 # On a machine with a GPU and PyTorch, Triton, NumPy and pytest of its own: nothing is installed.
