@@ -2,35 +2,63 @@
 
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench import cases
 from lmfn_kernels import backend
 
+Case = tuple[str, Callable[..., Any], Callable[[torch.dtype], list[Tensor]]]
+
+CASES: list[Case] = [
+    ("rfdb 1x50x180x320", cases.rfdb_flat, lambda dtype: cases.rfdb_case(1, 50, 25, 12, 180, 320, dtype)),
+    ("rfdb 4x50x64x64", cases.rfdb_flat, lambda dtype: cases.rfdb_case(4, 50, 25, 12, 64, 64, dtype)),
+    (
+        "layer_attention 1x4x50x360x640",
+        cases.attention_flat(),
+        lambda dtype: cases.attention_case(1, 4, 50, 50, 360, 640, dtype),
+    ),
+    (
+        "channel_gate 1x50x360x640",
+        cases.channel_gate_flat(),
+        lambda dtype: cases.channel_gate_case(1, 50, 360, 640, dtype),
+    ),
+]
+"""Name, call, and the tensors of it."""
+
 
 def run(rounds: int) -> None:
-    """Medians of interleaved calls of the block, forward without gradients, and forward and backward to all inputs."""
+    """Medians of interleaved calls, forward without gradients, and forward and backward to all inputs.
+
+    Images are channels-last.
+    """
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, milliseconds")
-    for dtype in (torch.float32, torch.bfloat16):
-        for b, h, w in ((1, 180, 320), (4, 64, 64)):
+    for case, call, make in CASES:
+        for dtype in (torch.float32, torch.bfloat16):
             torch.manual_seed(0)
-            leaves = [t.requires_grad_() for t in cases.rfdb_case(b, 50, 25, 12, h, w, dtype)]
-            gradient = torch.randn_like(leaves[0])
+            leaves = [_channels_last(t).requires_grad_() for t in make(dtype)]
+            gradient = torch.randn_like(call(*leaves))
             times: dict[tuple[str, str], list[float]] = {}
             for _ in range(rounds + 1):
                 for name in ("reference", "torch"):
                     with backend(name):
                         start = time.perf_counter()
                         with torch.no_grad():
-                            cases.rfdb_flat(*leaves)
+                            call(*leaves)
                         middle = time.perf_counter()
-                        torch.autograd.grad(cases.rfdb_flat(*leaves), leaves, gradient)
+                        torch.autograd.grad(call(*leaves), leaves, gradient)
                         times.setdefault((name, "fwd"), []).append(middle - start)
                         times.setdefault((name, "full"), []).append(time.perf_counter() - middle)
             for mode in ("fwd", "full"):
                 plain, ours = (1e3 * statistics.median(times[name, mode][1:]) for name in ("reference", "torch"))
-                size = f"{str(dtype).removeprefix('torch.'):8} {b}x50x{h}x{w}"
+                kind = f"{case:30} {str(dtype).removeprefix('torch.'):8} {mode:4}"
                 print(
-                    f"rfdb {mode:4} {size}: reference {plain:8.1f}, torch {ours:8.1f}, {plain / ours:.2f} times as fast"
+                    f"{kind}: reference {plain:8.1f}, torch {ours:8.1f}, {plain / ours:.2f} times as fast", flush=True
                 )
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t

@@ -24,10 +24,7 @@ from bench.cases import (
     stage_flat,
 )
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
-]
+pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 Case = tuple[Callable[..., Any], list[Tensor], int]
