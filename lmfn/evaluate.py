@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+import lmfn_kernels
 from lmfn import checkpoint, images
 from lmfn.data.layouts import Pair, PairSet
 from lmfn.device import Precision, autocast, check_precision
@@ -294,13 +295,14 @@ def evaluate(
 def count_gmacs(model: nn.Module, height: int, width: int) -> float:
     """1e9 multiply-adds of the convolutions and matrix products in a forward pass over one image `[1, 3, H, W]`.
 
-    Half of what torch's FlopCounterMode counts; additions, activations and resampling are not. The pass runs on fake
-    tensors: only shapes are computed.
+    Half of what torch's FlopCounterMode counts in the written formulas, whatever fused ops leave out of them;
+    additions, activations and resampling are not. The pass runs on fake tensors: only shapes are computed.
     """
     device = next(model.parameters()).device
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     eager = torch.compiler.set_stance("force_eager")  # a compiled network is counted, not compiled again
-    with eager, fake, FlopCounterMode(display=False) as counter, torch.no_grad():
+    written = lmfn_kernels.backend("reference")
+    with eager, fake, written, FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, height, width, device=device))
     return float(counter.get_total_flops() / 2e9)
 

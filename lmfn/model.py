@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from lmfn import checkpoint
 from lmfn.ablations import Concat
-from lmfn_kernels import Conv, RFDBWeights, rfdb
+from lmfn_kernels import Conv, Full3D, Pseudo3D, RFDBWeights, channel_gate, layer_attention, layer_gram, rfdb
+from lmfn_kernels.alfm.fold import attention
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 ENCODER_SLOPE = 0.1
@@ -242,42 +243,19 @@ class ALFM(nn.Module):
         super().__init__()
         self.rows, self.layers, self.similarity = rows, layers, similarity
         self.theta = nn.Parameter(torch.zeros(1))
-        if similarity == "cosine":
-            self.temperature = nn.Parameter(torch.full((1,), 10.0))
+        self.temperature = nn.Parameter(torch.full((1,), 10.0)) if similarity == "cosine" else None
         self.fuse = nn.Conv2d(layers * features, features, 1)
         keep_scale(self.fuse)
 
     def attention(self, maps: Sequence[Tensor]) -> Tensor:
-        """The attention matrix M, float32: `[B, NC, NC]` or `[B, N, N]`."""
-        with torch.autocast(maps[0].device.type, enabled=False):
-            f = torch.cat(list(maps), dim=1) if self.rows == "channels" else torch.stack(list(maps), dim=1)
-            f = f.flatten(2)
-            f = f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
-            e = f @ f.mT
-            if self.similarity == "cosine":
-                length = e.diagonal(dim1=-2, dim2=-1).clamp_min(1e-12).rsqrt()
-                e = self.temperature.to(e.dtype) * e * length[:, :, None] * length[:, None, :]
-            if self.rows == "layers":
-                e = e.amax(dim=-1, keepdim=True) - e
-            return torch.softmax(e, dim=-1)
+        """The attention matrix M, float32 (float64 for float64): `[B, NC, NC]` or `[B, N, N]`."""
+        return attention(layer_gram(maps, rows=self.rows), self.temperature, self.rows == "layers")
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         if len(maps) != self.layers:
             raise ValueError(f"ALFM was made for {self.layers} layers, got {len(maps)} maps")
-        m = self.attention(maps)
-        # L is linear in F and a 1x1 convolution follows, so theta * M + I is folded into its weights: neither M F nor L
-        # is ever made.
-        with torch.autocast(maps[0].device.type, enabled=False):
-            w = self.fuse.weight.flatten(1).to(m.dtype)
-            fold = self.theta.to(m.dtype) * m + torch.eye(m.shape[-1], dtype=m.dtype, device=m.device)
-            if self.rows == "channels":
-                p = w @ fold
-            else:
-                p = torch.einsum("omc,bmn->bonc", w.unflatten(1, (self.layers, -1)), fold).flatten(2)
-        f = torch.cat(list(maps), dim=1)
-        y = p.to(f.dtype) @ f.flatten(2) + cast(Tensor, self.fuse.bias).to(f.dtype)[:, None]
-        y = cast(Tensor, F.leaky_relu(y, DECODER_SLOPE, inplace=True).unflatten(2, f.shape[2:]))
-        return y.contiguous(memory_format=torch.channels_last) if f.stride(1) == 1 else y
+        fuse = weight_and_bias(self.fuse)
+        return layer_attention(maps, self.theta, *fuse, self.temperature, rows=self.rows, slope=DECODER_SLOPE)
 
 
 class ACFM(nn.Module):
@@ -299,19 +277,14 @@ class ACFM(nn.Module):
         else:
             self.weight, self.bias = uniform(-(27**-0.5), 27**-0.5, 3, 3, 3), uniform(-(27**-0.5), 27**-0.5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        channels, pseudo = x.shape[1], self.form == "pseudo3d"
-        if pseudo:
-            kernel = self.spatial_weight.expand(channels, 1, 3, 3)
-            s = F.relu(F.conv2d(x, kernel, self.spatial_bias.expand(channels), padding=1, groups=channels))
-            taps, bias = [weight * s for weight in self.channel_weight], self.channel_bias
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """The gated x, plus `add` where given: the merge of the two attentions."""
+        gate: Pseudo3D | Full3D
+        if self.form == "pseudo3d":
+            gate = Pseudo3D(self.spatial_weight, self.spatial_bias, self.channel_weight, self.channel_bias)
         else:
-            kernels = self.weight.unsqueeze(1).repeat(channels, 1, 1, 1)
-            s = F.conv2d(x, kernels, padding=1, groups=channels)
-            taps, bias = [s[:, k::3] for k in range(3)], self.bias
-        below, here, above = (F.pad(tap, (0, 0, 0, 0, 1, 1)) for tap in taps)
-        w = below[:, :-2] + here[:, 1:-1] + above[:, 2:] + bias
-        return x + self.alpha * torch.sigmoid(F.relu(w) if pseudo else w) * x
+            gate = Full3D(self.weight, self.bias)
+        return channel_gate(x, gate, self.alpha, add)
 
 
 def uniform(low: float, high: float, *shape: int) -> nn.Parameter:
@@ -393,13 +366,12 @@ class LMFN(
         for block in self.rfdbs:
             out.append(block(out[-1] if out else f))
         f_l = self.alfm(out) if self.alfm is not None else None
-        f_c = self.acfm(out[-1]) if self.acfm is not None else None
-        if f_l is None or f_c is None:
-            y = f_l if f_l is not None else f_c if f_c is not None else out[-1]
-        elif self.merge is not None:
-            y = self.merge(torch.cat([f_l, f_c], dim=1))
+        if self.acfm is None:
+            y = out[-1] if f_l is None else f_l
+        elif self.merge is None:
+            y = self.acfm(out[-1], add=f_l)
         else:
-            y = f_l + f_c
+            y = self.merge(torch.cat([cast(Tensor, f_l), self.acfm(out[-1])], dim=1))
         sharp = self.head(y + f if self.config.skip == "feature" else y)
         sharp = sharp[..., :height, :width]
         return cast(Tensor, sharp + blurred if self.config.skip == "image" else sharp + mean)

@@ -345,8 +345,8 @@ def macs_of_the_paper(height, width):
     esa = (50 * 12 + 12 * 12 + 12 * 50) * quarter
     esa += 12 * 12 * 9 * (strided[0] * strided[1] + 3 * pooled[0] * pooled[1])
     rfdb = (3 * 50 * 25 + 3 * 50 * 50 * 9 + 50 * 25 * 9 + 100 * 50) * quarter + esa
-    alfm = 200 * 200 * quarter + 50 * 200 * 200 + 200 * 50 * quarter
-    acfm = 50 * 9 * quarter
+    alfm = 2 * 200 * 200 * quarter + 200 * 50 * quarter
+    acfm = 50 * (9 + 3) * quarter
     head = 2 * 50 * 50 * 9 * (quarter + 4 * quarter) + 50 * 3 * 9 * 16 * quarter
     return encoder + reduce + 4 * rfdb + alfm + acfm + head
 
