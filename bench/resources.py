@@ -21,6 +21,7 @@ from triton.runtime import driver
 from bench.row import SHARED, Row
 from lmfn_kernels.acfm.op import _channel_gate
 from lmfn_kernels.alfm.op import _layer_attention
+from lmfn_kernels.conv.op import _conv3x3
 from lmfn_kernels.rfdb import op
 from lmfn_kernels.runtime import configs, launch
 
@@ -83,9 +84,9 @@ def _calls(dtype: torch.dtype) -> None:
         low = [(size - 1) // stride + 1 for size in (h, w)]
         residual = image(b, n, *low) if stride == 1 else None
         tensors = [image(b, n, h, w), image(n, n, 3, 3), image(n), residual]
-        results = op._conv3x3.forward("triton", tensors, [stride, 1, slope], True)
+        results = _conv3x3.forward("triton", tensors, [stride, 1, slope], True)
         needs = [t is not None for t in tensors]
-        op._conv3x3.backward("triton", results, results, tensors, [stride, 1, slope], needs)
+        _conv3x3.backward("triton", results, results, tensors, [stride, 1, slope], needs)
     _attentions(dtype)
 
 

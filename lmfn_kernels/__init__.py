@@ -6,7 +6,8 @@ formula under autograd.
 
 from lmfn_kernels.acfm.op import Full3D, Pseudo3D, channel_gate
 from lmfn_kernels.alfm.op import layer_apply, layer_attention, layer_gram
-from lmfn_kernels.rfdb.op import Conv, RFDBWeights, conv3x3, distill_fuse, distill_stage, esa_gate, rfdb
+from lmfn_kernels.conv.op import Conv, conv3x3
+from lmfn_kernels.rfdb.op import RFDBWeights, distill_fuse, distill_stage, esa_gate, rfdb
 from lmfn_kernels.runtime.backend import backend
 
 __all__ = [

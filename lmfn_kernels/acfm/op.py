@@ -7,14 +7,13 @@ section 2.3. The form with one 3x3x3 convolution is that of the network its auth
 # ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import NamedTuple
 
 from torch import Tensor
 
-from lmfn_kernels.acfm import plain, reference
+from lmfn_kernels.acfm import reference
 from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration import Op, Tensors, wanted
+from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, pieces
 
 WIDEST = 64  # channels that one program of a kernel holds
 
@@ -77,17 +76,8 @@ def _refusal(x: Tensor) -> str | None:
     return f"it has {x.shape[1]} channels, and the kernels hold at most {WIDEST}" if x.shape[1] > WIDEST else None
 
 
-def _pieces(body: str) -> ModuleType:
-    """The body's pieces. Triton's are imported when first asked for: there are machines without it."""
-    if body == "torch":
-        return plain
-    from lmfn_kernels.acfm import launch
-
-    return launch
-
-
 def _channel_gate_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p, (x, add, alpha, *gate) = _pieces(body), tensors
+    p, (x, add, alpha, *gate) = pieces("acfm", body), tensors
     return [p.gate(p.layout(x), None if add is None else p.layout(add), alpha, gate)]
 
 
@@ -99,11 +89,12 @@ def _channel_gate_backward(
     options: Sequence[float],
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    p, (x, _, alpha, *gate), (g,) = _pieces(body), tensors, gradients
+    p, (x, _, alpha, *gate), (g,) = pieces("acfm", body), tensors, gradients
     assert g is not None
     dx, dalpha, dgate = p.gate_backward(p.layout(g), p.layout(x), alpha, gate)
-    dadd = g.clone() if needs[1] else None  # its own memory, as an op's result must have
-    return wanted([dx, dadd, dalpha, *dgate], [x, g, alpha, *gate], needs)
+    found = Gradients([x, g, alpha, *gate], needs)
+    found.put(0, dx, g.clone() if needs[1] else None, dalpha, *dgate)  # its own memory, as an op's result must have
+    return found.list()
 
 
 _channel_gate = Op("channel_gate", 1, _channel_gate_forward, _channel_gate_backward, forgets=(1,))

@@ -13,16 +13,15 @@ of first order.
 # ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lmfn_kernels.alfm import plain, reference
+from lmfn_kernels.alfm import reference
 from lmfn_kernels.alfm.fold import channels, fold, fold_backward
 from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration import Op, Tensors, wanted
+from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
 
 MOST_MAPS = 8  # that a kernel takes
 MOST_CHANNELS = 512  # of all maps together
@@ -136,21 +135,8 @@ def _refusal(maps: Sequence[Tensor]) -> str | None:
     return f"it has {n} maps of {size} channels together, and the kernels take {MOST_MAPS} maps of {MOST_CHANNELS}"
 
 
-def _pieces(body: str) -> ModuleType:
-    """The body's pieces. Triton's are imported when first asked for: there are machines without it."""
-    if body == "torch":
-        return plain
-    from lmfn_kernels.alfm import launch
-
-    return launch
-
-
-def _given(tensors: Tensors) -> list[Tensor]:
-    return [t for t in tensors if t is not None]
-
-
 def _layer_gram_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p, maps = _pieces(body), _given(tensors)
+    p, maps = pieces("alfm", body), given(tensors)
     return [p.gram([p.layout(x) for x in maps], options[0] == 1)]
 
 
@@ -162,23 +148,24 @@ def _layer_gram_backward(
     options: Sequence[float],
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    p, maps, (de,) = _pieces(body), _given(tensors), _given(gradients)
-    found = p.mix([p.layout(x) for x in maps], _of_rows(de, maps), len(maps))
-    return wanted(found, tensors, needs)
+    p, maps, (de,) = pieces("alfm", body), given(tensors), given(gradients)
+    found = Gradients(tensors, needs)
+    found.put(0, *p.mix([p.layout(x) for x in maps], _of_rows(de, maps), len(maps)))
+    return found.list()
 
 
 def _layer_attention_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p = _pieces(body)
-    *_, given, theta, weight, bias, temperature = tensors
+    p = pieces("alfm", body)
+    *_, summed, theta, weight, bias, temperature = tensors
     assert theta is not None
     assert weight is not None
     assert bias is not None
     by_layer, slope = options[0] == 1, options[1]
-    maps = [p.layout(x) for x in _given(tensors[:-5])]
-    e = p.gram(maps, by_layer) if given is None else _square(given, maps, by_layer)
+    maps = [p.layout(x) for x in given(tensors[:-5])]
+    e = p.gram(maps, by_layer) if summed is None else _square(summed, maps, by_layer)
     matrix = fold(e, theta, weight, temperature, by_layer)
     (y,) = p.mix(maps, matrix.mT, 1, bias=bias, slope=slope)
-    return [y, e] if keep and given is None else [y]
+    return [y, e] if keep and summed is None else [y]
 
 
 def _layer_attention_backward(
@@ -189,25 +176,26 @@ def _layer_attention_backward(
     options: Sequence[float],
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    p, maps, (g,) = _pieces(body), _given(tensors[:-5]), _given(gradients)
+    p, maps, (g,) = pieces("alfm", body), given(tensors[:-5]), given(gradients)
     n = len(maps)
-    *_, given, theta, weight, _, temperature = tensors
+    *_, summed, theta, weight, _, temperature = tensors
     assert theta is not None
     assert weight is not None
     by_layer, slope = options[0] == 1, options[1]
     maps, g = [p.layout(x) for x in maps], p.layout(g)
     gradient = g, p.layout(kept[0]) if slope != 1 else None, slope
-    e = kept[-1] if given is None else _square(given, maps, by_layer)
-    found: list[Tensor | None] = [None] * n
+    e = kept[-1] if summed is None else _square(summed, maps, by_layer)
+    found = Gradients(tensors, needs)
     dp, dbias = p.products(gradient, maps)
     de, dtheta, dweight, dtemperature = fold_backward(dp, e, theta, weight, temperature, by_layer)
     if any(needs[:n]):
         # P^T g and, where F F^T was not given, (dE + dE^T) F: one pass.
         matrix = fold(e, theta, weight, temperature, by_layer)
-        if given is None:
+        if summed is None:
             matrix = torch.cat([matrix, _of_rows(de, maps)], dim=1)
-        found = p.mix(maps if given is None else [], matrix, n, gradient=gradient)
-    return wanted([*found, de.flatten(), dtheta, dweight, dbias, dtemperature], tensors, needs)
+        found.put(0, *p.mix(maps if summed is None else [], matrix, n, gradient=gradient))
+    found.put(n, de.flatten(), dtheta, dweight, dbias, dtemperature)
+    return found.list()
 
 
 def _square(gram: Tensor, maps: Sequence[Tensor], by_layer: bool) -> Tensor:

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from lmfn_kernels.bilinear.kernels import upsampled
 from lmfn_kernels.runtime.kernels import (
     leaky,
     leaky_gradient,
@@ -14,136 +15,6 @@ from lmfn_kernels.runtime.kernels import (
     pixel_tile,
     store_pixels,
 )
-
-
-@triton.jit
-def parity_taps(
-    b_out, t_x, t_by, t_w, i_b, o_h, o_w, o_n,
-    ODD_H: tl.constexpr, ODD_W: tl.constexpr, SIGN: tl.constexpr, PADDING: tl.constexpr, BY_SLOPE: tl.constexpr,
-    K: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """Add the taps of a 3x3 of stride 2 that meet the input's rows and columns of one parity.
-
-    Tap i of output row h is input row 2h + i - PADDING, number h + (i - PADDING - ODD_H) / 2 of its parity. SIGN is 1
-    where the sum is over inputs, -1 where it is, for the input's gradient, over outputs.
-    """
-    FIRST_I: tl.constexpr = (ODD_H + PADDING) % 2
-    FIRST_J: tl.constexpr = (ODD_W + PADDING) % 2
-    N_J: tl.constexpr = 2 - FIRST_J
-    N_K: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
-    for i_step in tl.range(0, (2 - FIRST_I) * N_J * N_K, num_stages=STAGES):
-        o_k = i_step % N_K * BLOCK_K
-        i = FIRST_I + i_step // N_K // N_J * 2
-        j = FIRST_J + i_step // N_K % N_J * 2
-        o_x = o_h + SIGN * ((i - PADDING - ODD_H) // 2)
-        o_y = o_w + SIGN * ((j - PADDING - ODD_W) // 2)
-        b_x = load_pixels(t_x, i_b, o_x, o_y, o_k)
-        if t_by is not None:
-            b_x = leaky_gradient(b_x, load_pixels(t_by, i_b, o_x, o_y, o_k), BY_SLOPE)
-        b_w = load_weight(t_w, i * 3 + j, o_k, o_n)
-        b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=b_out.dtype)
-    return b_out
-
-
-@triton.jit
-def conv_kernel(
-    t_x,
-    t_x01,
-    t_x10,
-    t_x11,
-    t_by,
-    t_w,
-    p_bias,
-    t_residual,
-    t_residual_by,
-    t_z,
-    t_zw,
-    t_mask,
-    t_out,
-    t_dw,
-    p_dbias,
-    t_d,
-    H,
-    W,
-    N,
-    D,
-    K: tl.constexpr,
-    TAPS: tl.constexpr,
-    MODE: tl.constexpr,
-    ODD_H: tl.constexpr,
-    ODD_W: tl.constexpr,
-    PADDING: tl.constexpr,
-    SLOPE: tl.constexpr,
-    BY_SLOPE: tl.constexpr,
-    MASK_SLOPE: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """out = leaky(conv(x) + bias + residual), 1x1 or 3x3, and its input gradient, with what a block hangs on either.
-
-    MODE: `same` stride 1; `down` stride 2, the input's even and odd rows and columns in four descriptors; `back` the
-    input gradient of `same`; `up` that of `down`, for the input pixels of one parity.
-    With `t_by`, x is a gradient after the activation whose output that is, and its mask is applied where it is loaded.
-    `t_z`, `t_zw`: another image through a 1x1, added. `t_mask`: out is masked as the gradient before that activation.
-    `t_d`: a second output, leaky(conv1x1(residual) + bias), from the centre tile that is in registers already.
-    """
-    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
-    o_n = tl.program_id(1) * BLOCK_N
-    b_out = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
-    if MODE == "same" or MODE == "back":
-        n_k: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
-        for i in tl.range(0, TAPS * TAPS * n_k, num_stages=STAGES):
-            i_tap = i // n_k
-            o_k = i % n_k * BLOCK_K
-            o_x = o_h + i_tap // TAPS - PADDING
-            o_y = o_w + i_tap % TAPS - PADDING
-            b_x = load_pixels(t_x, i_b, o_x, o_y, o_k)
-            if t_by is not None:
-                b_x = leaky_gradient(b_x, load_pixels(t_by, i_b, o_x, o_y, o_k), BY_SLOPE)
-            b_w = load_weight(t_w, i_tap if MODE == "same" else TAPS * TAPS - 1 - i_tap, o_k, o_n)
-            b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
-    elif MODE == "up":
-        b_out = parity_taps(
-            b_out, t_x, t_by, t_w, i_b, o_h, o_w, o_n, ODD_H, ODD_W, -1,
-            PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES,
-        )  # fmt: skip
-    else:
-        b_out = parity_taps(
-            b_out, t_x, None, t_w, i_b, o_h, o_w, o_n, 0, 0, 1, PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES
-        )  # fmt: skip
-        b_out = parity_taps(
-            b_out, t_x01, None, t_w, i_b, o_h, o_w, o_n, 0, 1, 1, PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES
-        )  # fmt: skip
-        b_out = parity_taps(
-            b_out, t_x10, None, t_w, i_b, o_h, o_w, o_n, 1, 0, 1, PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES
-        )  # fmt: skip
-        b_out = parity_taps(
-            b_out, t_x11, None, t_w, i_b, o_h, o_w, o_n, 1, 1, 1, PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES
-        )  # fmt: skip
-    if t_z is not None:
-        b_z = load_pixels(t_z, i_b, o_h, o_w, 0)
-        b_out = tl.dot(b_z, load_weight(t_zw, 0, 0, o_n), b_out, input_precision=PRECISION, out_dtype=ACC)
-    if p_bias is not None:
-        b_out += load_bias(p_bias, o_n, N, BLOCK_N, ACC)
-    if t_residual is not None:
-        b_residual = load_pixels(t_residual, i_b, o_h, o_w, o_n)
-        if t_residual_by is not None:
-            b_residual = leaky_gradient(b_residual, load_pixels(t_residual_by, i_b, o_h, o_w, o_n), BY_SLOPE)
-        b_out += b_residual.to(ACC)
-        if t_d is not None:
-            b_d = tl.dot(b_residual, load_weight(t_dw, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
-            b_d += load_bias(p_dbias, 0, D, BLOCK_D, ACC)
-            store_pixels(t_d, i_b, o_h, o_w, 0, leaky(b_d, SLOPE))
-    b_out = leaky(b_out, SLOPE)
-    if t_mask is not None:
-        b_out = leaky_gradient(b_out, load_pixels(t_mask, i_b, o_h, o_w, o_n), MASK_SLOPE)
-    store_pixels(t_out, i_b, o_h, o_w, o_n, b_out)
 
 
 @triton.jit
@@ -259,41 +130,6 @@ def fuse_backward_kernel(
 
 
 @triton.jit
-def bilinear_axis(o_x, SIZE, LOW, ACC: tl.constexpr):
-    """The two neighbours of position `o_x` of SIZE among LOW, and the second one's weight (align_corners False).
-
-    The source position (o_x + 1/2) LOW / SIZE - 1/2 is a fraction of whole numbers: only the weight is rounded.
-    """
-    o_twice = tl.maximum((2 * o_x + 1) * LOW - SIZE, 0)
-    o_first = tl.minimum(o_twice // (2 * SIZE), LOW - 1)
-    b_weight = (o_twice % (2 * SIZE)).to(ACC) / (2 * SIZE)
-    return o_first, tl.minimum(o_first + 1, LOW - 1), b_weight
-
-
-@triton.jit
-def upsampled(
-    p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, F, s_b, s_h, s_w,
-    ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    """A tile [pixels, F] of v [LOW_H, LOW_W, F], brought up to H x W."""
-    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
-    o_y = o_h + o_p // BLOCK_W
-    o_x = o_w + o_p % BLOCK_W
-    o_f = tl.arange(0, BLOCK_F)
-    m_v = ((o_y < H) & (o_x < W))[:, None] & (o_f < F)[None, :]
-    o_y0, o_y1, b_y = bilinear_axis(o_y, H, LOW_H, ACC)
-    o_x0, o_x1, b_x = bilinear_axis(o_x, W, LOW_W, ACC)
-    p_f = p_v + i_b.to(tl.int64) * s_b + o_f[None, :]
-    b_00 = tl.load(p_f + (o_y0 * s_h + o_x0 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
-    b_01 = tl.load(p_f + (o_y0 * s_h + o_x1 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
-    b_10 = tl.load(p_f + (o_y1 * s_h + o_x0 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
-    b_11 = tl.load(p_f + (o_y1 * s_h + o_x1 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
-    b_x = b_x[:, None]
-    b_y = b_y[:, None]
-    return (1 - b_y) * ((1 - b_x) * b_00 + b_x * b_01) + b_y * ((1 - b_x) * b_10 + b_x * b_11)
-
-
-@triton.jit
 def sigmoid(b_x):
     return 1 / (1 + tl.exp(-b_x))
 
@@ -363,37 +199,6 @@ def gate_backward_kernel(
     m_e = (o_c < C)[:, None] & (o_f < F)[None, :]
     tl.store(p_dexpand + i_split * C * F + o_c[:, None] * F + o_f[None, :], b_de, mask=m_e)
     tl.store(p_dexpand_bias + i_split * C + o_c, b_deb, mask=o_c < C)
-
-
-@triton.jit
-def upsample_backward_kernel(
-    p_g, p_dv, H, W, F, LOW_H, LOW_W, s_gb, s_gh, s_gw, s_b, s_h, s_w,
-    ACC: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    """One pixel of dv: the pixels of g that it was spread to, gathered in a fixed order."""
-    i_b = (tl.program_id(0) // (LOW_H * LOW_W)).to(tl.int64)
-    i_y = tl.program_id(0) // LOW_W % LOW_H
-    i_x = tl.program_id(0) % LOW_W
-    o_f = tl.arange(0, BLOCK_F)
-    # Pixels before the first and after the last source position belong to the edge.
-    o_first = tl.where(i_x > 0, tl.maximum((2 * i_x - 1) * W // (2 * LOW_W) - 1, 0), 0)
-    o_last = tl.where(i_x < LOW_W - 1, tl.minimum((2 * i_x + 3) * W // (2 * LOW_W) + 1, W), W)
-    o_top = tl.where(i_y > 0, tl.maximum((2 * i_y - 1) * H // (2 * LOW_H) - 1, 0), 0)
-    o_end = tl.where(i_y < LOW_H - 1, tl.minimum((2 * i_y + 3) * H // (2 * LOW_H) + 1, H), H)
-    b_dv = tl.zeros([BLOCK_W, BLOCK_F], ACC)
-    for o_y in range(o_top, o_end):
-        o_y0, o_y1, b_y = bilinear_axis(o_y, H, LOW_H, ACC)
-        b_y = tl.where(o_y0 == i_y, 1 - b_y, 0.0) + tl.where(o_y1 == i_y, b_y, 0.0)
-        for o_start in range(o_first, o_last, BLOCK_W):
-            o_x = o_start + tl.arange(0, BLOCK_W)
-            o_x0, o_x1, b_x = bilinear_axis(o_x, W, LOW_W, ACC)
-            b_x = tl.where(o_x0 == i_x, 1 - b_x, 0.0) + tl.where(o_x1 == i_x, b_x, 0.0)
-            m_g = (o_x < o_last)[:, None] & (o_f < F)[None, :]
-            p_row = p_g + i_b * s_gb + tl.cast(o_y, tl.int64) * s_gh
-            b_g = tl.load(p_row + o_x[:, None] * s_gw + o_f[None, :], mask=m_g, other=0.0).to(ACC)
-            b_dv += b_g * (b_x * b_y)[:, None]
-    p_pixel = p_dv + i_b * s_b + i_y * s_h + i_x * s_w + o_f
-    tl.store(p_pixel, tl.sum(b_dv, axis=0).to(p_dv.dtype.element_ty), mask=o_f < F)
 
 
 @triton.jit

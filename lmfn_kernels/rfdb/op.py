@@ -12,26 +12,17 @@ to its dtype. Gradients are of first order.
 # ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
 
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from lmfn_kernels.rfdb import plain, reference
+from lmfn_kernels.conv.op import Conv, activated, check_conv, outputs_of
+from lmfn_kernels.rfdb import reference
 from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration import Op, Tensors
+from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
 
 ESA_SMALLEST = 15  # what ESA's stride-2 convolution and its 7x7 pooling need
 WIDEST = 64  # channels that one program of a fused kernel holds
-
-Activation = Literal["none", "relu", "leaky_relu"]
-
-
-class Conv(NamedTuple):
-    """Weight `[outputs, inputs, k, k]` and bias `[outputs]` of a convolution."""
-
-    weight: Tensor
-    bias: Tensor
 
 
 class RFDBWeights(NamedTuple):
@@ -61,46 +52,6 @@ class RFDBWeights(NamedTuple):
     """ESA: 1x1, f to C."""
 
 
-def conv3x3(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    *,
-    stride: int = 1,
-    padding: int = 1,
-    activation: Activation = "none",
-    slope: float = 0.05,
-) -> Tensor:
-    """activation(conv3x3(x) + bias + residual).
-
-    `x` [B, C, H, W], `weight` [N, C, 3, 3], `bias` [N], `residual` and the result [B, N, H', W'], with
-    H' = (H + 2 padding - 3) // stride + 1; stride 1 or 2, padding 0 or 1. `slope` is the leaky ReLU's.
-
-    Raises TypeError or ValueError, naming the argument, before anything runs.
-    """
-    checks.image("x", x, 3 - 2 * padding)
-    channels = weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 4 else None
-    checks.tensor("weight", weight, (channels, x.shape[1], 3, 3), x)
-    if bias is not None:
-        checks.tensor("bias", bias, (channels,), x)
-    for name, value, allowed in (("stride", stride, (1, 2)), ("padding", padding, (0, 1))):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value}; expected is {allowed[0]} or {allowed[1]}")
-    if activation not in ("none", "relu", "leaky_relu"):
-        raise ValueError(f"activation is {activation!r}; expected is one of none, relu, leaky_relu")
-    if activation == "leaky_relu":
-        checks.slope(slope)
-    if residual is not None:
-        height, width = ((size + 2 * padding - 3) // stride + 1 for size in x.shape[2:])
-        checks.tensor("residual", residual, (x.shape[0], channels, height, width), x)
-    negative = {"none": 1.0, "relu": 0.0, "leaky_relu": slope}[activation]
-    body = backend.choose(x, None)
-    if body == "reference":
-        return reference.conv3x3(x, weight, bias, residual, stride, padding, negative)
-    return _conv3x3(body, (x, weight, bias, residual), (stride, padding, negative))[0]
-
-
 def distill_stage(x: Tensor, distil: Conv, refine: Conv, slope: float = 0.05) -> tuple[Tensor, Tensor]:
     """One stage of an RFDB from one read of its input: LR(conv3x3(x) + x) and LR(conv1x1(x)), LR the leaky ReLU.
 
@@ -108,9 +59,9 @@ def distill_stage(x: Tensor, distil: Conv, refine: Conv, slope: float = 0.05) ->
     """
     checks.image("x", x)
     checks.slope(slope)
-    c, d = x.shape[1], _outputs(distil)
-    _check_conv("distil", distil, d, c, 1, x)
-    _check_conv("refine", refine, c, c, 3, x)
+    c, d = x.shape[1], outputs_of(distil)
+    check_conv("distil", distil, d, c, 1, x)
+    check_conv("refine", refine, c, c, 3, x)
     body = backend.choose(x, _refusal(c, d))
     if body == "reference":
         return reference.distill_stage(x, *distil, *refine, slope)
@@ -130,12 +81,12 @@ def distill_fuse(
     checks.slope(slope)
     if len(d) != 3:
         raise ValueError(f"d has {len(d)} maps; expected are 3")
-    n, c, f = _outputs(last), _outputs(fuse), _outputs(squeeze)
+    n, c, f = outputs_of(last), outputs_of(fuse), outputs_of(squeeze)
     for j, d_j in enumerate(d):
         checks.tensor(f"d[{j}]", d_j, (x.shape[0], n, *x.shape[2:]), x)
-    _check_conv("last", last, n, x.shape[1], 3, x)
-    _check_conv("fuse", fuse, c, None if n is None else 4 * n, 1, x)
-    _check_conv("squeeze", squeeze, f, c, 1, x)
+    check_conv("last", last, n, x.shape[1], 3, x)
+    check_conv("fuse", fuse, c, None if n is None else 4 * n, 1, x)
+    check_conv("squeeze", squeeze, f, c, 1, x)
     body = backend.choose(x, _refusal(x.shape[1], n, c, f))
     if body == "reference":
         return reference.distill_fuse(x, d, *last, *fuse, *squeeze, slope)
@@ -154,8 +105,8 @@ def esa_gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tenso
     checks.tensor("a", a, (y.shape[0], f, *y.shape[2:]), y)
     checks.tensor("v", v, (y.shape[0], f, None, None), y)
     checks.image("v", v)
-    _check_conv("skip", skip, f, f, 1, y)
-    _check_conv("expand", expand, y.shape[1], f, 1, y)
+    check_conv("skip", skip, f, f, 1, y)
+    check_conv("expand", expand, y.shape[1], f, 1, y)
     body = backend.choose(y, _refusal(y.shape[1], f))
     if body == "reference":
         return reference.esa_gate(y, a, v, *skip, *expand)
@@ -171,20 +122,20 @@ def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05) -> Tensor:
     """
     checks.image("x", x, ESA_SMALLEST)
     checks.slope(slope)
-    c, d, f = x.shape[1], _outputs(weights.distil_last), _outputs(weights.conv1)
+    c, d, f = x.shape[1], outputs_of(weights.distil_last), outputs_of(weights.conv1)
     for name in ("distil", "refine"):
         if len(getattr(weights, name)) != 3:
             raise ValueError(f"weights.{name} has {len(getattr(weights, name))} convolutions; expected are 3")
     for j in range(3):
-        _check_conv(f"weights.distil[{j}]", weights.distil[j], d, c, 1, x)
-        _check_conv(f"weights.refine[{j}]", weights.refine[j], c, c, 3, x)
-    _check_conv("weights.distil_last", weights.distil_last, d, c, 3, x)
-    _check_conv("weights.fuse", weights.fuse, c, None if d is None else 4 * d, 1, x)
-    _check_conv("weights.conv1", weights.conv1, f, c, 1, x)
-    _check_conv("weights.conv_f", weights.conv_f, f, f, 1, x)
+        check_conv(f"weights.distil[{j}]", weights.distil[j], d, c, 1, x)
+        check_conv(f"weights.refine[{j}]", weights.refine[j], c, c, 3, x)
+    check_conv("weights.distil_last", weights.distil_last, d, c, 3, x)
+    check_conv("weights.fuse", weights.fuse, c, None if d is None else 4 * d, 1, x)
+    check_conv("weights.conv1", weights.conv1, f, c, 1, x)
+    check_conv("weights.conv_f", weights.conv_f, f, f, 1, x)
     for name in ("conv2", "conv_max", "conv3", "conv3_"):
-        _check_conv(f"weights.{name}", getattr(weights, name), f, f, 3, x)
-    _check_conv("weights.conv4", weights.conv4, c, f, 1, x)
+        check_conv(f"weights.{name}", getattr(weights, name), f, f, 3, x)
+    check_conv("weights.conv4", weights.conv4, c, f, 1, x)
     body = backend.choose(x, _refusal(c, d, f))
     if body == "reference":
         return reference.rfdb(x, weights, slope)
@@ -193,92 +144,15 @@ def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05) -> Tensor:
     return _rfdb(body, (x, *flat), (slope,))[0]
 
 
-def _outputs(conv: Conv) -> int | None:
-    weight = conv[0]
-    return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 4 else None
-
-
-def _check_conv(name: str, conv: Conv, outputs: int | None, inputs: int | None, size: int, x: Tensor) -> None:
-    checks.tensor(f"{name}.weight", conv[0], (outputs, inputs, size, size), x)
-    checks.tensor(f"{name}.bias", conv[1], (outputs,), x)
-
-
 def _refusal(*channels: int | None) -> str | None:
     """Why the fused kernels cannot take so many channels, if so."""
     widest = max(c or 0 for c in channels)
     return f"it has {widest} channels, and the fused kernels hold at most {WIDEST}" if widest > WIDEST else None
 
 
-def _pieces(body: str) -> ModuleType:
-    """The body's pieces. Triton's are imported when first asked for: there are machines without it."""
-    if body == "torch":
-        return plain
-    from lmfn_kernels.rfdb import launch
-
-    return launch
-
-
-def _given(tensors: Tensors, *which: int) -> list[Tensor]:
-    """The tensors of these places, which the public function has made sure of."""
-    found = [tensors[i] for i in which]
-    return [t for t in found if t is not None]
-
-
-class _Gradients:
-    """The gradients asked for, by place among the op's tensors, each in its tensor's dtype."""
-
-    def __init__(self, tensors: Tensors, needs: Sequence[bool]) -> None:
-        self.tensors, self.needs = tensors, needs
-        self.found: dict[int, Tensor] = {}
-
-    def wants(self, *which: int) -> bool:
-        return any(self.needs[i] for i in which)
-
-    def put(self, first: int, *gradients: Tensor) -> None:
-        for i, gradient in enumerate(gradients, first):
-            tensor = self.tensors[i]
-            if tensor is not None and self.needs[i]:
-                self.found[i] = gradient.to(tensor.dtype)
-
-    def list(self) -> list[Tensor]:
-        return [self.found[i] for i, need in enumerate(self.needs) if need]
-
-
-def _conv3x3_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p = _pieces(body)
-    x, weight = _given(tensors, 0, 1)
-    bias, residual = tensors[2:]
-    stride, padding, slope = int(options[0]), int(options[1]), options[2]
-    residual = None if residual is None else p.layout(residual)
-    return [p.conv(p.layout(x), weight, bias, residual, stride=stride, padding=padding, slope=slope)]
-
-
-def _conv3x3_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, found = _pieces(body), _Gradients(tensors, needs)
-    x, weight = _given(tensors, 0, 1)
-    (g,) = _given(gradients, 0)
-    stride, padding, slope = int(options[0]), int(options[1]), options[2]
-    x, g = p.layout(x), p.layout(g)
-    e = p.masked(g, p.layout(kept[0]), slope) if kept else g
-    if found.wants(0):
-        found.put(0, p.input_gradient(e, weight, x, stride=stride, padding=padding))
-    if found.wants(1, 2):
-        found.put(1, *p.weight_gradient(e, x, weight, stride=stride, padding=padding))
-    if found.wants(3):
-        found.put(3, p.written(e))
-    return found.list()
-
-
 def _distill_stage_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p = _pieces(body)
-    x, *weights = _given(tensors, 0, 1, 2, 3, 4)
+    p = pieces("rfdb", body)
+    x, *weights = given(tensors)
     return list(p.stage(p.layout(x), *weights, options[0]))
 
 
@@ -290,9 +164,9 @@ def _distill_stage_backward(
     options: Sequence[float],
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    p, found = _pieces(body), _Gradients(tensors, needs)
-    x, distil, _, refine, _ = _given(tensors, 0, 1, 2, 3, 4)
-    gy, gd = _given(gradients, 0, 1)
+    p, found = pieces("rfdb", body), Gradients(tensors, needs)
+    x, distil, _, refine, _ = given(tensors)
+    gy, gd = given(gradients)
     x, gy, gd = map(p.layout, (x, gy, gd))
     e, z = (p.masked(g, p.layout(of), options[0]) for g, of in zip((gy, gd), kept, strict=True)) if kept else (gy, gd)
     if found.wants(0):
@@ -305,8 +179,8 @@ def _distill_stage_backward(
 
 
 def _distill_fuse_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p = _pieces(body)
-    x, d1, d2, d3, *weights = _given(tensors, *range(10))
+    p = pieces("rfdb", body)
+    x, d1, d2, d3, *weights = given(tensors)
     y, a, _ = p.fuse(*map(p.layout, (x, d1, d2, d3)), *weights, options[0], False)
     return [y, a]
 
@@ -319,10 +193,10 @@ def _distill_fuse_backward(
     options: Sequence[float],
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    p, found = _pieces(body), _Gradients(tensors, needs)
+    p, found = pieces("rfdb", body), Gradients(tensors, needs)
     slope = options[0]
-    x, d1, d2, d3, *weights = _given(tensors, *range(10))
-    gy, ga = map(p.layout, _given(gradients, 0, 1))
+    x, d1, d2, d3, *weights = given(tensors)
+    gy, ga = map(p.layout, given(gradients))
     x, d1, d2, d3 = map(p.layout, (x, d1, d2, d3))
     y, _, d4 = p.fuse(x, d1, d2, d3, *weights, slope, True)
     last, _, fuse, _, squeeze, _ = weights
@@ -337,8 +211,8 @@ def _distill_fuse_backward(
 
 
 def _esa_gate_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p = _pieces(body)
-    y, a, v, *weights = _given(tensors, *range(7))
+    p = pieces("rfdb", body)
+    y, a, v, *weights = given(tensors)
     return [p.gate(*map(p.layout, (y, a, v)), *weights)]
 
 
@@ -350,9 +224,9 @@ def _esa_gate_backward(
     options: Sequence[float],
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    p, found = _pieces(body), _Gradients(tensors, needs)
-    y, a, v, *weights = _given(tensors, *range(7))
-    g, y, a, v = map(p.layout, (*_given(gradients, 0), y, a, v))
+    p, found = pieces("rfdb", body), Gradients(tensors, needs)
+    y, a, v, *weights = given(tensors)
+    g, y, a, v = map(p.layout, (*given(gradients), y, a, v))
     dy, da, dt, of_weights = p.gate_backward(g, y, a, v, *weights)
     found.put(0, dy, da)
     if found.wants(2):
@@ -368,8 +242,8 @@ X, DISTIL, REFINE, LAST, FUSE, SQUEEZE, SKIP, CONV2, CONV_MAX, CONV3, CONV3_, EX
 
 
 def _rfdb_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p, slope = _pieces(body), options[0]
-    t = _given(tensors, *range(END))
+    p, slope = pieces("rfdb", body), options[0]
+    t = given(tensors)
     x = [p.layout(t[X])]
     d = []
     for j in range(3):
@@ -395,9 +269,9 @@ def _rfdb_backward(
     options: Sequence[float],
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    p, slope, found = _pieces(body), options[0], _Gradients(tensors, needs)
-    t = _given(tensors, *range(END))
-    (g,) = _given(gradients, 0)
+    p, slope, found = pieces("rfdb", body), options[0], Gradients(tensors, needs)
+    t = given(tensors)
+    (g,) = given(gradients)
     # In their layout already, unless something between the passes, as a compiler may, laid them out anew.
     x1, x2, x3, a, index, pooled, low1, low2, v = map(p.layout, kept)
     x = [p.layout(t[X]), x1, x2, x3]
@@ -441,13 +315,7 @@ def _rfdb_backward(
     return found.list()
 
 
-def _activated(options: Sequence[float]) -> bool:
-    """Whether backward needs the results' signs: the last option is the slope."""
-    return options[-1] != 1
-
-
-_conv3x3 = Op("conv3x3", 1, _conv3x3_forward, _conv3x3_backward, keeps_results=_activated)
-_distill_stage = Op("distill_stage", 2, _distill_stage_forward, _distill_stage_backward, keeps_results=_activated)
+_distill_stage = Op("distill_stage", 2, _distill_stage_forward, _distill_stage_backward, keeps_results=activated)
 _distill_fuse = Op("distill_fuse", 2, _distill_fuse_forward, _distill_fuse_backward)
 _esa_gate = Op("esa_gate", 1, _esa_gate_forward, _esa_gate_backward)
 _rfdb = Op("rfdb", 1, _rfdb_forward, _rfdb_backward)

@@ -10,14 +10,6 @@ if TYPE_CHECKING:
     from lmfn_kernels.rfdb.op import RFDBWeights
 
 
-def conv3x3(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: int, padding: int, slope: float
-) -> Tensor:
-    """`slope` is that of the negative side: 1 is no activation, 0 ReLU."""
-    y = F.conv2d(x, weight, bias, stride, padding)
-    return F.leaky_relu(y if residual is None else y + residual, slope)
-
-
 def distill_stage(
     x: Tensor, distil: Tensor, distil_bias: Tensor, refine: Tensor, refine_bias: Tensor, slope: float
 ) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ functions: launches do nothing on those.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -74,10 +76,38 @@ def _register(name: str, arguments: str, function: Callable[..., list[Tensor]]) 
     return call
 
 
-def wanted(gradients: Sequence[Tensor | None], tensors: Tensors, needs: Sequence[bool]) -> list[Tensor]:
-    """Those gradients that are asked for, each in its tensor's dtype."""
-    found = zip(gradients, tensors, needs, strict=True)
-    return [g.to(t.dtype) for g, t, need in found if need and g is not None and t is not None]
+def pieces(part: str, body: str) -> ModuleType:
+    """What a body's ops are made of: `plain.py` or `launch.py` of that part of the network.
+
+    Triton's are imported when first asked for: there are machines without it.
+    """
+    return import_module(f"lmfn_kernels.{part}.{'plain' if body == 'torch' else 'launch'}")
+
+
+def given(tensors: Tensors) -> list[Tensor]:
+    """Those that are there; for the type checker, too, which does not know what a public function has made sure of."""
+    return [t for t in tensors if t is not None]
+
+
+class Gradients:
+    """The gradients asked for, by place among the op's tensors, each in its tensor's dtype."""
+
+    def __init__(self, tensors: Tensors, needs: Sequence[bool]) -> None:
+        self.tensors, self.needs = tensors, needs
+        self.found: dict[int, Tensor] = {}
+
+    def wants(self, *which: int) -> bool:
+        return any(self.needs[i] for i in which)
+
+    def put(self, first: int, *gradients: Tensor | None) -> None:
+        """Those of the tensors at `first` and after it; None where there is none to give."""
+        for i, gradient in enumerate(gradients, first):
+            tensor = self.tensors[i]
+            if tensor is not None and gradient is not None and self.needs[i]:
+                self.found[i] = gradient.to(tensor.dtype)
+
+    def list(self) -> list[Tensor]:
+        return [self.found[i] for i, need in enumerate(self.needs) if need]
 
 
 class _Function(torch.autograd.Function):

@@ -24,7 +24,9 @@ def surrounded(x: Tensor, filler: float) -> tuple[Tensor, Tensor]:
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     """Every image and partial sum that a kernel is given to write starts as NaN, amid a guard band that must stay."""
-    from lmfn_kernels.rfdb import launch as rfdb_launch
+    from lmfn_kernels.bilinear import launch as bilinear
+    from lmfn_kernels.conv import launch as conv
+    from lmfn_kernels.rfdb import launch as rfdb
     from lmfn_kernels.runtime import launch
 
     made: list[tuple[Tensor, Tensor]] = []
@@ -38,9 +40,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     def partial(like: Tensor, splits: int, shape: tuple[int, ...]) -> Tensor:
         return torch.full((splits, *shape), float("nan"), dtype=launch.sums(like))
 
-    for module in (launch, rfdb_launch):
-        monkeypatch.setattr(module, "empty", empty)
-        monkeypatch.setattr(module, "partial", partial)
+    for module in (launch, conv, bilinear, rfdb):
+        for name, made_here in (("empty", empty), ("partial", partial)):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, made_here)
     return made
 
 

@@ -22,7 +22,9 @@ from bench.cases import (
     stage_case,
     stage_flat,
 )
+from lmfn_kernels.conv.op import _conv3x3
 from lmfn_kernels.rfdb import op
+from lmfn_kernels.runtime.registration import Op
 
 BODIES = ["torch", "triton"]
 CASES: dict[str, tuple[Any, list[Tensor]]] = {
@@ -84,7 +86,7 @@ def test_inductor() -> None:
 def test_opcheck(name: str, body: str) -> None:
     """Schema, fake tensors and tracing, of forward and backward as registered."""
     _, tensors = CASES[name]
-    registered: op.Op = getattr(op, f"_{name}")
+    registered: Op = _conv3x3 if name == "conv3x3" else getattr(op, f"_{name}")
     options = {"conv3x3": [2.0, 1.0, 0.05], "esa_gate": []}.get(name, [0.05])
     forward = (body, tensors, options, True)
     results = registered.forward(*forward)

@@ -1,0 +1,1 @@
+"""Bilinear resampling, align_corners False, inside the ops that use its result."""

@@ -1,0 +1,84 @@
+"""Convolution's pieces in plain PyTorch, for CPUs, for MPS, and where there is no kernel. The same as in `launch.py`.
+
+Images are `[B, C, H, W]` in channels-last memory. `slope` is that of an activation's negative side: 1 none, 0 ReLU.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+def layout(x: Tensor) -> Tensor:
+    """`x` as the pieces take it: itself where it fits, else a copy."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def masked(g: Tensor, y: Tensor, slope: float) -> Tensor:
+    """The gradient before an activation, from that after it and the activation's output."""
+    return g if slope == 1 else aten.leaky_relu_backward.default(g, y, slope, True)
+
+
+def written(e: Tensor) -> Tensor:
+    """What `masked` gave, as a tensor of its own."""
+    return e.clone()
+
+
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    slope: float = 1.0,
+) -> Tensor:
+    y = layout(F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding))
+    if residual is not None:
+        y += residual
+    return y if slope == 1 else F.leaky_relu_(y, slope)
+
+
+def input_gradient(
+    e: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    residual: bool = False,
+    extra: tuple[Tensor, Tensor] | None = None,
+    mask: float = 1.0,
+) -> Tensor:
+    """The gradient of a convolution's input `x`; with `residual` x was also added to its output.
+
+    `extra` is (z, weight) of a 1x1 of the same input, whose part is added. `mask` is the slope of the activation that x
+    came out of: the result is then the gradient before that.
+    """
+    dx = layout(_convolution_backward(e, x, weight, stride, padding, (True, False, False))[0])
+    if residual:
+        dx += e
+    if extra is not None:
+        dx += _convolution_backward(extra[0], x, extra[1], 1, 0, (True, False, False))[0]
+    return masked(dx, x, mask)
+
+
+def weight_gradient(
+    e: Tensor, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a convolution's weight, in its strides, and of its bias."""
+    _, dw, db = _convolution_backward(e, x, weight, stride, padding, (False, True, True))
+    return torch.empty_like(weight).copy_(dw), db
+
+
+def _convolution_backward(
+    e: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of input, weight and bias; those not wanted are None."""
+    s, p = [stride, stride], [padding, padding]
+    found: tuple[Tensor, Tensor, Tensor] = aten.convolution_backward.default(
+        e, x, weight, [weight.shape[0]], s, p, [1, 1], False, [0, 0], 1, list(wanted)
+    )
+    return found
