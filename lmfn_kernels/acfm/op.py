@@ -64,7 +64,7 @@ def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | None = None
     checks.tensor("alpha", alpha, (1,), x)
     if add is not None:
         checks.tensor("add", add, x.shape, x)
-    body = backend.choose(x, _refusal(x))
+    body = backend.choose(x, _refusal(x), "channel_gate")
     if body == "reference":
         return reference.channel_gate(x, gate, alpha, add)
     # As vectors, because autocast leaves vectors in float32.

@@ -53,7 +53,7 @@ def layer_attention(
     _check_maps(maps, rows)
     _check_fusion(maps, theta, weight, bias, temperature, slope)
     by_layer = rows == "layers"
-    body = backend.choose(maps[0], _refusal(maps))
+    body = backend.choose(maps[0], _refusal(maps), "layer_attention")
     if body == "reference":
         e = reference.layer_gram(maps, by_layer)
         return reference.layer_apply(maps, e, theta, weight, bias, temperature, by_layer, slope)
@@ -68,7 +68,7 @@ def layer_gram(maps: Sequence[Tensor], *, rows: Rows = "channels") -> Tensor:
     """
     _check_maps(maps, rows)
     by_layer = rows == "layers"
-    body = backend.choose(maps[0], _refusal(maps))
+    body = backend.choose(maps[0], _refusal(maps), "layer_gram")
     if body == "reference":
         return reference.layer_gram(maps, by_layer)
     return _layer_gram(body, tuple(maps), (float(by_layer),))[0]
@@ -95,7 +95,7 @@ def layer_apply(
     size = len(maps) * (1 if by_layer else c)
     sums = torch.empty((), dtype=torch.promote_types(maps[0].dtype, torch.float32), device=maps[0].device)
     checks.tensor("gram", gram, (b, size, size), sums)
-    body = backend.choose(maps[0], _refusal(maps))
+    body = backend.choose(maps[0], _refusal(maps), "layer_apply")
     if body == "reference":
         return reference.layer_apply(maps, gram, theta, weight, bias, temperature, by_layer, slope)
     # As a vector, because autocast leaves vectors in float32.

@@ -61,7 +61,7 @@ def conv3x3(
         height, width = ((size + 2 * padding - 3) // stride + 1 for size in x.shape[2:])
         checks.tensor("residual", residual, (x.shape[0], channels, height, width), x)
     negative = {"none": 1.0, "relu": 0.0, "leaky_relu": slope}[activation]
-    body = backend.choose(x, None)
+    body = backend.choose(x, None, "conv3x3")
     if body == "reference":
         return reference.conv3x3(x, weight, bias, residual, stride, padding, negative)
     return _conv3x3(body, (x, weight, bias, residual), (stride, padding, negative))[0]

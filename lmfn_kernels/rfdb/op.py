@@ -62,7 +62,7 @@ def distill_stage(x: Tensor, distil: Conv, refine: Conv, slope: float = 0.05) ->
     c, d = x.shape[1], outputs_of(distil)
     check_conv("distil", distil, d, c, 1, x)
     check_conv("refine", refine, c, c, 3, x)
-    body = backend.choose(x, _refusal(c, d))
+    body = backend.choose(x, _refusal(c, d), "distill_stage")
     if body == "reference":
         return reference.distill_stage(x, *distil, *refine, slope)
     y, distilled = _distill_stage(body, (x, *distil, *refine), (slope,))
@@ -87,7 +87,7 @@ def distill_fuse(
     check_conv("last", last, n, x.shape[1], 3, x)
     check_conv("fuse", fuse, c, None if n is None else 4 * n, 1, x)
     check_conv("squeeze", squeeze, f, c, 1, x)
-    body = backend.choose(x, _refusal(x.shape[1], n, c, f))
+    body = backend.choose(x, _refusal(x.shape[1], n, c, f), "distill_fuse")
     if body == "reference":
         return reference.distill_fuse(x, d, *last, *fuse, *squeeze, slope)
     y, a = _distill_fuse(body, (x, *d, *last, *fuse, *squeeze), (slope,))
@@ -107,7 +107,7 @@ def esa_gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tenso
     checks.image("v", v)
     check_conv("skip", skip, f, f, 1, y)
     check_conv("expand", expand, y.shape[1], f, 1, y)
-    body = backend.choose(y, _refusal(y.shape[1], f))
+    body = backend.choose(y, _refusal(y.shape[1], f), "esa_gate")
     if body == "reference":
         return reference.esa_gate(y, a, v, *skip, *expand)
     return _esa_gate(body, (y, a, v, *skip, *expand), ())[0]
@@ -136,7 +136,7 @@ def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05) -> Tensor:
     for name in ("conv2", "conv_max", "conv3", "conv3_"):
         check_conv(f"weights.{name}", getattr(weights, name), f, f, 3, x)
     check_conv("weights.conv4", weights.conv4, c, f, 1, x)
-    body = backend.choose(x, _refusal(c, d, f))
+    body = backend.choose(x, _refusal(c, d, f), "rfdb")
     if body == "reference":
         return reference.rfdb(x, weights, slope)
     w = weights

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from lmfn_kernels.runtime import configs
+
 BACKENDS = ("auto", "triton", "torch", "reference")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -27,7 +29,8 @@ _chosen = _checked(os.environ.get("LMFN_BACKEND", "auto"), "the environment vari
 def backend(name: str) -> Iterator[None]:
     """Choose, for the process and until the end of the `with` block, what carries out the ops.
 
-    `auto`: Triton's kernels where the tensors are on a GPU that can run them, else plain PyTorch. `triton`: the
+    `auto`: Triton's kernels where the tensors are on a GPU that can run them and its table (`runtime/configs.py`) does
+    not say that PyTorch's own are faster at that size, else plain PyTorch. `triton`: the
     kernels, or an error that says why not. `torch`: plain PyTorch under the ops' own autograd function, which keeps as
     little for backward as the kernels do. `reference`: the written formula under PyTorch's autograd, which has
     gradients of any order. A backward pass uses the backend of its forward pass. The environment variable LMFN_BACKEND
@@ -43,8 +46,10 @@ def backend(name: str) -> Iterator[None]:
         _chosen = before
 
 
-def choose(x: torch.Tensor, refusal: str | None) -> str:
+def choose(x: torch.Tensor, refusal: str | None, op: str) -> str:
     """The body for an op on `x`: `triton`, `torch` or `reference`. `refusal`: why its kernels cannot take this call.
+
+    `op` is the public function's name, by which the device's table knows it.
 
     Raises RuntimeError where `triton` was asked for and cannot be had, ValueError where it refuses the call.
     """
@@ -54,7 +59,7 @@ def choose(x: torch.Tensor, refusal: str | None) -> str:
         return "torch"
     missing = _missing(x)
     if missing is None and refusal is None:
-        return "triton"
+        return "torch" if _chosen == "auto" and configs.torch_is_faster(op, x) else "triton"
     if _chosen == "auto":
         return "torch"
     if missing is not None:

@@ -1,8 +1,23 @@
-"""How a kernel is launched: a heuristic, and over it a table a device that tuning writes.
+"""How a kernel is launched and which body carries out an op: a heuristic, and over it a table a device.
 
-A table is `configs/<device>.json` in this package, the device's name in lower case with dashes, and maps
-`kernel/dtype/bits` to the fields of `Config`; bits is the number of binary digits of B H W, so that a new crop size
-finds the entry of its like. Nothing tunes at a first call; a device without a table gets the heuristic.
+A table is `configs/<device>.json` in this package, written by tuning; `<device>` is what `describe` calls the device,
+its name in lower case with dashes for spaces. It is one object with two members, either of which may be left out:
+
+    {
+      "launch": {"conv/bfloat16/16": {"height": 8, "width": 16, "warps": 4, "stages": 3, "splits": 128}},
+      "body": {"rfdb/bfloat16/12": "torch"}
+    }
+
+`launch` maps `kernel/dtype/bits` to the fields of `Config`, those left out having its defaults. `kernel` is the name
+that the launcher asks `config` for, `dtype` float32, float16 or bfloat16, and `bits` the number of binary digits of
+B H W of the image that the launcher asks for, so that a new crop size finds the entry of its like.
+
+`body` maps `op/dtype/bits`, with the public function's name and its first image, to `torch` where PyTorch's own
+kernels (cuDNN) are faster, or to `triton`, which is also what holds where there is no entry. Backend `auto` on a GPU
+goes by it; a backend that was asked for by name does not.
+
+Nothing tunes at a first call; a device without a table gets the heuristic, and so does deterministic mode
+(`torch.use_deterministic_algorithms`) on any device.
 """
 
 import json
@@ -12,6 +27,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+BODIES = ("triton", "torch")
 
 
 class Config(NamedTuple):
@@ -32,10 +49,31 @@ def config(kernel: str, x: Tensor) -> Config:
     name, shared = describe(x.device)
     if name == "cpu":
         return Config(stages=1, splits=3)
-    table = {} if torch.are_deterministic_algorithms_enabled() else tuned(name)
+    table = {} if torch.are_deterministic_algorithms_enabled() else tuned(name).launch
     bits = int(x.shape[0] * x.shape[2] * x.shape[3]).bit_length() if table else 0
-    key = f"{kernel}/{str(x.dtype).removeprefix('torch.')}/{bits}"
+    key = f"{kernel}/{_short(x.dtype)}/{bits}"
     return table[key] if key in table else heuristic(kernel, x.dtype, shared)
+
+
+def torch_is_faster(op: str, x: Tensor) -> bool:
+    """Whether the table of the device of `x` [B, C, H, W] names the `torch` body for an op on it."""
+    if torch.are_deterministic_algorithms_enabled():
+        return False
+    # Compared, not converted: a compiler for any size turns this into a guard on a range of sizes.
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    return any(2 ** (bits - 1) <= pixels < 2**bits for bits in _faster_in_torch(op, x.dtype, x.device))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _faster_in_torch(op: str, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
+    """The bits of the table's entries."""
+    start = f"{op}/{_short(dtype)}/"
+    body = tuned(describe(device)[0]).body
+    return tuple(int(key.removeprefix(start)) for key in body if key.startswith(start) and body[key] == "torch")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
@@ -76,9 +114,51 @@ def describe(device: torch.device) -> tuple[str, int]:
     return properties.name.lower().replace(" ", "-"), shared
 
 
+class Table(NamedTuple):
+    """What tuning found for a device; the keys are those of the file."""
+
+    launch: dict[str, Config]
+    body: dict[str, str]
+
+
 @cache
-def tuned(device: str) -> dict[str, Config]:
+def tuned(device: str) -> Table:
+    """The table of a device, empty where it has none.
+
+    Raises ValueError naming the file and the entry that is wrong.
+    """
     path = resources.files("lmfn_kernels") / "configs" / f"{device}.json"
     if not path.is_file():
-        return {}
-    return {key: Config(**fields) for key, fields in json.loads(path.read_text()).items()}
+        return Table({}, {})
+    try:
+        found = json.loads(path.read_text())
+        for member in found.keys() - Table._fields:
+            raise ValueError(f"{member!r} is none of {', '.join(Table._fields)}")
+        launch = {key: _launch(key, fields) for key, fields in found.get("launch", {}).items()}
+        body = {key: _body(key, name) for key, name in found.get("body", {}).items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}; correct it, or remove the file to go without") from error
+    return Table(launch, body)
+
+
+def _launch(key: str, fields: dict[str, int]) -> Config:
+    _check_key(key)
+    for name, value in fields.items():
+        if name not in Config._fields or type(value) is not int or value < 1:
+            raise ValueError(
+                f"{key} has {name} = {value!r}; expected are whole numbers for {', '.join(Config._fields)}"
+            )
+    return Config(**fields)
+
+
+def _body(key: str, name: str) -> str:
+    _check_key(key)
+    if name not in BODIES:
+        raise ValueError(f"{key} is {name!r}; expected is {' or '.join(BODIES)}")
+    return name
+
+
+def _check_key(key: str) -> None:
+    parts = key.split("/")
+    if len(parts) != 3 or not parts[2].isdecimal():
+        raise ValueError(f"an entry is called {key!r}; expected is name/dtype/bits")
