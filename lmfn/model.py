@@ -19,7 +19,6 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from lmfn import checkpoint
-from lmfn.ablations import Concat
 from lmfn_kernels import Conv, Full3D, Pseudo3D, RFDBWeights, channel_gate, layer_attention, layer_gram, rfdb
 from lmfn_kernels.alfm.fold import attention
 
@@ -44,11 +43,14 @@ class LMFNConfig:
     """Channels inside ESA (f)."""
     rfdbs: int = 4
     """Number of residual feature distillation blocks (N), 1 to 8."""
+    encoder: Literal["mshf", "strided", "aspp", "pyramid"] = "mshf"
+    """The paper's encoder, or what stands in its place in ablations (`lmfn.ablations`)."""
     stem_padding: int = 1
-    """Padding of the very first convolution: 1, or 0 as in the released network."""
-    alfm: Literal["channels", "layers", "concat", "none"] = "channels"
+    """Padding of the very first convolution of `mshf`: 1, or 0 as in the released network."""
+    alfm: Literal["channels", "layers", "concat", "pooled", "spatial", "none"] = "channels"
     """Rows of the attention between layers: every channel of every layer (NC x NC, the paper), every layer (N x N, the
-    released network); `concat` fuses the layers without attention; `none` takes the last RFDB's output alone."""
+    released network); `concat` fuses the layers without attention, `pooled` and `spatial` with another one
+    (`lmfn.ablations`); `none` takes the last RFDB's output alone."""
     similarity: Literal["dot", "cosine"] = "dot"
     """Similarity of two rows in ALFM. `dot` grows with the image; `cosine` does not depend on its size."""
     acfm: Literal["pseudo3d", "full3d", "none"] = "pseudo3d"
@@ -336,15 +338,21 @@ class LMFN(
         super().__init__()
         self.config = c = config or LMFNConfig()
         self.register_buffer("mean", torch.tensor(RGB_MEAN), persistent=False)
-        self.encoder = MSHF(c.channels, c.stem_padding)
+        from lmfn import ablations  # made of this module's parts
+
+        self.encoder: nn.Module
+        if c.encoder == "mshf":
+            self.encoder = MSHF(c.channels, c.stem_padding)
+        else:
+            self.encoder = ablations.encoder(c.encoder, c.channels)
         self.reduce = nn.Conv2d(c.channels, c.features, 3, padding=1)
         keep_scale(self.reduce)
         self.rfdbs = nn.ModuleList([RFDB(c.features, c.distilled, c.esa) for _ in range(c.rfdbs)])
         self.alfm: nn.Module | None = None
-        if c.alfm == "concat":
-            self.alfm = Concat(c.features, c.rfdbs)
-        elif c.alfm != "none":
+        if c.alfm in ("channels", "layers"):
             self.alfm = ALFM(c.features, c.rfdbs, c.alfm, c.similarity)
+        elif c.alfm != "none":
+            self.alfm = ablations.FUSIONS[c.alfm](c.features, c.rfdbs)
         self.acfm = ACFM(c.acfm) if c.acfm != "none" else None
         self.merge = nn.Conv2d(2 * c.features, c.features, 3, padding=1) if c.merge == "concat" else None
         self.head = BilinearHead(c.features) if c.head == "bilinear" else PixelShuffleHead(c.features)
