@@ -156,13 +156,17 @@ def differentiate(
     leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
     results = function(*leaves)
     results = [results] if isinstance(results, Tensor) else list(results)
-    generator = torch.Generator().manual_seed(3)
-    # In steps of 1/32, which every dtype holds.
-    drawn = (torch.randn(r.shape, dtype=torch.float64, generator=generator) for r in results)
-    gradients = [(d * 32).round().div(32).to(r.device, r.dtype) for d, r in zip(drawn, results, strict=True)]
+    gradients = gradients_for(results)
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     found = iter(torch.autograd.grad(results, wanted, gradients)) if wanted else iter(())
     return [r.detach() for r in results], [next(found) if need else None for need in needs]
+
+
+def gradients_for(results: Sequence[Tensor]) -> list[Tensor]:
+    """Fixed random gradients in steps of 1/32, which every dtype holds."""
+    generator = torch.Generator().manual_seed(3)
+    drawn = (torch.randn(r.shape, dtype=torch.float64, generator=generator) for r in results)
+    return [(d * 32).round().div(32).to(r.device, r.dtype) for d, r in zip(drawn, results, strict=True)]
 
 
 aten = torch.ops.aten
@@ -184,7 +188,10 @@ class Exact(NamedTuple):
 
 
 def exactly(
-    function: Callable[..., Any], tensors: Sequence[Tensor], needs: Sequence[bool] | None = None
+    function: Callable[..., Any],
+    tensors: Sequence[Tensor],
+    needs: Sequence[bool] | None = None,
+    rounds: int = ROUNDS,
 ) -> tuple[list[Exact], list[Exact | None]]:
     """`differentiate` by the written formula in float64, with the errors that `assert_rounded` allows."""
     wide = [t.double() for t in tensors]
@@ -192,7 +199,7 @@ def exactly(
     with backend("reference"):
         results, gradients = differentiate(function, wide, needs)
         values = [*results, *(g for g in gradients if g is not None)]
-        for seed in range(ROUNDS):
+        for seed in range(rounds):
             with _Rounded(tensors[0].dtype, tensors[0].device, seed) as rounded:
                 r, g = differentiate(function, wide, needs)
             others = [*r, *(one for one in g if one is not None)]
