@@ -1,11 +1,13 @@
 """Training patches out of pairs, frames and photographs: patch n of a seed is always the same patch."""
 
+import functools
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -13,9 +15,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lmfn import images
-from lmfn.data.frames import find_runs
+from lmfn.data.frames import Run, find_runs
 from lmfn.data.layouts import DataError, Variant, find_pairs, index
-from lmfn.data.synthesis import BlurOptions, Image, draw_frame_count, mean_of_frames, shake
+from lmfn.data.synthesis import (
+    BlurOptions,
+    Image,
+    Mean,
+    Shake,
+    draw_frame_count,
+    mean_of_windows,
+    mirrored,
+    shake_windows,
+)
 
 Kind = Literal["pairs", "frames", "photos"]
 
@@ -43,6 +54,24 @@ class Source:
             raise ValueError(f"Source.weight of {self.path} is {self.weight}; it must be greater than 0")
         if self.sharp is not None and self.kind != "pairs":
             raise ValueError(f"Source.sharp of {self.path} is for pairs; a source of {self.kind} has none")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """All that a training patch is made of, but the pixels."""
+
+    images: tuple[int, ...]
+    """By number: blurred and sharp, or neighbouring frames in their order, or one photograph."""
+    size: tuple[int, int]
+    """Height and width of each of them."""
+    corner: tuple[int, int]
+    """Top and left of the part that is cut out of them."""
+    exposure: Shake | Mean | None
+    """How the blurred patch is made; None: it is there already."""
+    turns: int
+    """Quarter turns of the finished patch, counter-clockwise."""
+    flip: bool
+    """Whether it is mirrored, left to right, before it is turned."""
 
 
 class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
@@ -77,25 +106,162 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
         if not sources:
             raise ValueError("there is no source of training patches")
         self.patch, self.seed, self.augment = patch, seed, augment
-        cache, blur = _Cache(int(cache_gib * 2**30)), blur or BlurOptions()
-        self._sources = [_KINDS[source.kind](source, patch, blur, cache) for source in sources]
+        self.blur = blur or BlurOptions()
+        self.images = Images(int(cache_gib * 2**30))
+        self._sources = [_KINDS[source.kind](source, patch, self.blur, self.images) for source in sources]
         weights = np.array([source.weight for source in sources])
         self._ends = np.cumsum(weights / weights.sum())[:-1]
 
-    def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
+    def plan(self, n: int) -> Patch:
+        """What patch n is made of: all that is random is drawn here, and no file is read."""
         if n < 0:
             raise IndexError(f"patch {n} of a training set; they are counted from 0")
         rng = np.random.default_rng((self.seed, n))
         source = self._sources[np.searchsorted(self._ends, rng.random(), side="right")]
-        turns, flip = int(rng.integers(4)), rng.integers(2)  # drawn in any case: augment changes nothing else
-        blurred, sharp = source.draw(rng)
+        turns, flip = int(rng.integers(4)), bool(rng.integers(2))  # drawn in any case: augment changes nothing else
+        numbers = source.choose(rng)
+        size = self.images.sizes[numbers[0]]
+        corner = int(rng.integers(size[0] - self.patch + 1)), int(rng.integers(size[1] - self.patch + 1))
+        exposure = source.expose(rng, size)
+        return Patch(numbers, size, corner, exposure, *((turns, flip) if self.augment else (0, False)))
 
-        def tensor(image: Image) -> Tensor:
-            if self.augment:
-                image = np.rot90(image[:, ::-1] if flip else image, turns)
-            return torch.from_numpy(image.transpose(2, 0, 1).copy())
+    def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
+        patch = self.plan(n)
+        held = self.images.read(patch.images)
 
-        return tensor(blurred), tensor(sharp)
+        def cut(parts: Sequence[Part], side: int) -> Tensor:
+            crops = []
+            for number, top, left in parts:
+                image = held[number]
+                rows, columns = image.shape[:2]
+                above = mirrored(np.arange(top, top + side), rows)
+                crops.append(image[above][:, mirrored(np.arange(left, left + side), columns)])
+            return torch.from_numpy(np.stack(crops))
+
+        blurred, sharp = render([patch], self.patch, self.blur.margin, cut)
+        return blurred[0].contiguous(), sharp[0].contiguous()
+
+
+Part = tuple[int, int, int]
+"""A square part of an image: the image's number, top and left; beyond its border an image is mirrored."""
+Cut = Callable[[Sequence[Part], int], Tensor]
+"""Cuts parts of a given side out of images: uint8 `[len(parts), side, side, 3]`, on the device of the images."""
+
+
+def render(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> tuple[Tensor, Tensor]:
+    """Make the pixels of patches: blurred and sharp, uint8 `[B, 3, side, side]`, channels-last in memory.
+
+    `margin` is `BlurOptions.margin` of the blur that the patches were drawn with. A patch does not depend on the others
+    that are made with it, but for the last bit of a float32 before it is rounded to 8.
+    """
+    kinds: dict[type, list[int]] = {type(None): [], Mean: [], Shake: []}
+    for n, patch in enumerate(patches):
+        kinds[type(patch.exposure)].append(n)
+    made: list[tuple[Tensor, Tensor]] = []
+    if chosen := [patches[n] for n in kinds[type(None)]]:
+        both = cut([(patch.images[which], *patch.corner) for which in (0, 1) for patch in chosen], side)
+        made.append((both[: len(chosen)], both[len(chosen) :]))
+    if chosen := [patches[n] for n in kinds[Mean]]:
+        frames = cut([(image, *patch.corner) for patch in chosen for image in patch.images], side)
+        runs = frames.split([len(patch.images) for patch in chosen])
+        boxes = [(*patch.corner, side, side) for patch in chosen]
+        blurred = mean_of_windows(runs, [cast(Mean, patch.exposure) for patch in chosen], boxes)
+        made.append((blurred, torch.stack([run[len(run) // 2] for run in runs])))
+    if chosen := [patches[n] for n in kinds[Shake]]:
+        around = [(p.images[0], p.corner[0] - margin, p.corner[1] - margin) for p in chosen]
+        windows = cut(around, side + 2 * margin)
+        boxes = [(*patch.corner, side, side) for patch in chosen]
+        shakes = [cast(Shake, patch.exposure) for patch in chosen]
+        inside = slice(margin, margin + side)
+        made.append((shake_windows(windows, shakes, boxes, [p.size for p in chosen]), windows[:, inside, inside]))
+
+    blurred, sharp = (torch.cat(images) for images in zip(*made, strict=True))
+    order = [n for kind in kinds.values() for n in kind]
+    place = torch.tensor([order.index(n) for n in range(len(patches))], device=sharp.device)
+    symmetry = torch.tensor([patch.turns + 4 * patch.flip for patch in patches], device=sharp.device)
+    pixels = symmetries(side, sharp.device)[symmetry] + place[:, None] * side**2
+    blurred, sharp = (image.reshape(-1, 3)[pixels].view(-1, side, side, 3) for image in (blurred, sharp))
+    return blurred.permute(0, 3, 1, 2), sharp.permute(0, 3, 1, 2)
+
+
+@functools.cache
+def symmetries(side: int, device: torch.device) -> Tensor:
+    """Which pixel of a square comes where, `[8, side * side]`: by quarter turns, 4 more where it is flipped first."""
+    square = torch.arange(side * side, device=device).view(side, side)
+    turned = [torch.rot90(s, turns) for s in (square, square.flip(1)) for turns in range(4)]
+    return torch.stack(turned).flatten(1)
+
+
+class Images:
+    """The images that patches are cut from, each with a number, from 0 on; decoded ones are kept up to `limit` bytes.
+
+    An image that several sources name has one number.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.sizes: list[tuple[int, int]] = []
+        """Height and width of every image, from its header."""
+        self._places: list[Path | tuple[Run, int]] = []
+        """A file, or a frame of a run."""
+        self._numbers: dict[Path, int] = {}
+        self._cache = _Cache(limit)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all images, decoded."""
+        return sum(3 * height * width for height, width in self.sizes)
+
+    def add(self, path: Path, size: tuple[int, int]) -> int:
+        """The number of a file."""
+        if path not in self._numbers:
+            self._numbers[path] = len(self.sizes)
+            self._places.append(path)
+            self.sizes.append(size)
+        return self._numbers[path]
+
+    def add_run(self, run: Run) -> int:
+        """The number of a run's first frame; the others' follow."""
+        if run.path not in self._numbers:
+            self._numbers[run.path] = len(self.sizes)
+            self._places += [(run, n) for n in range(len(run))]
+            self.sizes += [run.size] * len(run)
+        return self._numbers[run.path]
+
+    def read(self, numbers: Sequence[int]) -> dict[int, Image]:
+        """Images by their numbers, uint8 `[H, W, 3]`: files, or neighbouring frames of one run. Raises ImageError, and
+        DataError for a video."""
+        held = {number: self._cache.get(number) for number in numbers}
+        missing = [number for number, image in held.items() if image is None]
+        if missing:
+            for number, image in self._decode(missing):
+                self._cache.put(number, image)
+                if number in held:
+                    held[number] = image
+        return cast(dict[int, Image], held)
+
+    def _decode(self, numbers: Sequence[int]) -> Iterator[tuple[int, Image]]:
+        """These images, and of a run all frames between them."""
+        place = self._places[numbers[0]]
+        if isinstance(place, Path):
+            for number in numbers:
+                yield number, images.read_rgb(cast(Path, self._places[number]))
+        else:
+            run, first = place
+            for n, frame in run.decode(first, first + numbers[-1] - numbers[0] + 1):
+                yield numbers[0] - first + n, frame
+
+    def decode(self) -> Iterator[tuple[int, Image]]:
+        """All images, each after its number, without keeping any."""
+        files = [n for n, place in enumerate(self._places) if isinstance(place, Path)]
+        with ThreadPoolExecutor() as pool:  # decoding leaves Python's lock
+            for start in range(0, len(files), 64):  # some at a time: all of them may be more than the memory
+                some = files[start : start + 64]
+                yield from zip(
+                    some, pool.map(lambda n: images.read_rgb(cast(Path, self._places[n])), some), strict=True
+                )
+        for first, place in enumerate(self._places):
+            if not isinstance(place, Path) and place[1] == 0:
+                yield from self._decode(range(first, first + len(place[0])))
 
 
 class _Cache:
@@ -122,13 +288,6 @@ class _Cache:
         while self._bytes > self.limit:
             self._bytes -= self._held.popitem(last=False)[1].nbytes
 
-    def read(self, path: Path) -> Image:
-        image = self.get(path)
-        if image is None:
-            image = images.read_rgb(path)
-            self.put(path, image)
-        return image
-
     def __getstate__(self) -> dict[str, Any]:
         return {"limit": self.limit}  # a worker that is started afresh fills a cache of its own
 
@@ -145,10 +304,9 @@ def _check_size(path: Path, size: tuple[int, int], patch: int) -> None:
 
 
 class _Pairs:
-    def __init__(self, source: Source, patch: int, blur: BlurOptions, cache: _Cache) -> None:  # noqa: ARG002
-        self.patch, self.cache = patch, cache
-        self.pairs = find_pairs(source.path, sharp=source.sharp, split="train", variant=source.variant).pairs
-        for pair in self.pairs:
+    def __init__(self, source: Source, patch: int, blur: BlurOptions, files: Images) -> None:  # noqa: ARG002
+        self.pairs = []
+        for pair in find_pairs(source.path, sharp=source.sharp, split="train", variant=source.variant).pairs:
             blurred, sharp = images.read_size(pair.blurred), images.read_size(pair.sharp)
             if blurred != sharp:
                 raise DataError(
@@ -156,63 +314,52 @@ class _Pairs:
                     f"{sharp[1]}x{sharp[0]}; the two must be of one size"
                 )
             _check_size(pair.blurred, blurred, patch)
+            self.pairs.append((files.add(pair.blurred, blurred), files.add(pair.sharp, sharp)))
 
-    def draw(self, rng: np.random.Generator) -> tuple[Image, Image]:
-        pair = self.pairs[rng.integers(len(self.pairs))]
-        blurred, sharp = self.cache.read(pair.blurred), self.cache.read(pair.sharp)
-        crop = _crop(rng, blurred, self.patch)
-        return blurred[crop], sharp[crop]
+    def choose(self, rng: np.random.Generator) -> tuple[int, ...]:
+        return self.pairs[rng.integers(len(self.pairs))]
+
+    def expose(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
+        """A pair is exposed already."""
 
 
 class _Photos:
-    def __init__(self, source: Source, patch: int, blur: BlurOptions, cache: _Cache) -> None:
-        self.patch, self.blur, self.cache = patch, blur, cache
-        self.photos = list(index(Path(source.path)).values())
-        for photo in self.photos:
-            _check_size(photo, images.read_size(photo), patch)
+    def __init__(self, source: Source, patch: int, blur: BlurOptions, files: Images) -> None:
+        self.blur, self.photos = blur, []
+        for photo in index(Path(source.path)).values():
+            size = images.read_size(photo)
+            _check_size(photo, size, patch)
+            self.photos.append(files.add(photo, size))
 
-    def draw(self, rng: np.random.Generator) -> tuple[Image, Image]:
-        photo = self.cache.read(self.photos[rng.integers(len(self.photos))])
-        rows, columns = _crop(rng, photo, self.patch)
-        return shake(photo, rng, self.blur, (rows.start, columns.start, self.patch, self.patch))
+    def choose(self, rng: np.random.Generator) -> tuple[int, ...]:
+        return (self.photos[rng.integers(len(self.photos))],)
+
+    def expose(self, rng: np.random.Generator, size: tuple[int, int]) -> Shake:
+        return Shake.draw(rng, self.blur, size)
 
 
 class _Frames:
-    def __init__(self, source: Source, patch: int, blur: BlurOptions, cache: _Cache) -> None:
-        self.patch, self.blur, self.cache = patch, blur, cache
-        self.runs = find_runs(source.path)
-        for run in self.runs:
+    def __init__(self, source: Source, patch: int, blur: BlurOptions, files: Images) -> None:
+        self.blur, self.runs = blur, []
+        for run in find_runs(source.path):
             _check_size(run.path, run.size, patch)
             if len(run) < blur.frames[1]:
                 raise DataError(
                     f"{run.path} has {len(run)} frames, and {blur.frames[1]} (BlurOptions.frames) may be averaged; "
                     "remove it or average fewer"
                 )
+            self.runs.append((files.add_run(run), len(run)))
 
-    def draw(self, rng: np.random.Generator) -> tuple[Image, Image]:
+    def choose(self, rng: np.random.Generator) -> tuple[int, ...]:
         count = draw_frame_count(rng, self.blur)
-        ends = np.cumsum([len(run) - count + 1 for run in self.runs])  # all places in all runs are equally likely
+        ends = np.cumsum([length - count + 1 for _, length in self.runs])  # all places in all runs are equally likely
         place = int(rng.integers(ends[-1]))
         which = int(np.searchsorted(ends, place, side="right"))
-        frames = self._read(which, int(ends[which]) - 1 - place, count)
-        crop = _crop(rng, frames[0], self.patch)
-        return mean_of_frames([frame[crop] for frame in frames], rng, self.blur)
+        first = self.runs[which][0] + int(ends[which]) - 1 - place
+        return tuple(range(first, first + count))
 
-    def _read(self, which: int, first: int, count: int) -> list[Image]:
-        run = self.runs[which]
-        wanted = {n: self.cache.get((run.path, n)) for n in range(first, first + count)}
-        missing = [n for n, frame in wanted.items() if frame is None]
-        if missing:
-            for n, frame in run.decode(missing[0], missing[-1] + 1):
-                self.cache.put((run.path, n), frame)
-                if n in wanted:
-                    wanted[n] = frame
-        return [frame for frame in wanted.values() if frame is not None]
+    def expose(self, rng: np.random.Generator, size: tuple[int, int]) -> Mean:  # noqa: ARG002
+        return Mean.draw(rng, self.blur)
 
 
 _KINDS: dict[Kind, type[_Pairs | _Photos | _Frames]] = {"pairs": _Pairs, "frames": _Frames, "photos": _Photos}
-
-
-def _crop(rng: np.random.Generator, image: Image, patch: int) -> tuple[slice, slice]:
-    top, left = (int(rng.integers(size - patch + 1)) for size in image.shape[:2])
-    return slice(top, top + patch), slice(left, left + patch)

@@ -27,9 +27,10 @@ def light_of(image: np.ndarray) -> np.ndarray:
 
 def test_the_curve_is_srgb() -> None:
     codes = np.arange(256, dtype=np.uint8)
-    np.testing.assert_allclose(to_linear(codes / 255), light_of(codes[:, None, None])[:, 0], atol=1e-6)
-    np.testing.assert_allclose(from_linear(to_linear(codes / 255)), codes / 255, atol=1e-6)
-    np.testing.assert_allclose(from_linear(np.array([-1.0, 2.0])), [0, 1], atol=1e-6)
+    values = torch.from_numpy(codes / 255).float()
+    np.testing.assert_allclose(to_linear(values), light_of(codes[:, None, None])[:, 0], atol=1e-6)
+    np.testing.assert_allclose(from_linear(to_linear(values)), codes / 255, atol=1e-6)
+    np.testing.assert_allclose(from_linear(torch.tensor([-1.0, 2.0])), [0, 1], atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)

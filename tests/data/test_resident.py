@@ -1,0 +1,104 @@
+"""Patches made on the device against those of the workers' pipeline, and against float64."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.utils.data import DataLoader
+
+from lmfn.data import BlurOptions, Source, TrainingSet
+from lmfn.data.resident import Plans, ResidentSet
+from lmfn.data.synthesis import mirrored, normal
+
+BLUR = BlurOptions(frames=(3, 7), length=(0, 30), rotation=(0, 20), highlights=(1, 3))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data(save: Callable, make_video: Callable, tmp_path: Path) -> TrainingSet:
+    """Every kind of source, of odd and different sizes; the sharp ones of the pairs are photographs and pairs again."""
+    smooth = torch.nn.functional.interpolate(torch.rand(9, 3, 9, 8, generator=torch.manual_seed(0)), scale_factor=5)
+    for n, (height, width) in enumerate([(33, 40), (40, 29), (35, 35)]):
+        pixels = (smooth[n, :, :height, :width] * 255).byte().movedim(0, 2).numpy()
+        pixels[::7] = 255  # clipped highlights
+        save(tmp_path / "pairs" / "blur" / f"{n}.png", height, width)
+        save(tmp_path / "pairs" / "sharp" / f"{n}.png", pixels=pixels)
+    for n in range(9):
+        save(tmp_path / "frames" / "a" / f"{n}.png", 31, 37)
+        save(tmp_path / "frames" / "b" / f"{n}.png", 29, 64)
+    make_video(tmp_path / "video.mp4", count=9)
+    sharp = tmp_path / "pairs" / "sharp"
+    sources = [
+        Source("pairs", tmp_path / "pairs"),
+        Source("frames", tmp_path / "frames"),
+        Source("photos", sharp, weight=3),
+        Source("frames", tmp_path / "video.mp4"),
+        Source("pairs", sharp, sharp=sharp),
+    ]
+    return TrainingSet(sources, patch=27, seed=4, blur=BLUR)
+
+
+def test_patches_are_those_of_the_workers(data: TrainingSet) -> None:
+    resident = ResidentSet(data, CPU)
+    expected = [torch.stack([data[n][which] for n in range(120)]) for which in (0, 1)]
+    for batch in (120, 8, 1):
+        made = [resident([data.plan(n) for n in range(at, at + batch)]) for at in range(0, 120, batch)]
+        blurred, sharp = (torch.cat(images) for images in zip(*made, strict=True))
+        assert blurred.dtype == torch.uint8
+        assert blurred.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(sharp, expected[1])
+        difference = (blurred.int() - expected[0].int()).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 1e-4
+    kinds = {type(data.plan(n).exposure).__name__ for n in range(120)}
+    assert kinds == {"NoneType", "Mean", "Shake"}
+
+
+def test_an_image_of_two_sources_is_kept_once(data: TrainingSet) -> None:
+    pixels = 2 * (33 * 40 + 40 * 29 + 35 * 35) + 9 * (31 * 37 + 29 * 64) + 9 * 48 * 64
+    assert data.images.bytes == 3 * pixels
+    assert ResidentSet(data, CPU)._pixels.shape == (pixels, 3)
+    identical = [n for n in range(200) if data.plan(n).exposure is None and len(set(data.plan(n).images)) == 1]
+    assert len(identical) > 10
+    assert all(torch.equal(*data[n]) for n in identical)
+
+
+def test_a_plan_reads_no_file_and_travels(data: TrainingSet, tmp_path: Path) -> None:
+    resident = ResidentSet(data, CPU)
+    expected = resident([data.plan(n) for n in range(6)])
+    for file in tmp_path.rglob("*.*"):
+        file.unlink()
+    loader = DataLoader(Plans(data), batch_size=6, sampler=range(6), num_workers=1, collate_fn=list)
+    made = resident(next(iter(loader)))
+    assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+
+
+def test_a_broken_image_is_named(data: TrainingSet, tmp_path: Path) -> None:
+    file = tmp_path / "pairs" / "blur" / "1.png"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"blur/1\.png"):
+        ResidentSet(data, CPU)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_mirrored_is_numpys_symmetric_padding(size: int) -> None:
+    index = np.arange(-20, 20)
+    expected = np.pad(np.arange(size), 20, mode="symmetric")[index + 20]
+    np.testing.assert_array_equal(mirrored(index, size), expected)
+    np.testing.assert_array_equal(mirrored(torch.from_numpy(index), torch.tensor([size])), expected)
+
+
+def test_noise_is_normal_and_a_function_of_key_and_place() -> None:
+    noise = normal([7, 2**63 - 1], [(0, 0, 200, 300), (0, 0, 200, 300)], CPU)
+    assert noise.shape == (2, 3, 200, 300)
+    for values in noise:
+        assert stats.kstest(values.flatten().double(), "norm").pvalue > 1e-3
+        for axis in (0, 1, 2):  # neighbours have nothing to do with each other
+            a, b = values.narrow(axis, 0, values.shape[axis] - 1), values.narrow(axis, 1, values.shape[axis] - 1)
+            assert abs(np.corrcoef(a.flatten(), b.flatten())[0, 1]) < 0.02
+    assert abs(np.corrcoef(noise[0].flatten(), noise[1].flatten())[0, 1]) < 0.02
+    part = normal([7], [(11, 23, 40, 50)], CPU)
+    assert torch.allclose(part[0], noise[0, :, 11:51, 23:73], atol=1e-5)
