@@ -1,18 +1,21 @@
 """`lmfn VERB`: the command line. Arguments in, calls out; what the verbs do is in the modules that they call."""
 
 import logging
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from lmfn import data
+from lmfn.ablate import ablate
 from lmfn.data.layouts import Variant
 from lmfn.deblur import Deblurrer, deblur_files
-from lmfn.device import Precision
+from lmfn.device import Precision, choose_device
 from lmfn.evaluate import evaluate
 
 Output = Annotated[Path, arg(aliases=["-o"])]
@@ -58,37 +61,49 @@ class Deblur:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure weights on pairs by a named protocol, beside the blurred input's own figures."""
+    """Measure weights on pairs by a named protocol, beside the blurred input's own figures. With torchrun, the images
+    are shared out among its processes."""
 
     data: Path
-    """Pairs in a layout that is known (GoPro, HIDE, RealBlur, REDS, flat pairs), or the folder of the blurred ones."""
+    """Pairs in a layout that is known (GoPro, HIDE, RealBlur, Koehler, REDS, flat pairs), or the folder of the blurred
+    ones."""
     sharp: Path | None = None
     """The folder of the sharp ones, where the layout is just two folders with equal names."""
     weights: Annotated[str | None, arg(aliases=["-w"], help=WEIGHTS)] = None
-    protocol: Literal["gopro", "plain"] = "plain"
+    protocol: Literal["plain", "gopro", "hide", "realblur", "koehler"] = "plain"
+    metrics: tuple[str, ...] | None = None
+    """Measure these instead of all that the protocol has; lpips is measured only where it is named here."""
     split: Literal["train", "val", "test"] = "test"
     """The part to measure on, where the data set has parts."""
     variant: Variant = "blur"
     """Which of GoPro's two kinds of blurred images."""
-    json: Path | None = None
-    """Write everything, image by image, to this file."""
+    out: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """Folder for images.csv (an evaluation that was cut off goes on from it), summary.json, report.html, strips."""
+    worst: int = 4
+    """This many images that gained least, and as many that gained most, become strips and sliders in OUT."""
+    batch: int = 1
+    """Run the network on up to this many images of the same size at once."""
     device: str | None = None
-    """A torch device; default: a GPU where there is one."""
+    """A torch device; default: a GPU where there is one, one each for torchrun's processes."""
     precision: Precision = "fp32"
 
     def run(self) -> bool:
-        deblurrer = Deblurrer(self.weights, device=self.device)
+        local = os.environ.get("LOCAL_RANK") if torch.cuda.is_available() else None
+        deblurrer = Deblurrer(self.weights, device=self.device or (f"cuda:{local}" if local else None))
         evaluation = evaluate(
             deblurrer.model,
             data.find_pairs(self.data, sharp=self.sharp, split=self.split, variant=self.variant),
             protocol=self.protocol,
+            metrics=self.metrics,
             device=deblurrer.device,
             precision=self.precision,
+            batch=self.batch,
             weights=str(self.weights),
+            out=self.out,
+            worst=self.worst,
         )
-        if self.json is not None:
-            evaluation.write(self.json)
-        print(evaluation.table())
+        if os.environ.get("RANK", "0") == "0":
+            print(evaluation.table())
         return True
 
 
@@ -142,16 +157,54 @@ class Data:
         return self.action.run()
 
 
+@dataclass(frozen=True)
+class Ablate:
+    """Train the networks of one of the paper's tables alike, measure them alike, and write the table.
+
+    lmfn ablate encoder --data data/GoPro -o runs/ablations --steps 3000 -- --pairs data/GoPro --batch 8 --patch 128
+    """
+
+    table: Positional[Literal["rfdbs", "encoder", "attention", "similarity", "presets"]]
+    train: Positional[tuple[str, ...]]
+    """After --, what train.py is told beside the network, steps and seed: data, batch, patch, rate."""
+    data: Path
+    """Pairs to measure on (their test part, where they have parts)."""
+    out: Output
+    """Folder for runs and tables. Tables share their runs; what was cut off goes on."""
+    steps: int
+    seeds: tuple[int, ...] = (0,)
+    """Train each network once with each of these."""
+    images: int | None = None
+    """Measure on this many of the pairs, spread evenly (default: all)."""
+    device: str | None = None
+    """A torch device to measure on; default: a GPU where there is one."""
+
+    def run(self) -> bool:
+        text = ablate(
+            self.table,
+            data.find_pairs(self.data, split="test"),
+            self.out,
+            steps=self.steps,
+            seeds=self.seeds,
+            images=self.images,
+            settings=self.train,
+            device=choose_device(self.device),
+        )
+        print(text)
+        return True
+
+
 Verb = (
     Annotated[Deblur, subcommand("deblur")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Data, subcommand("data")]
+    | Annotated[Ablate, subcommand("ablate")]
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `lmfn` with these arguments (default: the process's): 0, or 1 where something went wrong and was said."""
-    verb: Deblur | Evaluate | Data = tyro.cli(
+    verb: Deblur | Evaluate | Data | Ablate = tyro.cli(
         Verb,
         config=(OmitSubcommandPrefixes,),
         prog="lmfn",

@@ -1,142 +1,37 @@
 """What a network does for a set of pairs: PSNR and SSIM by a named protocol, those of the blurred input, and time.
 
 pairs = find_pairs("GoPro", split="test")
-evaluation = evaluate(LMFN.from_pretrained("runs/first"), pairs, protocol="gopro", device="cuda")
+evaluation = evaluate(LMFN.from_pretrained("runs/first"), pairs, protocol="gopro", device="cuda", out=Path("results"))
 print(evaluation.table())
-evaluation.write(Path("gopro.json"))
 """
 
-import json
-import math
+import contextlib
+import hashlib
+import os
 import platform
-import statistics
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import lmfn_kernels
-from lmfn import checkpoint, images
+from lmfn import images, report
 from lmfn.data.layouts import Pair, PairSet
 from lmfn.device import Precision, autocast, check_precision
-from lmfn.metrics import METRICS, PROTOCOLS, WINDOW
+from lmfn.metrics import SMALLEST
+from lmfn.protocols import PROTOCOLS, require
+from lmfn.results import Complexity, Evaluation, Journal, Row
 
-LABELS = {"psnr": ("PSNR (dB)", 2), "ssim_gauss2d": ("SSIM gauss2d", 4), "ssim_matlab3d": ("SSIM matlab3d", 4)}
-"""How a metric is called in a table, and with how many decimals."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image of an evaluation."""
-
-    name: str
-    height: int
-    width: int
-    blurred: dict[str, float]
-    """The metrics of the blurred input itself."""
-    deblurred: dict[str, float]
-    """The metrics of the network's output."""
-    seconds: float
-    """Time of the forward pass alone."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Numbers with all that they depend on."""
-
-    protocol: str
-    metrics: tuple[str, ...]
-    layout: str
-    """The layout that the data set was recognised by; of GoPro, with the folder of blurred images, e.g. `GoPro (blur)`,
-    `GoPro (blur_gamma)`."""
-    data: str
-    """Name of the data set's folder."""
-    split: str | None
-    weights: str
-    config: dict[str, Any]
-    """The network's `LMFNConfig`; empty for a network that has none."""
-    parameters: int
-    gmacs: dict[str, float]
-    """1e9 multiply-adds of the convolutions and matrix products for one image of that size (`1280x720`, `256x256`)."""
-    precision: str
-    device: str
-    threads: int
-    torch: str
-    rows: tuple[Row, ...]
-
-    @property
-    def blurred(self) -> dict[str, float]:
-        """Means over the set of the blurred inputs' metrics; infinite where an image's is."""
-        return {metric: statistics.fmean(row.blurred[metric] for row in self.rows) for metric in self.metrics}
-
-    @property
-    def deblurred(self) -> dict[str, float]:
-        """Means over the set of the outputs' metrics; infinite where an image's is."""
-        return {metric: statistics.fmean(row.deblurred[metric] for row in self.rows) for metric in self.metrics}
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width that most images have."""
-        return Counter((row.height, row.width) for row in self.rows).most_common(1)[0][0]
-
-    @property
-    def seconds(self) -> float:
-        """Median time of a forward pass over the images of the most common size."""
-        return statistics.median(row.seconds for row in self.rows if (row.height, row.width) == self.size)
-
-    def table(self) -> str:
-        """The means and what they depend on, as text of a dozen lines."""
-        lines = [f"{'':<15}{'blurred':>10}{'deblurred':>12}{'gain':>10}"]
-        before, after = self.blurred, self.deblurred
-        for metric in self.metrics:
-            label, digits = LABELS[metric]
-            a, b = before[metric], after[metric]
-            gain = 0.0 if a == b else b - a  # the difference of two infinite means is not a number
-            lines.append(f"{label:<15}{a:>10.{digits}f}{b:>12.{digits}f}{gain:>+10.{digits}f}")
-        height, width = self.size
-        work = ", ".join(f"{gmacs:.2f} at {size}" for size, gmacs in self.gmacs.items())
-        split = f", {self.split}" if self.split else ""
-        facts = {
-            "protocol": f"{self.protocol}: {PROTOCOLS[self.protocol].description}",
-            "data": f"{self.data}{split}, layout {self.layout}, {len(self.rows)} pairs",
-            "weights": self.weights,
-            "parameters": f"{self.parameters:,}",
-            "GMACs": work,
-            "time": f"{self.seconds * 1e3:.1f} ms, the median at {width}x{height}, {self.precision}",
-            "device": f"{self.device}, {self.threads} CPU threads, torch {self.torch}",
-        }
-        return "\n".join([*lines, "", *(f"{name:<15}{text}" for name, text in facts.items())])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON knows it. An infinite PSNR, which JSON does not know, is the string "inf": Python's
-        `float` reads both."""
-        height, width = self.size
-        means = {"blurred": self.blurred, "deblurred": self.deblurred}
-        timing = {"seconds": self.seconds, "size": f"{width}x{height}"}
-        content = asdict(self)
-        rows = content.pop("rows")
-        return cast(dict[str, Any], _json(content | {"pairs": len(rows), "means": means, "time": timing, "rows": rows}))
-
-    def write(self, path: Path) -> None:
-        """Replace `path` by `to_dict` as a JSON file."""
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
-        checkpoint.replace_file(path, (text + "\n").encode())
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(item) for item in value]
-    return "inf" if value == math.inf else value
+__all__ = ["Evaluation", "Evaluator", "Row", "count_gmacs", "evaluate", "measure_complexity"]
 
 
 class Evaluator:
@@ -145,11 +40,13 @@ class Evaluator:
     Images are read, and the blurred inputs measured, in the first call; later calls use these metrics again and, with
     `keep`, the decoded images too (6 bytes a pixel of a pair in the host's memory).
 
-    `protocol` is a name in `metrics.PROTOCOLS`; `metrics` are those of it to measure (default: all). The network runs
-    on `device`, one image at a time, by autocast where `precision` is not `fp32`.
+    `protocol` is a name in `protocols.PROTOCOLS`; `metrics` are those of it to measure (default: all but those that are
+    only measured where asked for). The network runs on `device`, on up to `batch` images of the same size at a time, by
+    autocast where `precision` is not `fp32`; an image's result depends on the others of its batch at most by rounding.
 
-    Raises ValueError, before any image is read, for an empty set, an unknown protocol, metric or precision, for pairs
-    whose images differ in size or are too small to be measured, and for fp16 on a CPU.
+    Raises ValueError, before any image is decoded, for an empty set, an unknown protocol, metric or precision, a
+    package that is missing, a batch below 1, pairs whose images differ in size or are too small to be measured, pairs
+    that the protocol is not for, and for fp16 on a CPU.
     """
 
     def __init__(
@@ -160,6 +57,7 @@ class Evaluator:
         device: torch.device | str,
         precision: Precision = "fp32",
         metrics: Sequence[str] | None = None,
+        batch: int = 1,
         keep: bool = False,
         progress: bool = True,
     ) -> None:
@@ -168,91 +66,164 @@ class Evaluator:
         self.device = torch.device(device)
         check_precision(self.device, precision)
         self.measured_on = torch.device("cpu") if self.device.type == "mps" else self.device  # mps has no float64
-        self.prepare, known = PROTOCOLS[protocol].prepare, PROTOCOLS[protocol].metrics
-        self.metrics = known if metrics is None else tuple(metrics)
+        self.rules = PROTOCOLS[protocol]
+        self.metrics = self.rules.metrics if metrics is None else tuple(metrics)
+        known = (*self.rules.metrics, *self.rules.more)
         for metric in self.metrics:
             if metric not in known:
                 raise ValueError(f"protocol {protocol} does not measure {metric!r}; it measures {', '.join(known)}")
-        self.pairs, self.protocol, self.precision = pairs, protocol, precision
+        if self.rules.needs:
+            require(self.rules.needs, f"protocol {protocol}", "eval")
+        if "lpips" in self.metrics:
+            require("lpips", "the metric lpips", "lpips")
+        if batch < 1:
+            raise ValueError(f"batch is {batch}; it must be at least 1")
+        self.pairs, self.protocol, self.precision, self.batch = pairs, protocol, precision, batch
         self.keep, self.progress = keep, progress
-        self._images: dict[Pair, tuple[Tensor, Tensor]] = {}
+        self._images: dict[Path, Tensor] = {}
         self._blurred: dict[Pair, dict[str, float]] = {}
         if not len(pairs):
             raise ValueError(f"{pairs.root} holds no pairs; there is nothing to evaluate")
-        smallest = len(WINDOW) if "ssim_gauss2d" in self.metrics else 1
+        smallest = max(SMALLEST.get(metric, 1) for metric in self.metrics)
+        self._sizes: dict[Pair, tuple[int, int]] = {}
         for pair in pairs:
-            blurred, sharp = images.read_size(pair.blurred), images.read_size(pair.sharp)
-            if blurred != sharp:
+            if self.rules.frames and not pair.frames:
                 raise ValueError(
-                    f"{pair.blurred} is {blurred[1]}x{blurred[0]} but {pair.sharp} is {sharp[1]}x{sharp[0]}; "
-                    "the images of a pair must have the same size"
+                    f"protocol {protocol} is for Koehler's set, and {pairs.root} is {pairs.layout}; use plain"
                 )
-            if min(blurred) < smallest:
+            size = self._sizes[pair] = images.read_size(pair.blurred)
+            for sharp in self._sharps(pair):
+                other = images.read_size(sharp)
+                if size != other:
+                    raise ValueError(
+                        f"{pair.blurred} is {size[1]}x{size[0]} but {sharp} is {other[1]}x{other[0]}; "
+                        "the images of a pair must have the same size"
+                    )
+            if min(size) < smallest:
                 raise ValueError(
-                    f"{pair.blurred} is {blurred[1]}x{blurred[0]}; SSIM gauss2d needs at least {smallest}x{smallest}"
+                    f"{pair.blurred} is {size[1]}x{size[0]}; {', '.join(self.metrics)} need at least "
+                    f"{smallest}x{smallest}"
                 )
 
-    def __call__(self, model: nn.Module, weights: str = "not named") -> Evaluation:
-        """Measure a network that takes and gives `[1, 3, H, W]` in [0, 1]. It is moved to the device, and is in the
-        mode (training or evaluation) it was in afterwards. `weights` is what the report calls its weights.
+    def __call__(
+        self,
+        model: nn.Module,
+        weights: str = "not named",
+        *,
+        out: Path | None = None,
+        process: int = 0,
+        processes: int = 1,
+    ) -> Evaluation:
+        """Measure a network that takes and gives `[B, 3, H, W]` in [0, 1]. It is moved to the device, and afterwards in
+        the mode (training or evaluation) it was in. `weights` is what the report calls its weights.
 
-        Raises FloatingPointError, naming the image, where an output is not finite.
+        With a folder `out`, every image's row is kept there as soon as it is known (`Journal`), and rows that are there
+        are not measured again. Where this is one of several processes of a torch.distributed group, each measures its
+        share, and all get the whole.
+
+        Raises FloatingPointError, naming the image, where an output is not finite, ArithmeticError where the protocol
+        cannot measure it, and ValueError where `out` holds another evaluation.
         """
         training = model.training
         model.to(self.device).eval()
+        sha256 = fingerprint(model)
+        config = getattr(model, "config", None)
+        facts: dict[str, Any] = {
+            "protocol": self.protocol,
+            "metrics": self.metrics,
+            "layout": self.pairs.layout,
+            "data": self.pairs.root.resolve().name,
+            "split": self.pairs.split,
+            "sha256": sha256,
+            "precision": self.precision,
+        }
         try:
-            gmacs = {f"{w}x{h}": count_gmacs(model, h, w) for h, w in ((720, 1280), (256, 256))}
-            rows = tuple(self._rows(model))
+            complexity = measure_complexity(model)
+            journal = None
+            done: dict[str, Row] = {}
+            if out is not None:
+                journal = Journal(out, facts, self.metrics)
+                if process == 0:
+                    journal.begin()
+                _wait(processes)
+                done = journal.rows()
+                _wait(processes)  # all have read before one writes
+            batches = self._batches([pair for pair in self.pairs if pair.name not in done])[process::processes]
+            for row in self._rows(model, batches, progress=self.progress and process == 0):
+                done[row.name] = row
+                if journal is not None:
+                    journal.add([row])
         finally:
             model.train(training)
-        config = getattr(model, "config", None)
+        if processes > 1:
+            shares: list[Any] = [None] * processes
+            dist.all_gather_object(shares, done)
+            for share in shares:
+                done |= share
         return Evaluation(
-            protocol=self.protocol,
-            metrics=self.metrics,
-            layout=self.pairs.layout,
-            data=self.pairs.root.resolve().name,
-            split=self.pairs.split,
+            **facts,
             weights=weights,
             config=asdict(config) if is_dataclass(config) and not isinstance(config, type) else {},
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            gmacs=gmacs,
-            precision=self.precision,
+            complexity=complexity,
+            batch=self.batch,
             device=device_name(self.device),
             threads=torch.get_num_threads(),
             torch=torch.__version__,
-            rows=rows,
+            rows=tuple(done[pair.name] for pair in self.pairs),
         )
 
     @torch.inference_mode()
-    def _rows(self, model: nn.Module) -> list[Row]:
-        rows: list[Row] = []
-        for pair in tqdm(self.pairs, desc="evaluate", unit="image", disable=not self.progress):
-            blurred, sharp = self._read(pair)
-            if pair not in self._blurred:
-                self._blurred[pair] = self._measure(blurred, sharp)
-            if not rows:
-                self._forward(model, blurred)  # the first pass also loads, plans and compiles
-            output, seconds = self._forward(model, blurred)
-            if not output.isfinite().all():
-                raise FloatingPointError(
-                    f"the network's output for {pair.name} ({pair.blurred}) is not finite at precision "
-                    f"{self.precision}; try fp32, and if it stays so, the weights are broken"
-                )
-            height, width = blurred.shape[2:]
-            deblurred = self._measure(output, sharp)
-            rows.append(Row(pair.name, height, width, self._blurred[pair], deblurred, seconds))
-        return rows
+    def show(self, model: nn.Module, pair: Pair) -> list[np.ndarray]:
+        """Blurred, deblurred and sharp, uint8 `[H, W, 3]`, for the eye; of a network that has been measured."""
+        blurred, training = self._read(pair.blurred), model.training
+        output, _ = self._forward(model.eval(), blurred)
+        model.train(training)
+        shown = (blurred, output.clamp(0, 1), self._read(pair.sharp))
+        return [(image[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy() for image in shown]
 
-    def _read(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """Blurred and sharp, float64 `[1, 3, H, W]`, so that the 256 levels are exact; in channels-last order as files
-        are, which is also the faster one for convolutions."""
-        decoded = self._images.get(pair)
+    def _sharps(self, pair: Pair) -> tuple[Path, ...]:
+        return pair.frames if self.rules.frames else (pair.sharp,)
+
+    def _batches(self, pairs: Sequence[Pair]) -> list[list[Pair]]:
+        """Pairs of the same size together, up to `batch`, in their order."""
+        by_size: dict[tuple[int, int], list[Pair]] = {}
+        for pair in pairs:
+            by_size.setdefault(self._sizes[pair], []).append(pair)
+        return [same[n : n + self.batch] for same in by_size.values() for n in range(0, len(same), self.batch)]
+
+    @torch.inference_mode()
+    def _rows(self, model: nn.Module, batches: Sequence[Sequence[Pair]], progress: bool) -> Iterator[Row]:
+        warm = False
+        with tqdm(total=sum(map(len, batches)), desc="evaluate", unit="image", disable=not progress) as bar:
+            for batch in batches:
+                blurred = torch.cat([self._read(pair.blurred) for pair in batch])
+                if not warm:
+                    self._forward(model, blurred)  # the first pass also loads, plans and compiles
+                    warm = True
+                outputs, seconds = self._forward(model, blurred)
+                for n, pair in enumerate(batch):
+                    if pair not in self._blurred:
+                        self._blurred[pair] = self._measure(blurred[n : n + 1], pair, "blurred input")
+                    output = outputs[n : n + 1]
+                    if not output.isfinite().all():
+                        raise FloatingPointError(
+                            f"the network's output for {pair.name} ({pair.blurred}) is not finite at precision "
+                            f"{self.precision}; try fp32, and if it stays so, the weights are broken"
+                        )
+                    deblurred = self._measure(output, pair, "network's output")
+                    yield Row(pair.name, *self._sizes[pair], self._blurred[pair], deblurred, seconds / len(batch))
+                    bar.update()
+
+    def _read(self, path: Path) -> Tensor:
+        """Float64 `[1, 3, H, W]`, so that the 256 levels are exact; in channels-last order as files are, which is also
+        the faster one for convolutions."""
+        decoded = self._images.get(path)
         if decoded is None:
-            decoded = torch.from_numpy(images.read_rgb(pair.blurred)), torch.from_numpy(images.read_rgb(pair.sharp))
-            if self.keep:
-                self._images[pair] = decoded
-        blurred, sharp = (image.to(self.measured_on)[None].permute(0, 3, 1, 2).double() / 255 for image in decoded)
-        return blurred, sharp
+            decoded = torch.from_numpy(images.read_rgb(path))
+            if not self.keep:
+                self._images.clear()  # the last alone is kept: a sharp image is asked for twice in a row
+            self._images[path] = decoded
+        return decoded.to(self.measured_on)[None].permute(0, 3, 1, 2).double() / 255
 
     def _forward(self, model: nn.Module, blurred: Tensor) -> tuple[Tensor, float]:
         """The output, float64, and the seconds from one idle moment of the device to the next."""
@@ -269,9 +240,11 @@ class Evaluator:
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
-    def _measure(self, image: Tensor, sharp: Tensor) -> dict[str, float]:
-        image = self.prepare(image)
-        return {metric: METRICS[metric](image, sharp).item() for metric in self.metrics}
+    def _measure(self, image: Tensor, pair: Pair, what: str) -> dict[str, float]:
+        try:
+            return self.rules.measure(image, map(self._read, self._sharps(pair)), self.metrics)
+        except ArithmeticError as error:
+            raise ArithmeticError(f"protocol {self.protocol}, the {what} for {pair.blurred}: {error}") from error
 
 
 def evaluate(
@@ -282,14 +255,65 @@ def evaluate(
     device: torch.device | str,
     precision: Precision = "fp32",
     metrics: Sequence[str] | None = None,
+    batch: int = 1,
     weights: str = "not named",
+    out: Path | None = None,
+    worst: int = 4,
     progress: bool = True,
 ) -> Evaluation:
-    """Measure one network once: an `Evaluator` made and called, which see for what is raised."""
+    """Measure one network once: an `Evaluator` made and called, which see for what is raised; shared out among the
+    processes where torchrun started several.
+
+    With a folder `out`, it is left there: `images.csv` and `settings.json` (from which a run that was cut off goes on),
+    `summary.json`, and the `report.html` and strips of `report.write`, of the `worst` images (and as many best).
+    """
     evaluator = Evaluator(
-        pairs, protocol=protocol, device=device, precision=precision, metrics=metrics, progress=progress
+        pairs, protocol=protocol, device=device, precision=precision, metrics=metrics, batch=batch, progress=progress
     )
-    return evaluator(model, weights)
+    with process_group() as (process, processes):
+        evaluation = evaluator(model, weights, out=out, process=process, processes=processes)
+        if out is not None and process == 0:
+            evaluation.write(out / "summary.json")
+            report.write(out, evaluation, pairs, lambda pair: evaluator.show(model, pair), worst)
+        _wait(processes)
+    return evaluation
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[tuple[int, int]]:
+    """This process's number and how many there are: those that torchrun started, or 0 and 1."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield 0, 1
+        return
+    dist.init_process_group("gloo")  # rows are exchanged, nothing on the device
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def _wait(processes: int) -> None:
+    if processes > 1:
+        dist.barrier()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The SHA-256 of a network's parameters and buffers: names, shapes, types and values."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def measure_complexity(model: nn.Module) -> Complexity:
+    """Parameters, their bytes, and GMACs at 256x256 and 1280x720."""
+    parameters = list(model.parameters())
+    return Complexity(
+        sum(parameter.numel() for parameter in parameters),
+        sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        {f"{w}x{h}": count_gmacs(model, h, w) for h, w in ((256, 256), (720, 1280))},
+    )
 
 
 def count_gmacs(model: nn.Module, height: int, width: int) -> float:

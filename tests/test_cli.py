@@ -54,14 +54,15 @@ def test_deblur_without_weights_says_how_to_get_some(photos: Path, capsys: pytes
 
 
 def test_data_and_evaluate(photos: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs, file = photos.parent / "pairs", photos.parent / "result.json"
+    pairs, out = photos.parent / "pairs", photos.parent / "result"
     assert cli.main(["data", "synth", str(photos), "-o", str(pairs), "--blur.length", "3", "5", "--seed", "4"]) == 0
     assert cli.main(["data", "check", str(pairs)]) == 0
     assert "3 pairs" in capsys.readouterr().out
-    arguments = ["evaluate", "--data", str(pairs), "--weights", weights, "--json", str(file), "--protocol", "gopro"]
+    arguments = ["evaluate", "--data", str(pairs), "--weights", weights, "-o", str(out), "--protocol", "gopro"]
     assert cli.main(arguments) == 0
     assert "SSIM matlab3d" in capsys.readouterr().out
-    content = json.loads(file.read_text())
+    assert (out / "report.html").is_file()
+    content = json.loads((out / "summary.json").read_text())
     assert content["protocol"] == "gopro"
     assert len(content["rows"]) == 3
     two_folders = ["--data", str(pairs / "blur"), "--sharp", str(pairs / "sharp"), "--weights", weights]

@@ -2,7 +2,11 @@
 
 import json
 import math
+import re
+import subprocess
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +19,13 @@ from torch import nn
 
 from lmfn import LMFN, images
 from lmfn import evaluate as module
-from lmfn.data.layouts import Pair, PairSet
-from lmfn.evaluate import Evaluation, Evaluator, Row, count_gmacs, device_name, evaluate
-from lmfn.metrics import METRICS
+from lmfn.data.layouts import Pair, PairSet, find_pairs
+from lmfn.evaluate import Evaluation, Evaluator, Row, count_gmacs, device_name, evaluate, fingerprint
+from lmfn.metrics import psnr, ssim_gauss2d, ssim_matlab3d
+from lmfn.protocols import METRICS as ALL_METRICS
+from lmfn.results import Complexity
+
+METRICS = {"psnr": psnr, "ssim_gauss2d": ssim_gauss2d, "ssim_matlab3d": ssim_matlab3d}
 
 SIZES = [(65, 48), (70, 83), (70, 83)]
 CPU = torch.device("cpu")
@@ -154,8 +162,10 @@ def test_the_report_holds_what_the_numbers_depend_on(pairs, tmp_path):
     assert (content["data"], content["layout"], content["split"]) == (pairs.root.name, "flat pairs", "test")
     assert content["pairs"] == 3
     assert (content["weights"], content["config"]) == ("runs/first", asdict(model.config))
-    assert content["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert content["gmacs"] == {"1280x720": count_gmacs(model, 720, 1280), "256x256": count_gmacs(model, 256, 256)}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    gmacs = {"256x256": count_gmacs(model, 256, 256), "1280x720": count_gmacs(model, 720, 1280)}
+    assert content["complexity"] == {"parameters": parameters, "bytes": 4 * parameters, "gmacs": gmacs}
+    assert content["sha256"] == fingerprint(model)
     assert (content["precision"], content["device"]) == ("bf16", device_name(CPU))
     assert (content["threads"], content["torch"]) == (torch.get_num_threads(), torch.__version__)
     assert content["means"] == {"blurred": evaluation.blurred, "deblurred": evaluation.deblurred}
@@ -175,10 +185,11 @@ def test_the_table_reads_so():
         data="GOPRO_Large",
         split="test",
         weights="lmfn-gopro",
+        sha256="0123456789abcdef",
         config={},
-        parameters=1248621,
-        gmacs={"1280x720": 75.83154464, "256x256": 5.4},
+        complexity=Complexity(1248621, 4994484, {"256x256": 5.4, "1280x720": 75.83154464}),
         precision="bf16",
+        batch=2,
         device="NVIDIA H200",
         threads=8,
         torch="2.13.0",
@@ -197,10 +208,10 @@ def test_the_table_reads_so():
         "\n"
         "protocol       gopro: as GoPro's tables: RGB rounded to 8 bits, PSNR and SSIM an image, then their means\n"
         "data           GOPRO_Large, test, layout GoPro (blur_gamma), 4 pairs\n"
-        "weights        lmfn-gopro\n"
-        "parameters     1,248,621\n"
-        "GMACs          75.83 at 1280x720, 5.40 at 256x256\n"
-        "time           20.0 ms, the median at 1280x720, bf16\n"
+        "weights        lmfn-gopro (sha256 0123456789ab)\n"
+        "parameters     1,248,621 (4,994,484 bytes)\n"
+        "GMACs          5.40 at 256x256, 75.83 at 1280x720\n"
+        "time           20.0 ms an image, median at 1280x720, bf16, batch 2\n"
         "device         NVIDIA H200, 8 CPU threads, torch 2.13.0"
     )
 
@@ -210,7 +221,7 @@ def test_the_network_is_run_once_to_warm_up_and_once_an_image(pairs):
     evaluator = Evaluator(pairs, protocol="plain", device="cpu", progress=False)
     evaluator(model)
     sizes = [(1, 3, height, width) for height, width in SIZES]
-    assert model.seen[:2] == [(1, 3, 720, 1280), (1, 3, 256, 256)]  # the counting of GMACs, on shapes alone
+    assert model.seen[:2] == [(1, 3, 256, 256), (1, 3, 720, 1280)]  # the counting of GMACs, on shapes alone
     assert model.seen[2:] == [sizes[0], *sizes]
     assert not any(model.graphs)
 
@@ -218,7 +229,7 @@ def test_the_network_is_run_once_to_warm_up_and_once_an_image(pairs):
 @pytest.mark.parametrize(("keep", "reads"), [(True, 6), (False, 12)])
 def test_validating_again_measures_no_blurred_image_again(pairs, monkeypatch, keep, reads):
     calls = {"psnr": 0, "read": 0}
-    psnr, read_rgb = METRICS["psnr"], images.read_rgb
+    read_rgb = images.read_rgb
 
     def counted(name, function):
         def call(*arguments):
@@ -227,7 +238,7 @@ def test_validating_again_measures_no_blurred_image_again(pairs, monkeypatch, ke
 
         return call
 
-    monkeypatch.setitem(METRICS, "psnr", counted("psnr", psnr))
+    monkeypatch.setitem(ALL_METRICS, "psnr", counted("psnr", psnr))
     monkeypatch.setattr(images, "read_rgb", counted("read", read_rgb))
     evaluator = Evaluator(
         pairs, protocol="plain", device="cpu", metrics=("psnr", "ssim_gauss2d"), keep=keep, progress=False
@@ -280,10 +291,13 @@ def test_bf16_is_used_and_changes_little(pairs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocol": "hide"}, "unknown protocol 'hide'; there are gopro, plain"),
+        ({"protocol": "coco"}, "unknown protocol 'coco'; there are plain, gopro, hide, realblur, koehler"),
         ({"precision": "fp64"}, "precision is 'fp64'; it must be one of fp32, bf16, fp16"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
-        ({"metrics": ("lpips",)}, "protocol plain does not measure 'lpips'; it measures psnr, ssim_gauss2d"),
+        ({"metrics": ("fid",)}, "protocol plain does not measure 'fid'; it measures psnr, ssim_gauss2d"),
+        ({"protocol": "realblur", "metrics": ("lpips",)}, "realblur does not measure 'lpips'; it measures psnr, ssim"),
+        ({"protocol": "koehler"}, "protocol koehler is for Koehler's set, and .* is flat pairs; use plain"),
+        ({"batch": 0}, "batch is 0; it must be at least 1"),
     ],
 )
 def test_wrong_arguments_are_refused(pairs, options, message):
@@ -325,7 +339,7 @@ def small(tmp_path):
 
 @pytest.mark.usefixtures("unread")
 def test_images_too_small_for_gauss2d_are_refused_before_any_is_read(small):
-    with pytest.raises(ValueError, match=r"blurred\.png is 40x10.* at least 11x11"):
+    with pytest.raises(ValueError, match=r"blurred\.png is 40x10; .*ssim_gauss2d.* need at least 11x11"):
         run(Brighter(), small)
 
 
@@ -370,3 +384,142 @@ def test_the_cpu_is_named_where_proc_names_it_and_where_it_does_not(tmp_path, mo
     assert device_name(CPU) == "riscv64"
     cpuinfo.write_text("processor\t: 0\nmodel name\t: Some CPU: 3 GHz\n")
     assert device_name(CPU) == "Some CPU: 3 GHz"
+
+
+def without_times(evaluation):
+    return [replace(row, seconds=0) for row in evaluation.rows]
+
+
+def test_batches_change_nothing_but_rounding(pairs):
+    model = tiny()
+    one, three = run(model, pairs), run(model, pairs, batch=3)
+    assert (one.batch, three.batch) == (1, 3)
+    for a, b in zip(one.rows, three.rows, strict=True):
+        assert (a.name, a.blurred) == (b.name, b.blurred)
+        for metric in METRICS:
+            assert b.deblurred[metric] == pytest.approx(a.deblurred[metric], abs=1e-4)
+    seen = Brighter()
+    run(seen, pairs, batch=3)
+    assert seen.seen[2:] == [(1, 3, *SIZES[0])] * 2 + [(2, 3, *SIZES[1])]
+
+
+def test_what_is_left_in_the_folder(pairs, tmp_path):
+    model = tiny()
+    evaluation = run(model, pairs, out=tmp_path / "new", worst=1, weights="<tiny>")
+    files = sorted(path.relative_to(tmp_path / "new").as_posix() for path in (tmp_path / "new").rglob("*.*"))
+    strips = [file for file in files if file.startswith("strips")]
+    assert files == ["images.csv", "report.html", "settings.json", *strips, "summary.json"]
+    assert json.loads((tmp_path / "new" / "summary.json").read_text()) == evaluation.to_dict()
+    gains = sorted(evaluation.rows, key=lambda row: row.deblurred["psnr"] - row.blurred["psnr"])
+    assert strips == [f"strips/best-1-{gains[-1].name}.png", f"strips/worst-1-{gains[0].name}.png"]
+    pair = pairs.pairs[int(gains[0].name)]
+    shown = skimage.io.imread(tmp_path / "new" / strips[1])
+    width = gains[0].width
+    assert shown.shape == (gains[0].height, 3 * width, 3)
+    np.testing.assert_array_equal(shown[:, :width], skimage.io.imread(pair.blurred))
+    np.testing.assert_array_equal(shown[:, 2 * width :], skimage.io.imread(pair.sharp))
+    middle = torch.from_numpy(shown[:, width : 2 * width] / 255).permute(2, 0, 1)[None]
+    sharp = torch.from_numpy(shown[:, 2 * width :] / 255).permute(2, 0, 1)[None]
+    assert psnr(middle, sharp).item() == pytest.approx(gains[0].deblurred["psnr"], abs=1e-9)
+
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert page.count('<input type="range"') == 2
+    assert page.count("<img ") == 4
+    assert "&lt;tiny&gt;" in page
+    assert "<tiny>" not in page
+    assert "default-src 'none'" in page
+    assert not re.search(r"""(src|href)=["'](?!data:image/webp;base64,)|url\(|https?:|@import""", page)
+    for row in evaluation.rows:
+        assert f"<td>{row.name}</td><td>{row.width}x{row.height}</td><td>{row.blurred['psnr']:.2f}</td>" in page
+
+
+def test_an_evaluation_that_was_cut_off_goes_on(pairs, tmp_path):
+    model, whole = tiny(), run(tiny(), pairs)
+    run(model, pairs, out=tmp_path, worst=0)
+    lines = (tmp_path / "images.csv").read_text().splitlines(keepends=True)
+    assert len(lines) == 4
+    (tmp_path / "images.csv").write_text(lines[0] + lines[2] + lines[3][:-9])  # of the last line a part, of one nothing
+    seen = []
+    hook = model.register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape)))
+    resumed = run(model, pairs, out=tmp_path, worst=0)
+    hook.remove()
+    assert seen[2:] == [(1, 3, *SIZES[0])] * 2 + [(1, 3, *SIZES[2])]
+    assert without_times(resumed) == without_times(whole)
+    assert sorted(line.split(",")[0] for line in (tmp_path / "images.csv").read_text().splitlines()) == [
+        "0", "1", "2", "name"
+    ]  # fmt: skip
+    again = run(model, pairs, out=tmp_path, worst=0)
+    assert again.rows == resumed.rows  # to the bit, times too: nothing was measured
+
+
+def test_a_folder_of_another_evaluation_is_refused(pairs, tmp_path):
+    run(tiny(), pairs, out=tmp_path, worst=0)
+    before = (tmp_path / "images.csv").read_text()
+    with pytest.raises(ValueError, match=r"holds an evaluation with another protocol; name another folder"):
+        run(tiny(), pairs, out=tmp_path, protocol="gopro")
+    with pytest.raises(ValueError, match=r"another sha256"):
+        run(LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1), pairs, out=tmp_path)
+    assert (tmp_path / "images.csv").read_text() == before
+    (tmp_path / "images.csv").write_text(before.replace("\n1,", "\n1,x", 1))
+    with pytest.raises(ValueError, match=r"images\.csv, line 3 is broken"):
+        run(tiny(), pairs, out=tmp_path)
+
+
+def test_what_was_measured_before_a_failure_is_kept(pairs, tmp_path):
+    outputs = [torch.zeros(1, 3, *size) for size in SIZES]
+    outputs[2][:] = math.nan
+    with pytest.raises(FloatingPointError, match="output for 2 "):
+        run(Oracle(outputs), pairs, out=tmp_path)
+    assert [line.split(",")[0] for line in (tmp_path / "images.csv").read_text().splitlines()] == ["name", "0", "1"]
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_several_processes_share_the_images_out(pairs, tmp_path):
+    weights = tmp_path / "weights"
+    tiny().save_pretrained(weights)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [
+        "--no-python",
+        Path(sys.executable).with_name("lmfn"),
+        "evaluate",
+        "--data",
+        pairs.root,
+        "--weights",
+        weights,
+        "-o",
+        tmp_path / "two",
+    ]
+    said = subprocess.run([*map(str, command), "--device", "cpu"], check=True, capture_output=True, text=True)
+    assert said.stdout.count("PSNR (dB)") == 1
+    content = json.loads((tmp_path / "two" / "summary.json").read_text())
+    one = run(LMFN.from_pretrained(weights), pairs).to_dict()
+    for row in [*content["rows"], *one["rows"]]:
+        row.pop("seconds")
+    assert content["rows"] == one["rows"]
+
+
+def test_koehlers_frames_are_read_in_the_protocol(tmp_path):
+    photo = skimage.data.astronaut()[100:270, 150:325]
+    for number in (1, 2, 3):
+        file = tmp_path / "Image1" / "Kernel1" / f"GroundTruth1_1_{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        skimage.io.imsave(file, np.roll(photo, number - 2, axis=1))
+    skimage.io.imsave(tmp_path / "Blurry1_1.png", scipy.ndimage.gaussian_filter(photo, (0, 2, 0)))
+    shots = find_pairs(tmp_path)
+    evaluation = run(Brighter(0.9), shots, protocol="koehler")
+    [row] = evaluation.rows
+    assert list(row.blurred) == ["psnr", "ms_ssim"]
+    # The network only darkens, which the protocol undoes, but for the rounding to 8 bits.
+    assert row.deblurred["psnr"] == pytest.approx(row.blurred["psnr"], abs=0.01)
+    assert "MS-SSIM" in evaluation.table()
+    frame = tmp_path / "Image1" / "Kernel1" / "GroundTruth1_1_2.png"
+    skimage.io.imsave(frame, photo[:-1])
+    with pytest.raises(ValueError, match=r"Blurry1_1\.png is 175x170 but .*GroundTruth1_1_2\.png is 175x169"):
+        run(Brighter(), shots, protocol="koehler")
+
+
+def test_what_cannot_be_aligned_is_named(pairs):
+    with pytest.raises(
+        ArithmeticError, match=r"protocol realblur, the network's output for .*0\.png: it cannot be aligned"
+    ):
+        run(Oracle([torch.zeros(1, 3, *size) for size in SIZES]), pairs, protocol="realblur")

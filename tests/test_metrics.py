@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from lmfn.metrics import METRICS, PROTOCOLS, psnr, ssim_gauss2d, ssim_matlab3d, to_8bit
+from lmfn.metrics import ms_ssim, psnr, ssim_gauss2d, ssim_matlab3d, to_8bit
+
+METRICS = {"psnr": psnr, "ssim_gauss2d": ssim_gauss2d, "ssim_matlab3d": ssim_matlab3d}
 
 PHOTO = skimage.data.astronaut() / 255.0
 
@@ -194,10 +196,61 @@ def test_gauss2d_needs_room_for_its_window(height, width):
         ssim_gauss2d(image, image)
 
 
-@pytest.mark.parametrize("name", ["gopro", "plain"])
-def test_protocols_round_to_8_bits_and_measure_what_is_named(name):
-    protocol = PROTOCOLS[name]
-    output = torch.tensor([-0.5, 0.1234, 0.5, 1.7])
-    torch.testing.assert_close(protocol.prepare(output) * 255, torch.tensor([0.0, 31, 128, 255]), rtol=0, atol=1e-4)
-    assert protocol.metrics == ("psnr", "ssim_gauss2d", "ssim_matlab3d")
-    assert set(protocol.metrics) <= set(METRICS)
+def test_masked_psnr_and_ssim_are_those_of_scikit_images_maps():
+    output, sharp = two_images(33, 47)
+    mask = np.zeros((33, 47))
+    mask[4:30, 9:] = 1
+    squares = ((output - sharp) ** 2)[mask == 1]
+    a, b, m = as_batch(output), as_batch(sharp), torch.from_numpy(mask)[None, None]
+    np.testing.assert_allclose(psnr(a, b, m), [-10 * np.log10(squares.mean())], rtol=0, atol=1e-9)
+    _, whole = structural_similarity(
+        output, sharp, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=2,
+        full=True,
+    )  # fmt: skip
+    kept = whole[5:-5, 5:-5][mask[5:-5, 5:-5] == 1]
+    np.testing.assert_allclose(ssim_gauss2d(a, b, m), [kept.mean()], rtol=0, atol=1e-9)
+    ones = torch.ones_like(m)
+    assert psnr(a, b, ones).item() == pytest.approx(psnr(a, b).item(), abs=1e-12)
+    assert ssim_gauss2d(a, b, ones).item() == pytest.approx(ssim_gauss2d(a, b).item(), abs=1e-12)
+
+
+def ms_ssim_text(x, y):
+    """Five scales of gray images, from the definition: whole windows by scipy, halves by hand."""
+    result = 1.0
+    for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+        if scale:
+            x, y = (half_text(image) for image in (x, y))
+        window = window3d()[5] / window3d()[5].sum()
+        mx, my, mxx, myy, mxy = (
+            scipy.ndimage.correlate(image, window)[5:-5, 5:-5] for image in (x, y, x * x, y * y, x * y)
+        )
+        structure = (2 * (mxy - mx * my) + 9e-4) / (mxx - mx**2 + myy - my**2 + 9e-4)
+        luminance = (2 * mx * my + 1e-4) / (mx**2 + my**2 + 1e-4) if scale == 4 else 1
+        result *= max((luminance * structure).mean(), 0) ** weight
+    return result
+
+
+def half_text(image):
+    rows = range(0, image.shape[0], 2)
+    columns = range(0, image.shape[1], 2)
+    return np.array(
+        [[np.pad(image, ((0, 1), (0, 1)), "edge")[y : y + 2, x : x + 2].mean() for x in columns] for y in rows]
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(161, 176), (187, 163)])
+def test_ms_ssim_is_that_of_the_definition(height, width):
+    pairs = [two_images(height, width, 1, noise, seed) for seed, noise in enumerate((0.02, 0.3))]
+    measured = ms_ssim(as_batch(*(a for a, _ in pairs)), as_batch(*(b for _, b in pairs)))
+    expected = [ms_ssim_text(a[..., 0], b[..., 0]) for a, b in pairs]
+    assert expected[1] < expected[0] - 0.1
+    np.testing.assert_allclose(measured, expected, rtol=0, atol=1e-9)
+
+
+def test_ms_ssim_of_extremes():
+    _, sharp = two_images(161, 161, 1)
+    sharp = as_batch(sharp)
+    assert ms_ssim(sharp, sharp).item() == pytest.approx(1, abs=1e-12)
+    assert ms_ssim(1 - sharp, sharp).item() == 0  # a negative structure has no real power
+    with pytest.raises(ValueError, match=r"at least 161 x 161, got shape \(1, 1, 160, 161\)"):
+        ms_ssim(sharp[:, :, 1:], sharp[:, :, 1:])

@@ -1,14 +1,17 @@
 """The folder layouts of deblurring data sets, recognised by themselves."""
 
+import csv
+import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from lmfn import images
+from lmfn.checkpoint import replace_file
 
 log = logging.getLogger("lmfn")
 
@@ -18,7 +21,11 @@ KNOWN = """GoPro: {train,test}/SEQUENCE/{blur,blur_gamma,sharp}/
   flat pairs: {train,val,test}/{blur,sharp}/, {input,target}/ or {lq,gt}/, also without the split's folder
   HIDE: train/, test/{test-close-ups,test-long-shot}/, GT/
   RealBlur: SCENE/{blur/blur_K.png,gt/gt_K.png}, or its lists of two columns, *_train_list.txt and *_test_list.txt
-  REDS: {train,val}_{blur,sharp}/SEQUENCE/"""
+  REDS: {train,val}_{blur,sharp}/SEQUENCE/
+  Koehler: Blurry{1..4}_{1..12}.png, Image{I}/Kernel{K}/GroundTruth{I}_{K}_{N}.png
+  or a folder with an index of `lmfn data prepare` (lmfn-index.csv)"""
+INDEX = "lmfn-index.csv"
+COLUMNS = ("layout", "split", "name", "blurred", "sharp")
 
 
 class DataError(ValueError):
@@ -37,6 +44,8 @@ class Pair:
     """Unique in its set, e.g. `GOPR0384_11_00/000001`."""
     blurred: Path
     sharp: Path
+    frames: tuple[Path, ...] = ()
+    """Koehler's set alone: the sharp images of all moments of the exposure, of which `sharp` is the middle one."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,8 @@ class PairSet:
     """The pairs that were found, and where."""
 
     layout: str
-    """What was recognised: `GoPro (blur)`, `GoPro (blur_gamma)`, `flat pairs`, `HIDE`, `RealBlur`, `REDS` or
-    `two folders`."""
+    """What was recognised: `GoPro (blur)`, `GoPro (blur_gamma)`, `flat pairs`, `HIDE`, `RealBlur`, `REDS`, `Koehler`
+    or `two folders`."""
     root: Path
     split: str | None
     """Which part was taken: `train`, `val` or `test`; None where the root has no such parts or all were taken."""
@@ -65,8 +74,8 @@ def find_pairs(
     """The pairs under `root`, in whichever of the known layouts it is; one line of the log says which.
 
     With `sharp`, `root` holds the blurred and `sharp` the sharp images, below both under equal names (suffixes may
-    differ). Otherwise `root` is in one of the layouts of GoPro, HIDE, RealBlur and REDS, a folder of flat pairs, or one
-    of RealBlur's list files.
+    differ). Otherwise `root` is in one of the layouts of GoPro, HIDE, RealBlur, REDS and Koehler, a folder of flat
+    pairs, one of RealBlur's list files, or a folder with an index (or the index itself) that `prepare` wrote.
 
     `split` ("train", "val", "test") is the part to take where the root has parts; a root without parts is taken whole.
     None takes all parts, and names then start with the part's. "test" takes `val` where there is no `test`, as in REDS.
@@ -82,14 +91,15 @@ def find_pairs(
         raise DataError(f"unknown variant {variant!r}; there are blur and blur_gamma")
     if sharp is not None:
         return _found("two folders", root, None, _match(_Folders(root, Path(sharp))))
+    file = root / INDEX if root.is_dir() else root
+    if file.name == INDEX and file.is_file():
+        return _indexed(file, split, variant)
     if root.is_file():
         return _found("RealBlur", root, None, _listed(root))
     if not root.is_dir():
         raise DataError(f"there is no folder {root}")
-    if any(root.glob("Blurry[1-4]_*.png")):
-        raise DataError(
-            f"{root} is the benchmark of Koehler et al., in which each blurred image has some 200 sharp ones: not pairs"
-        )
+    if any(root.glob("Blurry*_*.png")):
+        return _found("Koehler", root, None, _koehler(root))
     lists = _list_files(root)
     if lists:
         chosen = _choose(root, list(lists), split)
@@ -210,7 +220,7 @@ def _join(layout: str, root: Path, parts: dict[str, list[Pair]]) -> PairSet:
     if len(parts) == 1:
         [(split, pairs)] = parts.items()
         return _found(layout, root, split or None, pairs)
-    pairs = [Pair(f"{split}/{p.name}", p.blurred, p.sharp) for split, part in parts.items() for p in part]
+    pairs = [replace(p, name=f"{split}/{p.name}") for split, part in parts.items() for p in part]
     return _found(layout, root, None, pairs)
 
 
@@ -282,3 +292,87 @@ def _listed(file: Path) -> list[Pair]:
     if times > 1:
         raise DataError(f"{file} lists {name} {times} times; each pair may stand there once")
     return pairs
+
+
+def _koehler(root: Path) -> list[Pair]:
+    """The shots; of each, the sharp images by their numbers, which have no gap but the one that is known."""
+    pairs = []
+    for blurred in sorted(root.glob("Blurry*_*.png"), key=_numbers):
+        shot = _numbers(blurred)
+        if len(shot) != 2:
+            raise DataError(f"{blurred} is not called Blurry{{image}}_{{kernel}}.png; rename or remove it")
+        image, kernel = shot
+        folder = root / f"Image{image}" / f"Kernel{kernel}"
+        found = {_numbers(path)[-1]: path for path in folder.glob(f"GroundTruth{image}_{kernel}_*.png")}
+        if not found:
+            raise DataError(f"{blurred} has no sharp images {folder}/GroundTruth{image}_{kernel}_*.png")
+        wanted = set(range(1, max(found) + 1))
+        if shot == (1, 3):
+            wanted.discard(30)  # not of this shot, says the benchmark's own evaluation
+        if missing := sorted(wanted - set(found)):
+            raise DataError(
+                f"{folder} lacks {len(missing)} images, the first GroundTruth{image}_{kernel}_{missing[0]}.png"
+            )
+        frames = tuple(found[number] for number in sorted(wanted))
+        pairs.append(Pair(f"{image}_{kernel}", blurred, frames[len(frames) // 2], frames))
+    return pairs
+
+
+def _numbers(path: Path) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", path.stem))
+
+
+def write_index(file: Path, sets: Sequence[PairSet]) -> None:
+    """Replace `file` by a list of these pairs, with paths from its folder, for `find_pairs` to read."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    folder = file.parent.resolve()
+    for found in sets:
+        for pair in found:
+            for sharp in pair.frames or (pair.sharp,):
+                paths = (path.resolve().relative_to(folder).as_posix() for path in (pair.blurred, sharp))
+                rows.writerow([found.layout, found.split or "", pair.name, *paths])
+    replace_file(file, text.getvalue().encode())
+
+
+def _indexed(file: Path, split: str | None, variant: Variant) -> PairSet:
+    """The pairs of an index; of Koehler's, the lines of one name are the frames of one exposure."""
+    exposures: dict[str, dict[str, list[tuple[Path, Path]]]] = {}
+    layouts: dict[str, str] = {}
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = csv.reader(lines)
+        if tuple(next(rows, ())) != COLUMNS:
+            raise DataError(
+                f"{file}, line 1: expected the columns {', '.join(COLUMNS)}; make it anew: lmfn data prepare"
+            )
+        for row in rows:
+            where = f"{file}, line {rows.line_num}"
+            if len(row) != len(COLUMNS):
+                raise DataError(
+                    f"{where}: expected {len(COLUMNS)} columns, got {len(row)}; make it anew: lmfn data prepare"
+                )
+            layout, part, name, *paths = row
+            if layout.startswith("GoPro") and layout != f"GoPro ({variant})":
+                continue
+            blurred, sharp = (file.parent / path for path in paths)
+            for path in (blurred, sharp):
+                if not path.is_file():
+                    raise DataError(f"{where}: there is no file {path}; put it back, or make the index anew")
+            if layouts.setdefault(part, layout) != layout:
+                raise DataError(
+                    f"{where}: a {layout} pair among those of {layouts[part]}; make it anew: lmfn data prepare"
+                )
+            exposures.setdefault(part, {}).setdefault(name, []).append((blurred, sharp))
+    if not exposures:
+        raise DataError(f"{file} lists no pairs" + ("" if variant == "blur" else f" of {variant}"))
+    parts: dict[str, list[Pair]] = {}
+    for part in _choose(file.parent, list(exposures), split):
+        parts[part] = []
+        for name, both in exposures[part].items():
+            blurred, frames = both[0][0], tuple(sharp for _, sharp in both)
+            if len(frames) > 1 and layouts[part] != "Koehler":
+                raise DataError(f"{file} lists {name} {len(frames)} times; each pair may stand there once")
+            several = frames if layouts[part] == "Koehler" else ()
+            parts[part].append(Pair(name, blurred, frames[len(frames) // 2], several))
+    return _join(layouts[next(iter(parts))], file.parent, parts)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lmfn.data import DataError, UnknownLayoutError, find_pairs
+from lmfn.data.layouts import INDEX, write_index
 
 
 def trees() -> dict[str, tuple[str, list[str]]]:
@@ -143,6 +144,70 @@ def test_reds_has_a_val_split_in_place_of_test(tmp_path: Path) -> None:
     assert pairs.pairs[1].sharp == tmp_path / "val_sharp/001/00000001.png"
 
 
+def test_koehlers_shots_have_frames_and_one_gap_is_known(tmp_path: Path) -> None:
+    shots = {(1, 2): range(1, 13), (1, 3): [*range(1, 30), 31, 32], (1, 10): range(1, 4)}
+    files = [f"Image{i}/Kernel{k}/GroundTruth{i}_{k}_{n}.png" for (i, k), numbers in shots.items() for n in numbers]
+    plant(tmp_path, [*files, *(f"Blurry{i}_{k}.png" for i, k in shots)])
+    pairs = find_pairs(tmp_path, split="test")
+    assert (pairs.layout, pairs.split) == ("Koehler", None)
+    assert [p.name for p in pairs] == ["1_2", "1_3", "1_10"]
+    for pair, ((i, k), numbers) in zip(pairs, shots.items(), strict=True):
+        folder = tmp_path / f"Image{i}" / f"Kernel{k}"
+        assert pair.blurred == tmp_path / f"Blurry{i}_{k}.png"
+        assert pair.frames == tuple(folder / f"GroundTruth{i}_{k}_{n}.png" for n in numbers)
+        assert pair.sharp == pair.frames[len(pair.frames) // 2]
+    # The frame is left out where it is there, too.
+    (tmp_path / "Image1" / "Kernel3" / "GroundTruth1_3_30.png").touch()
+    assert find_pairs(tmp_path) == pairs
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_an_index_gives_the_same_pairs_again(tree: str, tmp_path: Path) -> None:
+    plant(tmp_path, TREES[tree][1])
+    splits = {"gopro": ("train", "test"), "hide": ("train", "test"), "reds": ("train", "val")}
+    by_split = tree in splits or "splits" in tree
+    sets = [find_pairs(tmp_path, split=s) for s in splits.get(tree, ("train", "test"))] if by_split else []
+    sets = sets or [find_pairs(tmp_path)]
+    write_index(tmp_path / INDEX, sets)
+    for made in sets:
+        again = find_pairs(tmp_path, split=made.split)
+        assert again == made
+        assert find_pairs(tmp_path / INDEX, split=made.split).pairs == made.pairs
+    assert len(find_pairs(tmp_path)) == sum(map(len, sets))
+
+
+def test_an_index_of_both_variants_and_of_frames(tmp_path: Path) -> None:
+    plant(tmp_path, TREES["gopro"][1])
+    variants = [find_pairs(tmp_path, split="test", variant=variant) for variant in ("blur", "blur_gamma")]
+    write_index(tmp_path / INDEX, variants)
+    assert [find_pairs(tmp_path, split="test", variant=variant) for variant in ("blur", "blur_gamma")] == variants
+    shots = tmp_path / "shots"
+    plant(shots, ["Blurry4_12.png", *(f"Image4/Kernel12/GroundTruth4_12_{n}.png" for n in range(1, 12))])
+    made = find_pairs(shots)
+    write_index(shots / INDEX, [made])
+    assert find_pairs(shots) == made
+
+
+def test_faults_of_an_index_are_named_with_file_and_line(tmp_path: Path) -> None:
+    plant(tmp_path, ["blur/1.png", "blur/2.png", "sharp/1.png", "sharp/2.png"])
+    write_index(tmp_path / INDEX, [find_pairs(tmp_path)])
+    good = (tmp_path / INDEX).read_text()
+    head, one, two = good.splitlines(keepends=True)
+
+    def fault(text: str) -> str:
+        (tmp_path / INDEX).write_text(text)
+        with pytest.raises(DataError) as error:
+            find_pairs(tmp_path)
+        return str(error.value)
+
+    assert "lmfn-index.csv, line 1: expected the columns layout, split" in fault(one + two)
+    assert "lmfn-index.csv, line 3: expected 5 columns, got 4" in fault(head + one + two.replace("flat pairs,", ""))
+    assert "lmfn-index.csv, line 2: there is no file " in fault(good.replace("sharp/1.png", "sharp/3.png"))
+    assert "lists 1 2 times" in fault(head + one + one)
+    assert "lists no pairs" in fault(head)
+    assert "line 3: a REDS pair among those of flat pairs" in fault(head + one + two.replace("flat pairs", "REDS"))
+
+
 def test_names_of_several_splits_do_not_collide(tmp_path: Path) -> None:
     plant(tmp_path, TREES["flat lq with splits"][1])
     assert [p.name for p in find_pairs(tmp_path)] == ["train/a/1", "train/b", "test/a/1", "test/b"]
@@ -175,7 +240,13 @@ def test_two_folders_with_equal_names(tmp_path: Path) -> None:
         (["blur/1.png", "sharp/1.png"], {"split": "tset"}, "unknown split 'tset'"),
         (["test/blur/1.png", "test/sharp/1.png"], {"split": "train"}, "has no split 'train', only test"),
         (["blur/1.png", "sharp/1.png", "lq/1.png", "gt/1.png"], {}, r"several sets of pairs \(blur, lq\)"),
-        (["Blurry1_1.png", "Image1/Kernel1/GroundTruth1_1_1.png"], {}, "Koehler"),
+        (["Blurry1_1.png"], {}, r"Blurry1_1\.png has no sharp images .*Image1/Kernel1/GroundTruth1_1_\*\.png"),
+        (
+            ["Blurry2_1.png", *(f"Image2/Kernel1/GroundTruth2_1_{n}.png" for n in (1, 2, 5))],
+            {},
+            r"Image2/Kernel1 lacks 2 images, the first GroundTruth2_1_3\.png",
+        ),
+        (["Blurry_1.png", "Image1/Kernel1/GroundTruth1_1_1.png"], {}, r"Blurry_1\.png is not called Blurry\{image\}"),
     ],
 )
 def test_faults_are_named(files: list[str], options: dict[str, str], message: str, tmp_path: Path) -> None:
