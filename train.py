@@ -18,21 +18,19 @@ import time
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from lmfn import LMFN
 from lmfn.data import TrainingSet, find_pairs
 from lmfn.evaluate import Evaluator
 from lmfn.train import (
+    Batches,
     Log,
     Progress,
     RunFolder,
     Settings,
-    StepBatches,
     StopRequest,
     average,
     learning_rate,
-    leave_signals_to_the_main_process,
     make_loss,
 )
 
@@ -69,41 +67,32 @@ def train(settings: Settings) -> int:
     torch.manual_seed(settings.seed)
     model = LMFN.from_pretrained(settings.start_from) if settings.start_from else LMFN(settings.config)
     model = model.to(device, memory_format=torch.channels_last).train()
+    model.memory = settings.memory
     ema = average(model, settings.ema)
     adam = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=settings.betas)
     run = RunFolder(settings.runs / settings.name)
     at = run.load(model, ema, adam, scaler) if settings.resume == "auto" and run.states else Progress()
+    batches = Batches(settings, data, device, at.step, accelerator.process_index, accelerator.num_processes)
     accelerator.wait_for_everyone()  # all have read the state before one writes
     if is_main:
         run.begin(settings, at.step)
         log = Log(run, settings, at, device, accelerator.num_processes)
     network, optimizer = accelerator.prepare(torch.compile(model) if settings.compile else model, adam)
     loss_of = make_loss(settings)
-    loader = DataLoader(
-        data,
-        batch_sampler=StepBatches(settings, at.step, accelerator.process_index, accelerator.num_processes),
-        num_workers=settings.workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=leave_signals_to_the_main_process,
-    )
 
     def fraction_done() -> float:
         by_steps = at.step / settings.length if settings.length else 0.0
         return max(by_steps, at.seconds / (60 * settings.minutes) if settings.minutes else 0.0)
 
     done, skipped_in_a_row, began = fraction_done(), 0, time.perf_counter() - at.seconds
-    # Closed whatever happens: workers that ignore signals would otherwise outlive an error.
-    with contextlib.closing(batch for batch in loader) as batches:
+    with contextlib.closing(batches):
         while done < 1:
             rate = learning_rate(settings, at.step, done)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss = torch.zeros((), device=device)
             for part in range(settings.accumulate):
-                blurred, sharp = (
-                    images.to(device, memory_format=torch.channels_last, non_blocking=True).float().div_(255)
-                    for images in next(batches)
-                )
+                blurred, sharp = next(batches)
                 last = part == settings.accumulate - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(network):
                     with accelerator.autocast():
@@ -137,7 +126,7 @@ def train(settings: Settings) -> int:
 
             ending = done >= 1 or any_stop
             if is_main:
-                log.step(at, done, mean_loss, rate, norm.item())
+                log.step(at, done, mean_loss, rate, norm.item(), batches.seconds)
                 if ending or at.step % settings.save_every == 0:
                     run.save(model, ema, adam, scaler, at)
                 if done >= 1 or (at.step % settings.val_every == 0 and not any_stop):

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import logging
 import math
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,17 +20,22 @@ import tyro
 import yaml
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from lmfn import checkpoint, images
-from lmfn.data import BlurOptions, Pair, Source
+from lmfn.config import LMFNConfig, preset
+from lmfn.data import BlurOptions, Pair, Source, TrainingSet
 from lmfn.data.layouts import Variant
+from lmfn.data.resident import Plans, ResidentSet
 from lmfn.data.sampling import Kind
+from lmfn.deblur import available_memory
 from lmfn.device import Precision
 from lmfn.evaluate import Evaluator
-from lmfn.model import LMFN, LMFNConfig, preset
+from lmfn.model import LMFN, Memory
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,18 @@ class Settings:
     device: Literal["auto", "cpu"] = "auto"
     compile: bool = False
     """torch.compile the network (a C++ compiler is needed on a CPU)."""
+    memory: Memory = "normal"
+    """lean: keep half as much for the backward pass, and compute more again; the results are the same."""
+    data_on: Literal["auto", "device", "workers"] = "auto"
+    """device: the decoded images stay on the device, and patches are made there; workers: processes make them. auto:
+    device where the images fit into --data-share of its memory."""
+    data_share: float = 0.5
+    """Share of the device's free memory that the images may take."""
     workers: int = 2
-    """Processes that prepare patches, a training process; 0: none."""
+    """Processes that prepare patches, a training process; 0: none. (With the data on a GPU they only draw what patches
+    are made of; with the data on a CPU there are none.)"""
     cache_gib: float = 4.0
-    """Decoded images kept in memory, GiB a process that prepares patches."""
+    """Decoded images kept in memory, GiB a worker that makes patches."""
 
     log_every: int = 20
     val_every: int = 1000
@@ -114,6 +129,8 @@ class Settings:
         for name in ("steps", "minutes", "clip", "val_images", "lr"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+        if not 0 < self.data_share <= 1:
+            raise ValueError(f"data_share is {self.data_share}; it must be above 0 and at most 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1")
         if self.start_from is not None and self.network:
@@ -275,6 +292,60 @@ def leave_signals_to_the_main_process(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+class Batches:
+    """The batches of one process, from a step on: `next` gives blurred and sharp, float32 `[B, 3, patch, patch]` in
+    [0, 1], channels-last on the device; to be closed. `seconds` is the time that was spent waiting for them.
+
+    Raises ValueError where the images must be on the device and do not fit there.
+    """
+
+    def __init__(
+        self, settings: Settings, data: TrainingSet, device: torch.device, start: int, process: int, processes: int
+    ) -> None:
+        self.device, self.seconds = device, 0.0
+        self.resident: ResidentSet | None = None
+        if settings.data_on != "workers" and self._fits(settings, data, processes):
+            self.resident = ResidentSet(data, device, progress=process == 0)
+        loader: DataLoader[Any] = DataLoader(
+            Plans(data) if self.resident else data,
+            batch_sampler=StepBatches(settings, start, process, processes),
+            num_workers=0 if self.resident and device.type == "cpu" else settings.workers,
+            collate_fn=list if self.resident else None,
+            pin_memory=device.type == "cuda" and not self.resident,
+            worker_init_fn=leave_signals_to_the_main_process,
+        )
+        self._batches = (batch for batch in loader)
+
+    def _fits(self, settings: Settings, data: TrainingSet, processes: int) -> bool:
+        available = available_memory(self.device)
+        if available is None:
+            return settings.data_on == "device"
+        share = settings.data_share / (processes if self.device.type == "cpu" else 1)
+        fits = data.images.bytes <= share * available
+        text = (
+            f"{len(data.images.sizes):,} images, {data.images.bytes / 1e9:.2f} GB decoded; {share:.0%} of what is free "
+            f"on {self.device}, {available / 1e9:.1f} GB, may be used"
+        )
+        if not fits and settings.data_on == "device":
+            raise ValueError(f"{text}: too little; take --data-on workers, or a larger --data-share")
+        log.info("%s: %s", text, "they stay there" if fits else "workers make the patches")
+        return fits
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        begin = time.perf_counter()
+        batch = next(self._batches)
+        blurred, sharp = (
+            images.to(self.device, memory_format=torch.channels_last, non_blocking=True).float().div_(255)
+            for images in (self.resident(batch) if self.resident else batch)
+        )
+        self.seconds += time.perf_counter() - begin
+        return blurred, sharp
+
+    def close(self) -> None:
+        """End the workers: they ignore signals and would otherwise outlive an error."""
+        self._batches.close()
+
+
 class StopRequest:
     """Turns the first SIGINT or SIGTERM into a wish to stop after this step; a second one stops at once."""
 
@@ -386,7 +457,7 @@ class Log:
         self.run, self.settings, self.device = run, settings, device
         self.images_a_step = settings.batch * settings.accumulate * processes
         self.losses: list[float] = []
-        self.seconds = at.seconds
+        self.seconds, self.waited = at.seconds, 0.0
         self.board = SummaryWriter(str(run.path / "tensorboard"), purge_step=at.step)
         self.bar = tqdm(
             total=1.0,
@@ -396,8 +467,8 @@ class Log:
         )
         run.record(at.step, event="start", torch=torch.__version__, device=str(device), processes=processes)
 
-    def step(self, at: Progress, done: float, loss: float, rate: float, norm: float) -> None:
-        """Note a step: its loss, learning rate and gradient norm."""
+    def step(self, at: Progress, done: float, loss: float, rate: float, norm: float, waited: float) -> None:
+        """Note a step: its loss, learning rate and gradient norm, and the seconds waited for data up to now."""
         if math.isfinite(loss):
             self.losses.append(loss)
         self.bar.update(min(done, 1.0) - self.bar.n)
@@ -408,12 +479,16 @@ class Log:
             "lr": rate,
             "gradient_norm": norm,
             "images_per_second": self.images_a_step * len(self.losses) / max(at.seconds - self.seconds, 1e-9),
+            "waiting": (waited - self.waited) / max(at.seconds - self.seconds, 1e-9),
         }
-        self.losses, self.seconds = [], at.seconds
+        self.losses, self.seconds, self.waited = [], at.seconds, waited
         self.run.record(at.step, **values, skipped=at.skipped)
         for name, value in values.items():
             self.board.add_scalar(f"train/{name}", value, at.step)
-        text = f"step {at.step}, loss {values['loss']:.3g}, rate {rate:.2g}, {values['images_per_second']:.3g} images/s"
+        text = (
+            f"step {at.step}, loss {values['loss']:.3g}, rate {rate:.2g}, {values['images_per_second']:.3g} images/s, "
+            f"{values['waiting']:.0%} waiting for data"
+        )
         self.bar.set_postfix_str(text + (f", {at.skipped} skipped" if at.skipped else ""), refresh=False)
 
     def validate(

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import lmfn.train
 import train as script
 from lmfn import LMFN, checkpoint, images
 from lmfn.train import Log, RunFolder, Settings, StepBatches, average, learning_rate, make_loss
@@ -153,7 +154,8 @@ lmfn.checkpoint.os.replace = replaced
 
 
 def test_killed_twice_and_resumed_is_bit_identical_to_a_run_in_one_go(settings: Settings) -> None:
-    whole = dataclasses.replace(settings, name="whole", steps=9)  # a fraction of 9 is no round number
+    # A fraction of 9 is no round number.
+    whole = dataclasses.replace(settings, name="whole", steps=9, data_on="workers")
     broken = dataclasses.replace(whole, name="broken", workers=1)
     finish(start(whole))
     finish(start(broken, KILL_AFTER_SAVING_STEP_5), -signal.SIGKILL)
@@ -188,6 +190,29 @@ def test_two_processes_train_on_what_one_with_twice_the_batch_does(settings: Set
         initial = LMFN(one.config).state_dict()
         assert max((a[key] - initial[key]).abs().max() for key in a) > 1e-3  # they did learn
         assert max((a[key] - b[key]).abs().max() for key in a) < 1e-6
+
+
+def test_the_data_may_be_on_the_device_or_with_workers(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    made = {}
+    for name, memory in (("device", 10**9), ("workers", 10**9), ("auto", 8 * 10**4)):
+        monkeypatch.setattr(lmfn.train, "available_memory", lambda _, memory=memory: memory)
+        caplog.clear()
+        assert script.train(dataclasses.replace(settings, name=name, data_on=name)) == 0
+        made[name] = weights(run_in(settings).with_name(name))
+        said = {"device": "they stay there", "workers": "", "auto": "50% of what is free on cpu, 0.0 GB"}[name]
+        assert said in caplog.text
+        assert ("workers make the patches" in caplog.text) == (name == "auto")
+        waiting = [r["waiting"] for r in records(run_in(settings).with_name(name)) if "loss" in r]
+        assert all(0 < share < 1 for share in waiting)
+    initial = LMFN(settings.config).state_dict()
+    for name in ("workers", "auto"):
+        assert max((made[name][key] - made["device"][key]).abs().max() for key in initial) < 1e-5
+    with pytest.raises(ValueError, match=r"2 images, 0\.00 GB.*too little; take --data-on workers, or a larger"):
+        script.train(dataclasses.replace(settings, name="small", data_on="device"))
+    assert not run_in(settings).with_name("small").exists()
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(settings: Settings) -> None:
@@ -342,6 +367,7 @@ def test_sources_by_path_weight_and_two_folders(settings: Settings, tmp_path: Pa
         ({"batch": 0}, "batch is 0"),
         ({"lr": -1.0}, "lr is -1.0"),
         ({"ema": 1.0}, "ema is 1.0"),
+        ({"data_share": 0.0}, "data_share is 0.0"),
         ({"minutes": 0.0}, "minutes is 0.0"),
         ({"name": "a/b"}, "plain folder name"),
         ({"network": ("depth=3",)}, "unknown field of LMFNConfig: depth"),
