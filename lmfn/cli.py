@@ -148,10 +148,30 @@ class Synth:
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """See whether a data set that was downloaded is whole, and list its pairs in an index that all verbs take."""
+
+    name: Positional[Literal["gopro", "hide", "realblur-j", "realblur-r", "koehler", "reds"]]
+    path: Positional[Path]
+    """Its folder, or the archive (zip, tar) as it was downloaded."""
+    out: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """Unpack an archive into this new folder; without it, archives are only looked into."""
+
+    def run(self) -> bool:
+        report = data.prepare(self.name, self.path, self.out)
+        print(report.text())
+        return report.ok
+
+
+@dataclass(frozen=True)
 class Data:
     """Look at data sets, and make them."""
 
-    action: Annotated[Check, subcommand("check")] | Annotated[Synth, subcommand("synth")]
+    action: (
+        Annotated[Check, subcommand("check")]
+        | Annotated[Prepare, subcommand("prepare")]
+        | Annotated[Synth, subcommand("synth")]
+    )
 
     def run(self) -> bool:
         return self.action.run()

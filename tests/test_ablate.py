@@ -1,13 +1,21 @@
 """What stands in the paper's parts' places, and the tables that are made of it."""
 
+import json
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
 
-from lmfn import LMFN
+from lmfn import LMFN, cli, images
+from lmfn import ablate as ablate_module
+from lmfn.ablate import TABLES, Result, Row, ablate, markdown, saved_bytes
 from lmfn.ablations import ASPP, Concat, PooledAttention, PyramidPooling, SpatialAttention
+from lmfn.data import find_pairs
+from lmfn.evaluate import count_gmacs
+from lmfn.results import Complexity
 
 ENCODERS = {"strided": 740_352 + 553_920, "aspp": 584_576, "pyramid": 522_880}
 FUSIONS = {"none": -10_051, "concat": -1, "pooled": -1 + 12 * 401 + 200, "spatial": -1 + 99}
@@ -97,3 +105,122 @@ def test_aspp_is_that_of_the_definition():
     rows = F.leaky_relu(torch.from_numpy(np.concatenate(seen)), 0.1)
     fused = torch.einsum("oc,chw->ohw", module.fuse.weight[:, :, 0, 0], rows) + module.fuse.bias[:, None, None]
     torch.testing.assert_close(module(x)[0], F.leaky_relu(fused, 0.1), rtol=0, atol=1e-12)
+
+
+def test_saved_bytes_of_a_network_that_anyone_can_count():
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1), torch.nn.Sigmoid()
+    )
+    # The image, the ReLU's output (for itself and the next convolution), the sigmoid's; no weights.
+    assert saved_bytes(model, 8, 16) == 4 * 8 * 16 * (3 + 4 + 2)
+
+
+def test_the_tables_are_the_paper_s():
+    names = {name: [LMFN.from_preset(row.preset, **row.changes) for row in rows] for name, rows in TABLES.items()}
+    assert [len(model.rfdbs) for model in names["rfdbs"]] == [1, 2, 3, 4, 5, 6]
+    counts = {name: [sum(p.numel() for p in model.parameters()) for model in models] for name, models in names.items()}
+    whole = 1_248_621
+    for name, row in {"rfdbs": 3, "encoder": 0, "attention": 0, "similarity": 0, "presets": 0}.items():
+        assert counts[name][row] == whole
+        assert TABLES[name][row].paper == "31.54"
+        assert TABLES[name][row].run == "lmfn"
+    assert counts["encoder"][1] == whole + 553_920
+    assert counts["presets"][1] == 1_223_780
+    runs = {row.run: (row.preset, row.changes) for rows in TABLES.values() for row in rows}
+    assert len(runs) == 5 + 3 + 4 + 1 + 1 + 1
+    verb = get_type_hints(cli.Ablate)["table"]
+    assert set(get_args(verb)) == set(TABLES)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    rng = np.random.default_rng(0)
+    for n in range(3):
+        sharp = scipy.ndimage.gaussian_filter(rng.random((72, 80, 3), dtype=np.float32), (2, 2, 0))
+        images.write(tmp_path / "pairs" / "sharp" / f"{n}.png", images.Photo(sharp))
+        blurred = scipy.ndimage.gaussian_filter(sharp, (2, 2, 0))
+        images.write(tmp_path / "pairs" / "blur" / f"{n}.png", images.Photo(blurred))
+    return tmp_path / "pairs"
+
+
+def test_a_table_is_trained_measured_and_not_made_twice(pairs, tmp_path, monkeypatch, capsys):
+    small = {"channels": 8, "features": 8, "distilled": 4, "esa": 4, "rfdbs": 1}
+    rows = (Row("one", small, "31.54"), Row("other", small | {"encoder": "pyramid"}))
+    monkeypatch.setitem(TABLES, "encoder", rows)
+    command = ["ablate", "encoder", "--data", pairs, "-o", tmp_path / "out", "--steps", "2", "--images", "2"]
+    settings = ["--pairs", pairs, "--batch", "1", "--patch", "64", "--workers", "0"]
+    assert cli.main([str(word) for word in [*command, "--device", "cpu", "--", *settings]]) == 0
+    said = capsys.readouterr().out.strip()
+    text = (tmp_path / "out" / "encoder.md").read_text()
+    assert said == text.strip()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[:4]]
+    assert table[0][0] == "encoder"
+    for row, line in zip(rows, table[2:], strict=True):
+        folder = tmp_path / "out" / "runs" / f"{row.run}-seed-0"
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        model = LMFN.from_pretrained(folder / "ema.safetensors")
+        assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
+        assert (model.config.encoder, model.config.channels) == (row.changes.get("encoder", "mshf"), 8)
+        assert line == [
+            row.name,
+            f"{sum(p.numel() for p in model.parameters()):,}",
+            f"{count_gmacs(model, 256, 256):.2f}",
+            f"{count_gmacs(model, 720, 1280):.2f}",
+            f"{saved_bytes(model.train()) / 256**2:,.0f}",
+            f"{evaluation['means']['deblurred']['psnr']:.2f}",
+            f"{evaluation['means']['deblurred']['ssim_gauss2d']:.4f}",
+            f"{evaluation['time']['seconds'] * 1e3:,.0f}",
+            row.paper,
+        ]
+        assert [shown["name"] for shown in evaluation["rows"]] == ["0", "2"]
+    assert "2 steps each, seed 0; 2 pairs of pairs, protocol plain" in text
+    assert f"`{' '.join(map(str, settings))}`" in text
+
+    def refuse(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(ablate_module.subprocess, "run", refuse)
+    again = {"steps": 2, "images": 2, "settings": [str(word) for word in settings]}
+    assert ablate("encoder", find_pairs(pairs), tmp_path / "out", **again) == text
+    with pytest.raises(
+        ValueError, match=r"out holds runs with another steps \(.*settings\.json\); name another folder"
+    ):
+        ablate("encoder", find_pairs(pairs), tmp_path / "out", **(again | {"steps": 3}))
+    with pytest.raises(ValueError, match="unknown table 'decoder'; there are rfdbs, encoder"):
+        ablate("decoder", find_pairs(pairs), tmp_path / "out", steps=1)
+    with pytest.raises(ValueError, match="no seed was given"):
+        ablate("encoder", find_pairs(pairs), tmp_path / "out", steps=1, seeds=())
+
+
+def test_several_seeds_show_their_spread():
+    row, costs = Row("a"), Complexity(5, 20, {"256x256": 1.0, "1280x720": 2.0})
+    result = Result(row, costs, 100.0, (26.0, 26.5), (0.8, 0.9), 0.0123, "80x72")
+    measured = {
+        "means": {"blurred": {"psnr": 25.0, "ssim_gauss2d": 0.7}},
+        "device": "x",
+        "threads": 1,
+        "precision": "fp32",
+    }
+    told = {"steps": 7, "settings": ["--batch", "4"], "data": "d", "pairs": 3}
+    text = markdown("rfdbs", [result], measured, told, (0, 1))
+    assert "| 26.25 (26.00 to 26.50) | 0.8500 (0.8000 to 0.9000) | 12 |" in text
+    assert "mean of seeds 0, 1, least to most in brackets" in text
+
+
+def test_a_failed_training_run_is_named(pairs, tmp_path, capsys):
+    command = [
+        "ablate",
+        "similarity",
+        "--data",
+        str(pairs),
+        "-o",
+        str(tmp_path / "out"),
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    assert cli.main([*command, "--", "--pairs", str(tmp_path / "nowhere")]) == 1
+    said = capsys.readouterr().err
+    assert "lmfn: lmfn-seed-0: train.py ended with status 1; the same command goes on from there" in said
+    assert not (tmp_path / "out" / "similarity.md").exists()

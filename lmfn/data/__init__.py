@@ -3,6 +3,7 @@
 from lmfn.data.check import CheckReport, check
 from lmfn.data.generate import SynthReport, synth
 from lmfn.data.layouts import DataError, Pair, PairSet, UnknownLayoutError, find_pairs
+from lmfn.data.prepare import PrepareReport, prepare
 from lmfn.data.sampling import Source, TrainingSet
 from lmfn.data.synthesis import BlurOptions
 
@@ -12,11 +13,13 @@ __all__ = [
     "DataError",
     "Pair",
     "PairSet",
+    "PrepareReport",
     "Source",
     "SynthReport",
     "TrainingSet",
     "UnknownLayoutError",
     "check",
     "find_pairs",
+    "prepare",
     "synth",
 ]

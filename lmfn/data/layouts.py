@@ -23,8 +23,7 @@ KNOWN = """GoPro: {train,test}/SEQUENCE/{blur,blur_gamma,sharp}/
   RealBlur: SCENE/{blur/blur_K.png,gt/gt_K.png}, or its lists of two columns, *_train_list.txt and *_test_list.txt
   REDS: {train,val}_{blur,sharp}/SEQUENCE/
   Koehler: Blurry{1..4}_{1..12}.png, Image{I}/Kernel{K}/GroundTruth{I}_{K}_{N}.png
-  or a folder with an index of `lmfn data prepare` (lmfn-index.csv)"""
-INDEX = "lmfn-index.csv"
+  or a folder with an index of `lmfn data prepare` (lmfn-index-NAME.csv)"""
 COLUMNS = ("layout", "split", "name", "blurred", "sharp")
 
 
@@ -69,13 +68,19 @@ class PairSet:
 
 
 def find_pairs(
-    root: str | Path, *, sharp: str | Path | None = None, split: str | None = None, variant: Variant = "blur"
+    root: str | Path,
+    *,
+    sharp: str | Path | None = None,
+    split: str | None = None,
+    variant: Variant = "blur",
+    indexed: bool = True,
 ) -> PairSet:
     """The pairs under `root`, in whichever of the known layouts it is; one line of the log says which.
 
     With `sharp`, `root` holds the blurred and `sharp` the sharp images, below both under equal names (suffixes may
     differ). Otherwise `root` is in one of the layouts of GoPro, HIDE, RealBlur, REDS and Koehler, a folder of flat
-    pairs, one of RealBlur's list files, or a folder with an index (or the index itself) that `prepare` wrote.
+    pairs, one of RealBlur's list files, or a folder with an index (or the index itself) that `prepare` wrote;
+    `indexed=False` looks at the folder itself.
 
     `split` ("train", "val", "test") is the part to take where the root has parts; a root without parts is taken whole.
     None takes all parts, and names then start with the part's. "test" takes `val` where there is no `test`, as in REDS.
@@ -91,9 +96,11 @@ def find_pairs(
         raise DataError(f"unknown variant {variant!r}; there are blur and blur_gamma")
     if sharp is not None:
         return _found("two folders", root, None, _match(_Folders(root, Path(sharp))))
-    file = root / INDEX if root.is_dir() else root
-    if file.name == INDEX and file.is_file():
-        return _indexed(file, split, variant)
+    indices = [root] if root.match(index_name("*")) else sorted(root.glob(index_name("*"))) if indexed else []
+    if len(indices) > 1:
+        raise DataError(f"{root} holds {indices[0].name} and {indices[1].name}; name one of these files instead")
+    if indices and indices[0].is_file():
+        return _indexed(indices[0], split, variant)
     if root.is_file():
         return _found("RealBlur", root, None, _listed(root))
     if not root.is_dir():
@@ -320,6 +327,11 @@ def _koehler(root: Path) -> list[Pair]:
 
 def _numbers(path: Path) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", path.stem))
+
+
+def index_name(name: str) -> str:
+    """The file name of the index of a data set."""
+    return f"lmfn-index-{name}.csv"
 
 
 def write_index(file: Path, sets: Sequence[PairSet]) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from lmfn.data import DataError, UnknownLayoutError, find_pairs
-from lmfn.data.layouts import INDEX, write_index
+from lmfn.data.layouts import index_name, write_index
+
+INDEX = index_name("mine")
 
 
 def trees() -> dict[str, tuple[str, list[str]]]:
@@ -200,11 +202,17 @@ def test_faults_of_an_index_are_named_with_file_and_line(tmp_path: Path) -> None
             find_pairs(tmp_path)
         return str(error.value)
 
-    assert "lmfn-index.csv, line 1: expected the columns layout, split" in fault(one + two)
-    assert "lmfn-index.csv, line 3: expected 5 columns, got 4" in fault(head + one + two.replace("flat pairs,", ""))
-    assert "lmfn-index.csv, line 2: there is no file " in fault(good.replace("sharp/1.png", "sharp/3.png"))
+    assert "lmfn-index-mine.csv, line 1: expected the columns layout, split" in fault(one + two)
+    assert "lmfn-index-mine.csv, line 3: expected 5 columns, got 4" in fault(
+        head + one + two.replace("flat pairs,", "")
+    )
+    assert "lmfn-index-mine.csv, line 2: there is no file " in fault(good.replace("sharp/1.png", "sharp/3.png"))
     assert "lists 1 2 times" in fault(head + one + one)
     assert "lists no pairs" in fault(head)
+    (tmp_path / index_name("other")).touch()
+    assert "lmfn-index-mine.csv and lmfn-index-other.csv; name one of these files instead" in fault(good)
+    assert len(find_pairs(tmp_path / INDEX)) == 2
+    (tmp_path / index_name("other")).unlink()
     assert "line 3: a REDS pair among those of flat pairs" in fault(head + one + two.replace("flat pairs", "REDS"))
 
 

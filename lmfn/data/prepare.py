@@ -1,0 +1,276 @@
+"""Data sets that somebody has downloaded: is all of it there, and a list of its pairs for `find_pairs`."""
+
+import lzma
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lmfn import images
+from lmfn.data.layouts import SPLITS, DataError, PairSet, Variant, find_pairs, index_name, write_index
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a data set holds when nothing is missing."""
+
+    layout: str
+    pairs: dict[str, int]
+    """By split; the split is "" where the data set has none."""
+    size: tuple[int, int] | None
+    """Height and width of every image, where all are alike."""
+    sequences: dict[str, tuple[str, ...]]
+    """Names by split, where they are known."""
+    variants: tuple[Variant, ...] = ("blur",)
+    lists: str = ""
+    """Beginning of the names of its list files, which say what belongs to which split."""
+
+
+def _gopro(names: str) -> tuple[str, ...]:
+    return tuple(f"GOPR{name}" for name in names.split())
+
+
+KNOWN: dict[str, Known] = {
+    "gopro": Known(
+        "GoPro",
+        {"train": 2103, "test": 1111},
+        (720, 1280),
+        {
+            "train": _gopro(
+                "0372_07_00 0372_07_01 0374_11_00 0374_11_01 0374_11_02 0374_11_03 0378_13_00 0379_11_00 0380_11_00 "
+                "0384_11_01 0384_11_02 0384_11_03 0384_11_04 0385_11_00 0386_11_00 0477_11_00 0857_11_00 0868_11_01 "
+                "0868_11_02 0871_11_01 0881_11_00 0884_11_00"
+            ),
+            "test": _gopro(
+                "0384_11_00 0384_11_05 0385_11_01 0396_11_00 0410_11_00 0854_11_00 0862_11_00 0868_11_00 0869_11_00 "
+                "0871_11_00 0881_11_01"
+            ),
+        },
+        ("blur", "blur_gamma"),
+    ),
+    "hide": Known("HIDE", {"train": 6397, "test": 2025}, (720, 1280), {}),
+    "realblur-j": Known("RealBlur", {"train": 3758, "test": 980}, None, {}, lists="RealBlur_J"),
+    "realblur-r": Known("RealBlur", {"train": 3758, "test": 980}, None, {}, lists="RealBlur_R"),
+    "koehler": Known("Koehler", {"": 48}, (800, 800), {}),
+    "reds": Known(
+        "REDS",
+        {"train": 24000, "val": 3000},
+        (720, 1280),
+        {"train": tuple(f"{n:03d}" for n in range(240)), "val": tuple(f"{n:03d}" for n in range(30))},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What `prepare` found; print its `text()`."""
+
+    name: str
+    root: Path
+    found: tuple[str, ...]
+    """A line for each part that is there, and for each that is not."""
+    problems: tuple[str, ...]
+    """A sentence for everything that is missing or wrong."""
+    index: Path | None
+    """The list of pairs that was written; none where there are problems, or where an archive was only looked into."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every part that is there is whole."""
+        return not self.problems
+
+    def text(self) -> str:
+        """The report in lines of plain text."""
+        end = [f"problems: {len(self.problems)}; no index was written", *(f"  {problem}" for problem in self.problems)]
+        if self.ok:
+            end = [f"index: {self.index}" if self.index else "whole; -o FOLDER unpacks it and makes an index"]
+        return "\n".join([f"{self.name}: {self.root}", *(f"  {line}" for line in self.found), *end])
+
+
+def prepare(name: str, path: str | Path, out: str | Path | None = None) -> PrepareReport:
+    """See whether a downloaded data set (a name in `KNOWN`) is whole, and list its pairs in an index that `find_pairs`
+    takes; nothing is downloaded.
+
+    `path` is its folder, or an archive (zip, tar, also compressed) as it was downloaded, which is looked into without
+    being unpacked; with `out`, a new or empty folder, a whole one is unpacked there, or nothing is. Of a folder every
+    image's header is read. A split that is not there at all is said, and no problem; what is missing of one is.
+
+    Raises DataError for an unknown name, a path that is missing, an archive that is cut short or broken or does not fit
+    on the disk, an `out` that is not empty, and for pairs that do not fit each other.
+    """
+    if name not in KNOWN:
+        raise DataError(f"unknown data set {name!r}; there are {', '.join(KNOWN)}")
+    path = Path(path)
+    if path.is_dir():
+        if out is not None:
+            raise DataError(f"{path} is a folder, and only archives are unpacked into another one; leave out {out}")
+        return _look(name, path, headers=True)
+    if not path.exists():
+        raise DataError(f"there is no folder or archive {path}")
+    with tempfile.TemporaryDirectory() as temporary, _open(path) as archive:
+        skeleton = Path(temporary, "names")
+        skeleton.mkdir()
+        size = 0
+        # Empty files of the same names are enough to count what is there; lists are read.
+        for member, length in archive.members(whole=out is None):
+            file = (skeleton / member).resolve()
+            if not file.is_relative_to(skeleton.resolve()):
+                raise DataError(f"{path} holds {member}, which lies outside of it; download it again from its authors")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(archive.read(member) if member.endswith("_list.txt") else b"")
+            size += length
+        report = replace(_look(name, skeleton, headers=False), root=path)
+        if out is None or not report.ok:
+            return report
+        _unpack(archive, Path(out), size)
+    return _look(name, Path(out), headers=True)
+
+
+def _look(name: str, path: Path, headers: bool) -> PrepareReport:
+    known, root = KNOWN[name], path
+    while len(inside := [entry for entry in root.iterdir() if not entry.name.startswith(".")]) == 1:
+        if not inside[0].is_dir() or inside[0].name in SPLITS:
+            break
+        root = inside[0]  # archives hold one folder that holds everything
+    found: list[str] = []
+    problems: list[str] = []
+    sets: list[PairSet] = []
+    for variant in known.variants:
+        parts = _parts(known, root, variant)
+        sets += parts.values()
+        for split, count in known.pairs.items():
+            words = ", ".join(filter(None, (split, variant if len(known.variants) > 1 else "")))
+            words = f"{words}: " if words else ""
+            if split not in parts:
+                found.append(f"{words}not there ({count:,} pairs)")
+                continue
+            part = parts[split]
+            found.append(f"{words}{len(part):,} of {count:,} pairs")
+            if len(part) != count:
+                problems.append(f"{words}{abs(count - len(part)):,} pairs too {'few' if len(part) < count else 'many'}")
+            there = Counter(pair.name.rpartition("/")[0] for pair in part)
+            missing = [sequence for sequence in known.sequences.get(split, ()) if sequence not in there]
+            problems += [f"{words}there is no sequence {sequence}" for sequence in missing]
+            if known.layout == "REDS":
+                problems += [f"{words}sequence {s} has {n} of 100 pairs" for s, n in there.items() if n != 100]
+        unknown = [split for split in parts if split not in known.pairs]
+        problems += [f"the pairs are not in the folders {' and '.join(known.pairs)}" for _ in unknown[:1]]
+    if not sets:
+        lists = f" (looked for {known.lists}_{{train,test}}_list.txt)" if known.lists else ""
+        problems.append(f"nothing of {name} was found in {root}{lists}")
+    problems += [problem for part in sets for problem in _headers(known, part)] if headers else []
+    index = root / index_name(name) if headers and not problems else None
+    if index is not None:
+        write_index(index, sets)
+    return PrepareReport(name, root, tuple(found), tuple(problems), index)
+
+
+def _parts(known: Known, root: Path, variant: Variant) -> dict[str, PairSet]:
+    """The splits that are there."""
+    if known.lists:
+        lists = {split: root / f"{known.lists}_{split}_list.txt" for split in known.pairs}
+        return {s: replace(find_pairs(file), root=root, split=s) for s, file in lists.items() if file.is_file()}
+    try:
+        whole = find_pairs(root, variant=variant, indexed=False)
+    except DataError:
+        if variant == "blur":
+            raise
+        return {}  # a set without its other variant
+    if not whole.layout.startswith(known.layout):
+        raise DataError(f"{root} is in the layout {whole.layout}, not in that of {known.layout}")
+    several = {pair.name.partition("/")[0] for pair in whole}
+    if whole.split is not None or not several <= set(SPLITS):
+        return {whole.split or "": whole}
+    return {
+        split: find_pairs(root, split=split, variant=variant, indexed=False) for split in SPLITS if split in several
+    }
+
+
+def _headers(known: Known, pairs: PairSet) -> Iterator[str]:
+    for pair in pairs:
+        sizes = {}
+        for file in (pair.blurred, *(pair.frames or (pair.sharp,))):
+            try:
+                sizes[file] = images.read_size(file)
+            except images.ImageError as error:
+                yield str(error)
+        wanted = known.size or sizes.get(pair.blurred)
+        for file, size in sizes.items():
+            if size != wanted and wanted is not None:
+                yield f"{file} is {size[1]}x{size[0]}, not {wanted[1]}x{wanted[0]}"
+
+
+class _Zip:
+    def __init__(self, file: zipfile.ZipFile) -> None:
+        self.file = file
+
+    def members(self, whole: bool) -> Iterator[tuple[str, int]]:
+        """Names and sizes of the files; `whole`: every byte is read and compared with its checksum."""
+        if whole and (broken := self.file.testzip()) is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {broken}")
+        yield from ((entry.filename, entry.file_size) for entry in self.file.infolist() if not entry.is_dir())
+
+    def read(self, member: str) -> bytes:
+        return self.file.read(member)
+
+    def unpack(self, folder: Path) -> None:
+        self.file.extractall(folder)
+
+
+class _Tar:
+    def __init__(self, file: tarfile.TarFile) -> None:
+        self.file = file
+
+    def members(self, whole: bool) -> Iterator[tuple[str, int]]:  # noqa: ARG002 (a tar is read to its end anyway)
+        yield from ((entry.name, entry.size) for entry in self.file.getmembers() if entry.isfile())
+
+    def read(self, member: str) -> bytes:
+        file = self.file.extractfile(member)
+        return file.read() if file else b""
+
+    def unpack(self, folder: Path) -> None:
+        self.file.extractall(folder, filter="data")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[_Zip | _Tar]:
+    """The archive; whatever is wrong with it becomes one DataError."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as zipped:
+                yield _Zip(zipped)
+        elif tarfile.is_tarfile(path):
+            with tarfile.open(path) as tarred:
+                yield _Tar(tarred)
+        else:
+            raise DataError(
+                f"{path} is no folder, and no zip or tar archive or one that is cut short; download it again"
+            )
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{path} is cut short or broken ({error}); download it again") from error
+
+
+def _unpack(archive: _Zip | _Tar, out: Path, size: int) -> None:
+    """Beside `out`, and renamed when all is there."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} is not an empty folder; remove it or name another one")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if size > (free := shutil.disk_usage(out.parent).free):
+        raise DataError(
+            f"{out} would take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; name another folder"
+        )
+    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        archive.unpack(beside)
+        if out.exists():
+            out.rmdir()
+        beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
