@@ -17,10 +17,12 @@ from lmfn.data.layouts import Variant
 from lmfn.deblur import Deblurrer, deblur_files
 from lmfn.device import Precision, choose_device
 from lmfn.evaluate import evaluate
+from lmfn.guard import Guard
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 WEIGHTS = (
-    "What save_pretrained or train.py wrote (a folder, a .safetensors file), or owner/model on the Hugging Face Hub."
+    "What save_pretrained or train.py wrote (a folder, a .safetensors file), or owner/model on the Hugging Face Hub. "
+    "Default: the weights that come with the package."
 )
 
 
@@ -42,11 +44,13 @@ class Deblur:
     device: str | None = None
     """A torch device; default: a GPU where there is one."""
     precision: Precision = "fp32"
+    guard: Guard = "warn"
+    """What becomes of an output that looks broken: written with a warning, replaced by the input, or not looked for."""
 
     def run(self) -> bool:
         if not self.paths:
             raise ValueError("no file or folder was given; see lmfn deblur --help")
-        deblurrer = Deblurrer(self.weights, device=self.device, precision=self.precision)
+        deblurrer = Deblurrer(self.weights, device=self.device, precision=self.precision, guard=self.guard)
         result = deblur_files(
             self.paths,
             self.out,
@@ -98,7 +102,7 @@ class Evaluate:
             device=deblurrer.device,
             precision=self.precision,
             batch=self.batch,
-            weights=str(self.weights),
+            weights=self.weights or "shipped with the package",
             out=self.out,
             worst=self.worst,
         )

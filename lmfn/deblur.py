@@ -2,9 +2,11 @@
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -13,33 +15,37 @@ from tqdm import tqdm
 
 from lmfn import images
 from lmfn.device import Precision, autocast, check_precision, choose_device
+from lmfn.guard import DoubtfulOutput, Guard, doubt
 from lmfn.images import ImageError
 from lmfn.model import LMFN
 
 REMEDY = "make the image smaller, or split it into parts"
-NO_WEIGHTS = """no weights were given, and none are shipped with this package yet. Train some:
-  make demo                a small network, in minutes, into runs/demo
-  python train.py --help   a network for your own photographs
-and give what was written: lmfn deblur --weights runs/demo/ema.safetensors, or Deblurrer("runs/demo/ema.safetensors")"""
 
 
 class Deblurrer:
     """A trained network that sharpens one image at a time.
 
     `weights` is a folder that `LMFN.save_pretrained` or train.py wrote, one of its .safetensors files, the name
-    `owner/model` of a repository on the Hugging Face Hub, or a network (which is copied). `device` is a torch device;
-    by default `cuda` where there is one, else `mps`, else `cpu`. `precision` is that of the convolutions; bf16 and fp16
-    run under autocast.
+    `owner/model` of a repository on the Hugging Face Hub, or a network (which is copied); without any, the weights that
+    come with the package (`lmfn.weights`) are taken. `device` is a torch device; by default `cuda` where there is one,
+    else `mps`, else `cpu`. `precision` is that of the convolutions; bf16 and fp16 run under autocast. `guard` says what
+    becomes of an output that looks broken (see `lmfn.guard`).
 
-    Raises ValueError without weights, for weights that cannot be used, for a device that is not there, and for an
-    unknown precision or fp16 on a CPU; FileNotFoundError where there are no such weights.
+    Raises ValueError for weights that cannot be used, for a device that is not there, and for an unknown precision or
+    guard or fp16 on a CPU; FileNotFoundError where there are no such weights.
     """
 
     def __init__(
-        self, weights: str | Path | LMFN | None = None, *, device: str | None = None, precision: Precision = "fp32"
+        self,
+        weights: str | Path | LMFN | None = None,
+        *,
+        device: str | None = None,
+        precision: Precision = "fp32",
+        guard: Guard = "warn",
     ) -> None:
-        if weights is None:
-            raise ValueError(NO_WEIGHTS)
+        if guard not in get_args(Guard):
+            raise ValueError(f"guard is {guard!r}; it must be one of {', '.join(get_args(Guard))}")
+        self.guard = guard
         self.device = choose_device(device)
         check_precision(self.device, precision)
         self.precision = precision
@@ -53,10 +59,11 @@ class Deblurrer:
 
         The result has the same shape and type and is clipped to [0, 1]. Alpha comes back as it was. Gray goes through
         the network as three equal channels and comes back as their mean. The network computes with float32 at most.
+        A doubtful output is a `DoubtfulOutput` warning.
 
         Raises TypeError for another type, ValueError for another shape or values that are not in [0, 1], MemoryError
         for an image that needs more memory than there is (before it starts, where that can be known), and
-        FloatingPointError where the network's output is not finite.
+        FloatingPointError where the network's output is not finite (unless `guard` is "input").
         """
         check(image)
         channels = image.shape[2]
@@ -64,7 +71,9 @@ class Deblurrer:
         self._check_memory(*image.shape[:2])
         try:
             blurred = torch.from_numpy(image[:, :, :colours].astype(np.float32)).to(self.device)
-            sharp = self._sharpen(blurred.expand(-1, -1, 3)).cpu().numpy()
+            output = self._sharpen(blurred.expand(-1, -1, 3))
+            reason = doubt(blurred, output) if self.guard != "off" else None
+            sharp = output.cpu().numpy()
         except RuntimeError as error:
             if any(words in str(error) for words in ("out of memory", "allocate memory")):  # of CUDA and MPS; of a CPU
                 raise MemoryError(
@@ -73,10 +82,15 @@ class Deblurrer:
             raise
         if colours == 1:
             sharp = sharp.mean(axis=2, keepdims=True)
+        if reason is not None and self.guard == "input":
+            warnings.warn(f"the output {reason}; the input was kept", DoubtfulOutput, stacklevel=2)
+            return image.copy()
         if not np.isfinite(sharp).all():
             raise FloatingPointError(
                 "the network's output is not finite: its weights are broken, or fp16 is too narrow for it; try fp32"
             )
+        if reason is not None:
+            warnings.warn(f"the output {reason}; look at it", DoubtfulOutput, stacklevel=2)
         result = image.copy()
         result[:, :, :colours] = sharp.clip(0, 1)
         return result
@@ -153,15 +167,19 @@ class Result:
     """Files that were there already, and were left as they are."""
     failed: list[tuple[Path, str]] = field(default_factory=list)
     """Images that gave no result, each with a message that names the file and the reason."""
+    doubtful: list[tuple[Path, str]] = field(default_factory=list)
+    """Images among those done whose output looks broken, each with a message that names the file and the reason."""
 
     def summary(self) -> str:
-        """One line of counts, and one for each failure."""
+        """One line of counts, and one for each failure and each doubt."""
         counts = [f"{len(self.done)} deblurred"]
         if self.skipped:
             counts.append(f"{len(self.skipped)} skipped (already there)")
         if self.failed:
             counts.append(f"{len(self.failed)} failed:")
-        return "\n  ".join([", ".join(counts), *(message for _, message in self.failed)])
+        if self.doubtful:
+            counts.append(f"{len(self.doubtful)} of the deblurred doubtful:")
+        return "\n  ".join([", ".join(counts), *(message for _, message in self.failed + self.doubtful)])
 
 
 def deblur_files(
@@ -182,8 +200,9 @@ def deblur_files(
     What is there already is overwritten, or skipped with `skip_existing`. Of an `out` inside a given folder, nothing is
     read.
 
-    An image that cannot be read, sharpened or written is in the result's `failed`, and the others are done. More than
-    one file shows a progress bar on stderr.
+    An image that cannot be read, sharpened or written is in the result's `failed`, and the others are done; one whose
+    output looks broken (a `DoubtfulOutput` warning of the deblurrer's) is in its `doubtful`, too. More than one file
+    shows a progress bar on stderr.
 
     Raises, before any work: FileNotFoundError for a path that is not there; ValueError where there is no image, where a
     result would overwrite an input or another result, and where `out` or `extension` cannot be used; ImageError for a
@@ -197,13 +216,21 @@ def deblur_files(
             continue
         try:
             photo = images.read(source)
-            images.write(target, replace(photo, pixels=deblurrer(photo.pixels)))
+            with warnings.catch_warnings(record=True) as raised:
+                warnings.simplefilter("always", DoubtfulOutput)  # one a file, not one a process
+                pixels = deblurrer(photo.pixels)
+            images.write(target, replace(photo, pixels=pixels))
         except ImageError as error:
             result.failed.append((source, str(error)))
         except (OSError, MemoryError, ArithmeticError, RuntimeError) as error:
             result.failed.append((source, f"{source}: {str(error) or type(error).__name__}"))
         else:
             result.done.append(target)
+            for warning in raised:
+                if issubclass(warning.category, DoubtfulOutput):
+                    result.doubtful.append((source, f"{source}: {warning.message}"))
+                else:
+                    warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     return result
 
 

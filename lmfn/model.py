@@ -19,6 +19,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from lmfn import checkpoint
+from lmfn.weights import shipped
 from lmfn_kernels import Conv, Full3D, Pseudo3D, RFDBWeights, channel_gate, layer_attention, layer_gram, rfdb
 from lmfn_kernels.alfm.fold import attention
 
@@ -400,15 +401,15 @@ class LMFN(
         checkpoint.write(save_directory / "model.safetensors", self.state_dict(), {"config": asdict(self.config)})
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:  # type: ignore[override]
-        """A trained network, in evaluation mode, on the CPU, float32.
+    def from_pretrained(cls, name: str | Path | None = None, **options: Any) -> Self:  # type: ignore[override]
+        """A trained network, in evaluation mode, on the CPU, float32: without a name, with the weights of this package.
 
         `name` is a folder that `save_pretrained` or train.py wrote, one of its `.safetensors` files, or the name
         `owner/model` of a repository on the Hugging Face Hub (the options are then `hf_hub_download`'s).
 
         Raises FileNotFoundError where there is no such thing, ValueError where the file is broken or does not fit.
         """
-        path = checkpoint.locate(name, **options)
+        path = shipped() if name is None else checkpoint.locate(name, **options)
         tensors, metadata = checkpoint.read(path)
         if "config" not in metadata:
             raise ValueError(f"{path} holds no network's weights; its metadata has {', '.join(metadata) or 'nothing'}")

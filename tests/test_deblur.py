@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image, ImageCms
 
 import lmfn.deblur
-from lmfn import LMFN, images
+from lmfn import LMFN, guard, images
 from lmfn.deblur import Deblurrer, Result, available_memory, deblur_files
 from lmfn.images import ImageError, Photo
 
@@ -30,7 +31,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def deblurrer(model):
-    return Deblurrer(model, device="cpu")
+    return Deblurrer(model, device="cpu", guard="off")
 
 
 def picture(*shape, dtype=np.float32, seed=0):
@@ -95,7 +96,7 @@ def test_strides_do_not_matter_and_the_input_stays(deblurrer):
 
 
 def test_the_result_is_clipped(model):
-    loud = Deblurrer(model, device="cpu")
+    loud = Deblurrer(model, device="cpu", guard="off")
     with torch.no_grad():
         loud.model.head.conv.bias.add_(torch.tensor([2.0, -2.0, 0.0]))
     sharp = loud(picture(20, 20, 3))
@@ -105,7 +106,7 @@ def test_the_result_is_clipped(model):
 
 def test_bf16_is_near(model, deblurrer):
     image = picture(64, 80, 3)
-    sharp = Deblurrer(model, device="cpu", precision="bf16")(image)
+    sharp = Deblurrer(model, device="cpu", precision="bf16", guard="off")(image)
     assert sharp.dtype == np.float32
     difference = np.abs(sharp - deblurrer(image)).max()
     assert 0 < difference < 0.05
@@ -135,8 +136,9 @@ def test_what_is_no_image(deblurrer, image, error, message):
         deblurrer(image)
 
 
-def test_output_that_is_not_finite_is_an_error(model):
-    broken = Deblurrer(model, device="cpu")
+@pytest.mark.parametrize("guard", ["warn", "off"])
+def test_output_that_is_not_finite_is_an_error(model, guard):
+    broken = Deblurrer(model, device="cpu", guard=guard)
     with torch.no_grad():
         broken.model.head.conv.bias[1] = float("nan")
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -147,7 +149,7 @@ def test_weights_from_a_folder_and_a_file(model, deblurrer, tmp_path):
     model.save_pretrained(tmp_path)
     image = picture(20, 30, 3)
     for weights in (tmp_path, str(tmp_path), tmp_path / "model.safetensors"):
-        assert np.array_equal(Deblurrer(weights, device="cpu")(image), deblurrer(image))
+        assert np.array_equal(Deblurrer(weights, device="cpu", guard="off")(image), deblurrer(image))
 
 
 def test_a_given_network_is_not_changed(model):
@@ -159,16 +161,105 @@ def test_a_given_network_is_not_changed(model):
 
 
 def test_what_cannot_be_loaded(tmp_path, model):
-    with pytest.raises(ValueError, match=r"(?s)no weights.*make demo.*runs/demo.*train\.py --help"):
-        Deblurrer()
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Deblurrer(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"fp8.*fp32, bf16, fp16"):
         Deblurrer(model, precision="fp8")
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         Deblurrer(model, device="cpu", precision="fp16")
+    with pytest.raises(ValueError, match="guard is 'on'; it must be one of warn, input, off"):
+        Deblurrer(model, guard="on")
     with pytest.raises(ValueError, match=r"'abacus' cannot be used here; there is .*cpu"):
         Deblurrer(model, device="abacus")
+
+
+# ---- the guard
+
+
+def smooth(height=70, width=90):
+    """A picture without fine detail, in the middle of the range."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([0.5 + 0.2 * np.sin(y / 9 + k) * np.cos(x / 13 - k) for k in range(3)], axis=2).astype(np.float32)
+
+
+def mosaic(period, step):
+    pattern = np.zeros((70, 90, 3), np.float32)
+    pattern[::period, ::period] = step
+    return pattern
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        (smooth() * np.nan, "is not finite"),
+        (np.where(mosaic(4, 1) > 0, -0.2, smooth()), "has 7% of its values outside [0, 1]"),
+        (smooth() + np.float32([0, 0, 0.1]), "has another brightness or colour than the input, by 0.10 of the range"),
+        (smooth() + 0.4 * (picture(70, 90, 3) - 0.5) * 2, "is far from the input, by 0.2"),
+        (smooth() + mosaic(4, 0.1), "has a pattern that repeats every 16 pixels, of 6.2 levels"),
+        (smooth() + mosaic(8, 0.1), "has a pattern that repeats every 16 pixels, of 3.2 levels"),
+        (smooth() + mosaic(16, 0.2), "has a pattern that repeats every 16 pixels, of 3.2 levels"),
+        (smooth() + mosaic(15, 0.1), None),
+        (smooth() + mosaic(4, 0.02), None),
+        (smooth(), None),
+    ],
+)
+def test_what_is_doubtful(output, reason):
+    said = guard.doubt(torch.from_numpy(smooth()), torch.from_numpy(output.astype(np.float32)))
+    assert said is None if reason is None else said.startswith(reason)
+
+
+def test_a_pattern_of_the_input_s_own_is_none_of_the_network_s():
+    board = np.kron(np.indices((9, 11)).sum(0) % 2, np.ones((8, 8)))[:, :, None].repeat(3, 2)
+    board = torch.from_numpy(board).float()
+    assert guard.doubt(0.3 + 0.4 * board, 0.25 + 0.5 * board) is None
+    assert guard.doubt(torch.full_like(board, 0.5), 0.45 + 0.1 * board).startswith("has a pattern")
+
+
+def test_an_image_of_any_size_can_be_looked_at():
+    for size in ((1, 1), (17, 1000), (31, 32), (40, 48)):
+        assert guard.doubt(torch.full((*size, 1), 0.5), torch.full((*size, 3), 0.51)) is None
+
+
+def broken(value):
+    """A network whose pixel shuffle lets the strides through: every fourth pixel is `value` away from the input."""
+    model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1, head="pixelshuffle")
+    with torch.no_grad():
+        model.head.conv.weight.zero_()
+        model.head.conv.bias.zero_()[::16] = value
+    return model
+
+
+def test_a_doubtful_output_is_said_or_replaced_by_the_input(tmp_path):
+    image = smooth()
+    kept, replaced, unseen = (Deblurrer(broken(0.1), device="cpu", guard=g) for g in ("warn", "input", "off"))
+    with pytest.warns(guard.DoubtfulOutput, match=r"^the output has a pattern .*of 6\.2 levels of 255; look at it$"):
+        assert np.abs(kept(image) - image).max() == pytest.approx(0.1, abs=1e-3)
+    for model in (broken(0.1), broken(float("nan"))):
+        with pytest.warns(guard.DoubtfulOutput, match=r"^the output .*; the input was kept$"):
+            assert np.array_equal(Deblurrer(model, device="cpu", guard="input")(image), image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unseen(image)
+        replaced(np.full((16, 16, 3), 0.5, np.float32))  # too small to tell
+
+    images.write(tmp_path / "a" / "1.tif", Photo(image, bits=32))
+    images.write(tmp_path / "a" / "2.tif", Photo(picture(16, 16, 3), bits=32))
+    images.write(tmp_path / "a" / "3.tif", Photo(image, bits=32))
+    result = deblur_files([tmp_path / "a"], tmp_path / "out", deblurrer=kept)
+    assert len(result.done) == 3
+    assert [path.name for path, _ in result.doubtful] == ["1.tif", "3.tif"]
+    assert result.doubtful[0][1].startswith(f"{tmp_path / 'a' / '1.tif'}: the output has a pattern")
+    assert result.summary().startswith("3 deblurred, 2 of the deblurred doubtful:\n  ")
+    assert result.summary().endswith(result.doubtful[1][1])
+
+
+def test_other_warnings_pass(tmp_path):
+    def warned(image):
+        warnings.warn("hot", RuntimeWarning, stacklevel=1)
+        return image
+
+    with pytest.warns(RuntimeWarning, match="hot"):
+        assert run([save(tmp_path / "a.png")], deblurrer=warned).doubtful == []
 
 
 # ---- memory

@@ -1,0 +1,278 @@
+"""Measure weights, and ship them with their model card.
+
+    python -m lmfn.card runs/first --val data/GoPro                         # measure, and print the card
+    python -m lmfn.card runs/first --val data/GoPro -o lmfn/weights         # ship them inside this package
+
+What is measured: pairs of real blur, synthetic blur on photographs that were never trained on, and how far sharp
+photographs are from what the network makes of them.
+"""
+
+import json
+import logging
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from tyro.conf import Positional, arg
+
+from lmfn import LMFN, checkpoint, images, weights
+from lmfn.data import BlurOptions, Pair, PairSet, Source, find_pairs, synth
+from lmfn.device import choose_device
+from lmfn.evaluate import Evaluation, evaluate
+from lmfn.train import Settings
+
+BLUR = BlurOptions(length=(2, 16))
+UNSEEN = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+"""scikit-image's photographs in colour; no run here trains on them."""
+ORIGINS = {
+    "gopro": "GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
+    "frames_240fps": "GoPro's frames at 240 a second (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
+    "reds": "REDS (Nah et al., NTIRE 2019), CC BY 4.0",
+    "photos": "photographs of CID22 (CC BY-SA 4.0) and CLIC 2025 (Unsplash licence)",
+}
+"""Where a folder of training data comes from, by its name."""
+FAILURES = """\
+- A passer-by or a car that moves against the background by tens of pixels stays smeared.
+- Long camera shake (more than some ten pixels) is made crisper, not undone; double edges may remain.
+- It has seen sharp photographs and learnt to leave them alone, so light blur is at times taken for a sharp picture.
+- Blur by defocus, noise in the dark and the blocks of strong JPEG compression are not what it was trained on.
+- Most training data is street scenes by day, in 8 bits. There are few faces and no text."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is said about weights."""
+
+    real: Evaluation
+    """Pairs of real blur."""
+    synthetic: Evaluation
+    """Unseen photographs, each blurred three times by random camera paths."""
+    sharp: Evaluation
+    """The same photographs, unblurred: the input is the truth."""
+
+    def table(self) -> str:
+        """Lines of a Markdown table."""
+        lines = ["| on | metric | blurred | deblurred | gain |", "|---|---|---|---|---|"]
+        for name, evaluation in (("real blur", self.real), ("synthetic blur, unseen photographs", self.synthetic)):
+            for metric, digits in (("psnr", 2), ("ssim_gauss2d", 4), ("ssim_matlab3d", 4)):
+                before, after = evaluation.blurred[metric], evaluation.deblurred[metric]
+                row = f"{before:.{digits}f} | {after:.{digits}f} | {after - before:+.{digits}f}"
+                lines.append(f"| {name}: {evaluation.data} ({len(evaluation.rows)} pairs) | {metric} | {row} |")
+        kept = [row.deblurred["psnr"] for row in self.sharp.rows]
+        lines.append(
+            f"| {len(kept)} sharp photographs against themselves | psnr | | {statistics.fmean(kept):.2f} "
+            f"(least {min(kept):.2f}) | |"
+        )
+        return "\n".join(lines)
+
+
+def measure(model: LMFN, real: PairSet, photos: Path | None, folder: Path) -> Measures:
+    """Measure a network on real pairs and on sharp photographs (default: `UNSEEN` of scikit-image).
+
+    The blurred photographs are made in `folder`, an empty one. Raises what `find_pairs`, `synth` and `evaluate` raise,
+    and ModuleNotFoundError without photographs and scikit-image.
+    """
+    if photos is None:
+        import skimage.data
+
+        photos = folder / "photos"
+        photos.mkdir(parents=True)
+        for name in UNSEEN:
+            shutil.copy(Path(skimage.data.__file__).parent / name, photos)
+    report = synth(photos, folder / "unseen", seed=1, count=3, blur=BLUR)
+    if not report.ok:
+        raise ValueError(report.text())
+    blurred = find_pairs(folder / "unseen")
+    sharp = {pair.sharp.parent: Pair(pair.sharp.parent.name, pair.sharp, pair.sharp) for pair in blurred}
+    device = choose_device()
+    return Measures(
+        evaluate(model, real, protocol="gopro", device=device),
+        evaluate(model, blurred, protocol="plain", device=device),
+        evaluate(model, replace(blurred, pairs=tuple(sharp.values())), protocol="plain", device=device),
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run that led to weights."""
+
+    settings: Settings
+    steps: int
+    torch: str
+    device: str
+
+    def text(self) -> str:
+        """The run as an item of a Markdown list. Of paths, only the last name is told."""
+        s = self.settings
+        data = ", ".join(f"{name(source)} ({source.kind}, {source.weight:g})" for source in s.sources)
+        before = f"from the weights of `{s.start_from.parent.name}`" if s.start_from else f"from nothing, seed {s.seed}"
+        return (
+            f"- `{s.name}`, {before}: {self.steps:,} steps of {s.batch * s.accumulate} patches of {s.patch}x{s.patch}: "
+            f"{data}; paths of {s.blur.length[0]:g} to {s.blur.length[1]:g} pixels; loss {s.loss}"
+            f"{f' + {s.fft:g} fft' if s.fft else ''}, Adam, rate {s.lr:g} to {s.lr_end:g} by a cosine after {s.warmup} "
+            f"steps of warm-up, EMA {s.ema:g}, {s.precision}; torch {self.torch} on {self.device}"
+        )
+
+
+def name(source: Source) -> str:
+    """The last name of a source's path: the others are this machine's business."""
+    return Path(source.path).name + (" unblurred" if source.sharp == source.path else "")
+
+
+def stages(run: Path) -> list[Stage]:
+    """The runs that led to a run's weights, the first one first, as far as their folders are still there."""
+    if not (run / "config.yaml").is_file():
+        return []
+    settings = Settings.read(run / "config.yaml")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    start = records[0]
+    earlier = stages(settings.start_from.parent) if settings.start_from else []
+    return [*earlier, Stage(settings, records[-1]["step"], start["torch"], start["device"])]
+
+
+def card(model: LMFN, measures: Measures, history: list[Stage], digest: str) -> str:
+    """The model card, in Markdown."""
+    config = ", ".join(f"{key}={value}" for key, value in asdict(model.config).items())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    recipe = "\n".join(stage.text() for stage in history) or "Not known: the run's folder was not given."
+    folders = {Path(source.path).name for stage in history for source in stage.settings.sources}
+    data = "\n".join(f"- {folder}: {ORIGINS.get(folder, 'of their own')}" for folder in sorted(folders))
+    return f"""---
+license: apache-2.0
+library_name: lmfn
+tags: [image-deblurring, image-to-image]
+---
+# {weights.FILE.name}
+
+Weights of LMFN for photographs blurred by motion. SHA-256 `{digest}`.
+
+    lmfn deblur photo.jpg
+
+{parameters:,} parameters, stored as float16, used as float32. This card was made by `python -m lmfn.card`.
+
+## Measured
+
+{measures.table()}
+
+Real blur is measured by protocol `gopro`, the other sets by `plain` (the same rules), in float32 with torch
+{torch.__version__}.
+
+## Known failures
+
+{FAILURES}
+
+## Training
+
+{recipe}
+
+In brackets: the kind of source and its share. What the runs were trained on:
+
+{data or "- not known"}
+
+## Network
+
+`LMFNConfig`: {config}
+"""
+
+
+def ship(model: LMFN, out: Path) -> str:
+    """Write a network's weights as float16, and their checksum, into a folder; the checksum."""
+    tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"the weights' {name} holds values that float16 cannot hold; they cannot be shipped")
+    file = out / weights.FILE.name
+    checkpoint.write(file, tensors, {"config": asdict(model.config)})
+    digest = weights.sha256(file)
+    checkpoint.replace_file(out / "SHA256SUMS", f"{digest}  {file.name}\n".encode())
+    return digest
+
+
+SIDE = 192
+
+
+def crops(model: LMFN, evaluations: Sequence[tuple[Evaluation, PairSet]]) -> np.ndarray:
+    """Blurred, deblurred and sharp, side by side, uint8: of each set (a column) the image that gained most, the middle
+    one, and the one that gained least; each where most is gained, the last where most is lost."""
+    columns = []
+    for evaluation, pairs in evaluations:
+        gains = sorted(evaluation.rows, key=lambda row: row.blurred["psnr"] - row.deblurred["psnr"])
+        by_name = {pair.name: pair for pair in pairs}
+        chosen = [by_name[row.name] for row in (gains[0], gains[len(gains) // 2], gains[-1])]
+        rows = [triple(model, pair, best=pair != chosen[-1]) for pair in chosen]
+        columns.append(np.concatenate([np.pad(row, ((4, 4), (4, 4), (0, 0)), constant_values=255) for row in rows]))
+    return np.concatenate(columns, axis=1)
+
+
+@torch.inference_mode()
+def triple(model: LMFN, pair: Pair, best: bool) -> np.ndarray:
+    """A part of one pair, and of the output between them, where the squared error falls most (or grows most)."""
+    blurred, sharp = (
+        torch.from_numpy(images.read_rgb(path)).movedim(2, 0)[None] / 255 for path in (pair.blurred, pair.sharp)
+    )
+    device = next(model.parameters()).device
+    output = model(blurred.to(device)).clamp(0, 1).cpu()
+    gain = ((blurred - sharp).square() - (output - sharp).square()).mean(1, keepdim=True)
+    side = min(SIDE, *gain.shape[2:])
+    felt = F.avg_pool2d(gain, side, stride=8)[0, 0]
+    place = int(felt.argmax() if best else felt.argmin())
+    top, left = 8 * (place // felt.shape[1]), 8 * (place % felt.shape[1])
+    parts = [image[0, :, top : top + side, left : left + side] for image in (blurred, output, sharp)]
+    cells = [F.pad(part, (0, SIDE - side, 0, SIDE - side)) for part in parts]
+    return torch.cat(cells, dim=2).mul(255).round().byte().movedim(0, 2).numpy()
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measure weights and print their model card; ship them with --out."""
+
+    run: Positional[Path]
+    """A run's folder (its averaged weights are taken), or a file of weights."""
+    val: Path
+    """Pairs of real blur that were never trained on."""
+    photos: Path | None = None
+    """Sharp photographs that were never trained on (default: five that scikit-image ships)."""
+    out: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """Write lmfn.safetensors (float16), SHA256SUMS and README.md (the card) into this folder."""
+    crops: Path | None = None
+    """Write six crops, blurred, deblurred and sharp, the failures among them, to this image."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `python -m lmfn.card` with these arguments (default: the process's): 0, or 1 for an error that was said."""
+    a = tyro.cli(Arguments, prog="python -m lmfn.card", args=arguments)
+    logging.basicConfig(format="%(message)s")
+    try:
+        file = a.run / "ema.safetensors" if (a.run / "ema.safetensors").is_file() else a.run
+        history = stages(a.run) if a.run.is_dir() else []
+        real = find_pairs(a.val, split="test")
+        with tempfile.TemporaryDirectory() as folder:
+            rounded = Path(folder) / "weights"
+            ship(LMFN.from_pretrained(file), rounded)  # what is measured is what is shipped
+            model = LMFN.from_pretrained(rounded / weights.FILE.name)
+            measures = measure(model, real, a.photos, Path(folder))
+            if a.crops is not None:
+                unseen = find_pairs(Path(folder) / "unseen")
+                picture = crops(model, [(measures.real, real), (measures.synthetic, unseen)])
+                images.write(a.crops, images.Photo(picture.astype(np.float32) / 255))
+        text = card(model, measures, history, weights.sha256(file) if a.out is None else ship(model, a.out))
+        if a.out is not None:
+            checkpoint.replace_file(a.out / "README.md", text.encode())
+        print(text)
+    except (ValueError, OSError, ModuleNotFoundError, ArithmeticError) as error:
+        print(f"lmfn.card: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Weights measured, shipped and described, from a run's folder to the model card."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from lmfn import LMFN, card, checkpoint, images, weights
+from lmfn.data import synth
+from lmfn.train import Settings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs, pairs, and two runs of a step or two, the second from the first one's weights."""
+    folder = tmp_path_factory.mktemp("card")
+    coarse = torch.rand(2, 3, 20, 24, generator=torch.manual_seed(0))
+    for n, photo in enumerate(torch.nn.functional.interpolate(coarse, (200, 210), mode="bicubic").clamp(0, 1)):
+        images.write(folder / "photos" / f"{n}.png", images.Photo(photo.movedim(0, 2).numpy()))
+    synth(folder / "photos", folder / "gopro", seed=1)
+    first = Settings(
+        name="first",
+        runs=folder / "runs",
+        pairs=(f"{folder / 'gopro'}=2", f"{folder / 'photos'},{folder / 'photos'}=0.5"),
+        photos=(str(folder / "photos"),),
+        network=("channels=8", "features=8", "distilled=4", "esa=4", "rfdbs=1"),
+        patch=32,
+        batch=2,
+        steps=2,
+        device="cpu",
+    )
+    train.train(first)
+    second = dataclasses.replace(
+        first, name="second", start_from=folder / "runs" / "first" / "ema.safetensors", network=(), steps=1
+    )
+    train.train(second)
+    return folder
+
+
+def call(folder: Path, *more: str) -> int:
+    where = ["--val", str(folder / "gopro"), "--photos", str(folder / "photos")]
+    return card.main([str(folder / "runs" / "second"), *where, *more])
+
+
+def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out, picture = tmp_path / "weights", tmp_path / "crops.png"
+    assert call(folder, "-o", str(out), "--crops", str(picture)) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "SHA256SUMS", weights.FILE.name]
+    text = (out / "README.md").read_text()
+    assert capsys.readouterr().out == text + "\n"
+    assert (out / "SHA256SUMS").read_text() == f"{weights.sha256(out / weights.FILE.name)}  {weights.FILE.name}\n"
+    for words in (
+        weights.sha256(out / weights.FILE.name),
+        "| real blur: gopro (2 pairs) | psnr |",
+        "| synthetic blur, unseen photographs: unseen (6 pairs) | ssim_gauss2d |",
+        "| 2 sharp photographs against themselves | psnr | | ",
+        "- `first`, from nothing, seed 0: 2 steps of 2 patches of 32x32: gopro (pairs, 2), photos unblurred (",
+        "- `second`, from the weights of `first`: 1 steps of",
+        "- gopro: GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
+        "channels=8",
+    ):
+        assert words in text, words
+    assert str(folder) not in text
+    exact = LMFN.from_pretrained(folder / "runs" / "second" / "ema.safetensors").state_dict()
+    tensors, metadata = checkpoint.read(out / weights.FILE.name)
+    assert metadata["config"]["channels"] == 8
+    assert all(torch.equal(tensors[name], tensor.half()) for name, tensor in exact.items())
+    crops = images.read_rgb(picture)
+    assert crops.shape == (3 * 200, 2 * (3 * 192 + 8), 3)
+    cell = crops[4:196, 4 : 4 + 3 * 192].reshape(192, 3, 192, 3).swapaxes(0, 1).astype(int)
+    assert 0 < np.abs(cell[0] - cell[2]).mean() < 60  # the same place, blurred and sharp
+
+
+def test_without_out_nothing_is_written_but_the_card(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(folder.rglob("*"))
+    assert card.main([str(folder / "runs/first/ema.safetensors"), "--val", str(folder / "gopro"), "--photos",
+                      str(folder / "photos")]) == 0  # fmt: skip
+    assert sorted(folder.rglob("*")) == before
+    assert "Not known: the run's folder was not given." in capsys.readouterr().out
+
+
+def test_what_cannot_be_measured_is_named(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for arguments, words in (
+        ([str(tmp_path / "gone"), "--val", str(folder / "gopro")], "gone"),
+        ([str(folder / "runs" / "first"), "--val", str(tmp_path / "nowhere")], "nowhere"),
+    ):
+        assert card.main(arguments) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_weights_too_large_for_float16_are_not_shipped(tmp_path: Path) -> None:
+    model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1)
+    with torch.no_grad():
+        model.reduce.bias[0] = 70000
+    with pytest.raises(ValueError, match=r"reduce\.bias holds values that float16 cannot hold"):
+        card.ship(model, tmp_path)
+    assert not list(tmp_path.iterdir())
