@@ -95,11 +95,12 @@ def _attentions(dtype: torch.dtype) -> None:
         return torch.zeros(shape, dtype=dtype)
 
     b, n, c, h, w = 2, 4, 50, 34, 50
-    tensors: list[torch.Tensor | None] = [image(b, c, h, w) for _ in range(n)]
-    tensors += [None, image(1), image(c, n * c, 1, 1), image(c), None]
-    results = _layer_attention.forward("triton", tensors, [0, 0.05], True)
-    needs = [t is not None for t in tensors]
-    _layer_attention.backward("triton", results[:1], results, tensors, [0, 0.05], needs)
+    for temperature in (None, image(1)):
+        tensors: list[torch.Tensor | None] = [image(b, c, h, w) for _ in range(n)]
+        tensors += [None, image(1), image(c, n * c, 1, 1), image(c), temperature]
+        results = _layer_attention.forward("triton", tensors, [0, 0.05], True)
+        needs = [t is not None for t in tensors]
+        _layer_attention.backward("triton", results[:1], results, tensors, [0, 0.05], needs)
     for weights in (([9], [1], [3], [1]), ([27], [1])):
         tensors = [image(b, c, h, w), image(b, c, h, w), image(1), *(image(*shape) for shape in weights)]
         results = _channel_gate.forward("triton", tensors, [], True)
@@ -128,12 +129,12 @@ def _row(target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any]) -> 
     instructions = numbers.pop("instructions")
     name = kernel.__name__.removesuffix("_kernel")
     products = "tl.dot" in source
-    rows = a["BLOCK_K"] if name == "weight_gradient" else a.get("BLOCK_H", 0) * a["BLOCK_W"]
+    rows = a["BLOCK_K"] if name == "weight_gradient" else a.get("BLOCK_H", 0) * a.get("BLOCK_W", 1)
     return Row(
         target=target,
         dtype=dtype,
         kernel=f"{name}{_variant(a)}",
-        tile=f"{a.get('BLOCK_H', 1)}x{a['BLOCK_W']}",
+        tile=f"{a.get('BLOCK_H', 1)}x{a.get('BLOCK_W', 1)}",
         warps=a["num_warps"],
         shared=made.metadata.shared,
         matrix=len(re.findall(MATRIX[target], instructions)),

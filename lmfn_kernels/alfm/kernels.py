@@ -210,3 +210,109 @@ def mix_kernel(
     store_one(t_out5, i_out == 5, i_b, o_h, o_w, o_n, b_out)
     store_one(t_out6, i_out == 6, i_b, o_h, o_w, o_n, b_out)
     store_one(t_out7, i_out == 7, i_b, o_h, o_w, o_n, b_out)
+
+
+@triton.jit
+def inverse_length(p_e, o_r, R, SHORTEST: tl.constexpr):
+    """Of row `o_r` of F: the squared length is on E's diagonal."""
+    return 1.0 / tl.sqrt(tl.maximum(tl.load(p_e + o_r * (R + 1), mask=o_r < R, other=1.0), SHORTEST))
+
+
+@triton.jit
+def attention_kernel(
+    p_e, p_temperature, p_out, R,
+    BY_LAYER: tl.constexpr, SHORTEST: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """A row of M: softmax(E) or, by layers, softmax(rowmax(E) - E), of the cosines where there is a temperature."""
+    i_r = tl.program_id(0)
+    o_b = tl.program_id(1).to(tl.int64) * R * R
+    o_j = tl.arange(0, BLOCK_R)
+    m_j = o_j < R
+    b_e = tl.load(p_e + o_b + i_r * R + o_j, mask=m_j, other=0.0)
+    if p_temperature is not None:
+        b_e *= tl.load(p_temperature).to(p_e.dtype.element_ty) * inverse_length(p_e + o_b, i_r, R, SHORTEST)
+        b_e *= inverse_length(p_e + o_b, o_j, R, SHORTEST)
+    if BY_LAYER:
+        b_e = tl.max(tl.where(m_j, b_e, float("-inf")), axis=0) - b_e
+    b_e = tl.where(m_j, b_e, float("-inf"))
+    b_m = tl.exp(b_e - tl.max(b_e, axis=0))
+    tl.store(p_out + o_b + i_r * R + o_j, b_m / tl.sum(b_m, axis=0), mask=m_j)
+
+
+@triton.jit
+def fold_kernel(
+    p_x, p_m, p_theta, p_out, STEP, ROWS, R, C, SIZE,
+    BACK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """X (theta M + I), or with `BACK` X (theta M + I)^T; X [ROWS, R] is STEP elements after that of the image before.
+
+    A matrix [O, SIZE] is taken for X: ROWS is O times C, the channels of a row of M (1, or a layer's), R is SIZE / C.
+    """
+    o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
+    o_j = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
+    i_b = tl.program_id(2).to(tl.int64)
+    p_x += i_b * STEP + o_k // C * SIZE + o_k % C
+    p_m += i_b * R * R
+    b_out = tl.zeros([BLOCK_K, BLOCK_R], ACC)
+    for o_r in tl.range(0, R, BLOCK_R, num_stages=1):
+        o_i = o_r + tl.arange(0, BLOCK_R)
+        b_x = tl.load(p_x + o_i[None, :] * C, mask=(o_k < ROWS) & (o_i[None, :] < R), other=0.0).to(ACC)
+        o_m = o_j * R + o_i[:, None] if BACK else o_i[:, None] * R + o_j
+        b_m = tl.load(p_m + o_m, mask=(o_i[:, None] < R) & (o_j < R), other=0.0)
+        b_out = tl.dot(b_x, b_m, b_out, input_precision=PRECISION, out_dtype=ACC)
+    m_out = (o_k < ROWS) & (o_j < R)
+    b_out = tl.load(p_x + o_j * C, mask=m_out, other=0.0).to(ACC) + tl.load(p_theta).to(ACC) * b_out
+    tl.store(p_out + i_b * (ROWS // C) * SIZE + o_k // C * SIZE + o_k % C + o_j * C, b_out, mask=m_out)
+
+
+@triton.jit
+def attention_backward_kernel(
+    p_dp, p_w, p_m, p_e, p_theta, p_temperature, p_de, p_dtheta, p_dtemperature, ROWS, R, C, SIZE,
+    BY_LAYER: tl.constexpr, SHORTEST: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """A row of E's gradient from that of P, `p_dp`, and its part of theta's and of the temperature's.
+
+    `ROWS`, `R`, `C` and `SIZE` as in `fold_kernel`. What reaches E through the lengths is not in it.
+    """
+    i_r = tl.program_id(0)
+    i_b = tl.program_id(1).to(tl.int64)
+    o_b = i_b * R * R
+    o_j = tl.arange(0, BLOCK_R)
+    m_j = o_j < R
+    b_d = tl.zeros([BLOCK_R], p_e.dtype.element_ty)
+    for o_first in tl.range(0, ROWS, BLOCK_K, num_stages=1):
+        o_k = o_first + tl.arange(0, BLOCK_K)[:, None]
+        o_x = o_k // C * SIZE + o_k % C
+        b_w = tl.load(p_w + o_x + i_r * C, mask=o_k < ROWS, other=0.0).to(p_e.dtype.element_ty)
+        b_dp = tl.load(
+            p_dp + i_b * (ROWS // C) * SIZE + o_x + o_j[None, :] * C, mask=(o_k < ROWS) & m_j[None, :], other=0.0
+        )
+        b_d += tl.sum(b_w * b_dp, axis=0)
+    b_m = tl.load(p_m + o_b + i_r * R + o_j, mask=m_j, other=0.0)
+    b_all = tl.sum(b_d * b_m, axis=0)
+    o_part = i_b * R + i_r
+    tl.store(p_dtheta + o_part, b_all)
+    b_de = tl.load(p_theta).to(p_e.dtype.element_ty) * b_m * (b_d - b_all)
+    if BY_LAYER:
+        b_de = -b_de
+    if p_temperature is not None:
+        b_de *= inverse_length(p_e + o_b, i_r, R, SHORTEST) * inverse_length(p_e + o_b, o_j, R, SHORTEST)
+        b_e = tl.load(p_e + o_b + i_r * R + o_j, mask=m_j, other=0.0)
+        tl.store(p_dtemperature + o_part, tl.sum(b_de * b_e, axis=0))
+        b_de *= tl.load(p_temperature).to(p_e.dtype.element_ty)
+    tl.store(p_de + o_b + i_r * R + o_j, b_de, mask=m_j)
+
+
+@triton.jit
+def length_backward_kernel(p_e, p_de, R, SHORTEST: tl.constexpr, BLOCK_R: tl.constexpr):
+    """Add to an element of the gradient's diagonal what it has through the cosines of its row and of its column."""
+    i_r = tl.program_id(0)
+    o_b = tl.program_id(1).to(tl.int64) * R * R
+    o_j = tl.arange(0, BLOCK_R)
+    m_j = o_j < R
+    o_row, o_column, o_own = o_b + i_r * R + o_j, o_b + o_j * R + i_r, o_b + i_r * (R + 1)
+    b_sum = tl.load(p_e + o_row, mask=m_j, other=0.0) * tl.load(p_de + o_row, mask=m_j, other=0.0)
+    b_sum += tl.load(p_e + o_column, mask=m_j, other=0.0) * tl.load(p_de + o_column, mask=m_j, other=0.0)
+    b_own, b_square = tl.load(p_de + o_own), tl.load(p_e + o_own)
+    b_through = tl.sum(b_sum, axis=0) / (-2.0 * tl.maximum(b_square, SHORTEST))
+    tl.store(p_de + o_own, tl.where(b_square >= SHORTEST, b_own + b_through, b_own))

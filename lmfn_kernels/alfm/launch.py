@@ -9,8 +9,9 @@ import triton
 from torch import Tensor
 
 from lmfn_kernels.alfm import kernels
-from lmfn_kernels.alfm.fold import layers
-from lmfn_kernels.runtime.configs import Config, config, describe
+from lmfn_kernels.alfm.fold import SHORTEST, layers
+from lmfn_kernels.runtime import configs
+from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import (
     arithmetic,
     block,
@@ -25,11 +26,12 @@ from lmfn_kernels.runtime.launch import (
     weights,
 )
 
-__all__ = ["gram", "layout", "mix", "products"]
+__all__ = ["fold", "fold_backward", "gram", "layout", "mix", "products"]
 
 WIDEST = 64  # channels in a slot
 MAPS = range(8)
 SLOTS = range(4)
+SMALL = Config(warps=4)  # for matrices of NC x NC, which do not grow with the image
 
 Gradient = tuple[Tensor, Tensor | None, float]
 """After an activation, its output (None: there is none) and its slope."""
@@ -135,6 +137,89 @@ def mix(
     return out
 
 
+def fold(gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
+    """P [B, O, NC], as in `fold.py`."""
+    return _folded(_matrix(weight), _attention(gram, temperature, by_layer), theta, back=False)
+
+
+def fold_backward(
+    dp: Tensor, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of E, theta, the weight and the temperature, as in `fold.py`."""
+    (b, r, _), w, m = gram.shape, _matrix(weight), _attention(gram, temperature, by_layer)
+    dweight = torch.empty_like(weight).copy_(_folded(dp, m, theta, back=True).sum(0).view(weight.shape))
+    de = torch.empty_like(gram)
+    dtheta, dtemperature = partial(gram, b * r, (1,)), partial(gram, b * r, (1,))
+    of_row = _of_row(gram)
+    run(
+        kernels.attention_backward_kernel,
+        gram,
+        (r, b),
+        SMALL,
+        p_dp=dp,
+        p_w=w,
+        p_m=m,
+        p_e=gram,
+        p_theta=theta,
+        p_temperature=temperature,
+        p_de=de,
+        p_dtheta=dtheta,
+        p_dtemperature=dtemperature,
+        BY_LAYER=by_layer,
+        BLOCK_K=8192 // of_row["BLOCK_R"],
+        **_as_rows(w, gram),
+        **of_row,
+    )
+    if temperature is None:
+        return de, total(dtheta), dweight, None
+    run(kernels.length_backward_kernel, gram, (r, b), SMALL, p_e=gram, p_de=de, R=r, **of_row)
+    return de, total(dtheta), dweight, total(dtemperature)
+
+
+def _attention(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
+    out, (b, r, _) = torch.empty_like(gram), gram.shape
+    arguments = {"p_e": gram, "p_temperature": temperature, "p_out": out, "R": r, "BY_LAYER": by_layer}
+    run(kernels.attention_kernel, gram, (r, b), SMALL, **arguments, **_of_row(gram))
+    return out
+
+
+def _folded(x: Tensor, m: Tensor, theta: Tensor, *, back: bool) -> Tensor:
+    """X (theta M + I), or with `back` X (theta M + I)^T, of [B, O, NC] or, for all images the same, [O, NC]."""
+    sizes, block_k, block_r = _as_rows(x, m), 16, 32
+    out = torch.empty((m.shape[0], *x.shape[-2:]), dtype=m.dtype, device=m.device)
+    run(
+        kernels.fold_kernel,
+        m,
+        (triton.cdiv(sizes["ROWS"], block_k), triton.cdiv(sizes["R"], block_r), m.shape[0]),
+        SMALL,
+        p_x=x,
+        p_m=m,
+        p_theta=theta,
+        p_out=out,
+        STEP=x[0].numel() if x.ndim == 3 else 0,
+        BACK=back,
+        BLOCK_K=block_k,
+        BLOCK_R=block_r,
+        **sizes,
+        **_products(m),
+    )
+    return out
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    return weight.flatten(1).contiguous()
+
+
+def _as_rows(x: Tensor, m: Tensor) -> dict[str, int]:
+    """How `fold_kernel` takes a matrix [..., O, NC], given M or E."""
+    (o, size), r = x.shape[-2:], m.shape[1]
+    return {"ROWS": o * (size // r), "R": r, "C": size // r, "SIZE": size}
+
+
+def _of_row(gram: Tensor) -> dict[str, Any]:
+    return {"BLOCK_R": block(gram.shape[1]), "SHORTEST": SHORTEST}
+
+
 def _weights(matrix: Tensor, maps: int, outputs: int, dtype: torch.dtype, rows: int, columns: int) -> Any:
     """The blocks of `matrix` [B, maps * K, outputs * N] as matrices [K, N], image by image, output by output."""
     parts = matrix.unflatten(2, (outputs, -1)).unflatten(1, (maps, -1)).permute(0, 3, 1, 2, 4).flatten(0, 2)
@@ -151,7 +236,7 @@ def _slots(maps: Sequence[Tensor]) -> list[Slot]:
 
 def _at_once(x: Tensor) -> int:
     """Slots that one program holds: ten blocks of sums need the registers and the matrix units of sm_90."""
-    return 4 if x.dtype.itemsize == 2 and describe(x.device)[1] >= 200_000 else 2
+    return 4 if x.dtype.itemsize == 2 and configs.describe(x.device)[1] >= 200_000 else 2
 
 
 def _groups(slots: list[Slot], at_once: int) -> Iterator[list[Slot]]:
@@ -200,7 +285,7 @@ def _products(x: Tensor) -> dict[str, Any]:
 
     Full float32 on NVIDIA is three TF32 products: blocks this large spill where they are done without matrix units.
     """
-    full = "tf32x3" if torch.version.hip is None and describe(x.device)[1] > 65536 else "ieee"
+    full = "tf32x3" if torch.version.hip is None and configs.describe(x.device)[1] > 65536 else "ieee"
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return arithmetic(x) | {"PRECISION": "ieee" if x.dtype != torch.float32 else "tf32" if tf32 else full}
 

@@ -6,8 +6,8 @@ section 2.3. The form with whole layers as rows is that of the network its autho
 All ops take N maps [B, C, H, W], float32, float16, bfloat16 or float64, of any strides, all tensors of one dtype on one
 device, and sum in float32 (float64 for float64). Nothing of the size of the N maps together is made but their
 gradients. Float32 products follow PyTorch's TF32 setting for matrix products. Results are channels-last, from the
-kernels with a pixel stride rounded up to 16 bytes. Under autocast, maps and weight are cast to its dtype. Gradients are
-of first order.
+kernels with a pixel stride rounded up to 16 bytes; in plain PyTorch, contiguous where the first map is. Under autocast,
+maps and weight are cast to its dtype. Gradients are of first order.
 """
 
 # ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lmfn_kernels.alfm import reference
-from lmfn_kernels.alfm.fold import channels, fold, fold_backward
+from lmfn_kernels.alfm.fold import channels
 from lmfn_kernels.runtime import backend, checks
 from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
 
@@ -163,7 +163,7 @@ def _layer_attention_forward(body: str, tensors: Tensors, options: Sequence[floa
     by_layer, slope = options[0] == 1, options[1]
     maps = [p.layout(x) for x in given(tensors[:-5])]
     e = p.gram(maps, by_layer) if summed is None else _square(summed, maps, by_layer)
-    matrix = fold(e, theta, weight, temperature, by_layer)
+    matrix = p.fold(e, theta, weight, temperature, by_layer)
     (y,) = p.mix(maps, matrix.mT, 1, bias=bias, slope=slope)
     return [y, e] if keep and summed is None else [y]
 
@@ -187,10 +187,10 @@ def _layer_attention_backward(
     e = kept[-1] if summed is None else _square(summed, maps, by_layer)
     found = Gradients(tensors, needs)
     dp, dbias = p.products(gradient, maps)
-    de, dtheta, dweight, dtemperature = fold_backward(dp, e, theta, weight, temperature, by_layer)
+    de, dtheta, dweight, dtemperature = p.fold_backward(dp, e, theta, weight, temperature, by_layer)
     if any(needs[:n]):
         # P^T g and, where F F^T was not given, (dE + dE^T) F: one pass.
-        matrix = fold(e, theta, weight, temperature, by_layer)
+        matrix = p.fold(e, theta, weight, temperature, by_layer)
         if summed is None:
             matrix = torch.cat([matrix, _of_rows(de, maps)], dim=1)
         found.put(0, *p.mix(maps if summed is None else [], matrix, n, gradient=gradient))

@@ -1,7 +1,8 @@
 """The ops' pieces in plain PyTorch, for CPUs, for MPS, and where there is no kernel. The same pieces as `launch.py`.
 
-A chunk of pixels at a time is gathered from the maps, wherever they lie, in float32 (float64 for float64), a pixel a
-row, and multiplied while it is in the cache. So nothing of the maps' size is made beside what is returned.
+A chunk of pixels at a time is gathered from the maps in float32 (float64 for float64), in the order in which the first
+map lies, channels or pixels side by side, and multiplied while it is in the cache. So nothing of the maps' size is made
+beside what is returned, which lies as the first map does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-CHUNK = 8192  # pixels
+from lmfn_kernels.alfm.fold import fold, fold_backward
+
+__all__ = ["fold", "fold_backward", "gram", "layout", "mix", "products"]
+
+CHUNK = 4096  # pixels
 
 Chunk = tuple[int, slice, slice]
 
@@ -42,10 +47,9 @@ def gram(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
 
 def products(gradient: Gradient, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """G F^T [B, O, NC] and the sum of G [O], with G the gradient before the activation."""
-    g = gradient[0]
-    o, size = g.shape[1], len(maps) * maps[0].shape[1]
-    out, total = _zeros(g, g.shape[0], o, size), _zeros(g, o)
-    for chunk, buffer in _chunks(g, o + size):
+    x, o, size = maps[0], gradient[0].shape[1], len(maps) * maps[0].shape[1]
+    out, total = _zeros(x, x.shape[0], o, size), _zeros(x, o)
+    for chunk, buffer in _chunks(x, o + size):
         both = _gather(buffer, maps, chunk, gradient)
         out[chunk[0]].addmm_(both[:, :o].T, both[:, o:])
         total += both[:, :o].sum(0)
@@ -67,12 +71,12 @@ def mix(
     """
     x = gradient[0] if gradient else maps[0]
     b, c, (h, w) = x.shape[0], matrix.shape[2] // outputs, x.shape[2:]
-    out = [
-        torch.empty((b, c, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        for _ in range(outputs)
-    ]
-    for chunk, buffer in _chunks(x, matrix.shape[1]):
-        y = _gather(buffer, maps, chunk, gradient) @ matrix[chunk[0]]
+    order = torch.contiguous_format if _planar(x) else torch.channels_last
+    out = [torch.empty((b, c, h, w), dtype=x.dtype, device=x.device, memory_format=order) for _ in range(outputs)]
+    for chunk, buffer in _chunks(x, sum(matrix.shape[1:])):
+        inputs, outcome = buffer.split(matrix.shape[1:], 1)
+        f = _gather(inputs, maps, chunk, gradient)
+        y = torch.mm(f, matrix[chunk[0]], out=outcome[: len(f)])
         if bias is not None:
             y += bias
         F.leaky_relu_(y, slope)
@@ -86,8 +90,13 @@ def _zeros(like: Tensor, *shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
+def _planar(x: Tensor) -> bool:
+    """Whether a row's pixels lie side by side, and not a pixel's channels."""
+    return x.stride(3) == 1 and x.stride(1) != 1
+
+
 def _chunks(x: Tensor, width: int) -> Iterator[tuple[Chunk, Tensor]]:
-    """Every image's pixels, at most CHUNK at a time, whole rows or a part of one, and room for so many rows of `width`.
+    """Every image's pixels, at most CHUNK at a time, whole rows or part of one, and a matrix [pixels, width] for them.
 
     The chunks do not depend on the batch, so neither does an image's sum. Fake tensors have shapes only.
     """
@@ -96,7 +105,9 @@ def _chunks(x: Tensor, width: int) -> Iterator[tuple[Chunk, Tensor]]:
     b, _, h, w = x.shape
     columns = min(w, CHUNK)
     rows = CHUNK // columns
-    buffer = torch.empty((min(CHUNK, h * w), width), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    n, dtype = min(CHUNK, h * w), torch.promote_types(x.dtype, torch.float32)
+    strides = (1, n) if _planar(x) else (width, 1)
+    buffer = torch.empty_strided((n, width), strides, dtype=dtype, device=x.device)
     for i in range(b):
         for row in range(0, h, rows):
             for column in range(0, w, columns):
