@@ -77,24 +77,20 @@ def fuse_kernel(
 
 @triton.jit
 def fuse_backward_kernel(
-    t_gy, t_ga, t_y, t_squeeze, t_d1, t_d2, t_fuse1, t_fuse2, t_z1, t_z2,
-    p_dfuse, p_dfuse_bias, p_dsqueeze, p_dsqueeze_bias,
-    B, H, W, C, D, F, SPLITS,
+    t_gy, t_ga, t_squeeze, t_d1, t_d2, t_fuse1, t_fuse2, t_z1, t_z2, p_dfuse, p_dfuse_bias,
+    B, H, W, C, D, SPLITS,
     FIRST: tl.constexpr, SLOPE1: tl.constexpr, SLOPE2: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
-    STAGES: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """For maps FIRST and FIRST + 1 of the four: from the gradients of y and a to z, those before the maps' activations.
 
-    Partial sums for the maps' part of the weight; FIRST = 0 does so for the bias and for the 1x1 that gives a, too.
-    Four maps at once do not fit the registers. Weights are loaded for every tile anew: they would not fit either.
+    Partial sums for the maps' part of the weight, and with FIRST = 0 for the bias. Four maps at once do not fit the
+    registers. Weights are loaded for every tile anew: they would not fit either.
     """
     i_split = tl.program_id(0)
     b_f1 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
     b_f2 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
-    b_s = tl.zeros([BLOCK_C, BLOCK_F], ACC)
     b_fb = tl.zeros([BLOCK_C], ACC)
-    b_sb = tl.zeros([BLOCK_F], ACC)
     n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
     for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES, disable_licm=True):
         i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
@@ -102,11 +98,8 @@ def fuse_backward_kernel(
         b_dy = tl.dot(b_ga, load_weight(t_squeeze, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
         b_dy += load_pixels(t_gy, i_b, o_h, o_w, 0).to(ACC)
         if FIRST == 0:
-            b_y = load_pixels(t_y, i_b, o_h, o_w, 0)
-            b_s = tl.dot(tl.trans(b_y), b_ga, b_s, input_precision=PRECISION, out_dtype=ACC)
-            b_sb += tl.sum(b_ga.to(ACC), axis=0)
             b_fb += tl.sum(b_dy, axis=0)
-        b_dy = b_dy.to(t_y.dtype)
+        b_dy = b_dy.to(t_gy.dtype)
         b_d = load_pixels(t_d1, i_b, o_h, o_w, 0)
         b_f1 = tl.dot(tl.trans(b_dy), b_d, b_f1, input_precision=PRECISION, out_dtype=ACC)
         b_z = tl.dot(b_dy, load_weight(t_fuse1, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
@@ -122,11 +115,7 @@ def fuse_backward_kernel(
     tl.store(p_f, b_f1, mask=m_f)
     tl.store(p_f + D, b_f2, mask=m_f)
     if FIRST == 0:
-        o_f = tl.arange(0, BLOCK_F)
-        m_s = (o_c < C)[:, None] & (o_f < F)[None, :]
         tl.store(p_dfuse_bias + i_split * C + o_c, b_fb, mask=o_c < C)
-        tl.store(p_dsqueeze + i_split * F * C + o_f[None, :] * C + o_c[:, None], b_s, mask=m_s)
-        tl.store(p_dsqueeze_bias + i_split * F + o_f, b_sb, mask=o_f < F)
 
 
 @triton.jit
@@ -154,7 +143,7 @@ def gate_kernel(
 
 @triton.jit
 def gate_backward_kernel(
-    t_g, t_y, t_a, p_v, t_skip, t_skip_back, p_skip_bias, t_expand, t_expand_back, p_expand_bias,
+    t_g, t_y, t_a, p_v, t_skip, p_skip_bias, t_expand, p_expand_bias,
     t_dy, t_da, t_dt, p_dskip, p_dskip_bias, p_dexpand, p_dexpand_bias,
     B, H, W, C, F, LOW_H, LOW_W, s_b, s_h, s_w, SPLITS,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -184,12 +173,12 @@ def gate_backward_kernel(
         b_deb += tl.sum(b_gs, axis=0)
         b_gs = b_gs.to(t_y.dtype)
         b_de = tl.dot(tl.trans(b_gs), b_t, b_de, input_precision=PRECISION, out_dtype=ACC)
-        b_dt = tl.dot(b_gs, load_weight(t_expand_back, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        b_dt = tl.dot(b_gs, tl.trans(load_weight(t_expand, 0, 0, 0)), input_precision=PRECISION, out_dtype=ACC)
         b_dsb += tl.sum(b_dt, axis=0)
         b_dt = b_dt.to(t_y.dtype)
         store_pixels(t_dt, i_b, o_h, o_w, 0, b_dt)
         b_ds = tl.dot(tl.trans(b_dt), b_a, b_ds, input_precision=PRECISION, out_dtype=ACC)
-        b_da = tl.dot(b_dt, load_weight(t_skip_back, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        b_da = tl.dot(b_dt, tl.trans(load_weight(t_skip, 0, 0, 0)), input_precision=PRECISION, out_dtype=ACC)
         store_pixels(t_da, i_b, o_h, o_w, 0, b_da)
     o_c = tl.arange(0, BLOCK_C)
     o_f = tl.arange(0, BLOCK_F)

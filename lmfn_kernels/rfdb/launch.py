@@ -121,7 +121,6 @@ def fuse_backward(
     splits = min(c.splits, tiles(y, c))
     z = [empty(d1, *d1.shape) for _ in range(4)]
     dfuse, dfuse_bias = partial(y, splits, (ch, 4 * n)), partial(y, splits, (ch,))
-    dsqueeze, dsqueeze_bias = partial(y, splits, (f, ch)), partial(y, splits, (f,))
     d, parts = (d1, d2, d3, d4), weight.chunk(4, dim=1)
     for i in (0, 2):
         run(
@@ -131,7 +130,6 @@ def fuse_backward(
             c,
             t_gy=pixels(gy, c, block_c),
             t_ga=pixels(ga, c, block_f),
-            t_y=pixels(y, c, block_c),
             t_squeeze=weights(matrix(squeeze, back=True), block_f, block_c),
             t_d1=pixels(d[i], c, block_d),
             t_d2=pixels(d[i + 1], c, block_d),
@@ -141,23 +139,19 @@ def fuse_backward(
             t_z2=pixels(z[i + 1], c, block_d),
             p_dfuse=dfuse,
             p_dfuse_bias=dfuse_bias,
-            p_dsqueeze=dsqueeze,
-            p_dsqueeze_bias=dsqueeze_bias,
             B=y.shape[0],
             C=ch,
             D=n,
-            F=f,
             SPLITS=splits,
             FIRST=i,
             SLOPE1=d_slope,
             SLOPE2=d_slope if i == 0 else slope,
             BLOCK_C=block_c,
             BLOCK_D=block_d,
-            BLOCK_F=block_f,
             STAGES=c.stages,
             **_size(c, y),
         )
-    return tuple(z), (_like(weight, dfuse), total(dfuse_bias), _like(squeeze, dsqueeze), total(dsqueeze_bias))
+    return tuple(z), (_like(weight, dfuse), total(dfuse_bias), *weight_gradient(ga, y, squeeze))
 
 
 def _like(weight: Tensor, partials: Tensor) -> Tensor:
@@ -218,8 +212,6 @@ def gate_backward(
         (splits,),
         c,
         t_g=pixels(g, c, block_c),
-        t_skip_back=weights(matrix(skip, back=True), block_f, block_f),
-        t_expand_back=weights(matrix(expand, back=True), block_c, block_f),
         t_dy=pixels(dy, c, block_c),
         t_da=pixels(da, c, block_f),
         t_dt=pixels(dt, c, block_f),

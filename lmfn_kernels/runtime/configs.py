@@ -85,7 +85,8 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
     if kernel in ("gram", "product"):
         # Triton 3.6 cannot pipeline `product` for sm_100.
         stages = 3 if big and dtype.itemsize == 2 and kernel == "gram" else 1
-        return Config(height=8 if big else 2, width=8, warps=8, stages=stages, splits=32)
+        side = 8 if big else 4
+        return Config(height=side, width=side, warps=8, stages=stages, splits=32)
     if kernel == "mix" and dtype.itemsize == 4:
         return Config(height=8 if big else 2, width=8, warps=8, stages=1)
     if kernel in ("channel_gate", "channel_gate_backward"):

@@ -11,12 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
 from bench.cases import (
-    assert_close,
+    assert_rounded,
     attention_case,
     attention_flat,
     channel_gate_case,
     channel_gate_flat,
     differentiate,
+    exactly,
 )
 from lmfn_kernels.acfm.op import _channel_gate
 from lmfn_kernels.alfm.op import _layer_attention, _layer_gram
@@ -105,8 +106,8 @@ def test_autocast(name: str, body: str) -> None:
         assert gradient is not None
         assert gradient.dtype == tensor.dtype
         assert gradient.isfinite().all()
-    exact = function(*(t.to(dtype).double() if t.ndim == 4 else t.double() for t in tensors))
-    assert_close("result", results[0], exact, 100, dtype)
+    exact, _ = exactly(function, [t.to(dtype) if t.ndim == 4 else t for t in tensors])
+    assert_rounded("result", results[0], exact[0])
 
 
 def test_reference_under_autocast() -> None:
@@ -114,7 +115,9 @@ def test_reference_under_autocast() -> None:
     function, tensors = CASES["layer_attention"]
     with lmfn_kernels.backend("reference"), torch.autocast("cpu", torch.bfloat16):
         assert lmfn_kernels.layer_gram(tensors[:2]).dtype == torch.float32
-        assert_close("result", function(*tensors), function(*(t.double() for t in tensors)), 100, torch.bfloat16)
+        result = function(*tensors)
+    exact, _ = exactly(function, [t.bfloat16() if t.ndim == 4 else t for t in tensors])
+    assert_rounded("result", result, exact[0])
 
 
 @pytest.mark.parametrize("name", ["layer_attention", "channel_gate"])
