@@ -205,7 +205,7 @@ class Journal:
     def add(self, rows: Iterable[Row]) -> None:
         """Append lines, each with one write, so that those of several processes do not mix."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        file = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             if not os.fstat(file).st_size:
                 os.write(file, _csv(self.columns))

@@ -23,6 +23,7 @@ from lmfn.data.layouts import Pair, PairSet, find_pairs
 from lmfn.evaluate import Evaluation, Evaluator, Row, count_gmacs, device_name, evaluate, fingerprint
 from lmfn.metrics import psnr, ssim_gauss2d, ssim_matlab3d
 from lmfn.protocols import METRICS as ALL_METRICS
+from lmfn.protocols import require
 from lmfn.results import Complexity
 
 METRICS = {"psnr": psnr, "ssim_gauss2d": ssim_gauss2d, "ssim_matlab3d": ssim_matlab3d}
@@ -302,6 +303,20 @@ def test_bf16_is_used_and_changes_little(pairs):
 )
 def test_wrong_arguments_are_refused(pairs, options, message):
     with pytest.raises(ValueError, match=message):
+        run(Brighter(), pairs, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ("psnr", "lpips")}, r'the metric lpips needs the package lpips, .*"lmfn-deblur\[lpips\]"'),
+        ({"protocol": "realblur"}, r'protocol realblur needs the package cv2, .*"lmfn-deblur\[eval\]"'),
+    ],
+)
+@pytest.mark.usefixtures("unread")
+def test_missing_packages_are_said_before_any_image_is_read(pairs, monkeypatch, options, message):
+    monkeypatch.setattr(module, "require", lambda package, *rest: require(f"no_{package}", *rest))
+    with pytest.raises(ValueError, match=message.replace("package ", "package no_")):
         run(Brighter(), pairs, **options)
 
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from lmfn.metrics import ms_ssim, psnr, ssim_gauss2d, ssim_matlab3d, to_8bit
+from lmfn import metrics
+from lmfn.metrics import lpips, ms_ssim, psnr, ssim_gauss2d, ssim_matlab3d, to_8bit
 
 METRICS = {"psnr": psnr, "ssim_gauss2d": ssim_gauss2d, "ssim_matlab3d": ssim_matlab3d}
 
@@ -254,3 +255,20 @@ def test_ms_ssim_of_extremes():
     assert ms_ssim(1 - sharp, sharp).item() == 0  # a negative structure has no real power
     with pytest.raises(ValueError, match=r"at least 161 x 161, got shape \(1, 1, 160, 161\)"):
         ms_ssim(sharp[:, :, 1:], sharp[:, :, 1:])
+
+
+def test_lpips_gives_its_network_what_that_expects(monkeypatch):
+    """Images in [-1, 1], float32; a number an image comes back."""
+    seen = []
+
+    def network(output, sharp):
+        seen.append((output, sharp))
+        return (output - sharp).abs().mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setattr(metrics, "_alexnet", lambda _: network)
+    output, sharp = torch.rand(2, 2, 3, 40, 50, dtype=torch.float64)
+    measured = lpips(output, sharp)
+    torch.testing.assert_close(measured, 2 * (output - sharp).abs().mean((1, 2, 3)), rtol=1e-6, atol=0)
+    assert (measured.shape, measured.dtype) == ((2,), torch.float64)
+    torch.testing.assert_close(seen[0][0], (output * 2 - 1).float())
+    assert seen[0][1].dtype == torch.float32
