@@ -4,6 +4,8 @@ BIN := .venv/bin
 # Without an NVIDIA GPU, the CPU build of torch: this exact version is the one that is tested.
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.11" || echo "torch==2.13.0")
 
+BUDGET ?= 9
+
 .PHONY: demo test lint bench gpu
 
 demo: .venv/installed
@@ -17,19 +19,18 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The kernels of every target without a GPU, and the plain bodies against the written formulas on this CPU.
+# Everything that can be measured on this CPU, in about BUDGET minutes, then the tables and plots of docs/benchmarks.md.
 bench: .venv/installed
-	$(BIN)/python -m bench resources --dtype bfloat16
-	$(BIN)/python -m bench cpu
+	$(BIN)/python -m bench all --device cpu --minutes $(BUDGET); status=$$?; $(BIN)/python -m bench report && exit $$status
 
-# On a machine with a GPU and PyTorch, Triton, NumPy and pytest of its own: nothing is installed.
+# On a machine with a GPU and PyTorch, Triton, NumPy and pytest of its own: nothing is installed. Results are in OUT, which
+# is bench/results/<gpu> where it is not given.
 gpu:
-	$(PYTHON) -m pytest -m gpu tests/gpu
-	$(PYTHON) -m bench ops --minutes 6
+	$(PYTHON) -m bench all --device cuda --minutes $(BUDGET) $(if $(OUT),--out "$(OUT)")
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[train,video,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[train,video,dev,bench]"
 	touch $@

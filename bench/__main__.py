@@ -1,35 +1,87 @@
-"""`python -m bench VERB`: `resources` and `cpu` need no GPU, `ops` does."""
+"""`python -m bench VERB`: what the ops and the network cost, beside what one would use instead.
+
+Without --out a verb prints what it measures; with it, rows go to OUT/VERB.jsonl, each as soon as it is there.
+"""
 
 import argparse
 import sys
+import time
+from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 
+MEASURING = {
+    "ops": ("bench.ops", "the ops by all providers"),
+    "model": ("bench.frame", "the whole network, a photograph at a time"),
+    "train": ("bench.train", "a training step of the network"),
+    "memory": ("bench.memory", "memory and time by image size, batch, maps and channels"),
+}
+OTHERS = {
+    "resources": ("bench.resources", "registers, spills, shared memory, matrix units of every kernel, without a GPU"),
+    "cpu": ("bench.cpu", "the plain body beside the written formula on this CPU, printed"),
+    "tune": ("bench.tune", "time launch configs on this GPU and write lmfn_kernels/configs/<gpu>.json"),
+    "all": ("bench.budget", "tests and tune (on a GPU), ops, model, train and memory within some minutes"),
+    "report": ("bench.report", "tables and plots out of rows, and the docs' tables"),
+    "compare": ("bench.compare", "two files of rows, or two commits: what differs, and what is noise"),
+}
+"""Verb: module, with `add_arguments` and `run`, and what it does. A module is imported when it is asked for: each needs
+something that another machine has not."""
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    resources = verbs.add_parser("resources", help="registers, spills, shared memory and matrix units")
-    resources.add_argument("--target", nargs="+", default=["sm_80", "sm_90", "sm_100", "gfx942"])
-    resources.add_argument("--dtype", nargs="+", default=["bfloat16", "float16", "float32"])
-    ops = verbs.add_parser("ops", help="times on a GPU beside eager and compiled PyTorch")
-    ops.add_argument("--minutes", type=float, default=7, help="start nothing new after so long")
-    ops.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    cpu = verbs.add_parser("cpu", help="the plain body beside the written formula")
-    cpu.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    # Imported late: each verb needs something that another machine has not.
-    if options.verb == "resources":
-        from bench.resources import table
 
-        return 1 if table(options.target, options.dtype) else 0
-    if options.verb == "ops":
-        from bench.ops import run
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    asked = (arguments if arguments is not None else sys.argv[1:])[:1]
+    for verb, (module, does) in (MEASURING | OTHERS).items():
+        sub = verbs.add_parser(verb, help=does, description=does)
+        if [verb] != asked:
+            continue
+        if verb in MEASURING:
+            sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+            sub.add_argument("--threads", type=int, help="of the CPU; default: as PyTorch has it")
+            sub.add_argument("--rounds", type=int, default=20, help="timed calls of each provider")
+            sub.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so long")
+            sub.add_argument("--out", type=Path, help="a folder; rows are added to OUT/VERB.jsonl there")
+        if verb == "resources":
+            sub.add_argument("--target", nargs="+", default=["sm_80", "sm_90", "sm_100", "gfx942"])
+            sub.add_argument("--dtype", nargs="+", default=["bfloat16", "float16", "float32"])
+        else:
+            import_module(module).add_arguments(sub)
+    options = parser.parse_args(arguments)
+    try:
+        if options.verb in MEASURING:
+            return measure(options)
+        if options.verb == "resources":
+            from bench.resources import table
 
-        return 1 if run(options.minutes, options.out) else 0
-    from bench import cpu as on_cpu
+            return 1 if table(options.target, options.dtype) else 0
+        done: int = import_module(OTHERS[options.verb][0]).run(options)
+        return done
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
-    on_cpu.run(options.rounds)
-    return 0
+
+def measure(options: argparse.Namespace) -> int:
+    """Run a measuring verb; 1 where a result was wrong."""
+    import torch
+
+    from bench.devices import device
+    from bench.measure import Session
+    from bench.rows import RowFile
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # Bounds are those of float32, not of TF32; cuDNN may look for its fastest way.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = True
+    with ExitStack() as stack:
+        file = stack.enter_context(RowFile(options.out / f"{options.verb}.jsonl")) if options.out else None
+        session = Session(device(options.device), file, options.rounds, time.monotonic() + 60 * options.minutes)
+        import_module(MEASURING[options.verb][0]).run(session, options)
+    return 1 if session.wrong else 0
 
 
 if __name__ == "__main__":

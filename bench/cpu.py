@@ -1,5 +1,6 @@
 """The plain body beside the written formula on a CPU: `python -m bench cpu`."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -30,7 +31,11 @@ CASES: list[Case] = [
 """Name, call, and the tensors of it."""
 
 
-def run(rounds: int) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=5)
+
+
+def run(options: argparse.Namespace) -> int:
     """Medians of interleaved calls, forward without gradients, and forward and backward to all inputs.
 
     Images are channels-last.
@@ -42,7 +47,7 @@ def run(rounds: int) -> None:
             leaves = [_channels_last(t).requires_grad_() for t in make(dtype)]
             gradient = torch.randn_like(call(*leaves))
             times: dict[tuple[str, str], list[float]] = {}
-            for _ in range(rounds + 1):
+            for _ in range(options.rounds + 1):
                 for name in ("reference", "torch"):
                     with backend(name):
                         start = time.perf_counter()
@@ -58,6 +63,7 @@ def run(rounds: int) -> None:
                 print(
                     f"{kind}: reference {plain:8.1f}, torch {ours:8.1f}, {plain / ours:.2f} times as fast", flush=True
                 )
+    return 0
 
 
 def _channels_last(t: Tensor) -> Tensor:

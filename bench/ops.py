@@ -1,287 +1,133 @@
-"""Times of the ops on a GPU, beside what one would use instead: `python -m bench ops`.
+"""Times and memory of the ops by all providers: `python -m bench ops`.
 
-Correctness comes first: a provider whose result is off gets no row. The providers are interleaved call by call; before
-each the GPU is put to sleep while the CPU queues the call, so that no launch gap is timed; `cold` overwrites the L2
-before each call, `warm` does not. Medians, with the 20th and 80th percentile. The ceilings of the roofline, copy
-bandwidth and matrix rate, are measured in the same run.
+A provider whose result does not hold to its bound against float64 gets no row. The providers are timed by turns, call
+by call. What a row says is in `bench/rows.py`, how time is taken in `bench/devices.py`.
 """
 
-import json
-import platform
-import re
-import subprocess
-import time
-from collections.abc import Callable
+import argparse
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
-import triton
 from torch import Tensor
 
-import lmfn_kernels
 from bench import cases
+from bench.devices import Device, nbytes
+from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
+from bench.providers import PROVIDERS, Provider, call, saved_bytes
+from bench.registry import OPS, Op
+from bench.rows import Shape
+from lmfn_kernels.runtime import configs
 
-SHAPES = [(1, 180, 320), (1, 540, 960), (16, 64, 64)]
-SLEEP = 8_000_000  # cycles, some 4 ms: longer than the CPU takes to queue forward and backward of a block
-MODES = ("fwd", "full")
-OFF = 0.05  # RMS error, as part of the RMS of the float64 result, beyond which a 16-bit result is wrong and not rounded
+SIZES = {"cuda": [(1, 180, 320), (1, 540, 960), (16, 64, 64)], "cpu": [(1, 180, 320)]}
+"""Images, height and width that are measured where none are asked for: a quarter of a 720p frame and of a 4K frame, the
+maps of a training batch."""
+DTYPES = {"cuda": ["bfloat16"], "cpu": ["float32"]}
+MOST_COPIES = 64
 
 
 @dataclass(frozen=True)
-class Bench:
-    """An op at one shape: function, inputs, and the least work, of forward; `full` is counted as three times that."""
+class Wanted:
+    """An op at one shape, and the modes and providers to measure it by."""
 
-    name: str
-    function: Callable[..., Any]
-    tensors: list[Tensor]
-    flop: float
-    bytes: float
+    op: Op
+    shape: Shape
+    dtype: torch.dtype
+    modes: Sequence[str]
+    providers: Sequence[str]
+
+    def subject(self, on: Device, mode: str) -> Subject:
+        command = (
+            f"python -m bench ops --device {on.kind} --op {self.op.name} --shape {self.shape} --mode {mode} "
+            f"--dtype {short(self.dtype)}"
+        )
+        return Subject(self.op.name, mode, self.dtype, self.shape, self.op.work(self.shape, mode), command)
 
 
-def registry(b: int, h: int, w: int, dtype: torch.dtype) -> list[Bench]:
-    """The block first: if time runs out, that is there."""
-    pixels, size = b * h * w, dtype.itemsize
-    c, d, f = 50, 25, 12
-    stage, fuse, gate = 9 * c * c + c * d, 9 * c * d + 4 * d * c + c * f, f * f + f * c
-    low = ((h - 3) // 2 + 1 - 7) // 3 + 1, ((w - 3) // 2 + 1 - 7) // 3 + 1
+def measure(session: Session, wanted: Wanted) -> None:
+    """Rows of one op at one shape and dtype, one for each mode, provider and state of the L2."""
+    on, op = session.on, wanted.op
+    torch.manual_seed(0)
+    tensors = op.make(wanted.shape, wanted.dtype, on.torch_device)
+    # Few random roundings for an image alone, which may be large: it has values enough to show what they do.
+    needs, rounds = ([False], 2) if tuple(wanted.modes) == ("infer",) else ([True], cases.ROUNDS)
+    results, gradients = cases.exactly(op.function(wanted.shape), tensors, needs * len(tensors), rounds)
+    number = min(on.copies_bytes // nbytes(tensors) + 1, MOST_COPIES)
+    layouts = {PROVIDERS[name].layout: PROVIDERS[name] for name in wanted.providers}
+    copies = {
+        layout: [provider.inputs([t.clone() for t in tensors]) for _ in range(number)]
+        for layout, provider in layouts.items()
+    }
+    for mode in wanted.modes:
+        subject = wanted.subject(on, mode)
+        exact = [*(results if mode != "bwd" else []), *(gradients if mode in ("bwd", "full") else [])]
+        torch._dynamo.reset()
+        contenders: dict[str, Contender] = {}
+        for name in wanted.providers:
+            with session.checking(subject, name):
+                provider = PROVIDERS[name]
+                contenders[name] = _checked(
+                    on, wanted, mode, provider, copies[provider.layout], [e for e in exact if e is not None]
+                )
+        for l2 in on.l2 if contenders else ():
+            add_rows(session, subject, contenders, l2, partial(on.time, l2=l2))
+
+
+def _checked(
+    on: Device, wanted: Wanted, mode: str, provider: Provider, copies: list[list[Tensor]], exact: list[cases.Exact]
+) -> Contender:
+    """Raises AssertionError where the results are not what they must be."""
+    function = provider.function(wanted.op.function(wanted.shape))
+    timed = call(function, copies, mode)
+    config = {"layout": str(provider.layout).removeprefix("torch.")}
+    with launches() if provider.body == "triton" else nullcontext([]) as kernels:
+        errors = hold(timed(), exact)
+    if provider.body == "triton":
+        device, _ = configs.describe(torch.device(on.torch_device))
+        config["launch"] = "tuned" if configs.tuned(device).launch else "heuristic"
+    saved = 0 if mode == "infer" else saved_bytes(function, copies[0])
+    return Contender(timed, errors, on.peak(timed), saved, config, tuple(kernels))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--op", nargs="+", choices=OPS, default=[op for op in OPS if op != "lmfn"], help="default: all but lmfn"
+    )
+    parser.add_argument("--shape", nargs="+", help="BxHxW, BxCxHxW or BxNxCxHxW, N maps of C channels")
+    parser.add_argument("--mode", nargs="+", choices=("infer", "fwd", "bwd", "full"), default=["infer", "full"])
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--provider", nargs="+", choices=PROVIDERS, default=list(PROVIDERS), help="default: all")
+
+
+def wanted(options: argparse.Namespace, device: str, providers: Sequence[str]) -> list[Wanted]:
+    """The measurements that were asked for: the first shape of every op before the second.
+
+    Raises ValueError for a shape that is none.
+    """
+    shapes = options.shape or ["x".join(map(str, size)) for size in SIZES[device]]
     return [
-        Bench(
-            "rfdb",
-            cases.rfdb_flat,
-            cases.rfdb_case(b, c, d, f, h, w, dtype, "cuda"),
-            2 * pixels * (3 * stage + fuse + gate + 9 * f * f / 4),
-            pixels * size * (3 * (2 * c + d) + (c + 3 * d + c + f) + (2 * c + f)),
-        ),
-        Bench(
-            "distill_stage",
-            cases.stage_flat,
-            cases.stage_case(b, c, d, h, w, dtype, "cuda"),
-            2 * pixels * stage,
-            pixels * size * (2 * c + d),
-        ),
-        Bench(
-            "distill_fuse",
-            cases.fuse_flat,
-            cases.fuse_case(b, c, d, f, h, w, dtype, "cuda"),
-            2 * pixels * fuse,
-            pixels * size * (c + 3 * d + c + f),
-        ),
-        Bench(
-            "esa_gate",
-            cases.gate_flat,
-            cases.gate_case(b, c, f, h, w, low, dtype, "cuda"),
-            2 * pixels * gate,
-            pixels * size * (2 * c + f),
-        ),
-        Bench(
-            "conv3x3",
-            cases.conv_flat(activation="leaky_relu"),
-            cases.conv_case(b, 64, 64, h, w, dtype, "cuda"),
-            2 * pixels * 9 * 64 * 64,
-            pixels * size * 3 * 64,
-        ),
-        Bench(
-            "layer_attention",
-            cases.attention_flat(),
-            cases.attention_case(b, 4, c, c, h, w, dtype, "cuda"),
-            2 * pixels * (10 * c * c + 4 * c * c),
-            pixels * size * (4 * c + 4 * c + c),
-        ),
-        Bench(
-            "channel_gate",
-            cases.channel_gate_flat(),
-            cases.channel_gate_case(b, c, h, w, dtype, "cuda"),
-            2 * pixels * 12 * c,
-            pixels * size * 3 * c,
-        ),
+        Wanted(OPS[op], shape_of(OPS[op], shape), getattr(torch, dtype), options.mode, providers)
+        for dtype in options.dtype or DTYPES[device]
+        for shape in shapes
+        for op in options.op
     ]
 
 
-def providers(bench: Bench) -> dict[str, tuple[str, Callable[..., Any], list[Tensor]]]:
-    """Name: backend, function, inputs."""
-    last = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in bench.tensors]
-
-    def compiled(mode: str) -> Callable[..., Any]:
-        return torch.compile(bench.function, fullgraph=True, mode=mode, dynamic=False)
-
-    return {
-        "triton": ("triton", bench.function, last),
-        "eager-float32": ("reference", bench.function, [t.float() for t in bench.tensors]),
-        "eager-channels-last": ("reference", bench.function, last),
-        "compile": ("reference", compiled("default"), last),
-        "compile-max-autotune": ("reference", compiled("max-autotune-no-cudagraphs"), last),
-    }
+def shape_of(op: Op, text: str) -> Shape:
+    """`BxHxW`, `BxCxHxW` or `BxNxCxHxW`; what is left out is as in the network."""
+    numbers = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
+    if not 3 <= len(numbers) <= 5 or 0 in numbers:
+        raise ValueError(f"--shape {text}: expected are three to five numbers, BxHxW, BxCxHxW or BxNxCxHxW")
+    b, *widths, h, w = numbers
+    n, c = op.widths if not widths else (op.widths[0], widths[0]) if len(widths) == 1 else widths
+    return Shape(b, n, c, h, w)
 
 
-def call(backend: str, function: Callable[..., Any], tensors: list[Tensor], mode: str) -> Callable[[], list[Tensor]]:
-    """One forward, or one forward and backward to all inputs, ready to be timed."""
-    if mode == "fwd":
-        leaves = [t.detach() for t in tensors]
-
-        def forward() -> list[Tensor]:
-            with lmfn_kernels.backend(backend), torch.no_grad():
-                results = function(*leaves)
-            return [results] if isinstance(results, Tensor) else list(results)
-
-        return forward
-    leaves = [t.detach().requires_grad_() for t in tensors]
-    gradients: list[Tensor] = []
-
-    def full() -> list[Tensor]:
-        with lmfn_kernels.backend(backend):
-            results = function(*leaves)
-            results = [results] if isinstance(results, Tensor) else list(results)
-            if not gradients:
-                generator = torch.Generator("cuda").manual_seed(5)
-                gradients.extend(
-                    torch.randn(r.shape, device="cuda", generator=generator).to(
-                        r.dtype, memory_format=torch.channels_last
-                    )
-                    for r in results
-                )
-            return [r.detach() for r in results] + list(torch.autograd.grad(results, leaves, gradients))
-
-    return full
-
-
-def off(results: list[Tensor], exact: list[Tensor]) -> float:
-    """The largest RMS error of a result, as part of the RMS of the exact one."""
-    return max(
-        ((r.double() - e).square().mean() / e.square().mean().clamp_min(1e-60)).sqrt().item()
-        for r, e in zip(results, exact, strict=True)
-    )
-
-
-def timed(calls: dict[str, Callable[[], Any]], flush: Tensor | None, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call, sorted."""
-    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, one in calls.items():
-            if flush is not None:
-                flush.zero_()
-            torch.cuda._sleep(SLEEP)
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            one()
-            end.record()
-            events[name].append((start, end))
-    torch.cuda.synchronize()
-    return {name: sorted(start.elapsed_time(end) for start, end in pairs) for name, pairs in events.items()}
-
-
-def peak(one: Callable[[], Any]) -> int:
-    """Bytes that a call has at most beside what was there."""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    one()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def ceilings() -> dict[str, float]:
-    """Copy bandwidth in bytes/s, read and write together, and bfloat16 matrix rate in FLOP/s."""
-    a = torch.randn(2**29, dtype=torch.bfloat16, device="cuda")
-    b = torch.empty_like(a)
-    m = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
-    found = timed({"copy": lambda: b.copy_(a), "matrix": lambda: m @ m}, None, 20)
-    return {"copy": 2 * a.nbytes / (found["copy"][10] * 1e-3), "matrix": 2 * 8192**3 / (found["matrix"][10] * 1e-3)}
-
-
-def provenance() -> dict[str, Any]:
-    def output(*command: str) -> str:
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return ""
-
-    return {
-        "device": torch.cuda.get_device_name(),
-        "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "python": platform.python_version(),
-        "commit": output("git", "rev-parse", "HEAD"),
-        "dirty": output("git", "status", "--porcelain") != "",
-        **ceilings(),
-    }
-
-
-def clocks() -> str:
-    command = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,temperature.gpu", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def run(minutes: float, folder: Path, rounds: int = 40) -> int:
-    """Measure until done or out of time, one JSON line a row. Gives the number of wrong results."""
-    torch.backends.cudnn.benchmark = True
-    end, wrong = time.monotonic() + 60 * minutes, 0
-    everything = provenance()
-    name = re.sub(r"[^a-z0-9]+", "-", everything["device"].lower())
-    path = folder / name / "ops.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    flush = torch.empty(2**28, dtype=torch.int8, device="cuda")
-    dtype = torch.bfloat16
-    todo = [(index, shape, mode) for index in range(7) for shape in SHAPES for mode in MODES]
-    with path.open("w") as file:
-        for place, (index, (b, h, w), mode) in enumerate(todo):
-            if time.monotonic() > end:
-                print(f"out of time: {len(todo) - place} of {len(todo)} measurements left out")
-                break
-            torch.manual_seed(0)
-            torch._dynamo.reset()
-            bench = registry(b, h, w, dtype)[index]
-            exact = call("reference", bench.function, [t.double() for t in bench.tensors], mode)()
-            calls, errors = {}, {}
-            for provider, (backend, function, tensors) in providers(bench).items():
-                one = call(backend, function, tensors, mode)
-                errors[provider] = off(one(), exact)
-                if errors[provider] > OFF:
-                    wrong += 1
-                    print(f"WRONG: {provider} {bench.name} {mode} {b}x{h}x{w}, RMS error {errors[provider]:.3g}")
-                else:
-                    calls[provider] = one
-            del exact
-            memory = {provider: peak(one) for provider, one in calls.items()}
-            before = clocks()
-            for l2, buffer in (("cold", flush), ("warm", None)):
-                timed(calls, buffer, 3)
-                for provider, times in timed(calls, buffer, rounds).items():
-                    work = 1 if mode == "fwd" else 3
-                    seconds = times[len(times) // 2] * 1e-3
-                    floor = max(bench.flop / everything["matrix"], bench.bytes / everything["copy"]) * work
-                    row = {
-                        "op": bench.name,
-                        "provider": provider,
-                        "mode": mode,
-                        "dtype": "float32" if provider == "eager-float32" else "bfloat16",
-                        "shape": [b, bench.tensors[0].shape[1], h, w],
-                        "l2": l2,
-                        "p20": times[len(times) // 5],
-                        "p50": times[len(times) // 2],
-                        "p80": times[len(times) * 4 // 5],
-                        "n": len(times),
-                        "peak_bytes": memory[provider],
-                        "tflops": bench.flop * work / seconds / 1e12,
-                        "gbps": bench.bytes * work / seconds / 1e9,
-                        "roofline": floor / seconds,
-                        "rms_error": errors[provider],
-                        "clocks": [before, clocks()],
-                        **everything,
-                    }
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    print(
-                        f"{bench.name:14} {mode:4} {b}x{h}x{w} {l2} {provider:22} {row['p50'] * 1e3:9.1f} us "
-                        f"{row['roofline']:6.1%} of the roofline, peak {memory[provider] / 2**20:8.1f} MiB",
-                        flush=True,
-                    )
-    print(f"rows in {path}; {wrong} wrong results")
-    return wrong
+def run(session: Session, options: argparse.Namespace) -> None:
+    todo = wanted(options, session.on.kind, session.running_here(options.provider))
+    for place, one in enumerate(todo):
+        if session.out_of_time(len(todo) - place):
+            return
+        measure(session, one)

@@ -1,0 +1,100 @@
+"""Two files of rows, or two commits: what differs, and what is noise: `python -m bench compare A B`.
+
+Commits are measured by turns, A B A B, each by its own benchmark in a worktree of its own, so that a machine that gets
+slower or faster meanwhile does so for both.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench.report import table
+from bench.rows import Key, Row, read
+
+ROOT = Path(__file__).parents[1]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", help="a file of rows, or a commit")
+    parser.add_argument("b", help="likewise")
+    parser.add_argument("--run", default="ops", help='of commits: what to measure, as in "ops --op rfdb --mode full"')
+    parser.add_argument("--turns", type=int, default=3, help="of commits: how often to measure each")
+
+
+def run(options: argparse.Namespace) -> int:
+    files = [Path(name).is_file() for name in (options.a, options.b)]
+    if any(files) and not all(files):
+        raise ValueError(f"{options.a} and {options.b}: one is a file of rows and the other is not; give two of a kind")
+    if all(files):
+        a, b = ({row.key: row for row in read(Path(name))} for name in (options.a, options.b))
+    else:
+        a, b = measured((options.a, options.b), shlex.split(options.run), options.turns)
+    print(compared(a, b))
+    return 0
+
+
+def compared(a: dict[Key, Row], b: dict[Key, Row]) -> str:
+    """A table of what both have.
+
+    A difference is noise where the ranges from p20 to p80 meet: that a fifth of A's calls was as fast as a fifth of
+    B's leaves it open which is faster.
+    """
+    both = [key for key in a if key in b]
+    if not both:
+        raise ValueError("A and B have no measurement in common: op, mode, type, shape, L2, provider, device, threads")
+    found = []
+    for key in both:
+        x, y = a[key], b[key]
+        apart = x.p80 < y.p20 or y.p80 < x.p20
+        verdict = "noise" if not apart else "B is faster" if y.p50 < x.p50 else "B is slower"
+        memory = "" if x.peak_bytes == y.peak_bytes else f"{(y.peak_bytes - x.peak_bytes) / 2**20:+.1f}"
+        ranges = [f"{row.p50:.4g} ({row.p20:.4g} to {row.p80:.4g})" for row in (x, y)]
+        what = [key.op, key.mode, key.dtype, str(key.shape), key.l2, key.provider]
+        found.append([*what, *ranges, f"{x.p50 / y.p50:.2f}", memory, verdict])
+    heads = ["op", "mode", "type", "shape", "L2", "by", "A, ms", "B, ms", "A over B", "peak, MiB", "verdict"]
+    left = f"\n\nOnly in A: {len(a) - len(both)} rows, only in B: {len(b) - len(both)}"
+    return table(heads, found) + left
+
+
+def measured(commits: tuple[str, str], arguments: list[str], turns: int) -> tuple[dict[Key, Row], dict[Key, Row]]:
+    """Of each measurement the turn with the median p50."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        trees = [stack.enter_context(Worktree(folder / f"tree{i}", commit)) for i, commit in enumerate(commits)]
+        turned: list[dict[Key, list[Row]]] = [{}, {}]
+        for turn in range(turns):
+            for i, tree in enumerate(trees):
+                out = folder / f"rows{i}-{turn}"
+                command = [sys.executable, "-m", "bench", *arguments, "--out", str(out)]
+                done = subprocess.run(command, cwd=tree, check=False, stdout=subprocess.DEVNULL)
+                path = out / f"{arguments[0]}.jsonl"
+                if not path.is_file():
+                    raise RuntimeError(
+                        f"commit {commits[i]}: `{shlex.join(command)}` ended with {done.returncode} and no rows; "
+                        "a commit from before this benchmark cannot be compared"
+                    )
+                for row in read(path):
+                    turned[i].setdefault(row.key, []).append(row)
+    a, b = ({key: sorted(rows, key=lambda r: r.p50)[len(rows) // 2] for key, rows in one.items()} for one in turned)
+    return a, b
+
+
+class Worktree:
+    """A commit's files in a folder, for as long as they are needed."""
+
+    def __init__(self, path: Path, commit: str) -> None:
+        self.path, self.commit = path, commit
+
+    def __enter__(self) -> Path:
+        made = ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(self.path), self.commit]
+        done = subprocess.run(made, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"{self.commit} is neither a file of rows nor a commit: {done.stderr.strip()}")
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(self.path)], check=False)

@@ -1,0 +1,244 @@
+"""The device that is measured: its clock, its memory, its ceilings, and what it says about itself."""
+
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.rows import Machine
+
+LONGEST_SLEEP = 400_000_000
+"""Cycles, some 0.2 s."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is timed: `timed`, on what `before` makes of the turn's number. `before` is not timed."""
+
+    before: Callable[[int], Any]
+    timed: Callable[[Any], Any]
+
+    def __call__(self, turn: int = 0) -> Any:
+        return self.timed(self.before(turn))
+
+
+Times = dict[str, list[float]]
+"""Milliseconds of every call, sorted."""
+
+
+class Cpu:
+    """Wall clock; the bytes of PyTorch's own allocator (what a library takes past it is not seen)."""
+
+    kind = torch_device = "cpu"
+    l2: tuple[str, ...] = ("host",)
+    copies_bytes = 0
+    """Bytes that the copies of an input together must have; the CPU's caches are left as calls leave them."""
+
+    @property
+    def name(self) -> str:
+        try:
+            found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        except OSError:
+            found = None
+        return f"CPU {found[1].strip() if found else platform.machine()}"
+
+    def time(self, calls: Mapping[str, Call], rounds: int, l2: str) -> Times:  # noqa: ARG002 (there is one state)
+        return wall(self, calls, rounds)
+
+    def peak(self, call: Call) -> int:
+        """Bytes that a call holds at most, its results among them, beside what was there before all of it."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            result = call()
+        del result
+        now = most = 0
+        for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                most = max(most, now)
+        return most
+
+    def synchronize(self) -> None:
+        pass
+
+    def clocks(self) -> str:
+        try:
+            found = re.findall(r"cpu MHz\s*: ([\d.]+)", Path("/proc/cpuinfo").read_text())
+        except OSError:
+            found = []
+        return f"{max(map(float, found)):.0f} MHz" if found else "unknown"
+
+    def ceilings(self, dtype: torch.dtype) -> tuple[float, float]:
+        """Copy bandwidth in GB/s, read and write together, and the rate of a matrix product in TFLOP/s."""
+        return _ceilings(self, dtype, numbers=2**25, side=2048, rounds=5)
+
+    def machine(self, dtype: torch.dtype) -> Machine:
+        return _machine(self, dtype, torch.get_num_threads(), driver="none", cuda="none", cudnn="none")
+
+
+class Gpu:
+    """CUDA events. Before each timed call the GPU sleeps until the CPU has queued the call: no launch gap is timed.
+
+    `cold`: every call has another copy of its inputs, of which there are more than the L2 holds twice; `warm`: the same
+    call went before it. `cuda` is `torch.cuda`, or what a test puts in its place.
+    """
+
+    kind = "cuda"
+
+    def __init__(self, cuda: Any = torch.cuda, torch_device: str = "cuda") -> None:
+        if not cuda.is_available():
+            raise RuntimeError("there is no GPU that PyTorch can use here; measure the CPU with --device cpu")
+        self.cuda, self.torch_device = cuda, torch_device
+        self.l2: tuple[str, ...] = ("cold", "warm")
+        self.copies_bytes = 2 * int(cuda.get_device_properties(0).L2_cache_size) + 1
+        self.sleep = 200_000
+        self._turns = count()
+
+    @property
+    def name(self) -> str:
+        return str(self.cuda.get_device_name())
+
+    def time(self, calls: Mapping[str, Call], rounds: int, l2: str) -> Times:
+        times: Times = {name: [] for name in calls}
+        for _ in range(rounds + 1):
+            for name, call in calls.items():
+                start, end = self._queue(call, warm=l2 == "warm")
+                self.cuda.synchronize()
+                times[name].append(start.elapsed_time(end))
+        return {name: sorted(found[1:]) for name, found in times.items()}
+
+    def _queue(self, call: Call, warm: bool) -> tuple[Any, Any]:
+        """The events around a call that was all queued before the first of its kernels ran."""
+        while True:
+            # The copies go by turns over all providers: none finds what the one before it has read.
+            turn = 0 if warm else next(self._turns)
+            if warm:
+                call(turn)
+            made = call.before(turn)
+            start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
+            self.cuda._sleep(self.sleep)
+            start.record()
+            call.timed(made)
+            end.record()
+            if not start.query() or self.sleep >= LONGEST_SLEEP:
+                return start, end
+            # The GPU woke before all was queued: sleep longer, and longer from now on.
+            self.sleep = min(2 * self.sleep, LONGEST_SLEEP)
+
+    def peak(self, call: Call) -> int:
+        self.cuda.synchronize()
+        before = self.cuda.memory_allocated()
+        self.cuda.reset_peak_memory_stats()
+        result = call()
+        self.cuda.synchronize()
+        del result
+        return int(self.cuda.max_memory_allocated() - before)
+
+    def synchronize(self) -> None:
+        self.cuda.synchronize()
+
+    def clocks(self) -> str:
+        return _output(
+            "nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw", "--format=csv,noheader"
+        )
+
+    def ceilings(self, dtype: torch.dtype) -> tuple[float, float]:
+        return _ceilings(self, dtype, numbers=2**29, side=8192, rounds=20)
+
+    def machine(self, dtype: torch.dtype) -> Machine:
+        return _machine(
+            self,
+            dtype,
+            threads=0,
+            driver=_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            cuda=str(torch.version.cuda or torch.version.hip),
+            cudnn=str(torch.backends.cudnn.version()),
+        )
+
+
+Device = Cpu | Gpu
+
+
+def wall(on: Device, calls: Mapping[str, Call], rounds: int) -> Times:
+    """Call by call in turn by the clock on the wall, synchronised, after one round that does not count."""
+    times: Times = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            made = call.before(turn)
+            on.synchronize()
+            start = time.perf_counter()
+            call.timed(made)
+            on.synchronize()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: sorted(found[1:]) for name, found in times.items()}
+
+
+def device(name: str) -> Device:
+    """`cpu`, `cuda`, or `auto`: `cuda` where there is one."""
+    return Gpu() if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else Cpu()
+
+
+def folder_name(name: str) -> str:
+    """A device's name as a folder's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _ceilings(on: Device, dtype: torch.dtype, numbers: int, side: int, rounds: int) -> tuple[float, float]:
+    a = torch.randn(numbers, dtype=dtype, device=on.torch_device)
+    b = torch.empty_like(a)
+    m = torch.randn(side, side, dtype=dtype, device=on.torch_device)
+    calls = {"copy": Call(lambda _: None, lambda _: b.copy_(a)), "matrix": Call(lambda _: None, lambda _: m @ m)}
+    found = on.time(calls, rounds, on.l2[0])
+    copy, matrix = found["copy"][0], found["matrix"][0]  # the fastest: they are to be ceilings
+    return 2 * a.nbytes / copy / 1e6, 2 * side**3 / matrix / 1e9
+
+
+def _machine(on: Device, dtype: torch.dtype, threads: int, driver: str, cuda: str, cudnn: str) -> Machine:
+    copy, matrix = on.ceilings(dtype)
+    # Outside a checkout, as where a copy of the tree is all there is, whoever made the copy may say.
+    commit = _output("git", "rev-parse", "HEAD")
+    dirty = _output("git", "status", "--porcelain", "--untracked-files=no") != ""
+    if commit == "unknown":
+        commit, dirty = os.environ.get("COMMIT", "unknown"), "COMMIT" not in os.environ
+    return Machine(
+        device=on.name,
+        threads=threads,
+        driver=driver,
+        cuda=cuda,
+        cudnn=cudnn,
+        torch=torch.__version__,
+        triton=installed("triton"),
+        python=platform.python_version(),
+        commit=commit,
+        dirty=dirty,
+        copy_gbps=copy,
+        matrix_tflops=matrix,
+    )
+
+
+def installed(package: str) -> str:
+    """The version of a package, or `none`."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def nbytes(tensors: list[Tensor]) -> int:
+    return sum(t.nbytes for t in tensors)

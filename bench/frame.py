@@ -1,0 +1,105 @@
+"""The whole network, a photograph at a time: `python -m bench model`.
+
+By the clock on the wall, launch gaps included: that is what a user waits. On a CPU beside ONNX Runtime and OpenVINO.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import lmfn_kernels
+from bench import cases
+from bench.devices import Call, installed, wall
+from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
+from bench.network import function, image, lmfn, network
+from bench.ops import DTYPES, shape_of
+from bench.providers import PROVIDERS, SLOW
+from bench.registry import OPS
+from bench.rows import Shape
+
+SHAPES = {"cuda": ["1x720x1280", "8x720x1280", "1x2160x3840"], "cpu": ["1x256x256", "1x720x1280"]}
+PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
+
+Make = Callable[[torch.nn.Module, Tensor], Callable[[Tensor], Tensor]]
+"""From the network, float32, and an image, in the dtype to compute in, to a function of the image in float32."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", nargs="+", help="BxHxW of the image, or BxNxCxHxW with N RFDBs of C channels")
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--provider", nargs="+", help="default: all")
+
+
+def engines(device: str, dtype: torch.dtype) -> dict[str, Make]:
+    lmfn()  # before what imports it
+    if device == "cpu":
+        from bench.model import ENGINES
+
+        return {
+            name: lambda model, x, make=make: make(model, x.float(), x.dtype)
+            for name, (make, dtypes) in ENGINES.items()
+            if dtype in dtypes
+        }
+    found: dict[str, Make] = {"for_inference": lambda model, x: model.for_inference(x.device, x.dtype)}
+    return found | {name: partial(written, name) for name, provider in PROVIDERS.items() if device in provider.devices}
+
+
+def written(name: str, model: torch.nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+    provider = PROVIDERS[name]
+    mode = provider.compiled and provider.compiled.removesuffix("-no-cudagraphs")
+    model = model.to(x.dtype, memory_format=provider.layout)  # type: ignore[call-overload]
+    inner = torch.compile(model, fullgraph=True, dynamic=False, mode=mode) if mode else model
+
+    def run(image: Tensor) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        with lmfn_kernels.backend(provider.body), torch.inference_mode():
+            found: Tensor = inner(image.to(x.dtype, memory_format=provider.layout))
+            return found.float()
+
+    return run
+
+
+def run(session: Session, options: argparse.Namespace) -> None:
+    device = session.on.kind
+    todo = [
+        (shape_of(OPS["lmfn"], shape), getattr(torch, dtype))
+        for dtype in options.dtype or DTYPES[device]
+        for shape in options.shape or SHAPES[device]
+    ]
+    for place, (shape, dtype) in enumerate(todo):
+        if session.out_of_time(len(todo) - place):
+            return
+        measure(session, shape, dtype, options.provider)
+
+
+def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str] | None) -> None:
+    on, device = session.on, session.on.torch_device
+    command = f"python -m bench model --device {on.kind} --shape {shape} --dtype {short(dtype)}"
+    subject = Subject("lmfn", "infer", dtype, shape, OPS["lmfn"].work(shape, "infer"), command)
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    # Weights and an image that the dtype holds: the bound is for roundings within the network.
+    model, x = network(shape, dtype, device).float(), image(shape, dtype, device)
+    seen = x.float()
+    given = [x, *(t.detach() for t in (*model.parameters(), *model.buffers()))]
+    (exact,), _ = cases.exactly(function(shape), given, [False] * len(given), rounds=2)
+    contenders: dict[str, Contender] = {}
+    for name, make in engines(on.kind, dtype).items():
+        if names and name not in names:
+            continue
+        if name == SLOW and contenders:
+            add_rows(session, subject, contenders, "host", partial(wall, on))
+        with session.checking(subject, name):
+            call = make(copy.deepcopy(model), x)
+            timed = Call(lambda _: seen, call)
+            with launches() if name == "triton" else nullcontext([]) as kernels:
+                errors = hold([timed()], [exact])
+            config = {"version": installed(PACKAGES[name])} if name in PACKAGES else {}
+            contenders[name] = Contender(timed, errors, on.peak(timed), 0, config, tuple(kernels))
+    if contenders:
+        add_rows(session, subject, contenders, "host", partial(wall, on))

@@ -1,0 +1,200 @@
+"""From a call to rows: checked against the exact result first, then timed by turns with the others, each a row."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from bench import cases
+from bench.cases import Exact
+from bench.devices import Call, Device, Times
+from bench.providers import OURS, PROVIDERS
+from bench.registry import Work
+from bench.rows import Kernel, Machine, Row, RowFile, Shape
+from lmfn_kernels.runtime.backend import HAS_TRITON
+
+
+@dataclass
+class Session:
+    """A run of a benchmark: what it measures on, where its rows go, and when it has to end."""
+
+    on: Device
+    file: RowFile | None = None
+    rounds: int = 20
+    end: float = float("inf")
+    """By `time.monotonic`: nothing new is begun after it."""
+    wrong: int = 0
+    """Results that were wrong, and calls of ours that failed."""
+    _machines: dict[torch.dtype, Machine] = field(default_factory=dict)
+
+    def out_of_time(self, left: int) -> bool:
+        """Says so, too, with the number of measurements that are left."""
+        out = time.monotonic() > self.end
+        if out:
+            print(f"out of time: {left} measurements were not begun", file=sys.stderr)
+        return out
+
+    def machine(self, dtype: torch.dtype) -> Machine:
+        if dtype not in self._machines:
+            self._machines[dtype] = self.on.machine(dtype)
+        return self._machines[dtype]
+
+    def running_here(self, names: Sequence[str]) -> list[str]:
+        """The providers that run on this device."""
+        here = [name for name in names if self.on.kind in PROVIDERS[name].devices]
+        for name in names:
+            if name not in here:
+                self.left_out(name, f"it is not measured on {self.on.kind}")
+        return here
+
+    def left_out(self, what: str, why: object) -> None:
+        print(f"left out: {what}: {first_line(why)}", file=sys.stderr)
+
+    @contextmanager
+    def checking(self, subject: "Subject", provider: str) -> Iterator[None]:
+        """What is within may fail: a wrong result, or one of ours that fails, is counted; others are left out."""
+        what = f"{subject}, {provider}"
+        try:
+            yield
+        except Exception as error:
+            if "CUDA error" in str(error):  # nothing that comes after it could be trusted
+                raise
+            refused = isinstance(error, (ValueError, torch.OutOfMemoryError)) or provider not in OURS
+            if refused and not isinstance(error, AssertionError):
+                self.left_out(what, error)
+            else:
+                self.wrong += 1
+                print(f"WRONG, so no row: {what}: {first_line(error)}", file=sys.stderr)
+
+
+def first_line(why: object) -> str:
+    return (str(why).strip() or repr(why)).splitlines()[0]
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, and what makes its rows again."""
+
+    op: str
+    mode: str
+    dtype: torch.dtype
+    shape: Shape
+    work: Work
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.mode} {self.shape} {short(self.dtype)}"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A provider whose result was right, ready to be timed, and what was seen while it was checked."""
+
+    call: Call
+    errors: tuple[float, float]
+    """RMS and largest, as in `Row`."""
+    peak_bytes: int
+    saved_bytes: int = 0
+    config: dict[str, str] = field(default_factory=dict)
+    kernels: tuple[Kernel, ...] = ()
+
+
+def add_rows(
+    session: Session,
+    subject: Subject,
+    contenders: dict[str, Contender],
+    l2: str,
+    clock: Callable[[dict[str, Call], int], Times],
+) -> None:
+    """Time them all by turns and add a row for each."""
+    before = session.on.clocks()
+    times = clock({name: contender.call for name, contender in contenders.items()}, session.rounds)
+    after = session.on.clocks()
+    machine = session.machine(subject.dtype)
+    for name, contender in contenders.items():
+        found, n = times[name], len(times[name])
+        seconds = 1e-3 * found[n // 2]
+        tflops = subject.work.flop / seconds / 1e12
+        gbps = subject.work.values * subject.dtype.itemsize / seconds / 1e9
+        row = Row(
+            op=subject.op,
+            provider=name,
+            mode=subject.mode,  # type: ignore[arg-type]
+            dtype=short(subject.dtype),
+            shape=subject.shape,
+            l2=l2,  # type: ignore[arg-type]
+            p20=found[n // 5],
+            p50=found[n // 2],
+            p80=found[n * 4 // 5],
+            n=n,
+            peak_bytes=contender.peak_bytes,
+            saved_bytes=contender.saved_bytes,
+            tflops=tflops,
+            gbps=gbps,
+            roofline=max(tflops / machine.matrix_tflops, gbps / machine.copy_gbps),
+            rms_error=contender.errors[0],
+            max_error=contender.errors[1],
+            clocks_before=before,
+            clocks_after=after,
+            config=contender.config,
+            kernels=contender.kernels,
+            machine=machine,
+            command=subject.command,
+        )
+        print(
+            f"{subject!s:45} {l2:4} {name:20} {row.p50:9.4g} ms ({row.p20:.4g} to {row.p80:.4g}), "
+            f"{row.roofline:6.1%} of the roofline, peak {row.peak_bytes / 2**20:.1f} MiB, "
+            f"kept {row.saved_bytes / 2**20:.1f} MiB",
+            flush=True,
+        )
+        if session.file is not None:
+            session.file.add(row)
+
+
+def hold(results: Sequence[Tensor], exact: Sequence[Exact]) -> tuple[float, float]:
+    """Hold results to the bound of `bench/cases.py`, which AssertionError says they break.
+
+    Gives the largest RMS error as part of the RMS of the exact value, and the largest error likewise.
+    """
+    rms = largest = 0.0
+    for i, (result, e) in enumerate(zip(results, exact, strict=True)):
+        cases.assert_rounded(f"result or gradient {i}", result, e)
+        error, tiny = result.double() - e.value, torch.finfo(torch.float64).tiny
+        rms = max(rms, (error.square().mean() / e.value.square().mean().clamp_min(tiny)).sqrt().item())
+        largest = max(largest, (error.abs().max() / e.value.abs().max().clamp_min(tiny)).item())
+    return rms, largest
+
+
+@contextmanager
+def launches() -> Iterator[list[Kernel]]:
+    """The different kernels that are launched within, in order."""
+    found: list[Kernel] = []
+    if not HAS_TRITON:
+        yield found
+        return
+    from lmfn_kernels.runtime import launch
+
+    def noted(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        made = kernel[grid](**arguments)
+        config = {
+            name: int(arguments[name]) for name in ("BLOCK_H", "BLOCK_W", "num_warps", "STAGES") if name in arguments
+        }
+        # Interpreted, a kernel is no compiled one, and has none of these.
+        of = [int(value or 0) for value in (getattr(made, "n_regs", 0), getattr(made, "n_spills", 0))]
+        shared = int(made.metadata.shared) if hasattr(made, "metadata") else 0
+        one = Kernel(kernel.__name__.removesuffix("_kernel"), config, *of, shared)
+        if one not in found:
+            found.append(one)
+
+    with mock.patch.object(launch, "launcher", noted):
+        yield found

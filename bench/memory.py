@@ -1,0 +1,59 @@
+"""How memory and time grow with the image, the batch, the number of maps and of channels: `python -m bench memory`.
+
+Rows as those of `ops`; `report` fits the exponents. Sizes are the image's: the decoder's ops run on maps of a quarter
+of its height and width.
+"""
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+
+from bench.measure import Session
+from bench.ops import DTYPES, Wanted, measure
+from bench.registry import OPS
+from bench.rows import Shape
+
+SIZES = {
+    "cpu": [(128, 128), (192, 192), (256, 256), (360, 640), (544, 960), (720, 1280)],
+    "cuda": [(256, 256), (720, 1280), (1088, 1920), (2160, 3840), (4320, 7680)],
+}
+OTHERS = {"b": (1, 2, 4), "n": (1, 2, 4), "c": (16, 32, 64)}
+"""At 256x256; c is what the matrix units take whole, so that padding is no part of the growth."""
+PROVIDERS = {"cpu": ["eager-channels-last", "torch"], "cuda": ["eager-channels-last", "triton"]}
+GROWING = ("layer_attention", "rfdb", "lmfn")
+LARGEST_WITH_GRADIENTS = {"cpu": 256 * 256, "cuda": 1088 * 1920}
+"""Pixels of the whole network's image."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--op", nargs="+", choices=GROWING, default=list(GROWING), help="default: all")
+    parser.add_argument("--largest", type=int, default=4320, help="image height up to which to go; default: all sizes")
+
+
+def shapes(op: str, device: str, largest: int) -> Iterator[Shape]:
+    """By image size, then by batch, maps and channels."""
+    by, widths = (1 if op == "lmfn" else 4), OPS[op].widths
+    for h, w in SIZES[device]:
+        if h <= largest:
+            yield Shape(1, *widths, h // by, w // by)
+    for axis, values in OTHERS.items():
+        if axis != "n" or widths[0] > 1:
+            for value in values:
+                sizes = {"b": 1, "n": widths[0], "c": widths[1], "h": 256 // by, "w": 256 // by} | {axis: value}
+                yield Shape(**sizes)
+
+
+def run(session: Session, options: argparse.Namespace) -> None:
+    device = session.on.kind
+    dtype = getattr(torch, DTYPES[device][0])
+    for op in options.op:
+        for place, shape in enumerate(found := list(dict.fromkeys(shapes(op, device, options.largest)))):
+            if session.out_of_time(len(found) - place):
+                return
+            small = op != "lmfn" or shape.h * shape.w <= LARGEST_WITH_GRADIENTS[device]
+            modes = ("infer", "full") if small else ("infer",)
+            try:
+                measure(session, Wanted(OPS[op], shape, dtype, modes, PROVIDERS[device]))
+            except torch.OutOfMemoryError as error:  # of the check
+                session.left_out(f"{op} {shape}", error)

@@ -1,0 +1,115 @@
+"""What carries out an op in a benchmark: ours, and what one would use instead."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import lmfn_kernels
+from bench import cases
+from bench.devices import Call
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A body of the ops (`lmfn_kernels.backend`), the images' memory layout, and how the formula is compiled."""
+
+    name: str
+    body: str
+    layout: torch.memory_format = torch.channels_last
+    compiled: Literal["default", "max-autotune-no-cudagraphs"] | None = None
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def function(self, function: Function) -> Function:
+        """`function` as this provider has it, results as a list."""
+        # Without CUDA graphs: launch gaps are not timed, so graphs would only add copies of the inputs.
+        inner = (
+            torch.compile(function, fullgraph=True, dynamic=False, mode=self.compiled) if self.compiled else function
+        )
+
+        def call(*tensors: Tensor) -> list[Tensor]:
+            with lmfn_kernels.backend(self.body):
+                results = inner(*tensors)
+            return [results] if isinstance(results, Tensor) else list(results)
+
+        return call
+
+    def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors in this provider's layout; what is in it already is not copied."""
+        return [t.contiguous(memory_format=self.layout) if t.ndim == 4 else t.contiguous() for t in tensors]
+
+
+PROVIDERS: dict[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        Provider("triton", "triton", devices=("cuda",)),
+        Provider("torch", "torch"),
+        Provider("eager", "reference", torch.contiguous_format),
+        Provider("eager-channels-last", "reference"),
+        Provider("compile", "reference", compiled="default"),
+        Provider("compile-max-autotune", "reference", compiled="max-autotune-no-cudagraphs", devices=("cuda",)),
+    )
+}
+"""`triton` and `torch` are ours; the others are the written formula: eager in NCHW, eager channels-last (on a GPU cuDNN
+with its own tuning on), and torch.compile. Triton needs a GPU; on a CPU, max-autotune compiles for minutes."""
+
+SLOW = "compile-max-autotune"
+"""What takes so long to compile that all else is measured before it, in case it does not end."""
+OURS = ("triton", "torch")
+
+
+def call(function: Function, copies: Sequence[Sequence[Tensor]], mode: str) -> Call:
+    """One call in that mode, ready to be timed, on the copies of its inputs by turns.
+
+    Gives the results, or for `bwd` the gradients, or for `full` both.
+    """
+    needs = mode != "infer"
+    leaves = [[t.detach().requires_grad_(needs and t.is_floating_point()) for t in copy] for copy in copies]
+    gradients: list[Tensor] = []  # those that `cases.exactly` takes
+
+    def forward(turn: int) -> tuple[list[Tensor], list[Tensor]]:
+        mine = leaves[turn % len(leaves)]
+        results = function(*mine)
+        if not gradients:
+            # Laid out as the results are, as those of the layers after them would be.
+            drawn = cases.gradients_for(results)
+            gradients.extend(torch.empty_like(r).copy_(g) for r, g in zip(results, drawn, strict=True))
+        return results, mine
+
+    def backward(made: tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
+        results, mine = made
+        return list(torch.autograd.grad(results, mine, gradients))
+
+    def infer(turn: int) -> list[Tensor]:
+        with torch.no_grad():
+            return function(*leaves[turn % len(leaves)])
+
+    def full(turn: int) -> list[Tensor]:
+        made = forward(turn)
+        return [*(r.detach() for r in made[0]), *backward(made)]
+
+    if mode == "bwd":
+        return Call(forward, backward)
+    timed = {"infer": infer, "fwd": lambda turn: forward(turn)[0], "full": full}[mode]
+    return Call(lambda turn: turn, timed)
+
+
+def saved_bytes(function: Function, tensors: Sequence[Tensor]) -> int:
+    """Bytes of all memory that autograd holds after a forward pass, images that came in included, weights not."""
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    weights = {t.untyped_storage().data_ptr() for t in leaves if t.ndim != 4 or t.shape[3] <= 3}
+    held: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        memory = t.untyped_storage()
+        if memory.data_ptr() not in weights:
+            held[memory.data_ptr()] = memory.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        function(*leaves)
+    return sum(held.values())

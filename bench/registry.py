@@ -1,0 +1,135 @@
+"""The ops that are measured: inputs, and the least that a call has to compute and to move.
+
+Least traffic: what has to be read and written if nothing is kept between the passes over the image that the op cannot
+do without, weights not counted. Forward reads and writes so much; backward reads the gradient of each result and each
+input again, and writes each input's gradient. Backward has twice forward's arithmetic.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench import cases, network
+from bench.rows import Shape
+
+
+class Work(NamedTuple):
+    """Of one call: operations, and values read and written."""
+
+    flop: float
+    values: float
+
+    @classmethod
+    def of(cls, mode: str, pixels: int, flop: float, forward: float, backward: float) -> "Work":
+        """From those of one pixel's forward and backward pass."""
+        passes = {"infer": (1, 0), "fwd": (1, 0), "bwd": (0, 1)}.get(mode, (1, 1))
+        return cls(pixels * flop * (passes[0] + 2 * passes[1]), pixels * (forward * passes[0] + backward * passes[1]))
+
+
+@dataclass(frozen=True)
+class Op:
+    """`make(shape, dtype, device)` gives the tensors that `function(shape)` takes."""
+
+    name: str
+    make: Callable[[Shape, torch.dtype, str], list[Tensor]]
+    function: Callable[[Shape], Callable[..., Any]]
+    per_pixel: Callable[[Shape], tuple[float, float, float]]
+    """Operations of forward, and values that forward and backward move, a pixel."""
+    widths: tuple[int, int] = (1, 50)
+    """Maps and channels in the network."""
+
+    def shape(self, b: int, h: int, w: int) -> Shape:
+        return Shape(b, *self.widths, h, w)
+
+    def work(self, shape: Shape, mode: str) -> Work:
+        return Work.of(mode, shape.b * shape.h * shape.w, *self.per_pixel(shape))
+
+
+def _passed(values_in: float, values_out: float) -> tuple[float, float]:
+    """Forward's and backward's traffic of an op that is one pass over its inputs."""
+    return values_in + values_out, 2 * values_in + values_out
+
+
+def _widths(c: int) -> tuple[int, int]:
+    """Distilled and ESA's channels, in the network's proportions: 25 and 12 for 50."""
+    return max(1, c // 2), max(1, c // 4)
+
+
+def _low(size: int) -> int:
+    """A length on ESA's low-resolution maps."""
+    return ((size - 3) // 2 + 1 - 7) // 3 + 1
+
+
+def _rfdb_work(s: Shape) -> tuple[float, float, float]:
+    """Three stages, the fusion and the gate: six passes, since what is below them needs what is around a pixel."""
+    c, (d, f) = s.c, _widths(s.c)
+    flop = 2 * (3 * (9 * c * c + c * d) + 9 * c * d + 4 * d * c + c * f + f * f + f * c + 9 * f * f / 4)
+    passes = [_passed(c, c + d)] * 3 + [_passed(c + 3 * d, c + f), _passed(c + f, c)]
+    return flop, sum(p[0] for p in passes), sum(p[1] for p in passes)
+
+
+def _attention_work(s: Shape) -> tuple[float, float, float]:
+    """The scores need the whole image before the first pixel of the result: forward and backward read F twice."""
+    size = s.n * s.c
+    return 2 * (size * (size + 1) / 2 + size * s.c), 2 * size + s.c, 3 * size + 2 * s.c
+
+
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        Op(
+            "rfdb",
+            lambda s, dtype, device: cases.rfdb_case(s.b, s.c, *_widths(s.c), s.h, s.w, dtype, device),
+            lambda _: cases.rfdb_flat,
+            _rfdb_work,
+        ),
+        Op(
+            "layer_attention",
+            lambda s, dtype, device: cases.attention_case(s.b, s.n, s.c, s.c, s.h, s.w, dtype, device),
+            lambda _: cases.attention_flat(),
+            _attention_work,
+            widths=(4, 50),
+        ),
+        Op(
+            "channel_gate",
+            lambda s, dtype, device: cases.channel_gate_case(s.b, s.c, s.h, s.w, dtype, device),
+            lambda _: cases.channel_gate_flat(),
+            lambda s: (2 * 12 * s.c, *_passed(2 * s.c, s.c)),
+        ),
+        Op(
+            "distill_stage",
+            lambda s, dtype, device: cases.stage_case(s.b, s.c, _widths(s.c)[0], s.h, s.w, dtype, device),
+            lambda _: cases.stage_flat,
+            lambda s: (2 * (9 * s.c**2 + s.c * _widths(s.c)[0]), *_passed(s.c, s.c + _widths(s.c)[0])),
+        ),
+        Op(
+            "distill_fuse",
+            lambda s, dtype, device: cases.fuse_case(s.b, s.c, *_widths(s.c), s.h, s.w, dtype, device),
+            lambda _: cases.fuse_flat,
+            lambda s: (
+                2 * (9 * s.c * _widths(s.c)[0] + 4 * _widths(s.c)[0] * s.c + s.c * _widths(s.c)[1]),
+                *_passed(s.c + 3 * _widths(s.c)[0], s.c + _widths(s.c)[1]),
+            ),
+        ),
+        Op(
+            "esa_gate",
+            lambda s, dtype, device: cases.gate_case(
+                s.b, s.c, _widths(s.c)[1], s.h, s.w, (_low(s.h), _low(s.w)), dtype, device
+            ),
+            lambda _: cases.gate_flat,
+            lambda s: (2 * (_widths(s.c)[1] ** 2 + _widths(s.c)[1] * s.c), *_passed(s.c + _widths(s.c)[1], s.c)),
+        ),
+        Op(
+            "conv3x3",
+            lambda s, dtype, device: cases.conv_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
+            lambda _: cases.conv_flat(activation="leaky_relu"),
+            lambda s: (2 * 9 * s.c**2, *_passed(2 * s.c, s.c)),
+            widths=(1, 64),
+        ),
+        Op("lmfn", network.tensors, network.function, network.per_pixel, widths=(4, 50)),
+    )
+}
+"""The block and the attentions first: if time runs out, these are there."""

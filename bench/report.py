@@ -1,0 +1,278 @@
+"""Tables and plots out of the rows in `bench/results`, and the docs' tables between their markers.
+
+A table stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; NAME is `ops`, `model`, `train`, `growth` or
+`plots`.
+"""
+
+import argparse
+import importlib.util
+import math
+import os
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.rows import Row, read
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+BLOCK = re.compile(r"(<!-- bench:(\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+OURS = ("triton", "for_inference", "torch")
+"""The first that there is stands for us."""
+UNSEEN = ("ONNX Runtime", "OpenVINO")
+"""Whose memory is not PyTorch's, which is all that is counted on a CPU."""
+
+Results = dict[str, dict[str, list[Row]]]
+"""By folder, which is a device, and by verb."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, default=RESULTS, help="a folder with one folder a device")
+    parser.add_argument("--docs", type=Path, nargs="+", default=documents(), help="default: README.md and docs/*.md")
+
+
+def documents() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def run(options: argparse.Namespace) -> int:
+    results = load(options.results)
+    if importlib.util.find_spec("matplotlib"):
+        from bench.plots import draw
+
+        for folder, verbs in results.items():
+            for path in draw(options.results / folder, verbs):
+                print(path)
+    else:
+        print("left out: plots, which need matplotlib (pip install matplotlib)", file=sys.stderr)
+    for path in options.docs:
+        old = path.read_text(encoding="utf-8")
+        new = filled(old, results, path.parent, options.results)
+        if new != old:
+            beside = path.with_name(f".{path.name}.tmp")
+            beside.write_text(new, encoding="utf-8")
+            os.replace(beside, path)
+            print(path)
+    return 0
+
+
+def load(results: Path) -> Results:
+    """The rows that are there. Raises ValueError, naming file, line and field, for one that is no row."""
+    found: Results = {}
+    for path in sorted(results.glob("*/*.jsonl")):
+        found.setdefault(path.parent.name, {})[path.stem] = read(path)
+    return found
+
+
+def filled(text: str, results: Results, beside: Path, folder: Path) -> str:
+    """`text` with its blocks made anew; links are from the folder `beside`. Raises ValueError for an unknown block."""
+
+    def block(match: re.Match[str]) -> str:
+        if match[2] not in TABLES:
+            raise ValueError(f"there is no table {match[2]!r} to put between markers; there are {', '.join(TABLES)}")
+        link = Path(os.path.relpath(folder, beside))
+        parts = [TABLES[match[2]](verbs, link / name) for name, verbs in results.items()]
+        return match[1] + ("\n\n".join(filter(None, parts)) or "Nothing was measured yet.") + "\n" + match[3]
+
+    return BLOCK.sub(block, text)
+
+
+def machine(row: Row) -> str:
+    m = row.machine
+    threads = f", {m.threads} thread{'s' * (m.threads > 1)}" if m.threads else f", driver {m.driver}, CUDA {m.cuda}"
+    dirty = " with changes" if m.dirty else ""
+    ceilings = f"copies {m.copy_gbps:.4g} GB/s, multiplies at {m.matrix_tflops:.3g} TFLOP/s in {row.dtype}"
+    versions = f"torch {m.torch}, Triton {m.triton}, Python {m.python}, commit {m.commit[:10]}{dirty}"
+    return f"**{m.device}**{threads}, {versions}; {ceilings}."
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines])
+
+
+def milliseconds(row: Row) -> str:
+    return f"{row.p50:.3g} ({row.p20:.3g} to {row.p80:.3g})"
+
+
+def mebibytes(row: Row) -> str:
+    unseen = row.provider in UNSEEN and row.machine.threads
+    return "not seen" if unseen else f"{row.peak_bytes / 2**20:.1f}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one measurement: ours, and the others from the fastest on."""
+
+    ours: Row
+    others: list[Row]
+    warm: Row | None
+
+    @property
+    def faster(self) -> float:
+        """Than the fastest other."""
+        return self.others[0].p50 / self.ours.p50 if self.others else math.nan
+
+
+def groups(rows: Iterable[Row]) -> list[Group]:
+    """In the rows' order; the L2 cold, or not a matter."""
+    by: dict[tuple[object, ...], dict[str, Row]] = defaultdict(dict)
+    warm: dict[tuple[object, ...], Row] = {}
+    for row in rows:
+        key = (row.op, row.mode, row.dtype, row.shape, row.machine.device, row.machine.threads)
+        if row.l2 == "warm":
+            warm[(*key, row.provider)] = row
+        else:
+            by[key][row.provider] = row
+    found = []
+    for key, providers in by.items():
+        mine = next((name for name in OURS if name in providers), None)
+        if mine is not None:
+            others = sorted((r for name, r in providers.items() if name not in OURS), key=lambda row: row.p50)
+            found.append(Group(providers[mine], others, warm.get((*key, mine))))
+    return found
+
+
+def ops(verbs: dict[str, list[Row]], _link: Path) -> str:
+    rows = verbs.get("ops", [])
+    if not rows:
+        return ""
+    heads = ["op", "mode", "type", "shape", "ours, ms", "warm, ms", "fastest other, ms", "times as fast"]
+    heads += ["of the roofline", "peak, MiB: ours", "its", "again"]
+    lines = []
+    for group in groups(rows):
+        row, other = group.ours, group.others[0] if group.others else None
+        lines.append(
+            [
+                f"`{row.op}`",
+                row.mode,
+                row.dtype,
+                str(row.shape),
+                milliseconds(row),
+                milliseconds(group.warm) if group.warm else "",
+                f"{other.provider} {milliseconds(other)}" if other else "none",
+                f"{group.faster:.2f}" if other else "",
+                f"{row.roofline:.0%}",
+                mebibytes(row),
+                mebibytes(other) if other else "",
+                f"`{row.command}`",
+            ]
+        )
+    return f"{machine(rows[0])}\n\n{table(heads, lines)}"
+
+
+def whole(verb: str) -> Callable[[dict[str, list[Row]], Path], str]:
+    """The table of the whole network by all that ran it: fastest first."""
+
+    def made(verbs: dict[str, list[Row]], _link: Path) -> str:
+        rows = verbs.get(verb, [])
+        if not rows:
+            return ""
+        heads = ["shape", "type", "by", "ms", "ms an image", "peak, MiB", "kept, MiB", "of the matrix rate", "again"]
+        lines = [
+            [
+                str(row.shape),
+                row.dtype,
+                row.provider + (f" {row.config['version']}" if "version" in row.config else ""),
+                milliseconds(row),
+                f"{row.p50 / row.shape.b:.3g}",
+                mebibytes(row),
+                f"{row.saved_bytes / 2**20:.1f}",
+                f"{row.tflops / row.machine.matrix_tflops:.1%}",
+                f"`{row.command}`",
+            ]
+            for row in sorted(rows, key=lambda row: (row.shape, row.dtype, row.p50))
+        ]
+        return f"{machine(rows[0])}\n\n{table(heads, lines)}"
+
+    return made
+
+
+@dataclass(frozen=True)
+class Line:
+    """Rows that differ in one size alone, by that size."""
+
+    axis: str
+    sizes: list[int]
+    rows: list[Row]
+
+    def exponent(self, value: Callable[[Row], float]) -> float:
+        """Of the power of the size that fits the values best; not a number where there are none."""
+        values = [value(row) for row in self.rows]
+        return float(np.polyfit(np.log(self.sizes), np.log(values), 1)[0]) if min(values) > 0 else math.nan
+
+    def slope(self, value: Callable[[Row], float]) -> float:
+        """Of the straight line that fits the values best."""
+        return float(np.polyfit(self.sizes, [value(row) for row in self.rows], 1)[0])
+
+
+AXES: dict[str, Callable[[Row], int]] = {
+    "pixels": lambda row: row.shape.h * row.shape.w,
+    "images": lambda row: row.shape.b,
+    "maps": lambda row: row.shape.n,
+    "channels": lambda row: row.shape.c,
+}
+
+
+def lines(rows: Iterable[Row]) -> list[Line]:
+    """Of at least three rows each; those of the most rows where one size grows from several others."""
+    by: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.l2 != "warm":
+            for axis in AXES:
+                rest = tuple(size(row) for name, size in AXES.items() if name != axis)
+                by[(row.op, row.mode, row.dtype, row.provider, axis, rest)].append(row)
+    found: dict[tuple[object, ...], Line] = {}
+    for (*what, axis, _), members in by.items():
+        members = sorted(members, key=AXES[str(axis)])
+        best = found.get((*what, axis))
+        if len(members) >= 3 and (best is None or len(members) > len(best.rows)):
+            found[(*what, axis)] = Line(str(axis), [AXES[str(axis)](row) for row in members], members)
+    return list(found.values())
+
+
+def growth(verbs: dict[str, list[Row]], _link: Path) -> str:
+    rows = verbs.get("memory", [])
+    if not rows:
+        return ""
+    heads = ["op", "mode", "type", "by", "with", "from", "to", "time", "peak", "kept", "peak, bytes for one more"]
+    found = []
+    for line in lines(rows):
+        row = line.rows[0]
+        exponents = [
+            line.exponent(value) for value in (lambda r: r.p50, lambda r: r.peak_bytes, lambda r: r.saved_bytes)
+        ]
+        found.append(
+            [
+                f"`{row.op}`",
+                row.mode,
+                row.dtype,
+                row.provider,
+                line.axis,
+                str(row.shape),
+                str(line.rows[-1].shape),
+                *("" if math.isnan(e) else f"{e:.2f}" for e in exponents),
+                f"{line.slope(lambda r: r.peak_bytes):,.0f}",
+            ]
+        )
+    return f"{machine(rows[0])}\n\n{table(heads, found)}\n\nAgain: `python -m bench memory`."
+
+
+def plots(verbs: dict[str, list[Row]], link: Path) -> str:
+    made = {"roofline": "ops", "speedup": "ops", "memory": "memory", "time": "memory"}
+    return "\n".join(
+        f"![{name}, {link.name}]({link / f'{name}.png'})" for name, verb in made.items() if verbs.get(verb)
+    )
+
+
+TABLES: dict[str, Callable[[dict[str, list[Row]], Path], str]] = {
+    "ops": ops,
+    "model": whole("model"),
+    "train": whole("train"),
+    "growth": growth,
+    "plots": plots,
+}

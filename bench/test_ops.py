@@ -1,0 +1,50 @@
+"""The ops of the registry under pytest-benchmark: `pytest bench --benchmark-only`.
+
+On a GPU where there is one, else on the CPU, inference at the first of the sizes of `python -m bench ops`; `-k "rfdb
+and torch"` chooses. A wrong result fails. Synchronised, by the clock on the wall: launch gaps are part of these times.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench import cases
+from bench.devices import Device, device
+from bench.measure import hold
+from bench.ops import DTYPES, SIZES
+from bench.providers import PROVIDERS, call
+from bench.registry import OPS
+
+
+@pytest.fixture(scope="module")
+def on() -> Device:
+    return device("auto")
+
+
+@cache
+def tensors_and_exact(name: str, kind: str, where: str) -> tuple[list[torch.Tensor], list[cases.Exact]]:
+    op = OPS[name]
+    shape = op.shape(*SIZES[kind][0])
+    torch.manual_seed(0)
+    tensors = op.make(shape, getattr(torch, DTYPES[kind][0]), where)
+    results, _ = cases.exactly(op.function(shape), tensors, [False] * len(tensors), rounds=2)
+    return tensors, results
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("name", [op for op in OPS if op != "lmfn"])
+def test_infer(benchmark: BenchmarkFixture, on: Device, name: str, provider: str) -> None:
+    if on.kind not in PROVIDERS[provider].devices:
+        pytest.skip(f"{provider} is not measured on {on.kind}")
+    tensors, exact = tensors_and_exact(name, on.kind, on.torch_device)
+    function = PROVIDERS[provider].function(OPS[name].function(OPS[name].shape(*SIZES[on.kind][0])))
+    timed = call(function, [PROVIDERS[provider].inputs(tensors)], "infer")
+    hold(timed(), exact)
+
+    def synchronised() -> None:
+        timed()
+        on.synchronize()
+
+    benchmark.pedantic(synchronised, rounds=10, warmup_rounds=2)

@@ -1,0 +1,113 @@
+"""A training step of the network, as `train.py` makes it: forward under autocast, MSE, backward, Adam.
+
+By the clock on the wall: what the CPU takes to launch belongs to a step. A provider whose gradients do not hold to
+those in float64 gets no row.
+"""
+
+import argparse
+import copy
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lmfn_kernels
+from bench import cases
+from bench.devices import Call, wall
+from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
+from bench.network import function, image, network
+from bench.ops import shape_of
+from bench.providers import PROVIDERS, SLOW, Provider, saved_bytes
+from bench.registry import OPS
+from bench.rows import Shape
+
+SHAPES = {"cuda": ["16x256x256", "32x256x256"], "cpu": ["8x64x64"]}
+"""Of the network's default patches, and of the demo's."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", nargs="+", help="BxHxW of the patches, or BxNxCxHxW with N RFDBs of C channels")
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), help="bfloat16 is autocast")
+    parser.add_argument("--provider", nargs="+", choices=PROVIDERS, default=list(PROVIDERS), help="default: all")
+
+
+def run(session: Session, options: argparse.Namespace) -> None:
+    device = session.on.kind
+    todo = [
+        (shape_of(OPS["lmfn"], shape), getattr(torch, dtype))
+        for dtype in options.dtype or ["bfloat16"]
+        for shape in options.shape or SHAPES[device]
+    ]
+    names = session.running_here(options.provider)
+    for place, (shape, dtype) in enumerate(todo):
+        if session.out_of_time(len(todo) - place):
+            return
+        measure(session, shape, dtype, names)
+
+
+def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]) -> None:
+    on, device = session.on, session.on.torch_device
+    command = f"python -m bench train --device {on.kind} --shape {shape} --dtype {short(dtype)}"
+    # Adam's dozen operations a parameter are not counted.
+    subject = Subject("lmfn", "step", dtype, shape, OPS["lmfn"].work(shape, "full"), command)
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    # Weights that autocast does not round: the bound is for roundings within the step.
+    model = network(shape, dtype, device).float()
+    blurred, sharp = image(shape, dtype, device), image(shape, torch.float32, device)
+    call = function(shape)
+    given = [blurred, *(t.detach() for t in (*model.parameters(), *model.buffers()))]
+    needs = [False, *(True for _ in model.parameters()), *(False for _ in model.buffers())]
+    # Roundings are those of the first tensor's dtype.
+    _, exact = cases.exactly(lambda *t: F.mse_loss(call(*t), sharp.double()), given, needs)
+    contenders: dict[str, Contender] = {}
+    for name in names:
+        if name == SLOW and contenders:
+            add_rows(session, subject, contenders, "host", partial(wall, on))
+        with session.checking(subject, name):
+            step = Step(PROVIDERS[name], model, blurred, sharp)
+            with launches() if PROVIDERS[name].body == "triton" else nullcontext([]) as kernels:
+                errors = hold(step.gradients(), [e for e in exact if e is not None])
+            timed = Call(lambda _: None, step)
+            timed()  # so that Adam's state is there
+            saved = saved_bytes(lambda *_, step=step: step.loss(), list(step.model.parameters()))
+            contenders[name] = Contender(timed, errors, on.peak(timed), saved, step.config, tuple(kernels))
+    if contenders:
+        add_rows(session, subject, contenders, "host", partial(wall, on))
+
+
+class Step:
+    """A training step on one batch. `blurred` says by its dtype what to compute in."""
+
+    def __init__(self, provider: Provider, model: nn.Module, blurred: Tensor, sharp: Tensor) -> None:
+        self.body, self.device, self.dtype = provider.body, blurred.device.type, blurred.dtype
+        self.blurred, self.sharp = (t.float().contiguous(memory_format=provider.layout) for t in (blurred, sharp))
+        self.model = copy.deepcopy(model).train().to(memory_format=provider.layout)
+        self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-4)
+        self.config = {"layout": str(provider.layout).removeprefix("torch.")}
+        # With CUDA graphs where the mode has them: launch gaps count here.
+        mode = provider.compiled and provider.compiled.removesuffix("-no-cudagraphs")
+        self.network = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode) if mode else self.model
+
+    def loss(self) -> Tensor:
+        if self.device == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
+        with lmfn_kernels.backend(self.body), torch.autocast(self.device, enabled=self.dtype != torch.float32):
+            output = self.network(self.blurred)
+        return F.mse_loss(output.float(), self.sharp)
+
+    def gradients(self) -> list[Tensor]:
+        """Of all parameters, times the gradient that `cases.exactly` takes for the loss."""
+        loss = self.loss()
+        loss.backward(cases.gradients_for([loss])[0])
+        found = [p.grad.clone() for p in self.model.parameters() if p.grad is not None]
+        self.adam.zero_grad()
+        return found
+
+    def __call__(self, _: Any = None) -> None:
+        self.loss().backward()
+        self.adam.step()
+        self.adam.zero_grad()

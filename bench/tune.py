@@ -1,0 +1,272 @@
+"""Launch configs timed on this GPU: writes lmfn_kernels/configs/<gpu>.json, whose format `runtime/configs.py` states.
+
+For every kernel that an op launches, forward and backward, tiles, warps, stages and splits are tried in this order, the
+best so far beside others, by turns and by the kernel's own time. Before a candidate may win its results hold to the
+bound against float64, and are the same bits ten times over; those of the winner a hundred times. Then the ops' bodies
+are compared: where PyTorch's own kernels are faster, the table says so.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from bench import cases
+from bench.devices import Call, Gpu, device
+from bench.measure import first_line, hold, short
+from bench.ops import SIZES, shape_of
+from bench.providers import PROVIDERS, call
+from bench.registry import OPS, Op
+from bench.rows import Shape
+from lmfn_kernels.runtime import backend, configs
+from lmfn_kernels.runtime.configs import Config, Table
+
+CONFIGS = Path(configs.__file__).parents[1] / "configs"
+TILES = [(4, 8), (8, 8), (16, 8), (4, 16), (8, 16), (16, 16), (4, 32), (8, 32)]
+GAIN = 0.98
+"""A candidate wins if its median is less than this part of the best so far: less is noise."""
+ROUNDS = 15
+AGAIN, WINNER_AGAIN = 10, 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    names = [op for op in OPS if op != "lmfn"]
+    parser.add_argument("--device", choices=("auto", "cuda"), default="auto")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so long")
+    parser.add_argument("--op", nargs="+", choices=names, default=names, help="default: all")
+    parser.add_argument("--shape", nargs="+", help="as for `ops`; default: its sizes")
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "float16", "bfloat16"), default=["bfloat16"])
+    parser.add_argument("--out", type=Path, help="a folder for a copy of the table")
+
+
+def run(options: argparse.Namespace) -> int:
+    on = device("cuda")
+    assert isinstance(on, Gpu)
+    tuning = Tuning(on, time.monotonic() + 60 * options.minutes, [CONFIGS] + ([options.out] if options.out else []))
+    sizes = options.shape or ["x".join(map(str, size)) for size in SIZES["cuda"]]
+    todo = [(OPS[op], shape_of(OPS[op], size), dtype) for dtype in options.dtype for size in sizes for op in options.op]
+    for place, (op, shape, dtype) in enumerate(todo):
+        if tuning.out_of_time:
+            print(f"out of time: {len(todo) - place} of {len(todo)} ops and shapes were not begun", file=sys.stderr)
+            break
+        tuning.tune(op, shape, getattr(torch, dtype))
+        tuning.choose_body(op, shape, getattr(torch, dtype))
+    return 0
+
+
+class Probe(dict[str, Config]):
+    """A table of configs that knows which of its keys a launcher asked for last."""
+
+    asked: str = ""
+
+    def __contains__(self, key: object) -> bool:
+        self.asked = str(key)
+        return super().__contains__(key)
+
+    def __bool__(self) -> bool:
+        return True  # empty, too, it is to be asked
+
+
+class Work(NamedTuple):
+    """An op's forward and backward pass on the kernels, and what must come of it."""
+
+    call: Call
+    exact: list[cases.Exact]
+
+
+class Tuning:
+    """The table of a device, as it grows; what is in the device's own table already is kept."""
+
+    def __init__(self, on: Gpu, end: float, folders: Sequence[Path]) -> None:
+        self.on, self.end, self.folders = on, end, folders
+        self.name, self.shared = configs.describe(torch.device(on.torch_device))
+        found = configs.tuned(self.name)
+        self.launch, self.body = Probe(found.launch), dict(found.body)
+
+    @property
+    def out_of_time(self) -> bool:
+        return time.monotonic() > self.end
+
+    def tune(self, op: Op, shape: Shape, dtype: torch.dtype) -> None:
+        """Find configs for the kernels of an op that have none yet, the one that takes most time first."""
+        work = made(op, shape, dtype, self.on.torch_device)
+        with self.using(self.launch):
+            work.call()  # compile what there is
+            spent = {key: ms for key, ms in self.times(work, ROUNDS).items() if not dict.__contains__(self.launch, key)}
+        best = {key: configs.heuristic(key.split("/")[0], dtype, self.shared) for key in spent}
+        order = sorted(spent, key=lambda key: -spent[key])
+        for step in (tiles, warps, stages, splits):
+            if self.out_of_time:
+                break
+            candidates = {key: list(step(best[key])) for key in order}
+            compile_ahead(op, shape, dtype, self.launch, candidates)
+            for key in order:
+                if self.out_of_time:
+                    break
+                best[key] = self.fastest(work, key, best[key], candidates[key])
+        for key in order:
+            if best[key] != configs.heuristic(key.split("/")[0], dtype, self.shared):
+                fault = self.fault(work, key, best[key], WINNER_AGAIN)
+                print(f"{key}: {best[key]}" + (f", but {fault}" if fault else ""), flush=True)
+                if not fault:
+                    self.launch[key] = best[key]
+        self.write()
+
+    def fastest(self, work: Work, key: str, best: Config, candidates: Iterable[Config]) -> Config:
+        """The best by the kernel's own time, of those that are right."""
+        sound = [best, *(c for c in candidates if c != best and not self.fault(work, key, c, AGAIN))]
+        found: dict[Config, list[float]] = {config: [] for config in sound}
+        for _ in range(ROUNDS):
+            for config in sound:
+                with self.using({**self.launch, key: config}):
+                    found[config].append(self.times(work, 1).get(key, float("inf")))
+        median = {config: statistics.median(times) for config, times in found.items()}
+        winner = min(sound, key=lambda config: median[config])
+        return winner if median[winner] < GAIN * median[best] else best
+
+    def fault(self, work: Work, key: str, config: Config, times: int) -> str:
+        """What is wrong with a config; empty where nothing is."""
+        with self.using({**self.launch, key: config}):
+            try:
+                first = work.call()
+                hold(first, work.exact)
+                for _ in range(times):
+                    if not all(torch.equal(a, b) for a, b in zip(first, work.call(), strict=True)):
+                        return "the same call gave other bits"
+            except Exception as error:
+                if "CUDA error" in str(error):  # nothing that comes after it could be trusted
+                    raise
+                return first_line(error)
+        return ""
+
+    def times(self, work: Work, rounds: int) -> dict[str, float]:
+        """Milliseconds of a call, by the key of the kernels that took them."""
+        found: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            events: list[tuple[str, Any, Any]] = []
+
+            def timed(launch: Callable[..., Any], kernel: Any, grid: Any, arguments: Any, events: Any = events) -> None:
+                start, end = (self.on.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                launch(kernel, grid, arguments)
+                end.record()
+                events.append((self.table.asked, start, end))
+
+            with launching(timed):
+                self.on.cuda._sleep(self.on.sleep)
+                work.call()
+            self.on.synchronize()
+            total: dict[str, float] = {}
+            for key, start, end in events:
+                total[key] = total.get(key, 0.0) + start.elapsed_time(end)
+            for key, ms in total.items():
+                found.setdefault(key, []).append(ms)
+        return {key: statistics.median(ms) for key, ms in found.items()}
+
+    @contextmanager
+    def using(self, table: dict[str, Config]) -> Iterator[None]:
+        """Launch by this table."""
+        self.table = table if isinstance(table, Probe) else Probe(table)
+        with mock.patch.object(configs, "tuned", return_value=Table(self.table, {})):
+            yield
+
+    def choose_body(self, op: Op, shape: Shape, dtype: torch.dtype) -> None:
+        """Name the plain body for an op where it is faster forward, and forward and backward."""
+        tensors = op.make(shape, dtype, self.on.torch_device)
+        key = f"{op.name}/{short(dtype)}/{(shape.b * shape.h * shape.w).bit_length()}"
+        faster = []
+        with self.using(self.launch):
+            for mode in ("infer", "full"):
+                calls = {
+                    name: call(PROVIDERS[name].function(op.function(shape)), [PROVIDERS[name].inputs(tensors)], mode)
+                    for name in ("triton", "torch")
+                }
+                times = self.on.time(calls, ROUNDS, "warm")
+                faster.append(times["torch"][ROUNDS * 4 // 5] < times["triton"][ROUNDS // 5])
+        self.body.pop(key, None)
+        if all(faster):
+            self.body[key] = "torch"
+            print(f"{key}: torch", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        launch = {key: config._asdict() for key, config in sorted(self.launch.items())}
+        text = json.dumps({"launch": launch, "body": dict(sorted(self.body.items()))}, indent=1) + "\n"
+        for folder in self.folders:
+            path = folder / f"{self.name}.json"
+            beside = path.with_name(f".{path.name}.tmp")
+            beside.write_text(text, encoding="utf-8")
+            os.replace(beside, path)
+
+
+def tiles(c: Config) -> Iterator[Config]:
+    yield from (c._replace(height=height, width=width) for height, width in TILES)
+
+
+def warps(c: Config) -> Iterator[Config]:
+    yield from (c._replace(warps=n) for n in (2, 4, 8))
+
+
+def stages(c: Config) -> Iterator[Config]:
+    yield from (c._replace(stages=n) for n in (1, 2, 3, 4))
+
+
+def splits(c: Config) -> Iterator[Config]:
+    yield from (c._replace(splits=n) for n in (32, 64, 128, 256, 512))
+
+
+def made(op: Op, shape: Shape, dtype: torch.dtype, on: str) -> Work:
+    torch.manual_seed(0)
+    tensors, provider = op.make(shape, dtype, on), PROVIDERS["triton"]
+    results, gradients = cases.exactly(op.function(shape), tensors)
+    exact = [*results, *(g for g in gradients if g is not None)]
+    return Work(call(provider.function(op.function(shape)), [provider.inputs(tensors)], "full"), exact)
+
+
+@contextmanager
+def launching(replaced: Callable[[Callable[..., Any], Any, Any, Any], None]) -> Iterator[None]:
+    """`replaced` is given the launch itself, and kernel, grid and arguments of each."""
+    from lmfn_kernels.runtime import launch
+
+    inner = launch.launcher
+    with mock.patch.object(launch, "launcher", lambda *args: replaced(inner, *args)):
+        yield
+
+
+def compile_ahead(
+    op: Op, shape: Shape, dtype: torch.dtype, table: dict[str, Config], candidates: dict[str, list[Config]]
+) -> None:
+    """Compile all candidates into Triton's cache, in as many processes as there are cores: that takes longest."""
+    tables = [{**table, key: config} for key, found in candidates.items() for config in found]
+    if not backend.INTERPRETED:
+        jobs = [(op.name, shape, dtype, one) for one in tables]
+        with ProcessPoolExecutor(min(os.cpu_count() or 1, 14), mp_context=get_context("spawn")) as pool:
+            list(pool.map(_compile, jobs))
+
+
+def _compile(job: tuple[str, Shape, torch.dtype, dict[str, Config]]) -> None:
+    """Compile what an op launches by a table; what cannot be compiled is found again when it is tried."""
+    name, shape, dtype, table = job
+    op, provider = OPS[name], PROVIDERS["triton"]
+    tensors: list[Tensor] = provider.inputs(op.make(shape, dtype, "cuda"))
+
+    def compiled(_launch: Any, kernel: Any, grid: Any, arguments: Any) -> None:
+        try:
+            kernel.warmup(grid=grid, **arguments)
+        except Exception as error:
+            print(f"not compiled: {kernel.__name__}: {first_line(error)}", file=sys.stderr)
+
+    with mock.patch.object(configs, "tuned", return_value=Table(table, {})), launching(compiled):
+        call(provider.function(op.function(shape)), [tensors], "full")()
