@@ -21,7 +21,10 @@ from lmfn_kernels import (
     distill_stage,
     esa_gate,
     layer_attention,
+    residual_block,
     rfdb,
+    stem,
+    upsampled_conv3x3,
 )
 
 
@@ -136,6 +139,44 @@ def channel_gate_flat(form: str = "pseudo3d") -> Callable[..., Tensor]:
         return channel_gate(x, Full3D(*weights) if form == "full3d" else Pseudo3D(*weights), alpha, add)
 
     return call
+
+
+def stem_case(b: int, c: int, n: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    return [random((b, 3, h, w), dtype, device), *conv(c, 3, 3, dtype, device), *conv(n, c, 3, dtype, device)]
+
+
+def stem_flat(padding: int = 1) -> Callable[..., Tensor]:
+    def call(x: Tensor, *flat: Tensor) -> Tensor:
+        return stem(x, Conv(*flat[:2]), Conv(*flat[2:]), padding=padding)
+
+    return call
+
+
+def block_case(b: int, c: int, m: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    return [random((b, c, h, w), dtype, device), *conv(m, c, 3, dtype, device), *conv(c, m, 3, dtype, device)]
+
+
+def block_flat(**options: Any) -> Callable[..., Tensor]:
+    def call(x: Tensor, *flat: Tensor) -> Tensor:
+        return residual_block(x, Conv(*flat[:2]), Conv(*flat[2:]), **options)
+
+    return call
+
+
+def upsample_add_case(
+    b: int, c: int, h: int, w: int, low: tuple[int, int], dtype: torch.dtype, device: str = "cpu"
+) -> list[Tensor]:
+    return [random((b, c, h, w), dtype, device), random((b, c, *low), dtype, device)]
+
+
+def upsampled_conv_case(
+    b: int, c: int, n: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu"
+) -> list[Tensor]:
+    return [random((b, c, h, w), dtype, device), *conv(n, c, 3, dtype, device)]
+
+
+def upsampled_conv_flat(x: Tensor, *flat: Tensor) -> Tensor:
+    return upsampled_conv3x3(x, Conv(*flat))
 
 
 def differentiate(

@@ -21,9 +21,13 @@ from triton.runtime import driver
 from bench.row import SHARED, Row
 from lmfn_kernels.acfm.op import _channel_gate
 from lmfn_kernels.alfm.op import _layer_attention
+from lmfn_kernels.bilinear.op import _upsample_add
 from lmfn_kernels.conv.op import _conv3x3
+from lmfn_kernels.head.op import _upsampled_conv3x3
+from lmfn_kernels.mshf.op import _residual_block, _stem
 from lmfn_kernels.rfdb import op
 from lmfn_kernels.runtime import configs, launch
+from lmfn_kernels.runtime.registration import Op
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -79,7 +83,7 @@ def _calls(dtype: torch.dtype) -> None:
     fuse = [image(b, n, h, w) for n in (c, d, d, d)] + [image(d, c, 3, 3), image(d), image(c, 4 * d, 1, 1), image(c)]
     fuse += [image(f, c, 1, 1), image(f)]
     results = op._distill_fuse.forward("triton", fuse, [0.05], True)
-    op._distill_fuse.backward("triton", results, [], fuse, [0.05], [True] * 10)
+    op._distill_fuse.backward("triton", results[:2], results[2:], fuse, [0.05], [True] * 10)
     for n, stride, slope in ((c, 1, 0.0), (64, 1, 0.0), (64, 2, 0.1)):
         low = [(size - 1) // stride + 1 for size in (h, w)]
         residual = image(b, n, *low) if stride == 1 else None
@@ -88,6 +92,28 @@ def _calls(dtype: torch.dtype) -> None:
         needs = [t is not None for t in tensors]
         _conv3x3.backward("triton", results, results, tensors, [stride, 1, slope], needs)
     _attentions(dtype)
+    _encoder_and_head(dtype)
+
+
+def _encoder_and_head(dtype: torch.dtype) -> None:
+    """Forward and backward of the network's encoder and head."""
+
+    def image(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    b, c, h, w = 2, 50, 34, 50
+    calls: list[tuple[Op, list[torch.Tensor], list[float]]] = [
+        (_stem, [image(b, 3, h, w), image(64, 3, 3, 3), image(64), image(64, 64, 3, 3), image(64)], [1, 0.1]),
+        (_upsample_add, [image(b, 64, h, w), image(b, 64, h // 2, w // 2)], []),
+        (_upsampled_conv3x3, [image(b, c, h, w), image(3, c, 3, 3), image(3)], []),
+    ]
+    for n, upsample in ((c, True), (64, False)):
+        weights = [image(n, n, 3, 3), image(n), image(n, n, 3, 3), image(n)]
+        calls.append((_residual_block, [image(b, n, h, w), *weights], [upsample, True]))
+    for called, tensors, options in calls:
+        results = called.forward("triton", tensors, options, True)
+        kept = results if called.keeps_results(options) else results[1:]
+        called.backward("triton", results[:1], kept, tensors, options, [True] * len(tensors))
 
 
 def _attentions(dtype: torch.dtype) -> None:

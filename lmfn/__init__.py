@@ -7,7 +7,8 @@
 """
 
 from lmfn import images
+from lmfn.config import LMFNConfig
 from lmfn.deblur import Deblurrer
-from lmfn.model import ACFM, ALFM, ESA, LMFN, MSHF, RFDB, LMFNConfig
+from lmfn.model import ACFM, ALFM, ESA, LMFN, MSHF, RFDB
 
 __all__ = ["ACFM", "ALFM", "ESA", "LMFN", "MSHF", "RFDB", "Deblurrer", "LMFNConfig", "images"]

@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmfn.model import DECODER_SLOPE, ENCODER_SLOPE, RB, keep_scale, up2, up_to
+from lmfn.model import DECODER_SLOPE, ENCODER_SLOPE, RB, keep_scale
+
+
+def up_to(x: Tensor, like: Tensor) -> Tensor:
+    """Bilinear (align_corners False) to the height and width of `like`; exactly x2 where `like` is twice as large."""
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def up2(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1, dilation: int = 1) -> nn.Conv2d:

@@ -4,12 +4,11 @@ Zhang et al., "Image deblurring based on lightweight multi-information fusion ne
 
 The file reads as the paper does: the encoder (`MSHF`), the distillation block (`RFDB`, with its `ESA` gate), the two
 attentions (`ALFM` between layers, `ACFM` between channels), and the network (`LMFN`) that joins them. Every part is a
-module of its own that can be put into somebody else's network. Where the paper's figures and the network that its
-authors released later differ, both are built: presets `lmfn` and `lmfn-released`.
+module of its own that can be put into somebody else's network, and runs on the fused ops of `lmfn_kernels`.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
@@ -17,96 +16,35 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from lmfn import checkpoint
+from lmfn.config import LMFNConfig, preset
 from lmfn.weights import shipped
-from lmfn_kernels import Conv, Full3D, Pseudo3D, RFDBWeights, channel_gate, layer_attention, layer_gram, rfdb
+from lmfn_kernels import (
+    Conv,
+    Full3D,
+    Pseudo3D,
+    RFDBWeights,
+    channel_gate,
+    conv3x3,
+    esa_gate,
+    layer_attention,
+    layer_gram,
+    residual_block,
+    rfdb,
+    stem,
+    upsample_add,
+    upsampled_conv3x3,
+)
 from lmfn_kernels.alfm.fold import attention
 
+Memory = Literal["normal", "lean"]
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 ENCODER_SLOPE = 0.1
 DECODER_SLOPE = 0.05
 MULTIPLE = 16  # the encoder halves four times
 SMALLEST = 64  # ESA's pooling needs a decoder map of 15 x 15, and the decoder runs at a quarter of the image
-
-
-@dataclass(frozen=True)
-class LMFNConfig:
-    """What distinguishes one LMFN from another. The defaults are the paper's network (preset `lmfn`)."""
-
-    channels: int = 64
-    """Channels of the encoder."""
-    features: int = 50
-    """Channels of the decoder (nf)."""
-    distilled: int = 25
-    """Channels that each stage of an RFDB distils (d)."""
-    esa: int = 12
-    """Channels inside ESA (f)."""
-    rfdbs: int = 4
-    """Number of residual feature distillation blocks (N), 1 to 8."""
-    encoder: Literal["mshf", "strided", "aspp", "pyramid"] = "mshf"
-    """The paper's encoder, or what stands in its place in ablations (`lmfn.ablations`)."""
-    stem_padding: int = 1
-    """Padding of the very first convolution of `mshf`: 1, or 0 as in the released network."""
-    alfm: Literal["channels", "layers", "concat", "pooled", "spatial", "none"] = "channels"
-    """Rows of the attention between layers: every channel of every layer (NC x NC, the paper), every layer (N x N, the
-    released network); `concat` fuses the layers without attention, `pooled` and `spatial` with another one
-    (`lmfn.ablations`); `none` takes the last RFDB's output alone."""
-    similarity: Literal["dot", "cosine"] = "dot"
-    """Similarity of two rows in ALFM. `dot` grows with the image; `cosine` does not depend on its size."""
-    acfm: Literal["pseudo3d", "full3d", "none"] = "pseudo3d"
-    """Attention between channels: 1x3x3 then 3x1x1 (the paper), one 3x3x3 convolution (released), or none."""
-    merge: Literal["add", "concat"] = "add"
-    """How the two attentions' results are joined: a sum (the paper), or concatenation and a 3x3 convolution."""
-    head: Literal["bilinear", "pixelshuffle"] = "bilinear"
-    """RB, up, RB, up, conv (the paper), or one convolution and PixelShuffle(4) (released)."""
-    skip: Literal["image", "feature", "none"] = "image"
-    """Where the long skip is added: the input image to the output, the encoder's features before the head, nowhere."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            choices = get_args(field.type)
-            low, high = {"rfdbs": (1, 8), "stem_padding": (0, 1)}.get(field.name, (1, 1024))
-            if choices and value not in choices:
-                raise ValueError(f"LMFNConfig.{field.name} is {value!r}; it must be one of {', '.join(choices)}")
-            if not choices and (not isinstance(value, int) or isinstance(value, bool)):
-                raise TypeError(f"LMFNConfig.{field.name} is {value!r}; it must be a whole number")
-            if not choices and not low <= value <= high:
-                raise ValueError(f"LMFNConfig.{field.name} is {value}; it must be from {low} to {high}")
-        if self.merge == "concat" and "none" in (self.alfm, self.acfm):
-            raise ValueError('LMFNConfig.merge="concat" joins two attentions, but alfm or acfm is "none"; use "add"')
-
-
-PRESETS: dict[str, LMFNConfig] = {
-    "lmfn": LMFNConfig(),
-    "lmfn-released": LMFNConfig(
-        stem_padding=0, alfm="layers", acfm="full3d", merge="concat", head="pixelshuffle", skip="feature"
-    ),
-}
-
-
-def preset(name: str, **overrides: Any) -> LMFNConfig:
-    """The config of that name (`lmfn`, `lmfn-released`) with some fields replaced.
-
-    Raises ValueError for an unknown preset, field or value.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
-    known = [field.name for field in fields(LMFNConfig)]
-    unknown = [key for key in overrides if key not in known]
-    if unknown:
-        raise ValueError(f"unknown field of LMFNConfig: {', '.join(unknown)}; there are {', '.join(known)}")
-    return replace(PRESETS[name], **overrides)
-
-
-def up_to(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear (align_corners False) to the height and width of `like`; exactly x2 where `like` is twice as large."""
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def up2(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def weight_and_bias(conv: nn.Module) -> Conv:
@@ -132,6 +70,9 @@ def start_small(conv: nn.Conv2d) -> None:
 class RB(nn.Module):
     """Residual block: x + conv3x3(relu(conv3x3(x))). `[B, C, H, W]` to the same shape."""
 
+    lean: bool = False
+    """Whether backward computes the map between the convolutions again."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
@@ -140,8 +81,10 @@ class RB(nn.Module):
             nn.init.kaiming_normal_(conv.weight)
             start_small(conv)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, x + self.conv2(F.relu(self.conv1(x), inplace=True)))
+    def forward(self, x: Tensor, upsample: bool = False) -> Tensor:
+        """With `upsample`, the block of x at twice its size."""
+        convs = weight_and_bias(self.conv1), weight_and_bias(self.conv2)
+        return residual_block(x, *convs, upsample=upsample, keep_middle=not self.lean)
 
 
 class MSHF(nn.Module):
@@ -152,6 +95,7 @@ class MSHF(nn.Module):
 
     def __init__(self, channels: int = 64, stem_padding: int = 1) -> None:
         super().__init__()
+        self.stem_padding = stem_padding
         self.conv0 = nn.Conv2d(3, channels, 3, padding=stem_padding)
         self.down1 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         self.down2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
@@ -163,18 +107,15 @@ class MSHF(nn.Module):
         self.rb_4th = nn.ModuleList([RB(channels) for _ in range(5)])
 
     def forward(self, x: Tensor) -> Tensor:
-        def step(conv: nn.Module, x: Tensor) -> Tensor:
-            return F.leaky_relu(conv(x), ENCODER_SLOPE, inplace=True)
+        def step(x: Tensor, conv: nn.Module) -> Tensor:
+            return conv3x3(x, *weight_and_bias(conv), stride=2, activation="leaky_relu", slope=ENCODER_SLOPE)
 
-        d1 = step(self.down1, step(self.conv0, x))
-        l1 = step(self.down2, d1)
-        l2 = step(self.down3, l1)
-        l3 = step(self.down4, l2)
-        l2 = self.rb_8th[0](l2)
-        l2 = l2 + up_to(self.rb_16th(l3), like=l2)
-        l2 = self.rb_8th[1](l2)
-        l1 = self.rb_4th[1](self.rb_4th[0](l1))
-        l1 = l1 + up_to(l2, like=l1)
+        convs = weight_and_bias(self.conv0), weight_and_bias(self.down1)
+        l1 = step(stem(x, *convs, ENCODER_SLOPE, padding=self.stem_padding), self.down2)
+        l2 = step(l1, self.down3)
+        l3 = step(l2, self.down4)
+        l2 = self.rb_8th[1](upsample_add(self.rb_8th[0](l2), self.rb_16th(l3)))
+        l1 = upsample_add(self.rb_4th[1](self.rb_4th[0](l1)), l2)
         return cast(Tensor, self.rb_4th[4](self.rb_4th[3](self.rb_4th[2](l1))))
 
 
@@ -202,12 +143,14 @@ class ESA(nn.Module):
         v = F.max_pool2d(self.conv2(a), 7, stride=3)
         v = F.relu(self.conv_max(v), inplace=True)
         v = F.relu(self.conv3(v), inplace=True)
-        v = up_to(self.conv3_(v), like=y)
-        return y * torch.sigmoid(self.conv4(v + self.conv_f(a)))
+        return esa_gate(y, a, self.conv3_(v), weight_and_bias(self.conv_f), weight_and_bias(self.conv4))
 
 
 class RFDB(nn.Module):
     """Residual feature distillation block (the paper's section 2.2). `[B, C, H, W]` to the same shape, H, W >= 15."""
+
+    lean: bool = False
+    """Whether backward computes the block again, from its input alone."""
 
     def __init__(self, features: int = 50, distilled: int = 25, esa: int = 12) -> None:
         super().__init__()
@@ -222,7 +165,10 @@ class RFDB(nn.Module):
         (d1, d2, d3), (r1, r2, r3) = map(weight_and_bias, self.distil), map(weight_and_bias, self.refine)
         e = self.esa
         rest = (self.distil_last, self.fuse, e.conv1, e.conv_f, e.conv2, e.conv_max, e.conv3, e.conv3_, e.conv4)
-        return rfdb(x, RFDBWeights((d1, d2, d3), (r1, r2, r3), *map(weight_and_bias, rest)), DECODER_SLOPE)
+        weights = RFDBWeights((d1, d2, d3), (r1, r2, r3), *map(weight_and_bias, rest))
+        if self.lean and torch.is_grad_enabled():
+            return cast(Tensor, recomputed(rfdb, x, weights, DECODER_SLOPE, use_reentrant=False))
+        return rfdb(x, weights, DECODER_SLOPE)
 
 
 class ALFM(nn.Module):
@@ -303,7 +249,7 @@ class BilinearHead(nn.Module):
         self.conv = nn.Conv2d(features, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.conv(up2(self.rb2(up2(self.rb1(x))))))
+        return upsampled_conv3x3(self.rb2(self.rb1(x), upsample=True), weight_and_bias(self.conv))
 
 
 class PixelShuffleHead(nn.Module):
@@ -314,7 +260,7 @@ class PixelShuffleHead(nn.Module):
         self.conv = nn.Conv2d(features, 48, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(x), 4)
+        return F.pixel_shuffle(conv3x3(x, *weight_and_bias(self.conv)), 4)
 
 
 class LMFN(
@@ -360,6 +306,19 @@ class LMFN(
         if c.skip == "image":  # so that an untrained network is near the identity
             start_small(self.head.conv)
 
+    @property
+    def memory(self) -> Memory:
+        """What training keeps for backward: `lean` is half as much, and more is computed again. Same weights."""
+        return "lean" if self.rfdbs[0].lean else "normal"
+
+    @memory.setter
+    def memory(self, value: Memory) -> None:
+        if value not in get_args(Memory):
+            raise ValueError(f"memory is {value!r}; it must be one of {', '.join(get_args(Memory))}")
+        for module in self.modules():
+            if isinstance(module, (RB, RFDB)):
+                module.lean = value == "lean"
+
     def forward(self, blurred: Tensor) -> Tensor:
         if blurred.ndim != 4 or blurred.shape[1] != 3 or min(blurred.shape[2:]) < 1:
             raise ValueError(f"LMFN takes images [B, 3, H, W], got a tensor of shape {tuple(blurred.shape)}")
@@ -370,7 +329,7 @@ class LMFN(
         height, width = blurred.shape[2:]
         mean = self.mean.view(3, 1, 1)
         x = pad(blurred - mean)
-        f = self.reduce(self.encoder(x))
+        f = conv3x3(self.encoder(x), *weight_and_bias(self.reduce))
         out: list[Tensor] = []
         for block in self.rfdbs:
             out.append(block(out[-1] if out else f))
@@ -380,9 +339,11 @@ class LMFN(
         elif self.merge is None:
             y = self.acfm(out[-1], add=f_l)
         else:
-            y = self.merge(torch.cat([cast(Tensor, f_l), self.acfm(out[-1])], dim=1))
-        sharp = self.head(y + f if self.config.skip == "feature" else y)
-        sharp = sharp[..., :height, :width]
+            both = torch.cat([cast(Tensor, f_l), self.acfm(out[-1])], dim=1)
+            y = conv3x3(both, *weight_and_bias(self.merge), residual=f if self.config.skip == "feature" else None)
+        if self.config.skip == "feature" and self.merge is None:
+            y = y + f
+        sharp = self.head(y)[..., :height, :width]
         return cast(Tensor, sharp + blurred if self.config.skip == "image" else sharp + mean)
 
     @classmethod
@@ -419,6 +380,14 @@ class LMFN(
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit its own config: {error}") from error
         return model.eval()
+
+    def for_inference(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """As a function that is faster than the network and has no gradients: see `lmfn.inference.for_inference`."""
+        from lmfn.inference import for_inference  # made of this module's parts
+
+        return for_inference(self, device, dtype)
 
 
 def pad(x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@
 import triton
 import triton.language as tl
 
+from lmfn_kernels.runtime.kernels import load_pixels, pixel_tile, store_pixels
+
 
 @triton.jit
 def bilinear_axis(o_x, SIZE, LOW, ACC: tl.constexpr):
@@ -39,6 +41,22 @@ def upsampled(
     b_x = b_x[:, None]
     b_y = b_y[:, None]
     return (1 - b_y) * ((1 - b_x) * b_00 + b_x * b_01) + b_y * ((1 - b_x) * b_10 + b_x * b_11)
+
+
+@triton.jit
+def upsample_add_kernel(
+    p_v, t_added, t_out, H, W, LOW_H, LOW_W, F, s_b, s_h, s_w,
+    ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """out = v [LOW_H, LOW_W, F] brought up to H x W, plus `added` where there is one."""
+    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
+    o_f = tl.program_id(1) * BLOCK_F
+    b_out = upsampled(
+        p_v + o_f, i_b, o_h, o_w, H, W, LOW_H, LOW_W, F - o_f, s_b, s_h, s_w, ACC, BLOCK_H, BLOCK_W, BLOCK_F
+    )
+    if t_added is not None:
+        b_out += load_pixels(t_added, i_b, o_h, o_w, o_f).to(ACC)
+    store_pixels(t_out, i_b, o_h, o_w, o_f, b_out)
 
 
 @triton.jit

@@ -1,18 +1,33 @@
 """Bilinear resampling (align_corners False) in plain PyTorch, and its gradient."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lmfn_kernels.conv.plain import layout
 
+__all__ = ["layout", "upsample", "upsample_add", "upsample_backward"]
+
 
 def upsample(v: Tensor, y: Tensor) -> Tensor:
     return F.interpolate(v, size=y.shape[2:], mode="bilinear", align_corners=False)
 
 
+def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
+    """`low` at height and width `size`, and `added` on top."""
+    y = layout(F.interpolate(low, size=size, mode="bilinear", align_corners=False))
+    return y if added is None else y.add_(added)
+
+
 def upsample_backward(g: Tensor, v: Tensor) -> Tensor:
-    # As matrices: PyTorch's own is not deterministic on a GPU, and fails where sizes are symbols.
+    # Not PyTorch's own: it is not deterministic on a GPU, and fails where sizes are symbols.
+    if g.shape[2] == 2 * v.shape[2] and g.shape[3] == 2 * v.shape[3]:
+        # Every second tap of a fixed stencil; at the edge, a pixel beyond it counts for the last one.
+        taps = torch.tensor([0.25, 0.75, 0.75, 0.25], dtype=g.dtype, device=g.device)
+        stencil = (taps[:, None] * taps).expand(g.shape[1], 1, 4, 4)
+        return layout(F.conv2d(F.pad(g, (1, 1, 1, 1), mode="replicate"), stencil, stride=2, groups=g.shape[1]))
     rows, columns = (_bilinear(g.shape[i], v.shape[i], g) for i in (2, 3))
     return layout((rows.mT @ g.to(rows.dtype) @ columns).to(v.dtype))
 

@@ -1,0 +1,1 @@
+"""The head: a convolution of an upsampled map that is never made."""

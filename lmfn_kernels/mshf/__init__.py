@@ -1,0 +1,1 @@
+"""MSHF: the encoder's stem and residual block."""

@@ -1,0 +1,146 @@
+"""The ops' pieces on Triton kernels. The same pieces as `plain.py`, with images as `layout` gives them.
+
+The stem's image is the exception: it is read by pointers, in any layout.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmfn_kernels.bilinear.launch import upsample_add, upsample_backward
+from lmfn_kernels.conv.launch import conv, convolve, input_gradient, layout, masked, weight_gradient
+from lmfn_kernels.mshf import kernels
+from lmfn_kernels.runtime.configs import Config, config
+from lmfn_kernels.runtime.launch import (
+    Masked,
+    arithmetic,
+    block,
+    empty,
+    matrix,
+    partial,
+    pixels,
+    run,
+    tiles,
+    total,
+    unmasked,
+    weights,
+)
+
+__all__ = [
+    "conv", "input_gradient", "layout", "masked", "skip_gradient", "stem", "stem_backward", "upsample",
+    "upsample_backward", "weight_gradient",
+]  # fmt: skip
+
+
+def _common(
+    x: Tensor, conv0: Tensor, bias0: Tensor, padding: int, slope: float, d1: Tensor, c: Config
+) -> dict[str, Any]:
+    """What the stem's kernels have in common."""
+    channels, inputs = conv0.shape[:2]
+    block_k, block_c, block_n = block(9 * inputs), block(channels), block(d1.shape[1])
+    return {
+        "p_x": x,
+        "t_w0": weights(matrix(conv0).flatten(0, 1)[None], block_k, block_c),
+        "p_bias0": bias0,
+        "H": x.shape[2],
+        "W": x.shape[3],
+        "OUT_H": d1.shape[2],
+        "OUT_W": d1.shape[3],
+        "C": channels,
+        "N": d1.shape[1],
+        **{f"s_{name}": stride for name, stride in zip("bchw", x.stride(), strict=True)},
+        "INPUTS": int(inputs),
+        "PADDING": padding,
+        "SLOPE": slope,
+        "BLOCK_H": c.height,
+        "BLOCK_W": c.width,
+        "BLOCK_K": block_k,
+        "BLOCK_C": block_c,
+        "BLOCK_N": block_n,
+        "STAGES": c.stages,
+        **arithmetic(x),
+    }
+
+
+def stem(x: Tensor, conv0: Tensor, bias0: Tensor, down: Tensor, bias: Tensor, padding: int, slope: float) -> Tensor:
+    height, width = ((size + 2 * padding - 1) // 2 for size in x.shape[2:])
+    out = empty(x, x.shape[0], down.shape[0], height, width)
+    c = config("stem", out)
+    common = _common(x, conv0, bias0, padding, slope, out, c)
+    run(
+        kernels.stem_kernel,
+        x,
+        (tiles(out, c),),
+        c,
+        t_w=weights(matrix(down), common["BLOCK_C"], common["BLOCK_N"]),
+        p_bias=bias,
+        t_out=pixels(out, c, common["BLOCK_N"]),
+        **common,
+    )
+    return out
+
+
+def stem_backward(
+    e: Masked,
+    x: Tensor,
+    conv0: Tensor,
+    bias0: Tensor,
+    down: Tensor,
+    _bias: Tensor,
+    padding: int,
+    slope: float,
+    of_input: bool,
+    of_weights: bool,
+) -> tuple[Tensor | None, ...]:
+    """From the gradient before the last activation, those of the input and of both weights and biases."""
+    found: tuple[Tensor | None, ...] = (None,) * 4
+    if of_weights:
+        g, (n, channels), values = e.gradient, down.shape[:2], 9 * conv0.shape[1]
+        c = config("stem_backward", g)
+        splits = min(c.splits, tiles(g, c))
+        common = _common(x, conv0, bias0, padding, slope, g, c)
+        dw0, dbias0 = partial(g, 9 * splits, (values, channels)), partial(g, 9 * splits, (channels,))
+        dw, dbias = partial(g, splits, (9, channels, n)), partial(g, splits, (n,))
+        run(
+            kernels.stem_backward_kernel,
+            x,
+            (splits, 9),
+            c,
+            t_back=weights(matrix(down, back=True), common["BLOCK_N"], common["BLOCK_C"]),
+            t_g=pixels(g, c, common["BLOCK_N"]),
+            t_by=pixels(e.by, c, common["BLOCK_N"]),
+            p_dw0=dw0,
+            p_dbias0=dbias0,
+            p_dw=dw,
+            p_dbias=dbias,
+            B=x.shape[0],
+            SPLITS=splits,
+            **common,
+        )
+        found = _like(conv0, total(dw0)), total(dbias0), _like(down, total(dw)), total(dbias)
+    if not of_input:
+        return None, *found
+    x = layout(x)
+    f0 = conv(x, conv0, bias0, padding=padding, slope=slope)
+    e0 = masked(input_gradient(e, down, f0, stride=2, padding=1), f0, slope)
+    return input_gradient(e0, conv0, x, padding=padding), *found
+
+
+def _like(weight: Tensor, found: Tensor) -> Tensor:
+    """A gradient [taps, inputs, outputs] in the weight's shape, dtype and strides."""
+    n, k = weight.shape[:2]
+    return torch.empty_like(weight).copy_(found.reshape(3, 3, k, n).permute(3, 2, 0, 1))
+
+
+def skip_gradient(e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
+    """The gradient of a 3x3 convolution's input, plus `g`, which came past the convolution."""
+    dx = empty(x, *x.shape)
+    back = matrix(weight, back=True)
+    convolve(dx, [e], unmasked(e), back, mode="back", padding=1, residual=unmasked(g))
+    return dx
+
+
+def upsample(x: Tensor) -> Tensor:
+    """To twice the height and width."""
+    return upsample_add(x, [2 * size for size in x.shape[2:]])

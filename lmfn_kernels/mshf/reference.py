@@ -1,0 +1,15 @@
+"""What the ops compute, in the shortest plain PyTorch. Shapes as in `op.py`."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def stem(x: Tensor, conv0: Tensor, bias0: Tensor, down: Tensor, bias: Tensor, padding: int, slope: float) -> Tensor:
+    f0 = F.leaky_relu(F.conv2d(x, conv0, bias0, padding=padding), slope)
+    return F.leaky_relu(F.conv2d(f0, down, bias, stride=2, padding=1), slope)
+
+
+def residual_block(x: Tensor, conv1: Tensor, bias1: Tensor, conv2: Tensor, bias2: Tensor, upsample: bool) -> Tensor:
+    if upsample:
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    return x + F.conv2d(F.relu(F.conv2d(x, conv1, bias1, padding=1)), conv2, bias2, padding=1)
