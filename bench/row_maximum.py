@@ -1,0 +1,120 @@
+"""How far ALFM's attention is from a choice, by the size of the image: `python -m bench.row_maximum`.
+
+The network's features are those of crops of one photograph (corners and middle of 1280x720 pixels of it, mirrored
+beyond its borders where it is smaller). The measure is the mean over M's rows of their largest value: 1 / NC where a
+row attends to all alike, 1 where it has chosen one.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import skimage.data
+import torch
+from torch import Tensor
+
+from lmfn import LMFN, images
+from lmfn.weights import shipped
+from lmfn_kernels import layer_gram
+from lmfn_kernels.alfm.fold import attention
+
+SIZES = [(64, 64), (128, 128), (256, 256), (384, 384), (640, 360), (960, 540), (1280, 720)]
+"""Width and height of the crops."""
+PHOTO = Path(skimage.data.__file__).with_name("motorcycle_left.png")
+TEMPERATURE = 10.0  # of cosines, where the weights have none of their own: what training begins with
+STYLES = {"dot": ("#d55e00", "o"), "cosine": ("#0072b2", "s")}
+
+Curves = dict[str, list[float]]
+"""By similarity, one value for each size."""
+
+
+def extended(photo: Tensor, width: int, height: int) -> Tensor:
+    """The middle of an image [1, 3, H, W], mirrored beyond its borders where it is smaller."""
+    for dim, size in ((2, height), (3, width)):
+        n = photo.shape[dim]
+        place = np.pad(np.arange(n), max(0, size - n), mode="symmetric")
+        first = (len(place) - size) // 2
+        photo = photo.index_select(dim, torch.from_numpy(place[first : first + size]))
+    return photo
+
+
+def crops(frame: Tensor, width: int, height: int) -> list[Tensor]:
+    """Its corners and its middle; where the frame is no larger, the frame alone."""
+    down, right = frame.shape[2] - height, frame.shape[3] - width
+    places = {(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)}
+    return [frame[:, :, top : top + height, left : left + width] for top, left in sorted(places)]
+
+
+@torch.inference_mode()
+def measure(model: LMFN, frame: Tensor) -> Curves:
+    """Both similarities' mean row maximum at every size, averaged over the crops."""
+    found: Curves = {name: [] for name in STYLES}
+    temperature = getattr(model.alfm, "temperature", None)
+    scales = {"dot": None, "cosine": torch.tensor([TEMPERATURE]) if temperature is None else temperature}
+    seen: list[Sequence[Tensor]] = []
+    handle = model.alfm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for width, height in SIZES:
+        grams = []
+        for image in crops(frame, width, height):
+            model(image)
+            grams.append(layer_gram(seen.pop()))
+        for name, scale in scales.items():
+            rows = attention(torch.cat(grams), scale, by_layer=False)
+            found[name].append(rows.amax(-1).mean().item())
+    handle.remove()
+    return found
+
+
+def draw(panels: dict[str, Curves], rows: int, out: Path) -> None:
+    """One panel a set of weights, the size of the image along the horizontal axis, by its pixels."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4.6), sharey=True, layout="constrained", squeeze=False)
+    pixels = [width * height for width, height in SIZES]
+    for ax, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        for name, values in curves.items():
+            colour, marker = STYLES[name]
+            ax.plot(pixels, values, color=colour, marker=marker, label=f"{name} similarity")
+        ax.axhline(1 / rows, color="#777777", linestyle="--", linewidth=1, label=f"all {rows} alike")
+        ax.set(title=title, xlabel="size of the image (pixels)", xscale="log", ylim=(0, 1.04))
+        ax.set_xticks(pixels, [f"{width}x{height}" for width, height in SIZES], rotation=40, ha="right")
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("mean over the rows of M\nof their largest value")
+    axes[0, 0].legend(loc="center left")
+    temporary = out.with_name(f".{out.name}")
+    figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    temporary.replace(out)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.row_maximum", description=__doc__)
+    parser.add_argument("-o", "--out", type=Path, default=Path("docs/alfm-row-maximum.png"), help="the plot")
+    parser.add_argument("--image", type=Path, default=PHOTO, help="a photograph (default: one of scikit-image's)")
+    parser.add_argument("--weights", type=Path, help="trained weights (default: those that come with the package)")
+    options = parser.parse_args()
+    weights = options.weights or shipped()
+    trained = LMFN.from_pretrained(weights)
+    config = trained.config
+    if config.alfm != "channels":
+        parser.error(f'{weights}: the network has alfm "{config.alfm}"; the rows of M must be channels')
+    torch.manual_seed(0)
+    models = {"initial weights (seed 0)": LMFN(config).eval(), f"trained weights ({weights.name})": trained}
+    photo = torch.from_numpy(images.read_rgb(options.image)).permute(2, 0, 1)[None].float() / 255
+    frame = extended(photo, *SIZES[-1])
+    panels = {}
+    for title, model in models.items():
+        panels[title] = measure(model, frame)
+        print(f"{title}, {options.image.name}")
+        for i, (width, height) in enumerate(SIZES):
+            print(f"{width}x{height}", *(f"{name} {values[i]:.3f}" for name, values in panels[title].items()))
+    draw(panels, config.rfdbs * config.features, options.out)
+    print(f"plot in {options.out}")
+
+
+if __name__ == "__main__":
+    main()
