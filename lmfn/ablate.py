@@ -109,6 +109,9 @@ def ablate(
         raise ValueError(f"unknown table {table!r}; there are {', '.join(TABLES)}")
     if not seeds:
         raise ValueError("no seed was given; one is enough: --seeds 0")
+    for name, number in (("steps", steps), ("images", images)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} is {number}; it must be at least 1")
     script = Path(lmfn.__file__).parent.parent / "train.py"
     if not script.is_file():
         raise FileNotFoundError(
@@ -118,7 +121,7 @@ def ablate(
     pairs = replace(pairs, pairs=pairs.pairs[::every])
     evaluator = Evaluator(pairs, protocol="plain", metrics=METRICS, device=device, keep=True, progress=False)
     told = {"steps": steps, "settings": list(settings), "data": pairs.root.resolve().name, "pairs": len(pairs)}
-    _keep(out / "settings.json", told)
+    _keep(out, told)
     results = []
     for row in tqdm(TABLES[table], desc=table, unit="network"):
         measured = [_measured(row, seed, out / "runs", script, evaluator, steps, settings) for seed in seeds]
@@ -140,13 +143,14 @@ def ablate(
     return text
 
 
-def _keep(file: Path, told: dict[str, Any]) -> None:
-    if not file.exists():
+def _keep(out: Path, told: dict[str, Any]) -> None:
+    """Note what runs in `out` are told, or see that those that are there were told the same."""
+    file = out / "settings.json"
+    if not (out / "runs").exists():
         checkpoint.replace_file(file, (json.dumps(told, indent=2) + "\n").encode())
     before = json.loads(file.read_text(encoding="utf-8"))
-    if before != told:
-        different = [name for name in told if before.get(name) != told[name]]
-        raise ValueError(f"{file.parent} holds runs with another {', '.join(different)} ({file}); name another folder")
+    if different := [name for name in told if before.get(name) != told[name]]:
+        raise ValueError(f"{out} holds runs with another {', '.join(different)} ({file}); name another folder")
 
 
 def _measured(

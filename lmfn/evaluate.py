@@ -267,6 +267,8 @@ def evaluate(
     With a folder `out`, it is left there: `images.csv` and `settings.json` (from which a run that was cut off goes on),
     `summary.json`, and the `report.html` and strips of `report.write`, of the `worst` images (and as many best).
     """
+    if worst < 0:
+        raise ValueError(f"worst is {worst}; it must not be negative")
     evaluator = Evaluator(
         pairs, protocol=protocol, device=device, precision=precision, metrics=metrics, batch=batch, progress=progress
     )

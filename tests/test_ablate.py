@@ -188,6 +188,10 @@ def test_a_table_is_trained_measured_and_not_made_twice(pairs, tmp_path, monkeyp
         ablate("encoder", find_pairs(pairs), tmp_path / "out", **(again | {"steps": 3}))
     with pytest.raises(ValueError, match="unknown table 'decoder'; there are rfdbs, encoder"):
         ablate("decoder", find_pairs(pairs), tmp_path / "out", steps=1)
+    with pytest.raises(ValueError, match="steps is 0; it must be at least 1"):
+        ablate("encoder", find_pairs(pairs), tmp_path / "out", steps=0)
+    with pytest.raises(ValueError, match="images is -1; it must be at least 1"):
+        ablate("encoder", find_pairs(pairs), tmp_path / "out", steps=1, images=-1)
     with pytest.raises(ValueError, match="no seed was given"):
         ablate("encoder", find_pairs(pairs), tmp_path / "out", steps=1, seeds=())
 
@@ -224,3 +228,6 @@ def test_a_failed_training_run_is_named(pairs, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "lmfn: lmfn-seed-0: train.py ended with status 1; the same command goes on from there" in said
     assert not (tmp_path / "out" / "similarity.md").exists()
+    assert not (tmp_path / "out" / "runs").exists()  # so that a corrected command may use the folder
+    ablate_module._keep(tmp_path / "out", {"steps": 2})
+    assert json.loads((tmp_path / "out" / "settings.json").read_text()) == {"steps": 2}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,13 +18,13 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
-from lmfn import LMFN, images
+from lmfn import LMFN, cli, images
 from lmfn import evaluate as module
 from lmfn.data.layouts import Pair, PairSet, find_pairs
 from lmfn.evaluate import Evaluation, Evaluator, Row, count_gmacs, device_name, evaluate, fingerprint
 from lmfn.metrics import psnr, ssim_gauss2d, ssim_matlab3d
 from lmfn.protocols import METRICS as ALL_METRICS
-from lmfn.protocols import require
+from lmfn.protocols import PROTOCOLS, require
 from lmfn.results import Complexity
 
 METRICS = {"psnr": psnr, "ssim_gauss2d": ssim_gauss2d, "ssim_matlab3d": ssim_matlab3d}
@@ -299,6 +300,7 @@ def test_bf16_is_used_and_changes_little(pairs):
         ({"protocol": "realblur", "metrics": ("lpips",)}, "realblur does not measure 'lpips'; it measures psnr, ssim"),
         ({"protocol": "koehler"}, "protocol koehler is for Koehler's set, and .* is flat pairs; use plain"),
         ({"batch": 0}, "batch is 0; it must be at least 1"),
+        ({"worst": -1}, "worst is -1; it must not be negative"),
     ],
 )
 def test_wrong_arguments_are_refused(pairs, options, message):
@@ -538,3 +540,7 @@ def test_what_cannot_be_aligned_is_named(pairs):
         ArithmeticError, match=r"protocol realblur, the network's output for .*0\.png: it cannot be aligned"
     ):
         run(Oracle([torch.zeros(1, 3, *size) for size in SIZES]), pairs, protocol="realblur")
+
+
+def test_the_command_line_knows_every_protocol():
+    assert get_args(get_type_hints(cli.Evaluate)["protocol"]) == tuple(PROTOCOLS)

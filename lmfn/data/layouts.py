@@ -104,7 +104,7 @@ def find_pairs(
     if root.is_file():
         return _found("RealBlur", root, None, _listed(root))
     if not root.is_dir():
-        raise DataError(f"there is no folder {root}")
+        raise DataError(f"there is no folder or list {root}")
     if any(root.glob("Blurry*_*.png")):
         return _found("Koehler", root, None, _koehler(root))
     lists = _list_files(root)

@@ -251,7 +251,7 @@ def _open(path: Path) -> Iterator[_Zip | _Tar]:
                 yield _Tar(tarred)
         else:
             raise DataError(
-                f"{path} is no folder, and no zip or tar archive or one that is cut short; download it again"
+                f"{path} is no folder and no zip or tar archive, or it is cut short; download it again, or unpack it"
             )
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} is cut short or broken ({error}); download it again") from error

@@ -7,9 +7,11 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
+from lmfn import cli
 from lmfn.data import DataError, find_pairs, prepare
 from lmfn.data.prepare import KNOWN, PrepareReport
 
@@ -235,5 +237,16 @@ def test_an_archive_that_reaches_outside_is_refused(tmp_path: Path) -> None:
             prepare("gopro", tmp_path / archive, tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["a.tar", "b.tar"]
     (tmp_path / "set.rar").write_bytes(b"Rar!")
-    with pytest.raises(DataError, match=r"set\.rar is no folder, and no zip or tar archive"):
+    with pytest.raises(DataError, match=r"set\.rar is no folder and no zip or tar archive"):
         prepare("gopro", tmp_path / "set.rar")
+
+
+def test_the_command_line_knows_every_set(make: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    assert get_args(get_type_hints(cli.Prepare)["name"]) == tuple(KNOWN)
+    root = make("hide")
+    assert cli.main(["data", "prepare", "hide", str(root)]) == 0
+    assert "train: 2 of 2 pairs" in capsys.readouterr().out
+    (root / "GT" / "4.png").unlink()
+    (root / "lmfn-index-hide.csv").unlink()
+    assert cli.main(["data", "prepare", "hide", str(root)]) == 1
+    assert "4.png has no sharp partner" in capsys.readouterr().err
