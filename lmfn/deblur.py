@@ -14,9 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lmfn import images
-from lmfn.device import Precision, autocast, check_precision, choose_device
+from lmfn.device import DTYPES, Precision, check_precision, choose_device
 from lmfn.guard import DoubtfulOutput, Guard, doubt
 from lmfn.images import ImageError
+from lmfn.inference import for_inference
 from lmfn.model import LMFN
 
 REMEDY = "make the image smaller, or split it into parts"
@@ -50,9 +51,8 @@ class Deblurrer:
         check_precision(self.device, precision)
         self.precision = precision
         model = copy.deepcopy(weights) if isinstance(weights, LMFN) else LMFN.from_pretrained(weights)
-        # On a CPU, channels last takes half the time.
-        self.memory_format = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
-        self.model: LMFN = model.eval().to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.model: LMFN = model.eval().to(self.device)
+        self.run = for_inference(self.model, self.device, DTYPES[precision])
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Sharpen `[H, W, C]`, float32 or float64 in [0, 1]: gray, gray + alpha, RGB or RGBA for C = 1 to 4; any size.
@@ -95,13 +95,9 @@ class Deblurrer:
         result[:, :, :colours] = sharp.clip(0, 1)
         return result
 
-    @torch.inference_mode()
     def _sharpen(self, blurred: Tensor) -> Tensor:
         """`[H, W, 3]` float32 to the same."""
-        x = blurred.permute(2, 0, 1)[None].contiguous(memory_format=self.memory_format)
-        with autocast(self.device, self.precision):
-            sharp: Tensor = self.model(x)
-        return sharp[0].permute(1, 2, 0).float()
+        return self.run(blurred.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
 
     def _check_memory(self, height: int, width: int) -> None:
         """Raise MemoryError where an image of this size surely needs more than there is."""

@@ -8,6 +8,7 @@ import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """fp32, or autocast to one of the 16-bit types."""
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -33,8 +34,7 @@ def check_precision(device: torch.device, precision: str) -> None:
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[None]:
     """The context in which a network computes with that precision."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -1,0 +1,135 @@
+"""A network made ready to be run, not trained: `for_inference`, what `LMFN.for_inference` does."""
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lmfn.device import has_fast_bf16
+from lmfn.model import LMFN
+from lmfn.packed import Packed, packable
+
+Run = Callable[[Tensor], Tensor]
+
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+GRAPHS = 8
+"""Shapes whose CUDA graph is kept."""
+LARGEST_GRAPH = 1 << 22
+"""Pixels of a batch above which kernels take so long that a graph gains nothing, and its memory would be held."""
+
+
+def for_inference(model: LMFN, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Run:
+    """The network as a function: `[B, 3, H, W]` in [0, 1], any float type, H and W >= 1, to the same shape and type.
+
+    The weights are copied, once: what becomes of the network later does not count. Results have no gradient. Images
+    have to be on `device`, which without one is where the network's weights are. Convolutions compute in `dtype`:
+    float32, or bfloat16, or float16 (not on a CPU); by default bfloat16 where the processor has instructions for it
+    (`has_fast_bf16`), else float32. Sums of images, and the scores of the attention, are in float32 in any case.
+
+    On a CPU the function is a `Packed` one, where PyTorch has oneDNN and the network is made of the paper's parts; on
+    CUDA the first call with a shape runs as it is, the second is captured as a graph, and the graphs of the last 8
+    shapes are kept. Everywhere else it is the network itself. Calls from several threads take turns. The number of
+    threads is PyTorch's (`torch.set_num_threads`).
+
+    Raises ValueError for a dtype that cannot be had there. The function raises TypeError for an input that is no
+    floating point tensor, ValueError for one of another shape or on another device.
+    """
+    device = next(model.parameters()).device if device is None else torch.empty(0, device=device).device
+    if dtype is None:
+        dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    dtypes = DTYPES.get(device.type, DTYPES["cuda"])
+    if dtype not in dtypes:
+        names = ", ".join(str(known).removeprefix("torch.") for known in dtypes)
+        raise ValueError(f"dtype is {dtype}; on {device.type} it must be one of {names}")
+    model = copy.deepcopy(model).requires_grad_(False).eval().to(device, torch.float32)
+    run: Run
+    if device.type == "cpu" and packable(model, dtype):
+        run = Packed(model, dtype)
+    else:
+        run = plain(model, device, dtype)
+        if device.type == "cuda":
+            run = Graphs(run)
+    lock = threading.Lock()
+
+    def checked(blurred: Tensor) -> Tensor:
+        if not isinstance(blurred, Tensor) or not blurred.is_floating_point():
+            found = blurred.dtype if isinstance(blurred, Tensor) else type(blurred).__name__
+            raise TypeError(f"the network takes floating point images in [0, 1], got {found}")
+        if blurred.ndim != 4 or blurred.shape[1] != 3 or min(blurred.shape[2:]) < 1:
+            raise ValueError(f"the network takes images [B, 3, H, W], got a tensor of shape {tuple(blurred.shape)}")
+        if blurred.device != device:
+            raise ValueError(f"the image is on {blurred.device}, and the network on {device}; move the image there")
+        if len(blurred) == 0:
+            return blurred.clone()
+        with lock, torch.no_grad():
+            return run(blurred.float()).to(blurred.dtype)
+
+    return checked
+
+
+def plain(model: LMFN, device: torch.device, dtype: torch.dtype) -> Run:
+    """The network itself, with the convolutions' weights cast beforehand; all else stays in float32, as the image."""
+    if device.type == "cpu":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.to(dtype)
+
+    def run(blurred: Tensor) -> Tensor:
+        # A cache of casts must not be made in a capture, which would leave its tensors to be overwritten.
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+            result: Tensor = model(blurred)
+        return result
+
+    return run
+
+
+class Graphs:
+    """Runs a function of one tensor as CUDA graphs, one a shape; `capture` makes one.
+
+    The first call with a shape runs the function itself, so that no size stalls that is never seen again.
+    """
+
+    def __init__(self, run: Run, capture: Callable[[Run, Tensor], Run] | None = None) -> None:
+        self.run = run
+        self.capture = capture or Capture()
+        self.graphs: OrderedDict[torch.Size, Run | None] = OrderedDict()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[0] * x.shape[2] * x.shape[3] > LARGEST_GRAPH:
+            return self.run(x)
+        if x.shape not in self.graphs:
+            result, graph = self.run(x), None
+        else:
+            graph = self.graphs[x.shape] or self.capture(self.run, x)
+            result = graph(x)
+        self.graphs[x.shape] = graph
+        self.graphs.move_to_end(x.shape)
+        if len(self.graphs) > GRAPHS:
+            self.graphs.popitem(last=False)
+        return result
+
+
+class Capture:
+    """Captures CUDA graphs that share their memory, since only one runs at a time."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Run, x: Tensor) -> Run:
+        """A graph of `run` on images of this shape, on this device, on which `run` must have run before."""
+        with torch.cuda.device(x.device):
+            given = x.clone(memory_format=torch.contiguous_format)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                made = run(given)
+
+            def replay(x: Tensor) -> Tensor:
+                given.copy_(x)
+                graph.replay()
+                return made.clone()
+
+        return replay

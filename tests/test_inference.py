@@ -1,0 +1,301 @@
+"""The network made ready for inference, against the network as written in float64."""
+
+import threading
+from dataclasses import fields
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage import data
+
+import lmfn.inference
+import lmfn.packed
+from bench import model as bench_model
+from lmfn import LMFN
+from lmfn.config import PRESETS, LMFNConfig
+from lmfn.inference import Graphs, for_inference
+from lmfn.packed import packable, polyphase
+from lmfn_kernels import backend
+
+CPU = torch.device("cpu")
+SMALL = {"channels": 12, "features": 10, "distilled": 5, "esa": 4, "rfdbs": 2}
+FULL = {"channels": 64, "features": 50, "distilled": 25, "esa": 12, "rfdbs": 4}
+bf16 = pytest.mark.skipif(
+    not packable(LMFN.from_preset("lmfn", **SMALL), torch.bfloat16), reason="this processor has no fast bfloat16"
+)
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=bf16)]
+
+
+def network(name="lmfn", **options):
+    """Far from the identity, with biases and attentions that count."""
+    torch.manual_seed(0)
+    model = LMFN.from_preset(name, **(SMALL | options)).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith((".theta", ".alpha")):
+                parameter.fill_(0.3)
+            if key.endswith("bias"):
+                parameter.normal_(0, 0.05)
+        model.head.conv.weight.mul_(10 if model.config.skip == "image" else 1)
+    return model
+
+
+def written(model, x, dtype):
+    """The formula itself; in 16 bits under autocast."""
+    with torch.no_grad(), backend("reference"), torch.autocast("cpu", enabled=dtype == torch.bfloat16):
+        return model.to(x.dtype)(x)
+
+
+def assert_close(result, model, x, dtype):
+    """As near the exact result as the network as written comes in that dtype, but for the luck of another order.
+
+    The RMS error may be twice that of the network as written, the largest, which is one value's luck, four times.
+    """
+    exact = written(model, x.double(), torch.float64)
+    plain = written(model, x.float(), dtype)
+    errors = (result - exact).abs(), (plain - exact).abs()
+    least = torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (plain - x).square().mean().sqrt() > 0.01
+    for factor, worst in (2, lambda e: e.square().mean().sqrt()), (4, torch.max):
+        found, bound = (worst(e) for e in errors)
+        assert found < factor * bound + least
+
+
+def image(*shape):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1))
+
+
+HINTS = get_type_hints(LMFNConfig)
+SWITCHES = [
+    *((name, {}) for name in PRESETS),
+    *(
+        ("lmfn", {field.name: choice})
+        for field in fields(LMFNConfig)
+        for choice in get_args(HINTS[field.name])
+        if choice != field.default
+    ),
+    ("lmfn", {"stem_padding": 0}),
+    ("lmfn", {"rfdbs": 1}),
+    ("lmfn", {"alfm": "none", "acfm": "none", "skip": "feature"}),
+    ("lmfn", {"alfm": "none", "head": "pixelshuffle", "skip": "none"}),
+    ("lmfn-released", {"similarity": "cosine"}),
+]
+"""Both presets, the paper's network with each choice of each switch, and some together."""
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "options"), SWITCHES, ids=str)
+def test_every_network_is_what_it_was(name, options, dtype):
+    model, x = network(name, **options), image(2, 3, 70, 133)
+    assert_close(model.for_inference(dtype=dtype)(x), model, x, dtype)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 200), (64, 64), (65, 127), (96, 80), (79, 96)])
+@pytest.mark.parametrize("name", PRESETS)
+def test_any_size_in_any_order(name, size):
+    model = network(name)
+    run = for_inference(model, dtype=torch.float32)
+    run(image(1, 3, 130, 70).mul_(9))  # leaves large values in the buffers
+    x = image(1, 3, *size)
+    assert_close(run(x), model, x, torch.float32)
+    assert torch.equal(run(x), run(x))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_strips_of_one_row_change_nothing(monkeypatch, name):
+    model, x = network(name), image(2, 3, 96, 64)
+    monkeypatch.setattr(lmfn.packed, "STRIP", 1)
+    assert_close(for_inference(model, dtype=torch.float32)(x), model, x, torch.float32)
+
+
+def test_full_width():
+    """The channels that people use, whose weights oneDNN lays out in blocks."""
+    model, x = network(**FULL), image(1, 3, 64, 80)
+    assert_close(for_inference(model, dtype=torch.float32)(x), model, x, torch.float32)
+
+
+def test_uninitialised_memory_is_not_read(monkeypatch):
+    model, x = network(), image(1, 3, 64, 96)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+    assert for_inference(model, dtype=torch.float32)(x).isfinite().all()
+
+
+def test_the_upsampled_convolution_is_one_but_at_the_edges():
+    x, weight, bias = image(1, 5, 8, 9) + 3, image(3, 5, 3, 3), image(3)
+    up = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    expected = F.conv2d(up, weight, bias, padding=1)
+    found = F.pixel_shuffle(F.conv2d(x, polyphase(weight), bias.repeat_interleave(4), padding=1), 2)
+    torch.testing.assert_close(found[:, :, 2:-2, 2:-2], expected[:, :, 2:-2, 2:-2])
+    assert (found - expected)[:, :, 0].abs().min() > 0.1  # so that the edges have to be made again
+
+
+@bf16
+def test_bf16_costs_less_than_two_hundredths_of_a_decibel():
+    """PSNR of the result, beside that of float32: a photograph, and a sharp one 30 dB from the network's result."""
+    photo = torch.from_numpy(data.astronaut()[:256, :256] / np.float32(255)).permute(2, 0, 1)[None]
+    for name in PRESETS:
+        model = network(name, skip="image", similarity="cosine", **FULL)
+        with torch.no_grad():
+            model.head.conv.weight.div_(3)
+        single, half = (for_inference(model, dtype=dtype)(photo) for dtype in (torch.float32, torch.bfloat16))
+        assert (single - photo).square().mean().sqrt() > 0.02
+        sharp = single + 10**-1.5 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(2))
+        one, other = (-10 * (x - sharp).double().square().mean().log10() for x in (single, half))
+        assert abs(one - 30) < 0.1
+        assert abs(one - other) < 0.02
+        assert not torch.equal(single, half)
+
+
+def test_by_default_where_the_weights_are_and_bf16_where_it_is_fast(monkeypatch):
+    made = []
+    monkeypatch.setattr(lmfn.inference, "Packed", lambda _, dtype: made.append(dtype) or (lambda x: x))
+    monkeypatch.setattr(lmfn.inference, "packable", lambda *_: True)
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(lmfn.inference, "has_fast_bf16", lambda _, fast=fast: fast)
+        network().for_inference()
+        assert made.pop() == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_onednn_it_is_the_network_itself(monkeypatch, dtype):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    model, x = network(), image(1, 3, 64, 64)
+    assert not packable(model, dtype)
+    result = for_inference(model, dtype=dtype)(x)
+    assert_close(result, model, x, dtype)
+    assert result.dtype == torch.float32
+
+
+def test_neither_the_network_nor_the_threads_are_touched():
+    model, x = network(), image(1, 3, 64, 64)
+    before, threads = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_num_threads()
+    model.train()
+    run = for_inference(model, dtype=torch.float32)
+    result = run(x.requires_grad_())
+    assert not result.requires_grad
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert torch.get_num_threads() == threads
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert torch.equal(run(x), result)
+    assert before.keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_results_have_the_type_of_the_image(dtype):
+    run = for_inference(network(), dtype=torch.float32)
+    x = image(1, 3, 20, 30)
+    result = run(x.to(dtype))
+    assert result.dtype == dtype
+    torch.testing.assert_close(result, run(x.to(dtype).float()).to(dtype))
+
+
+def test_an_empty_batch():
+    assert for_inference(network())(torch.empty(0, 3, 8, 9)).shape == (0, 3, 8, 9)
+
+
+def test_large_buffers_are_given_back(monkeypatch):
+    packed = lmfn.packed.Packed(network(), torch.float32)
+    with torch.no_grad():
+        packed(image(1, 3, 64, 64))
+        held = sum(memory.nbytes for memory in packed.memory.values())
+        assert held > 0
+        monkeypatch.setattr(lmfn.packed, "KEPT", held - 1)
+        packed(image(1, 3, 64, 64))
+    assert not packed.memory
+
+
+def test_several_threads_take_turns():
+    run = for_inference(network(), dtype=torch.float32)
+    images = [image(1, 3, 64, 64 + 16 * i) for i in range(4)]
+    expected, found = [run(x) for x in images], [[] for _ in images]
+
+    def work(i):
+        found[i] = [run(images[i]) for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(result, expected[i]) for i in range(4) for result in found[i])
+    assert all(len(results) == 5 for results in found)
+
+
+def test_what_cannot_be_had_is_refused():
+    with pytest.raises(ValueError, match=r"dtype is torch.float16; on cpu it must be one of float32, bfloat16"):
+        for_inference(network(), "cpu", torch.float16)
+    run = for_inference(network())
+    with pytest.raises(TypeError, match=r"floating point images in \[0, 1\], got torch.uint8"):
+        run(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"images \[B, 3, H, W\], got a tensor of shape \(3, 8, 8\)"):
+        run(torch.zeros(3, 8, 8))
+    with pytest.raises(ValueError, match="the image is on meta, and the network on cpu; move the image there"):
+        run(torch.zeros(1, 3, 8, 8, device="meta"))
+
+
+class TestGraphs:
+    """The cache of CUDA graphs, with a capture that only counts."""
+
+    @pytest.fixture
+    def graphs(self):
+        self.ran, self.captured, self.replayed = [], [], []
+
+        def run(x):
+            self.ran.append(x.shape[3])
+            return x + 1
+
+        def capture(_, x):
+            self.captured.append(x.shape[3])
+
+            def replay(x):
+                self.replayed.append(x.shape[3])
+                return x + 1
+
+            return replay
+
+        return Graphs(run, capture)
+
+    def test_eager_at_first_captured_at_the_second_replayed_from_then_on(self, graphs):
+        for _ in range(4):
+            assert torch.equal(graphs(torch.ones(1, 3, 4, 5)), torch.full((1, 3, 4, 5), 2.0))
+        assert (self.ran, self.captured, self.replayed) == ([5], [5], [5, 5, 5])
+
+    def test_the_shapes_unused_for_longest_go_first(self, graphs):
+        sizes = list(range(1, lmfn.inference.GRAPHS + 1))
+        for size in [*sizes, *sizes, 1, 100]:  # 100 takes the place of 2
+            graphs(torch.ones(1, 3, 4, size))
+        self.ran.clear()
+        self.captured.clear()
+        graphs(torch.ones(1, 3, 4, 1))
+        graphs(torch.ones(1, 3, 4, 3))
+        assert (self.ran, self.captured) == ([], [])
+        graphs(torch.ones(1, 3, 4, 2))
+        assert (self.ran, self.captured) == ([2], [])
+        assert len(graphs.graphs) == lmfn.inference.GRAPHS
+
+    def test_large_images_are_never_captured(self, graphs, monkeypatch):
+        monkeypatch.setattr(lmfn.inference, "LARGEST_GRAPH", 20)
+        for _ in range(3):
+            graphs(torch.ones(1, 3, 4, 6))
+            graphs(torch.ones(1, 3, 4, 5))
+        assert (self.captured, self.ran) == ([5], [6, 5, 6, 6])
+
+
+def test_the_benchmark_leaves_out_what_is_not_installed(monkeypatch, capsys):
+    def missing(*_):
+        raise ImportError("No module named 'openvino'")
+
+    kept = {name: bench_model.ENGINES[name] for name in ("eager", "for_inference")}
+    monkeypatch.setattr(bench_model, "ENGINES", kept | {"OpenVINO": (missing, (torch.float32,))})
+    x = image(1, 3, 64, 64)
+    made = [(name, dtype, run(x)) for name, dtype, run in bench_model.providers(network, x)]
+    assert "left out: OpenVINO: No module named 'openvino'" in capsys.readouterr().out
+    assert made[0][:2] == ("eager", torch.float32)
+    for _, dtype, result in made:
+        assert_close(result, network(), x, dtype)
