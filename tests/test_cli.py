@@ -88,10 +88,11 @@ def test_the_demo_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(demo, "MINUTES", 0.02)
     demo.main()
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
-    assert report.keys() >= {"psnr_blurred", "psnr_deblurred", "ssim_blurred", "ssim_deblurred", "seconds"}
-    rows = report["evaluation"]["rows"]
-    assert len(rows) == 9
-    assert report["psnr_deblurred"] == pytest.approx(np.mean([row["deblurred"]["psnr"] for row in rows]))
-    assert report["psnr_blurred"] == pytest.approx(np.mean([row["blurred"]["psnr"] for row in rows]))
+    for kind, evaluation in (("deblurred", "evaluation"), ("tuned", "evaluation_tuned")):
+        rows = report[evaluation]["rows"]
+        assert len(rows) == 9
+        assert report[f"psnr_{kind}"] == pytest.approx(np.mean([row["deblurred"]["psnr"] for row in rows]))
+        assert report["psnr_blurred"] == pytest.approx(np.mean([row["blurred"]["psnr"] for row in rows]))
+    assert report.keys() >= {"ssim_blurred", "ssim_deblurred", "ssim_tuned", "seconds"}
     picture = images.read_rgb(tmp_path / "demo" / "before-after.png")
     assert picture.shape == (600, 1800, 3)

@@ -30,14 +30,14 @@ class ResidentSet:
         )
         for number, image in bar:
             end = int(ends[number])
-            self._pixels[end - image.shape[0] * image.shape[1] : end] = torch.from_numpy(image).view(-1, 3)
+            self._pixels[end - image.shape[0] * image.shape[1] : end] = torch.from_numpy(image).reshape(-1, 3)
         self._table = torch.cat([(ends - sizes.prod(dim=1))[:, None], sizes], dim=1).to(device)
 
     def __call__(self, patches: Sequence[Patch]) -> tuple[Tensor, Tensor]:
         return render(patches, self.data.patch, self.data.blur.margin, self._cut)
 
     def _cut(self, parts: Sequence[Part], side: int) -> Tensor:
-        number, top, left = torch.tensor(parts, device=self._pixels.device).T
+        number, top, left = torch.tensor(parts).to(self._pixels.device, non_blocking=True).T
         first, height, width = self._table[number].T[..., None]
         along = torch.arange(side, device=self._pixels.device)
         rows, columns = mirrored(top[:, None] + along, height), mirrored(left[:, None] + along, width)

@@ -177,8 +177,8 @@ def render(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> tuple[
 
     blurred, sharp = (torch.cat(images) for images in zip(*made, strict=True))
     order = [n for kind in kinds.values() for n in kind]
-    place = torch.tensor([order.index(n) for n in range(len(patches))], device=sharp.device)
-    symmetry = torch.tensor([patch.turns + 4 * patch.flip for patch in patches], device=sharp.device)
+    finish = torch.tensor([(order.index(n), patch.turns + 4 * patch.flip) for n, patch in enumerate(patches)])
+    place, symmetry = finish.to(sharp.device, non_blocking=True).T
     pixels = symmetries(side, sharp.device)[symmetry] + place[:, None] * side**2
     blurred, sharp = (image.reshape(-1, 3)[pixels].view(-1, side, side, 3) for image in (blurred, sharp))
     return blurred.permute(0, 3, 1, 2), sharp.permute(0, 3, 1, 2)

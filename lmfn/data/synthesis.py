@@ -243,7 +243,7 @@ def shake_windows(
     device = windows.device
     height, width = boxes[0][2:]
     gains = torch.tensor([[shake.gain] for shake in drawn], dtype=torch.float32)
-    tables = (LINEAR * (1 + (gains - 1) * CLIPPED)).to(device)
+    tables = (LINEAR * (1 + (gains - 1) * CLIPPED)).to(device, non_blocking=True)
     first = 256 * torch.arange(len(drawn), device=device).view(-1, 1, 1, 1)
     light = tables.flatten()[windows + first].permute(0, 3, 1, 2).contiguous()
 
@@ -256,7 +256,7 @@ def shake_windows(
         dx = cos * (x - path.x) + sin * (y - path.y) - x
         dy = -sin * (x - path.x) + cos * (y - path.y) - y
         move[:n] = np.stack([cos, sin, dx, dy, path.weight], axis=1)
-    cos, sin, dx, dy, weight = torch.from_numpy(moves).to(device).permute(2, 1, 0)[..., None, None]
+    cos, sin, dx, dy, weight = torch.from_numpy(moves).to(device, non_blocking=True).permute(2, 1, 0)[..., None, None]
     # Coordinates from the middle of the window, in grid_sample's units: the window is [-1, 1].
     to_x, to_y = 2 / windows.shape[2], 2 / windows.shape[1]
     u = torch.arange(width, device=device) - (width - 1) / 2
@@ -300,10 +300,12 @@ def mean_of_windows(frames: Sequence[Sequence[Tensor]], drawn: Sequence[Mean], b
 
     A frame is a part `[height, width, 3]`, uint8; `boxes` say where it was cut from. A run may be of any length.
     """
+    device = frames[0][0].device
+    curves = torch.stack([CODES, POWER]).to(device, non_blocking=True)
     means = []
     for run, mean in zip(frames, drawn, strict=True):
-        table = (POWER if mean.linear_light else CODES).to(run[0].device)
-        total = torch.zeros(run[0].shape, device=run[0].device)
+        table = curves[int(mean.linear_light)]
+        total = torch.zeros(run[0].shape, device=device)
         for frame in run:
             total += table[frame.int()]
         total /= len(run)
@@ -312,7 +314,7 @@ def mean_of_windows(frames: Sequence[Sequence[Tensor]], drawn: Sequence[Mean], b
     noises = [mean.noise for mean in drawn]
     noisy = from_linear(_with_noise(to_linear(encoded), noises, boxes))
     # Without noise, not through the curve and back: half a level would fall to either side.
-    silent = torch.tensor([not (noise.shot or noise.read) for noise in noises], device=encoded.device)
+    silent = torch.tensor([not (noise.shot or noise.read) for noise in noises]).to(device, non_blocking=True)
     return _round(torch.where(silent.view(-1, 1, 1, 1), encoded, noisy)).permute(0, 2, 3, 1)
 
 
@@ -322,7 +324,7 @@ def _with_noise(light: Tensor, noises: Sequence[Noise], boxes: Sequence[Box]) ->
     parameters = torch.tensor([(noise.shot, noise.read**2) for noise in noises], dtype=torch.float32)
     if not parameters.any():
         return light
-    shot, read = parameters.to(light.device).view(-1, 2, 1, 1, 1).unbind(1)
+    shot, read = parameters.to(light.device, non_blocking=True).view(-1, 2, 1, 1, 1).unbind(1)
     return light + (shot * light + read).sqrt() * normal([noise.key for noise in noises], boxes, light.device)
 
 
@@ -333,9 +335,8 @@ def normal(keys: Sequence[int], boxes: Sequence[Box], device: torch.device) -> T
     splittable pseudorandom number generators", OOPSLA 2014).
     """
     height, width = boxes[0][2:]
-    key, top, left = torch.tensor(
-        [(key, box[0], box[1]) for key, box in zip(keys, boxes, strict=True)], device=device
-    ).T.view(3, -1, 1, 1, 1)
+    places = torch.tensor([(key, box[0], box[1]) for key, box in zip(keys, boxes, strict=True)])
+    key, top, left = places.to(device, non_blocking=True).T[..., None, None, None]
     rows = top + torch.arange(height, device=device)[:, None]
     columns = left + torch.arange(width, device=device)
     place = (rows << 26) + (columns << 2) + torch.arange(3, device=device).view(3, 1, 1)

@@ -1,0 +1,112 @@
+"""The weights that come with the package: whole, loaded offline, of use on photographs, and a start for fine-tuning."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+import train
+from lmfn import LMFN, Deblurrer, checkpoint, cli, images, weights
+from lmfn.data import BlurOptions, find_pairs, synth
+from lmfn.device import has_fast_bf16
+from lmfn.evaluate import evaluate
+from lmfn.train import Settings
+
+
+def test_the_file_is_the_one_that_was_measured() -> None:
+    digest = weights.sha256(weights.FILE)
+    assert weights.FILE.with_name("SHA256SUMS").read_text() == f"{digest}  lmfn.safetensors\n"
+    assert f"SHA-256 `{digest}`" in weights.FILE.with_name("README.md").read_text()
+    assert weights.FILE.stat().st_size < 2.7e6
+    tensors, metadata = checkpoint.read(weights.FILE)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    assert metadata["config"]["channels"] == 64
+
+
+def test_without_a_name_they_are_loaded_offline_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr(checkpoint, "hf_hub_download", no_network)
+    model = LMFN.from_pretrained()
+    assert not model.training
+    for name, tensor in checkpoint.read(weights.FILE)[0].items():
+        assert model.state_dict()[name].dtype == torch.float32
+        assert torch.equal(model.state_dict()[name], tensor.float())
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "gone"])
+def test_a_damaged_file_is_named(harm: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = Path(shutil.copytree(weights.FILE.parent, tmp_path / "weights")) / weights.FILE.name
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content[:-1] if harm == "cut" else content)
+    if harm == "gone":
+        file.unlink()
+    monkeypatch.setattr(weights, "FILE", file)
+    with pytest.raises(ValueError, match=r"weights/lmfn\.safetensors is missing or damaged; install lmfn-deblur anew"):
+        Deblurrer()
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photograph that no weights were trained on, blurred three times."""
+    folder = tmp_path_factory.mktemp("unseen")
+    photo = skimage.data.chelsea()[20:276, 80:336]
+    images.write(folder / "photos" / "cat.png", images.Photo(photo.astype(np.float32) / 255))
+    synth(folder / "photos", folder / "pairs", seed=3, count=3, blur=BlurOptions(length=(4, 10), rotation=(0, 2)))
+    return folder
+
+
+def psnr(model: LMFN, pairs: Path) -> tuple[float, float]:
+    """Of the blurred and of the deblurred ones, in dB."""
+    evaluation = evaluate(model, find_pairs(pairs), protocol="plain", metrics=("psnr",), device="cpu", progress=False)
+    return evaluation.blurred["psnr"], evaluation.deblurred["psnr"]
+
+
+def test_a_blurred_photograph_gains_and_a_sharp_one_stays(unseen: Path, tmp_path: Path) -> None:
+    before, after = psnr(LMFN.from_pretrained(), unseen / "pairs")
+    assert after > before + 0.05
+    out = tmp_path / "sharp.png"
+    assert cli.main(["deblur", str(unseen / "photos" / "cat.png"), "-o", str(out)]) == 0
+    kept = images.read_rgb(out).astype(float) - images.read_rgb(unseen / "photos" / "cat.png")
+    assert 10 * np.log10(255**2 / np.square(kept).mean()) > 33
+
+
+def test_fine_tuning_improves_on_its_pairs_and_loses_nothing_on_others(unseen: Path, tmp_path: Path) -> None:
+    """The command of docs/training.md: one's own pairs, and beside them photographs of all kinds of blur."""
+    for name, photo in (
+        ("own", skimage.data.coffee()[100:292, 200:392]),
+        ("more", skimage.data.astronaut()[:256, 100:356]),
+    ):
+        images.write(tmp_path / name / "1.png", images.Photo(photo.astype(np.float32) / 255))
+    pairs = tmp_path / "pairs"
+    streak = BlurOptions(length=(14, 14), curvature=(0, 0), rotation=(0, 0), highlights=(1, 1))
+    synth(tmp_path / "own", pairs, seed=0, count=2, blur=streak)
+    settings = Settings(
+        name="mine",
+        runs=tmp_path,
+        start_from=weights.FILE,
+        pairs=(f"{pairs}=3",),
+        photos=(str(tmp_path / "more"),),
+        patch=128,
+        batch=4,
+        lr=2e-4,
+        warmup=5,
+        clip=0.1,
+        loss="l1",
+        ema=0.95,
+        steps=40,
+        device="cpu",
+        precision="bf16" if has_fast_bf16(torch.device("cpu")) else "fp32",
+        val_every=1000,
+    )
+    assert train.train(settings) == 0
+    before, after = LMFN.from_pretrained(), LMFN.from_pretrained(tmp_path / "mine" / "ema.safetensors")
+    assert psnr(after, pairs)[1] > psnr(before, pairs)[1] + 0.1
+    assert psnr(after, unseen / "pairs")[1] > psnr(before, unseen / "pairs")[1] - 0.05
+    assert dataclasses.asdict(after.config) == dataclasses.asdict(before.config)
