@@ -324,7 +324,7 @@ class LMFN(
             raise ValueError(f"LMFN takes images [B, 3, H, W], got a tensor of shape {tuple(blurred.shape)}")
         if not blurred.is_floating_point():
             raise TypeError(f"LMFN takes floating point images in [0, 1], got {blurred.dtype}")
-        if len(blurred) == 0:
+        if blurred.shape[0] == 0:
             return blurred.clone()
         height, width = blurred.shape[2:]
         mean = self.mean.view(3, 1, 1)
