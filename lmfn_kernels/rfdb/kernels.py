@@ -53,15 +53,19 @@ def fuse_kernel(
     """d4 = leaky(conv3x3(x)), y = conv1x1 of the four, a = conv1x1(y). d4 is written only where `t_d4` is given.
 
     y and d4 are rounded to the images' type before they are used, so that backward, which reads them, sees the same.
+    Without `t_x` d4 is read, and without `t_a` there is no a: backward makes y again so.
     """
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
-    b_d = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_D], ACC)
-    for i_tap in tl.range(0, 9, num_stages=STAGES):
-        b_x = load_pixels(t_x, i_b, o_h + i_tap // 3 - 1, o_w + i_tap % 3 - 1, 0)
-        b_d = tl.dot(b_x, load_weight(t_last, i_tap, 0, 0), b_d, input_precision=PRECISION, out_dtype=ACC)
-    b_d = leaky(b_d + load_bias(p_last_bias, 0, D, BLOCK_D, ACC), SLOPE).to(t_x.dtype)
-    if t_d4 is not None:
-        store_pixels(t_d4, i_b, o_h, o_w, 0, b_d)
+    if t_x is None:
+        b_d = load_pixels(t_d4, i_b, o_h, o_w, 0)
+    else:
+        b_d = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_D], ACC)
+        for i_tap in tl.range(0, 9, num_stages=STAGES):
+            b_x = load_pixels(t_x, i_b, o_h + i_tap // 3 - 1, o_w + i_tap % 3 - 1, 0)
+            b_d = tl.dot(b_x, load_weight(t_last, i_tap, 0, 0), b_d, input_precision=PRECISION, out_dtype=ACC)
+        b_d = leaky(b_d + load_bias(p_last_bias, 0, D, BLOCK_D, ACC), SLOPE).to(t_y.dtype)
+        if t_d4 is not None:
+            store_pixels(t_d4, i_b, o_h, o_w, 0, b_d)
     b_y = tl.dot(b_d, load_weight(t_fuse4, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
     b_d1 = load_pixels(t_d1, i_b, o_h, o_w, 0)
     b_y = tl.dot(b_d1, load_weight(t_fuse1, 0, 0, 0), b_y, input_precision=PRECISION, out_dtype=ACC)
@@ -69,10 +73,11 @@ def fuse_kernel(
     b_y = tl.dot(b_d2, load_weight(t_fuse2, 0, 0, 0), b_y, input_precision=PRECISION, out_dtype=ACC)
     b_d3 = load_pixels(t_d3, i_b, o_h, o_w, 0)
     b_y = tl.dot(b_d3, load_weight(t_fuse3, 0, 0, 0), b_y, input_precision=PRECISION, out_dtype=ACC)
-    b_y16 = (b_y + load_bias(p_fuse_bias, 0, C, BLOCK_C, ACC)).to(t_x.dtype)
+    b_y16 = (b_y + load_bias(p_fuse_bias, 0, C, BLOCK_C, ACC)).to(t_y.dtype)
     store_pixels(t_y, i_b, o_h, o_w, 0, b_y16)
-    b_a = tl.dot(b_y16, load_weight(t_squeeze, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
-    store_pixels(t_a, i_b, o_h, o_w, 0, b_a + load_bias(p_squeeze_bias, 0, F, BLOCK_F, ACC))
+    if t_a is not None:
+        b_a = tl.dot(b_y16, load_weight(t_squeeze, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        store_pixels(t_a, i_b, o_h, o_w, 0, b_a + load_bias(p_squeeze_bias, 0, F, BLOCK_F, ACC))
 
 
 @triton.jit

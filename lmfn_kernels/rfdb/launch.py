@@ -25,7 +25,7 @@ from lmfn_kernels.runtime.launch import (
 )
 
 __all__ = [
-    "conv", "fuse", "fuse_backward", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool",
+    "conv", "fuse", "fuse_backward", "fused", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool",
     "pool_backward", "stage", "upsample_backward", "weight_gradient", "written",
 ]  # fmt: skip
 
@@ -68,23 +68,46 @@ def fuse(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """y, a, and d4 where `keep` is set."""
-    (b, _, h, w), n, ch, f = x.shape, last.shape[0], weight.shape[0], squeeze.shape[0]
-    block_k, block_c, block_d, block_f = block(x.shape[1]), block(ch), block(n), block(f)
-    c = config("fuse", x)
-    y, a, d4 = empty(x, b, ch, h, w), empty(x, b, f, h, w), empty(x, b, n, h, w) if keep else None
+    b, _, h, w = x.shape
+    a, d4 = empty(x, b, squeeze.shape[0], h, w), empty(x, b, last.shape[0], h, w) if keep else None
+    y = _fuse((x, last, last_bias), (d1, d2, d3, d4), weight, bias, (a, squeeze, squeeze_bias), slope)
+    return y, a, d4
+
+
+def fused(d1: Tensor, d2: Tensor, d3: Tensor, d4: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+    """y again. The kernels need no maps side by side."""
+    return _fuse(None, (d1, d2, d3, d4), weight, bias, None, 1.0), None
+
+
+def _fuse(
+    first: tuple[Tensor, Tensor, Tensor] | None,
+    maps: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    weight: Tensor,
+    bias: Tensor,
+    after: tuple[Tensor, Tensor, Tensor] | None,
+    slope: float,
+) -> Tensor:
+    """y. `first`: x and the convolution that d4, the last of `maps`, is made by; `after`: a and that which it is."""
+    x, last, last_bias = first or (None, None, None)
+    a, squeeze, squeeze_bias = after or (None, None, None)
+    d1, ch = maps[0], weight.shape[0]
+    n, f = d1.shape[1], 1 if a is None else a.shape[1]
+    block_k, block_c, block_d, block_f = block(1 if x is None else x.shape[1]), block(ch), block(n), block(f)
+    c = config("fuse", d1)
+    y = empty(d1, d1.shape[0], ch, *d1.shape[2:])
     fuse_j = [weights(matrix(part), block_d, block_c) for part in weight.chunk(4, dim=1)]
     run(
         kernels.fuse_kernel,
-        x,
-        (tiles(x, c),),
+        d1,
+        (tiles(d1, c),),
         c,
         t_x=pixels(x, c, block_k),
-        **{f"t_d{j}": pixels(d, c, block_d) for j, d in enumerate((d1, d2, d3, d4), 1)},
-        t_last=weights(matrix(last), block_k, block_d),
+        **{f"t_d{j}": pixels(d, c, block_d) for j, d in enumerate(maps, 1)},
+        t_last=None if last is None else weights(matrix(last), block_k, block_d),
         p_last_bias=last_bias,
         **{f"t_fuse{j}": part for j, part in enumerate(fuse_j, 1)},
         p_fuse_bias=bias,
-        t_squeeze=weights(matrix(squeeze), block_c, block_f),
+        t_squeeze=None if squeeze is None else weights(matrix(squeeze), block_c, block_f),
         p_squeeze_bias=squeeze_bias,
         t_y=pixels(y, c, block_c),
         t_a=pixels(a, c, block_f),
@@ -96,9 +119,9 @@ def fuse(
         BLOCK_D=block_d,
         BLOCK_F=block_f,
         STAGES=c.stages,
-        **_size(c, x),
+        **_size(c, d1),
     )
-    return y, a, d4
+    return y
 
 
 def fuse_backward(
@@ -109,6 +132,7 @@ def fuse_backward(
     d2: Tensor,
     d3: Tensor,
     d4: Tensor,
+    _maps: Tensor | None,
     weight: Tensor,
     squeeze: Tensor,
     slope: float,

@@ -75,7 +75,7 @@ def distill_fuse(
     """The end of an RFDB: d4 = LR(conv3x3(x)), y = conv1x1 of (d1, d2, d3, d4), and ESA's first a = conv1x1(y).
 
     `x` [B, C, H, W], `d` three maps [B, d, H, W], `last` C to d (3x3), `fuse` 4d to C', `squeeze` C' to f; gives y
-    [B, C', H, W] and a [B, f, H, W]. Neither d4 nor the four maps side by side are kept. Errors as in `conv3x3`.
+    [B, C', H, W] and a [B, f, H, W]. Of what it makes only d4 is kept. Errors as in `conv3x3`.
     """
     checks.image("x", x)
     checks.slope(slope)
@@ -117,8 +117,8 @@ def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05) -> Tensor:
     """A whole residual feature distillation block, its ESA included, as one autograd function.
 
     `x` and the result [B, C, H, W], H and W at least 15. Kept for backward, beside `x` and the weights: the three
-    stages' results, ESA's first map and its low-resolution maps; with `x` itself at most 5.5 times the bytes of `x`.
-    Errors as in `conv3x3`.
+    stages' results, d4, ESA's first map and its low-resolution maps; with `x` itself at most 5.5 times the bytes of
+    `x`. Errors as in `conv3x3`.
     """
     checks.image("x", x, ESA_SMALLEST)
     checks.slope(slope)
@@ -181,8 +181,8 @@ def _distill_stage_backward(
 def _distill_fuse_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
     p = pieces("rfdb", body)
     x, d1, d2, d3, *weights = given(tensors)
-    y, a, _ = p.fuse(*map(p.layout, (x, d1, d2, d3)), *weights, options[0], False)
-    return [y, a]
+    y, a, d4 = p.fuse(*map(p.layout, (x, d1, d2, d3)), *weights, options[0], keep)
+    return [y, a, *given([d4])]
 
 
 def _distill_fuse_backward(
@@ -198,9 +198,10 @@ def _distill_fuse_backward(
     x, d1, d2, d3, *weights = given(tensors)
     gy, ga = map(p.layout, given(gradients))
     x, d1, d2, d3 = map(p.layout, (x, d1, d2, d3))
-    y, _, d4 = p.fuse(x, d1, d2, d3, *weights, slope, True)
-    last, _, fuse, _, squeeze, _ = weights
-    z, fused = p.fuse_backward(gy, ga, y, d1, d2, d3, d4, fuse, squeeze, slope, 1.0)
+    last, _, fuse, fuse_bias, squeeze, _ = weights
+    d4 = p.layout(kept[0])
+    y, maps = p.fused(d1, d2, d3, d4, fuse, fuse_bias)
+    z, fused = p.fuse_backward(gy, ga, y, d1, d2, d3, d4, maps, fuse, squeeze, slope, 1.0)
     found.put(6, *fused)
     found.put(1, *z[:3])
     if found.wants(0):
@@ -251,14 +252,14 @@ def _rfdb_forward(body: str, tensors: Tensors, options: Sequence[float], keep: b
         x_j, d_j = p.stage(x[-1], *t[distil : distil + 2], *t[refine : refine + 2], slope)
         x = [*x, x_j] if keep else [x_j]
         d.append(d_j)
-    y, a, _ = p.fuse(x[-1], *d, *t[LAST:SKIP], slope, False)
+    y, a, d4 = p.fuse(x[-1], *d, *t[LAST:SKIP], slope, keep)
     del d
     pooled, index = p.pool(p.conv(a, *t[CONV2:CONV_MAX], stride=2))
     low1 = p.conv(pooled, *t[CONV_MAX:CONV3], padding=1, slope=0.0)
     low2 = p.conv(low1, *t[CONV3:CONV3_], padding=1, slope=0.0)
     v = p.conv(low2, *t[CONV3_:EXPAND], padding=1)
     out = p.gate(y, a, v, *t[SKIP:CONV2], *t[EXPAND:END])
-    return [out, *x[1:], a, index, pooled, low1, low2, v] if keep else [out]
+    return [out, *x[1:], *given([d4]), a, index, pooled, low1, low2, v] if keep else [out]
 
 
 def _rfdb_backward(
@@ -273,7 +274,7 @@ def _rfdb_backward(
     t = given(tensors)
     (g,) = given(gradients)
     # In their layout already, unless something between the passes, as a compiler may, laid them out anew.
-    x1, x2, x3, a, index, pooled, low1, low2, v = map(p.layout, kept)
+    x1, x2, x3, d4, a, index, pooled, low1, low2, v = map(p.layout, kept)
     x = [p.layout(t[X]), x1, x2, x3]
 
     def weights(place: int, e: Tensor, x: Tensor, stride: int = 1, padding: int = 0) -> None:
@@ -281,7 +282,7 @@ def _rfdb_backward(
             found.put(place, *p.weight_gradient(e, x, t[place], stride=stride, padding=padding))
 
     d = [p.conv(x[j], *t[DISTIL + 2 * j : DISTIL + 2 * j + 2], slope=slope) for j in range(3)]
-    y, _, d4 = p.fuse(x[3], *d, *t[LAST:SKIP], slope, True)
+    y, maps = p.fused(*d, d4, *t[FUSE:SQUEEZE])
     dy, da, dt, of_gate = p.gate_backward(p.layout(g), y, a, v, *t[SKIP:CONV2], *t[EXPAND:END])
     found.put(SKIP, *of_gate[:2])
     found.put(EXPAND, *of_gate[2:])
@@ -299,8 +300,8 @@ def _rfdb_backward(
     weights(CONV2, e, a, stride=2)
     da += p.input_gradient(e, t[CONV2], a, stride=2)
 
-    z, of_fuse = p.fuse_backward(dy, da, y, *d, d4, t[FUSE], t[SQUEEZE], slope, slope)
-    del dy, da, y, d, d4
+    z, of_fuse = p.fuse_backward(dy, da, y, *d, d4, maps, t[FUSE], t[SQUEEZE], slope, slope)
+    del dy, da, y, d, maps
     found.put(FUSE, *of_fuse)
     weights(LAST, z[3], x[3], padding=1)
     e = p.input_gradient(z[3], t[LAST], x[3], padding=1, mask=slope)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from lmfn_kernels.bilinear.plain import upsample, upsample_backward
-from lmfn_kernels.conv.plain import conv, input_gradient, layout, masked, weight_gradient, written
+from lmfn_kernels.conv.plain import conv, input_gradient, layout, masked, masked_, weight_gradient, written
 
 __all__ = [
-    "conv", "fuse", "fuse_backward", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool",
+    "conv", "fuse", "fuse_backward", "fused", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool",
     "pool_backward", "stage", "upsample_backward", "weight_gradient", "written",
 ]  # fmt: skip
 
@@ -39,8 +39,14 @@ def fuse(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """y, a, and d4 where `keep` is set."""
     d4 = conv(x, last, last_bias, padding=1, slope=slope)
-    y = conv(torch.cat([d1, d2, d3, d4], dim=1), weight, bias)
+    y, _ = fused(d1, d2, d3, d4, weight, bias)
     return y, conv(y, squeeze, squeeze_bias), d4 if keep else None
+
+
+def fused(d1: Tensor, d2: Tensor, d3: Tensor, d4: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+    """y again, and for `fuse_backward` the maps side by side."""
+    maps = torch.cat([d1, d2, d3, d4], dim=1)
+    return conv(maps, weight, bias), maps
 
 
 def pool(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,8 +72,9 @@ def gate_backward(
     """Gradients of y, of a, of v brought up to y's size, and of the four weights."""
     t = conv(a, skip, skip_bias, upsample(v, y))
     s = conv(t, expand, expand_bias)
-    dy = g * s.sigmoid()
-    ds = (dy * y).mul_(s.neg_().sigmoid_())  # not 1 - sigmoid(s), which has no digits left in 16 bits where s is large
+    dy = s.sigmoid().mul_(g)
+    # Not 1 - sigmoid(s), which has no digits left in 16 bits where s is large.
+    ds = s.neg_().sigmoid_().mul_(dy).mul_(y)
     dt = input_gradient(ds, expand, t)
     weights = *weight_gradient(dt, a, skip), *weight_gradient(ds, t, expand)
     return dy, input_gradient(dt, skip, a), dt, weights
@@ -81,18 +88,23 @@ def fuse_backward(
     d2: Tensor,
     d3: Tensor,
     d4: Tensor,
+    maps: Tensor | None,
     weight: Tensor,
     squeeze: Tensor,
     slope: float,
     d_slope: float,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Gradients before the activations of d1..d4 (of d1..d3 with `d_slope`), and of both weights and biases."""
+    """Gradients before the activations of d1..d4 (of d1..d3 with `d_slope`), and of both weights and biases.
+
+    `maps` is the second that `fused` gave.
+    """
     dy = input_gradient(ga, squeeze, y).add_(gy)
-    d = torch.cat([d1, d2, d3, d4], dim=1)
-    weights = *weight_gradient(dy, d, weight), *weight_gradient(ga, y, squeeze)
-    if d_slope == slope:
-        z = masked(input_gradient(dy, weight, d), d, slope).chunk(4, dim=1)
-    else:
-        *others, last = input_gradient(dy, weight, d).chunk(4, dim=1)
-        z = (*others, masked(last, d4, slope))
-    return tuple(z_j.clone(memory_format=torch.channels_last) for z_j in z), weights
+    assert maps is not None
+    weights = *weight_gradient(dy, maps, weight), *weight_gradient(ga, y, squeeze)
+    z = [
+        masked_(input_gradient(dy, part, d), d, of_d)
+        for part, d, of_d in zip(
+            weight.chunk(4, dim=1), (d1, d2, d3, d4), (d_slope, d_slope, d_slope, slope), strict=True
+        )
+    ]
+    return tuple(z), weights

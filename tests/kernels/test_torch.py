@@ -1,10 +1,13 @@
 """The ops amid PyTorch's own machinery: the compiler, autocast, checkpointing, second derivatives, opcheck."""
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
@@ -18,6 +21,7 @@ from bench.cases import (
     fuse_flat,
     gate_case,
     gate_flat,
+    gradients_for,
     rfdb_case,
     rfdb_flat,
     stage_case,
@@ -159,3 +163,43 @@ def test_inputs_are_left_alone() -> None:
         with lmfn_kernels.backend("torch"):
             differentiate(function, tensors)
         assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
+
+
+class Block(torch.nn.Module):
+    def __init__(self, flat: list[Tensor]) -> None:
+        super().__init__()
+        self.flat = torch.nn.ParameterList(flat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rfdb_flat(x, *self.flat)
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    """A process that has one image of two, and the block in DistributedDataParallel."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    x, *flat, gradient = torch.load(f"{folder}/tensors.pt")
+    found = {}
+    for body in BODIES:
+        with lmfn_kernels.backend(body), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # one is of gradients whose strides are not their bucket's
+            block = DistributedDataParallel(Block(flat))
+            block(x[rank : rank + 1]).backward(gradient[rank : rank + 1])
+        found[body] = [(p.grad, p.grad.stride() == p.stride()) for p in block.parameters() if p.grad is not None]
+    torch.save(found, f"{folder}/found-{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    """Two processes have the gradients of one, averaged, in the weights' strides, under both bodies."""
+    tensors = rfdb_case(2, 6, 3, 2, 15, 15, torch.float32)
+    tensors = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
+    exact, exact_gradients = exactly(rfdb_flat, tensors)
+    torch.save([*tensors, *gradients_for([exact[0].value.float()])], tmp_path / "tensors.pt")
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        for body, found in torch.load(tmp_path / f"found-{rank}.pt").items():
+            for i, ((gradient, same_strides), expected) in enumerate(zip(found, exact_gradients[1:], strict=True)):
+                assert expected is not None
+                assert_rounded(f"{body}, weight {i}", 2 * gradient, expected)
+                assert same_strides
