@@ -6,6 +6,7 @@ print(evaluation.table())
 """
 
 import contextlib
+import datetime
 import hashlib
 import os
 import platform
@@ -287,7 +288,8 @@ def process_group() -> Iterator[tuple[int, int]]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield 0, 1
         return
-    dist.init_process_group("gloo")  # rows are exchanged, nothing on the device
+    # Rows are exchanged, nothing on the device; whoever is done first may have to wait for long.
+    dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
     try:
         yield dist.get_rank(), dist.get_world_size()
     finally:
