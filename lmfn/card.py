@@ -39,7 +39,7 @@ ORIGINS = {
     "reds": "REDS (Nah et al., NTIRE 2019), CC BY 4.0",
     "photos": "photographs of CID22 (CC BY-SA 4.0) and CLIC 2025 (Unsplash licence)",
 }
-"""Where a folder of training data comes from, by its name."""
+"""Where training data comes from, by the name of its folder."""
 FAILURES = """\
 - A passer-by or a car that moves against the background by tens of pixels stays smeared.
 - Long camera shake (more than some ten pixels) is made crisper, not undone; double edges may remain.
@@ -119,13 +119,21 @@ class Stage:
             f"- `{s.name}`, {before}: {self.steps:,} steps of {s.batch * s.accumulate} patches of {s.patch}x{s.patch}: "
             f"{data}; paths of {s.blur.length[0]:g} to {s.blur.length[1]:g} pixels; loss {s.loss}"
             f"{f' + {s.fft:g} fft' if s.fft else ''}, Adam, rate {s.lr:g} to {s.lr_end:g} by a cosine after {s.warmup} "
-            f"steps of warm-up, EMA {s.ema:g}, {s.precision}; torch {self.torch} on {self.device}"
+            f"steps of warm-up, {f'gradients clipped at {s.clip:g}, ' if s.clip else ''}EMA {s.ema:g}, {s.precision}; torch {self.torch} on {self.device}"
         )
 
 
 def name(source: Source) -> str:
-    """The last name of a source's path: the others are this machine's business."""
-    return Path(source.path).name + (" unblurred" if source.sharp == source.path else "")
+    """The end of a source's path: the rest is this machine's business."""
+    path = Path(source.path)
+    last = f"{path.parent.name}/{path.name}" if path.name in ("blur", "sharp") else path.name
+    return last + (" unblurred" if source.sharp == source.path else "")
+
+
+def origin(source: Source) -> str:
+    """Where a source's data comes from and its licence, by the names in its path."""
+    known = [ORIGINS[part] for part in reversed(Path(source.path).parts) if part in ORIGINS]
+    return known[0] if known else f"{name(source)}, of their own"
 
 
 def stages(run: Path) -> list[Stage]:
@@ -144,8 +152,8 @@ def card(model: LMFN, measures: Measures, history: list[Stage], digest: str) -> 
     config = ", ".join(f"{key}={value}" for key, value in asdict(model.config).items())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recipe = "\n".join(stage.text() for stage in history) or "Not known: the run's folder was not given."
-    folders = {Path(source.path).name for stage in history for source in stage.settings.sources}
-    data = "\n".join(f"- {folder}: {ORIGINS.get(folder, 'of their own')}" for folder in sorted(folders))
+    origins = {origin(source) for stage in history for source in stage.settings.sources}
+    data = "\n".join(f"- {text}" for text in sorted(origins))
     return f"""---
 license: apache-2.0
 library_name: lmfn

@@ -9,7 +9,7 @@ import torch
 
 import train
 from lmfn import LMFN, card, checkpoint, images, weights
-from lmfn.data import synth
+from lmfn.data import Source, synth
 from lmfn.train import Settings
 
 
@@ -59,7 +59,7 @@ def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[s
         "| 2 sharp photographs against themselves | psnr | | ",
         "- `first`, from nothing, seed 0: 2 steps of 2 patches of 32x32: gopro (pairs, 2), photos unblurred (",
         "- `second`, from the weights of `first`: 1 steps of",
-        "- gopro: GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
+        "- GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
         "channels=8",
     ):
         assert words in text, words
@@ -89,6 +89,21 @@ def test_what_cannot_be_measured_is_named(folder: Path, capsys: pytest.CaptureFi
     ):
         assert card.main(arguments) == 1
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "origin"),
+    [
+        ("/home/me/data/reds/sharp", "reds/sharp unblurred", "REDS (Nah et al., NTIRE 2019), CC BY 4.0"),
+        ("/home/me/gopro", "gopro unblurred", "GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0"),
+        ("/home/me/cats", "cats unblurred", "cats unblurred, of their own"),
+    ],
+)
+def test_a_source_is_told_by_the_end_of_its_path(path: str, name: str, origin: str) -> None:
+    source = Source("pairs", path, sharp=path)
+    assert card.name(source) == name
+    assert card.origin(source) == origin
+    assert card.name(Source("photos", path)) == name.removesuffix(" unblurred")
 
 
 def test_weights_too_large_for_float16_are_not_shipped(tmp_path: Path) -> None:
