@@ -115,11 +115,13 @@ class Stage:
         s = self.settings
         data = ", ".join(f"{name(source)} ({source.kind}, {source.weight:g})" for source in s.sources)
         before = f"from the weights of `{s.start_from.parent.name}`" if s.start_from else f"from nothing, seed {s.seed}"
+        loss = f"{s.loss} + {s.fft:g} fft" if s.fft else s.loss
+        clipped = f"gradients clipped at {s.clip:g}, " if s.clip else ""
         return (
             f"- `{s.name}`, {before}: {self.steps:,} steps of {s.batch * s.accumulate} patches of {s.patch}x{s.patch}: "
-            f"{data}; paths of {s.blur.length[0]:g} to {s.blur.length[1]:g} pixels; loss {s.loss}"
-            f"{f' + {s.fft:g} fft' if s.fft else ''}, Adam, rate {s.lr:g} to {s.lr_end:g} by a cosine after {s.warmup} "
-            f"steps of warm-up, {f'gradients clipped at {s.clip:g}, ' if s.clip else ''}EMA {s.ema:g}, {s.precision}; torch {self.torch} on {self.device}"
+            f"{data}; paths of {s.blur.length[0]:g} to {s.blur.length[1]:g} pixels; loss {loss}, Adam, rate {s.lr:g} to "
+            f"{s.lr_end:g} by a cosine after {s.warmup} steps of warm-up, {clipped}EMA {s.ema:g}, {s.precision}; torch "
+            f"{self.torch} on {self.device}"
         )
 
 
