@@ -119,9 +119,9 @@ class Stage:
         clipped = f"gradients clipped at {s.clip:g}, " if s.clip else ""
         return (
             f"- `{s.name}`, {before}: {self.steps:,} steps of {s.batch * s.accumulate} patches of {s.patch}x{s.patch}: "
-            f"{data}; paths of {s.blur.length[0]:g} to {s.blur.length[1]:g} pixels; loss {loss}, Adam, rate {s.lr:g} to "
-            f"{s.lr_end:g} by a cosine after {s.warmup} steps of warm-up, {clipped}EMA {s.ema:g}, {s.precision}; torch "
-            f"{self.torch} on {self.device}"
+            f"{data}; paths of {s.blur.length[0]:g} to {s.blur.length[1]:g} pixels; loss {loss}, Adam, rate {s.lr:g} "
+            f"to {s.lr_end:g} by a cosine after {s.warmup} steps of warm-up, {clipped}EMA {s.ema:g}, {s.precision}; "
+            f"torch {self.torch} on {self.device}"
         )
 
 
