@@ -117,9 +117,9 @@ def image(x: Tensor) -> Tensor:
     return x[:, :, 1:-1]
 
 
-def strips(x: Tensor) -> Iterator[Strip]:
-    """Of all images of a map."""
-    row = x.shape[1] * x.shape[3] * x.element_size()
+def strips(x: Tensor, larger: int = 1) -> Iterator[Strip]:
+    """Of all images of a map; `larger`: how many times larger the map is that a strip is made from."""
+    row = larger * x.shape[1] * x.shape[3] * x.element_size()
     rows = max(1, STRIP * torch.get_num_threads() // row)
     height, _ = size(x)
     for i in range(len(x)):
@@ -290,7 +290,7 @@ class Packed:
         image(x)[:] = blurred
         lost = 1 - self.config.stem_padding  # rows and columns at each side that the first convolution takes away
         d1 = self._map("half 1", b, c, (height + 1) // 2 - lost, (width + 1) // 2 - lost)
-        for i, first, last in strips(d1):
+        for i, first, last in strips(d1, larger=4):
             # Rows 2 first - 1 to 2 last - 1 of the first convolution's result; above the first there is none.
             f0 = self.stem(x[i : i + 1, :, max(2 * first - 1, 0) + lost : 2 * last + lost + 2])
             at(d1, (i, first, last))[:] = self.down[0](f0) if first else self.top(f0)
