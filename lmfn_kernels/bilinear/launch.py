@@ -19,7 +19,7 @@ def strides(name: str, x: Tensor) -> dict[str, int]:
 def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
     """`low` at height and width `size`, and `added` on top."""
     channels = low.shape[1]
-    out = empty(low, low.shape[0], channels, *size)
+    out = empty(low, low.shape[0], channels, size[0], size[1])
     width = min(64, block(channels))
     c = config("upsample_add", out)
     run(
