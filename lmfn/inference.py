@@ -64,7 +64,8 @@ def for_inference(model: LMFN, device: str | torch.device | None = None, dtype: 
             raise ValueError(f"the image is on {blurred.device}, and the network on {device}; move the image there")
         if len(blurred) == 0:
             return blurred.clone()
-        with lock, torch.no_grad():
+        # Buffers that were made in inference mode could not be written to outside it.
+        with lock, torch.inference_mode(False), torch.no_grad():
             return run(blurred.float()).to(blurred.dtype)
 
     return checked

@@ -195,6 +195,15 @@ def test_results_have_the_type_of_the_image(dtype):
     torch.testing.assert_close(result, run(x.to(dtype).float()).to(dtype))
 
 
+def test_in_inference_mode_and_out_of_it():
+    model, x = network(), image(1, 3, 64, 64)
+    with torch.inference_mode():
+        run = for_inference(model, dtype=torch.float32)
+        inside = run(x + 0)
+    assert torch.equal(run(x), inside)
+    assert not inside.is_inference()
+
+
 def test_an_empty_batch():
     assert for_inference(network())(torch.empty(0, 3, 8, 9)).shape == (0, 3, 8, 9)
 
