@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     # Bounds are those of float32, not of TF32; cuDNN may look for its fastest way.
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
     with ExitStack() as stack:
         file = stack.enter_context(RowFile(options.out / f"{options.verb}.jsonl")) if options.out else None

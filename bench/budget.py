@@ -1,8 +1,8 @@
 """Everything within some minutes, the most telling first: `python -m bench all`.
 
-On a GPU its tests, then tuning, then the ops and the network; on a CPU the ops and the network. Each part is a process
-of its own with a share of the time: one that fails or hangs takes no other with it. Rows are on the disk as soon as
-they are measured, so nothing is lost when time runs out.
+On a GPU its tests, then tuning, then the ops and the network; on a CPU the network, then the ops. Each part is a
+process of its own with a share of the time that is left: one that fails or hangs takes no other with it. Rows are on
+the disk as soon as they are measured, so time that runs out loses nothing.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def parts(device: str, out: Path) -> list[Part]:
 
     if device == "cpu":
         few = ("--rounds", "5")
-        return [verb("ops", 4, *few), verb("model", 2, *few), verb("train", 1, *few), verb("memory", 3, *few)]
+        return [verb("model", 3, *few), verb("train", 1, *few), verb("memory", 2.5, *few), verb("ops", 4, *few)]
     tests = Part("tests", 2, lambda _: [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu"])
     return [tests, verb("tune", 1.5), verb("ops", 3), verb("model", 1.5), verb("train", 1.5), verb("memory", 1)]
 

@@ -61,7 +61,7 @@ class Cpu:
             result = call()
         del result
         now = most = 0
-        for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        for event in profile.profiler.kineto_results.events():
             if event.name() == "[memory]":
                 now += event.nbytes()
                 most = max(most, now)
@@ -129,10 +129,14 @@ class Gpu:
             start.record()
             call.timed(made)
             end.record()
-            if not start.query() or self.sleep >= LONGEST_SLEEP:
+            if not start.query() or not self.sleep_longer():
                 return start, end
-            # The GPU woke before all was queued: sleep longer, and longer from now on.
-            self.sleep = min(2 * self.sleep, LONGEST_SLEEP)
+
+    def sleep_longer(self) -> bool:
+        """From now on, since the GPU woke before all was queued; False where it sleeps as long as it may."""
+        longer = self.sleep < LONGEST_SLEEP
+        self.sleep = min(2 * self.sleep, LONGEST_SLEEP)
+        return longer
 
     def peak(self, call: Call) -> int:
         self.cuda.synchronize()

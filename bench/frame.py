@@ -6,8 +6,8 @@ By the clock on the wall, launch gaps included: that is what a user waits. On a 
 import argparse
 import copy
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from bench.rows import Shape
 SHAPES = {"cuda": ["1x720x1280", "8x720x1280", "1x2160x3840"], "cpu": ["1x256x256", "1x720x1280"]}
 PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
 
-Make = Callable[[torch.nn.Module, Tensor], Callable[[Tensor], Tensor]]
+Make = Callable[[Any, Tensor], Callable[[Tensor], Tensor]]
 """From the network, float32, and an image, in the dtype to compute in, to a function of the image in float32."""
 
 
@@ -40,19 +40,18 @@ def engines(device: str, dtype: torch.dtype) -> dict[str, Make]:
     if device == "cpu":
         from bench.model import ENGINES
 
-        return {
-            name: lambda model, x, make=make: make(model, x.float(), x.dtype)
-            for name, (make, dtypes) in ENGINES.items()
-            if dtype in dtypes
-        }
+        def of(make: Callable[..., Callable[[Tensor], Tensor]]) -> Make:
+            return lambda model, x: make(model, x.float(), x.dtype)
+
+        return {name: of(make) for name, (make, dtypes) in ENGINES.items() if dtype in dtypes}
     found: dict[str, Make] = {"for_inference": lambda model, x: model.for_inference(x.device, x.dtype)}
     return found | {name: partial(written, name) for name, provider in PROVIDERS.items() if device in provider.devices}
 
 
-def written(name: str, model: torch.nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
+def written(name: str, model: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
     provider = PROVIDERS[name]
     mode = provider.compiled and provider.compiled.removesuffix("-no-cudagraphs")
-    model = model.to(x.dtype, memory_format=provider.layout)  # type: ignore[call-overload]
+    model = model.to(x.dtype, memory_format=provider.layout)
     inner = torch.compile(model, fullgraph=True, dynamic=False, mode=mode) if mode else model
 
     def run(image: Tensor) -> Tensor:
@@ -97,7 +96,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
         with session.checking(subject, name):
             call = make(copy.deepcopy(model), x)
             timed = Call(lambda _: seen, call)
-            with launches() if name == "triton" else nullcontext([]) as kernels:
+            with launches(name == "triton") as kernels:
                 errors = hold([timed()], [exact])
             config = {"version": installed(PACKAGES[name])} if name in PACKAGES else {}
             contenders[name] = Contender(timed, errors, on.peak(timed), 0, config, tuple(kernels))

@@ -17,7 +17,6 @@ from bench.devices import Call, Device, Times
 from bench.providers import OURS, PROVIDERS
 from bench.registry import Work
 from bench.rows import Kernel, Machine, Row, RowFile, Shape
-from lmfn_kernels.runtime.backend import HAS_TRITON
 
 
 @dataclass
@@ -176,23 +175,22 @@ def hold(results: Sequence[Tensor], exact: Sequence[Exact]) -> tuple[float, floa
 
 
 @contextmanager
-def launches() -> Iterator[list[Kernel]]:
-    """The different kernels that are launched within, in order."""
+def launches(any_are: bool) -> Iterator[list[Kernel]]:
+    """The different kernels that are launched within, in order; nothing is looked at where `any_are` is not set."""
     found: list[Kernel] = []
-    if not HAS_TRITON:
+    if not any_are:
         yield found
         return
     from lmfn_kernels.runtime import launch
 
     def noted(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
         made = kernel[grid](**arguments)
-        config = {
-            name: int(arguments[name]) for name in ("BLOCK_H", "BLOCK_W", "num_warps", "STAGES") if name in arguments
-        }
+        names: tuple[str, ...] = ("BLOCK_H", "BLOCK_W", "num_warps", "STAGES")
+        config = {name: int(arguments[name]) for name in names if name in arguments}
         # Interpreted, a kernel is no compiled one, and has none of these.
-        of = [int(value or 0) for value in (getattr(made, "n_regs", 0), getattr(made, "n_spills", 0))]
+        registers, spills = (int(getattr(made, name, 0) or 0) for name in ("n_regs", "n_spills"))
         shared = int(made.metadata.shared) if hasattr(made, "metadata") else 0
-        one = Kernel(kernel.__name__.removesuffix("_kernel"), config, *of, shared)
+        one = Kernel(kernel.__name__.removesuffix("_kernel"), config, registers, spills, shared)
         if one not in found:
             found.append(one)
 

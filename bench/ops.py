@@ -6,7 +6,6 @@ by call. What a row says is in `bench/rows.py`, how time is taken in `bench/devi
 
 import argparse
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -82,7 +81,7 @@ def _checked(
     function = provider.function(wanted.op.function(wanted.shape))
     timed = call(function, copies, mode)
     config = {"layout": str(provider.layout).removeprefix("torch.")}
-    with launches() if provider.body == "triton" else nullcontext([]) as kernels:
+    with launches(provider.body == "triton") as kernels:
         errors = hold(timed(), exact)
     if provider.body == "triton":
         device, _ = configs.describe(torch.device(on.torch_device))

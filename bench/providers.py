@@ -86,7 +86,8 @@ def call(function: Function, copies: Sequence[Sequence[Tensor]], mode: str) -> C
 
     def infer(turn: int) -> list[Tensor]:
         with torch.no_grad():
-            return function(*leaves[turn % len(leaves)])
+            results: list[Tensor] = function(*leaves[turn % len(leaves)])
+            return results
 
     def full(turn: int) -> list[Tensor]:
         made = forward(turn)

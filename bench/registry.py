@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench import cases, network
 from bench.rows import Shape
+from lmfn_kernels import upsample_add
 
 
 class Work(NamedTuple):
@@ -128,6 +129,35 @@ OPS: dict[str, Op] = {
             lambda _: cases.conv_flat(activation="leaky_relu"),
             lambda s: (2 * 9 * s.c**2, *_passed(2 * s.c, s.c)),
             widths=(1, 64),
+        ),
+        Op(
+            "stem",
+            lambda s, dtype, device: cases.stem_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
+            lambda _: cases.stem_flat(),
+            lambda s: (2 * (27 * s.c + 9 * s.c**2 / 4), *_passed(3, s.c / 4)),
+            widths=(1, 64),
+        ),
+        Op(
+            "residual_block",
+            lambda s, dtype, device: cases.block_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
+            lambda _: cases.block_flat(),
+            lambda s: (2 * 2 * 9 * s.c**2, *_passed(s.c, s.c)),
+            widths=(1, 64),
+        ),
+        Op(
+            "upsample_add",
+            lambda s, dtype, device: cases.upsample_add_case(
+                s.b, s.c, s.h, s.w, (-(-s.h // 2), -(-s.w // 2)), dtype, device
+            ),
+            lambda _: upsample_add,
+            lambda s: (8 * s.c, *_passed(1.25 * s.c, s.c)),
+            widths=(1, 64),
+        ),
+        Op(
+            "upsampled_conv3x3",
+            lambda s, dtype, device: cases.upsampled_conv_case(s.b, s.c, 3, s.h, s.w, dtype, device),
+            lambda _: cases.upsampled_conv_flat,
+            lambda s: (4 * (2 * 9 * s.c * 3 + 7 * s.c), *_passed(s.c, 4 * 3)),
         ),
         Op("lmfn", network.tensors, network.function, network.per_pixel, widths=(4, 50)),
     )

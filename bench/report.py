@@ -129,11 +129,11 @@ def groups(rows: Iterable[Row]) -> list[Group]:
         else:
             by[key][row.provider] = row
     found = []
-    for key, providers in by.items():
+    for what, providers in by.items():
         mine = next((name for name in OURS if name in providers), None)
         if mine is not None:
             others = sorted((r for name, r in providers.items() if name not in OURS), key=lambda row: row.p50)
-            found.append(Group(providers[mine], others, warm.get((*key, mine))))
+            found.append(Group(providers[mine], others, warm.get((*what, mine))))
     return found
 
 
@@ -223,9 +223,9 @@ def lines(rows: Iterable[Row]) -> list[Line]:
     by: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row.l2 != "warm":
-            for axis in AXES:
-                rest = tuple(size(row) for name, size in AXES.items() if name != axis)
-                by[(row.op, row.mode, row.dtype, row.provider, axis, rest)].append(row)
+            for along in AXES:
+                rest = tuple(size(row) for name, size in AXES.items() if name != along)
+                by[(row.op, row.mode, row.dtype, row.provider, along, rest)].append(row)
     found: dict[tuple[object, ...], Line] = {}
     for (*what, axis, _), members in by.items():
         members = sorted(members, key=AXES[str(axis)])

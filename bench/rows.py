@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
@@ -179,10 +179,6 @@ def read(path: Path) -> list[Row]:
     return list(found.values())
 
 
-def read_all(paths: Iterable[Path]) -> list[Row]:
-    return [row for path in sorted(paths) for row in read(path)]
-
-
 def _parsed(kind: Any, value: Any, where: str, field: str = "the row") -> Any:
     """`value` of JSON as `kind`: a dataclass, number, text, or tuple or dict of these."""
     origin, inner = get_origin(kind), get_args(kind)
@@ -202,9 +198,9 @@ def _parsed(kind: Any, value: Any, where: str, field: str = "the row") -> Any:
         return {key: _parsed(inner[1], v, where, field) for key, v in value.items()}
     if origin is Literal and value in inner:
         return value
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is float and number and math.isfinite(value) and value >= 0:
+    # A whole number is a float, too; true is no number.
+    if kind is float and type(value) in (int, float) and math.isfinite(value) and value >= 0:
         return float(value)
-    if isinstance(kind, type) and type(value) is kind and kind is not float and (kind is not int or value >= 0):
+    if (kind in (str, bool) and type(value) is kind) or (kind is int and type(value) is int and value >= 0):
         return value
     raise ValueError(f"{where}: the field {field!r} is {value!r}, which it cannot be; measure the row again")

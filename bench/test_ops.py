@@ -47,4 +47,4 @@ def test_infer(benchmark: BenchmarkFixture, on: Device, name: str, provider: str
         timed()
         on.synchronize()
 
-    benchmark.pedantic(synchronised, rounds=10, warmup_rounds=2)
+    benchmark.pedantic(synchronised, rounds=10, warmup_rounds=2)  # type: ignore[no-untyped-call]

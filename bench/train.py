@@ -6,7 +6,6 @@ those in float64 gets no row.
 
 import argparse
 import copy
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -69,7 +68,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
             add_rows(session, subject, contenders, "host", partial(wall, on))
         with session.checking(subject, name):
             step = Step(PROVIDERS[name], model, blurred, sharp)
-            with launches() if PROVIDERS[name].body == "triton" else nullcontext([]) as kernels:
+            with launches(PROVIDERS[name].body == "triton") as kernels:
                 errors = hold(step.gradients(), [e for e in exact if e is not None])
             timed = Call(lambda _: None, step)
             timed()  # so that Adam's state is there
@@ -85,7 +84,7 @@ class Step:
     def __init__(self, provider: Provider, model: nn.Module, blurred: Tensor, sharp: Tensor) -> None:
         self.body, self.device, self.dtype = provider.body, blurred.device.type, blurred.dtype
         self.blurred, self.sharp = (t.float().contiguous(memory_format=provider.layout) for t in (blurred, sharp))
-        self.model = copy.deepcopy(model).train().to(memory_format=provider.layout)
+        self.model = copy.deepcopy(model).train().to(memory_format=provider.layout)  # type: ignore[call-overload]
         self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-4)
         self.config = {"layout": str(provider.layout).removeprefix("torch.")}
         # With CUDA graphs where the mode has them: launch gaps count here.
@@ -95,7 +94,10 @@ class Step:
     def loss(self) -> Tensor:
         if self.device == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        with lmfn_kernels.backend(self.body), torch.autocast(self.device, enabled=self.dtype != torch.float32):
+        with (
+            lmfn_kernels.backend(self.body),
+            torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32),
+        ):
             output = self.network(self.blurred)
         return F.mse_loss(output.float(), self.sharp)
 

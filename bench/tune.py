@@ -155,18 +155,7 @@ class Tuning:
         """Milliseconds of a call, by the key of the kernels that took them."""
         found: dict[str, list[float]] = {}
         for _ in range(rounds):
-            events: list[tuple[str, Any, Any]] = []
-
-            def timed(launch: Callable[..., Any], kernel: Any, grid: Any, arguments: Any, events: Any = events) -> None:
-                start, end = (self.on.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                launch(kernel, grid, arguments)
-                end.record()
-                events.append((self.table.asked, start, end))
-
-            with launching(timed):
-                self.on.cuda._sleep(self.on.sleep)
-                work.call()
+            events = self.queued(work)
             self.on.synchronize()
             total: dict[str, float] = {}
             for key, start, end in events:
@@ -174,6 +163,26 @@ class Tuning:
             for key, ms in total.items():
                 found.setdefault(key, []).append(ms)
         return {key: statistics.median(ms) for key, ms in found.items()}
+
+    def queued(self, work: Work) -> list[tuple[str, Any, Any]]:
+        """The events around every launch of a call that was all queued before the first of its kernels ran."""
+        events: list[tuple[str, Any, Any]] = []
+
+        def timed(launch: Callable[..., Any], kernel: Any, grid: Any, arguments: Any) -> None:
+            start, end = (self.on.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            launch(kernel, grid, arguments)
+            end.record()
+            events.append((self.table.asked, start, end))
+
+        with launching(timed):
+            while True:
+                events.clear()
+                self.on.synchronize()
+                self.on.cuda._sleep(self.on.sleep)
+                work.call()
+                if not events or not events[0][1].query() or not self.on.sleep_longer():
+                    return events
 
     @contextmanager
     def using(self, table: dict[str, Config]) -> Iterator[None]:

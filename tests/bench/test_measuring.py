@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import budget, measure, memory, ops, registry, tune
+from bench import budget, devices, measure, memory, ops, registry, tune
 from bench.__main__ import main
 from bench.devices import Call, Cpu, Gpu
 from bench.measure import Session
@@ -134,6 +134,12 @@ def test_the_network_and_a_training_step(tmp_path: Path) -> None:
     assert rows[0].saved_bytes < rows[1].saved_bytes
 
 
+def test_ceilings() -> None:
+    copy, matrix = devices._ceilings(Cpu(), torch.float32, numbers=2**16, side=64, rounds=3)
+    assert copy > 0
+    assert matrix > 0
+
+
 def test_the_peak_is_what_is_held_at_once() -> None:
     x = torch.zeros(1000)
 
@@ -231,7 +237,7 @@ def test_a_budget_stops_what_hangs_and_goes_on(tmp_path: Path, capsys: pytest.Ca
 def test_a_budget_runs_commands_that_there_are(tmp_path: Path) -> None:
     """The most telling first, and what comes back is few files."""
     for kind, names in (
-        ("cpu", ["ops", "model", "train", "memory"]),
+        ("cpu", ["model", "train", "memory", "ops"]),
         ("cuda", ["tests", "tune", "ops", "model", "train", "memory"]),
     ):
         parts = budget.parts(kind, tmp_path)
