@@ -28,7 +28,7 @@ from lmfn_kernels.runtime.launch import (
 
 __all__ = ["fold", "fold_backward", "gram", "layout", "mix", "products"]
 
-WIDEST = 64  # channels in a slot
+WIDEST = 64  # channels in a block
 MAPS = range(8)
 SLOTS = range(4)
 SMALL = Config(warps=4)  # for matrices of NC x NC, which do not grow with the image
@@ -231,7 +231,12 @@ def _weights(matrix: Tensor, maps: int, outputs: int, dtype: torch.dtype, rows: 
 
 
 def _slots(maps: Sequence[Tensor]) -> list[Slot]:
-    return [(j, first) for j in range(len(maps)) for first in range(0, maps[0].shape[1], WIDEST)]
+    return [(j, first) for j in range(len(maps)) for first in range(0, maps[0].shape[1], _widest(maps[0]))]
+
+
+def _widest(x: Tensor) -> int:
+    """Channels in a slot: the three TF32 products that make up one of float32 spill on sm_80 in blocks of 64."""
+    return 32 if x.dtype == torch.float32 and 65536 < configs.describe(x.device)[1] < 200_000 else WIDEST
 
 
 def _at_once(x: Tensor) -> int:
@@ -256,7 +261,11 @@ def _filled(maps: Sequence[Tensor], slots: list[Slot], c: Config) -> dict[str, A
     for i in SLOTS:
         j, first = slots[i] if i < len(slots) else (0, 0)
         image = maps[j] if i < len(slots) else None
-        found |= {f"t_x{i}": pixels(image, c, _block(channels)), f"o_c{i}": first, f"o_r{i}": j * channels + first}
+        found |= {
+            f"t_x{i}": pixels(image, c, min(_widest(maps[0]), block(channels))),
+            f"o_c{i}": first,
+            f"o_r{i}": j * channels + first,
+        }
     return found
 
 
@@ -274,7 +283,7 @@ def _common(maps: Sequence[Tensor], c: Config, splits: int) -> dict[str, Any]:
         "SPLITS": splits,
         "BLOCK_H": c.height,
         "BLOCK_W": c.width,
-        "BLOCK_C": _block(x.shape[1]),
+        "BLOCK_C": min(_widest(x), block(x.shape[1])),
         "STAGES": c.stages,
         **_products(x),
     }

@@ -82,6 +82,8 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
     `python -m bench resources` compiles each: what spills or needs too much memory is a fault there.
     """
     big = shared >= 200_000
+    # 4 warps of gfx942 have 512 registers for each of their lanes, 8 have 256.
+    warps = 4 if shared <= 65536 and (dtype.itemsize == 4 or kernel.startswith("channel_gate")) else 8
     if kernel in ("gram", "product"):
         # Triton 3.6 cannot pipeline `product` for sm_100.
         stages = 3 if big and dtype.itemsize == 2 and kernel == "gram" else 1
@@ -92,20 +94,21 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
     if kernel in ("channel_gate", "channel_gate_backward"):
         small = 2 if kernel == "channel_gate_backward" else 4
         large = 8 if dtype.itemsize == 2 else 4
-        # A program of 4 warps of gfx942 has 512 registers for each of their lanes, one of 8 has 256.
-        warps = 4 if shared <= 65536 else 8
         return Config(height=large if big else small, width=8, warps=warps, stages=1, splits=512)
     if kernel in ("gate_backward", "fuse_backward", "stem_backward", "weight_gradient"):
         # Where there is no TMA, every element's address is in a register: small tiles.
         pipelined = big and dtype.itemsize == 2 and kernel not in ("fuse_backward", "stem_backward")
-        warps = 4 if big and kernel == "fuse_backward" else 8
-        height = 2 if not big else 8 if dtype.itemsize == 2 and kernel != "stem_backward" else 4
+        if kernel == "fuse_backward":
+            warps = 4 if big else 8
+        height = (8 if dtype.itemsize == 2 else 4) if big else 2
+        if kernel == "stem_backward" and big:
+            height //= 2
         return Config(height, width=8, warps=warps, stages=2 if pipelined else 1)
     if kernel in ("upsample_add", "upsampled_conv") and big:
-        return Config(height=4 if kernel == "upsample_add" else 8, warps=8, stages=3 if dtype.itemsize == 2 else 2)
+        return Config(height=2 if kernel == "upsample_add" else 8, warps=8, stages=3 if dtype.itemsize == 2 else 2)
     if not big:
         short = dtype.itemsize == 2
-        return Config(height=4 if short else 2, width=16, warps=8, stages=2 if short and shared >= 100_000 else 1)
+        return Config(height=4 if short else 2, width=16, warps=warps, stages=2 if short and shared >= 100_000 else 1)
     return Config(stages=3 if dtype.itemsize == 2 else 2)
 
 
