@@ -21,7 +21,7 @@ from bench.cases import (
     upsampled_conv_case,
     upsampled_conv_flat,
 )
-from lmfn import LMFN
+from bench.network import lmfn
 
 pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
 
@@ -92,7 +92,7 @@ def test_cuda_graph(name: str) -> None:
 @pytest.mark.parametrize("memory", ["normal", "lean"])
 def test_peak_memory_of_training(memory: str) -> None:
     """Forward and backward of the whole network under autocast: at most 0.4 of what the formulas take at their peak."""
-    model = LMFN.from_preset("lmfn").cuda().to(memory_format=torch.channels_last)
+    model = lmfn().LMFN.from_preset("lmfn").cuda().to(memory_format=torch.channels_last)
     images = torch.rand(4, 3, 256, 256, device="cuda")
 
     def peak(backend: str) -> int:
