@@ -64,12 +64,15 @@ def torch_is_faster(op: str, x: Tensor) -> bool:
     return any(2 ** (bits - 1) <= pixels < 2**bits for bits in _faster_in_torch(op, x.dtype, x.device))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _faster_in_torch(op: str, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
     """The bits of the table's entries."""
     start = f"{op}/{_short(dtype)}/"
     body = tuned(describe(device)[0]).body
     return tuple(int(key.removeprefix(start)) for key in body if key.startswith(start) and body[key] == "torch")
+
+
+# What torch.compiler.assume_constant_result does, after it has imported the compiler, which takes a second.
+_faster_in_torch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _short(dtype: torch.dtype) -> str:
