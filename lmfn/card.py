@@ -149,11 +149,30 @@ def stages(run: Path) -> list[Stage]:
     return [*earlier, Stage(settings, records[-1]["step"], start["torch"], start["device"])]
 
 
-def card(model: LMFN, measures: Measures, history: list[Stage], digest: str) -> str:
+def found(run: Path) -> Path:
+    """A run's averaged weights, or the file itself."""
+    return run / "ema.safetensors" if (run / "ema.safetensors").is_file() else run
+
+
+def averaged(model: LMFN, earlier: Path, share: float) -> LMFN:
+    """The network with `share` of each weight from an earlier run. Raises ValueError where the networks differ."""
+    other = LMFN.from_pretrained(found(earlier))
+    if other.config != model.config or not 0 < share < 1:
+        raise ValueError(f"--average {earlier} {share:g}: it must be the same network, its share between 0 and 1")
+    for mine, its in zip(model.parameters(), other.parameters(), strict=True):
+        mine.data.lerp_(its.data, share)
+    return model
+
+
+def card(model: LMFN, measures: Measures, history: list[Stage], average: tuple[Path, float] | None, digest: str) -> str:
     """The model card, in Markdown."""
     config = ", ".join(f"{key}={value}" for key, value in asdict(model.config).items())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recipe = "\n".join(stage.text() for stage in history) or "Not known: the run's folder was not given."
+    if average is not None:
+        recipe += (
+            f"\n- shipped: {1 - average[1]:.0%} of these weights and {average[1]:.0%} of those of `{average[0].name}`"
+        )
     origins = {origin(source) for stage in history for source in stage.settings.sources}
     data = "\n".join(f"- {text}" for text in sorted(origins))
     return f"""---
@@ -253,6 +272,9 @@ class Arguments:
     """Sharp photographs that were never trained on (default: five that scikit-image ships)."""
     out: Annotated[Path | None, arg(aliases=["-o"])] = None
     """Write lmfn.safetensors (float16), SHA256SUMS and README.md (the card) into this folder."""
+    average: tuple[Path, float] | None = None
+    """An earlier run's folder, or weights, and its share in the average that is shipped: between two runs of which one
+    began at the other lie weights that do better on new scenes than either (arXiv 2203.05482)."""
     crops: Path | None = None
     """Write six crops, blurred, deblurred and sharp, the failures among them, to this image."""
 
@@ -262,19 +284,22 @@ def main(arguments: list[str] | None = None) -> int:
     a = tyro.cli(Arguments, prog="python -m lmfn.card", args=arguments)
     logging.basicConfig(format="%(message)s")
     try:
-        file = a.run / "ema.safetensors" if (a.run / "ema.safetensors").is_file() else a.run
+        file = found(a.run)
         history = stages(a.run) if a.run.is_dir() else []
         real = find_pairs(a.val, split="test")
         with tempfile.TemporaryDirectory() as folder:
             rounded = Path(folder) / "weights"
-            ship(LMFN.from_pretrained(file), rounded)  # what is measured is what is shipped
+            model = LMFN.from_pretrained(file)
+            if a.average is not None:
+                model = averaged(model, *a.average)
+            ship(model, rounded)  # what is measured is what is shipped
             model = LMFN.from_pretrained(rounded / weights.FILE.name)
             measures = measure(model, real, a.photos, Path(folder))
             if a.crops is not None:
                 unseen = find_pairs(Path(folder) / "unseen")
                 picture = crops(model, [(measures.real, real), (measures.synthetic, unseen)])
                 images.write(a.crops, images.Photo(picture.astype(np.float32) / 255))
-        text = card(model, measures, history, weights.sha256(file) if a.out is None else ship(model, a.out))
+        text = card(model, measures, history, a.average, weights.sha256(file) if a.out is None else ship(model, a.out))
         if a.out is not None:
             checkpoint.replace_file(a.out / "README.md", text.encode())
         print(text)

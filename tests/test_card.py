@@ -82,6 +82,22 @@ def test_without_out_nothing_is_written_but_the_card(folder: Path, capsys: pytes
     assert "Not known: the run's folder was not given." in capsys.readouterr().out
 
 
+def test_weights_are_averaged_with_an_earlier_runs(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    first = folder / "runs" / "first"
+    assert call(folder, "--average", str(first), "0.25", "-o", str(tmp_path / "out")) == 0
+    assert "- shipped: 75% of these weights and 25% of those of `first`" in capsys.readouterr().out
+    early, late = (
+        LMFN.from_pretrained(run / "ema.safetensors").state_dict() for run in (first, first.parent / "second")
+    )
+    tensors, _ = checkpoint.read(tmp_path / "out" / weights.FILE.name)
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor.float(), 0.75 * late[name] + 0.25 * early[name], rtol=1e-3, atol=1e-6)
+    assert call(folder, "--average", str(first), "1.5") == 1
+    assert "its share between 0 and 1" in capsys.readouterr().err
+
+
 def test_what_cannot_be_measured_is_named(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for arguments, words in (
         ([str(tmp_path / "gone"), "--val", str(folder / "gopro")], "gone"),
