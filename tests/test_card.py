@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 import train
 from lmfn import LMFN, card, checkpoint, images, weights
@@ -32,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps=2,
         device="cpu",
     )
+    AcceleratorState._reset_state(reset_partial_state=True)  # a test before may have trained in another precision
     train.train(first)
     second = dataclasses.replace(
         first, name="second", start_from=folder / "runs" / "first" / "ema.safetensors", network=(), steps=1
