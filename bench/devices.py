@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench.rows import Machine
@@ -78,7 +79,7 @@ class Cpu:
         return f"{max(map(float, found)):.0f} MHz" if found else "unknown"
 
     def ceilings(self, dtype: torch.dtype) -> tuple[float, float]:
-        """Copy bandwidth in GB/s, read and write together, and the rate of a matrix product in TFLOP/s."""
+        """Copy bandwidth in GB/s, read and write together, and the rate of products in TFLOP/s."""
         return _ceilings(self, dtype, numbers=2**25, side=2048, rounds=5)
 
     def machine(self, dtype: torch.dtype) -> Machine:
@@ -197,13 +198,23 @@ def folder_name(name: str) -> str:
 
 
 def _ceilings(on: Device, dtype: torch.dtype, numbers: int, side: int, rounds: int) -> tuple[float, float]:
-    a = torch.randn(numbers, dtype=dtype, device=on.torch_device)
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=dtype, device=on.torch_device)
+
+    a, m = rand(numbers), rand(side, side)
     b = torch.empty_like(a)
-    m = torch.randn(side, side, dtype=dtype, device=on.torch_device)
-    calls = {"copy": Call(lambda _: None, lambda _: b.copy_(a)), "matrix": Call(lambda _: None, lambda _: m @ m)}
+    # The matrix product is not always the fastest: on an AMD CPU MKL's has half the rate of oneDNN's convolution.
+    x, w = rand(1, 256, side // 16, 128), rand(256, 256, 3, 3)
+    x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
+    calls = {
+        "copy": Call(lambda _: None, lambda _: b.copy_(a)),
+        "matrix": Call(lambda _: None, lambda _: m @ m),
+        "convolution": Call(lambda _: None, lambda _: F.conv2d(x, w, padding=1)),
+    }
     found = on.time(calls, rounds, on.l2[0])
-    copy, matrix = found["copy"][0], found["matrix"][0]  # the fastest: they are to be ceilings
-    return 2 * a.nbytes / copy / 1e6, 2 * side**3 / matrix / 1e9
+    copy, matrix, convolution = (found[name][0] for name in calls)  # the fastest: they are to be ceilings
+    rates = 2 * side**3 / matrix, 2 * w.numel() * x[0, 0].numel() / convolution
+    return 2 * a.nbytes / copy / 1e6, max(rates) / 1e9
 
 
 def _machine(on: Device, dtype: torch.dtype, threads: int, driver: str, cuda: str, cudnn: str) -> Machine:

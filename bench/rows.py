@@ -63,7 +63,7 @@ class Machine:
     copy_gbps: float
     """The device's own copy bandwidth, bytes read and written, measured in the same run."""
     matrix_tflops: float
-    """Its rate in a large matrix product of the row's dtype, measured in the same run."""
+    """Its rate in a large product or 3x3 convolution, the faster, in the row's dtype, measured in the same run."""
 
 
 @dataclass(frozen=True)
