@@ -65,23 +65,15 @@ def input_gradient(
     came out of: the result is then the gradient before that.
     """
     if weight.shape[2] == 1:
-        dx = _image(_matrix(e) @ weight.flatten(1), x)
+        # As a convolution of its own: a product of matrices takes three times as long.
+        dx = conv(e, weight.transpose(0, 1), None)
     else:
         dx = layout(_convolution_backward(e, x, weight, stride, padding, (True, False, False))[0])
     if residual:
         dx += e
     if extra is not None:
-        _matrix(dx).addmm_(_matrix(extra[0]), extra[1].flatten(1))
+        dx += input_gradient(*extra, x)
     return masked_(dx, x, mask)
-
-
-def _matrix(x: Tensor) -> Tensor:
-    """[B, C, H, W] as [pixels, C], in the same memory: a product of matrices is faster than PyTorch's 1x1 gradients."""
-    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
-
-
-def _image(matrix: Tensor, like: Tensor) -> Tensor:
-    return matrix.view(like.shape[0], *like.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 def weight_gradient(

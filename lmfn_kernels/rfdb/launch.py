@@ -74,9 +74,9 @@ def fuse(
     return y, a, d4
 
 
-def fused(d1: Tensor, d2: Tensor, d3: Tensor, d4: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
-    """y again. The kernels need no maps side by side."""
-    return _fuse(None, (d1, d2, d3, d4), weight, bias, None, 1.0), None
+def fused(d1: Tensor, d2: Tensor, d3: Tensor, d4: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """y again."""
+    return _fuse(None, (d1, d2, d3, d4), weight, bias, None, 1.0)
 
 
 def _fuse(
@@ -132,7 +132,6 @@ def fuse_backward(
     d2: Tensor,
     d3: Tensor,
     d4: Tensor,
-    _maps: Tensor | None,
     weight: Tensor,
     squeeze: Tensor,
     slope: float,

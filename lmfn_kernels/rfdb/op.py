@@ -200,8 +200,8 @@ def _distill_fuse_backward(
     x, d1, d2, d3 = map(p.layout, (x, d1, d2, d3))
     last, _, fuse, fuse_bias, squeeze, _ = weights
     d4 = p.layout(kept[0])
-    y, maps = p.fused(d1, d2, d3, d4, fuse, fuse_bias)
-    z, fused = p.fuse_backward(gy, ga, y, d1, d2, d3, d4, maps, fuse, squeeze, slope, 1.0)
+    y = p.fused(d1, d2, d3, d4, fuse, fuse_bias)
+    z, fused = p.fuse_backward(gy, ga, y, d1, d2, d3, d4, fuse, squeeze, slope, 1.0)
     found.put(6, *fused)
     found.put(1, *z[:3])
     if found.wants(0):
@@ -282,7 +282,7 @@ def _rfdb_backward(
             found.put(place, *p.weight_gradient(e, x, t[place], stride=stride, padding=padding))
 
     d = [p.conv(x[j], *t[DISTIL + 2 * j : DISTIL + 2 * j + 2], slope=slope) for j in range(3)]
-    y, maps = p.fused(*d, d4, *t[FUSE:SQUEEZE])
+    y = p.fused(*d, d4, *t[FUSE:SQUEEZE])
     dy, da, dt, of_gate = p.gate_backward(p.layout(g), y, a, v, *t[SKIP:CONV2], *t[EXPAND:END])
     found.put(SKIP, *of_gate[:2])
     found.put(EXPAND, *of_gate[2:])
@@ -300,8 +300,8 @@ def _rfdb_backward(
     weights(CONV2, e, a, stride=2)
     da += p.input_gradient(e, t[CONV2], a, stride=2)
 
-    z, of_fuse = p.fuse_backward(dy, da, y, *d, d4, maps, t[FUSE], t[SQUEEZE], slope, slope)
-    del dy, da, y, d, maps
+    z, of_fuse = p.fuse_backward(dy, da, y, *d, d4, t[FUSE], t[SQUEEZE], slope, slope)
+    del dy, da, y, d
     found.put(FUSE, *of_fuse)
     weights(LAST, z[3], x[3], padding=1)
     e = p.input_gradient(z[3], t[LAST], x[3], padding=1, mask=slope)

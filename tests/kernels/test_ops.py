@@ -174,7 +174,10 @@ def border_tap_dropped(conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def bias_sign_wrong(conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda x, weight, bias, *rest, **options: conv(x, weight, -bias, *rest, **options)
+    def call(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any, **options: Any) -> Tensor:
+        return conv(x, weight, None if bias is None else -bias, *rest, **options)
+
+    return call
 
 
 def other_slope(conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
