@@ -221,7 +221,8 @@ def _machine(on: Device, dtype: torch.dtype, threads: int, driver: str, cuda: st
     copy, matrix = on.ceilings(dtype)
     # Outside a checkout, as where a copy of the tree is all there is, whoever made the copy may say.
     commit = _output("git", "rev-parse", "HEAD")
-    dirty = _output("git", "status", "--porcelain", "--untracked-files=no") != ""
+    # Rows that the same run has written are no changes to what is measured.
+    dirty = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ":!bench/results") != ""
     if commit == "unknown":
         commit, dirty = os.environ.get("COMMIT", "unknown"), "COMMIT" not in os.environ
     return Machine(
