@@ -12,13 +12,12 @@ from pathlib import Path
 
 MEASURING = {
     "ops": ("bench.ops", "the ops by all providers"),
-    "model": ("bench.frame", "the whole network, a photograph at a time"),
+    "model": ("bench.model", "the whole network, a photograph at a time"),
     "train": ("bench.train", "a training step of the network"),
     "memory": ("bench.memory", "memory and time by image size, batch, maps and channels"),
 }
 OTHERS = {
     "resources": ("bench.resources", "registers, spills, shared memory, matrix units of every kernel, without a GPU"),
-    "cpu": ("bench.cpu", "the plain body beside the written formula on this CPU, printed"),
     "tune": ("bench.tune", "time launch configs on this GPU and write lmfn_kernels/configs/<gpu>.json"),
     "all": ("bench.budget", "tests and tune (on a GPU), ops, model, train and memory within some minutes"),
     "report": ("bench.report", "tables and plots out of rows, and the docs' tables"),

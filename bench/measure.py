@@ -14,9 +14,9 @@ from torch import Tensor
 from bench import cases
 from bench.cases import Exact
 from bench.devices import Call, Device, Times
-from bench.providers import OURS, PROVIDERS
+from bench.providers import PROVIDERS
 from bench.registry import Work
-from bench.rows import Kernel, Machine, Row, RowFile, Shape
+from bench.rows import OURS, Kernel, Machine, Row, RowFile, Shape
 
 
 @dataclass

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.report import OURS, Line, groups, lines
-from bench.rows import Row
+from bench.report import Line, groups, lines
+from bench.rows import OURS, Row
 
 COLOURS = dict(
     zip(

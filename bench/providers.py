@@ -59,7 +59,6 @@ with its own tuning on), and torch.compile. Triton needs a GPU; on a CPU, max-au
 
 SLOW = "compile-max-autotune"
 """What takes so long to compile that all else is measured before it, in case it does not end."""
-OURS = ("triton", "torch")
 
 
 def call(function: Function, copies: Sequence[Sequence[Tensor]], mode: str) -> Call:

@@ -17,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.rows import Row, read
+from bench.rows import OURS, Row, read
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 BLOCK = re.compile(r"(<!-- bench:(\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
-OURS = ("triton", "for_inference", "torch")
-"""The first that there is stands for us."""
 UNSEEN = ("ONNX Runtime", "OpenVINO")
 """Whose memory is not PyTorch's, which is all that is counted on a CPU."""
 

@@ -18,7 +18,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from bench.row import SHARED, Row
+from bench.compiled import SHARED, Compiled
 from lmfn_kernels.acfm.op import _channel_gate
 from lmfn_kernels.alfm.op import _layer_attention
 from lmfn_kernels.bilinear.op import _upsample_add
@@ -133,7 +133,7 @@ def _attentions(dtype: torch.dtype) -> None:
         _channel_gate.backward("triton", results, [], tensors, [], [True] * len(tensors))
 
 
-def compiled(target: str, dtype: str) -> Iterator[Row]:
+def compiled(target: str, dtype: str) -> Iterator[Compiled]:
     """The rows of one target and dtype."""
     if knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set, so nothing would be compiled; unset it")
@@ -149,14 +149,14 @@ def compiled(target: str, dtype: str) -> Iterator[Row]:
             yield _row(target, dtype, kernel, made, arguments)
 
 
-def _row(target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any]) -> Row:
+def _row(target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any]) -> Compiled:
     source = kernel.src
     numbers = _nvidia(made) if target != "gfx942" else _amd(made)
     instructions = numbers.pop("instructions")
     name = kernel.__name__.removesuffix("_kernel")
     products = "tl.dot" in source
     rows = a["BLOCK_K"] if name == "weight_gradient" else a.get("BLOCK_H", 0) * a.get("BLOCK_W", 1)
-    return Row(
+    return Compiled(
         target=target,
         dtype=dtype,
         kernel=f"{name}{_variant(a)}",

@@ -12,7 +12,6 @@ from skimage import data
 
 import lmfn.inference
 import lmfn.packed
-from bench import model as bench_model
 from lmfn import LMFN
 from lmfn.config import PRESETS, LMFNConfig
 from lmfn.inference import Graphs, for_inference
@@ -294,17 +293,3 @@ class TestGraphs:
             graphs(torch.ones(1, 3, 4, 6))
             graphs(torch.ones(1, 3, 4, 5))
         assert (self.captured, self.ran) == ([5], [6, 5, 6, 6])
-
-
-def test_the_benchmark_leaves_out_what_is_not_installed(monkeypatch, capsys):
-    def missing(*_):
-        raise ImportError("No module named 'openvino'")
-
-    kept = {name: bench_model.ENGINES[name] for name in ("eager", "for_inference")}
-    monkeypatch.setattr(bench_model, "ENGINES", kept | {"OpenVINO": (missing, (torch.float32,))})
-    x = image(1, 3, 64, 64)
-    made = [(name, dtype, run(x)) for name, dtype, run in bench_model.providers(network, x)]
-    assert "left out: OpenVINO: No module named 'openvino'" in capsys.readouterr().out
-    assert made[0][:2] == ("eager", torch.float32)
-    for _, dtype, result in made:
-        assert_close(result, network(), x, dtype)

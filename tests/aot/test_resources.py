@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.row import Row
+from bench.compiled import Compiled
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
@@ -37,6 +37,6 @@ def test_a_fault_is_found() -> None:
         "stack": 0,
     }
     fine |= {"local": 0, "shared": 100_000, "matrix": 8, "hgmma": 8, "products": True, "wide": True}
-    assert Row(**fine).faults() == []  # type: ignore[arg-type]
+    assert Compiled(**fine).faults() == []  # type: ignore[arg-type]
     for field, value in (("stack", 8), ("local", 1), ("shared", 240_000), ("matrix", 0), ("hgmma", 0)):
-        assert Row(**(fine | {field: value})).faults(), field  # type: ignore[arg-type]
+        assert Compiled(**(fine | {field: value})).faults(), field  # type: ignore[arg-type]

@@ -134,6 +134,17 @@ def test_the_network_and_a_training_step(tmp_path: Path) -> None:
     assert rows[0].saved_bytes < rows[1].saved_bytes
 
 
+def test_an_engine_that_is_not_installed_is_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    asked = ["model", "--device", "cpu", "--rounds", "1", "--shape", "1x1x16x64x64", "--dtype", "float32"]
+    assert main([*asked, "--provider", "OpenVINO", "for_inference"]) == 0
+    said = capsys.readouterr()
+    assert "OpenVINO: import of openvino halted" in said.err
+    assert "for_inference" in said.out
+
+
 def test_ceilings() -> None:
     copy, matrix = devices._ceilings(Cpu(), torch.float32, numbers=2**16, side=64, rounds=3)
     assert copy > 0
@@ -269,12 +280,12 @@ class Without:
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 import torch
-from bench import frame, network
+from bench import model, network
 from bench.rows import Shape
 shape = Shape(1, 1, 16, 64, 64)
 x, *rest = network.tensors(shape, torch.float32, "cpu")
 print(network.function(shape)(x, *rest).shape)
-assert frame.engines("cuda", torch.float32)["eager"](network.network(shape), x)(x).shape == x.shape
+assert model.engines("cuda", torch.float32)["eager"](network.network(shape), x)(x).shape == x.shape
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(budget.__file__).parents[1]

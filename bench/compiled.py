@@ -1,4 +1,4 @@
-"""A row of the resource table, and what must hold of it. Apart from `resources.py`, since it needs no Triton."""
+"""What the compiler made of a kernel, and what must hold of it. Apart from `resources.py`, since it needs no Triton."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_53
 
 
 @dataclass(frozen=True)
-class Row:
+class Compiled:
     """One kernel, compiled for one target."""
 
     target: str
