@@ -1,7 +1,6 @@
 """Tables and plots out of the rows in `bench/results`, and the docs' tables between their markers.
 
-A table stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; NAME is `ops`, `model`, `train`, `growth` or
-`plots`.
+A table stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; the names are those of `TABLES`.
 """
 
 import argparse
@@ -93,8 +92,13 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines])
 
 
+def digits(number: float) -> str:
+    """Three that count, or all of those before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def milliseconds(row: Row) -> str:
-    return f"{row.p50:.3g} ({row.p20:.3g} to {row.p80:.3g})"
+    return f"{digits(row.p50)} ({digits(row.p20)} to {digits(row.p80)})"
 
 
 def mebibytes(row: Row) -> str:
@@ -177,7 +181,7 @@ def whole(verb: str) -> Callable[[dict[str, list[Row]], Path], str]:
                 row.dtype,
                 row.provider + (f" {row.config['version']}" if "version" in row.config else ""),
                 milliseconds(row),
-                f"{row.p50 / row.shape.b:.3g}",
+                digits(row.p50 / row.shape.b),
                 mebibytes(row),
                 f"{row.saved_bytes / 2**20:.1f}",
                 f"{row.tflops / row.machine.matrix_tflops:.1%}",
@@ -188,6 +192,21 @@ def whole(verb: str) -> Callable[[dict[str, list[Row]], Path], str]:
         return f"{machine(rows[0])}\n\n{table(heads, lines)}"
 
     return made
+
+
+def frame(verbs: dict[str, list[Row]], _link: Path) -> str:
+    """One photograph of 1280x720 by all that ran the network, fastest first, a column a type."""
+    rows = [row for row in verbs.get("model", []) if (row.shape.b, row.shape.h, row.shape.w) == (1, 720, 1280)]
+    if not rows:
+        return ""
+    times = {(row.provider, row.dtype): row.p50 for row in rows}
+    dtypes = list(dict.fromkeys(row.dtype for row in rows))
+    providers = dict.fromkeys(row.provider for row in sorted(rows, key=lambda row: row.p50))
+    lines = [[name, *(digits(times[name, d]) if (name, d) in times else "" for d in dtypes)] for name in providers]
+    m = rows[0].machine
+    where = f"{m.device}, {m.threads} thread{'s' * (m.threads > 1)}" if m.threads else m.device
+    command = f"`python -m bench model --device {'cpu' if m.threads else 'cuda'}`"
+    return f"{table([f'{where}: ms', *dtypes], lines)}\n\nAgain: {command}."
 
 
 @dataclass(frozen=True)
@@ -269,6 +288,7 @@ def plots(verbs: dict[str, list[Row]], link: Path) -> str:
 
 TABLES: dict[str, Callable[[dict[str, list[Row]], Path], str]] = {
     "ops": ops,
+    "frame": frame,
     "model": whole("model"),
     "train": whole("train"),
     "growth": growth,

@@ -40,6 +40,9 @@ def results(row: Make, tmp_path: Path) -> Path:
                     file.add(row(op="layer_attention", provider=provider, mode=mode, shape=size, **times))
     with RowFile(folder / "some-device" / "model.jsonl") as file:
         file.add(row(op="lmfn", provider="for_inference", l2="host", shape=Shape(8, 4, 50, 720, 1280), p80=16, p50=16))
+        for provider, dtype, p50 in (("eager", "float32", 1234.5), ("for_inference", "float32", 99.95)):
+            shape, times = Shape(1, 4, 50, 720, 1280), {"p20": p50, "p50": p50, "p80": p50}
+            file.add(row(op="lmfn", provider=provider, dtype=dtype, l2="host", shape=shape, **times))
     return folder
 
 
@@ -57,6 +60,7 @@ def test_tables(results: Path, tmp_path: Path) -> None:
     )
     assert "| 0.50 | 50% |" in text, "where another is faster the table says so"
     assert "| 16 (0.9 to 16) | 2 |" in text, "an image of eight takes an eighth"
+    assert "float32 |\n| --- | --- |\n| for_inference | 100 |\n| eager | 1,234 |" in text, "fastest first, no exponents"
     growth = [line for line in text.splitlines() if line.startswith("| `layer_attention` |") and "pixels" in line]
     assert [line.split(" | ")[7:9] for line in growth] == [
         ["1.00", "1.00"],
