@@ -14,14 +14,21 @@ from matplotlib.figure import Figure
 from bench.report import Line, groups, lines
 from bench.rows import OURS, Row
 
-COLOURS = dict(
-    zip(
-        ("rfdb", "layer_attention", "lmfn", "channel_gate", "conv3x3", "distill_stage", "distill_fuse", "esa_gate"),
-        ("#0072b2", "#d55e00", "#222222", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#999999"),
-        strict=True,
-    )
-)
-"""Okabe and Ito's, told apart by the colour-blind; an op that is not among them is gray."""
+COLOURS = {
+    "rfdb": "#0072b2",
+    "layer_attention": "#d55e00",
+    "channel_gate": "#009e73",
+    "distill_stage": "#56b4e9",
+    "distill_fuse": "#e69f00",
+    "esa_gate": "#f0e442",
+    "conv3x3": "#cc79a7",
+    "stem": "#882255",
+    "residual_block": "#332288",
+    "upsample_add": "#999933",
+    "upsampled_conv3x3": "#aaaaaa",
+    "lmfn": "#222222",
+}
+"""Okabe and Ito's, and after them Tol's, told apart by the colour-blind."""
 
 
 def draw(folder: Path, verbs: dict[str, list[Row]]) -> Iterator[Path]:
@@ -39,10 +46,6 @@ def draw(folder: Path, verbs: dict[str, list[Row]]) -> Iterator[Path]:
             figure.savefig(path, dpi=110, metadata={"Software": None})
             plt.close(figure)
             yield path
-
-
-def colour(op: str) -> str:
-    return COLOURS.get(op, "#bbbbbb")
 
 
 def title(row: Row) -> str:
@@ -65,8 +68,8 @@ def roofline(rows: list[Row]) -> Figure:
                 intensity(row),
                 row.tflops,
                 marker,
-                color=colour(row.op),
-                markerfacecolor=colour(row.op) if ours else "none",
+                color=COLOURS[row.op],
+                markerfacecolor=COLOURS[row.op] if ours else "none",
                 markersize=8,
                 alpha=0.9,
             )
@@ -79,7 +82,7 @@ def roofline(rows: list[Row]) -> Figure:
         f"Roofline: {title(first)}\nceilings: {copy:.3g} GB/s copied, {matrix:.3g} TFLOP/s multiplied", fontsize=10
     )
     for op in dict.fromkeys(row.op for row in rows):
-        ax.plot([], [], "o", color=colour(op), label=op)
+        ax.plot([], [], "o", color=COLOURS[op], label=op)
     for mode, marker in {"infer": "o", "fwd": "<", "bwd": ">", "full": "s"}.items():
         if any(row.mode == mode for row in rows):
             ax.plot([], [], marker, color="black", label=f"{mode}, ours")
@@ -94,7 +97,7 @@ def speedup(rows: list[Row]) -> Figure:
     found = [group for group in groups(rows) if group.others][::-1]
     figure, ax = plt.subplots(figsize=(8, 1.4 + 0.27 * len(found)), layout="constrained")
     for y, group in enumerate(found):
-        ax.barh(y, group.faster, color=colour(group.ours.op), alpha=1 if group.ours.mode == "infer" else 0.65)
+        ax.barh(y, group.faster, color=COLOURS[group.ours.op], alpha=1 if group.ours.mode == "infer" else 0.65)
         text = ax.text(group.faster, y, f" {group.faster:.2f}, {group.others[0].provider}", va="center", fontsize=8)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # the line at 1 may be behind it
     ax.set_yticks(
@@ -132,8 +135,8 @@ def _line(ax: Axes, line: Line, value: Callable[[Row], float], exponents: bool) 
         line.sizes,
         [value(row) for row in line.rows],
         "o-" if ours else "s--",
-        color=colour(row.op),
-        markerfacecolor=colour(row.op) if ours else "none",
+        color=COLOURS[row.op],
+        markerfacecolor=COLOURS[row.op] if ours else "none",
         label=f"{row.op}, {row.provider}" + (f": size^{line.exponent(value):.2f}" if exponents else ""),
     )
 
