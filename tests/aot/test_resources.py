@@ -10,12 +10,13 @@ import pytest
 from bench.compiled import Compiled
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_no_fault(target: str) -> None:
+def test_no_fault(target: str, dtype: str) -> None:
     """In a process of its own: this one may have Triton in its interpreter, or an LLVM assertion may end it."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "resources", "--target", target, "--dtype", "bfloat16"],
+        [sys.executable, "-m", "bench", "resources", "--target", target, "--dtype", dtype],
         capture_output=True,
         text=True,
         env=environment,
