@@ -30,6 +30,8 @@ class Session:
     """By `time.monotonic`: nothing new is begun after it."""
     wrong: int = 0
     """Results that were wrong, and calls of ours that failed."""
+    rows: list[Row] = field(default_factory=list)
+    """All that were made."""
     _machines: dict[torch.dtype, Machine] = field(default_factory=dict)
 
     def out_of_time(self, left: int) -> bool:
@@ -156,6 +158,7 @@ def add_rows(
             f"kept {row.saved_bytes / 2**20:.1f} MiB",
             flush=True,
         )
+        session.rows.append(row)
         if session.file is not None:
             session.file.add(row)
 

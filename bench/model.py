@@ -1,4 +1,4 @@
-"""The whole network, a photograph at a time: `python -m bench model`.
+"""The whole network, a photograph at a time, and its parts: `python -m bench model`.
 
 By the clock on the wall, launch gaps included: that is what a user waits. On a CPU beside ONNX Runtime and OpenVINO, in
 bfloat16 too where the processor has instructions for it.
@@ -8,20 +8,23 @@ import argparse
 import copy
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import lmfn_kernels
-from bench import cases
+from bench import cases, report
 from bench.devices import Call, installed, wall
 from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
 from bench.network import function, image, lmfn, network
-from bench.ops import DTYPES, shape_of
+from bench.ops import DTYPES, Wanted, shape_of
+from bench.ops import measure as measure_op
 from bench.providers import PROVIDERS, SLOW
-from bench.registry import OPS
+from bench.registry import OPS, PARTS
 from bench.rows import Shape
+from bench.units import UNITS
 
 SHAPES = {"cuda": ["1x720x1280", "8x720x1280", "1x2160x3840"], "cpu": ["1x256x256", "1x720x1280"]}
 PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
@@ -33,7 +36,8 @@ Make = Callable[[Any, Tensor], Callable[[Tensor], Tensor]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", nargs="+", help="BxHxW of the image, or BxNxCxHxW with N RFDBs of C channels")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--provider", nargs="+", help="default: all")
+    parser.add_argument("--provider", nargs="+", help="of the network; default: all")
+    parser.add_argument("--units", action="store_true", help="the parts alone; without it, they come after the network")
 
 
 def dtypes(device: str) -> list[str]:
@@ -72,6 +76,31 @@ def written(name: str, model: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def run(session: Session, options: argparse.Namespace) -> None:
+    if not options.units:
+        networks(session, options)
+    if options.units or not (options.shape or options.provider):
+        units(session, options)
+
+
+def units(session: Session, options: argparse.Namespace) -> None:
+    """Each part of the network at the size that it has in one photograph, beside the written formula."""
+    device = session.on.kind
+    names = ["triton" if device == "cuda" else "torch", "eager-channels-last"]
+    done = set()
+    for dtype in options.dtype or DTYPES[device]:
+        for place, unit in enumerate(UNITS):
+            if session.out_of_time(len(UNITS) - place):
+                return
+            if (unit.op, unit.shape, dtype) not in done:
+                done.add((unit.op, unit.shape, dtype))
+                measure_op(
+                    session, Wanted((OPS | PARTS)[unit.op], unit.shape, getattr(torch, dtype), ("infer",), names)
+                )
+        if session.rows:
+            print(f"\n{report.units({'model': session.rows}, Path())}\n")
+
+
+def networks(session: Session, options: argparse.Namespace) -> None:
     device = session.on.kind
     todo = [
         (shape_of(OPS["lmfn"], shape), getattr(torch, dtype))

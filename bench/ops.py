@@ -16,7 +16,7 @@ from bench import cases
 from bench.devices import Device, nbytes
 from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
 from bench.providers import PROVIDERS, Provider, call, saved_bytes
-from bench.registry import OPS, Op
+from bench.registry import OPS, PARTS, Op
 from bench.rows import Shape
 from lmfn_kernels.runtime import configs
 
@@ -92,7 +92,11 @@ def _checked(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--op", nargs="+", choices=OPS, default=[op for op in OPS if op != "lmfn"], help="default: all but lmfn"
+        "--op",
+        nargs="+",
+        choices=OPS | PARTS,
+        default=[op for op in OPS if op != "lmfn"],
+        help=f"default: all but lmfn, {', '.join(PARTS)}",
     )
     parser.add_argument("--shape", nargs="+", help="BxHxW, BxCxHxW or BxNxCxHxW, N maps of C channels")
     parser.add_argument("--mode", nargs="+", choices=("infer", "fwd", "bwd", "full"), default=["infer", "full"])
@@ -107,10 +111,10 @@ def wanted(options: argparse.Namespace, device: str, providers: Sequence[str]) -
     """
     shapes = options.shape or ["x".join(map(str, size)) for size in SIZES[device]]
     return [
-        Wanted(OPS[op], shape_of(OPS[op], shape), getattr(torch, dtype), options.mode, providers)
+        Wanted(op, shape_of(op, shape), getattr(torch, dtype), options.mode, providers)
         for dtype in options.dtype or DTYPES[device]
         for shape in shapes
-        for op in options.op
+        for op in map((OPS | PARTS).__getitem__, options.op)
     ]
 
 

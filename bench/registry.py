@@ -7,6 +7,7 @@ input again, and writes each input's gradient. Backward has twice forward's arit
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from bench import cases, network
 from bench.rows import Shape
-from lmfn_kernels import upsample_add
+from lmfn_kernels import conv3x3, upsample_add
 
 
 class Work(NamedTuple):
@@ -163,3 +164,30 @@ OPS: dict[str, Op] = {
     )
 }
 """The block and the attentions first: if time runs out, these are there."""
+
+PARTS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        Op(
+            "residual_block_up",
+            lambda s, dtype, device: cases.block_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
+            lambda _: cases.block_flat(upsample=True),
+            lambda s: (4 * (2 * 2 * 9 * s.c**2 + 7 * s.c), *_passed(s.c, 4 * s.c)),
+        ),
+        Op(
+            "conv3x3_down",
+            lambda s, dtype, device: cases.conv_case(s.b, s.c, s.c, s.h, s.w, dtype, device)[:-1],
+            lambda _: partial(conv3x3, stride=2, activation="leaky_relu", slope=0.1),
+            lambda s: (2 * 9 * s.c**2 / 4, *_passed(s.c, s.c / 4)),
+            widths=(1, 64),
+        ),
+        Op(
+            "conv3x3_reduce",
+            lambda s, dtype, device: cases.conv_case(s.b, s.c, 50, s.h, s.w, dtype, device)[:-1],
+            lambda _: conv3x3,
+            lambda s: (2 * 9 * s.c * 50, *_passed(s.c, 50)),
+            widths=(1, 64),
+        ),
+    )
+}
+"""Ops of `OPS` as other parts of the network have them; they are measured in a photograph alone (`bench/units.py`)."""

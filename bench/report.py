@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.rows import OURS, Row, read
+from bench.rows import OURS, Row, Shape, read
+from bench.units import SIZE, UNITS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -93,7 +94,9 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def digits(number: float) -> str:
-    """Three that count, or all of those before the point."""
+    """Three that count, or all of those before the point; none of what is not a number."""
+    if math.isnan(number):
+        return ""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
@@ -171,7 +174,7 @@ def whole(verb: str) -> Callable[[dict[str, list[Row]], Path], str]:
     """The table of the whole network by all that ran it: fastest first."""
 
     def made(verbs: dict[str, list[Row]], _link: Path) -> str:
-        rows = verbs.get(verb, [])
+        rows = [row for row in verbs.get(verb, []) if row.op == "lmfn"]
         if not rows:
             return ""
         heads = ["shape", "type", "by", "ms", "ms an image", "peak, MiB", "kept, MiB", "of the matrix rate", "again"]
@@ -196,7 +199,8 @@ def whole(verb: str) -> Callable[[dict[str, list[Row]], Path], str]:
 
 def frame(verbs: dict[str, list[Row]], _link: Path) -> str:
     """One photograph of 1280x720 by all that ran the network, fastest first, a column a type."""
-    rows = [row for row in verbs.get("model", []) if (row.shape.b, row.shape.h, row.shape.w) == (1, 720, 1280)]
+    rows = [row for row in verbs.get("model", []) if row.op == "lmfn"]
+    rows = [row for row in rows if (row.shape.b, row.shape.h, row.shape.w) == (1, *SIZE)]
     if not rows:
         return ""
     times = {(row.provider, row.dtype): row.p50 for row in rows}
@@ -207,6 +211,41 @@ def frame(verbs: dict[str, list[Row]], _link: Path) -> str:
     where = f"{m.device}, {m.threads} thread{'s' * (m.threads > 1)}" if m.threads else m.device
     command = f"`python -m bench model --device {'cpu' if m.threads else 'cuda'}`"
     return f"{table([f'{where}: ms', *dtypes], lines)}\n\nAgain: {command}."
+
+
+def units(verbs: dict[str, list[Row]], _link: Path) -> str:
+    """The network's parts in one photograph of 1280x720: what each takes, and what it would at the roofline."""
+    found: dict[str, dict[tuple[str, Shape], Group]] = defaultdict(dict)
+    for group in groups(row for row in verbs.get("model", []) if row.op != "lmfn"):
+        found[group.ours.dtype][group.ours.op, group.ours.shape] = group
+    made = []
+    for by in found.values():
+        rows = [(unit, by[unit.op, unit.shape]) for unit in UNITS if (unit.op, unit.shape) in by]
+        if not rows:
+            continue
+        mine = [unit.times * group.ours.p50 for unit, group in rows]
+        least = [unit.times * group.ours.p50 * group.ours.roofline for unit, group in rows]
+        other = [unit.times * group.others[0].p50 if group.others else math.nan for unit, group in rows]
+        heads = ["part", "op", "shape", "times", "ours, ms", "of all", "at the roofline, ms", "of the roofline"]
+        lines = [
+            [
+                unit.name,
+                f"`{unit.op}`",
+                str(unit.shape),
+                str(unit.times),
+                digits(ms),
+                f"{ms / sum(mine):.1%}",
+                digits(floor),
+                f"{floor / ms:.0%}",
+                digits(formula),
+            ]
+            for (unit, _), ms, floor, formula in zip(rows, mine, least, other, strict=True)
+        ]
+        whole = [digits(sum(mine)), "100%", digits(sum(least)), f"{sum(least) / sum(mine):.0%}", digits(sum(other))]
+        row = rows[0][1].ours
+        title = f"{machine(row)} By `{row.provider}`."
+        made.append(f"{title}\n\n{table([*heads, 'the formula, ms'], [*lines, ['all', '', '', '', *whole]])}")
+    return "\n\n".join([*made, "Again: `python -m bench model --units`."]) if made else ""
 
 
 @dataclass(frozen=True)
@@ -290,6 +329,7 @@ TABLES: dict[str, Callable[[dict[str, list[Row]], Path], str]] = {
     "ops": ops,
     "frame": frame,
     "model": whole("model"),
+    "units": units,
     "train": whole("train"),
     "growth": growth,
     "plots": plots,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -13,14 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import budget, devices, measure, memory, ops, registry, tune
+from bench import budget, devices, measure, memory, model, ops, tune
 from bench.__main__ import main
 from bench.devices import Call, Cpu, Gpu
 from bench.measure import Session
 from bench.ops import Wanted
 from bench.providers import PROVIDERS, Provider
-from bench.registry import OPS
+from bench.registry import OPS, PARTS, Op
 from bench.rows import RowFile, Shape, read
+from bench.units import SIZE, UNITS
 from lmfn_kernels.runtime import configs
 
 
@@ -293,10 +295,24 @@ assert model.engines("cuda", torch.float32)["eager"](network.network(shape), x)(
     assert done.stdout == "torch.Size([1, 3, 64, 64])\n", done.stderr
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_least_work(name: str) -> None:
+def test_the_units_are_those_of_the_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their least arithmetic is the formulas' but for ALFM, which has a third of it; each is an op, and is measured."""
+    flop = sum(u.times * (OPS | PARTS)[u.op].work(u.shape, "infer").flop for u in UNITS)
+    assert flop == pytest.approx(OPS["lmfn"].work(Shape(1, 4, 50, *SIZE), "infer").flop, rel=0.05)
+    small = [replace(unit, part=16 * unit.part) for unit in UNITS[:2]]
+    monkeypatch.setattr(model, "UNITS", small)
+    assert main(["model", "--device", "cpu", "--units", "--rounds", "1"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " infer " in line]
+    assert [tuple(line.split()[i] for i in (0, 2, 5)) for line in lines] == [
+        (unit.op, str(unit.shape), provider) for unit in small for provider in ("torch", "eager-channels-last")
+    ]
+
+
+@pytest.mark.parametrize("op", (OPS | PARTS).values(), ids=lambda op: op.name)
+def test_least_work(op: Op) -> None:
     """Full is forward and backward; it grows with pixels, and backward has twice forward's arithmetic."""
-    op = registry.OPS[name]
     shape = op.shape(2, 64, 80)
     infer, bwd, full = (op.work(shape, mode) for mode in ("infer", "bwd", "full"))
     assert full == (infer.flop + bwd.flop, infer.values + bwd.values)

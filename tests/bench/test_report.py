@@ -43,6 +43,10 @@ def results(row: Make, tmp_path: Path) -> Path:
         for provider, dtype, p50 in (("eager", "float32", 1234.5), ("for_inference", "float32", 99.95)):
             shape, times = Shape(1, 4, 50, 720, 1280), {"p20": p50, "p50": p50, "p80": p50}
             file.add(row(op="lmfn", provider=provider, dtype=dtype, l2="host", shape=shape, **times))
+        for provider, p50 in (("torch", 2.0), ("eager-channels-last", 3.0)):
+            for op, shape in (("rfdb", Shape(1, 1, 50, 180, 320)), ("stem", Shape(1, 1, 64, 720, 1280))):
+                times = {"p20": p50, "p50": p50, "p80": p50, "roofline": 0.25}
+                file.add(row(op=op, provider=provider, mode="infer", l2="host", shape=shape, **times))
     return folder
 
 
@@ -61,6 +65,8 @@ def test_tables(results: Path, tmp_path: Path) -> None:
     assert "| 0.50 | 50% |" in text, "where another is faster the table says so"
     assert "| 16 (0.9 to 16) | 2 |" in text, "an image of eight takes an eighth"
     assert "float32 |\n| --- | --- |\n| for_inference | 100 |\n| eager | 1,234 |" in text, "fastest first, no exponents"
+    assert "| RFDB | `rfdb` | 1x50x180x320 | 4 | 8 | 80.0% | 2 | 25% | 12 |" in text, "four of them in the network"
+    assert "| all |  |  |  | 10 | 100% | 2.5 | 25% | 15 |" in text
     growth = [line for line in text.splitlines() if line.startswith("| `layer_attention` |") and "pixels" in line]
     assert [line.split(" | ")[7:9] for line in growth] == [
         ["1.00", "1.00"],
