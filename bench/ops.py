@@ -50,9 +50,11 @@ def measure(session: Session, wanted: Wanted) -> None:
     on, op = session.on, wanted.op
     torch.manual_seed(0)
     tensors = op.make(wanted.shape, wanted.dtype, on.torch_device)
-    # Few random roundings for an image alone, which may be large: it has values enough to show what they do.
-    needs, rounds = ([False], 2) if tuple(wanted.modes) == ("infer",) else ([True], cases.ROUNDS)
-    results, gradients = cases.exactly(op.function(wanted.shape), tensors, needs * len(tensors), rounds)
+    needs = [tuple(wanted.modes) != ("infer",)] * len(tensors)
+    # Few random roundings of the whole network's image, which may be large: it has values enough to show what they do.
+    # Not of an op's: what a rounding does to a row of ALFM's matrix it does to all pixels alike.
+    rounds = 2 if op.name == "lmfn" and not any(needs) else cases.ROUNDS
+    results, gradients = cases.exactly(op.function(wanted.shape), tensors, needs, rounds)
     number = min(on.copies_bytes // nbytes(tensors) + 1, MOST_COPIES)
     layouts = {PROVIDERS[name].layout: PROVIDERS[name] for name in wanted.providers}
     copies = {
