@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 from lmfn_kernels import (
     Conv,
     Full3D,
+    LayerAttention,
     Pseudo3D,
     RFDBWeights,
     backend,
@@ -137,6 +138,25 @@ def channel_gate_flat(form: str = "pseudo3d") -> Callable[..., Tensor]:
     def call(x: Tensor, alpha: Tensor, *tensors: Tensor) -> Tensor:
         *weights, add = tensors
         return channel_gate(x, Full3D(*weights) if form == "full3d" else Pseudo3D(*weights), alpha, add)
+
+    return call
+
+
+def merge_case(
+    b: int, n: int, c: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "pseudo3d"
+) -> list[Tensor]:
+    """What `channel_gate_case` gives but for what is added, and what `attention_case` gives for that. Cosines."""
+    gate = channel_gate_case(b, c, h, w, dtype, device, form=form)[:-1]
+    return [*gate, *attention_case(b, n, c, c, h, w, dtype, device, form="channels-cosine")]
+
+
+def merge_flat(form: str = "pseudo3d", rows: Any = "channels", slope: float = 0.05) -> Callable[..., Tensor]:
+    size = 2 if form == "full3d" else 4
+
+    def call(x: Tensor, alpha: Tensor, *tensors: Tensor) -> Tensor:
+        *maps, theta, weight, bias, temperature = tensors[size:]
+        gate = Full3D(*tensors[:size]) if form == "full3d" else Pseudo3D(*tensors[:size])
+        return channel_gate(x, gate, alpha, LayerAttention(maps, theta, weight, bias, temperature, rows, slope))
 
     return call
 

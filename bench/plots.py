@@ -18,6 +18,7 @@ COLOURS = {
     "rfdb": "#0072b2",
     "layer_attention": "#d55e00",
     "channel_gate": "#009e73",
+    "attention_merge": "#117733",
     "distill_stage": "#56b4e9",
     "distill_fuse": "#e69f00",
     "esa_gate": "#f0e442",

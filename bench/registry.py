@@ -79,6 +79,12 @@ def _attention_work(s: Shape) -> tuple[float, float, float]:
     return 2 * (size * (size + 1) / 2 + size * s.c), 2 * size + s.c, 3 * size + 2 * s.c
 
 
+def _merge_work(s: Shape) -> tuple[float, float, float]:
+    """As if x were one of the maps, as it is in the network: attention's passes alone, with the gate's arithmetic."""
+    flop, forward, backward = _attention_work(s)
+    return flop + 2 * 12 * s.c, forward, backward
+
+
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
@@ -100,6 +106,13 @@ OPS: dict[str, Op] = {
             lambda s, dtype, device: cases.channel_gate_case(s.b, s.c, s.h, s.w, dtype, device),
             lambda _: cases.channel_gate_flat(),
             lambda s: (2 * 12 * s.c, *_passed(2 * s.c, s.c)),
+        ),
+        Op(
+            "attention_merge",
+            lambda s, dtype, device: cases.merge_case(s.b, s.n, s.c, s.h, s.w, dtype, device),
+            lambda _: cases.merge_flat(),
+            _merge_work,
+            widths=(4, 50),
         ),
         Op(
             "distill_stage",

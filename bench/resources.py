@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from bench.compiled import SHARED, Compiled
-from lmfn_kernels.acfm.op import _channel_gate
+from lmfn_kernels.acfm.op import _attention_merge, _channel_gate
 from lmfn_kernels.alfm.op import _layer_attention
 from lmfn_kernels.bilinear.op import _upsample_add
 from lmfn_kernels.conv.op import _conv3x3
@@ -131,6 +131,12 @@ def _attentions(dtype: torch.dtype) -> None:
         tensors = [image(b, c, h, w), image(b, c, h, w), image(1), *(image(*shape) for shape in weights)]
         results = _channel_gate.forward("triton", tensors, [], True)
         _channel_gate.backward("triton", results, [], tensors, [], [True] * len(tensors))
+        tensors = [*(image(b, c, h, w) for _ in range(n)), *tensors[:1], *tensors[2:], *[None] * (4 - len(weights))]
+        tensors += [image(1), image(c, n * c, 1, 1), image(c), image(1)]
+        for keep in (False, True):
+            results = _attention_merge.forward("triton", tensors, [0, 0.05, -1], keep)
+        needs = [t is not None for t in tensors]
+        _attention_merge.backward("triton", results[:1], results[1:], tensors, [0, 0.05, -1], needs)
 
 
 def compiled(target: str, dtype: str) -> Iterator[Compiled]:

@@ -6,7 +6,6 @@ row attends to all alike, 1 where it has chosen one.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -56,17 +55,19 @@ def measure(model: LMFN, frame: Tensor) -> Curves:
     found: Curves = {name: [] for name in STYLES}
     temperature = getattr(model.alfm, "temperature", None)
     scales = {"dot": None, "cosine": torch.tensor([TEMPERATURE]) if temperature is None else temperature}
-    seen: list[Sequence[Tensor]] = []
-    handle = model.alfm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    seen: list[Tensor] = []
+    handles = [block.register_forward_hook(lambda _, __, output: seen.append(output)) for block in model.rfdbs]
     for width, height in SIZES:
         grams = []
         for image in crops(frame, width, height):
             model(image)
-            grams.append(layer_gram(seen.pop()))
+            grams.append(layer_gram(seen))
+            seen.clear()
         for name, scale in scales.items():
             rows = attention(torch.cat(grams), scale, by_layer=False)
             found[name].append(rows.amax(-1).mean().item())
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     return found
 
 

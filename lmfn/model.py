@@ -24,12 +24,12 @@ from lmfn.weights import shipped
 from lmfn_kernels import (
     Conv,
     Full3D,
+    LayerAttention,
     Pseudo3D,
     RFDBWeights,
     channel_gate,
     conv3x3,
     esa_gate,
-    layer_attention,
     layer_gram,
     residual_block,
     rfdb,
@@ -201,10 +201,15 @@ class ALFM(nn.Module):
         return attention(layer_gram(maps, rows=self.rows), self.temperature, self.rows == "layers")
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        return self.deferred(maps)()
+
+    def deferred(self, maps: Sequence[Tensor]) -> LayerAttention:
+        """What ACFM adds without its being written first."""
         if len(maps) != self.layers:
             raise ValueError(f"ALFM was made for {self.layers} layers, got {len(maps)} maps")
-        fuse = weight_and_bias(self.fuse)
-        return layer_attention(maps, self.theta, *fuse, self.temperature, rows=self.rows, slope=DECODER_SLOPE)
+        return LayerAttention(
+            maps, self.theta, *weight_and_bias(self.fuse), self.temperature, rows=self.rows, slope=DECODER_SLOPE
+        )
 
 
 class ACFM(nn.Module):
@@ -226,7 +231,7 @@ class ACFM(nn.Module):
         else:
             self.weight, self.bias = uniform(-(27**-0.5), 27**-0.5, 3, 3, 3), uniform(-(27**-0.5), 27**-0.5, 1)
 
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, add: Tensor | LayerAttention | None = None) -> Tensor:
         """The gated x, plus `add` where given: the merge of the two attentions."""
         gate: Pseudo3D | Full3D
         if self.form == "pseudo3d":
@@ -333,11 +338,12 @@ class LMFN(
         out: list[Tensor] = []
         for block in self.rfdbs:
             out.append(block(out[-1] if out else f))
-        f_l = self.alfm(out) if self.alfm is not None else None
+        fused = self.alfm if isinstance(self.alfm, ALFM) and self.acfm is not None and self.merge is None else None
+        f_l = self.alfm(out) if self.alfm is not None and fused is None else None
         if self.acfm is None:
             y = out[-1] if f_l is None else f_l
         elif self.merge is None:
-            y = self.acfm(out[-1], add=f_l)
+            y = self.acfm(out[-1], add=fused.deferred(out) if fused else f_l)
         else:
             both = torch.cat([cast(Tensor, f_l), self.acfm(out[-1])], dim=1)
             y = conv3x3(both, *weight_and_bias(self.merge), residual=f if self.config.skip == "feature" else None)

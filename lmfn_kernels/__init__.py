@@ -5,7 +5,7 @@ formula under autograd.
 """
 
 from lmfn_kernels.acfm.op import Full3D, Pseudo3D, channel_gate
-from lmfn_kernels.alfm.op import layer_apply, layer_attention, layer_gram
+from lmfn_kernels.alfm.op import LayerAttention, layer_apply, layer_attention, layer_gram
 from lmfn_kernels.bilinear.op import upsample_add
 from lmfn_kernels.conv.op import Conv, conv3x3
 from lmfn_kernels.head.op import upsampled_conv3x3
@@ -14,7 +14,7 @@ from lmfn_kernels.rfdb.op import RFDBWeights, distill_fuse, distill_stage, esa_g
 from lmfn_kernels.runtime.backend import backend
 
 __all__ = [
-    "Conv", "Full3D", "Pseudo3D", "RFDBWeights", "backend", "channel_gate", "conv3x3", "distill_fuse", "distill_stage",
-    "esa_gate", "layer_apply", "layer_attention", "layer_gram", "residual_block", "rfdb", "stem", "upsample_add",
-    "upsampled_conv3x3",
+    "Conv", "Full3D", "LayerAttention", "Pseudo3D", "RFDBWeights", "backend", "channel_gate", "conv3x3",
+    "distill_fuse", "distill_stage", "esa_gate", "layer_apply", "layer_attention", "layer_gram", "residual_block",
+    "rfdb", "stem", "upsample_add", "upsampled_conv3x3",
 ]  # fmt: skip

@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from lmfn_kernels.acfm import kernels
+from lmfn_kernels.alfm.launch import MAPS, mix_arithmetic, mix_weights
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import arithmetic, block, empty, layout, partial, pixels, run, tiles, total
 
-__all__ = ["gate", "gate_backward", "layout"]
+__all__ = ["gate", "gate_backward", "layout", "merge"]
 
 SUMS = 32  # the 14 or 28 weights and alpha
 
@@ -32,6 +33,43 @@ def gate(x: Tensor, add: Tensor | None, alpha: Tensor, weights: Sequence[Tensor]
         **_size(x, c),
     )
     return out
+
+
+def merge(
+    x: Tensor,
+    alpha: Tensor,
+    weights: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    matrix: Tensor,
+    bias: Tensor,
+    slope: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """x + alpha sigmoid(q) x + f_l, and f_l = LR(matrix F + bias), F the maps, where `keep` is set."""
+    out, kept = empty(x, *x.shape), empty(x, *x.shape) if keep else None
+    c = config("merge", x)
+    n = block(x.shape[1])
+    run(
+        kernels.merge_kernel,
+        x,
+        (tiles(x, c),),
+        c,
+        t_x=pixels(x, c, n),
+        **{f"t_f{j}": pixels(maps[j] if j < len(maps) else None, c, n) for j in MAPS},
+        t_w=mix_weights(matrix.mT, len(maps), 1, x.dtype, n, n),
+        p_mix_bias=bias,
+        t_sum=pixels(kept, c, n),
+        t_out=pixels(out, c, n),
+        p_alpha=alpha,
+        **_weights(weights),
+        LAYERS=len(maps),
+        CHANNELS=x.shape[1],
+        SLOPE=slope,
+        MIX_PRECISION=mix_arithmetic(x)["PRECISION"],
+        BLOCK_C=n,
+        **_size(x, c),
+    )
+    return out, kept
 
 
 def gate_backward(

@@ -12,8 +12,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lmfn_kernels.acfm import reference
+from lmfn_kernels.alfm import op as alfm
+from lmfn_kernels.alfm.op import LayerAttention
 from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, pieces
+from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
 
 WIDEST = 64  # channels that one program of a kernel holds
 
@@ -43,7 +45,7 @@ class Full3D(NamedTuple):
 Gate = Pseudo3D | Full3D
 
 
-def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | None = None) -> Tensor:
+def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | LayerAttention | None = None) -> Tensor:
     """x + alpha sigmoid(q) x + add, with q from the neighbours of each value in channel, height and width.
 
     `x`, `add` and the result [B, C, H, W], float32, float16, bfloat16 or float64, of any strides, zero beyond the
@@ -51,7 +53,10 @@ def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | None = None
     computed in float32 (float64 for float64). The result is channels-last, from the kernels with a pixel stride rounded
     up to 16 bytes. Under autocast, images are cast to its dtype, weights left as they are. First-order gradients only.
 
-    Kept for backward: `x`, and the 14 or 28 weights.
+    A `LayerAttention` as `add` is computed on the way, and written only where backward needs its signs: the merge of
+    the two attentions, f_l + f_c, in one pass over the layers and x. It gives [B, C, H, W] as x has them.
+
+    Kept for backward: `x`, and the 14 or 28 weights; with a `LayerAttention` what `layer_attention` keeps, too.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
@@ -62,6 +67,8 @@ def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | None = None
     for name, weight, shape in zip(gate._fields, gate, shapes, strict=True):
         checks.tensor(f"gate.{name}", weight, shape, x)
     checks.tensor("alpha", alpha, (1,), x)
+    if isinstance(add, LayerAttention):
+        return _merged(x, gate, alpha, add)
     if add is not None:
         checks.tensor("add", add, x.shape, x)
     body = backend.choose(x, _refusal(x), "channel_gate")
@@ -69,6 +76,21 @@ def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | None = None
         return reference.channel_gate(x, gate, alpha, add)
     # As vectors, because autocast leaves vectors in float32.
     return _channel_gate(body, (x, add, alpha, *(weight.flatten() for weight in gate)), ())[0]
+
+
+def _merged(x: Tensor, gate: Gate, alpha: Tensor, add: LayerAttention) -> Tensor:
+    alfm.check_maps(add.maps, add.rows)
+    checks.tensor("add.maps[0]", add.maps[0], x.shape, x)
+    alfm.check_fusion(*add[:5], add.slope)
+    checks.tensor("add.weight", add.weight, (x.shape[1], None, 1, 1), x)
+    body = backend.choose(x, _refusal(x) or alfm.refusal(add.maps), "attention_merge")
+    if body == "reference":
+        return reference.channel_gate(x, gate, alpha, add())
+    weights = [weight.flatten() for weight in gate]
+    # Once where it is one of the maps: PyTorch's compiler takes no tensor twice.
+    place = next((i for i, f in enumerate(add.maps) if f is x), -1)
+    tensors = (*add.maps, x if place < 0 else None, alpha, *weights, *[None] * (4 - len(weights)), *add[1:5])
+    return _attention_merge(body, tensors, (float(add.rows == "layers"), add.slope, place))[0]
 
 
 def _refusal(x: Tensor) -> str | None:
@@ -98,3 +120,52 @@ def _channel_gate_backward(
 
 
 _channel_gate = Op("channel_gate", 1, _channel_gate_forward, _channel_gate_backward, forgets=(1,))
+
+
+OTHERS = 10  # tensors of the merge that are no maps: x, alpha, the gate's four, theta, weight, bias, temperature
+
+
+def _of_gate(tensors: Tensors, place: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    x, alpha = tensors[-OTHERS] if place < 0 else tensors[place], tensors[1 - OTHERS]
+    assert x is not None
+    assert alpha is not None
+    return x, alpha, given(tensors[2 - OTHERS : 6 - OTHERS])
+
+
+def _merge_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
+    p, q = pieces("acfm", body), pieces("alfm", body)
+    by_layer, slope = options[0] == 1, options[1]
+    x, alpha, gate = _of_gate(tensors, int(options[2]))
+    *_, theta, weight, bias, temperature = tensors
+    maps = [q.layout(f) for f in given(tensors[:-OTHERS])]
+    e = q.gram(maps, by_layer)
+    matrix = q.fold(e, theta, weight, temperature, by_layer)
+    y, added = p.merge(p.layout(x), alpha, gate, maps, matrix, bias, slope, keep)
+    return [y, added, e] if keep else [y]
+
+
+def _merge_backward(
+    body: str,
+    gradients: Tensors,
+    kept: Sequence[Tensor],
+    tensors: Tensors,
+    options: Sequence[float],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    place = int(options[2])
+    x, alpha, gate = _of_gate(tensors, place)
+    needs_x = needs[-OTHERS] if place < 0 else needs[place]
+    of_gate = [needs_x, False, *needs[1 - OTHERS : 2 - OTHERS + len(gate)]]
+    of_attention = [*needs[:-OTHERS], False, *needs[-4:]]
+    found = _channel_gate_backward(body, gradients, [], [x, None, alpha, *gate], [], of_gate) if any(of_gate) else []
+    others: list[Tensor] = []
+    if any(of_attention):
+        attention = [*tensors[:-OTHERS], None, *tensors[-4:]]
+        others = alfm.layer_attention_backward(body, gradients, kept, attention, options, of_attention)
+    if needs_x and place >= 0:
+        others[sum(needs[:place])] += found.pop(0)
+    maps = sum(needs[:-OTHERS])
+    return [*others[:maps], *found, *others[maps:]]
+
+
+_attention_merge = Op("attention_merge", 1, _merge_forward, _merge_backward)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from lmfn_kernels.alfm.plain import mix
+
 VALUES = 1 << 19  # of a strip, or those of one row
 
 
@@ -44,6 +46,21 @@ def gate(x: Tensor, add: Tensor | None, alpha: Tensor, weights: Sequence[Tensor]
             y += add[i : i + 1, :, first:last]
         out[i : i + 1, :, first:last] = y
     return out
+
+
+def merge(
+    x: Tensor,
+    alpha: Tensor,
+    weights: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    matrix: Tensor,
+    bias: Tensor,
+    slope: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """x + alpha sigmoid(q) x + f_l, and f_l = LR(matrix F + bias), F the maps, where `keep` is set."""
+    (added,) = mix(maps, matrix.mT, 1, bias=bias, slope=slope)
+    return gate(x, added, alpha, weights), added if keep else None
 
 
 def gate_backward(

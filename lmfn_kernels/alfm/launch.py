@@ -26,7 +26,7 @@ from lmfn_kernels.runtime.launch import (
     weights,
 )
 
-__all__ = ["fold", "fold_backward", "gram", "layout", "mix", "products"]
+__all__ = ["fold", "fold_backward", "gram", "layout", "mix", "mix_arithmetic", "mix_weights", "products"]
 
 WIDEST = 64  # channels in a block
 MAPS = range(8)
@@ -114,8 +114,8 @@ def mix(
         t_g=pixels(g, c, block_g),
         t_by=pixels(by, c, block_g),
         **{f"t_x{j}": pixels(maps[j] if j < len(maps) else None, c, block_k) for j in MAPS},
-        t_wg=None if g is None else _weights(matrix[:, :of_g], 1, outputs, x.dtype, block_g, block_n),
-        t_w=_weights(matrix[:, of_g:], len(maps), outputs, x.dtype, block_k, block_n) if maps else None,
+        t_wg=None if g is None else mix_weights(matrix[:, :of_g], 1, outputs, x.dtype, block_g, block_n),
+        t_w=mix_weights(matrix[:, of_g:], len(maps), outputs, x.dtype, block_k, block_n) if maps else None,
         p_bias=bias,
         **{f"t_out{j}": pixels(out[j] if j < outputs else None, c, block_n) for j in MAPS},
         H=x.shape[2],
@@ -132,7 +132,7 @@ def mix(
         BLOCK_K=block_k,
         BLOCK_G=block_g,
         BLOCK_N=block_n,
-        **_products(x),
+        **mix_arithmetic(x),
     )
     return out
 
@@ -201,7 +201,7 @@ def _folded(x: Tensor, m: Tensor, theta: Tensor, *, back: bool) -> Tensor:
         BLOCK_K=block_k,
         BLOCK_R=block_r,
         **sizes,
-        **_products(m),
+        **mix_arithmetic(m),
     )
     return out
 
@@ -220,7 +220,7 @@ def _of_row(gram: Tensor) -> dict[str, Any]:
     return {"BLOCK_R": block(gram.shape[1]), "SHORTEST": SHORTEST}
 
 
-def _weights(matrix: Tensor, maps: int, outputs: int, dtype: torch.dtype, rows: int, columns: int) -> Any:
+def mix_weights(matrix: Tensor, maps: int, outputs: int, dtype: torch.dtype, rows: int, columns: int) -> Any:
     """The blocks of `matrix` [B, maps * K, outputs * N] as matrices [K, N], image by image, output by output."""
     parts = matrix.unflatten(2, (outputs, -1)).unflatten(1, (maps, -1)).permute(0, 3, 1, 2, 4).flatten(0, 2)
     s = pitch(parts.shape[2], dtype)
@@ -285,11 +285,11 @@ def _common(maps: Sequence[Tensor], c: Config, splits: int) -> dict[str, Any]:
         "BLOCK_W": c.width,
         "BLOCK_C": min(_widest(x), block(x.shape[1])),
         "STAGES": c.stages,
-        **_products(x),
+        **mix_arithmetic(x),
     }
 
 
-def _products(x: Tensor) -> dict[str, Any]:
+def mix_arithmetic(x: Tensor) -> dict[str, Any]:
     """As `arithmetic`, but PyTorch's setting for matrix products decides on TF32: that is what the formula has.
 
     Full float32 on NVIDIA is three TF32 products: blocks this large spill where they are done without matrix units.

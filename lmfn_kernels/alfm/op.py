@@ -13,7 +13,7 @@ maps and weight are cast to its dtype. Gradients are of first order.
 # ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,21 @@ MOST_MAPS = 8  # that a kernel takes
 MOST_CHANNELS = 512  # of all maps together
 
 Rows = Literal["channels", "layers"]
+
+
+class LayerAttention(NamedTuple):
+    """`layer_attention` of these, not computed yet: `channel_gate` adds it without writing it."""
+
+    maps: Sequence[Tensor]
+    theta: Tensor
+    weight: Tensor
+    bias: Tensor
+    temperature: Tensor | None = None
+    rows: Rows = "channels"
+    slope: float = 0.05
+
+    def __call__(self) -> Tensor:
+        return layer_attention(*self[:5], rows=self.rows, slope=self.slope)
 
 
 def layer_attention(
@@ -50,10 +65,10 @@ def layer_attention(
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
-    _check_maps(maps, rows)
-    _check_fusion(maps, theta, weight, bias, temperature, slope)
+    check_maps(maps, rows)
+    check_fusion(maps, theta, weight, bias, temperature, slope)
     by_layer = rows == "layers"
-    body = backend.choose(maps[0], _refusal(maps), "layer_attention")
+    body = backend.choose(maps[0], refusal(maps), "layer_attention")
     if body == "reference":
         e = reference.layer_gram(maps, by_layer)
         return reference.layer_apply(maps, e, theta, weight, bias, temperature, by_layer, slope)
@@ -66,9 +81,9 @@ def layer_gram(maps: Sequence[Tensor], *, rows: Rows = "channels") -> Tensor:
     It is a sum over pixels: that of an image is the sum of those of its tiles. Arguments and errors as in
     `layer_attention`.
     """
-    _check_maps(maps, rows)
+    check_maps(maps, rows)
     by_layer = rows == "layers"
-    body = backend.choose(maps[0], _refusal(maps), "layer_gram")
+    body = backend.choose(maps[0], refusal(maps), "layer_gram")
     if body == "reference":
         return reference.layer_gram(maps, by_layer)
     return _layer_gram(body, tuple(maps), (float(by_layer),))[0]
@@ -89,13 +104,13 @@ def layer_apply(
 
     `gram` as `layer_gram` gives it; the other arguments and the errors as in `layer_attention`.
     """
-    _check_maps(maps, rows)
-    _check_fusion(maps, theta, weight, bias, temperature, slope)
+    check_maps(maps, rows)
+    check_fusion(maps, theta, weight, bias, temperature, slope)
     by_layer, (b, c) = rows == "layers", maps[0].shape[:2]
     size = len(maps) * (1 if by_layer else c)
     sums = torch.empty((), dtype=torch.promote_types(maps[0].dtype, torch.float32), device=maps[0].device)
     checks.tensor("gram", gram, (b, size, size), sums)
-    body = backend.choose(maps[0], _refusal(maps), "layer_apply")
+    body = backend.choose(maps[0], refusal(maps), "layer_apply")
     if body == "reference":
         return reference.layer_apply(maps, gram, theta, weight, bias, temperature, by_layer, slope)
     # As a vector, because autocast leaves vectors in float32.
@@ -103,7 +118,7 @@ def layer_apply(
     return _layer_attention(body, tensors, (float(by_layer), slope))[0]
 
 
-def _check_maps(maps: Sequence[Tensor], rows: str) -> None:
+def check_maps(maps: Sequence[Tensor], rows: str) -> None:
     if not isinstance(maps, (list, tuple)):
         raise TypeError(f"maps is a {type(maps).__name__}; a list or tuple of maps [B, C, H, W] is expected")
     if not maps:
@@ -115,7 +130,7 @@ def _check_maps(maps: Sequence[Tensor], rows: str) -> None:
         raise ValueError(f"rows is {rows!r}; expected is channels or layers")
 
 
-def _check_fusion(
+def check_fusion(
     maps: Sequence[Tensor], theta: Tensor, weight: Tensor, bias: Tensor, temperature: Tensor | None, slope: float
 ) -> None:
     x = maps[0]
@@ -127,7 +142,7 @@ def _check_fusion(
     checks.slope(slope)
 
 
-def _refusal(maps: Sequence[Tensor]) -> str | None:
+def refusal(maps: Sequence[Tensor]) -> str | None:
     """Why the kernels cannot take these maps, if so."""
     n, size = len(maps), len(maps) * maps[0].shape[1]
     if n <= MOST_MAPS and size <= MOST_CHANNELS:
@@ -168,7 +183,7 @@ def _layer_attention_forward(body: str, tensors: Tensors, options: Sequence[floa
     return [y, e] if keep and summed is None else [y]
 
 
-def _layer_attention_backward(
+def layer_attention_backward(
     body: str,
     gradients: Tensors,
     kept: Sequence[Tensor],
@@ -214,6 +229,6 @@ _layer_attention = Op(
     "layer_attention",
     1,
     _layer_attention_forward,
-    _layer_attention_backward,
+    layer_attention_backward,
     keeps_results=lambda options: options[1] != 1,  # backward needs the results' signs
 )

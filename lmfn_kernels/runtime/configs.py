@@ -86,7 +86,9 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
     """
     big = shared >= 200_000
     # 4 warps of gfx942 have 512 registers for each of their lanes, 8 have 256.
-    warps = 4 if shared <= 65536 and (dtype.itemsize == 4 or kernel.startswith(("channel_gate", "stem"))) else 8
+    warps = (
+        4 if shared <= 65536 and (dtype.itemsize == 4 or kernel.startswith(("channel_gate", "merge", "stem"))) else 8
+    )
     if kernel in ("gram", "product"):
         # Triton 3.6 cannot pipeline `product` for sm_100.
         stages = 3 if big and dtype.itemsize == 2 and kernel == "gram" else 1
@@ -94,8 +96,8 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
         return Config(height=side, width=side, warps=8, stages=stages, splits=32)
     if kernel == "mix" and dtype.itemsize == 4:
         return Config(height=8 if big else 2, width=8, warps=8, stages=1)
-    if kernel in ("channel_gate", "channel_gate_backward"):
-        small = 2 if kernel == "channel_gate_backward" else 4
+    if kernel in ("channel_gate", "channel_gate_backward", "merge"):
+        small = 2 if kernel == "channel_gate_backward" or (kernel == "merge" and dtype.itemsize == 4) else 4
         large = 8 if dtype.itemsize == 2 else 4
         return Config(height=large if big else small, width=8, warps=warps, stages=1, splits=512)
     if kernel in ("gate_backward", "fuse_backward", "stem_backward", "weight_gradient"):

@@ -16,6 +16,8 @@ from bench.cases import (
     channel_gate_flat,
     differentiate,
     exactly,
+    merge_case,
+    merge_flat,
 )
 
 pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
@@ -31,6 +33,10 @@ def gate(b: int, c: int, h: int, w: int, form: str) -> Case:
     return channel_gate_flat(form), lambda dtype: channel_gate_case(b, c, h, w, dtype, DEVICE, form=form)
 
 
+def merge(b: int, n: int, c: int, h: int, w: int, form: str, rows: str = "channels") -> Case:
+    return merge_flat(form, rows), lambda dtype: merge_case(b, n, c, h, w, dtype, DEVICE, form=form)
+
+
 # The network's widths and the kernels' limits, at sizes that leave partial tiles.
 CASES: dict[str, Case] = {
     "attention": attention(3, 4, 50, 37, 61),
@@ -43,6 +49,9 @@ CASES: dict[str, Case] = {
     "gate": gate(3, 50, 37, 61, "pseudo3d"),
     "gate-full3d": gate(3, 50, 37, 61, "full3d"),
     "gate-64": gate(2, 64, 33, 65, "pseudo3d"),
+    "merge": merge(3, 4, 50, 37, 61, "pseudo3d"),
+    "merge-layers": merge(2, 4, 50, 33, 65, "full3d", "layers"),
+    "merge-512": merge(1, 8, 64, 19, 31, "pseudo3d"),
     "gate-one-channel": gate(2, 1, 19, 31, "full3d"),
 }
 

@@ -1,5 +1,7 @@
 """ACFM's op under every backend against the written formula in float64."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +11,16 @@ from test_ops import BODIES, GRID, check
 from torch import Tensor
 
 import lmfn_kernels
-from bench.cases import assert_rounded, channel_gate_case, channel_gate_flat, differentiate, exactly, random
+from bench.cases import (
+    assert_rounded,
+    channel_gate_case,
+    channel_gate_flat,
+    differentiate,
+    exactly,
+    merge_case,
+    merge_flat,
+    random,
+)
 from lmfn_kernels.acfm import plain
 
 FORMS = ["pseudo3d", "full3d"]
@@ -104,25 +115,94 @@ def test_same_bits(body: str, form: str) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(("body", "dtype"), GRID)
+@pytest.mark.parametrize(("form", "rows"), [("pseudo3d", "channels"), ("full3d", "layers"), ("full3d", "channels")])
+def test_attention_is_added(body: str, dtype: torch.dtype, form: str, rows: str) -> None:
+    check(body, merge_flat(form, rows), merge_case(2, 3, 6, 9, 19, dtype, form=form))
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize(("n", "c", "h", "w"), [(1, 1, 1, 1), (8, 3, 1, 5), (4, 50, 3, 4), (2, 64, 5, 3)])
+def test_attention_of_any_size(body: str, n: int, c: int, h: int, w: int) -> None:
+    check(body, merge_flat(slope=1.0), merge_case(1, n, c, h, w, torch.float32))
+
+
+@pytest.mark.parametrize("body", BODIES)
+@settings(max_examples=6, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_attention_for_any_gradients(body: str, data: st.DataObject) -> None:
+    """And of maps that lie in any way, x being one of them, as in the network, or not."""
+    torch.manual_seed(0)
+    b, c, h, w = 2, 4, 7, 11
+    tensors = merge_case(b, 2, c, h, w, torch.float64)
+    tensors[0] = random((b, c + 3, h + 2, w + 1), torch.float64)[:, 2:-1, 1:-1, 1:]
+    tensors[6] = random((1, c, h, 1), torch.float64).expand(b, c, h, w)
+    needs = data.draw(st.lists(st.booleans(), min_size=len(tensors), max_size=len(tensors)), label="needs")
+    check(body, merge_flat(), tensors, needs)
+
+    def shared(*others: Tensor) -> Tensor:
+        result: Tensor = merge_flat()(others[5 + place], *others)
+        return result
+
+    place = data.draw(st.sampled_from([0, 1]), label="place of x among the maps")
+    check(body, shared, tensors[1:], needs[1:])
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_gradcheck_with_attention(body: str) -> None:
+    leaves = [t.requires_grad_() for t in merge_case(1, 2, 3, 3, 5, torch.float64)]
+    with lmfn_kernels.backend(body):
+        assert torch.autograd.gradcheck(merge_flat(), leaves, fast_mode=True)
+
+
+def test_what_is_added_is_written_for_backward_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmfn_kernels.acfm import launch as acfm_launch
+
+    made: list[Tensor] = []
+
+    def counted(*args: object) -> Tensor:
+        made.append(empty(*args))  # type: ignore[arg-type]
+        return made[-1]
+
+    empty = acfm_launch.empty
+    monkeypatch.setattr(acfm_launch, "empty", counted)
+    monkeypatch.setattr("lmfn_kernels.alfm.launch.empty", counted)
+    x, *others = merge_case(1, 2, 5, 6, 7, torch.float32)
+    with lmfn_kernels.backend("triton"):
+        result = merge_flat()(x, *others)
+        assert [t.data_ptr() for t in made] == [result.data_ptr()], "the result alone has the size of x"
+        made.clear()
+        kept = merge_flat()(x.requires_grad_(), *others)
+    assert len(made) == 2
+    assert torch.equal(kept, result)
+
+
 @pytest.mark.parametrize("filler", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("case", "flat"), [(channel_gate_case, channel_gate_flat), (merge_case, merge_flat)])
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_beyond_the_image_is_read_or_written(
     poisoned: list[tuple[Tensor, Tensor]],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     form: str,
+    case: Callable[..., list[Tensor]],
+    flat: Callable[..., Callable[..., Tensor]],
     filler: float,
 ) -> None:
     from lmfn_kernels.acfm import launch as acfm_launch
+    from lmfn_kernels.alfm import launch as alfm_launch
     from lmfn_kernels.runtime import launch
 
     for name in ("empty", "partial"):
         monkeypatch.setattr(acfm_launch, name, getattr(launch, name))
-    tensors = channel_gate_case(2, 10, 9, 19, torch.float64, form=form)
-    exact, exact_gradients = exactly(channel_gate_flat(form), tensors)
-    for i in (0, -1):
-        tensors[i] = surrounded(tensors[i], filler)[0]
+        monkeypatch.setattr(alfm_launch, name, getattr(launch, name))
+    sizes = (2, 10, 9, 19) if case is channel_gate_case else (2, 2, 10, 9, 19)
+    tensors = case(*sizes, torch.float64, form=form)
+    exact, exact_gradients = exactly(flat(form), tensors)
+    for i, tensor in enumerate(tensors):
+        if tensor.shape == tensors[0].shape:
+            tensors[i] = surrounded(tensor, filler)[0]
     with lmfn_kernels.backend("triton"):
-        results, gradients = differentiate(channel_gate_flat(form), tensors)
+        results, gradients = differentiate(flat(form), tensors)
     for result, expected in zip([*results, *gradients], [*exact, *exact_gradients], strict=True):
         assert result is not None
         assert expected is not None
@@ -168,6 +248,13 @@ def test_only_the_input_is_kept(body: str, form: str) -> None:
 def test_errors_name_the_argument() -> None:
     x, alpha, *weights, add = channel_gate_case(1, 3, 4, 5, torch.float32)
     gate = lmfn_kernels.Pseudo3D(*weights)
+    maps = [torch.zeros(1, 3, 4, 6)]
+    attention = lmfn_kernels.LayerAttention(maps, alpha, torch.zeros(3, 3, 1, 1), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"add.maps.0. has shape .1, 3, 4, 6.; expected is .1, 3, 4, 5."):
+        lmfn_kernels.channel_gate(x, gate, alpha, attention)
+    attention = attention._replace(maps=[x], weight=torch.zeros(2, 3, 1, 1), bias=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"add.weight has shape .2, 3, 1, 1.; expected is .3, "):
+        lmfn_kernels.channel_gate(x, gate, alpha, attention)
     with pytest.raises(TypeError, match="gate is a list; expected is Pseudo3D or Full3D"):
         lmfn_kernels.channel_gate(x, weights, alpha)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"gate.channel_weight has shape .4,.; expected is .3."):

@@ -18,8 +18,10 @@ from bench.cases import (
     channel_gate_flat,
     differentiate,
     exactly,
+    merge_case,
+    merge_flat,
 )
-from lmfn_kernels.acfm.op import _channel_gate
+from lmfn_kernels.acfm.op import _attention_merge, _channel_gate
 from lmfn_kernels.alfm.op import _layer_attention, _layer_gram
 
 
@@ -36,6 +38,7 @@ CASES: dict[str, tuple[Any, list[Tensor]]] = {
     ),
     "parts": (in_parts, attention_case(1, 2, 5, 3, 9, 8, torch.float32)),
     "channel_gate": (channel_gate_flat(), channel_gate_case(1, 6, 9, 8, torch.float32)),
+    "attention_merge": (merge_flat(), merge_case(1, 2, 6, 9, 8, torch.float32)),
     "full3d": (channel_gate_flat("full3d"), channel_gate_case(1, 6, 9, 8, torch.float32, form="full3d")),
 }
 
@@ -51,7 +54,7 @@ def test_compiles_whole(name: str, body: str) -> None:
         same(differentiate(compiled, tensors), differentiate(function, tensors))
 
 
-@pytest.mark.parametrize("name", ["layer_attention", "channel_gate"])
+@pytest.mark.parametrize("name", ["layer_attention", "channel_gate", "attention_merge"])
 def test_compiles_for_any_size(name: str) -> None:
     torch._dynamo.reset()
     function, _ = CASES[name]
@@ -59,6 +62,8 @@ def test_compiles_for_any_size(name: str) -> None:
     for h, w in ((15, 16), (20, 31)):
         if name == "channel_gate":
             tensors = channel_gate_case(2, 6, h, w, torch.float32)
+        elif name == "attention_merge":
+            tensors = merge_case(2, 2, 6, h, w, torch.float32)
         else:
             tensors = attention_case(2, 2, 5, 3, h, w, torch.float32)
         with lmfn_kernels.backend("torch"):
@@ -66,13 +71,17 @@ def test_compiles_for_any_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("name", ["layer_gram", "layer_attention", "layer_apply", "channel_gate"])
+@pytest.mark.parametrize("name", ["layer_gram", "layer_attention", "layer_apply", "channel_gate", "attention_merge"])
 def test_opcheck(name: str, body: str) -> None:
     """Schema, fake tensors and tracing, of forward and backward as registered."""
     tensors: list[Tensor | None]
     if name == "channel_gate":
         x, alpha, *weights, add = CASES[name][1]
         registered, options, tensors = _channel_gate, [], [x, add, alpha, *(weight.flatten() for weight in weights)]
+    elif name == "attention_merge":
+        x, alpha, *others = CASES[name][1]
+        tensors = [*others[4:6], x, alpha, *(weight.flatten() for weight in others[:4]), *others[6:]]
+        registered, options = _attention_merge, [0.0, 0.05, -1.0]
     else:
         *maps, theta, weight, bias = CASES["layer_attention"][1]
         gram = lmfn_kernels.layer_gram(maps).flatten() if name == "layer_apply" else None
@@ -93,7 +102,7 @@ def test_opcheck(name: str, body: str) -> None:
 
 
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("name", ["layer_attention", "parts", "channel_gate"])
+@pytest.mark.parametrize("name", ["layer_attention", "parts", "channel_gate", "attention_merge"])
 def test_autocast(name: str, body: str) -> None:
     """Computed in autocast's dtype, F F^T and the gate's weights in float32, gradients in each input's dtype."""
     dtype = torch.bfloat16 if body == "torch" else torch.float16
