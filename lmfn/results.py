@@ -103,7 +103,7 @@ class Evaluation:
         return {
             "protocol": f"{self.protocol}: {PROTOCOLS[self.protocol].description}",
             "data": f"{self.data}{split}, layout {self.layout}, {len(self.rows)} pairs",
-            "weights": f"{self.weights} (sha256 {self.sha256[:12]})",
+            "weights": f"{self.weights} (parameters' sha256 {self.sha256[:12]})",
             "parameters": f"{self.complexity.parameters:,} ({self.complexity.bytes:,} bytes)",
             "GMACs": ", ".join(f"{gmacs:.2f} at {size}" for size, gmacs in self.complexity.gmacs.items()),
             "time": f"{self.seconds * 1e3:.1f} ms an image, median at {width}x{height}, {self.precision}, "
