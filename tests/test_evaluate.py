@@ -210,7 +210,7 @@ def test_the_table_reads_so():
         "\n"
         "protocol       gopro: as GoPro's tables: RGB rounded to 8 bits, PSNR and SSIM an image, then their means\n"
         "data           GOPRO_Large, test, layout GoPro (blur_gamma), 4 pairs\n"
-        "weights        lmfn-gopro (sha256 0123456789ab)\n"
+        "weights        lmfn-gopro (parameters' sha256 0123456789ab)\n"
         "parameters     1,248,621 (4,994,484 bytes)\n"
         "GMACs          5.40 at 256x256, 75.83 at 1280x720\n"
         "time           20.0 ms an image, median at 1280x720, bf16, batch 2\n"
