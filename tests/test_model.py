@@ -177,8 +177,7 @@ def test_shape_of_every_map() -> None:
         "encoder.rb_4th.4": (2, 64, 24, 32),
         "encoder": (2, 64, 24, 32),
         **{f"rfdbs.{i}": (2, 50, 24, 32) for i in range(4)},
-        "alfm": (2, 50, 24, 32),
-        "acfm": (2, 50, 24, 32),
+        "acfm": (2, 50, 24, 32),  # with ALFM's result, which is no map of its own
         "head.rb1": (2, 50, 24, 32),
         "head.rb2": (2, 50, 48, 64),
         "head": (2, 3, 96, 128),
