@@ -204,7 +204,7 @@ class ALFM(nn.Module):
         return self.deferred(maps)()
 
     def deferred(self, maps: Sequence[Tensor]) -> LayerAttention:
-        """What ACFM adds without its being written first."""
+        """What ACFM adds without its being written first. Within LMFN, so, hooks on this module see no call."""
         if len(maps) != self.layers:
             raise ValueError(f"ALFM was made for {self.layers} layers, got {len(maps)} maps")
         return LayerAttention(
