@@ -83,13 +83,13 @@ def channel_gate_kernel(
 
 @triton.jit
 def merge_kernel(
-    t_x, t_f0, t_f1, t_f2, t_f3, t_f4, t_f5, t_f6, t_f7, t_w, p_mix_bias, t_sum, t_out,
+    t_x, t_f0, t_f1, t_f2, t_f3, t_f4, t_f5, t_f6, t_f7, t_w, p_mix_bias, t_added, t_out,
     p_alpha, p_spatial, p_spatial_bias, p_channel, p_bias, H, W, C,
     LAYERS: tl.constexpr, CHANNELS: tl.constexpr, SLOPE: tl.constexpr, MAPS: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """out = x + alpha sigmoid(q) x + f_l, f_l = LR(P F + bias) of the layers `t_f`; `t_sum`, if there, is f_l."""
+    """out = x + alpha sigmoid(q) x + f_l, f_l = LR(P F + bias) of the layers `t_f`; written to a `t_added`."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     i_w = i_b * LAYERS
     b_y = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
@@ -102,8 +102,8 @@ def merge_kernel(
     b_y = add_product(b_y, t_f6, None, t_w, i_w + 6, i_b, o_h, o_w, 0, CHANNELS, BLOCK_C, 1.0, ACC, MIX_PRECISION)
     b_y = add_product(b_y, t_f7, None, t_w, i_w + 7, i_b, o_h, o_w, 0, CHANNELS, BLOCK_C, 1.0, ACC, MIX_PRECISION)
     b_y = leaky(b_y + load_bias(p_mix_bias, 0, C, BLOCK_C, ACC), SLOPE)
-    if t_sum is not None:
-        store_pixels(t_sum, i_b, o_h, o_w, 0, b_y)
+    if t_added is not None:
+        store_pixels(t_added, i_b, o_h, o_w, 0, b_y)
     _, b_q = gate_of(t_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, C, MAPS, ACC, PRECISION)
     b_y += load_pixels(t_x, i_b, o_h, o_w, 0).to(ACC) * (1 + tl.load(p_alpha).to(ACC) * tl.sigmoid(b_q))
     store_pixels(t_out, i_b, o_h, o_w, 0, b_y)

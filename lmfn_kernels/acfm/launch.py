@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from lmfn_kernels.acfm import kernels
-from lmfn_kernels.alfm.launch import MAPS, mix_arithmetic, mix_weights
+from lmfn_kernels.alfm.launch import MAPS, matrix_arithmetic, mix_weights
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import arithmetic, block, empty, layout, partial, pixels, run, tiles, total
 
@@ -58,14 +58,14 @@ def merge(
         **{f"t_f{j}": pixels(maps[j] if j < len(maps) else None, c, n) for j in MAPS},
         t_w=mix_weights(matrix.mT, len(maps), 1, x.dtype, n, n),
         p_mix_bias=bias,
-        t_sum=pixels(kept, c, n),
+        t_added=pixels(kept, c, n),
         t_out=pixels(out, c, n),
         p_alpha=alpha,
         **_weights(weights),
         LAYERS=len(maps),
         CHANNELS=x.shape[1],
         SLOPE=slope,
-        MIX_PRECISION=mix_arithmetic(x)["PRECISION"],
+        MIX_PRECISION=matrix_arithmetic(x)["PRECISION"],
         BLOCK_C=n,
         **_size(x, c),
     )

@@ -83,7 +83,9 @@ def _merged(x: Tensor, gate: Gate, alpha: Tensor, add: LayerAttention) -> Tensor
     checks.tensor("add.maps[0]", add.maps[0], x.shape, x)
     alfm.check_fusion(*add[:5], add.slope)
     checks.tensor("add.weight", add.weight, (x.shape[1], None, 1, 1), x)
-    body = backend.choose(x, _refusal(x) or alfm.refusal(add.maps), "attention_merge")
+    if _refusal(x) or alfm.refusal(add.maps):
+        return channel_gate(x, gate, alpha, add())  # each with the body that can take it
+    body = backend.choose(x, None, "attention_merge")
     if body == "reference":
         return reference.channel_gate(x, gate, alpha, add())
     weights = [weight.flatten() for weight in gate]

@@ -26,7 +26,7 @@ from lmfn_kernels.runtime.launch import (
     weights,
 )
 
-__all__ = ["fold", "fold_backward", "gram", "layout", "mix", "mix_arithmetic", "mix_weights", "products"]
+__all__ = ["fold", "fold_backward", "gram", "layout", "matrix_arithmetic", "mix", "mix_weights", "products"]
 
 WIDEST = 64  # channels in a block
 MAPS = range(8)
@@ -132,7 +132,7 @@ def mix(
         BLOCK_K=block_k,
         BLOCK_G=block_g,
         BLOCK_N=block_n,
-        **mix_arithmetic(x),
+        **matrix_arithmetic(x),
     )
     return out
 
@@ -201,7 +201,7 @@ def _folded(x: Tensor, m: Tensor, theta: Tensor, *, back: bool) -> Tensor:
         BLOCK_K=block_k,
         BLOCK_R=block_r,
         **sizes,
-        **mix_arithmetic(m),
+        **matrix_arithmetic(m),
     )
     return out
 
@@ -285,11 +285,11 @@ def _common(maps: Sequence[Tensor], c: Config, splits: int) -> dict[str, Any]:
         "BLOCK_W": c.width,
         "BLOCK_C": min(_widest(x), block(x.shape[1])),
         "STAGES": c.stages,
-        **mix_arithmetic(x),
+        **matrix_arithmetic(x),
     }
 
 
-def mix_arithmetic(x: Tensor) -> dict[str, Any]:
+def matrix_arithmetic(x: Tensor) -> dict[str, Any]:
     """As `arithmetic`, but PyTorch's setting for matrix products decides on TF32: that is what the formula has.
 
     Full float32 on NVIDIA is three TF32 products: blocks this large spill where they are done without matrix units.

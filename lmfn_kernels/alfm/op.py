@@ -30,17 +30,26 @@ Rows = Literal["channels", "layers"]
 
 
 class LayerAttention(NamedTuple):
-    """`layer_attention` of these, not computed yet: `channel_gate` adds it without writing it."""
+    """`layer_attention` of these, not computed yet: `channel_gate` adds it without writing it.
+
+    Shapes, dtypes and errors are those of `layer_attention`; errors come from where it is used.
+    """
 
     maps: Sequence[Tensor]
+    """N of [B, C, H, W]."""
     theta: Tensor
+    """[1]"""
     weight: Tensor
+    """[O, NC, 1, 1]; for `channel_gate` O is C."""
     bias: Tensor
+    """[O]"""
     temperature: Tensor | None = None
+    """[1]"""
     rows: Rows = "channels"
     slope: float = 0.05
 
     def __call__(self) -> Tensor:
+        """Computed now, [B, O, H, W]."""
         return layer_attention(*self[:5], rows=self.rows, slope=self.slope)
 
 

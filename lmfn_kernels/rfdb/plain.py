@@ -44,7 +44,7 @@ def fuse(
 
 
 def fused(d1: Tensor, d2: Tensor, d3: Tensor, d4: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """y, map by map: side by side in memory they take longer to copy than to multiply."""
+    """y, map by map: to lie side by side in memory they would have to be copied."""
     parts = weight.chunk(4, dim=1)
     y = conv(d1, parts[0], bias)
     for d, part in zip((d2, d3, d4), parts[1:], strict=True):

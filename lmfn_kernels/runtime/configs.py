@@ -86,9 +86,8 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
     """
     big = shared >= 200_000
     # 4 warps of gfx942 have 512 registers for each of their lanes, 8 have 256.
-    warps = (
-        4 if shared <= 65536 and (dtype.itemsize == 4 or kernel.startswith(("channel_gate", "merge", "stem"))) else 8
-    )
+    many = dtype.itemsize == 4 or kernel.startswith(("channel_gate", "merge", "stem"))
+    warps = 4 if many and shared <= 65536 else 8
     if kernel in ("gram", "product"):
         # Triton 3.6 cannot pipeline `product` for sm_100.
         stages = 3 if big and dtype.itemsize == 2 and kernel == "gram" else 1

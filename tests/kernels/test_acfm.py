@@ -127,6 +127,17 @@ def test_attention_of_any_size(body: str, n: int, c: int, h: int, w: int) -> Non
     check(body, merge_flat(slope=1.0), merge_case(1, n, c, h, w, torch.float32))
 
 
+def test_attention_of_many_channels_is_two_ops() -> None:
+    """ALFM's kernels take what the gate's do not."""
+    tensors = merge_case(1, 2, 70, 3, 4, torch.float64)
+    check("torch", merge_flat(), tensors)
+    with (
+        lmfn_kernels.backend("triton"),
+        pytest.raises(ValueError, match="70 channels, and the kernels hold at most 64"),
+    ):
+        merge_flat()(*tensors)
+
+
 @pytest.mark.parametrize("body", BODIES)
 @settings(max_examples=6, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
