@@ -21,6 +21,7 @@ from accelerate import Accelerator
 
 from lmfn import LMFN
 from lmfn.data import TrainingSet, find_pairs
+from lmfn.device import choose_device
 from lmfn.evaluate import Evaluator
 from lmfn.train import (
     Batches,
@@ -40,9 +41,9 @@ MOST_SKIPPED_IN_A_ROW = 20
 def train(settings: Settings) -> int:
     """Run a training run, or the rest of one; its exit status."""
     stop = StopRequest()
-    accelerator = Accelerator(
-        mixed_precision="no" if settings.precision == "fp32" else settings.precision, cpu=settings.device == "cpu"
-    )
+    # Accelerate joins processes on CPUs only when told that they are; left to itself, each would be a run of its own.
+    on_cpu = choose_device(None if settings.device == "auto" else settings.device).type == "cpu"
+    accelerator = Accelerator(mixed_precision="no" if settings.precision == "fp32" else settings.precision, cpu=on_cpu)
     device, scaler, is_main = accelerator.device, accelerator.scaler, accelerator.is_main_process
     logging.getLogger("lmfn").setLevel(logging.INFO if is_main else logging.WARNING)
 

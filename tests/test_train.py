@@ -181,7 +181,7 @@ def test_killed_twice_and_resumed_is_bit_identical_to_a_run_in_one_go(settings: 
 
 def test_two_processes_train_on_what_one_with_twice_the_batch_does(settings: Settings) -> None:
     one = dataclasses.replace(settings, name="one", batch=4, steps=5)
-    two = dataclasses.replace(settings, name="two", batch=2, steps=5, workers=1)
+    two = dataclasses.replace(settings, name="two", batch=2, steps=5, workers=1, device="auto")
     finish(start(one))
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     finish(start(two, launcher=launcher))
