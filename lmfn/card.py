@@ -107,6 +107,8 @@ class Stage:
 
     settings: Settings
     steps: int
+    lr: float
+    """The last rate on record: that of the cosine's end, but for a run that was stopped."""
     torch: str
     device: str
 
@@ -120,7 +122,7 @@ class Stage:
         return (
             f"- `{s.name}`, {before}: {self.steps:,} steps of {s.batch * s.accumulate} patches of {s.patch}x{s.patch}: "
             f"{data}; paths of {s.blur.length[0]:g} to {s.blur.length[1]:g} pixels; loss {loss}, Adam, rate {s.lr:g} "
-            f"to {s.lr_end:g} by a cosine after {s.warmup} steps of warm-up, {clipped}EMA {s.ema:g}, {s.precision}; "
+            f"to {self.lr:.2g} by a cosine after {s.warmup} steps of warm-up, {clipped}EMA {s.ema:g}, {s.precision}; "
             f"torch {self.torch} on {self.device}"
         )
 
@@ -146,7 +148,8 @@ def stages(run: Path) -> list[Stage]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     start = records[0]
     earlier = stages(settings.start_from.parent) if settings.start_from else []
-    return [*earlier, Stage(settings, records[-1]["step"], start["torch"], start["device"])]
+    lr = next((record["lr"] for record in reversed(records) if "lr" in record), settings.lr)
+    return [*earlier, Stage(settings, records[-1]["step"], lr, start["torch"], start["device"])]
 
 
 def found(run: Path) -> Path:

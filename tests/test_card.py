@@ -60,6 +60,7 @@ def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[s
         "| synthetic blur, unseen photographs: unseen (6 pairs) | ssim_gauss2d |",
         "| 2 sharp photographs against themselves | psnr | | ",
         "- `first`, from nothing, seed 0: 2 steps of 2 patches of 32x32: gopro (pairs, 2), photos unblurred (",
+        "rate 0.0001 to 5e-05 by a cosine",  # the last one on record, not that of the end
         "- `second`, from the weights of `first`: 1 steps of",
         "- GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
         "channels=8",
