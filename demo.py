@@ -22,7 +22,7 @@ from lmfn.evaluate import Evaluation, evaluate
 
 RUN = Path("runs/demo")
 MINUTES = 1.0
-PATCH = 128
+PATCH = 256
 BLUR = BlurOptions(length=(2, 10), rotation=(0, 2), highlights=(1, 1))
 TRAINED_ON = (
     *("astronaut.png", "camera.png", "motorcycle_left.png", "motorcycle_right.png", "coins.png", "moon.png"),
@@ -80,7 +80,7 @@ def tune() -> None:
         "minutes": MINUTES,
         "precision": "bf16" if has_fast_bf16(choose_device()) else "fp32",
         "patch": PATCH,
-        "batch": 4,
+        "batch": 2,
         "lr": 2e-4,
         "warmup": 20,
         "clip": 0.1,
