@@ -43,8 +43,8 @@ ORIGINS = {
 FAILURES = """\
 - A passer-by or a car that moves against the background by tens of pixels stays smeared.
 - Long camera shake (more than some fifteen pixels) is made crisper, not undone; smears and double edges remain.
-- It has seen sharp photographs and learnt to leave them alone, so light blur, above all where contrast is low (fur, a dark
-  sky), is often taken for a sharp picture and stays.
+- It has seen sharp photographs and learnt to leave them alone, so light blur, above all where contrast is low (fur, a
+  dark sky), is often taken for a sharp picture and stays.
 - Blur by defocus, noise in the dark and the blocks of strong JPEG compression are not what it was trained on.
 - Most training data is street scenes by day, in 8 bits. There are few faces and no text."""
 
