@@ -45,7 +45,7 @@ FAILURES = """\
 - Long camera shake (more than some fifteen pixels) is made crisper, not undone; smears and double edges remain.
 - It has seen sharp photographs and learnt to leave them alone, so light blur, above all where contrast is low (fur, a
   dark sky), is often taken for a sharp picture and stays.
-- Blur of a pixel or two may be sharpened too much: one of the nine photographs of `make demo`, at 34.3 dB, loses 0.8.
+- Blur of a pixel or two may be sharpened too much, and the photograph then loses by it.
 - A bright edge in front of a dark ground may get a thin dark line beside it.
 - Blur by defocus, noise in the dark and the blocks of strong JPEG compression are not what it was trained on.
 - Most training data is street scenes by day, in 8 bits. There are few faces and no text."""
