@@ -19,7 +19,6 @@ import time
 import torch
 from accelerate import Accelerator
 
-from lmfn import LMFN
 from lmfn.data import TrainingSet, find_pairs
 from lmfn.device import choose_device
 from lmfn.evaluate import Evaluator
@@ -31,6 +30,7 @@ from lmfn.train import (
     Settings,
     StopRequest,
     average,
+    initial_network,
     learning_rate,
     make_loss,
 )
@@ -66,8 +66,7 @@ def train(settings: Settings) -> int:
         )
 
     torch.manual_seed(settings.seed)
-    model = LMFN.from_pretrained(settings.start_from) if settings.start_from else LMFN(settings.config)
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = initial_network(settings).to(device, memory_format=torch.channels_last).train()
     model.memory = settings.memory
     ema = average(model, settings.ema)
     adam = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=settings.betas)

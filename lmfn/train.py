@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, Self
@@ -64,12 +64,13 @@ class Settings:
     val_images: int | None = None
     """Validate on this many of them, spread evenly (default: all)."""
 
-    preset: Literal["lmfn", "lmfn-released"] = "lmfn"
-    """The network to begin with."""
+    preset: Literal["lmfn", "lmfn-released"] | None = None
+    """The network (default: that of --from, or else lmfn)."""
     network: tuple[str, ...] = ()
     """Fields of LMFNConfig to change: --network skip=feature similarity=cosine rfdbs=3."""
     start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Weights to fine-tune: what save_pretrained or an earlier run wrote (the network is theirs, too)."""
+    """Weights to begin with: what save_pretrained or an earlier run wrote. With --preset or --network, as far as they
+    fit that network by name and shape; the rest begins anew."""
 
     loss: Literal["mse", "l1", "charbonnier", "psnr"] = "mse"
     fft: float = 0.0
@@ -133,8 +134,6 @@ class Settings:
             raise ValueError(f"data_share is {self.data_share}; it must be above 0 and at most 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1")
-        if self.start_from is not None and self.network:
-            raise ValueError("--network cannot change the network of the weights given with --from; leave one out")
         if self.precision == "fp16" and (self.device == "cpu" or not torch.cuda.is_available()):
             raise ValueError("precision fp16 needs a GPU; on a CPU use bf16 or fp32")
         if self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name:
@@ -149,6 +148,12 @@ class Settings:
 
     @property
     def config(self) -> LMFNConfig:
+        """The network that --preset and --network name."""
+        return preset(self.preset or "lmfn", **self.changes)
+
+    @property
+    def changes(self) -> dict[str, int | str]:
+        """The fields of --network. Raises ValueError for a value that is no whole number where one is needed."""
         numbers = {f.name for f in fields(LMFNConfig) if f.type is int}
         changes: dict[str, int | str] = {}
         for text in self.network:
@@ -156,7 +161,7 @@ class Settings:
             if name in numbers and not value.isdecimal():
                 raise ValueError(f"--network {text}: {name} must be a whole number")
             changes[name] = int(value) if name in numbers else value
-        return preset(self.preset, **changes)
+        return changes
 
     @property
     def sources(self) -> list[Source]:
@@ -245,6 +250,30 @@ def learning_rate(settings: Settings, step: int, progress: float) -> float:
     warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return warm * (settings.lr_end + (settings.lr - settings.lr_end) * cosine)
+
+
+def initial_network(settings: Settings) -> LMFN:
+    """The network to train: a new one, or one with the weights of `settings.start_from`, as far as they fit it.
+
+    Raises FileNotFoundError and ValueError for weights that cannot be read.
+    """
+    if settings.start_from is None:
+        return LMFN(settings.config)
+    given = LMFN.from_pretrained(settings.start_from)
+    config = settings.config if settings.preset else replace(given.config, **settings.changes)
+    if config == given.config:
+        return given
+    model = LMFN(config)
+    own = model.state_dict()
+    fitting = {
+        name: tensor for name, tensor in given.state_dict().items() if name in own and own[name].shape == tensor.shape
+    }
+    model.load_state_dict(own | fitting)
+    new = sorted({".".join(name.split(".")[:2]) for name in own.keys() - fitting.keys()})
+    log.info(
+        f"{settings.start_from}: {len(fitting)} of {len(own)} tensors begin with these weights; new: {', '.join(new)}"
+    )
+    return model
 
 
 def make_loss(settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:

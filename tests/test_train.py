@@ -18,7 +18,7 @@ from torch import Tensor
 import lmfn.train
 import train as script
 from lmfn import LMFN, checkpoint, images
-from lmfn.train import Log, RunFolder, Settings, StepBatches, average, learning_rate, make_loss
+from lmfn.train import Log, RunFolder, Settings, StepBatches, average, initial_network, learning_rate, make_loss
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("channels=8", "features=8", "distilled=4", "esa=4", "rfdbs=1")
@@ -279,6 +279,28 @@ def test_fine_tuning_starts_from_the_weights_given(settings: Settings) -> None:
     assert max((a[key] - b[key]).abs().max() for key in a) < 1e-7
 
 
+def test_another_network_begins_with_the_weights_that_fit_it(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = LMFN.from_preset("lmfn", rfdbs=2, features=16, similarity="cosine")
+    given.save_pretrained(settings.runs / "given")
+    file = settings.runs / "given" / "model.safetensors"
+    caplog.set_level("INFO")
+    same = initial_network(dataclasses.replace(settings, start_from=file, network=()))
+    assert same.config == given.config
+    changed = initial_network(dataclasses.replace(settings, start_from=file, network=("head=pixelshuffle", "rfdbs=3")))
+    assert changed.config == dataclasses.replace(given.config, head="pixelshuffle", rfdbs=3)
+    assert "new: alfm.fuse, head.conv, rfdbs.2" in caplog.text
+    new = ("alfm.fuse.weight", "head.conv", "rfdbs.2")
+    old = given.state_dict()
+    for name, tensor in changed.state_dict().items():
+        assert name.startswith(new) or torch.equal(tensor, old[name]), name
+    released = dataclasses.replace(
+        settings, start_from=file, preset="lmfn-released", network=("features=16", "rfdbs=2")
+    )
+    assert initial_network(released).config == LMFN.from_preset("lmfn-released", rfdbs=2, features=16).config
+
+
 def test_minutes_end_the_run_and_the_cosine(settings: Settings) -> None:
     assert script.train(dataclasses.replace(settings, steps=None, minutes=0.03, log_every=1)) == 0
     rates = [record["lr"] for record in records(run_in(settings)) if "lr" in record]
@@ -374,7 +396,6 @@ def test_sources_by_path_weight_and_two_folders(settings: Settings, tmp_path: Pa
         ({"network": ("rfdbs=three",)}, "rfdbs=three: rfdbs must be a whole number"),
         ({"network": ("rfdbs",)}, "rfdbs must be a whole number"),
         ({"precision": "fp16"}, "needs a GPU"),
-        ({"start_from": Path("w")}, "--network cannot change"),
     ],
 )
 def test_wrong_settings_are_named(settings: Settings, change: dict[str, object], words: str) -> None:
