@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from lmfn import LMFN, images
-from lmfn.weights import shipped
 from lmfn_kernels import layer_gram
 from lmfn_kernels.alfm.fold import attention
 
@@ -96,15 +95,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.row_maximum", description=__doc__)
     parser.add_argument("-o", "--out", type=Path, default=Path("docs/alfm-row-maximum.png"), help="the plot")
     parser.add_argument("--image", type=Path, default=PHOTO, help="a photograph (default: one of scikit-image's)")
-    parser.add_argument("--weights", type=Path, help="trained weights (default: those that come with the package)")
+    parser.add_argument("--weights", default="lmfn", help="trained weights (default: lmfn, those of the package)")
     options = parser.parse_args()
-    weights = options.weights or shipped()
-    trained = LMFN.from_pretrained(weights)
+    trained = LMFN.from_pretrained(options.weights)
     config = trained.config
     if config.alfm != "channels":
-        parser.error(f'{weights}: the network has alfm "{config.alfm}"; the rows of M must be channels')
+        parser.error(f'{options.weights}: the network has alfm "{config.alfm}"; the rows of M must be channels')
     torch.manual_seed(0)
-    models = {"initial weights (seed 0)": LMFN(config).eval(), f"trained weights ({weights.name})": trained}
+    models = {
+        "initial weights (seed 0)": LMFN(config).eval(),
+        f"trained weights ({Path(options.weights).name})": trained,
+    }
     photo = torch.from_numpy(images.read_rgb(options.image)).permute(2, 0, 1)[None].float() / 255
     frame = extended(photo, *SIZES[-1])
     panels = {}

@@ -1,7 +1,7 @@
 """Measure weights, and ship them with their model card.
 
     python -m lmfn.card runs/first --val data/GoPro                         # measure, and print the card
-    python -m lmfn.card runs/first --val data/GoPro -o lmfn/weights         # ship them inside this package
+    python -m lmfn.card runs/first --val data/GoPro -o lmfn/weights --name lmfn   # ship them inside this package
 
 What is measured: pairs of real blur, synthetic blur on photographs that were never trained on, and how far sharp
 photographs are from what the network makes of them.
@@ -119,7 +119,10 @@ class Stage:
         """The run as an item of a Markdown list. Of paths, only the last name is told."""
         s = self.settings
         data = ", ".join(f"{name(source)} ({source.kind}, {source.weight:g})" for source in s.sources)
-        before = f"from the weights of `{s.start_from.parent.name}`" if s.start_from else f"from nothing, seed {s.seed}"
+        before = f"from nothing, seed {s.seed}"
+        if s.start_from:
+            fitting = " that fit another network" if s.preset or s.network else ""
+            before = f"from the weights of `{run_of(s.start_from).name}`{fitting}"
         loss = f"{s.loss} + {s.fft:g} fft" if s.fft else s.loss
         clipped = f"gradients clipped at {s.clip:g}, " if s.clip else ""
         return (
@@ -150,9 +153,14 @@ def stages(run: Path) -> list[Stage]:
     settings = Settings.read(run / "config.yaml")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     start = records[0]
-    earlier = stages(settings.start_from.parent) if settings.start_from else []
+    earlier = stages(run_of(settings.start_from)) if settings.start_from else []
     lr = next((record["lr"] for record in reversed(records) if "lr" in record), settings.lr)
     return [*earlier, Stage(settings, records[-1]["step"], lr, start["torch"], start["device"])]
+
+
+def run_of(start: Path) -> Path:
+    """The folder of the run that a start is of: it is named by that, or by a file in it."""
+    return start.parent if start.suffix == ".safetensors" else start
 
 
 def found(run: Path) -> Path:
@@ -170,8 +178,16 @@ def averaged(model: LMFN, earlier: Path, share: float) -> LMFN:
     return model
 
 
-def card(model: LMFN, measures: Measures, history: list[Stage], average: tuple[Path, float] | None, digest: str) -> str:
+def card(
+    name: weights.Name,
+    model: LMFN,
+    measures: Measures,
+    history: list[Stage],
+    average: tuple[Path, float] | None,
+    digest: str,
+) -> str:
     """The model card, in Markdown."""
+    choice = "" if name == "lmfn" else f" --weights {name}"
     config = ", ".join(f"{key}={value}" for key, value in asdict(model.config).items())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recipe = "\n".join(stage.text() for stage in history) or "Not known: the run's folder was not given."
@@ -186,11 +202,11 @@ license: apache-2.0
 library_name: lmfn
 tags: [image-deblurring, image-to-image]
 ---
-# {weights.FILE.name}
+# {name}.safetensors
 
 Weights of LMFN for photographs blurred by motion. SHA-256 `{digest}`.
 
-    lmfn deblur photo.jpg
+    lmfn deblur photo.jpg{choice}
 
 {parameters:,} parameters, stored as float16, used as float32. This card was made by `python -m lmfn.card`.
 
@@ -219,17 +235,18 @@ In brackets: the kind of source and its share. What the runs were trained on:
 """
 
 
-def ship(model: LMFN, out: Path) -> str:
-    """Write a network's weights as float16, and their checksum, into a folder; the checksum."""
+def ship(model: LMFN, out: Path, name: weights.Name) -> str:
+    """Write a network's weights as float16 into a folder, and their checksum into its list; the checksum."""
     tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    for name, tensor in tensors.items():
+    for key, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"the weights' {name} holds values that float16 cannot hold; they cannot be shipped")
-    file = out / weights.FILE.name
+            raise ValueError(f"the weights' {key} holds values that float16 cannot hold; they cannot be shipped")
+    file = out / f"{name}.safetensors"
     checkpoint.write(file, tensors, {"config": asdict(model.config)})
-    digest = weights.sha256(file)
-    checkpoint.replace_file(out / "SHA256SUMS", f"{digest}  {file.name}\n".encode())
-    return digest
+    digests = weights.sums(out) | {file.name: weights.sha256(file)}
+    lines = [f"{digest}  {file_name}\n" for file_name, digest in sorted(digests.items())]
+    checkpoint.replace_file(out / "SHA256SUMS", "".join(lines).encode())
+    return digests[file.name]
 
 
 SIDE = 192
@@ -277,7 +294,9 @@ class Arguments:
     photos: Path | None = None
     """Sharp photographs that were never trained on (default: five that scikit-image ships)."""
     out: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """Write lmfn.safetensors (float16), SHA256SUMS and README.md (the card) into this folder."""
+    """Write NAME.safetensors (float16), NAME.md (the card) and the checksum, a line of SHA256SUMS, into this folder."""
+    name: weights.Name = "lmfn"
+    """What they are called."""
     average: tuple[Path, float] | None = None
     """An earlier run's folder, or weights, and its share in the average that is shipped: between two runs of which one
     began at the other lie weights that do better on new scenes than either (arXiv 2203.05482)."""
@@ -290,7 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     a = tyro.cli(Arguments, prog="python -m lmfn.card", args=arguments)
     logging.basicConfig(format="%(message)s")
     try:
-        file = found(a.run)
+        file = checkpoint.locate(found(a.run))
         history = stages(a.run) if a.run.is_dir() else []
         real = find_pairs(a.val, split="test")
         with tempfile.TemporaryDirectory() as folder:
@@ -298,16 +317,17 @@ def main(arguments: list[str] | None = None) -> int:
             model = LMFN.from_pretrained(file)
             if a.average is not None:
                 model = averaged(model, *a.average)
-            ship(model, rounded)  # what is measured is what is shipped
-            model = LMFN.from_pretrained(rounded / weights.FILE.name)
+            ship(model, rounded, a.name)  # what is measured is what is shipped
+            model = LMFN.from_pretrained(rounded / f"{a.name}.safetensors")
             measures = measure(model, real, a.photos, Path(folder))
             if a.crops is not None:
                 unseen = find_pairs(Path(folder) / "unseen")
                 picture = crops(model, [(measures.real, real), (measures.synthetic, unseen)])
                 images.write(a.crops, images.Photo(picture.astype(np.float32) / 255))
-        text = card(model, measures, history, a.average, weights.sha256(file) if a.out is None else ship(model, a.out))
+        digest = weights.sha256(file) if a.out is None else ship(model, a.out, a.name)
+        text = card(a.name, model, measures, history, a.average, digest)
         if a.out is not None:
-            checkpoint.replace_file(a.out / "README.md", text.encode())
+            checkpoint.replace_file(a.out / f"{a.name}.md", text.encode())
         print(text)
     except (ValueError, OSError, ModuleNotFoundError, ArithmeticError) as error:
         print(f"lmfn.card: {error}", file=sys.stderr)

@@ -18,6 +18,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 
+from lmfn import weights
+
 log = logging.getLogger(__name__)
 
 
@@ -60,11 +62,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def locate(name: str | Path, **options: Any) -> Path:
-    """The weights' file that is meant by a folder, a file, or a Hugging Face Hub repository `owner/model` (fetched).
+    """The weights' file that is meant by a name in `lmfn.weights.NAMES` (before a folder of that name here), a folder,
+    a file, or a Hugging Face Hub repository `owner/model` (fetched).
 
-    The options are `hf_hub_download`'s. Raises FileNotFoundError where the Hub gives no such model; of a path on this
-    machine nothing is checked.
+    The options are `hf_hub_download`'s. Raises ValueError where the package's own are damaged, FileNotFoundError where
+    the Hub gives no such model; of a path on this machine nothing is checked.
     """
+    for own in weights.NAMES:
+        if str(name) == own:
+            return weights.shipped(own)
     path = Path(name)
     if path.is_dir():
         return path / "model.safetensors"

@@ -21,8 +21,8 @@ from lmfn.guard import Guard
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 WEIGHTS = (
-    "What save_pretrained or train.py wrote (a folder, a .safetensors file), or owner/model on the Hugging Face Hub. "
-    "Default: the weights that come with the package."
+    "lmfn or lmfn-released, which come with the package; what save_pretrained or train.py wrote (a folder, a "
+    ".safetensors file); or owner/model on the Hugging Face Hub."
 )
 
 
@@ -34,7 +34,7 @@ class Deblur:
     """Files and folders."""
     out: Annotated[Path | None, arg(aliases=["-o"])] = None
     """Folder (trees are kept) or, for one file, file to write. Default: NAME_deblurred beside the input."""
-    weights: Annotated[str | None, arg(aliases=["-w"], help=WEIGHTS)] = None
+    weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
     suffix: str = "_deblurred"
     """What is put behind the name of an output beside its input."""
     ext: str | None = None
@@ -73,7 +73,7 @@ class Evaluate:
     ones."""
     sharp: Path | None = None
     """The folder of the sharp ones, where the layout is just two folders with equal names."""
-    weights: Annotated[str | None, arg(aliases=["-w"], help=WEIGHTS)] = None
+    weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
     protocol: Literal["plain", "gopro", "hide", "realblur", "koehler"] = "plain"
     metrics: tuple[str, ...] | None = None
     """Measure these instead of all that the protocol has; lpips is measured only where it is named here."""
@@ -102,7 +102,7 @@ class Evaluate:
             device=deblurrer.device,
             precision=self.precision,
             batch=self.batch,
-            weights=self.weights or "shipped with the package",
+            weights=self.weights,
             out=self.out,
             worst=self.worst,
         )

@@ -26,11 +26,10 @@ REMEDY = "make the image smaller, or split it into parts"
 class Deblurrer:
     """A trained network that sharpens one image at a time.
 
-    `weights` is a folder that `LMFN.save_pretrained` or train.py wrote, one of its .safetensors files, the name
-    `owner/model` of a repository on the Hugging Face Hub, or a network (which is copied); without any, the weights that
-    come with the package (`lmfn.weights`) are taken. `device` is a torch device; by default `cuda` where there is one,
-    else `mps`, else `cpu`. `precision` is that of the convolutions; bf16 and fp16 run under autocast. `guard` says what
-    becomes of an output that looks broken (see `lmfn.guard`).
+    `weights` is what `LMFN.from_pretrained` takes (`lmfn` and `lmfn-released` come with the package; a folder or file
+    that train.py wrote; `owner/model` on the Hugging Face Hub), or a network (which is copied). `device` is a
+    torch device; by default `cuda` where there is one, else `mps`, else `cpu`. `precision` is that of the convolutions;
+    bf16 and fp16 run under autocast. `guard` says what becomes of an output that looks broken (see `lmfn.guard`).
 
     Raises ValueError for weights that cannot be used, for a device that is not there, and for an unknown precision or
     guard or fp16 on a CPU; FileNotFoundError where there are no such weights.
@@ -38,7 +37,7 @@ class Deblurrer:
 
     def __init__(
         self,
-        weights: str | Path | LMFN | None = None,
+        weights: str | Path | LMFN = "lmfn",
         *,
         device: str | None = None,
         precision: Precision = "fp32",

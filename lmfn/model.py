@@ -20,7 +20,6 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from lmfn import checkpoint
 from lmfn.config import LMFNConfig, preset
-from lmfn.weights import shipped
 from lmfn_kernels import (
     Conv,
     Full3D,
@@ -368,15 +367,16 @@ class LMFN(
         checkpoint.write(save_directory / "model.safetensors", self.state_dict(), {"config": asdict(self.config)})
 
     @classmethod
-    def from_pretrained(cls, name: str | Path | None = None, **options: Any) -> Self:  # type: ignore[override]
-        """A trained network, in evaluation mode, on the CPU, float32: without a name, with the weights of this package.
+    def from_pretrained(cls, name: str | Path = "lmfn", **options: Any) -> Self:  # type: ignore[override]
+        """A trained network, in evaluation mode, on the CPU, float32.
 
-        `name` is a folder that `save_pretrained` or train.py wrote, one of its `.safetensors` files, or the name
-        `owner/model` of a repository on the Hugging Face Hub (the options are then `hf_hub_download`'s).
+        `name` is `lmfn` or `lmfn-released`, whose weights come with this package (`lmfn.weights`), a folder that
+        `save_pretrained` or train.py wrote, one of its `.safetensors` files, or the name `owner/model` of a repository
+        on the Hugging Face Hub (the options are then `hf_hub_download`'s).
 
         Raises FileNotFoundError where there is no such thing, ValueError where the file is broken or does not fit.
         """
-        path = shipped() if name is None else checkpoint.locate(name, **options)
+        path = checkpoint.locate(name, **options)
         tensors, metadata = checkpoint.read(path)
         if "config" not in metadata:
             raise ValueError(f"{path} holds no network's weights; its metadata has {', '.join(metadata) or 'nothing'}")

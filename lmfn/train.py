@@ -152,10 +152,10 @@ class Settings:
         return preset(self.preset or "lmfn", **self.changes)
 
     @property
-    def changes(self) -> dict[str, int | str]:
+    def changes(self) -> dict[str, Any]:
         """The fields of --network. Raises ValueError for a value that is no whole number where one is needed."""
         numbers = {f.name for f in fields(LMFNConfig) if f.type is int}
-        changes: dict[str, int | str] = {}
+        changes: dict[str, Any] = {}
         for text in self.network:
             name, _, value = text.partition("=")
             if name in numbers and not value.isdecimal():

@@ -12,3 +12,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before anything imports Triton, as accelerate does: what it has decorated by then stays as it is."""
     if config.getoption("markexpr") != "gpu":
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_precision_is_left() -> None:
+    """Accelerate holds a process to the precision of its first run; the tests of a module may take another."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 import train
 from lmfn import LMFN, card, checkpoint, images, weights
@@ -33,7 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps=2,
         device="cpu",
     )
-    AcceleratorState._reset_state(reset_partial_state=True)  # a test before may have trained in another precision
     train.train(first)
     second = dataclasses.replace(
         first, name="second", start_from=folder / "runs" / "first" / "ema.safetensors", network=(), steps=1
@@ -50,12 +48,13 @@ def call(folder: Path, *more: str) -> int:
 def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out, picture = tmp_path / "weights", tmp_path / "crops.png"
     assert call(folder, "-o", str(out), "--crops", str(picture)) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "SHA256SUMS", weights.FILE.name]
-    text = (out / "README.md").read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["SHA256SUMS", "lmfn.md", "lmfn.safetensors"]
+    text = (out / "lmfn.md").read_text()
     assert capsys.readouterr().out == text + "\n"
-    assert (out / "SHA256SUMS").read_text() == f"{weights.sha256(out / weights.FILE.name)}  {weights.FILE.name}\n"
+    digest = weights.sha256(out / "lmfn.safetensors")
+    assert (out / "SHA256SUMS").read_text() == f"{digest}  lmfn.safetensors\n"
     for words in (
-        weights.sha256(out / weights.FILE.name),
+        digest,
         "| real blur: gopro (2 pairs) | psnr |",
         "| synthetic blur, unseen photographs: unseen (6 pairs) | ssim_gauss2d |",
         "| 2 sharp photographs against themselves | psnr | | ",
@@ -68,7 +67,7 @@ def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[s
         assert words in text, words
     assert str(folder) not in text
     exact = LMFN.from_pretrained(folder / "runs" / "second" / "ema.safetensors").state_dict()
-    tensors, metadata = checkpoint.read(out / weights.FILE.name)
+    tensors, metadata = checkpoint.read(out / "lmfn.safetensors")
     assert metadata["config"]["channels"] == 8
     assert all(torch.equal(tensors[name], tensor.half()) for name, tensor in exact.items())
     crops = images.read_rgb(picture)
@@ -94,7 +93,7 @@ def test_weights_are_averaged_with_an_earlier_runs(
     early, late = (
         LMFN.from_pretrained(run / "ema.safetensors").state_dict() for run in (first, first.parent / "second")
     )
-    tensors, _ = checkpoint.read(tmp_path / "out" / weights.FILE.name)
+    tensors, _ = checkpoint.read(tmp_path / "out" / "lmfn.safetensors")
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor.float(), 0.75 * late[name] + 0.25 * early[name], rtol=1e-3, atol=1e-6)
     assert call(folder, "--average", str(first), "1.5") == 1
@@ -130,5 +129,30 @@ def test_weights_too_large_for_float16_are_not_shipped(tmp_path: Path) -> None:
     with torch.no_grad():
         model.reduce.bias[0] = 70000
     with pytest.raises(ValueError, match=r"reduce\.bias holds values that float16 cannot hold"):
-        card.ship(model, tmp_path)
+        card.ship(model, tmp_path, "lmfn")
     assert not list(tmp_path.iterdir())
+
+
+def test_each_set_of_weights_has_its_line_in_the_checksums(tmp_path: Path) -> None:
+    small = {"channels": 8, "features": 8, "distilled": 4, "esa": 4, "rfdbs": 1}
+    first, second = (LMFN.from_preset("lmfn", **small) for _ in range(2))
+    names: tuple[weights.Name, ...] = ("lmfn-released", "lmfn")
+    digests = [card.ship(model, tmp_path, name) for model, name in zip((first, first), names, strict=True)]
+    assert weights.sums(tmp_path) == dict(zip((f"{name}.safetensors" for name in names), digests, strict=True))
+    changed = card.ship(second, tmp_path, "lmfn")
+    assert weights.sums(tmp_path) == {"lmfn-released.safetensors": digests[0], "lmfn.safetensors": changed}
+    assert changed != digests[1]
+
+
+@pytest.mark.parametrize(
+    ("start", "network", "words"),
+    [
+        (None, ("rfdbs=2",), "from nothing, seed 0"),
+        (Path("runs/first"), (), "from the weights of `first`:"),
+        (Path("runs/first/ema.safetensors"), ("rfdbs=2",), "from the weights of `first` that fit another network:"),
+        (Path("lmfn"), (), "from the weights of `lmfn`:"),
+    ],
+)
+def test_a_stage_tells_where_it_began(start: Path | None, network: tuple[str, ...], words: str) -> None:
+    settings = Settings(name="last", photos=("photos",), start_from=start, network=network)
+    assert f"- `last`, {words}" in card.Stage(settings, 1, 1e-4, "2.13.0", "cpu").text()

@@ -1,20 +1,30 @@
-"""The weights that come with the package: `lmfn.safetensors` (float16), SHA256SUMS, and their card, README.md.
+"""The weights that come with the package: NAME.safetensors (float16), its card NAME.md, and SHA256SUMS of all.
 
-`python -m lmfn.card` measures a run and writes all three.
+`python -m lmfn.card` measures a run and writes them.
 """
 
 import hashlib
 from pathlib import Path
+from typing import Literal, get_args
 
-FILE = Path(__file__).with_name("lmfn.safetensors")
+Name = Literal["lmfn", "lmfn-released"]
+NAMES: tuple[Name, ...] = get_args(Name)
+FOLDER = Path(__file__).parent
 
 
-def shipped() -> Path:
-    """The file of the weights. Raises ValueError where it is missing or is not what SHA256SUMS says."""
-    expected, name = FILE.with_name("SHA256SUMS").read_text(encoding="ascii").split()
-    if not FILE.is_file() or name != FILE.name or sha256(FILE) != expected:
-        raise ValueError(f"{FILE} is missing or damaged; install lmfn-deblur anew, or name other weights")
-    return FILE
+def shipped(name: Name) -> Path:
+    """The file of the weights of that name. Raises ValueError where it is missing or is not what SHA256SUMS says."""
+    file = FOLDER / f"{name}.safetensors"
+    if not file.is_file() or sums(FOLDER).get(file.name) != sha256(file):
+        raise ValueError(f"{file} is missing or damaged; install lmfn-deblur anew, or name other weights")
+    return file
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file that the folder's SHA256SUMS lists, by its name; none where there is no such list."""
+    file = folder / "SHA256SUMS"
+    lines = file.read_text(encoding="ascii").splitlines() if file.is_file() else []
+    return {name: digest for digest, name in map(str.split, lines)}
 
 
 def sha256(file: Path) -> str:
