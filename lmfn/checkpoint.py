@@ -49,7 +49,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises FileNotFoundError where there is no such file, ValueError where it is broken or not one of ours.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; weights are what save_pretrained or train.py wrote")
+        own = " or ".join(weights.NAMES)
+        raise FileNotFoundError(
+            f"there is no file {path}; weights are {own}, or what save_pretrained or train.py wrote"
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("lmfn")
