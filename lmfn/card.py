@@ -118,7 +118,7 @@ class Stage:
     def text(self) -> str:
         """The run as an item of a Markdown list. Of paths, only the last name is told."""
         s = self.settings
-        data = ", ".join(f"{name(source)} ({source.kind}, {source.weight:g})" for source in s.sources)
+        data = ", ".join(f"{source_name(source)} ({source.kind}, {source.weight:g})" for source in s.sources)
         before = f"from nothing, seed {s.seed}"
         if s.start_from:
             fitting = " that fit another network" if s.preset or s.network else ""
@@ -133,7 +133,7 @@ class Stage:
         )
 
 
-def name(source: Source) -> str:
+def source_name(source: Source) -> str:
     """The end of a source's path: the rest is this machine's business."""
     path = Path(source.path)
     last = f"{path.parent.name}/{path.name}" if path.name in ("blur", "sharp") else path.name
@@ -143,7 +143,7 @@ def name(source: Source) -> str:
 def origin(source: Source) -> str:
     """Where a source's data comes from and its licence, by the names in its path."""
     known = [ORIGINS[part] for part in reversed(Path(source.path).parts) if part in ORIGINS]
-    return known[0] if known else f"{name(source)}, of their own"
+    return known[0] if known else f"{source_name(source)}, of their own"
 
 
 def stages(run: Path) -> list[Stage]:
@@ -243,7 +243,7 @@ def ship(model: LMFN, out: Path, name: weights.Name) -> str:
             raise ValueError(f"the weights' {key} holds values that float16 cannot hold; they cannot be shipped")
     file = out / f"{name}.safetensors"
     checkpoint.write(file, tensors, {"config": asdict(model.config)})
-    digests = weights.sums(out) | {file.name: weights.sha256(file)}
+    digests = weights.checksums(out) | {file.name: weights.sha256(file)}
     lines = [f"{digest}  {file_name}\n" for file_name, digest in sorted(digests.items())]
     checkpoint.replace_file(out / "SHA256SUMS", "".join(lines).encode())
     return digests[file.name]

@@ -65,15 +65,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def locate(name: str | Path, **options: Any) -> Path:
-    """The weights' file that is meant by a name in `lmfn.weights.NAMES` (before a folder of that name here), a folder,
-    a file, or a Hugging Face Hub repository `owner/model` (fetched).
+    """The weights' file that is meant by a name in `lmfn.weights.NAMES`, a folder, a file, or a Hugging Face Hub
+    repository `owner/model` (fetched). A folder that is called as one of the names is meant by its whole path only.
 
     The options are `hf_hub_download`'s. Raises ValueError where the package's own are damaged, FileNotFoundError where
     the Hub gives no such model; of a path on this machine nothing is checked.
     """
-    for own in weights.NAMES:
-        if str(name) == own:
-            return weights.shipped(own)
+    if str(name) in weights.NAMES:
+        return weights.shipped(str(name))
     path = Path(name)
     if path.is_dir():
         return path / "model.safetensors"

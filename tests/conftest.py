@@ -17,6 +17,6 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def no_precision_is_left() -> None:
     """Accelerate holds a process to the precision of its first run; the tests of a module may take another."""
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState  # not before pytest_configure: it imports Triton
 
     AcceleratorState._reset_state(reset_partial_state=True)

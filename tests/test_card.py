@@ -119,9 +119,9 @@ def test_what_cannot_be_measured_is_named(folder: Path, capsys: pytest.CaptureFi
 )
 def test_a_source_is_told_by_the_end_of_its_path(path: str, name: str, origin: str) -> None:
     source = Source("pairs", path, sharp=path)
-    assert card.name(source) == name
+    assert card.source_name(source) == name
     assert card.origin(source) == origin
-    assert card.name(Source("photos", path)) == name.removesuffix(" unblurred")
+    assert card.source_name(Source("photos", path)) == name.removesuffix(" unblurred")
 
 
 def test_weights_too_large_for_float16_are_not_shipped(tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_each_set_of_weights_has_its_line_in_the_checksums(tmp_path: Path) -> No
     first, second = (LMFN.from_preset("lmfn", **small) for _ in range(2))
     names: tuple[weights.Name, ...] = ("lmfn-released", "lmfn")
     digests = [card.ship(model, tmp_path, name) for model, name in zip((first, first), names, strict=True)]
-    assert weights.sums(tmp_path) == dict(zip((f"{name}.safetensors" for name in names), digests, strict=True))
+    assert weights.checksums(tmp_path) == dict(zip((f"{name}.safetensors" for name in names), digests, strict=True))
     changed = card.ship(second, tmp_path, "lmfn")
-    assert weights.sums(tmp_path) == {"lmfn-released.safetensors": digests[0], "lmfn.safetensors": changed}
+    assert weights.checksums(tmp_path) == {"lmfn-released.safetensors": digests[0], "lmfn.safetensors": changed}
     assert changed != digests[1]
 
 

@@ -12,15 +12,18 @@ NAMES: tuple[Name, ...] = get_args(Name)
 FOLDER = Path(__file__).parent
 
 
-def shipped(name: Name) -> Path:
-    """The file of the weights of that name. Raises ValueError where it is missing or is not what SHA256SUMS says."""
+def shipped(name: str) -> Path:
+    """The file of the weights of that name, one of `NAMES`.
+
+    Raises ValueError where it is missing or is not what SHA256SUMS says.
+    """
     file = FOLDER / f"{name}.safetensors"
-    if not file.is_file() or sums(FOLDER).get(file.name) != sha256(file):
+    if not file.is_file() or checksums(FOLDER).get(file.name) != sha256(file):
         raise ValueError(f"{file} is missing or damaged; install lmfn-deblur anew, or name other weights")
     return file
 
 
-def sums(folder: Path) -> dict[str, str]:
+def checksums(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file that the folder's SHA256SUMS lists, by its name; none where there is no such list."""
     file = folder / "SHA256SUMS"
     lines = file.read_text(encoding="ascii").splitlines() if file.is_file() else []
