@@ -137,6 +137,10 @@ def train(settings: Settings) -> int:
 
     if is_main:
         log.close(at, stop.signal)
+    # DistributedDataParallel goes first: as the last to hold the process group, it would wait for gloo's threads with
+    # the interpreter's lock, which these wait for.
+    accelerator.free_memory()
+    del network
     accelerator.end_training()
     return 128 + stop.signal if stop.signal else 0
 

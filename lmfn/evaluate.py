@@ -19,6 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+
+# Imported while a process group is there (by DistributedDataParallel), its functions' default values keep that group
+# and gloo's threads for ever, and these may abort Python's own end ("terminate called without an active exception").
+import torch.distributed.nn
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode

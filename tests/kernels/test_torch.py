@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.nn  # before any process group: its functions' default values would keep it, and gloo's threads
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -187,6 +188,7 @@ def one_of_two(rank: int, folder: str) -> None:
             block(x[rank : rank + 1]).backward(gradient[rank : rank + 1])
         found[body] = [(p.grad, p.grad.stride() == p.stride()) for p in block.parameters() if p.grad is not None]
     torch.save(found, f"{folder}/found-{rank}.pt")
+    del block  # as train.py does, and for its reason
     distributed.destroy_process_group()
 
 
