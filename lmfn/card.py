@@ -114,6 +114,9 @@ class Stage:
     """The last rate on record: that of the cosine's end, but for a run that was stopped."""
     torch: str
     device: str
+    processes: int
+    hours: float
+    """Time spent training, of each CPU thread or each GPU."""
 
     def text(self) -> str:
         """The run as an item of a Markdown list. Of paths, only the last name is told."""
@@ -126,11 +129,16 @@ class Stage:
         loss = f"{s.loss} + {s.fft:g} fft" if s.fft else s.loss
         clipped = f"gradients clipped at {s.clip:g}, " if s.clip else ""
         return (
-            f"- `{s.name}`, {before}: {self.steps:,} steps of {s.batch * s.accumulate} patches of {s.patch}x{s.patch}: "
-            f"{data}; paths of {s.blur.length[0]:g} to {s.blur.length[1]:g} pixels; loss {loss}, Adam, rate {s.lr:g} "
-            f"to {self.lr:.2g} by a cosine after {s.warmup} steps of warm-up, {clipped}EMA {s.ema:g}, {s.precision}; "
-            f"torch {self.torch} on {self.device}"
+            f"- `{s.name}`, {before}: {self.steps:,} steps of {self.processes * s.batch * s.accumulate} patches of "
+            f"{s.patch}x{s.patch}: {data}; paths of {s.blur.length[0]:g} to {s.blur.length[1]:g} pixels; loss {loss}, "
+            f"Adam, rate {s.lr:g} to {self.lr:.2g} by a cosine after {s.warmup} steps of warm-up, {clipped}EMA "
+            f"{s.ema:g}, {s.precision}; torch {self.torch} on {self.device}, {self.hours:.2g} {self.unit}"
         )
+
+    @property
+    def unit(self) -> str:
+        """What its hours are of."""
+        return "core-hours" if self.device == "cpu" else "GPU-hours"
 
 
 def source_name(source: Source) -> str:
@@ -152,10 +160,18 @@ def stages(run: Path) -> list[Stage]:
         return []
     settings = Settings.read(run / "config.yaml")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    start = records[0]
     earlier = stages(run_of(settings.start_from)) if settings.start_from else []
     lr = next((record["lr"] for record in reversed(records) if "lr" in record), settings.lr)
-    return [*earlier, Stage(settings, records[-1]["step"], lr, start["torch"], start["device"])]
+    hours = seconds = 0.0
+    for record in records:
+        if record.get("event") == "start":  # one for each part of a run that was resumed
+            start = record
+        if "seconds" in record:
+            units = start["processes"] * (start["threads"] if start["device"] == "cpu" else 1)
+            hours += units * (record["seconds"] - seconds) / 3600
+            seconds = record["seconds"]
+    stage = Stage(settings, records[-1]["step"], lr, start["torch"], start["device"], start["processes"], hours)
+    return [*earlier, stage]
 
 
 def run_of(start: Path) -> Path:
@@ -195,6 +211,10 @@ def card(
         recipe += (
             f"\n- shipped: {1 - average[1]:.0%} of these weights and {average[1]:.0%} of those of `{average[0].name}`"
         )
+    if history:
+        units = sorted({stage.unit for stage in history})
+        spent = (f"{sum(stage.hours for stage in history if stage.unit == unit):.1f} {unit}" for unit in units)
+        recipe += f"\n\nTogether {' and '.join(spent)}."
     origins = {origin(source) for stage in history for source in stage.settings.sources}
     data = "\n".join(f"- {text}" for text in sorted(origins))
     return f"""---

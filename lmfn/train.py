@@ -494,7 +494,8 @@ class Log:
             bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}",
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
-        run.record(at.step, event="start", torch=torch.__version__, device=str(device), processes=processes)
+        start = {"torch": torch.__version__, "device": str(device), "processes": processes}
+        run.record(at.step, event="start", **start, threads=torch.get_num_threads())
 
     def step(self, at: Progress, done: float, loss: float, rate: float, norm: float, waited: float) -> None:
         """Note a step: its loss, learning rate and gradient norm, and the seconds waited for data up to now."""
@@ -511,7 +512,7 @@ class Log:
             "waiting": (waited - self.waited) / max(at.seconds - self.seconds, 1e-9),
         }
         self.losses, self.seconds, self.waited = [], at.seconds, waited
-        self.run.record(at.step, **values, skipped=at.skipped)
+        self.run.record(at.step, **values, skipped=at.skipped, seconds=at.seconds)
         for name, value in values.items():
             self.board.add_scalar(f"train/{name}", value, at.step)
         text = (

@@ -1,6 +1,7 @@
 """Weights measured, shipped and described, from a run's folder to the model card."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[s
         "- `first`, from nothing, seed 0: 2 steps of 2 patches of 32x32: gopro (pairs, 2), photos unblurred (",
         "rate 0.0001 to 5e-05 by a cosine",  # the last one on record, not that of the end
         "- `second`, from the weights of `first`: 1 steps of",
+        "\n\nTogether 0.0 core-hours.\n\n",
         "- GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
         "channels=8",
     ):
@@ -155,4 +157,28 @@ def test_each_set_of_weights_has_its_line_in_the_checksums(tmp_path: Path) -> No
 )
 def test_a_stage_tells_where_it_began(start: Path | None, network: tuple[str, ...], words: str) -> None:
     settings = Settings(name="last", photos=("photos",), start_from=start, network=network)
-    assert f"- `last`, {words}" in card.Stage(settings, 1, 1e-4, "2.13.0", "cpu").text()
+    assert f"- `last`, {words}" in card.Stage(settings, 1, 1e-4, "2.13.0", "cpu", 1, 0.5).text()
+
+
+def test_a_stage_tells_what_all_processes_did(tmp_path: Path) -> None:
+    """A run begun by two processes of one thread and, after 500 steps, resumed by one of four threads."""
+    settings = Settings(name="run", runs=tmp_path, photos=("photos",), batch=2, accumulate=3, patch=64)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(settings.text())
+    start = {"event": "start", "torch": "2.13.0", "device": "cpu"}
+    records: list[dict[str, object]] = [
+        {"step": 0, **start, "processes": 2, "threads": 1},
+        {"step": 100, "lr": 1e-4, "seconds": 360},
+        {"step": 500, "lr": 1e-4, "seconds": 1800},
+        {"step": 500, "event": "validation", "psnr": 30},
+        {"step": 500, **start, "processes": 1, "threads": 4},
+        {"step": 900, "lr": 1e-4, "seconds": 5400},
+    ]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (stage,) = card.stages(tmp_path / "run")
+    assert stage.hours == pytest.approx(2 * 0.5 + 4 * 1)
+    assert "900 steps of 6 patches of 64x64:" in stage.text()
+    assert stage.text().endswith("torch 2.13.0 on cpu, 5 core-hours")
+    gpu = dataclasses.replace(stage, processes=2, device="cuda:0")
+    assert "900 steps of 12 patches of 64x64:" in gpu.text()
+    assert gpu.text().endswith("on cuda:0, 5 GPU-hours")
