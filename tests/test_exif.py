@@ -228,7 +228,7 @@ def test_insert_into_what_is_no_image():
 WHOLE = [encode(picture(size=(3, 2)), kind, exif=block()) for kind in FORMATS]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"RIFF\0\0\0\0WEBPVP8X"]),
     st.binary(),
@@ -237,7 +237,7 @@ def test_any_bytes(start, data):
     check_any(start + data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(WHOLE), st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6)), max_size=4), st.floats(0, 1))
 def test_mutated_images(data, changes, length):
     for place, new in changes:
@@ -258,7 +258,7 @@ def check_any(data):
     assert exif.insert(new, b"new") == new
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from("<>"), st.lists(st.tuples(st.integers(0, 260), st.binary(max_size=4)), max_size=4))
 def test_upright_of_mutated_blocks(order, changes):
     data = block(order)

@@ -404,7 +404,7 @@ def test_texts_too_long_for_jpeg_are_left_out(tmp_path, text):
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow thinks of such blocks
 @pytest.mark.parametrize("suffix", TAKEN)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(st.tuples(st.integers(0, 400), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4),
     length=st.just(9999) | st.integers(0, 500),
@@ -428,7 +428,7 @@ def test_mutated_blocks_do_no_harm(tmp_path, suffix, changes, length, target):
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow thinks of such blocks
 @pytest.mark.parametrize("suffix", TAKEN)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), min_size=1, max_size=3))
 def test_mutated_files_are_read_or_an_error(tmp_path, suffix, changes):
     path = tmp_path / f"a{suffix}"

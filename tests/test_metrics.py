@@ -146,7 +146,7 @@ def test_ssim_matlab3d_is_that_of_the_definition_in_loops():
     np.testing.assert_allclose(brute_matlab3d(output, sharp), expected, rtol=0, atol=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(11, 40), st.integers(11, 40), st.sampled_from([1, 2, 3, 5]), st.integers(0, 2**32 - 1), st.booleans()
 )

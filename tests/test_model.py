@@ -278,7 +278,7 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2), st.integers(1, 90), st.integers(1, 90))
 def test_any_size_and_batch(batch: int, height: int, width: int) -> None:
     torch.manual_seed(1)

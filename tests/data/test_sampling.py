@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -219,7 +219,6 @@ def test_wrong_arguments_are_named(sources: list[Source]) -> None:
         TrainingSet(sources, patch=8, seed=0, blur=SMALL)[-1]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=60), st.integers(0, 40))
 def test_the_cache_keeps_what_was_used_last_within_its_limit(steps: list[tuple[int, bool]], limit: int) -> None:
     cache, recent = _Cache(limit), []

@@ -33,7 +33,7 @@ def test_the_curve_is_srgb() -> None:
     np.testing.assert_allclose(from_linear(torch.tensor([-1.0, 2.0])), [0, 1], atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(0, 10**6),
     st.tuples(st.integers(40, 90), st.integers(40, 90)),
@@ -59,7 +59,7 @@ def test_a_point_stays_where_it_is_and_keeps_its_light(
     assert reach <= length + rotation + 4.5
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @example(seed=0, length=0.0, curvature=0.0, rotation=5e-324, radius=100.0)
 @given(st.integers(0, 10**6), st.floats(0, 60), st.floats(0, 360), st.floats(0, 30), st.floats(50, 2000))
 def test_paths_are_centred_as_long_as_told_and_without_gaps(

@@ -69,7 +69,7 @@ def test_merge(body: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("body", BODIES)
-@settings(max_examples=10, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_kind(body: str, data: st.DataObject) -> None:
     """Shapes, strides, dtypes, forms, and which inputs need gradients."""
@@ -139,7 +139,7 @@ def test_attention_of_many_channels_is_two_ops() -> None:
 
 
 @pytest.mark.parametrize("body", BODIES)
-@settings(max_examples=6, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_attention_for_any_gradients(body: str, data: st.DataObject) -> None:
     """And of maps that lie in any way, x being one of them, as in the network, or not."""

@@ -63,7 +63,7 @@ def test_without_an_activation(body: str) -> None:
 
 
 @pytest.mark.parametrize("body", BODIES)
-@settings(max_examples=10, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_kind(body: str, data: st.DataObject) -> None:
     """Shapes, strides, dtypes, forms, and which inputs need gradients."""

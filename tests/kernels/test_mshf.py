@@ -99,8 +99,6 @@ def test_upsample_add_of_many_channels_to_twice_the_size(body: str) -> None:
 # Derandomised and not shrunk: the same examples everywhere, and a failure names one in seconds.
 @settings(
     max_examples=5,
-    derandomize=True,
-    deadline=None,
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

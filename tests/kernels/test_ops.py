@@ -106,8 +106,6 @@ def test_rfdb_of_the_network(body: str) -> None:
 # Derandomised and not shrunk: the same examples everywhere, and a failure names one in seconds.
 @settings(
     max_examples=8,
-    derandomize=True,
-    deadline=None,
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
