@@ -141,7 +141,7 @@ def test_lean_is_the_same_to_the_bit() -> None:
 
 @pytest.mark.parametrize(("name", "memory"), [("lmfn", "normal"), ("lmfn", "lean"), ("lmfn-released", "normal")])
 def test_compiles_whole(name: str, memory: str) -> None:
-    """One graph, forward and backward."""
+    """One graph, forward and backward, and one without gradients."""
     torch._dynamo.reset()
     model = network(name, memory, **{**SMALL, "rfdbs": 1})
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
@@ -155,6 +155,8 @@ def test_compiles_whole(name: str, memory: str) -> None:
         strict=True,
     ):
         assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-7
+    with torch.inference_mode():
+        assert (compiled(image) - model(image)).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("name", PRESETS)

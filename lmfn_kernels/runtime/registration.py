@@ -112,9 +112,12 @@ class Gradients:
 
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, op: Op, body: str, options: tuple[float, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        # As one parameter: where nothing needs a gradient, torch.compile counts, and leaves ctx out of a call whose
+        # arguments without it are as many as the signature's parameters with it.
+        op, body, options, *tensors = arguments
         keep = any(ctx.needs_input_grad)
-        results = op.forward(body, list(tensors), list(options), keep)
+        results = op.forward(body, tensors, list(options), keep)
         ctx.op, ctx.body, ctx.options = op, body, options
         if keep:
             kept = results if op.keeps_results(options) else results[op.results :]

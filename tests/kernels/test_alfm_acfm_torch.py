@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from test_ops import BODIES
-from test_torch import same
+from test_torch import check_compiled, same
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -46,12 +46,7 @@ CASES: dict[str, tuple[Any, list[Tensor]]] = {
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("name", CASES)
 def test_compiles_whole(name: str, body: str) -> None:
-    """One graph, forward and backward, with the bits of the eager call."""
-    function, tensors = CASES[name]
-    torch._dynamo.reset()
-    with lmfn_kernels.backend(body):
-        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-        same(differentiate(compiled, tensors), differentiate(function, tensors))
+    check_compiled(*CASES[name], body)
 
 
 @pytest.mark.parametrize("name", ["layer_attention", "channel_gate", "attention_merge"])

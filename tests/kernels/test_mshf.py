@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_memory import GUARD, surrounded
 from test_ops import BODIES, GRID, check
-from test_torch import same
+from test_torch import check_compiled, same
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -243,12 +243,7 @@ def test_f0_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("name", CASES)
 def test_compiles_whole(name: str, body: str) -> None:
-    """One graph, forward and backward, with the bits of the eager call."""
-    function, tensors, _, _ = CASES[name]
-    torch._dynamo.reset()
-    with lmfn_kernels.backend(body):
-        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-        same(differentiate(compiled, tensors), differentiate(function, tensors))
+    check_compiled(*CASES[name][:2], body)
 
 
 @pytest.mark.parametrize("name", ["stem", "upsampled block", "upsample_add"])

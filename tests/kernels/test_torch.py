@@ -1,6 +1,7 @@
 """The ops amid PyTorch's own machinery: the compiler, autocast, checkpointing, second derivatives, opcheck."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,20 @@ def same(one: tuple[list[Tensor], list[Tensor | None]], other: tuple[list[Tensor
         assert torch.equal(a, b)
 
 
+def check_compiled(function: Callable[..., Any], tensors: list[Tensor], body: str, dynamic: bool | None = None) -> None:
+    """One graph, forward and backward and without gradients, with the bits of the eager call."""
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    with lmfn_kernels.backend(body):
+        same(differentiate(compiled, tensors), differentiate(function, tensors))
+        with torch.inference_mode():
+            torch.testing.assert_close(compiled(*tensors), function(*tensors), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("name", CASES)
 def test_compiles_whole(name: str, body: str) -> None:
-    """One graph, forward and backward, with the bits of the eager call."""
-    function, tensors = CASES[name]
-    torch._dynamo.reset()
-    with lmfn_kernels.backend(body):
-        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-        same(differentiate(compiled, tensors), differentiate(function, tensors))
+    check_compiled(*CASES[name], body)
 
 
 def test_compiles_for_any_size() -> None:
