@@ -11,6 +11,7 @@ from torch import Tensor
 from lmfn.device import has_fast_bf16
 from lmfn.model import LMFN
 from lmfn.packed import Packed, packable
+from lmfn_kernels import weight_layout
 
 Run = Callable[[Tensor], Tensor]
 
@@ -72,12 +73,10 @@ def for_inference(model: LMFN, device: str | torch.device | None = None, dtype: 
 
 
 def plain(model: LMFN, device: torch.device, dtype: torch.dtype) -> Run:
-    """The network itself, with the convolutions' weights cast beforehand; all else stays in float32, as the image."""
-    if device.type == "cpu":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """The network itself, with the convolutions' weights cast and laid out beforehand; all else stays in float32."""
     for parameter in model.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = weight_layout(parameter.data.to(dtype))
 
     def run(blurred: Tensor) -> Tensor:
         # A cache of casts must not be made in a capture, which would leave its tensors to be overwritten.
@@ -100,6 +99,7 @@ class Graphs:
         self.graphs: OrderedDict[torch.Size, Run | None] = OrderedDict()
 
     def __call__(self, x: Tensor) -> Tensor:
+        x = x.contiguous()  # kernels are compiled for strides, and none may be compiled in a capture
         if x.shape[0] * x.shape[2] * x.shape[3] > LARGEST_GRAPH:
             return self.run(x)
         if x.shape not in self.graphs:
@@ -121,11 +121,12 @@ class Capture:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Run, x: Tensor) -> Run:
-        """A graph of `run` on images of this shape, on this device, on which `run` must have run before."""
+        """A graph of `run` on images of this shape and strides, on this device; `run` must have run on such before."""
         with torch.cuda.device(x.device):
-            given = x.clone(memory_format=torch.contiguous_format)
+            given = x.clone()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
+            # Other threads may read and write their images meanwhile.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 made = run(given)
 
             def replay(x: Tensor) -> Tensor:

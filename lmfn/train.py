@@ -391,10 +391,13 @@ class StopRequest:
 def average(model: LMFN, decay: float) -> AveragedModel:
     """The EMA of a network. The decay grows as (1 + n) / (10 + n), so that a short run forgets its beginning."""
 
-    def lerp(averaged: Tensor, current: Tensor, n: Tensor | int) -> Tensor:
-        return averaged.lerp(current, 1 - min(decay, (1 + float(n)) / (10 + float(n))))
+    def lerp(
+        averaged: tuple[Tensor, ...] | list[Tensor], current: tuple[Tensor, ...] | list[Tensor], n: Tensor | int
+    ) -> None:
+        # All at once: for each tensor by itself, a GPU would be waited for as often as there are tensors.
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + float(n)) / (10 + float(n))))
 
-    return AveragedModel(model, avg_fn=lerp)
+    return AveragedModel(model, multi_avg_fn=lerp)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The network made ready for inference, against the network as written in float64."""
 
+import copy
 import threading
 from dataclasses import fields
 from typing import get_args, get_type_hints
@@ -9,14 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from skimage import data
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lmfn.inference
 import lmfn.packed
 from lmfn import LMFN
 from lmfn.config import PRESETS, LMFNConfig
-from lmfn.inference import Graphs, for_inference
+from lmfn.inference import Graphs, for_inference, plain
 from lmfn.packed import packable, polyphase
 from lmfn_kernels import backend
+from lmfn_kernels.runtime import launch
 
 CPU = torch.device("cpu")
 SMALL = {"channels": 12, "features": 10, "distilled": 5, "esa": 4, "rfdbs": 2}
@@ -201,6 +204,30 @@ def test_in_inference_mode_and_out_of_it():
         inside = run(x + 0)
     assert torch.equal(run(x), inside)
     assert not inside.is_inference()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_kernels_take_the_weights_as_they_lie(name, monkeypatch):
+    """A copy of each for each image would be more launches than all else."""
+
+    class Copies(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func.overloadpacket is torch.ops.aten.copy_
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(launch, "launcher", lambda *_: None)
+    model, x = network(name), image(1, 3, 64, 96)
+    with backend("triton"), torch.no_grad():
+        ready, found = plain(copy.deepcopy(model), CPU, torch.float32), []
+        for run in (ready, model):
+            run(x)
+            with Copies() as copies:
+                run(x)
+            found.append(copies.count)
+    assert found[0] <= 2
+    assert found[1] > 40
 
 
 def test_an_empty_batch():

@@ -1,7 +1,9 @@
 """The whole network on its ops: equal to the written formulas, lean, and at home in PyTorch's own machinery."""
 
 import hashlib
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 
 import lmfn_kernels
 from lmfn import LMFN
 from lmfn.config import PRESETS
+from lmfn_kernels.runtime import backend, configs
 
 SMALL = {"channels": 8, "features": 10, "distilled": 5, "esa": 4, "rfdbs": 2}
 
@@ -157,6 +161,53 @@ def test_compiles_whole(name: str, memory: str) -> None:
         assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-7
     with torch.inference_mode():
         assert (compiled(image) - model(image)).abs().max() <= 1e-5
+
+
+class NothingFromTheHost(TorchFunctionMode):
+    """Fails where a value is taken to the device or from it: that cannot be captured in a CUDA graph."""
+
+    TAKEN = (
+        *(torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.nonzero, Tensor.nonzero, Tensor.item),
+        *(Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__),
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in self.TAKEN, f"{func.__name__} in what a graph captures"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("body", ["triton", "torch"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_graph_can_capture_it(name: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a first run, forward and backward take nothing to the device, and wait for nothing from it."""
+    from lmfn_kernels.runtime import launch
+
+    monkeypatch.setattr(launch, "launcher", lambda *_: None)  # what the interpreter does is not what a GPU does
+    model = network(name, similarity="cosine", **SMALL)
+    image = torch.rand(1, 3, 64, 70)
+    with lmfn_kernels.backend(body):
+        gradients(model, image)
+        with NothingFromTheHost():
+            gradients(model, image)
+
+
+@pytest.mark.parametrize("body", ["triton", "torch"])
+@pytest.mark.parametrize("memory", ["normal", "lean"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_all_tensors_are_made_on_the_images_device(
+    name: str, memory: str, body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one that has no values: whatever is made elsewhere, or waits for a value, is an error there."""
+    monkeypatch.setattr(backend, "_missing", lambda _: None)
+    monkeypatch.setattr(configs, "describe", lambda _: ("meta", 232448))
+    for part in ("acfm", "alfm", "bilinear", "conv", "head", "mshf", "rfdb", "runtime"):
+        launch = import_module(f"lmfn_kernels.{part}.launch")
+        monkeypatch.setattr(launch, "run", lambda *_, **__: None)
+    model, image = network(name, memory, similarity="cosine", **SMALL).to("meta"), torch.rand(2, 3, 70, 85).to("meta")
+    with lmfn_kernels.backend(body):
+        assert all(tensor.is_meta for tensor in gradients(model, image))
+        with torch.no_grad():
+            assert model(image).is_meta
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -18,13 +18,13 @@ from lmfn_kernels.runtime.launch import (
     empty,
     layout,
     partial,
-    pitch,
     pixels,
     run,
     tiles,
     total,
     weights,
 )
+from lmfn_kernels.runtime.layout import pitch
 
 __all__ = ["fold", "fold_backward", "gram", "layout", "matrix_arithmetic", "mix", "mix_weights", "products"]
 

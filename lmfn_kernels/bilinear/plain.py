@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmfn_kernels.conv.plain import layout
+from lmfn_kernels.runtime.layout import constant
 
 __all__ = ["layout", "upsample", "upsample_add", "upsample_backward"]
 
@@ -25,7 +26,7 @@ def upsample_backward(g: Tensor, v: Tensor) -> Tensor:
     # Not PyTorch's own: it is not deterministic on a GPU, and fails where sizes are symbols.
     if g.shape[2] == 2 * v.shape[2] and g.shape[3] == 2 * v.shape[3]:
         # Every second tap of a fixed stencil; at the edge, a pixel beyond it counts for the last one.
-        taps = torch.tensor([0.25, 0.75, 0.75, 0.25], dtype=g.dtype, device=g.device)
+        taps = constant((0.25, 0.75, 0.75, 0.25), g.dtype, g)
         stencil = (taps[:, None] * taps).expand(g.shape[1], 1, 4, 4)
         return layout(F.conv2d(F.pad(g, (1, 1, 1, 1), mode="replicate"), stencil, stride=2, groups=g.shape[1]))
     rows, columns = (_bilinear(g.shape[i], v.shape[i], g) for i in (2, 3))

@@ -12,6 +12,8 @@ the middle one is not zero, and which are for the first and for the last place a
 import torch
 from torch import Tensor
 
+from lmfn_kernels.runtime.layout import constant
+
 PLACES = (slice(None), slice(0, 1), slice(-1, None))
 """Along one axis: everywhere, the first place, the last place."""
 
@@ -27,7 +29,7 @@ AXIS = (
 
 def axis(like: Tensor) -> Tensor:
     """The taps along one axis, in the type of the sums."""
-    return torch.tensor(AXIS, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device) / 4
+    return constant(AXIS, torch.promote_types(like.dtype, torch.float32), like) / 4
 
 
 def fold(weight: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.kernels import weight_gradient_kernel
+from lmfn_kernels.runtime.layout import pitch
 
 
 class Masked(NamedTuple):
@@ -25,12 +26,6 @@ class Masked(NamedTuple):
 
 def unmasked(e: Tensor | Masked) -> Masked:
     return e if isinstance(e, Masked) else Masked(e, None, 1.0)
-
-
-def pitch(channels: int, dtype: torch.dtype) -> int:
-    """Elements from one pixel to the next: `channels` rounded up to 16 bytes, which descriptors need."""
-    step = 16 // dtype.itemsize
-    return -(-channels // step) * step
 
 
 def empty(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -73,12 +68,19 @@ def parities(x: Tensor) -> list[Tensor]:
 
 
 def matrix(weight: Tensor, *, back: bool = False) -> Tensor:
-    """A weight `[N, K, k, k]` as `[taps, K, N]`, or with `back` as `[taps, N, K]`, rows a `pitch` apart."""
-    n, k, taps = weight.shape[0], weight.shape[1], weight.shape[2] * weight.shape[3]
-    rows, columns = (n, k) if back else (k, n)
+    """A weight `[N, K, k, k]` as `[taps, K, N]`, or with `back` as `[taps, N, K]`, rows a `pitch` apart.
+
+    A view of it where it lies so already (`weight_layout`), else a copy.
+    """
+    taps = weight.flatten(2).permute((2, 0, 1) if back else (2, 1, 0))
+    rows, columns = taps.shape[1:]
     s = pitch(columns, weight.dtype)
-    out = torch.empty_strided((taps, rows, columns), (rows * s, s, 1), dtype=weight.dtype, device=weight.device)
-    return out.copy_(weight.flatten(2).permute((2, 0, 1) if back else (2, 1, 0)))
+    from_tap, from_row, from_column = taps.stride()
+    lies_so = from_column == 1 and from_row == s and from_tap >= rows * s and from_tap % s == 0
+    if lies_so and (isinstance(weight, FakeTensor) or taps.data_ptr() % 16 == 0):
+        return taps
+    out = torch.empty_strided(taps.shape, (rows * s, s, 1), dtype=weight.dtype, device=weight.device)
+    return out.copy_(taps)
 
 
 def weights(w: Tensor | None, rows: int, columns: int) -> TensorDescriptor | None:

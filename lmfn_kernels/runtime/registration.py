@@ -51,7 +51,7 @@ class Op:
         first = tensors[0]
         assert first is not None
         device = first.device.type
-        if not torch.is_autocast_enabled(device):
+        if first.is_meta or not torch.is_autocast_enabled(device):  # which knows no meta tensors
             return self._apply(body, options, tensors)
         dtype = torch.get_autocast_dtype(device)
         cast = [t.to(dtype) if t is not None and t.ndim > 1 and t.dtype != torch.float64 else t for t in tensors]
@@ -138,8 +138,10 @@ class _Function(torch.autograd.Function):
         saved = ctx.saved_tensors
         kept, tensors = list(saved[: ctx.kept]), list(saved[ctx.kept :])
         needs = list(ctx.needs_input_grad[3:])
-        device = next(g.device.type for g in gradients if g is not None)
+        g = next(g for g in gradients if g is not None)
+        device = g.device.type
+        cast = not g.is_meta and torch.is_autocast_enabled(device)
         # As forward was: a backward pass may be called with autocast on.
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        with torch.autocast(device, enabled=False) if cast else nullcontext():
             found = iter(op.backward(ctx.body, list(gradients), kept, tensors, list(ctx.options), needs))
         return None, None, None, *[next(found) if need else None for need in needs]

@@ -7,12 +7,12 @@ import av
 import numpy as np
 import pytest
 
-from lmfn import images
-
 
 @pytest.fixture
 def save() -> Callable[..., np.ndarray]:
     """Write a random image (or the pixels given) to a file, and return its pixels."""
+    from lmfn import images  # not before pytest_configure has set Triton's interpreter
+
     rng = np.random.default_rng(0)
 
     def write(path: Path, height: int = 24, width: int = 32, pixels: np.ndarray | None = None) -> np.ndarray:

@@ -57,6 +57,13 @@ def test_patches_are_those_of_the_workers(data: TrainingSet) -> None:
     assert kinds == {"NoneType", "Mean", "Shake"}
 
 
+def test_patches_are_made_where_the_images_are(data: TrainingSet) -> None:
+    """On a device that has no values: whatever is made elsewhere, or waits for a value, is an error there."""
+    for patches in ResidentSet(data, torch.device("meta"))([data.plan(n) for n in range(120)]):
+        assert patches.is_meta
+        assert patches.shape == (120, 3, 27, 27)
+
+
 def test_an_image_of_two_sources_is_kept_once(data: TrainingSet) -> None:
     pixels = 2 * (33 * 40 + 40 * 29 + 35 * 35) + 9 * (31 * 37 + 29 * 64) + 9 * 48 * 64
     assert data.images.bytes == 3 * pixels

@@ -12,7 +12,7 @@ GUARD = 64
 
 def surrounded(x: Tensor, filler: float) -> tuple[Tensor, Tensor]:
     """`x` as kernels read it, without a copy, amid `filler`, also between the pixels; and all of the memory."""
-    from lmfn_kernels.runtime.launch import pitch
+    from lmfn_kernels.runtime.layout import pitch
 
     b, c, h, w = x.shape
     s = pitch(c, x.dtype)
@@ -122,7 +122,7 @@ def test_plain_text_keeps_much_more() -> None:
 
 def far_apart(x: Tensor) -> Tensor:
     """The two images of `x`, as kernels read them, more than 2^31 elements apart; between them no memory is used."""
-    from lmfn_kernels.runtime.launch import pitch
+    from lmfn_kernels.runtime.layout import pitch
 
     b, c, h, w = x.shape
     s = pitch(c, x.dtype)
