@@ -35,8 +35,8 @@ def weight_layout(weight: Tensor) -> Tensor:
     """A convolution's `weight` [N, K, k, k], the same values in the same shape, as the ops read it without a copy.
 
     Where the kernels carry out the ops, that is tap by tap [k, k, K, N], rows rounded up to 16 bytes; of a weight that
-    lies otherwise, every call makes such a copy. Elsewhere it is channels-last. For weights that no longer change: an
-    optimizer is slower on memory with gaps.
+    lies otherwise, every call makes such a copy. Elsewhere it is channels-last. For weights that no longer change:
+    PyTorch's optimizers take tensors with gaps one by one.
 
     Raises TypeError or ValueError where `weight` is no such tensor.
     """
