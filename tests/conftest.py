@@ -4,13 +4,17 @@ bfloat16 arithmetic and products are silently wrong there, so no test runs a ker
 """
 
 import os
+import sys
+from importlib.util import find_spec
 
-import hypothesis
 import pytest
 
-# The same examples in every run, so that what fails was broken by what changed; and no test asserts a time.
-hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
-hypothesis.settings.load_profile("same")
+if find_spec("hypothesis"):  # a machine that only measures may have none, nor accelerate
+    from hypothesis import settings
+
+    # The same examples in every run, so that what fails was broken by what changed; and no test asserts a time.
+    settings.register_profile("same", derandomize=True, deadline=None)
+    settings.load_profile("same")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,6 +26,5 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def no_precision_is_left() -> None:
     """Accelerate holds a process to the precision of its first run; the tests of a module may take another."""
-    from accelerate.state import AcceleratorState  # not before pytest_configure: it imports Triton
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)

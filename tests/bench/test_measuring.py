@@ -1,6 +1,8 @@
 """The measuring verbs from end to end, on the CPU and on a GPU that is none, at the smallest shapes."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -263,9 +265,7 @@ def test_a_budget_runs_commands_that_there_are(tmp_path: Path) -> None:
             assert ended.value.code == 0
 
 
-def test_the_network_without_what_files_need() -> None:
-    """As on a machine that only measures: torch, Triton, NumPy, pytest."""
-    code = """
+BARE = """
 import sys
 
 class Without:
@@ -276,11 +276,28 @@ class Without:
         return getattr(self.finder, name)
 
     def find_spec(self, name, *rest):
-        if name.partition(".")[0] in ("OpenImageIO", "huggingface_hub", "safetensors", "tqdm", "tyro"):
-            return None
-        return self.finder.find_spec(name, *rest)
+        others = ("OpenImageIO", "accelerate", "huggingface_hub", "hypothesis", "safetensors", "tqdm", "tyro", "xdist")
+        return None if name.partition(".")[0] in others else self.finder.find_spec(name, *rest)
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+"""As on a machine that only measures: torch, Triton, NumPy, pytest."""
+
+
+def on_a_bare_machine(code: str) -> subprocess.CompletedProcess[str]:
+    root = Path(budget.__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-c", BARE + code],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )
+
+
+def test_the_network_without_what_files_need() -> None:
+    done = on_a_bare_machine(
+        """
 import torch
 from bench import model, network
 from bench.rows import Shape
@@ -289,10 +306,18 @@ x, *rest = network.tensors(shape, torch.float32, "cpu")
 print(network.function(shape)(x, *rest).shape)
 assert model.engines("cuda", torch.float32)["eager"](network.network(shape), x)(x).shape == x.shape
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(budget.__file__).parents[1]
     )
     assert done.stdout == "torch.Size([1, 3, 64, 64])\n", done.stderr
+
+
+def test_what_tests_a_gpu_needs_no_more() -> None:
+    """On a machine without one, it is the GPU that they miss."""
+    done = on_a_bare_machine(
+        'import pytest; pytest.main(["-m", "gpu", "tests/gpu/test_data.py", "-p", "no:cacheprovider"])'
+    )
+    found = "1 passed" if torch.cuda.is_available() else "not compiled with CUDA|no NVIDIA driver"
+    assert re.search(found, done.stdout), done.stdout + done.stderr
+    assert "ModuleNotFoundError" not in done.stdout
 
 
 def test_the_units_are_those_of_the_network(

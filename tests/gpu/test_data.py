@@ -1,0 +1,57 @@
+"""Training patches made on a GPU are those that a CPU makes."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench.network import lmfn
+
+pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
+
+DEVICE = "cuda"
+SIDE, SIZE = 64, (100, 120)
+
+
+def cutter(images: Tensor) -> Callable[[Sequence[tuple[int, int, int]], int], Tensor]:
+    """Parts of images `[N, H, W, 3]`, on their device."""
+    from lmfn.data.synthesis import mirrored
+
+    def cut(parts: Sequence[tuple[int, int, int]], side: int) -> Tensor:
+        along = torch.arange(side, device=images.device)
+        return torch.stack(
+            [
+                images[number][mirrored(top + along, SIZE[0])][:, mirrored(left + along, SIZE[1])]
+                for number, top, left in parts
+            ]
+        )
+
+    return cut
+
+
+def test_patches_are_those_of_the_cpu() -> None:
+    lmfn()  # before what imports it
+    from lmfn.data.sampling import Patch, render
+    from lmfn.data.synthesis import BlurOptions, Mean, Shake
+
+    rng, blur = np.random.default_rng(0), BlurOptions(highlights=(1, 3))
+    coarse = torch.rand(9, 3, 10, 12, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(coarse, size=SIZE, mode="bicubic").clamp(0, 1)
+    images = (smooth * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+    images[:, ::9] = 255  # clipped highlights
+    patches = []
+    for n in range(48):
+        numbers, exposure = [((0, 1), None), (tuple(range(9)), Mean.draw(rng, blur)), ((n % 9,), None)][n % 3]
+        exposure = Shake.draw(rng, blur, SIZE) if n % 3 == 2 else exposure
+        corner = int(rng.integers(SIZE[0] - SIDE)), int(rng.integers(SIZE[1] - SIDE))
+        patches.append(Patch(numbers, SIZE, corner, exposure, n % 4, n % 8 < 4))
+    expected = render(patches, SIDE, blur.margin, cutter(images))
+    found = render(patches, SIDE, blur.margin, cutter(images.to(DEVICE)))
+    assert torch.equal(found[1].cpu(), expected[1])
+    difference = (found[0].cpu().int() - expected[0].int()).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 1e-3
+    assert (expected[0].int() - expected[1].int()).abs().float().mean() > 5
+    assert found[0].device.type == DEVICE

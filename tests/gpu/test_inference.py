@@ -1,0 +1,82 @@
+"""The network made ready for inference on a GPU: against float64, captured and replayed, from several threads."""
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lmfn_kernels
+from bench.network import lmfn
+
+pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
+
+DEVICE = "cuda"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def network(name: str) -> Any:
+    """Full width, with attentions and an output that count."""
+    torch.manual_seed(0)
+    model = lmfn().LMFN.from_preset(name, similarity="cosine").eval().to(DEVICE)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith((".theta", ".alpha")):
+                parameter.fill_(0.3)
+        model.head.conv.weight.mul_(10 if model.config.skip == "image" else 1)
+    return model
+
+
+def image(height: int, width: int) -> Tensor:
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height)).to(DEVICE)
+
+
+def written(model: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The formula itself, under autocast in 16 bits."""
+    with (
+        torch.no_grad(),
+        lmfn_kernels.backend("reference"),
+        torch.autocast(DEVICE, dtype, enabled=dtype.itemsize == 2),
+    ):
+        result: Tensor = model.to(x.dtype)(x)
+    return result
+
+
+def error(result: Tensor, exact: Tensor) -> Tensor:
+    return (result - exact).square().mean().sqrt()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["lmfn", "lmfn-released"])
+def test_as_it_is_captured_and_replayed(name: str, dtype: torch.dtype) -> None:
+    model = network(name)
+    run = model.for_inference(DEVICE, dtype)
+    first = [run(image(70, 133)), run(image(64, 96).contiguous(memory_format=torch.channels_last))]
+    for _ in range(2):
+        assert torch.equal(run(image(70, 133)), first[0])
+        assert torch.equal(run(image(64, 96)), first[1])
+    assert torch.equal(run(image(70, 133).flip(3)), model.for_inference(DEVICE, dtype)(image(70, 133).flip(3)))
+    x = image(70, 133)
+    exact, plain = written(model, x.double(), torch.float64), written(model, x, dtype)
+    assert error(plain, x) > 0.01
+    assert error(first[0], exact) < 2 * error(plain, exact) + torch.finfo(torch.float32).eps * exact.abs().max()
+
+
+def test_several_threads_take_turns() -> None:
+    """Each brings its images to the device and back while another's size is captured."""
+    run = network("lmfn").for_inference(DEVICE, torch.bfloat16)
+    images = [image(64, 64 + 16 * i).cpu() for i in range(4)]
+    found: list[list[Tensor]] = [[] for _ in images]
+
+    def work(i: int) -> None:
+        found[i] = [run(images[i].to(DEVICE)).cpu() for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, results in enumerate(found):
+        assert len(results) == 5
+        assert all(torch.equal(result, run(images[i].to(DEVICE)).cpu()) for result in results)
