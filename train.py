@@ -15,13 +15,17 @@ import dataclasses
 import logging
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
 from lmfn.data import TrainingSet, find_pairs
 from lmfn.device import choose_device
 from lmfn.evaluate import Evaluator
+from lmfn.graphs import GradientGraph, check_can_capture
 from lmfn.train import (
     Batches,
     Log,
@@ -45,6 +49,8 @@ def train(settings: Settings) -> int:
     on_cpu = choose_device(None if settings.device == "auto" else settings.device).type == "cpu"
     accelerator = Accelerator(mixed_precision="no" if settings.precision == "fp32" else settings.precision, cpu=on_cpu)
     device, scaler, is_main = accelerator.device, accelerator.scaler, accelerator.is_main_process
+    if settings.graph:
+        check_can_capture(device, accelerator.num_processes)
     logging.getLogger("lmfn").setLevel(logging.INFO if is_main else logging.WARNING)
 
     # The data first: whatever is wrong with it is said before anything is written.
@@ -80,6 +86,18 @@ def train(settings: Settings) -> int:
     network, optimizer = accelerator.prepare(torch.compile(model) if settings.compile else model, adam)
     loss_of = make_loss(settings)
 
+    def backward(network: nn.Module, blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss's share in the step's, and the output; gradients are added to the parameters'."""
+        with accelerator.autocast():
+            output = network(blurred)
+        share = loss_of(output.float(), sharp) / settings.accumulate
+        accelerator.backward(share)
+        return share.detach(), output.detach()
+
+    add_gradients: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = partial(backward, network)
+    if settings.graph:
+        add_gradients = GradientGraph(add_gradients, model.parameters())
+
     def fraction_done() -> float:
         by_steps = at.step / settings.length if settings.length else 0.0
         return max(by_steps, at.seconds / (60 * settings.minutes) if settings.minutes else 0.0)
@@ -95,11 +113,8 @@ def train(settings: Settings) -> int:
                 blurred, sharp = next(batches)
                 last = part == settings.accumulate - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(network):
-                    with accelerator.autocast():
-                        output = network(blurred)
-                    share = loss_of(output.float(), sharp) / settings.accumulate
-                    accelerator.backward(share)
-                loss += share.detach()
+                    share, output = add_gradients(blurred, sharp)
+                loss += share
             norm = accelerator.clip_grad_norm_(network.parameters(), settings.clip or float("inf"))
 
             # One exchange a step, so that all processes skip, stop and end at the same one.
@@ -140,7 +155,7 @@ def train(settings: Settings) -> int:
     # DistributedDataParallel goes first: as the last to hold the process group, it would wait for gloo's threads with
     # the interpreter's lock, which these wait for.
     accelerator.free_memory()
-    del network
+    del network, add_gradients
     accelerator.end_training()
     return 128 + stop.signal if stop.signal else 0
 

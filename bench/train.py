@@ -1,11 +1,13 @@
 """A training step of the network, as `train.py` makes it: forward under autocast, MSE, backward, Adam.
 
 By the clock on the wall: what the CPU takes to launch belongs to a step. A provider whose gradients do not hold to
-those in float64 gets no row.
+those in float64 gets no row. `triton-graph` is `triton`, its forward and backward pass one CUDA graph (`train.py
+--graph`).
 """
 
 import argparse
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +19,7 @@ import lmfn_kernels
 from bench import cases
 from bench.devices import Call, wall
 from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
-from bench.network import function, image, network
+from bench.network import function, image, lmfn, network
 from bench.ops import shape_of
 from bench.providers import PROVIDERS, SLOW, Provider, saved_bytes
 from bench.registry import OPS
@@ -25,12 +27,14 @@ from bench.rows import Shape
 
 SHAPES = {"cuda": ["16x256x256", "32x256x256"], "cpu": ["8x64x64"]}
 """Of the network's default patches, and of the demo's."""
+GRAPH = "triton-graph"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", nargs="+", help="BxHxW of the patches, or BxNxCxHxW with N RFDBs of C channels")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), help="bfloat16 is autocast")
-    parser.add_argument("--provider", nargs="+", choices=PROVIDERS, default=list(PROVIDERS), help="default: all")
+    names = [GRAPH, *PROVIDERS]
+    parser.add_argument("--provider", nargs="+", choices=names, default=names, help="default: all")
 
 
 def run(session: Session, options: argparse.Namespace) -> None:
@@ -40,7 +44,9 @@ def run(session: Session, options: argparse.Namespace) -> None:
         for dtype in options.dtype or ["bfloat16"]
         for shape in options.shape or SHAPES[device]
     ]
-    names = session.running_here(options.provider)
+    names = session.running_here([name for name in options.provider if name != GRAPH])
+    if GRAPH in options.provider and device == "cuda":
+        names = [GRAPH, *names]
     for place, (shape, dtype) in enumerate(todo):
         if session.out_of_time(len(todo) - place):
             return
@@ -67,8 +73,9 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
         if name == SLOW and contenders:
             add_rows(session, subject, contenders, "host", partial(wall, on))
         with session.checking(subject, name):
-            step = Step(PROVIDERS[name], model, blurred, sharp)
-            with launches(PROVIDERS[name].body == "triton") as kernels:
+            provider = PROVIDERS["triton" if name == GRAPH else name]
+            step = Step(provider, model, blurred, sharp, graph=name == GRAPH)
+            with launches(provider.body == "triton") as kernels:
                 errors = hold(step.gradients(), [e for e in exact if e is not None])
             timed = Call(lambda _: None, step)
             timed()  # so that Adam's state is there
@@ -81,7 +88,9 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
 class Step:
     """A training step on one batch. `blurred` says by its dtype what to compute in."""
 
-    def __init__(self, provider: Provider, model: nn.Module, blurred: Tensor, sharp: Tensor) -> None:
+    def __init__(
+        self, provider: Provider, model: nn.Module, blurred: Tensor, sharp: Tensor, *, graph: bool = False
+    ) -> None:
         self.body, self.device, self.dtype = provider.body, blurred.device.type, blurred.dtype
         self.blurred, self.sharp = (t.float().contiguous(memory_format=provider.layout) for t in (blurred, sharp))
         self.model = copy.deepcopy(model).train().to(memory_format=provider.layout)  # type: ignore[call-overload]
@@ -90,6 +99,13 @@ class Step:
         # With CUDA graphs where the mode has them: launch gaps count here.
         mode = provider.compiled and provider.compiled.removesuffix("-no-cudagraphs")
         self.network = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode) if mode else self.model
+        self.one = torch.ones((), device=blurred.device)
+        self.backward: Callable[[Tensor], None] = lambda gradient: self.loss().backward(gradient)
+        if graph:
+            lmfn()  # before what imports it
+            from lmfn.graphs import GradientGraph
+
+            self.backward = GradientGraph(self.backward, self.model.parameters())
 
     def loss(self) -> Tensor:
         if self.device == "cuda":
@@ -103,13 +119,12 @@ class Step:
 
     def gradients(self) -> list[Tensor]:
         """Of all parameters, times the gradient that `cases.exactly` takes for the loss."""
-        loss = self.loss()
-        loss.backward(cases.gradients_for([loss])[0])
+        self.backward(cases.gradients_for([self.one])[0])
         found = [p.grad.clone() for p in self.model.parameters() if p.grad is not None]
         self.adam.zero_grad()
         return found
 
     def __call__(self, _: Any = None) -> None:
-        self.loss().backward()
+        self.backward(self.one)
         self.adam.step()
         self.adam.zero_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lmfn.device import has_fast_bf16
+from lmfn.graphs import Capture
 from lmfn.model import LMFN
 from lmfn.packed import Packed, packable
 from lmfn_kernels import weight_layout
@@ -93,7 +94,7 @@ class Graphs:
     The first call with a shape runs the function itself, so that no size stalls that is never seen again.
     """
 
-    def __init__(self, run: Run, capture: Callable[[Run, Tensor], Run] | None = None) -> None:
+    def __init__(self, run: Run, capture: Callable[..., Run] | None = None) -> None:
         self.run = run
         self.capture = capture or Capture()
         self.graphs: OrderedDict[torch.Size, Run | None] = OrderedDict()
@@ -106,32 +107,9 @@ class Graphs:
             result, graph = self.run(x), None
         else:
             graph = self.graphs[x.shape] or self.capture(self.run, x)
-            result = graph(x)
+            result = graph(x).clone()
         self.graphs[x.shape] = graph
         self.graphs.move_to_end(x.shape)
         if len(self.graphs) > GRAPHS:
             self.graphs.popitem(last=False)
         return result
-
-
-class Capture:
-    """Captures CUDA graphs that share their memory, since only one runs at a time."""
-
-    def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, run: Run, x: Tensor) -> Run:
-        """A graph of `run` on images of this shape and strides, on this device; `run` must have run on such before."""
-        with torch.cuda.device(x.device):
-            given = x.clone()
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may read and write their images meanwhile.
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                made = run(given)
-
-            def replay(x: Tensor) -> Tensor:
-                given.copy_(x)
-                graph.replay()
-                return made.clone()
-
-        return replay
