@@ -104,17 +104,19 @@ def train(settings: Settings) -> int:
 
     done, skipped_in_a_row, began = fraction_done(), 0, time.perf_counter() - at.seconds
     with contextlib.closing(batches):
-        while done < 1:
+        upcoming = next(batches, None)
+        while upcoming and done < 1:
             rate = learning_rate(settings, at.step, done)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss = torch.zeros((), device=device)
             for part in range(settings.accumulate):
-                blurred, sharp = next(batches)
+                blurred, sharp = upcoming
                 last = part == settings.accumulate - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(network):
                     share, output = add_gradients(blurred, sharp)
                 loss += share
+                upcoming = next(batches, None)  # made while a GPU is still at work on this one
             norm = accelerator.clip_grad_norm_(network.parameters(), settings.clip or float("inf"))
 
             # One exchange a step, so that all processes skip, stop and end at the same one.
