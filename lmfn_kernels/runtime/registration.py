@@ -65,7 +65,8 @@ class Op:
 def _register(name: str, arguments: str, function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
     """The function itself in eager mode, where the dispatcher would only cost time; the registered op in a graph."""
     _library.define(f"{name}({arguments}) -> Tensor[]", tags=(torch.Tag.needs_exact_strides,))
-    _library.impl(name, function, "CompositeExplicitAutograd")
+    # Its gradients are `_Function`'s: what it is made of, an exported program must not record.
+    _library.impl(name, torch.no_grad()(function), "CompositeExplicitAutograd")
     torch.library.register_fake(f"lmfn::{name}", function, lib=_library)
     registered = getattr(torch.ops.lmfn, name)
 
