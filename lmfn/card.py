@@ -114,6 +114,7 @@ class Stage:
     """The last rate on record: that of the cosine's end, but for a run that was stopped."""
     torch: str
     device: str
+    """Its kind, without a number."""
     processes: int
     hours: float
     """Time spent training, of each CPU thread or each GPU."""
@@ -167,10 +168,11 @@ def stages(run: Path) -> list[Stage]:
         if record.get("event") == "start":  # one for each part of a run that was resumed
             start = record
         if "seconds" in record:
-            units = start["processes"] * (start["threads"] if start["device"] == "cpu" else 1)
+            units = start["processes"] * (start["threads"] if start["device"].startswith("cpu") else 1)
             hours += units * (record["seconds"] - seconds) / 3600
             seconds = record["seconds"]
-    stage = Stage(settings, records[-1]["step"], lr, start["torch"], start["device"], start["processes"], hours)
+    device = start["device"].partition(":")[0]
+    stage = Stage(settings, records[-1]["step"], lr, start["torch"], device, start["processes"], hours)
     return [*earlier, stage]
 
 

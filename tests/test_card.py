@@ -165,7 +165,7 @@ def test_a_stage_tells_what_all_processes_did(tmp_path: Path) -> None:
     settings = Settings(name="run", runs=tmp_path, photos=("photos",), batch=2, accumulate=3, patch=64)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(settings.text())
-    start = {"event": "start", "torch": "2.13.0", "device": "cpu"}
+    start = {"event": "start", "torch": "2.13.0", "device": "cpu:0"}
     records: list[dict[str, object]] = [
         {"step": 0, **start, "processes": 2, "threads": 1},
         {"step": 100, "lr": 1e-4, "seconds": 360},
@@ -179,6 +179,6 @@ def test_a_stage_tells_what_all_processes_did(tmp_path: Path) -> None:
     assert stage.hours == pytest.approx(2 * 0.5 + 4 * 1)
     assert "900 steps of 6 patches of 64x64:" in stage.text()
     assert stage.text().endswith("torch 2.13.0 on cpu, 5 core-hours")
-    gpu = dataclasses.replace(stage, processes=2, device="cuda:0")
+    gpu = dataclasses.replace(stage, processes=2, device="cuda")
     assert "900 steps of 12 patches of 64x64:" in gpu.text()
-    assert gpu.text().endswith("on cuda:0, 5 GPU-hours")
+    assert gpu.text().endswith("on cuda, 5 GPU-hours")
