@@ -313,7 +313,7 @@ assert model.engines("cuda", torch.float32)["eager"](network.network(shape), x)(
 def test_what_tests_a_gpu_needs_no_more() -> None:
     """On a machine without one, it is the GPU that they miss."""
     done = on_a_bare_machine(
-        'import pytest; pytest.main(["-m", "gpu", "tests/gpu/test_data.py", "-p", "no:cacheprovider"])'
+        'import pytest; pytest.main(["-m", "gpu", "tests/gpu/test_patches.py", "-p", "no:cacheprovider"])'
     )
     found = "1 passed" if torch.cuda.is_available() else "not compiled with CUDA|no NVIDIA driver"
     assert re.search(found, done.stdout), done.stdout + done.stderr
