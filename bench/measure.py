@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from bench import cases
 from bench.cases import Exact
 from bench.devices import Call, Device, Times
-from bench.providers import PROVIDERS
+from bench.providers import PROVIDERS, Provider
 from bench.registry import Work
 from bench.rows import OURS, Kernel, Machine, Row, RowFile, Shape
 
@@ -46,9 +46,9 @@ class Session:
             self._machines[dtype] = self.on.machine(dtype)
         return self._machines[dtype]
 
-    def running_here(self, names: Sequence[str]) -> list[str]:
-        """The providers that run on this device."""
-        here = [name for name in names if self.on.kind in PROVIDERS[name].devices]
+    def running_here(self, names: Sequence[str], providers: Mapping[str, Provider] = PROVIDERS) -> list[str]:
+        """Those of `providers` that run on this device."""
+        here = [name for name in names if self.on.kind in providers[name].devices]
         for name in names:
             if name not in here:
                 self.left_out(name, f"it is not measured on {self.on.kind}")

@@ -16,7 +16,7 @@ import lmfn_kernels
 from bench import cases
 from bench.devices import Device, nbytes
 from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
-from bench.providers import PROVIDERS, Provider, call, saved_bytes
+from bench.providers import PROVIDERS, Provider, call, is_image, saved_bytes
 from bench.registry import OPS, PARTS, Op
 from bench.rows import Shape
 from lmfn_kernels import weight_layout
@@ -84,7 +84,7 @@ def _checked(
     """Raises AssertionError where the results are not what they must be."""
     if mode == "infer" and provider.body == "triton":  # as `for_inference` lays them out, once
         with lmfn_kernels.backend("triton"):
-            copies = [[weight_layout(t) if t.ndim == 4 and t.shape[3] <= 3 else t for t in copy] for copy in copies]
+            copies = [[weight_layout(t) if t.ndim == 4 and not is_image(t) else t for t in copy] for copy in copies]
     function = provider.function(wanted.op.function(wanted.shape))
     timed = call(function, copies, mode)
     config = {"layout": str(provider.layout).removeprefix("torch.")}

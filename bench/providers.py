@@ -16,12 +16,14 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Provider:
-    """A body of the ops (`lmfn_kernels.backend`), the images' memory layout, and how the formula is compiled."""
+    """A body of the ops (`lmfn_kernels.backend`), the images' memory layout, how the formula is compiled, and whether a
+    training step's forward and backward pass are one CUDA graph."""
 
     name: str
     body: str
     layout: torch.memory_format = torch.channels_last
     compiled: Literal["default", "max-autotune-no-cudagraphs"] | None = None
+    graph: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def function(self, function: Function) -> Function:
@@ -98,10 +100,15 @@ def call(function: Function, copies: Sequence[Sequence[Tensor]], mode: str) -> C
     return Call(lambda turn: turn, timed)
 
 
+def is_image(t: Tensor) -> bool:
+    """And no weight: those of convolutions are 3x3 at most."""
+    return t.ndim == 4 and t.shape[3] > 3
+
+
 def saved_bytes(function: Function, tensors: Sequence[Tensor]) -> int:
     """Bytes of all memory that autograd holds after a forward pass, images that came in included, weights not."""
     leaves = [t.detach().requires_grad_() for t in tensors]
-    weights = {t.untyped_storage().data_ptr() for t in leaves if t.ndim != 4 or t.shape[3] <= 3}
+    weights = {t.untyped_storage().data_ptr() for t in leaves if not is_image(t)}
     held: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:

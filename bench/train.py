@@ -8,6 +8,7 @@ those in float64 gets no row. `triton-graph` is `triton`, its forward and backwa
 import argparse
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,14 +28,14 @@ from bench.rows import Shape
 
 SHAPES = {"cuda": ["16x256x256", "32x256x256"], "cpu": ["8x64x64"]}
 """Of the network's default patches, and of the demo's."""
-GRAPH = "triton-graph"
+STEPS = {"triton-graph": replace(PROVIDERS["triton"], name="triton-graph", graph=True), **PROVIDERS}
+"""All providers, and one that is of use for a step alone."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", nargs="+", help="BxHxW of the patches, or BxNxCxHxW with N RFDBs of C channels")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), help="bfloat16 is autocast")
-    names = [GRAPH, *PROVIDERS]
-    parser.add_argument("--provider", nargs="+", choices=names, default=names, help="default: all")
+    parser.add_argument("--provider", nargs="+", choices=STEPS, default=list(STEPS), help="default: all")
 
 
 def run(session: Session, options: argparse.Namespace) -> None:
@@ -44,9 +45,7 @@ def run(session: Session, options: argparse.Namespace) -> None:
         for dtype in options.dtype or ["bfloat16"]
         for shape in options.shape or SHAPES[device]
     ]
-    names = session.running_here([name for name in options.provider if name != GRAPH])
-    if GRAPH in options.provider and device == "cuda":
-        names = [GRAPH, *names]
+    names = session.running_here(options.provider, STEPS)
     for place, (shape, dtype) in enumerate(todo):
         if session.out_of_time(len(todo) - place):
             return
@@ -73,9 +72,8 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
         if name == SLOW and contenders:
             add_rows(session, subject, contenders, "host", partial(wall, on))
         with session.checking(subject, name):
-            provider = PROVIDERS["triton" if name == GRAPH else name]
-            step = Step(provider, model, blurred, sharp, graph=name == GRAPH)
-            with launches(provider.body == "triton") as kernels:
+            step = Step(STEPS[name], model, blurred, sharp)
+            with launches(STEPS[name].body == "triton") as kernels:
                 errors = hold(step.gradients(), [e for e in exact if e is not None])
             timed = Call(lambda _: None, step)
             timed()  # so that Adam's state is there
@@ -88,9 +86,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
 class Step:
     """A training step on one batch. `blurred` says by its dtype what to compute in."""
 
-    def __init__(
-        self, provider: Provider, model: nn.Module, blurred: Tensor, sharp: Tensor, *, graph: bool = False
-    ) -> None:
+    def __init__(self, provider: Provider, model: nn.Module, blurred: Tensor, sharp: Tensor) -> None:
         self.body, self.device, self.dtype = provider.body, blurred.device.type, blurred.dtype
         self.blurred, self.sharp = (t.float().contiguous(memory_format=provider.layout) for t in (blurred, sharp))
         self.model = copy.deepcopy(model).train().to(memory_format=provider.layout)  # type: ignore[call-overload]
@@ -101,7 +97,7 @@ class Step:
         self.network = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode) if mode else self.model
         self.one = torch.ones((), device=blurred.device)
         self.backward: Callable[[Tensor], None] = lambda gradient: self.loss().backward(gradient)
-        if graph:
+        if provider.graph:
             lmfn()  # before what imports it
             from lmfn.graphs import GradientGraph
 

@@ -166,13 +166,12 @@ def stages(run: Path) -> list[Stage]:
     hours = seconds = 0.0
     for record in records:
         if record.get("event") == "start":  # one for each part of a run that was resumed
-            start = record
+            start = {**record, "device": record["device"].partition(":")[0]}
         if "seconds" in record:
-            units = start["processes"] * (start["threads"] if start["device"].startswith("cpu") else 1)
+            units = start["processes"] * (start["threads"] if start["device"] == "cpu" else 1)
             hours += units * (record["seconds"] - seconds) / 3600
             seconds = record["seconds"]
-    device = start["device"].partition(":")[0]
-    stage = Stage(settings, records[-1]["step"], lr, start["torch"], device, start["processes"], hours)
+    stage = Stage(settings, records[-1]["step"], lr, start["torch"], start["device"], start["processes"], hours)
     return [*earlier, stage]
 
 

@@ -34,6 +34,7 @@ def pitch(channels: int, dtype: torch.dtype) -> int:
 def weight_layout(weight: Tensor) -> Tensor:
     """A convolution's `weight` [N, K, k, k], the same values in the same shape, as the ops read it without a copy.
 
+    float32, float16, bfloat16 or float64, in the dtype that the images will have; the result is on the same device.
     Where the kernels carry out the ops, that is tap by tap [k, k, K, N], rows rounded up to 16 bytes; of a weight that
     lies otherwise, every call makes such a copy. Elsewhere it is channels-last. For weights that no longer change:
     PyTorch's optimizers take tensors with gaps one by one.

@@ -50,9 +50,9 @@ class Op:
         """Cast for autocast, once and here: all but biases (vectors), which the bodies take in float32."""
         first = tensors[0]
         assert first is not None
-        device = first.device.type
-        if first.is_meta or not torch.is_autocast_enabled(device):  # which knows no meta tensors
+        if not _autocasts(first):
             return self._apply(body, options, tensors)
+        device = first.device.type
         dtype = torch.get_autocast_dtype(device)
         cast = [t.to(dtype) if t is not None and t.ndim > 1 and t.dtype != torch.float64 else t for t in tensors]
         with torch.autocast(device, enabled=False):
@@ -60,6 +60,11 @@ class Op:
 
     def _apply(self, body: str, options: Sequence[float], tensors: Tensors) -> tuple[Tensor, ...]:
         return tuple(_Function.apply(self, body, tuple(options), *tensors))  # type: ignore[no-untyped-call]
+
+
+def _autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where `x` is. Of meta tensors it may not even be asked."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def _register(name: str, arguments: str, function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
@@ -140,9 +145,7 @@ class _Function(torch.autograd.Function):
         kept, tensors = list(saved[: ctx.kept]), list(saved[ctx.kept :])
         needs = list(ctx.needs_input_grad[3:])
         g = next(g for g in gradients if g is not None)
-        device = g.device.type
-        cast = not g.is_meta and torch.is_autocast_enabled(device)
         # As forward was: a backward pass may be called with autocast on.
-        with torch.autocast(device, enabled=False) if cast else nullcontext():
+        with torch.autocast(g.device.type, enabled=False) if _autocasts(g) else nullcontext():
             found = iter(op.backward(ctx.body, list(gradients), kept, tensors, list(ctx.options), needs))
         return None, None, None, *[next(found) if need else None for need in needs]

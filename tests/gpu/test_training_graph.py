@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lmfn_kernels
-from bench.network import lmfn
+from bench.network import network
+from bench.rows import Shape
 
 pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
 
@@ -17,13 +18,9 @@ DEVICE = "cuda"
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_gradients_are_those_of_the_step(dtype: torch.dtype, memory: str) -> None:
     torch.manual_seed(0)
-    model = lmfn().LMFN.from_preset("lmfn", similarity="cosine").to(DEVICE, memory_format=torch.channels_last).train()
-    from lmfn.graphs import GradientGraph  # not before lmfn()
+    model = network(Shape(4, 4, 50, 64, 96), device=DEVICE).to(memory_format=torch.channels_last).train()
+    from lmfn.graphs import GradientGraph  # not before `network`
 
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if key.endswith((".theta", ".alpha")):
-                parameter.fill_(0.3)
     model.memory = memory
     parameters = list(model.parameters())
 
