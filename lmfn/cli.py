@@ -1,23 +1,22 @@
-"""`lmfn VERB`: the command line. Arguments in, calls out; what the verbs do is in the modules that they call."""
+"""`lmfn VERB`: the command line. Arguments in, calls out; what the verbs do is in the modules that they call.
 
+Those are imported in `run`: PyTorch takes seconds, and nobody waits for it to read the help.
+"""
+
+import difflib
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-import torch
 import tyro
-from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import OmitSubcommandPrefixes, Positional, arg
 
-from lmfn import data
-from lmfn.ablate import ablate
-from lmfn.data.layouts import Variant
-from lmfn.deblur import Deblurrer, deblur_files
-from lmfn.device import Precision, choose_device
-from lmfn.evaluate import evaluate
-from lmfn.guard import Guard
+import lmfn
+from lmfn.options import BlurOptions, Guard, Precision, Variant
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 WEIGHTS = (
@@ -48,6 +47,8 @@ class Deblur:
     """What becomes of an output that looks broken: written with a warning, replaced by the input, or not looked for."""
 
     def run(self) -> bool:
+        from lmfn.deblur import Deblurrer, deblur_files
+
         if not self.paths:
             raise ValueError("no file or folder was given; see lmfn deblur --help")
         deblurrer = Deblurrer(self.weights, device=self.device, precision=self.precision, guard=self.guard)
@@ -92,6 +93,12 @@ class Evaluate:
     precision: Precision = "fp32"
 
     def run(self) -> bool:
+        import torch
+
+        from lmfn import data
+        from lmfn.deblur import Deblurrer
+        from lmfn.evaluate import evaluate
+
         local = os.environ.get("LOCAL_RANK") if torch.cuda.is_available() else None
         deblurrer = Deblurrer(self.weights, device=self.device or (f"cuda:{local}" if local else None))
         evaluation = evaluate(
@@ -125,6 +132,8 @@ class Check:
     """Decode this many, spread evenly; of the others only the headers are read."""
 
     def run(self) -> bool:
+        from lmfn import data
+
         report = data.check(self.path, sharp=self.sharp, split=self.split, variant=self.variant, sample=self.sample)
         print(report.text())
         return report.ok
@@ -143,9 +152,11 @@ class Synth:
     """Pairs from each photograph."""
     frames: bool = False
     """Make pairs from neighbouring frames."""
-    blur: data.BlurOptions = field(default_factory=data.BlurOptions)
+    blur: BlurOptions = field(default_factory=BlurOptions)
 
     def run(self) -> bool:
+        from lmfn import data
+
         report = data.synth(self.source, self.out, seed=self.seed, count=self.count, frames=self.frames, blur=self.blur)
         print(report.text())
         return report.ok
@@ -162,6 +173,8 @@ class Prepare:
     """Unpack an archive into this new folder; without it, archives are only looked into."""
 
     def run(self) -> bool:
+        from lmfn import data
+
         report = data.prepare(self.name, self.path, self.out)
         print(report.text())
         return report.ok
@@ -171,11 +184,7 @@ class Prepare:
 class Data:
     """Look at data sets, and make them."""
 
-    action: (
-        Annotated[Check, subcommand("check")]
-        | Annotated[Prepare, subcommand("prepare")]
-        | Annotated[Synth, subcommand("synth")]
-    )
+    action: Check | Prepare | Synth
 
     def run(self) -> bool:
         return self.action.run()
@@ -204,6 +213,10 @@ class Ablate:
     """A torch device to measure on; default: a GPU where there is one."""
 
     def run(self) -> bool:
+        from lmfn import data
+        from lmfn.ablate import ablate
+        from lmfn.device import choose_device
+
         text = ablate(
             self.table,
             data.find_pairs(self.data, split="test"),
@@ -218,21 +231,26 @@ class Ablate:
         return True
 
 
-Verb = (
-    Annotated[Deblur, subcommand("deblur")]
-    | Annotated[Evaluate, subcommand("evaluate")]
-    | Annotated[Data, subcommand("data")]
-    | Annotated[Ablate, subcommand("ablate")]
-)
+Verb = Deblur | Evaluate | Data | Ablate
+"""Each is called as its class, in lower case."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `lmfn` with these arguments (default: the process's): 0, or 1 where something went wrong and was said."""
+    """Run `lmfn` with these arguments (default: the process's).
+
+    Returns 0, or 1 where something went wrong and was reported. Wrong arguments end the process with status 2.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"lmfn {lmfn.__version__}")
+        return 0
+    _check_verb(arguments)
     verb: Deblur | Evaluate | Data | Ablate = tyro.cli(
         Verb,
         config=(OmitSubcommandPrefixes,),
         prog="lmfn",
-        description="Sharpen photographs blurred by motion. To train: python train.py --help",
+        description="Sharpen photographs blurred by motion (lmfn --version prints the version). "
+        "To train: python train.py --help",
         args=arguments,
     )
     logging.basicConfig(format="%(message)s")
@@ -242,5 +260,20 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError, ArithmeticError) as error:
         print(f"lmfn: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("lmfn: stopped; what was written before is whole", file=sys.stderr)
+        print("lmfn: interrupted; files already written are complete", file=sys.stderr)
     return 1
+
+
+def _check_verb(arguments: Sequence[str], verbs: Any = Verb) -> None:
+    """End the process for a verb that does not exist: with --help behind it, tyro would print another's help."""
+    known = {verb.__name__.lower(): verb for verb in get_args(verbs)}
+    if not arguments or arguments[0].startswith("-"):
+        return
+    verb = known.get(arguments[0])
+    if verb is None:
+        near = difflib.get_close_matches(arguments[0], known, n=1)
+        meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+        print(f"lmfn: there is no verb {arguments[0]!r}{meant}", file=sys.stderr)
+        raise SystemExit(2)
+    if verb is Data:
+        _check_verb(arguments[1:], get_type_hints(Data)["action"])

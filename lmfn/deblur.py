@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lmfn import images
-from lmfn.device import DTYPES, Precision, check_precision, choose_device
-from lmfn.guard import DoubtfulOutput, Guard, doubt
+from lmfn.device import DTYPES, check_precision, choose_device
+from lmfn.guard import DoubtfulOutput, doubt
 from lmfn.images import ImageError
 from lmfn.inference import for_inference
 from lmfn.model import LMFN
+from lmfn.options import Guard, Precision
 
 REMEDY = "make the image smaller, or split it into parts"
 

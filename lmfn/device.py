@@ -2,12 +2,12 @@
 
 import contextlib
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
-Precision = Literal["fp32", "bf16", "fp16"]
-"""fp32, or autocast to one of the 16-bit types."""
+from lmfn.options import Precision
+
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -31,8 +31,9 @@ from tqdm import tqdm
 import lmfn_kernels
 from lmfn import images, report
 from lmfn.data.layouts import Pair, PairSet
-from lmfn.device import Precision, autocast, check_precision
+from lmfn.device import autocast, check_precision
 from lmfn.metrics import SMALLEST
+from lmfn.options import Precision
 from lmfn.protocols import PROTOCOLS, require
 from lmfn.results import Complexity, Evaluation, Journal, Row
 

@@ -5,13 +5,8 @@ wrong colours and noise: better said than found out later.
 """
 
 import math
-from typing import Literal
 
 from torch import Tensor
-
-Guard = Literal["warn", "input", "off"]
-"""What becomes of a doubtful output: `warn` keeps it, `input` gives the input back instead, each with a warning; `off`
-does not look."""
 
 PERIOD = 16  # the encoder halves four times; a pattern at its strides 4 and 8 repeats after 16 pixels, too
 # The most that sound weights gave on 34 photographs, blurred frames and test charts: nothing outside, a shift of 0.035,

@@ -26,14 +26,13 @@ from tqdm import tqdm
 
 from lmfn import checkpoint, images
 from lmfn.config import LMFNConfig, preset
-from lmfn.data import BlurOptions, Pair, Source, TrainingSet
-from lmfn.data.layouts import Variant
+from lmfn.data import Pair, Source, TrainingSet
 from lmfn.data.resident import Plans, ResidentSet
 from lmfn.data.sampling import Kind
 from lmfn.deblur import available_memory
-from lmfn.device import Precision
 from lmfn.evaluate import Evaluator
 from lmfn.model import LMFN, Memory
+from lmfn.options import BlurOptions, Precision, Variant
 
 log = logging.getLogger(__name__)
 

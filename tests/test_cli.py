@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import demo
+import lmfn
 from lmfn import LMFN, cli, images
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -49,6 +52,48 @@ def test_deblur_with_the_shipped_weights_and_with_none(photos: Path, capsys: pyt
     assert cli.main(["deblur", str(photos / "a.png"), "--weights", "no/where/at/all"]) == 1
     assert "no/where/at/all" in capsys.readouterr().err
     assert sorted(path.name for path in photos.iterdir()) == ["a.png", "a_deblurred.png", "trip"]
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--help", "--version", "deblur --help", "evaluate --help", "data --help", "data synth --help"]
+)
+def test_help_and_version_do_not_import_torch(arguments: str) -> None:
+    code = (
+        "import sys\n"
+        "from lmfn.cli import main\n"
+        "try:\n"
+        f"    status = main({arguments.split()})\n"
+        "except SystemExit as end:\n"
+        "    status = end.code\n"
+        "sys.exit(status or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_python_m_lmfn_is_the_command_line() -> None:
+    run = subprocess.run([sys.executable, "-m", "lmfn", "--version"], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, f"lmfn {lmfn.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [("debblur x.png", "deblur"), ("evalute --help", "evaluate"), ("data chek --help", "check"), ("x", "deblur, eval")],
+)
+def test_an_unknown_verb_is_an_error(arguments: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments.split())
+    assert end.value.code == 2
+    said = capsys.readouterr()
+    assert meant in said.err
+    assert not said.out
+
+
+def test_the_package_has_its_public_names_and_no_others() -> None:
+    assert set(lmfn.__all__) <= set(dir(lmfn))
+    for name in lmfn.__all__:
+        assert getattr(lmfn, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Deblur'"):
+        lmfn.Deblur  # noqa: B018
 
 
 def test_data_and_evaluate(photos: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:

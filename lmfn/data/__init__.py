@@ -5,7 +5,7 @@ from lmfn.data.generate import SynthReport, synth
 from lmfn.data.layouts import DataError, Pair, PairSet, UnknownLayoutError, find_pairs
 from lmfn.data.prepare import PrepareReport, prepare
 from lmfn.data.sampling import Source, TrainingSet
-from lmfn.data.synthesis import BlurOptions
+from lmfn.options import BlurOptions
 
 __all__ = [
     "BlurOptions",

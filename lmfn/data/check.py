@@ -10,8 +10,9 @@ from typing import TypeVar
 import numpy as np
 
 from lmfn import images
-from lmfn.data.layouts import UnknownLayoutError, Variant, find_pairs
+from lmfn.data.layouts import UnknownLayoutError, find_pairs
 from lmfn.data.synthesis import Image
+from lmfn.options import Variant
 
 SAMPLE = 100
 DIFFERENT = 12.0

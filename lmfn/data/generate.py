@@ -10,7 +10,8 @@ from tqdm import tqdm
 from lmfn import images
 from lmfn.data.frames import Run, find_runs
 from lmfn.data.layouts import DataError, index
-from lmfn.data.synthesis import BlurOptions, Image, draw_frame_count, mean_of_frames, shake
+from lmfn.data.synthesis import Image, draw_frame_count, mean_of_frames, shake
+from lmfn.options import BlurOptions
 
 Made = Iterator[tuple[str, Image, Image]]
 """Name, blurred, sharp."""

@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from lmfn import images
 from lmfn.checkpoint import replace_file
+from lmfn.options import Variant
 
 log = logging.getLogger("lmfn")
 
-Variant = Literal["blur", "blur_gamma"]
 SPLITS = ("train", "val", "test")
 KNOWN = """GoPro: {train,test}/SEQUENCE/{blur,blur_gamma,sharp}/
   flat pairs: {train,val,test}/{blur,sharp}/, {input,target}/ or {lq,gt}/, also without the split's folder

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmfn import images
-from lmfn.data.layouts import SPLITS, DataError, PairSet, Variant, find_pairs, index_name, write_index
+from lmfn.data.layouts import SPLITS, DataError, PairSet, find_pairs, index_name, write_index
+from lmfn.options import Variant
 
 
 @dataclass(frozen=True)

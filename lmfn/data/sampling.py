@@ -16,9 +16,8 @@ from torch.utils.data import Dataset
 
 from lmfn import images
 from lmfn.data.frames import Run, find_runs
-from lmfn.data.layouts import DataError, Variant, find_pairs, index
+from lmfn.data.layouts import DataError, find_pairs, index
 from lmfn.data.synthesis import (
-    BlurOptions,
     Image,
     Mean,
     Shake,
@@ -27,6 +26,7 @@ from lmfn.data.synthesis import (
     mirrored,
     shake_windows,
 )
+from lmfn.options import BlurOptions, Variant
 
 Kind = Literal["pairs", "frames", "photos"]
 

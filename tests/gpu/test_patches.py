@@ -34,7 +34,8 @@ def cutter(images: Tensor) -> Callable[[Sequence[tuple[int, int, int]], int], Te
 def test_patches_are_those_of_the_cpu() -> None:
     lmfn()  # before what imports it
     from lmfn.data.sampling import Patch, render
-    from lmfn.data.synthesis import BlurOptions, Mean, Shake
+    from lmfn.data.synthesis import Mean, Shake
+    from lmfn.options import BlurOptions
 
     rng, blur = np.random.default_rng(0), BlurOptions(highlights=(1, 3))
     coarse = torch.rand(9, 3, 10, 12, generator=torch.Generator().manual_seed(0))
