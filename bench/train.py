@@ -90,7 +90,7 @@ class Step:
         self.body, self.device, self.dtype = provider.body, blurred.device.type, blurred.dtype
         self.blurred, self.sharp = (t.float().contiguous(memory_format=provider.layout) for t in (blurred, sharp))
         self.model = copy.deepcopy(model).train().to(memory_format=provider.layout)  # type: ignore[call-overload]
-        self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-4)
+        self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-4, fused=True)
         self.config = {"layout": str(provider.layout).removeprefix("torch.")}
         # With CUDA graphs where the mode has them: launch gaps count here.
         mode = provider.compiled and provider.compiled.removesuffix("-no-cudagraphs")

@@ -1,0 +1,209 @@
+"""What the host is asked for: launches of every op, a frame and a training step, and the time they take it.
+
+Counted are this package's kernels and PyTorch's, in eager calls, without a graph. Without a GPU, the time is that of
+everything above its driver (`bench/stand_in.py`), on tensors on the CPU so small that PyTorch's own kernels take next
+to none; with one (`--device cuda`), that of a call until the GPU has been asked for all of it. The time is the least of
+many calls, without a GPU in processor time: what else the host had to do is not counted.
+"""
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+import lmfn_kernels
+from bench.devices import Device, device
+from bench.network import image, lmfn, network
+from bench.providers import PROVIDERS, call, is_image
+from bench.registry import OPS, PARTS
+from bench.rows import Shape
+from bench.train import Step
+from lmfn_kernels import weight_layout
+from lmfn_kernels.runtime import backend, configs
+
+SIZE = (1, 32, 32)
+"""Images, height and width of an op's call: the least that all ops take, since launches are as many at any size."""
+FRAME = Shape(1, 4, 50, 64, 64)
+STEP = Shape(2, 4, 50, 64, 64)
+SECONDS, CALLS = 1.0, 3
+"""For which a call is repeated, and how often at least."""
+
+NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_", "_unsafe_view"}
+"""Ops that are no view, and launch nothing."""
+PAIRS = {"mse_loss", "mse_loss_backward", "linalg_vector_norm"}
+"""Ops that launch two kernels."""
+TENSORS = (110, 64, 48, 36, 30)
+"""Of one, two, ... lists, that one launch of PyTorch's kernels for lists of tensors takes (MultiTensorApply.cuh)."""
+
+
+class Launches(TorchDispatchMode):
+    """Counts, of what is called within, `ours` and by name `others`: what PyTorch would launch on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ours, self.others = 0, Counter[str]()
+
+    @property
+    def total(self) -> int:
+        return self.ours + self.others.total()
+
+    def __enter__(self) -> "Launches":
+        from lmfn_kernels.runtime import launch
+
+        inner = launch.launcher
+
+        def counted(*launch: Any) -> Any:
+            self.ours += 1
+            return inner(*launch)
+
+        self._replaced = mock.patch.object(launch, "launcher", counted)
+        self._replaced.start()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._replaced.stop()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name.startswith(("_foreach", "_fused")):
+            lists = [a for a in args if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor)]
+            lists += [result] if isinstance(result, (list, tuple)) and result else []
+            if name.startswith("_fused_adam"):
+                lists = lists[:4]  # the numbers of steps come along in the launch's own arguments
+            self.others[name] += -(-len(lists[0]) // TENSORS[len(lists) - 1])
+        elif not func.is_view and name not in NOTHING and any(written.numel() for written in _tensors(result)):
+            self.others[name] += 2 if name in PAIRS else 1
+        return result
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    return (t for t in tree_iter(result) if isinstance(t, Tensor))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--op", nargs="*", choices=OPS | PARTS, default=[op for op in OPS | PARTS if op != "lmfn"])
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for which each call is repeated")
+
+
+def run(options: argparse.Namespace) -> int:
+    on = device(options.device)
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # where no kernel ran, memory holds anything
+    torch.manual_seed(0)
+    with here(on.kind), lmfn_kernels.backend("triton"):
+        print(f"{'':18} {'':5} {'ours':>5} {'torch':>5} {'us':>8}   on {on.name}")
+
+        def row(name: str, mode: str, called: Callable[[], Any]) -> str:
+            launched, least = count(called), 1e6 * least_time(called, on, options.seconds)
+            ours, others = launched.ours, launched.others.total()
+            print(f"{name:18} {mode:5} {ours:5} {others:5} {least:8.1f}", flush=True)
+            return f"{launched.total} launches, {least:.0f} us"
+
+        for name, mode, called in calls(options.op, on.torch_device):
+            row(name, mode, called)
+        for name, called in parts(on.torch_device):
+            print(f"{name:36} {1e6 * least_time(called, on, options.seconds / 10):8.2f}", flush=True)
+        found = [row(name, "", called) for name, called in wholes(on.torch_device)]
+    print(f"frame: {found[0]}; step: {found[1]}")
+    return 0
+
+
+@contextmanager
+def here(kind: str) -> Iterator[None]:
+    """Kernels are launched: on a GPU as ever, else on the stand-in for one, for tensors on the CPU."""
+    if kind == "cuda":
+        yield
+        return
+    from bench.stand_in import SHARED, gpu
+
+    with (
+        gpu(),
+        mock.patch.object(backend, "INTERPRETED", True),  # so CPU tensors are taken
+        mock.patch.object(configs, "describe", return_value=("sm_90", SHARED)),
+    ):
+        yield
+
+
+def count(called: Callable[[], Any]) -> Launches:
+    called()  # what is made at a first call is no part of it
+    with Launches() as launched:
+        called()
+    return launched
+
+
+def least_time(called: Callable[[], Any], on: Device, seconds: float) -> float:
+    """Seconds of the fastest call. On a GPU the queue is empty before each, so that none waits for room in it."""
+    clock = time.perf_counter if on.kind == "cuda" else time.process_time
+    least, end, times = float("inf"), time.perf_counter() + seconds, 0
+    while times < CALLS or time.perf_counter() < end:
+        times += 1
+        on.synchronize()
+        begin = clock()
+        called()
+        least = min(least, clock() - begin)
+    return least
+
+
+def calls(names: Sequence[str], on: str) -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """Of each op in bfloat16: without gradients, weights laid out beforehand; forward and backward, weights as made."""
+    for name in names:
+        op = (OPS | PARTS)[name]
+        shape = op.shape(*SIZE)
+        tensors = PROVIDERS["triton"].inputs(op.make(shape, torch.bfloat16, on))
+        laid_out = [weight_layout(t) if t.ndim == 4 and not is_image(t) else t for t in tensors]
+        function = PROVIDERS["triton"].function(op.function(shape))
+        yield name, "infer", call(function, [laid_out], "infer")
+        yield name, "full", call(function, [tensors], "full")
+
+
+def wholes(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """A frame, as `for_inference` has it without a graph, and a training step."""
+    model = network(FRAME, device=on)
+    x = image(FRAME, torch.float32, on)
+    lmfn()  # before what imports it
+    from lmfn.inference import plain
+
+    frame = plain(network(FRAME, device=on).requires_grad_(False), x.device, torch.bfloat16)
+    with torch.no_grad():
+        yield "frame", lambda: frame(x)
+    yield "step", Step(PROVIDERS["triton"], model, image(STEP, torch.bfloat16, on), image(STEP, torch.float32, on))
+
+
+def parts(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What a launch is made of, and what a host's speed shows in."""
+    from triton.runtime import driver
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from lmfn_kernels.runtime import launch
+
+    x = launch.layout(torch.zeros(1, 64, 16, 16, dtype=torch.bfloat16, device=on))
+    pixels = x.permute(0, 2, 3, 1)
+    shape, strides, tile = list(pixels.shape), list(pixels.stride()), [1, 8, 16, 64]
+    vector, utils = torch.zeros(64, device=on), driver.active.utils
+    encode = getattr(utils, "fill_tma_descriptor_tiled", None) or utils.fill_tma_descriptor  # the name before 3.7
+
+    def guard() -> None:
+        with torch.cuda.device(x.device):
+            pass
+
+    yield "Python: a loop of 100", lambda: [None for _ in range(100)]
+    yield "PyTorch: an empty image", lambda: launch.empty(x, *x.shape)
+    yield "PyTorch: add_ of 64 values", lambda: vector.add_(1)
+    yield "Triton: a TensorDescriptor", lambda: TensorDescriptor(pixels, shape, strides, tile)
+    yield "driver: a descriptor encoded", lambda: encode(pixels.data_ptr(), 3, 2, 10, tile, shape, strides, 0)
+    if on == "cuda":
+        yield "driver: the current stream", lambda: driver.active.get_current_stream(x.device.index)
+        yield "PyTorch: a device guard", guard
+        yield "PyTorch: a device's capability", lambda: torch.cuda.get_device_capability(x.device)

@@ -1,0 +1,56 @@
+"""What the host is asked for: how it is counted, and `python -m bench host` on the stand-in for a GPU's driver."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import lmfn_kernels
+from bench.cases import conv_case
+from bench.host import Launches
+
+
+def test_what_is_counted() -> None:
+    """Our kernels; PyTorch's where they write something; of lists, as many as one of its kernels takes."""
+    x, weight, bias, residual = conv_case(1, 3, 2, 6, 7, torch.float32)
+    with lmfn_kernels.backend("triton"), Launches() as launched:
+        lmfn_kernels.conv3x3(x, weight, bias, residual)
+    assert launched.ours == 1
+    assert set(launched.others) == {"copy_"}, "into the layout that kernels read"
+    with Launches() as launched:
+        torch.empty(3).view(1, 3).expand(2, 3)
+        torch.empty(3)[:0].add_(1)
+    assert launched.total == 0
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(37)]
+    for parameter in parameters:
+        parameter.grad = torch.ones(2)
+    adam = torch.optim.Adam(parameters, fused=True)
+    adam.step()
+    with Launches() as launched:
+        adam.step()
+    assert launched.others == {"_fused_adam_": 2, "_foreach_add_": 1}
+
+
+def test_the_command() -> None:
+    """In a process of its own: this one has Triton in its interpreter."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "host", "--device", "cpu", "--op", "conv3x3", "--seconds", "0"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    *rows, last = done.stdout.splitlines()
+    conv = next(row.split() for row in rows if row.startswith("conv3x3"))
+    assert conv[:4] == ["conv3x3", "infer", "1", "0"], "one kernel, and nothing of PyTorch's"
+    counts = re.fullmatch(r"frame: (\d+) launches, \d+ us; step: (\d+) launches, \d+ us", last)
+    assert counts is not None, last
+    frame, step = map(int, counts.groups())
+    assert 73 <= frame <= 91
+    assert 308 <= step <= 1111
