@@ -11,11 +11,11 @@ from lmfn_kernels.conv.op import Conv, conv3x3
 from lmfn_kernels.head.op import upsampled_conv3x3
 from lmfn_kernels.mshf.op import residual_block, stem
 from lmfn_kernels.rfdb.op import RFDBWeights, distill_fuse, distill_stage, esa_gate, rfdb
-from lmfn_kernels.runtime.backend import backend
+from lmfn_kernels.runtime.backend import backend, explain_backend
 from lmfn_kernels.runtime.layout import weight_layout
 
 __all__ = [
     "Conv", "Full3D", "LayerAttention", "Pseudo3D", "RFDBWeights", "backend", "channel_gate", "conv3x3",
-    "distill_fuse", "distill_stage", "esa_gate", "layer_apply", "layer_attention", "layer_gram", "residual_block",
-    "rfdb", "stem", "upsample_add", "upsampled_conv3x3", "weight_layout",
+    "distill_fuse", "distill_stage", "esa_gate", "explain_backend", "layer_apply", "layer_attention", "layer_gram",
+    "residual_block", "rfdb", "stem", "upsample_add", "upsampled_conv3x3", "weight_layout",
 ]  # fmt: skip

@@ -53,15 +53,27 @@ def choose(x: torch.Tensor, refusal: str | None, op: str) -> str:
 
     Raises RuntimeError where `triton` was asked for and cannot be had, ValueError where it refuses the call.
     """
+    return explain_backend(op, x, refusal)[0]
+
+
+def explain_backend(op: str, x: torch.Tensor, refusal: str | None = None) -> tuple[str, str]:
+    """The backend that the op of that name takes for an image `x`, and why.
+
+    `refusal` is why the op's kernels cannot take the call, which an op itself finds out. Raises as `choose`.
+    """
     if _chosen in ("torch", "reference"):
-        return _chosen
+        return _chosen, "chosen by LMFN_BACKEND or lmfn_kernels.backend"
     if _chosen == "auto" and not x.is_cuda and x.device.type != "xpu":
-        return "torch"
+        return "torch", "the kernels run on GPUs that Triton supports"
     missing = _missing(x)
     if missing is None and refusal is None:
-        return "torch" if _chosen == "auto" and configs.torch_is_faster(op, x) else "triton"
+        if _chosen == "triton":
+            return "triton", "chosen by LMFN_BACKEND or lmfn_kernels.backend"
+        if configs.torch_is_faster(op, x):
+            return "torch", "PyTorch's kernels are faster at this size, says the device's table"
+        return "triton", "the device runs the kernels"
     if _chosen == "auto":
-        return "torch"
+        return "torch", missing or refusal or ""
     if missing is not None:
         raise RuntimeError(f'backend "triton" cannot run here: {missing}')
     raise ValueError(f'backend "triton" cannot take this call: {refusal}')

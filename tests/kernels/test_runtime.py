@@ -70,6 +70,30 @@ def test_context_manager_nests_and_restores() -> None:
     assert backend.choose(x, None, "rfdb") == "torch", "auto takes the plain body on a CPU"
 
 
+def test_the_choice_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    image = torch.zeros(1, 3, 4, 4).as_subclass(OnGpu)
+    assert lmfn_kernels.explain_backend("rfdb", torch.zeros(1)) == (
+        "torch",
+        "the kernels run on GPUs that Triton supports",
+    )
+    with lmfn_kernels.backend("reference"):
+        assert lmfn_kernels.explain_backend("rfdb", image)[0] == "reference"
+    monkeypatch.setattr(backend, "_missing", lambda _: None)
+    monkeypatch.setattr(configs, "torch_is_faster", lambda op, _: op == "conv3x3")
+    assert lmfn_kernels.explain_backend("rfdb", image) == ("triton", "the device runs the kernels")
+    assert lmfn_kernels.explain_backend("rfdb", image, "it is too wide") == ("torch", "it is too wide")
+    name, reason = lmfn_kernels.explain_backend("conv3x3", image)
+    assert name == "torch"
+    assert "table" in reason
+    monkeypatch.setattr(backend, "_missing", lambda _: "the GPU is old")
+    assert lmfn_kernels.explain_backend("rfdb", image) == ("torch", "the GPU is old")
+    with lmfn_kernels.backend("triton"), pytest.raises(RuntimeError, match="cannot run here: the GPU is old"):
+        lmfn_kernels.explain_backend("rfdb", image)
+
+
 def test_triton_refuses_what_it_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = rfdb_case(1, 70, 5, 4, 15, 15)
     with (
