@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lmfn import images
+from lmfn import images, memory
 from lmfn.device import DTYPES, check_precision, choose_device
 from lmfn.guard import DoubtfulOutput, doubt
 from lmfn.images import ImageError
@@ -126,18 +126,12 @@ def size(height: int, width: int) -> str:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be used on the device; None where that is not known (mps, a CPU without /proc/meminfo)."""
+    """Bytes that can still be used on the device; None where that is not known (mps)."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What torch holds and does not use is free too.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    meminfo = Path("/proc/meminfo")
-    if device.type == "cpu" and meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                return int(value.split()[0]) * 1024
-    return None
+    return memory.available() if device.type == "cpu" else None
 
 
 def check(image: np.ndarray) -> None:

@@ -1,0 +1,70 @@
+"""How much of the machine's memory this process may use: what is free, and what its container allows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+
+class Limit(NamedTuple):
+    """A control group's limit on memory, in bytes."""
+
+    limit: int
+    used: int
+    """Without the file cache that the kernel gives back when memory is short."""
+    source: Path
+    """The file that holds the limit."""
+
+
+def container_limit(root: Path = Path("/")) -> Limit | None:
+    """The limit that leaves this process the least memory, or None where there is none (always None outside Linux).
+
+    Control groups of both versions are read, those above the process's own too: a container sees its limit in either
+    place. `root` is the file system's.
+    """
+    limits = list(_limits(root))
+    return min(limits, key=lambda found: found.limit - found.used) if limits else None
+
+
+def available(root: Path = Path("/")) -> int:
+    """Bytes that this process can still take without swapping: of the machine's and of the container's memory."""
+    free = int(psutil.virtual_memory().available)
+    container = container_limit(root)
+    return free if container is None else max(0, min(free, container.limit - container.used))
+
+
+def _limits(root: Path) -> Iterator[Limit]:
+    groups = root / "proc/self/cgroup"
+    if not groups.is_file():
+        return
+    for line in groups.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # In a container the path is often that outside, and its group is the top of what can be seen.
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if (found := _limit(folder, *names)) is not None:
+                yield found
+            if folder == top:
+                break
+
+
+def _limit(folder: Path, limit: str, used: str, cache: str) -> Limit | None:
+    try:
+        allowed = (folder / limit).read_text().strip()
+        now = int((folder / used).read_text())
+    except OSError:
+        return None
+    # "max", or in version 1 a number close to 2^63, is no limit.
+    if allowed == "max" or int(allowed) >= 2**60:
+        return None
+    statistics = folder / "memory.stat"
+    lines = statistics.read_text().splitlines() if statistics.is_file() else []
+    return Limit(int(allowed), max(0, now - int(dict(map(str.split, lines)).get(cache, 0))), folder / limit)
