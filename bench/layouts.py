@@ -13,8 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench import cases
-from lmfn_kernels import backend
+from lmfn_kernels import backend, testing
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
@@ -61,10 +60,10 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     h, w = options.size
-    attention = cases.attention_case(1, 4, 50, 50, h, w, torch.float32)
-    compare(f"layer_attention 4x50x{h}x{w}", cases.attention_flat(), attention, options.rounds)
-    gate = cases.channel_gate_case(1, 50, h, w, torch.float32)
-    compare(f"channel_gate 50x{h}x{w}", cases.channel_gate_flat(), gate, options.rounds)
+    attention = testing.attention_case(1, 4, 50, 50, h, w, torch.float32)
+    compare(f"layer_attention 4x50x{h}x{w}", testing.attention_flat(), attention, options.rounds)
+    gate = testing.channel_gate_case(1, 50, h, w, torch.float32)
+    compare(f"channel_gate 50x{h}x{w}", testing.channel_gate_flat(), gate, options.rounds)
 
 
 if __name__ == "__main__":

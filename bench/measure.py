@@ -11,12 +11,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench import cases
-from bench.cases import Exact
 from bench.devices import Call, Device, Times
 from bench.providers import PROVIDERS, Provider
 from bench.registry import Work
 from bench.rows import OURS, Kernel, Machine, Row, RowFile, Shape
+from lmfn_kernels import testing
+from lmfn_kernels.testing import Exact
 
 
 @dataclass
@@ -164,13 +164,13 @@ def add_rows(
 
 
 def hold(results: Sequence[Tensor], exact: Sequence[Exact]) -> tuple[float, float]:
-    """Hold results to the bound of `bench/cases.py`, which AssertionError says they break.
+    """Hold results to the bound of `lmfn_kernels/testing.py`, which AssertionError says they break.
 
     Gives the largest RMS error as part of the RMS of the exact value, and the largest error likewise.
     """
     rms = largest = 0.0
     for i, (result, e) in enumerate(zip(results, exact, strict=True)):
-        cases.assert_rounded(f"result or gradient {i}", result, e)
+        testing.assert_rounded(f"result or gradient {i}", result, e)
         error, tiny = result.double() - e.value, torch.finfo(torch.float64).tiny
         rms = max(rms, (error.square().mean() / e.value.square().mean().clamp_min(tiny)).sqrt().item())
         largest = max(largest, (error.abs().max() / e.value.abs().max().clamp_min(tiny)).item())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
-from bench import cases, report
+from bench import report
 from bench.devices import Call, installed, wall
 from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
 from bench.network import function, image, lmfn, network
@@ -25,6 +25,7 @@ from bench.providers import PROVIDERS, SLOW
 from bench.registry import OPS, PARTS
 from bench.rows import Shape
 from bench.units import UNITS
+from lmfn_kernels import testing
 
 SHAPES = {"cuda": ["1x720x1280", "8x720x1280", "1x2160x3840"], "cpu": ["1x256x256", "1x720x1280"]}
 PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
@@ -123,7 +124,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     model, x = network(shape, dtype, device).float(), image(shape, dtype, device)
     seen = x.float()
     given = [x, *(t.detach() for t in (*model.parameters(), *model.buffers()))]
-    (exact,), _ = cases.exactly(function(shape), given, [False] * len(given), rounds=2)
+    (exact,), _ = testing.exactly(function(shape), given, [False] * len(given), rounds=2)
     contenders: dict[str, Contender] = {}
     for name, make in engines(on.kind, dtype).items():
         if names and name not in names:

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
-from bench import cases
 from bench.devices import Device, nbytes
 from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
 from bench.providers import PROVIDERS, Provider, call, is_image, saved_bytes
 from bench.registry import OPS, PARTS, Op
 from bench.rows import Shape
-from lmfn_kernels import weight_layout
+from lmfn_kernels import testing, weight_layout
 from lmfn_kernels.runtime import configs
 
 SIZES = {"cuda": [(1, 180, 320), (1, 540, 960), (16, 64, 64)], "cpu": [(1, 180, 320)]}
@@ -55,8 +54,8 @@ def measure(session: Session, wanted: Wanted) -> None:
     needs = [tuple(wanted.modes) != ("infer",)] * len(tensors)
     # Few random roundings of the whole network's image, which may be large: it has values enough to show what they do.
     # Not of an op's: what a rounding does to a row of ALFM's matrix it does to all pixels alike.
-    rounds = 2 if op.name == "lmfn" and not any(needs) else cases.ROUNDS
-    results, gradients = cases.exactly(op.function(wanted.shape), tensors, needs, rounds)
+    rounds = 2 if op.name == "lmfn" and not any(needs) else testing.ROUNDS
+    results, gradients = testing.exactly(op.function(wanted.shape), tensors, needs, rounds)
     number = min(on.copies_bytes // nbytes(tensors) + 1, MOST_COPIES)
     layouts = {PROVIDERS[name].layout: PROVIDERS[name] for name in wanted.providers}
     copies = {
@@ -79,7 +78,7 @@ def measure(session: Session, wanted: Wanted) -> None:
 
 
 def _checked(
-    on: Device, wanted: Wanted, mode: str, provider: Provider, copies: list[list[Tensor]], exact: list[cases.Exact]
+    on: Device, wanted: Wanted, mode: str, provider: Provider, copies: list[list[Tensor]], exact: list[testing.Exact]
 ) -> Contender:
     """Raises AssertionError where the results are not what they must be."""
     if mode == "infer" and provider.body == "triton":  # as `for_inference` lays them out, once

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
-from bench import cases
 from bench.devices import Call
+from lmfn_kernels import testing
 
 Function = Callable[..., Any]
 
@@ -70,14 +70,14 @@ def call(function: Function, copies: Sequence[Sequence[Tensor]], mode: str) -> C
     """
     needs = mode != "infer"
     leaves = [[t.detach().requires_grad_(needs and t.is_floating_point()) for t in copy] for copy in copies]
-    gradients: list[Tensor] = []  # those that `cases.exactly` takes
+    gradients: list[Tensor] = []  # those that `testing.exactly` takes
 
     def forward(turn: int) -> tuple[list[Tensor], list[Tensor]]:
         mine = leaves[turn % len(leaves)]
         results = function(*mine)
         if not gradients:
             # Laid out as the results are, as those of the layers after them would be.
-            drawn = cases.gradients_for(results)
+            drawn = testing.gradients_for(results)
             gradients.extend(torch.empty_like(r).copy_(g) for r, g in zip(results, drawn, strict=True))
         return results, mine
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench import cases, network
+from bench import network
 from bench.rows import Shape
-from lmfn_kernels import conv3x3, upsample_add
+from lmfn_kernels import conv3x3, testing, upsample_add
 
 
 class Work(NamedTuple):
@@ -90,40 +90,40 @@ OPS: dict[str, Op] = {
     for op in (
         Op(
             "rfdb",
-            lambda s, dtype, device: cases.rfdb_case(s.b, s.c, *_widths(s.c), s.h, s.w, dtype, device),
-            lambda _: cases.rfdb_flat,
+            lambda s, dtype, device: testing.rfdb_case(s.b, s.c, *_widths(s.c), s.h, s.w, dtype, device),
+            lambda _: testing.rfdb_flat,
             _rfdb_work,
         ),
         Op(
             "layer_attention",
-            lambda s, dtype, device: cases.attention_case(s.b, s.n, s.c, s.c, s.h, s.w, dtype, device),
-            lambda _: cases.attention_flat(),
+            lambda s, dtype, device: testing.attention_case(s.b, s.n, s.c, s.c, s.h, s.w, dtype, device),
+            lambda _: testing.attention_flat(),
             _attention_work,
             widths=(4, 50),
         ),
         Op(
             "channel_gate",
-            lambda s, dtype, device: cases.channel_gate_case(s.b, s.c, s.h, s.w, dtype, device),
-            lambda _: cases.channel_gate_flat(),
+            lambda s, dtype, device: testing.channel_gate_case(s.b, s.c, s.h, s.w, dtype, device),
+            lambda _: testing.channel_gate_flat(),
             lambda s: (2 * 12 * s.c, *_passed(2 * s.c, s.c)),
         ),
         Op(
             "attention_merge",
-            lambda s, dtype, device: cases.merge_case(s.b, s.n, s.c, s.h, s.w, dtype, device),
-            lambda _: cases.merge_flat(),
+            lambda s, dtype, device: testing.merge_case(s.b, s.n, s.c, s.h, s.w, dtype, device),
+            lambda _: testing.merge_flat(),
             _merge_work,
             widths=(4, 50),
         ),
         Op(
             "distill_stage",
-            lambda s, dtype, device: cases.stage_case(s.b, s.c, _widths(s.c)[0], s.h, s.w, dtype, device),
-            lambda _: cases.stage_flat,
+            lambda s, dtype, device: testing.stage_case(s.b, s.c, _widths(s.c)[0], s.h, s.w, dtype, device),
+            lambda _: testing.stage_flat,
             lambda s: (2 * (9 * s.c**2 + s.c * _widths(s.c)[0]), *_passed(s.c, s.c + _widths(s.c)[0])),
         ),
         Op(
             "distill_fuse",
-            lambda s, dtype, device: cases.fuse_case(s.b, s.c, *_widths(s.c), s.h, s.w, dtype, device),
-            lambda _: cases.fuse_flat,
+            lambda s, dtype, device: testing.fuse_case(s.b, s.c, *_widths(s.c), s.h, s.w, dtype, device),
+            lambda _: testing.fuse_flat,
             lambda s: (
                 2 * (9 * s.c * _widths(s.c)[0] + 4 * _widths(s.c)[0] * s.c + s.c * _widths(s.c)[1]),
                 *_passed(s.c + 3 * _widths(s.c)[0], s.c + _widths(s.c)[1]),
@@ -131,36 +131,36 @@ OPS: dict[str, Op] = {
         ),
         Op(
             "esa_gate",
-            lambda s, dtype, device: cases.gate_case(
+            lambda s, dtype, device: testing.gate_case(
                 s.b, s.c, _widths(s.c)[1], s.h, s.w, (_low(s.h), _low(s.w)), dtype, device
             ),
-            lambda _: cases.gate_flat,
+            lambda _: testing.gate_flat,
             lambda s: (2 * (_widths(s.c)[1] ** 2 + _widths(s.c)[1] * s.c), *_passed(s.c + _widths(s.c)[1], s.c)),
         ),
         Op(
             "conv3x3",
-            lambda s, dtype, device: cases.conv_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
-            lambda _: cases.conv_flat(activation="leaky_relu"),
+            lambda s, dtype, device: testing.conv_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
+            lambda _: testing.conv_flat(activation="leaky_relu"),
             lambda s: (2 * 9 * s.c**2, *_passed(2 * s.c, s.c)),
             widths=(1, 64),
         ),
         Op(
             "stem",
-            lambda s, dtype, device: cases.stem_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
-            lambda _: cases.stem_flat(),
+            lambda s, dtype, device: testing.stem_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
+            lambda _: testing.stem_flat(),
             lambda s: (2 * (27 * s.c + 9 * s.c**2 / 4), *_passed(3, s.c / 4)),
             widths=(1, 64),
         ),
         Op(
             "residual_block",
-            lambda s, dtype, device: cases.block_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
-            lambda _: cases.block_flat(),
+            lambda s, dtype, device: testing.block_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
+            lambda _: testing.block_flat(),
             lambda s: (2 * 2 * 9 * s.c**2, *_passed(s.c, s.c)),
             widths=(1, 64),
         ),
         Op(
             "upsample_add",
-            lambda s, dtype, device: cases.upsample_add_case(
+            lambda s, dtype, device: testing.upsample_add_case(
                 s.b, s.c, s.h, s.w, (-(-s.h // 2), -(-s.w // 2)), dtype, device
             ),
             lambda _: upsample_add,
@@ -169,8 +169,8 @@ OPS: dict[str, Op] = {
         ),
         Op(
             "upsampled_conv3x3",
-            lambda s, dtype, device: cases.upsampled_conv_case(s.b, s.c, 3, s.h, s.w, dtype, device),
-            lambda _: cases.upsampled_conv_flat,
+            lambda s, dtype, device: testing.upsampled_conv_case(s.b, s.c, 3, s.h, s.w, dtype, device),
+            lambda _: testing.upsampled_conv_flat,
             lambda s: (4 * (2 * 9 * s.c * 3 + 7 * s.c), *_passed(s.c, 4 * 3)),
         ),
         Op("lmfn", network.tensors, network.function, network.per_pixel, widths=(4, 50)),
@@ -183,20 +183,20 @@ PARTS: dict[str, Op] = {
     for op in (
         Op(
             "residual_block_up",
-            lambda s, dtype, device: cases.block_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
-            lambda _: cases.block_flat(upsample=True),
+            lambda s, dtype, device: testing.block_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
+            lambda _: testing.block_flat(upsample=True),
             lambda s: (4 * (2 * 2 * 9 * s.c**2 + 7 * s.c), *_passed(s.c, 4 * s.c)),
         ),
         Op(
             "conv3x3_down",
-            lambda s, dtype, device: cases.conv_case(s.b, s.c, s.c, s.h, s.w, dtype, device)[:-1],
+            lambda s, dtype, device: testing.conv_case(s.b, s.c, s.c, s.h, s.w, dtype, device)[:-1],
             lambda _: partial(conv3x3, stride=2, activation="leaky_relu", slope=0.1),
             lambda s: (2 * 9 * s.c**2 / 4, *_passed(s.c, s.c / 4)),
             widths=(1, 64),
         ),
         Op(
             "conv3x3_reduce",
-            lambda s, dtype, device: cases.conv_case(s.b, s.c, 50, s.h, s.w, dtype, device)[:-1],
+            lambda s, dtype, device: testing.conv_case(s.b, s.c, 50, s.h, s.w, dtype, device)[:-1],
             lambda _: conv3x3,
             lambda s: (2 * 9 * s.c * 50, *_passed(s.c, 50)),
             widths=(1, 64),

@@ -21,13 +21,12 @@ from triton.runtime import driver
 from bench.compiled import SHARED, Compiled
 from lmfn_kernels.acfm.op import _attention_merge, _channel_gate
 from lmfn_kernels.alfm.op import _layer_attention
-from lmfn_kernels.bilinear.op import _upsample_add
 from lmfn_kernels.conv.op import _conv3x3
-from lmfn_kernels.head.op import _upsampled_conv3x3
 from lmfn_kernels.mshf.op import _residual_block, _stem
 from lmfn_kernels.rfdb import op
 from lmfn_kernels.runtime import configs, launch
 from lmfn_kernels.runtime.registration import Op
+from lmfn_kernels.upsample.op import _upsample_add, _upsampled_conv3x3
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

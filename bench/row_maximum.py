@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lmfn import LMFN, images
 from lmfn_kernels import layer_gram
-from lmfn_kernels.alfm.fold import attention
+from lmfn_kernels.alfm.attention_matrix import attention
 
 SIZES = [(64, 64), (128, 128), (256, 256), (384, 384), (640, 360), (960, 540), (1280, 720)]
 """Width and height of the crops."""

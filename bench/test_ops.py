@@ -10,12 +10,12 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench import cases
 from bench.devices import Device, device
 from bench.measure import hold
 from bench.ops import DTYPES, SIZES
 from bench.providers import PROVIDERS, call
 from bench.registry import OPS
+from lmfn_kernels import testing
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,12 @@ def on() -> Device:
 
 
 @cache
-def tensors_and_exact(name: str, kind: str, where: str) -> tuple[list[torch.Tensor], list[cases.Exact]]:
+def tensors_and_exact(name: str, kind: str, where: str) -> tuple[list[torch.Tensor], list[testing.Exact]]:
     op = OPS[name]
     shape = op.shape(*SIZES[kind][0])
     torch.manual_seed(0)
     tensors = op.make(shape, getattr(torch, DTYPES[kind][0]), where)
-    results, _ = cases.exactly(op.function(shape), tensors, [False] * len(tensors), rounds=2)
+    results, _ = testing.exactly(op.function(shape), tensors, [False] * len(tensors), rounds=2)
     return tensors, results
 
 

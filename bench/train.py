@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lmfn_kernels
-from bench import cases
 from bench.devices import Call, wall
 from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
 from bench.network import function, image, lmfn, network
@@ -25,6 +24,7 @@ from bench.ops import shape_of
 from bench.providers import PROVIDERS, SLOW, Provider, saved_bytes
 from bench.registry import OPS
 from bench.rows import Shape
+from lmfn_kernels import testing
 
 SHAPES = {"cuda": ["16x256x256", "32x256x256"], "cpu": ["8x64x64"]}
 """Of the network's default patches, and of the demo's."""
@@ -66,7 +66,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     given = [blurred, *(t.detach() for t in (*model.parameters(), *model.buffers()))]
     needs = [False, *(True for _ in model.parameters()), *(False for _ in model.buffers())]
     # Roundings are those of the first tensor's dtype.
-    _, exact = cases.exactly(lambda *t: F.mse_loss(call(*t), sharp.double()), given, needs)
+    _, exact = testing.exactly(lambda *t: F.mse_loss(call(*t), sharp.double()), given, needs)
     contenders: dict[str, Contender] = {}
     for name in names:
         if name == SLOW and contenders:
@@ -114,8 +114,8 @@ class Step:
         return F.mse_loss(output.float(), self.sharp)
 
     def gradients(self) -> list[Tensor]:
-        """Of all parameters, times the gradient that `cases.exactly` takes for the loss."""
-        self.backward(cases.gradients_for([self.one])[0])
+        """Of all parameters, times the gradient that `testing.exactly` takes for the loss."""
+        self.backward(testing.gradients_for([self.one])[0])
         found = [p.grad.clone() for p in self.model.parameters() if p.grad is not None]
         self.adam.zero_grad()
         return found

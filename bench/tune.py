@@ -23,13 +23,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench import cases
 from bench.devices import Call, Gpu, device
 from bench.measure import first_line, hold, short
 from bench.ops import SIZES, shape_of
 from bench.providers import PROVIDERS, call
 from bench.registry import OPS, Op
 from bench.rows import Shape
+from lmfn_kernels import testing
 from lmfn_kernels.runtime import backend, configs
 from lmfn_kernels.runtime.configs import Config, Table
 
@@ -83,7 +83,7 @@ class Work(NamedTuple):
     """An op's forward and backward pass on the kernels, and what must come of it."""
 
     call: Call
-    exact: list[cases.Exact]
+    exact: list[testing.Exact]
 
 
 class Tuning:
@@ -239,7 +239,7 @@ def splits(c: Config) -> Iterator[Config]:
 def made(op: Op, shape: Shape, dtype: torch.dtype, on: str) -> Work:
     torch.manual_seed(0)
     tensors, provider = op.make(shape, dtype, on), PROVIDERS["triton"]
-    results, gradients = cases.exactly(op.function(shape), tensors)
+    results, gradients = testing.exactly(op.function(shape), tensors)
     exact = [*results, *(g for g in gradients if g is not None)]
     return Work(call(provider.function(op.function(shape)), [provider.inputs(tensors)], "full"), exact)
 

@@ -36,7 +36,7 @@ from lmfn_kernels import (
     upsample_add,
     upsampled_conv3x3,
 )
-from lmfn_kernels.alfm.fold import attention
+from lmfn_kernels.alfm.attention_matrix import attention
 
 Memory = Literal["normal", "lean"]
 RGB_MEAN = (0.4488, 0.4371, 0.4040)

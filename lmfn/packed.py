@@ -31,7 +31,7 @@ from lmfn.model import (
     weight_and_bias,
 )
 from lmfn_kernels import Conv, layer_gram
-from lmfn_kernels.alfm.fold import fold
+from lmfn_kernels.alfm.attention_matrix import fold
 
 STRIP = 1 << 22
 """Bytes of a strip's result, for each thread: enough work for a call of oneDNN, little enough for the cache."""

@@ -200,8 +200,8 @@ def test_all_tensors_are_made_on_the_images_device(
     """On one that has no values: whatever is made elsewhere, or waits for a value, is an error there."""
     monkeypatch.setattr(backend, "_missing", lambda _: None)
     monkeypatch.setattr(configs, "describe", lambda _: ("meta", 232448))
-    for part in ("acfm", "alfm", "bilinear", "conv", "head", "mshf", "rfdb", "runtime"):
-        launch = import_module(f"lmfn_kernels.{part}.launch")
+    for part in ("acfm", "alfm", "conv", "mshf", "rfdb", "upsample"):
+        launch = import_module(f"lmfn_kernels.{part}.triton_backend")
         monkeypatch.setattr(launch, "run", lambda *_, **__: None)
     model, image = network(name, memory, similarity="cosine", **SMALL).to("meta"), torch.rand(2, 3, 70, 85).to("meta")
     with lmfn_kernels.backend(body):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lmfn_kernels.alfm import reference
-from lmfn_kernels.alfm.fold import channels
+from lmfn_kernels.alfm.attention_matrix import channels
 from lmfn_kernels.runtime import backend, checks
 from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmfn_kernels.alfm.fold import attention
+from lmfn_kernels.alfm.attention_matrix import attention
 
 
 def rows(maps: Sequence[Tensor], by_layer: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""The convolutions' kernel. Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, outputs]."""
+"""The convolutions' kernels. Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, outputs]."""
 
 # ruff: noqa: N803  (constants are capital)
 
@@ -144,3 +144,93 @@ def conv_kernel(
     if t_mask is not None:
         b_out = leaky_gradient(b_out, load_pixels(t_mask, i_b, o_h, o_w, o_n), MASK_SLOPE)
     store_pixels(t_out, i_b, o_h, o_w, o_n, b_out)
+
+
+@triton.jit
+def weight_gradient_kernel(
+    t_g,
+    t_by,
+    t_x,
+    t_x01,
+    t_x10,
+    t_x11,
+    p_dw,
+    p_db,
+    B,
+    H,
+    W,
+    K,
+    N,
+    SPLITS,
+    TAPS: tl.constexpr,
+    ROW: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    SLOPE: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """X^T G over pixels for one row of taps, and the sum of G: a partial sum a program, over tiles a fixed step apart.
+
+    `t_g` [B, H, W, N] is the gradient after the activation whose output is `t_by` (None: no activation), `t_x` the
+    input; with stride 2 its four descriptors hold the even and odd rows and columns: a tap is a tile of one of them.
+    """
+    i_split = tl.program_id(0)
+    i_row = tl.program_id(1) if STRIDE == 1 else ROW
+    n_blocks = tl.cdiv(N, BLOCK_N)
+    o_k = tl.program_id(2) // n_blocks * BLOCK_K
+    o_n = tl.program_id(2) % n_blocks * BLOCK_N
+    b_dw0 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    b_dw1 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    b_dw2 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    b_db = tl.zeros([BLOCK_N], ACC)
+    n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
+        i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        b_g = load_pixels(t_g, i_b, o_h, o_w, o_n)
+        if t_by is not None:
+            b_g = leaky_gradient(b_g, load_pixels(t_by, i_b, o_h, o_w, o_n), SLOPE)
+        if STRIDE == 1:
+            o_x = o_h + i_row - PADDING
+            b_x = load_pixels(t_x, i_b, o_x, o_w - PADDING, o_k)
+            b_dw0 = tl.dot(tl.trans(b_x), b_g, b_dw0, input_precision=PRECISION, out_dtype=ACC)
+            if TAPS == 3:
+                b_x = load_pixels(t_x, i_b, o_x, o_w + 1 - PADDING, o_k)
+                b_dw1 = tl.dot(tl.trans(b_x), b_g, b_dw1, input_precision=PRECISION, out_dtype=ACC)
+                b_x = load_pixels(t_x, i_b, o_x, o_w + 2 - PADDING, o_k)
+                b_dw2 = tl.dot(tl.trans(b_x), b_g, b_dw2, input_precision=PRECISION, out_dtype=ACC)
+        else:
+            # Tap (i, j) of output (h, w) is pixel (2h + i - PADDING, 2w + j - PADDING).
+            o_x = o_h + (ROW - PADDING) // 2
+            if (ROW - PADDING) % 2 == 0:
+                t_even, t_odd = t_x, t_x01
+            else:
+                t_even, t_odd = t_x10, t_x11
+            if PADDING == 0:
+                b_x0 = load_pixels(t_even, i_b, o_x, o_w, o_k)
+                b_x1 = load_pixels(t_odd, i_b, o_x, o_w, o_k)
+                b_x2 = load_pixels(t_even, i_b, o_x, o_w + 1, o_k)
+            else:
+                b_x0 = load_pixels(t_odd, i_b, o_x, o_w - 1, o_k)
+                b_x1 = load_pixels(t_even, i_b, o_x, o_w, o_k)
+                b_x2 = load_pixels(t_odd, i_b, o_x, o_w, o_k)
+            b_dw0 = tl.dot(tl.trans(b_x0), b_g, b_dw0, input_precision=PRECISION, out_dtype=ACC)
+            b_dw1 = tl.dot(tl.trans(b_x1), b_g, b_dw1, input_precision=PRECISION, out_dtype=ACC)
+            b_dw2 = tl.dot(tl.trans(b_x2), b_g, b_dw2, input_precision=PRECISION, out_dtype=ACC)
+        b_db += tl.sum(b_g.to(ACC), axis=0)
+    o_ck = o_k + tl.arange(0, BLOCK_K)
+    o_cn = o_n + tl.arange(0, BLOCK_N)
+    m_w = (o_ck < K)[:, None] & (o_cn < N)[None, :]
+    o_w0 = i_row * TAPS * K * N + o_ck[:, None] * N + o_cn[None, :]
+    p_part = p_dw + i_split.to(tl.int64) * TAPS * TAPS * K * N
+    tl.store(p_part + o_w0, b_dw0, mask=m_w)
+    if TAPS == 3:
+        tl.store(p_part + o_w0 + K * N, b_dw1, mask=m_w)
+        tl.store(p_part + o_w0 + 2 * K * N, b_dw2, mask=m_w)
+    if (i_row == 0) & (o_k == 0):
+        tl.store(p_db + i_split * N + o_cn, b_db, mask=o_cn < N)

@@ -5,7 +5,6 @@
 import triton
 import triton.language as tl
 
-from lmfn_kernels.bilinear.kernels import upsampled
 from lmfn_kernels.runtime.kernels import (
     leaky,
     leaky_gradient,
@@ -15,6 +14,7 @@ from lmfn_kernels.runtime.kernels import (
     pixel_tile,
     store_pixels,
 )
+from lmfn_kernels.upsample.kernels import upsampled
 
 
 @triton.jit

@@ -83,11 +83,11 @@ def _register(name: str, arguments: str, function: Callable[..., list[Tensor]]) 
 
 
 def pieces(part: str, body: str) -> ModuleType:
-    """What a body's ops are made of: `plain.py` or `launch.py` of that part of the network.
+    """What a body's ops are made of: `torch_backend.py` or `triton_backend.py` of that part of the network.
 
     Triton's are imported when first asked for: there are machines without it.
     """
-    return import_module(f"lmfn_kernels.{part}.{'plain' if body == 'torch' else 'launch'}")
+    return import_module(f"lmfn_kernels.{part}.{'torch_backend' if body == 'torch' else 'triton_backend'}")
 
 
 def given(tensors: Tensors) -> list[Tensor]:

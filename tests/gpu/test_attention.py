@@ -8,7 +8,7 @@ from test_gpu import DEVICE, DTYPES, TIMES, same
 from torch import Tensor
 
 import lmfn_kernels
-from bench.cases import (
+from lmfn_kernels.testing import (
     assert_rounded,
     attention_case,
     attention_flat,

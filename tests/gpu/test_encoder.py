@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lmfn_kernels
-from bench.cases import (
+from bench.network import lmfn
+from lmfn_kernels.testing import (
     assert_rounded,
     block_case,
     block_flat,
@@ -21,7 +22,6 @@ from bench.cases import (
     upsampled_conv_case,
     upsampled_conv_flat,
 )
-from bench.network import lmfn
 
 pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
-from bench.cases import (
+from lmfn_kernels.testing import (
     assert_rounded,
     conv_case,
     conv_flat,

@@ -11,7 +11,8 @@ from test_ops import BODIES, GRID, check
 from torch import Tensor
 
 import lmfn_kernels
-from bench.cases import (
+from lmfn_kernels.acfm import torch_backend
+from lmfn_kernels.testing import (
     assert_rounded,
     channel_gate_case,
     channel_gate_flat,
@@ -21,7 +22,6 @@ from bench.cases import (
     merge_flat,
     random,
 )
-from lmfn_kernels.acfm import plain
 
 FORMS = ["pseudo3d", "full3d"]
 
@@ -29,7 +29,7 @@ FORMS = ["pseudo3d", "full3d"]
 @pytest.fixture(autouse=True)
 def _small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that small images have several strips."""
-    monkeypatch.setattr(plain, "VALUES", 400)
+    monkeypatch.setattr(torch_backend, "VALUES", 400)
 
 
 @pytest.mark.parametrize(("body", "dtype"), GRID)
@@ -167,7 +167,7 @@ def test_gradcheck_with_attention(body: str) -> None:
 
 
 def test_what_is_added_is_written_for_backward_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lmfn_kernels.acfm import launch as acfm_launch
+    from lmfn_kernels.acfm import triton_backend as acfm_launch
 
     made: list[Tensor] = []
 
@@ -177,7 +177,7 @@ def test_what_is_added_is_written_for_backward_alone(monkeypatch: pytest.MonkeyP
 
     empty = acfm_launch.empty
     monkeypatch.setattr(acfm_launch, "empty", counted)
-    monkeypatch.setattr("lmfn_kernels.alfm.launch.empty", counted)
+    monkeypatch.setattr("lmfn_kernels.alfm.triton_backend.empty", counted)
     x, *others = merge_case(1, 2, 5, 6, 7, torch.float32)
     with lmfn_kernels.backend("triton"):
         result = merge_flat()(x, *others)
@@ -199,8 +199,8 @@ def test_nothing_beyond_the_image_is_read_or_written(
     flat: Callable[..., Callable[..., Tensor]],
     filler: float,
 ) -> None:
-    from lmfn_kernels.acfm import launch as acfm_launch
-    from lmfn_kernels.alfm import launch as alfm_launch
+    from lmfn_kernels.acfm import triton_backend as acfm_launch
+    from lmfn_kernels.alfm import triton_backend as alfm_launch
     from lmfn_kernels.runtime import launch
 
     for name in ("empty", "partial"):
@@ -227,15 +227,15 @@ def test_nothing_beyond_the_image_is_read_or_written(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_more_elements_than_int32_counts(form: str) -> None:
-    from lmfn_kernels.acfm import launch
+    from lmfn_kernels.acfm import triton_backend
 
     x, alpha, *weights, _ = channel_gate_case(2, 10, 6, 18, torch.float16, form=form)
     weights = [weight.flatten() for weight in weights]
-    near = launch.layout(x)
+    near = triton_backend.layout(x)
     far = far_apart(near)
-    assert launch.layout(far) is far, "read where it lies"
-    assert torch.equal(launch.gate(near, near, alpha, weights), launch.gate(far, far, alpha, weights))
-    one, other = (launch.gate_backward(image, image, alpha, weights) for image in (near, far))
+    assert triton_backend.layout(far) is far, "read where it lies"
+    assert torch.equal(triton_backend.gate(near, near, alpha, weights), triton_backend.gate(far, far, alpha, weights))
+    one, other = (triton_backend.gate_backward(image, image, alpha, weights) for image in (near, far))
     for a, b in zip([*one[:2], *one[2]], [*other[:2], *other[2]], strict=True):
         assert torch.equal(a, b)
 

@@ -14,7 +14,7 @@ from test_ops import BODIES, GRID, check
 from torch import Tensor
 
 import lmfn_kernels
-from bench.cases import assert_rounded, attention_case, attention_flat, differentiate, exactly, random
+from lmfn_kernels.testing import assert_rounded, attention_case, attention_flat, differentiate, exactly, random
 
 FORMS = ["channels", "channels-cosine", "layers", "layers-cosine"]
 
@@ -22,9 +22,9 @@ FORMS = ["channels", "channels-cosine", "layers", "layers-cosine"]
 @pytest.fixture
 def four_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The slots of sm_90, which the interpreter's device does not have."""
-    from lmfn_kernels.alfm import launch
+    from lmfn_kernels.alfm import triton_backend
 
-    monkeypatch.setattr(launch, "_at_once", lambda _: 4)
+    monkeypatch.setattr(triton_backend, "_at_once", lambda _: 4)
 
 
 @pytest.mark.parametrize(("body", "dtype"), GRID)
@@ -184,7 +184,7 @@ def poisoned_here(
     poisoned: list[tuple[Tensor, Tensor]],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> list[tuple[Tensor, Tensor]]:
-    from lmfn_kernels.alfm import launch as alfm_launch
+    from lmfn_kernels.alfm import triton_backend as alfm_launch
     from lmfn_kernels.runtime import launch
 
     for name in ("empty", "partial"):
@@ -196,9 +196,9 @@ def poisoned_here(
 def test_nothing_beyond_the_maps_is_read_or_written(
     poisoned_here: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    from lmfn_kernels.alfm import launch
+    from lmfn_kernels.alfm import triton_backend
 
-    monkeypatch.setattr(launch, "_at_once", lambda _: at_once)
+    monkeypatch.setattr(triton_backend, "_at_once", lambda _: at_once)
     tensors = attention_case(2, 3, 10, 6, 17, 19, torch.float64)
     exact, exact_gradients = exactly(attention_flat(), tensors)
     tensors[:3] = [surrounded(x, float("nan"))[0] for x in tensors[:3]]
@@ -216,16 +216,18 @@ def test_nothing_beyond_the_maps_is_read_or_written(
 
 
 def test_more_elements_than_int32_counts() -> None:
-    from lmfn_kernels.alfm import launch
+    from lmfn_kernels.alfm import triton_backend
 
-    near = [launch.layout(x) for x in attention_case(2, 2, 10, 6, 16, 18, torch.float16)[:2]]
+    near = [triton_backend.layout(x) for x in attention_case(2, 2, 10, 6, 16, 18, torch.float16)[:2]]
     far = [far_apart(x) for x in near]
-    assert all(launch.layout(x) is x for x in far), "read where it lies"
-    assert torch.equal(launch.gram(near, False), launch.gram(far, False))
+    assert all(triton_backend.layout(x) is x for x in far), "read where it lies"
+    assert torch.equal(triton_backend.gram(near, False), triton_backend.gram(far, False))
     matrix = random((2, 20, 6), torch.float32)
-    assert torch.equal(launch.mix(near, matrix, 1)[0], launch.mix(far, matrix, 1)[0])
+    assert torch.equal(triton_backend.mix(near, matrix, 1)[0], triton_backend.mix(far, matrix, 1)[0])
     for a, b in zip(
-        launch.products((near[0], None, 1.0), near), launch.products((far[0], None, 1.0), far), strict=True
+        triton_backend.products((near[0], None, 1.0), near),
+        triton_backend.products((far[0], None, 1.0), far),
+        strict=True,
     ):
         assert torch.equal(a, b)
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
-from bench.cases import (
+from lmfn_kernels.acfm.op import _attention_merge, _channel_gate
+from lmfn_kernels.alfm.op import _layer_attention, _layer_gram
+from lmfn_kernels.testing import (
     assert_rounded,
     attention_case,
     attention_flat,
@@ -21,8 +23,6 @@ from bench.cases import (
     merge_case,
     merge_flat,
 )
-from lmfn_kernels.acfm.op import _attention_merge, _channel_gate
-from lmfn_kernels.alfm.op import _layer_attention, _layer_gram
 
 
 def in_parts(*tensors: Tensor) -> Tensor:

@@ -9,10 +9,17 @@ from test_torch import check_compiled, same
 from torch import Tensor
 
 import lmfn_kernels
-from bench.cases import assert_rounded, differentiate, exactly, random, upsampled_conv_case, upsampled_conv_flat
 from lmfn_kernels import Conv
-from lmfn_kernels.head.fold import PARTS, fold, unfold
-from lmfn_kernels.head.op import _upsampled_conv3x3 as op
+from lmfn_kernels.testing import (
+    assert_rounded,
+    differentiate,
+    exactly,
+    random,
+    upsampled_conv_case,
+    upsampled_conv_flat,
+)
+from lmfn_kernels.upsample.op import _upsampled_conv3x3 as op
+from lmfn_kernels.upsample.polyphase import PARTS, fold, unfold
 
 F32, F64 = torch.float32, torch.float64
 
@@ -55,7 +62,7 @@ def test_fold() -> None:
 
 
 def test_nothing_beyond_the_image_is_read_or_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lmfn_kernels.head import launch
+    from lmfn_kernels.upsample import triton_backend
 
     memory: list[Tensor] = []
 
@@ -64,7 +71,7 @@ def test_nothing_beyond_the_image_is_read_or_written(monkeypatch: pytest.MonkeyP
         memory.append(torch.full((size + 128,), 7.0, dtype=like.dtype))
         return memory[-1][64:-64].fill_(float("nan")).reshape(b, c, h, w)
 
-    monkeypatch.setattr(launch, "planes", planes)
+    monkeypatch.setattr(triton_backend, "planes", planes)
     tensors = upsampled_conv_case(2, 6, 3, 9, 19, F32)
     exact, exact_gradients = exactly(upsampled_conv_flat, tensors)
     for filler in (float("nan"), float("inf")):

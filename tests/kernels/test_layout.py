@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lmfn_kernels
-from bench.cases import (
+from lmfn_kernels import weight_layout
+from lmfn_kernels.testing import (
     block_case,
     block_flat,
     conv_case,
@@ -26,7 +27,6 @@ from bench.cases import (
     stem_case,
     stem_flat,
 )
-from lmfn_kernels import weight_layout
 
 F32 = torch.float32
 CASES: dict[str, tuple[Callable[..., Any], list[Tensor], int]] = {

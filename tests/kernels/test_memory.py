@@ -5,7 +5,16 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
-from bench.cases import assert_rounded, conv_case, conv_flat, differentiate, exactly, gate_case, rfdb_case, rfdb_flat
+from lmfn_kernels.testing import (
+    assert_rounded,
+    conv_case,
+    conv_flat,
+    differentiate,
+    exactly,
+    gate_case,
+    rfdb_case,
+    rfdb_flat,
+)
 
 GUARD = 64
 
@@ -24,10 +33,10 @@ def surrounded(x: Tensor, filler: float) -> tuple[Tensor, Tensor]:
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     """Every image and partial sum that a kernel is given to write starts as NaN, amid a guard band that must stay."""
-    from lmfn_kernels.bilinear import launch as bilinear
-    from lmfn_kernels.conv import launch as conv
-    from lmfn_kernels.rfdb import launch as rfdb
+    from lmfn_kernels.conv import triton_backend as conv
+    from lmfn_kernels.rfdb import triton_backend as rfdb
     from lmfn_kernels.runtime import launch
+    from lmfn_kernels.upsample import triton_backend as bilinear
 
     made: list[tuple[Tensor, Tensor]] = []
 
@@ -131,26 +140,31 @@ def far_apart(x: Tensor) -> Tensor:
 
 
 def test_more_elements_than_int32_counts() -> None:
-    from lmfn_kernels.rfdb import launch
+    from lmfn_kernels.rfdb import triton_backend
 
     dtype = torch.float16
     y, a, v, *weights = gate_case(2, 10, 4, 16, 18, (4, 5), dtype)
-    near, far = [launch.layout(t) for t in (y, a, v)], [far_apart(t) for t in (y, a, v)]
-    assert all(launch.layout(t) is t for t in far), "read where it lies"
-    assert torch.equal(launch.gate(*near, *weights), launch.gate(*far, *weights))
-    for one, other in zip(launch.pool(near[1]), launch.pool(far[1]), strict=True):
+    near, far = [triton_backend.layout(t) for t in (y, a, v)], [far_apart(t) for t in (y, a, v)]
+    assert all(triton_backend.layout(t) is t for t in far), "read where it lies"
+    assert torch.equal(triton_backend.gate(*near, *weights), triton_backend.gate(*far, *weights))
+    for one, other in zip(triton_backend.pool(near[1]), triton_backend.pool(far[1]), strict=True):
         assert torch.equal(one, other)
-    assert torch.equal(launch.upsample_backward(near[1], near[2]), launch.upsample_backward(far[1], near[2]))
-    low, index = launch.pool(near[1])
-    assert torch.equal(launch.pool_backward(low, index, near[1]), launch.pool_backward(far_apart(low), index, near[1]))
+    assert torch.equal(
+        triton_backend.upsample_backward(near[1], near[2]), triton_backend.upsample_backward(far[1], near[2])
+    )
+    low, index = triton_backend.pool(near[1])
+    assert torch.equal(
+        triton_backend.pool_backward(low, index, near[1]), triton_backend.pool_backward(far_apart(low), index, near[1])
+    )
     x, weight, bias, _ = conv_case(2, 10, 10, 16, 18, dtype)
-    x = launch.layout(x)
+    x = triton_backend.layout(x)
     for stride in (1, 2):
         options = {"stride": stride, "padding": 1}
-        e = launch.conv(x, weight, bias, **options)
-        assert torch.equal(e, launch.conv(far_apart(x), weight, bias, **options))
+        e = triton_backend.conv(x, weight, bias, **options)
+        assert torch.equal(e, triton_backend.conv(far_apart(x), weight, bias, **options))
         assert torch.equal(
-            launch.input_gradient(e, weight, x, **options), launch.input_gradient(far_apart(e), weight, x, **options)
+            triton_backend.input_gradient(e, weight, x, **options),
+            triton_backend.input_gradient(far_apart(e), weight, x, **options),
         )
-        gradients = [launch.weight_gradient(e, image, weight, **options) for image in (x, far_apart(x))]
+        gradients = [triton_backend.weight_gradient(e, image, weight, **options) for image in (x, far_apart(x))]
         assert torch.equal(gradients[0][0], gradients[1][0])

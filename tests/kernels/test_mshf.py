@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
-from bench.cases import (
+from lmfn_kernels import Conv, upsample_add
+from lmfn_kernels.mshf.op import _residual_block, _stem
+from lmfn_kernels.runtime.registration import Op
+from lmfn_kernels.testing import (
     assert_rounded,
     block_case,
     block_flat,
@@ -25,10 +28,7 @@ from bench.cases import (
     stem_flat,
     upsample_add_case,
 )
-from lmfn_kernels import Conv, upsample_add
-from lmfn_kernels.bilinear.op import _upsample_add
-from lmfn_kernels.mshf.op import _residual_block, _stem
-from lmfn_kernels.runtime.registration import Op
+from lmfn_kernels.upsample.op import _upsample_add
 
 F32, F64 = torch.float32, torch.float64
 
@@ -134,10 +134,10 @@ def test_of_any_kind(body: str, data: st.DataObject) -> None:
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     """Every image and partial sum that a kernel is given to write starts as NaN, amid a guard band that must stay."""
-    from lmfn_kernels.bilinear import launch as bilinear
-    from lmfn_kernels.conv import launch as convolution
-    from lmfn_kernels.mshf import launch as mshf
+    from lmfn_kernels.conv import triton_backend as convolution
+    from lmfn_kernels.mshf import triton_backend as mshf
     from lmfn_kernels.runtime import launch
+    from lmfn_kernels.upsample import triton_backend as bilinear
 
     made: list[tuple[Tensor, Tensor]] = []
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lmfn_kernels
-from bench.cases import (
+from lmfn_kernels.runtime.registration import pieces
+from lmfn_kernels.testing import (
     assert_rounded,
     conv_case,
     conv_flat,
@@ -27,7 +28,6 @@ from bench.cases import (
     stage_case,
     stage_flat,
 )
-from lmfn_kernels.runtime.registration import pieces
 
 BODIES = ["torch", "triton"]
 # What the interpreter computes in; it gets bfloat16 wrong.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
-from bench.cases import conv_case, differentiate, rfdb_case, rfdb_flat
 from lmfn_kernels import Conv, RFDBWeights
 from lmfn_kernels.runtime import backend, configs
+from lmfn_kernels.testing import conv_case, differentiate, rfdb_case, rfdb_flat
 
 WITHOUT_TRITON = """
 import sys

@@ -13,7 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
-from bench.cases import (
+from lmfn_kernels.conv.op import _conv3x3
+from lmfn_kernels.rfdb import op
+from lmfn_kernels.runtime.registration import Op
+from lmfn_kernels.testing import (
     assert_rounded,
     conv_case,
     conv_flat,
@@ -29,9 +32,6 @@ from bench.cases import (
     stage_case,
     stage_flat,
 )
-from lmfn_kernels.conv.op import _conv3x3
-from lmfn_kernels.rfdb import op
-from lmfn_kernels.runtime.registration import Op
 
 BODIES = ["torch", "triton"]
 CASES: dict[str, tuple[Any, list[Tensor]]] = {

@@ -1,4 +1,4 @@
-"""The ops' pieces in plain PyTorch, for CPUs, for MPS, and where there is no kernel. The same pieces as `launch.py`.
+"""RFDB in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`.
 
 Images are `[B, C, H, W]` in channels-last memory. `slope` is that of an activation's negative side: 1 none, 0 ReLU.
 """
@@ -6,8 +6,8 @@ Images are `[B, C, H, W]` in channels-last memory. `slope` is that of an activat
 import torch
 from torch import Tensor
 
-from lmfn_kernels.bilinear.plain import upsample, upsample_backward
-from lmfn_kernels.conv.plain import conv, input_gradient, layout, masked, masked_, weight_gradient, written
+from lmfn_kernels.conv.torch_backend import conv, input_gradient, layout, masked, masked_, weight_gradient, written
+from lmfn_kernels.upsample.torch_backend import upsample, upsample_backward
 
 __all__ = [
     "conv", "fuse", "fuse_backward", "fused", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool",

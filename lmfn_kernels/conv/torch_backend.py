@@ -1,4 +1,4 @@
-"""Convolution's pieces in plain PyTorch, for CPUs, for MPS, and where there is no kernel. The same as in `launch.py`.
+"""Convolution in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`.
 
 Images are `[B, C, H, W]` in channels-last memory. `slope` is that of an activation's negative side: 1 none, 0 ReLU.
 """

@@ -1,4 +1,4 @@
-"""Convolution's pieces on Triton kernels. The same pieces as `plain.py`, with images as `layout` gives them."""
+"""Convolution on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned."""
 
 import torch
 import triton
@@ -15,11 +15,12 @@ from lmfn_kernels.runtime.launch import (
     layout,
     matrix,
     parities,
+    partial,
     pixels,
     run,
     tiles,
+    total,
     unmasked,
-    weight_gradient,
     weights,
 )
 
@@ -145,7 +146,7 @@ def input_gradient(
     extra: tuple[Tensor, Tensor] | None = None,
     mask: float = 1.0,
 ) -> Tensor:
-    """The gradient of a convolution's input `x`, as in `plain.py`."""
+    """The gradient of a convolution's input `x`, as in `torch_backend.py`."""
     e = unmasked(e)
     dx = empty(x, *x.shape)
     back = matrix(weight, back=True)
@@ -169,3 +170,48 @@ def input_gradient(
         if view.numel() > 0:
             convolve(view, [e.gradient], e, back, mode="up", padding=padding, odd=(place // 2, place % 2))
     return dx
+
+
+def weight_gradient(
+    e: Tensor | Masked, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a convolution's weight, in its strides, and of its bias. 1x1 or 3x3, images from `layout`."""
+    g, by, slope = unmasked(e)
+    n, k, taps = weight.shape[0], weight.shape[1], weight.shape[2]
+    block_k, block_n = min(64, block(k)), min(64, block(n))
+    c = config("weight_gradient", g)
+    splits = min(c.splits, tiles(g, c))
+    dw, db = partial(g, splits, (taps * taps, k, n)), partial(g, splits, (n,))
+    views = parities(x) if stride == 2 else [x, None, None, None]
+    blocks = triton.cdiv(k, block_k) * triton.cdiv(n, block_n)
+    for row in range(taps) if stride == 2 else (0,):
+        run(
+            kernels.weight_gradient_kernel,
+            g,
+            (splits, 1 if stride == 2 else taps, blocks),
+            c,
+            t_g=pixels(g, c, block_n),
+            t_by=pixels(by, c, block_n),
+            **{f"t_x{place}": pixels(view, c, block_k) for place, view in zip(PLACES, views, strict=True)},
+            p_dw=dw,
+            p_db=db,
+            B=g.shape[0],
+            H=g.shape[2],
+            W=g.shape[3],
+            K=k,
+            N=n,
+            SPLITS=splits,
+            TAPS=taps,
+            ROW=row,
+            STRIDE=stride,
+            PADDING=padding,
+            SLOPE=slope,
+            BLOCK_H=c.height,
+            BLOCK_W=c.width,
+            BLOCK_K=block_k,
+            BLOCK_N=block_n,
+            STAGES=c.stages,
+            **arithmetic(g),
+        )
+    taken = total(dw).permute(2, 1, 0).reshape(weight.shape)
+    return torch.empty_like(weight).copy_(taken), total(db)

@@ -1,4 +1,4 @@
-"""The ops' pieces in plain PyTorch, for CPUs, for MPS, and where there is no kernel. The same pieces as `launch.py`.
+"""ALFM in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`.
 
 A chunk of pixels at a time is gathered from the maps in float32 (float64 for float64), in the order in which the first
 map lies, channels or pixels side by side, and multiplied while it is in the cache. So nothing of the maps' size is made
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lmfn_kernels.alfm.fold import fold, fold_backward
+from lmfn_kernels.alfm.attention_matrix import fold, fold_backward
 
 __all__ = ["fold", "fold_backward", "gram", "layout", "mix", "products"]
 

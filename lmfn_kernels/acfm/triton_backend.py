@@ -1,4 +1,4 @@
-"""The op's pieces on Triton kernels. The same pieces as `plain.py`, with images as `layout` gives them."""
+"""ACFM on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from lmfn_kernels.acfm import kernels
-from lmfn_kernels.alfm.launch import MAPS, matrix_arithmetic, mix_weights
+from lmfn_kernels.alfm.triton_backend import MAPS, matrix_arithmetic, mix_weights
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import arithmetic, block, empty, layout, partial, pixels, run, tiles, total
 

@@ -1,4 +1,7 @@
-"""Bilinear resampling (align_corners False) in plain PyTorch, and its gradient."""
+"""Upsampling in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`.
+
+Bilinear resampling is that with align_corners False.
+"""
 
 from collections.abc import Sequence
 
@@ -6,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmfn_kernels.conv.plain import layout
+from lmfn_kernels.conv.torch_backend import conv, layout
 from lmfn_kernels.runtime.layout import constant
+from lmfn_kernels.upsample.polyphase import PARTS
 
-__all__ = ["layout", "upsample", "upsample_add", "upsample_backward"]
+__all__ = ["layout", "upsample", "upsample_add", "upsample_backward", "upsampled_conv"]
 
 
 def upsample(v: Tensor, y: Tensor) -> Tensor:
@@ -40,3 +44,11 @@ def _bilinear(size: int, low: int, like: Tensor) -> Tensor:
     part = (twice % (2 * size)).to(torch.promote_types(like.dtype, torch.float32)) / (2 * size)
     place = torch.arange(low, device=like.device)
     return (place == first) * (1 - part) + (place == (first + 1).clamp(max=low - 1)) * part
+
+
+def upsampled_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
+    """The convolution of the upsampled `x`, from the weights that `fold` gives."""
+    y = conv(x, folded[0], bias.repeat_interleave(4), padding=1)
+    for (rows, columns), weight in zip(PARTS[1:], folded[1:], strict=True):
+        y[:, :, rows, columns] += conv(layout(x[:, :, rows, columns]), weight, None, padding=1)
+    return F.pixel_shuffle(y, 2)

@@ -1,4 +1,4 @@
-"""The op's pieces in plain PyTorch, for CPUs, for MPS, and where there is no kernel. The same pieces as `launch.py`.
+"""ACFM in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`.
 
 Both forms are u = a 3x3 convolution of each channel by itself, one map a channel (pseudo-3D, with bias and ReLU) or
 three (3x3x3), then q = u T + bias (with ReLU in pseudo-3D): T is zero but where a channel's neighbour is, so that the
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lmfn_kernels.alfm.plain import mix
+from lmfn_kernels.alfm.torch_backend import mix
 
 VALUES = 1 << 19  # of a strip, or those of one row
 

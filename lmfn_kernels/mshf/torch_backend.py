@@ -1,9 +1,9 @@
-"""The ops' pieces in plain PyTorch, for CPUs, for MPS, and where there is no kernel. The same pieces as `launch.py`."""
+"""MSHF in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`."""
 
 from torch import Tensor
 
-from lmfn_kernels.bilinear.plain import upsample_add, upsample_backward
-from lmfn_kernels.conv.plain import conv, input_gradient, layout, masked, weight_gradient
+from lmfn_kernels.conv.torch_backend import conv, input_gradient, layout, masked, weight_gradient
+from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward
 
 __all__ = [
     "conv", "input_gradient", "layout", "masked", "skip_gradient", "stem", "stem_backward", "upsample",

@@ -1,4 +1,4 @@
-"""The ops' pieces on Triton kernels. The same pieces as `plain.py`, with images as `layout` gives them.
+"""MSHF on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned.
 
 The stem's image is the exception: it is read by pointers, in any layout.
 """
@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmfn_kernels.bilinear.launch import upsample_add, upsample_backward
-from lmfn_kernels.conv.launch import conv, convolve, input_gradient, layout, masked, weight_gradient
+from lmfn_kernels.conv.triton_backend import conv, convolve, input_gradient, layout, masked, weight_gradient
 from lmfn_kernels.mshf import kernels
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import (
@@ -26,6 +25,7 @@ from lmfn_kernels.runtime.launch import (
     unmasked,
     weights,
 )
+from lmfn_kernels.upsample.triton_backend import upsample_add, upsample_backward
 
 __all__ = [
     "conv", "input_gradient", "layout", "masked", "skip_gradient", "stem", "stem_backward", "upsample",

@@ -1,4 +1,4 @@
-"""The ops' pieces on Triton kernels. The same pieces as `plain.py`, with images as `layout` gives them."""
+"""RFDB on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned."""
 
 from typing import Any
 
@@ -6,8 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lmfn_kernels.bilinear.launch import strides, upsample_backward
-from lmfn_kernels.conv.launch import conv, convolve, input_gradient, layout, masked, weight_gradient, written
+from lmfn_kernels.conv.triton_backend import conv, convolve, input_gradient, layout, masked, weight_gradient, written
 from lmfn_kernels.rfdb import kernels
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import (
@@ -23,6 +22,7 @@ from lmfn_kernels.runtime.launch import (
     unmasked,
     weights,
 )
+from lmfn_kernels.upsample.triton_backend import strides, upsample_backward
 
 __all__ = [
     "conv", "fuse", "fuse_backward", "fused", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool",

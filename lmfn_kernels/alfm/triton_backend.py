@@ -1,4 +1,4 @@
-"""The ops' pieces on Triton kernels. The same pieces as `plain.py`, with maps as `layout` gives them."""
+"""ALFM on Triton kernels; same functions as `torch_backend.py`, on maps that `layout` returned."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from lmfn_kernels.alfm import kernels
-from lmfn_kernels.alfm.fold import SHORTEST, layers
+from lmfn_kernels.alfm.attention_matrix import SHORTEST, layers
 from lmfn_kernels.runtime import configs
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import (
@@ -97,7 +97,7 @@ def mix(
     slope: float = 1.0,
     gradient: Gradient | None = None,
 ) -> list[Tensor]:
-    """The gradient and the maps side by side times `matrix` [B, inputs, outputs * channels], as in `plain.py`."""
+    """The gradient and the maps side by side times `matrix` [B, inputs, outputs * channels]."""
     g, by, by_slope = gradient or (None, None, 1.0)
     x = maps[0] if maps else g
     assert x is not None
@@ -138,14 +138,14 @@ def mix(
 
 
 def fold(gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
-    """P [B, O, NC], as in `fold.py`."""
+    """P [B, O, NC], as in `attention_matrix.py`."""
     return _folded(_matrix(weight), _attention(gram, temperature, by_layer), theta, back=False)
 
 
 def fold_backward(
     dp: Tensor, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of E, theta, the weight and the temperature, as in `fold.py`."""
+    """Gradients of E, theta, the weight and the temperature, as in `attention_matrix.py`."""
     (b, r, _), w, m = gram.shape, _matrix(weight), _attention(gram, temperature, by_layer)
     dweight = torch.empty_like(weight).copy_(_folded(dp, m, theta, back=True).sum(0).view(weight.shape))
     de = torch.empty_like(gram)

@@ -53,7 +53,8 @@ def rfdb_case(
 
 def rfdb_flat(x: Tensor, *flat: Tensor, slope: float = 0.05) -> Tensor:
     convs = [Conv(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
-    return rfdb(x, RFDBWeights((*convs[:3],), (*convs[3:6],), *convs[6:]), slope)
+    distil, refine = (convs[0], convs[1], convs[2]), (convs[3], convs[4], convs[5])
+    return rfdb(x, RFDBWeights(distil, refine, *convs[6:]), slope)
 
 
 def stage_case(b: int, c: int, d: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
@@ -305,7 +306,7 @@ class _Rounded(TorchDispatchMode):
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.generator = torch.Generator(device).manual_seed(seed)
         eps, summed = (torch.finfo(d).eps for d in (dtype, torch.promote_types(dtype, torch.float32)))
         self.scale = max(1.0, 2.0**-32 / eps)

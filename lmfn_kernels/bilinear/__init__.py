@@ -1,1 +1,0 @@
-"""Bilinear resampling, align_corners False, inside the ops that use its result."""

@@ -1,1 +1,0 @@
-"""The head: a convolution of an upsampled map that is never made."""

@@ -1,0 +1,1 @@
+"""Bilinear upsampling: added to another map, or under a convolution that never makes the upsampled map."""
