@@ -5,6 +5,7 @@ seen, and then fine-tuned for a minute to one kind of blur, straight streaks. Th
 Everything is in runs/demo: report.json, before-after.png.
 """
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -16,14 +17,16 @@ import numpy as np
 import skimage.data
 
 from lmfn import LMFN, checkpoint, cli, images
-from lmfn.data import BlurOptions, find_pairs, synth
+from lmfn.data import BlurKinds, BlurOptions, find_pairs, synth
 from lmfn.device import choose_device, has_fast_bf16
 from lmfn.evaluate import Evaluation, evaluate
 
 RUN = Path("runs/demo")
 MINUTES = 1.0
 PATCH = 256
-BLUR = BlurOptions(length=(8, 12), curvature=(0, 0), rotation=(0, 0), highlights=(1, 1))
+BLUR = BlurOptions(
+    BlurKinds.only("shake"), length=(8, 12), curvature=(0, 0), rotation=(0, 0), highlights=(1, 1), labels=0, jpeg=0
+)
 TRAINED_ON = (
     *("astronaut.png", "camera.png", "motorcycle_left.png", "motorcycle_right.png", "coins.png", "moon.png"),
     *("hubble_deep_field.jpg", "retina.jpg", "ihc.png", "brick.png", "grass.png", "gravel.png"),
@@ -76,7 +79,7 @@ def tune() -> None:
         "runs": str(RUN.parent),
         "start_from": "lmfn",
         "photos": str(RUN / "data" / "photos"),
-        "blur": {name: list(getattr(BLUR, name)) for name in ("length", "curvature", "rotation", "highlights")},
+        "blur": dataclasses.asdict(BLUR),
         "minutes": MINUTES,
         "precision": "bf16" if has_fast_bf16(choose_device()) else "fp32",
         "patch": PATCH,

@@ -25,12 +25,12 @@ import tyro
 from tyro.conf import Positional, arg
 
 from lmfn import LMFN, checkpoint, images, weights
-from lmfn.data import BlurOptions, Pair, PairSet, Source, find_pairs, synth
+from lmfn.data import BlurKinds, BlurOptions, Pair, PairSet, Source, find_pairs, synth
 from lmfn.device import choose_device
 from lmfn.evaluate import Evaluation, evaluate
 from lmfn.train import Settings
 
-BLUR = BlurOptions(length=(2, 16))
+BLUR = BlurOptions(BlurKinds.only("shake"), length=(2, 16), contrast=(0, 0), labels=0, mosaic=0, jpeg=0)
 UNSEEN = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 """scikit-image's photographs in colour; no run here trains on them."""
 ORIGINS = {

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg
 
 import lmfn
-from lmfn.options import BlurOptions, Guard, Precision, Variant
+from lmfn.options import BlurKind, BlurKinds, BlurOptions, Guard, Precision, Variant
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 WEIGHTS = (
@@ -141,7 +141,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Synth:
-    """Make pairs from sharp photographs (random camera paths) or from frames (means of neighbours)."""
+    """Make pairs from sharp photographs (motion of many kinds) or from frames (means of neighbours)."""
 
     source: Positional[Path]
     """Folder of photographs; with --frames: a folder of frames, a tree of such folders, or videos."""
@@ -152,12 +152,17 @@ class Synth:
     """Pairs from each photograph."""
     frames: bool = False
     """Make pairs from neighbouring frames."""
-    blur: BlurOptions = field(default_factory=BlurOptions)
+    kind: tuple[BlurKind, ...] = ()
+    """Of photographs, make these kinds alone, in equal shares; otherwise the shares are those of --blur.kinds."""
+    blur: BlurOptions = field(default_factory=lambda: BlurOptions(kinds=BlurKinds.moving()))
 
     def run(self) -> bool:
         from lmfn import data
 
-        report = data.synth(self.source, self.out, seed=self.seed, count=self.count, frames=self.frames, blur=self.blur)
+        if self.kind and self.frames:
+            raise ValueError("--kind is for photographs; frames are averaged as they are")
+        blur = replace(self.blur, kinds=BlurKinds.only(*self.kind)) if self.kind else self.blur
+        report = data.synth(self.source, self.out, seed=self.seed, count=self.count, frames=self.frames, blur=blur)
         print(report.text())
         return report.ok
 

@@ -1,9 +1,9 @@
 """The values that a command line can name, without PyTorch, which takes seconds to import: `lmfn --help` is quick."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Literal
+from typing import Literal, Self, get_args
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """fp32, or autocast to one of the 16-bit types."""
@@ -15,22 +15,99 @@ does not look."""
 Variant = Literal["blur", "blur_gamma"]
 """Which of GoPro's two kinds of blurred images: the mean of the frames, or with a gamma of 2.2 undone."""
 
+BlurKind = Literal[
+    "shake", "uneven", "comb", "curve", "zoom", "object", "depth", "sharp", "soft", "jpeg", "text", "pattern", "flat"
+]
+"""The fields of `BlurKinds`."""
+
+
+@dataclass(frozen=True)
+class BlurKinds:
+    """How often each kind of picture is made from a photograph, relative to the others; 0 leaves a kind out.
+
+    Raises ValueError for a share that is negative or not finite, naming the field, and if all are 0.
+    """
+
+    shake: float = 1.0
+    """A camera held by hand: a smooth path at a changing speed, and a rotation."""
+    uneven: float = 1.0
+    """The same with pauses, in which light gathers at a point, and jerks, at which the direction jumps."""
+    comb: float = 0.6
+    """The mean of a few discrete positions along the path, as cameras' multiple frames and flickering light make it."""
+    curve: float = 0.4
+    """Paths that turn by up to one and a half circles."""
+    zoom: float = 0.4
+    """Rotation and zoom about a point."""
+    object: float = 0.7
+    """An object, cut from another part of the photograph, that moves by itself over a ground that may stand still."""
+    depth: float = 0.6
+    """A camera path whose effect depends on the depth: near things move, far ones less."""
+    sharp: float = 0.25
+    """Left alone: the photograph as it is."""
+    soft: float = 0.15
+    """Left alone: the photograph out of focus by a pixel or so and compressed, like a frame of a video."""
+    jpeg: float = 0.1
+    """Left alone: the photograph with the artefacts of JPEG compression."""
+    text: float = 0.1
+    """Left alone: text."""
+    pattern: float = 0.2
+    """Left alone: checks, bars, gratings, dots, lines, zone plates, stars, on a part of the photograph or all of it."""
+    flat: float = 0.1
+    """Left alone: borders and areas of one colour, mostly white or black."""
+
+    def __post_init__(self) -> None:
+        for kind in fields(self):
+            share = getattr(self, kind.name)
+            if not _is_number(share) or share < 0:
+                raise ValueError(f"BlurKinds.{kind.name} is {share!r}; it must be a share, 0 or more")
+        if not any(self.shares):
+            raise ValueError("every share of BlurKinds is 0; at least one kind must have a share above 0")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """In the order of `BlurKind`."""
+        return tuple(getattr(self, kind) for kind in get_args(BlurKind))
+
+    @classmethod
+    def moving(cls) -> Self:
+        """The kinds that blur a photograph, in their usual shares, and none of those that are to be left alone."""
+        return cls(sharp=0, soft=0, jpeg=0, text=0, pattern=0, flat=0)
+
+    @classmethod
+    def only(cls, *kinds: BlurKind) -> Self:
+        """These kinds in equal shares and no other. Raises ValueError for an unknown one."""
+        known = get_args(BlurKind)
+        for kind in kinds:
+            if kind not in known:
+                raise ValueError(f"unknown kind of blur {kind!r}; there are {', '.join(known)}")
+        return cls(**{kind: float(kind in kinds) for kind in known})
+
 
 @dataclass(frozen=True)
 class BlurOptions:
     """The ranges that synthetic blur is drawn from, each (least, most); equal ends fix a value.
 
-    Raises ValueError for a range that is not one, naming the field.
+    Raises ValueError for a range or a probability that is not one, naming the field.
     """
 
+    kinds: BlurKinds = field(default_factory=BlurKinds)
+    """What is made from photographs."""
     length: tuple[float, float] = (2.0, 24.0)
-    """Length, in pixels, of the path that the whole picture travels during the exposure."""
+    """Length, in pixels, of the path that the whole picture, or an object, travels during the exposure; with `zoom`,
+    that of the corner that travels farthest."""
     curvature: tuple[float, float] = (0.0, 180.0)
-    """Degrees between the extreme directions of that path: 0 is a straight line, 180 a hook or a wave."""
+    """Degrees between the extreme directions of that path: 0 is a straight line, 180 a hook or a wave. The kind `curve`
+    has 180 to 540 in any case."""
     rotation: tuple[float, float] = (0.0, 8.0)
     """Pixels that a corner of the photograph travels because the camera turns about the photograph's centre."""
+    teeth: tuple[int, int] = (5, 9)
+    """Number of positions of a `comb`."""
     highlights: tuple[float, float] = (1.0, 2.0)
     """How many times brighter than white a clipped pixel (255) really was. Its streak then stays white."""
+    contrast: tuple[float, float] = (0.0, 0.4)
+    """Share of an S-shaped curve in the tone curve of the camera that took the photograph: 0 is sRGB's curve alone."""
+    labels: float = 0.08
+    """Probability that there is text in a photograph that is blurred."""
     frames: tuple[int, int] = (7, 13)
     """Number of neighbouring frames whose mean is a blurred picture; odd, so that there is a middle one."""
     linear_light: float = 0.5
@@ -39,28 +116,43 @@ class BlurOptions:
     """Variance of the noise in linear light that grows with the light: at value x in [0, 1] it is shot_noise * x."""
     read_noise: tuple[float, float] = (0.0, 5e-4)
     """Standard deviation of the noise in linear light that does not depend on the light."""
+    mosaic: float = 0.5
+    """Probability that noise is added to the raw values of a sensor with a Bayer mosaic, which are then interpolated,
+    white-balanced and turned into sRGB, as a camera does. Otherwise it is added to each channel by itself."""
+    jpeg: float = 0.3
+    """Probability that a blurred picture is compressed."""
+    jpeg_quality: tuple[int, int] = (50, 95)
+    """Quality of JPEG compression on the usual scale of 1 to 100 (that of the Independent JPEG Group)."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "linear_light":
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name == "kinds":
+                if not isinstance(value, BlurKinds):
+                    raise ValueError(f"BlurOptions.kinds is {value!r}; it must be BlurKinds")
+                continue
+            if each.type is float:
                 if not _is_number(value) or not 0 <= value <= 1:
-                    raise ValueError(f"BlurOptions.linear_light is {value!r}; it must be a probability from 0 to 1")
+                    raise ValueError(f"BlurOptions.{each.name} is {value!r}; it must be a probability from 0 to 1")
                 continue
             if not isinstance(value, tuple | list) or len(value) != 2 or not all(map(_is_number, value)):
-                raise ValueError(f"BlurOptions.{field.name} is {value!r}; it must be two numbers (least, most)")
-            floor = {"highlights": 1, "frames": 1}.get(field.name, 0)
-            if not floor <= value[0] <= value[1]:
+                raise ValueError(f"BlurOptions.{each.name} is {value!r}; it must be two numbers (least, most)")
+            floor = {"highlights": 1, "frames": 1, "teeth": 1, "jpeg_quality": 1}.get(each.name, 0)
+            ceiling = {"contrast": 0.5, "jpeg_quality": 100}.get(each.name, math.inf)
+            if not floor <= value[0] <= value[1] <= ceiling:
+                limits = f"from {floor} on" if ceiling == math.inf else f"within {floor} and {ceiling}"
                 raise ValueError(
-                    f"BlurOptions.{field.name} is {value!r}; it must rise from its least to its most, from {floor} on"
+                    f"BlurOptions.{each.name} is {value!r}; it must rise from its least to its most, {limits}"
                 )
-        if any(not isinstance(n, Integral) or n % 2 == 0 for n in self.frames):
+            if each.type == tuple[int, int] and not all(isinstance(n, Integral) for n in value):
+                raise ValueError(f"BlurOptions.{each.name} is {value!r}; both ends must be whole numbers")
+        if any(n % 2 == 0 for n in self.frames):
             raise ValueError(f"BlurOptions.frames is {self.frames!r}; both ends must be odd whole numbers")
 
     @property
     def margin(self) -> int:
-        """Pixels around a part of a photograph that the longest path may bring into it."""
-        return math.ceil(self.length[1] + self.rotation[1]) + 2
+        """Pixels around a part of a photograph that the longest path, or softness, may bring into it."""
+        return math.ceil(self.length[1] + self.rotation[1]) + 6
 
 
 def _is_number(value: object) -> bool:

@@ -32,7 +32,7 @@ from lmfn.data.sampling import Kind
 from lmfn.deblur import available_memory
 from lmfn.evaluate import Evaluator
 from lmfn.model import LMFN, Memory
-from lmfn.options import BlurOptions, Precision, Variant
+from lmfn.options import BlurKinds, BlurOptions, Precision, Variant
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Settings:
     frames: tuple[str, ...] = ()
     """Folders of neighbouring sharp frames, or videos: their means are the blur. =WEIGHT may follow."""
     photos: tuple[str, ...] = ()
-    """Folders of sharp photographs, blurred by random camera paths. =WEIGHT may follow."""
+    """Folders of sharp photographs, each made into a kind of --blur.kinds. =WEIGHT may follow."""
     variant: Variant = "blur"
     """Which of GoPro's two kinds of blurred images, in pairs and in validation."""
     blur: BlurOptions = field(default_factory=BlurOptions)
@@ -229,6 +229,8 @@ class Settings:
                     given[name] = tuple([given[name]] if isinstance(given[name], str) else given[name])
             if "blur" in given:
                 ranges: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["blur"].items()}
+                if isinstance(ranges.get("kinds"), dict):
+                    ranges["kinds"] = BlurKinds(**ranges["kinds"])
                 given["blur"] = BlurOptions(**ranges)
             return cls(**given)
         except (yaml.YAMLError, ValueError, TypeError) as error:

@@ -12,6 +12,7 @@ import pytest
 import demo
 import lmfn
 from lmfn import LMFN, cli, images
+from lmfn.data import find_pairs
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -110,6 +111,13 @@ def test_data_and_evaluate(photos: Path, weights: str, capsys: pytest.CaptureFix
     assert len(content["rows"]) == 3
     two_folders = ["--data", str(pairs / "blur"), "--sharp", str(pairs / "sharp"), "--weights", weights]
     assert cli.main(["evaluate", *two_folders]) == 0
+    still = photos.parent / "still"
+    arguments = ["data", "synth", str(photos), "-o", str(still), "--kind", "sharp", "flat"]
+    assert cli.main(arguments) == 0
+    for pair in find_pairs(still):
+        assert pair.blurred.read_bytes() == pair.sharp.read_bytes()
+    assert cli.main([*arguments, "--frames"]) == 1
+    assert "--kind is for photographs" in capsys.readouterr().err
     (pairs / "sharp" / "a.png").unlink()
     assert cli.main(["evaluate", "--data", str(pairs), "--weights", weights]) == 1
     assert "a.png" in capsys.readouterr().err

@@ -359,12 +359,28 @@ def test_processes_share_the_samples_of_a_step(settings: Settings) -> None:
 
 def test_settings_from_file_and_command_line(tmp_path: Path, photos: Path) -> None:
     file = tmp_path / "base.yaml"
-    file.write_text(f"photos: {photos}=2.5\nbatch: 3\nlr: 0.01\nnetwork:\n  rfdbs: 2\nblur:\n  length: [2, 5]\n")
+    file.write_text(
+        f"photos: {photos}=2.5\nbatch: 3\nlr: 0.01\nnetwork:\n  rfdbs: 2\n"
+        "blur:\n  length: [2, 5]\n  kinds: {comb: 0}\n"
+    )
     settings = Settings.parse(
-        ["--config", str(file), "--batch", "7", "--runs", str(tmp_path), "--blur.curvature", "0", "9"]
+        [
+            "--config",
+            str(file),
+            "--batch",
+            "7",
+            "--runs",
+            str(tmp_path),
+            "--blur.curvature",
+            "0",
+            "9",
+            "--blur.kinds.zoom",
+            "3",
+        ]
     )
     assert (settings.batch, settings.lr, settings.config.rfdbs) == (7, 0.01, 2)
     assert (settings.blur.length, settings.blur.curvature) == ((2, 5), (0, 9))
+    assert (settings.blur.kinds.comb, settings.blur.kinds.shake, settings.blur.kinds.zoom) == (0, 1, 3)
     assert [(s.kind, str(s.path), s.weight) for s in settings.sources] == [("photos", str(photos), 2.5)]
     again = tmp_path / "again.yaml"
     again.write_text(settings.text())
@@ -410,6 +426,9 @@ def test_broken_settings_files_are_named(tmp_path: Path) -> None:
         ("- 3", "NAME: VALUE"),
         ("batch: [", "s.yaml"),
         ("blur: {length: [5, 2]}", "length"),
+        ("blur: {kinds: {comb: -1}}", "comb"),
+        ("blur: {kinds: {teeth: 1}}", "teeth"),
+        ("blur: {kinds: 3}", "kinds"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=words):

@@ -1,7 +1,7 @@
 """The weights that come with the package: whole, loaded offline, of use on photographs, and a start for fine-tuning."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 import train
 from lmfn import LMFN, Deblurrer, checkpoint, cli, images, weights
 from lmfn.config import preset
-from lmfn.data import BlurOptions, find_pairs, synth
+from lmfn.data import BlurKinds, BlurOptions, find_pairs, synth
 from lmfn.device import has_fast_bf16
 from lmfn.evaluate import evaluate
 from lmfn.train import Settings
@@ -67,13 +67,16 @@ def test_a_damaged_file_is_named(harm: str, monkeypatch: pytest.MonkeyPatch, tmp
         Deblurrer()
 
 
+BLUR = BlurOptions(BlurKinds.only("shake"), length=(4, 10), rotation=(0, 2), labels=0, jpeg=0)
+
+
 @pytest.fixture(scope="module")
 def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A photograph that no weights were trained on, blurred three times."""
     folder = tmp_path_factory.mktemp("unseen")
     photo = skimage.data.chelsea()[20:276, 80:336]
     images.write(folder / "photos" / "cat.png", images.Photo(photo.astype(np.float32) / 255))
-    synth(folder / "photos", folder / "pairs", seed=3, count=3, blur=BlurOptions(length=(4, 10), rotation=(0, 2)))
+    synth(folder / "photos", folder / "pairs", seed=3, count=3, blur=BLUR)
     return folder
 
 
@@ -101,7 +104,7 @@ def test_fine_tuning_improves_on_its_pairs_and_loses_nothing_on_others(unseen: P
     ):
         images.write(tmp_path / name / "1.png", images.Photo(photo.astype(np.float32) / 255))
     pairs = tmp_path / "pairs"
-    streak = BlurOptions(length=(14, 14), curvature=(0, 0), rotation=(0, 0), highlights=(1, 1))
+    streak = replace(BLUR, length=(14, 14), curvature=(0, 0), rotation=(0, 0), highlights=(1, 1))
     synth(tmp_path / "own", pairs, seed=0, count=2, blur=streak)
     settings = Settings(
         name="mine",

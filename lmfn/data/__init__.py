@@ -5,9 +5,10 @@ from lmfn.data.generate import SynthReport, synth
 from lmfn.data.layouts import DataError, Pair, PairSet, UnknownLayoutError, find_pairs
 from lmfn.data.prepare import PrepareReport, prepare
 from lmfn.data.sampling import Source, TrainingSet
-from lmfn.options import BlurOptions
+from lmfn.options import BlurKinds, BlurOptions
 
 __all__ = [
+    "BlurKinds",
     "BlurOptions",
     "CheckReport",
     "DataError",

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from lmfn import images
 from lmfn.data.frames import Run, find_runs
 from lmfn.data.layouts import DataError, index
-from lmfn.data.synthesis import Image, draw_frame_count, mean_of_frames, shake
-from lmfn.options import BlurOptions
+from lmfn.data.synthesis import Image, blur_photo, draw_frame_count, mean_of_frames
+from lmfn.options import BlurKinds, BlurOptions
 
 Made = Iterator[tuple[str, Image, Image]]
 """Name, blurred, sharp."""
@@ -49,7 +49,8 @@ def synth(
 ) -> SynthReport:
     """Write pairs OUT/blur/NAME.png and OUT/sharp/NAME.png, to be read back by `find_pairs(out)`.
 
-    From every photograph below `source`, `count` pairs of its whole size, blurred by a random camera path. NAME is its
+    From every photograph below `source`, `count` pairs of its whole size, of the kinds of `blur.kinds`
+    (default: all that blur, none that is to be left alone). NAME is its
     path below `source` without the suffix, followed by /0, /1, ... where count is above 1. With `frames`, `source` is
     what `find_runs` takes, and each run is cut into neighbouring stretches of `blur.frames` frames, one pair each,
     named after the run and the middle frame. The seed and the order of names decide every pixel.
@@ -58,7 +59,7 @@ def synth(
     `index` or `find_runs` takes or OUT is not empty, ValueError for a negative seed, a count below 1, and a count with
     `frames`, OSError where a file cannot be written.
     """
-    source, out, blur = Path(source), Path(out), blur or BlurOptions()
+    source, out, blur = Path(source), Path(out), blur or BlurOptions(kinds=BlurKinds.moving())
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must not be negative")
     if count < 1 or (frames and count != 1):
@@ -84,7 +85,7 @@ def synth(
 def _from_photo(name: str, path: Path, seed: tuple[int, int], count: int, blur: BlurOptions) -> Made:
     photo = images.read_rgb(path)
     for n in range(count):
-        yield f"{name}/{n}" if count > 1 else name, *shake(photo, np.random.default_rng((*seed, n)), blur)
+        yield f"{name}/{n}" if count > 1 else name, *blur_photo(photo, np.random.default_rng((*seed, n)), blur)
 
 
 def _from_frames(run: Run, source: Path, seed: tuple[int, int], blur: BlurOptions) -> Made:

@@ -18,14 +18,15 @@ from lmfn import images
 from lmfn.data.frames import Run, find_runs
 from lmfn.data.layouts import DataError, find_pairs, index
 from lmfn.data.synthesis import (
+    Exposure,
     Image,
     Mean,
-    Shake,
     draw_frame_count,
+    expose,
     mean_of_windows,
     mirrored,
-    shake_windows,
 )
+from lmfn.data.synthesis.paths import Box
 from lmfn.options import BlurOptions, Variant
 
 Kind = Literal["pairs", "frames", "photos"]
@@ -38,7 +39,7 @@ class Source:
     kind: Kind
     """`pairs`: blurred and sharp images, in a layout that `find_pairs` knows (its train split where it has one).
     `frames`: neighbouring sharp frames, a blurred image being the mean of some: a folder of frames, a tree of such
-    folders, a video file, or a folder of videos. `photos`: sharp photographs, blurred by a random camera path."""
+    folders, a video file, or a folder of videos. `photos`: sharp photographs, each made into a kind of `BlurKinds`."""
     path: str | Path
     weight: float = 1.0
     """The share of patches from here, relative to the other sources' weights."""
@@ -66,7 +67,7 @@ class Patch:
     """Height and width of each of them."""
     corner: tuple[int, int]
     """Top and left of the part that is cut out of them."""
-    exposure: Shake | Mean | None
+    exposure: Exposure | Mean | None
     """How the blurred patch is made; None: it is there already."""
     turns: int
     """Quarter turns of the finished patch, counter-clockwise."""
@@ -122,7 +123,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
         numbers = source.choose(rng)
         size = self.images.sizes[numbers[0]]
         corner = int(rng.integers(size[0] - self.patch + 1)), int(rng.integers(size[1] - self.patch + 1))
-        exposure = source.expose(rng, size)
+        exposure = source.expose(rng, size, (*corner, self.patch, self.patch))
         return Patch(numbers, size, corner, exposure, *((turns, flip) if self.augment else (0, False)))
 
     def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
@@ -154,7 +155,7 @@ def render(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> tuple[
     `margin` is `BlurOptions.margin` of the blur that the patches were drawn with. A patch does not depend on the others
     that are made with it, but for the last bit of a float32 before it is rounded to 8.
     """
-    kinds: dict[type, list[int]] = {type(None): [], Mean: [], Shake: []}
+    kinds: dict[type, list[int]] = {type(None): [], Mean: [], Exposure: []}
     for n, patch in enumerate(patches):
         kinds[type(patch.exposure)].append(n)
     made: list[tuple[Tensor, Tensor]] = []
@@ -167,13 +168,17 @@ def render(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> tuple[
         boxes = [(*patch.corner, side, side) for patch in chosen]
         blurred = mean_of_windows(runs, [cast(Mean, patch.exposure) for patch in chosen], boxes)
         made.append((blurred, torch.stack([run[len(run) // 2] for run in runs])))
-    if chosen := [patches[n] for n in kinds[Shake]]:
+    if chosen := [patches[n] for n in kinds[Exposure]]:
+        exposures = [cast(Exposure, patch.exposure) for patch in chosen]
         around = [(p.images[0], p.corner[0] - margin, p.corner[1] - margin) for p in chosen]
-        windows = cut(around, side + 2 * margin)
+        elsewhere = [
+            (number, top + exposure.outline.texture[0], left + exposure.outline.texture[1])
+            for (number, top, left), exposure in zip(around, exposures, strict=True)
+            if exposure.outline
+        ]
+        textures = cut(elsewhere, side + 2 * margin) if elsewhere else None
         boxes = [(*patch.corner, side, side) for patch in chosen]
-        shakes = [cast(Shake, patch.exposure) for patch in chosen]
-        inside = slice(margin, margin + side)
-        made.append((shake_windows(windows, shakes, boxes, [p.size for p in chosen]), windows[:, inside, inside]))
+        made.append(expose(cut(around, side + 2 * margin), textures, exposures, boxes))
 
     blurred, sharp = (torch.cat(images) for images in zip(*made, strict=True))
     order = [n for kind in kinds.values() for n in kind]
@@ -319,7 +324,7 @@ class _Pairs:
     def choose(self, rng: np.random.Generator) -> tuple[int, ...]:
         return self.pairs[rng.integers(len(self.pairs))]
 
-    def expose(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
+    def expose(self, rng: np.random.Generator, size: tuple[int, int], area: Box) -> None:
         """A pair is exposed already."""
 
 
@@ -334,8 +339,8 @@ class _Photos:
     def choose(self, rng: np.random.Generator) -> tuple[int, ...]:
         return (self.photos[rng.integers(len(self.photos))],)
 
-    def expose(self, rng: np.random.Generator, size: tuple[int, int]) -> Shake:
-        return Shake.draw(rng, self.blur, size)
+    def expose(self, rng: np.random.Generator, size: tuple[int, int], area: Box) -> Exposure:
+        return Exposure.draw(rng, self.blur, size, area)
 
 
 class _Frames:
@@ -358,7 +363,7 @@ class _Frames:
         first = self.runs[which][0] + int(ends[which]) - 1 - place
         return tuple(range(first, first + count))
 
-    def expose(self, rng: np.random.Generator, size: tuple[int, int]) -> Mean:  # noqa: ARG002
+    def expose(self, rng: np.random.Generator, size: tuple[int, int], area: Box) -> Mean:  # noqa: ARG002
         return Mean.draw(rng, self.blur)
 
 

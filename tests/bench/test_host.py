@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
+from bench.cases import conv_case
 
 import lmfn_kernels
-from bench.cases import conv_case
 from bench.host import Launches
 
 

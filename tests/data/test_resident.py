@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch.utils.data import DataLoader
 
 from lmfn.data import BlurOptions, Source, TrainingSet
 from lmfn.data.resident import Plans, ResidentSet
-from lmfn.data.synthesis import mirrored, normal
+from lmfn.data.synthesis import mirrored
 
 BLUR = BlurOptions(frames=(3, 7), length=(0, 30), rotation=(0, 20), highlights=(1, 3))
 CPU = torch.device("cpu")
@@ -54,7 +53,7 @@ def test_patches_are_those_of_the_workers(data: TrainingSet) -> None:
         assert difference.max() <= 1
         assert (difference > 0).float().mean() < 1e-4
     kinds = {type(data.plan(n).exposure).__name__ for n in range(120)}
-    assert kinds == {"NoneType", "Mean", "Shake"}
+    assert kinds == {"NoneType", "Mean", "Exposure"}
 
 
 def test_patches_are_made_where_the_images_are(data: TrainingSet) -> None:
@@ -96,16 +95,3 @@ def test_mirrored_is_numpys_symmetric_padding(size: int) -> None:
     expected = np.pad(np.arange(size), 20, mode="symmetric")[index + 20]
     np.testing.assert_array_equal(mirrored(index, size), expected)
     np.testing.assert_array_equal(mirrored(torch.from_numpy(index), torch.tensor([size])), expected)
-
-
-def test_noise_is_normal_and_a_function_of_key_and_place() -> None:
-    noise = normal([7, 2**63 - 1], [(0, 0, 200, 300), (0, 0, 200, 300)], CPU)
-    assert noise.shape == (2, 3, 200, 300)
-    for values in noise:
-        assert stats.kstest(values.flatten().double(), "norm").pvalue > 1e-3
-        for axis in (0, 1, 2):  # neighbours have nothing to do with each other
-            a, b = values.narrow(axis, 0, values.shape[axis] - 1), values.narrow(axis, 1, values.shape[axis] - 1)
-            assert abs(np.corrcoef(a.flatten(), b.flatten())[0, 1]) < 0.02
-    assert abs(np.corrcoef(noise[0].flatten(), noise[1].flatten())[0, 1]) < 0.02
-    part = normal([7], [(11, 23, 40, 50)], CPU)
-    assert torch.allclose(part[0], noise[0, :, 11:51, 23:73], atol=1e-5)

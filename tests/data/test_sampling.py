@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from lmfn import images
-from lmfn.data import BlurOptions, DataError, Source, TrainingSet
+from lmfn.data import BlurKinds, BlurOptions, DataError, Source, TrainingSet
 from lmfn.data.sampling import _Cache
 
 SMALL = BlurOptions(frames=(3, 5))
-CLEAN = BlurOptions(frames=(3, 5), linear_light=0, shot_noise=(0, 0), read_noise=(0, 0))
+SHAKE = BlurKinds.only("shake")
+CLEAN = BlurOptions(
+    SHAKE, frames=(3, 5), linear_light=0, shot_noise=(0, 0), read_noise=(0, 0), mosaic=0, jpeg=0, labels=0
+)
 
 
 @pytest.fixture
@@ -108,14 +111,14 @@ def test_sources_are_drawn_by_weight_and_crops_reach_every_corner(save: Callable
     for name, value in (("dark", 10), ("light", 200)):
         save(tmp_path / name / "1.png", pixels=np.full((20, 20, 3), value, np.uint8))
     sources = [Source("photos", tmp_path / "dark", weight=3), Source("photos", str(tmp_path / "light"), weight=1)]
-    data = TrainingSet(sources, patch=8, seed=0)
+    data = TrainingSet(sources, patch=8, seed=0, blur=CLEAN)
     dark = sum(int(data[n][1].max()) == 10 for n in range(200))
     assert 120 <= dark <= 180  # 150, with a standard deviation of 6.1
 
     corners = np.zeros((9, 10, 3), np.uint8)
     corners[[0, 0, -1, -1], [0, -1, 0, -1]] = [[1] * 3, [2] * 3, [3] * 3, [4] * 3]
     save(tmp_path / "corners" / "1.png", pixels=corners)
-    data = TrainingSet([Source("photos", tmp_path / "corners")], patch=8, seed=0)
+    data = TrainingSet([Source("photos", tmp_path / "corners")], patch=8, seed=0, blur=CLEAN)
     assert set(torch.cat([data[n][1].unique() for n in range(100)]).tolist()) == {0, 1, 2, 3, 4}
 
 
@@ -144,7 +147,7 @@ def test_frames_are_cropped_at_one_place_and_all_places_occur(save: Callable, tm
 
 def test_a_photo_as_large_as_the_patch_will_do(save: Callable, tmp_path: Path) -> None:
     pixels = save(tmp_path / "1.png", 16, 16)
-    data = TrainingSet([Source("photos", tmp_path)], patch=16, seed=0, augment=False)
+    data = TrainingSet([Source("photos", tmp_path)], patch=16, seed=0, blur=CLEAN, augment=False)
     np.testing.assert_array_equal(data[0][1].permute(1, 2, 0), pixels)
 
 

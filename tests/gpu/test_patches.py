@@ -34,7 +34,7 @@ def cutter(images: Tensor) -> Callable[[Sequence[tuple[int, int, int]], int], Te
 def test_patches_are_those_of_the_cpu() -> None:
     lmfn()  # before what imports it
     from lmfn.data.sampling import Patch, render
-    from lmfn.data.synthesis import Mean, Shake
+    from lmfn.data.synthesis import Exposure, Mean
     from lmfn.options import BlurOptions
 
     rng, blur = np.random.default_rng(0), BlurOptions(highlights=(1, 3))
@@ -43,16 +43,15 @@ def test_patches_are_those_of_the_cpu() -> None:
     images = (smooth * 255).round().byte().permute(0, 2, 3, 1).contiguous()
     images[:, ::9] = 255  # clipped highlights
     patches = []
-    for n in range(48):
-        numbers, exposure = [((0, 1), None), (tuple(range(9)), Mean.draw(rng, blur)), ((n % 9,), None)][n % 3]
-        exposure = Shake.draw(rng, blur, SIZE) if n % 3 == 2 else exposure
+    for n in range(96):
         corner = int(rng.integers(SIZE[0] - SIDE)), int(rng.integers(SIZE[1] - SIDE))
+        numbers, exposure = [((0, 1), None), (tuple(range(9)), Mean.draw(rng, blur)), ((n % 9,), None)][n % 3]
+        exposure = Exposure.draw(rng, blur, SIZE, (*corner, SIDE, SIDE)) if n % 3 == 2 else exposure
         patches.append(Patch(numbers, SIZE, corner, exposure, n % 4, n % 8 < 4))
     expected = render(patches, SIDE, blur.margin, cutter(images))
     found = render(patches, SIDE, blur.margin, cutter(images.to(DEVICE)))
-    assert torch.equal(found[1].cpu(), expected[1])
-    difference = (found[0].cpu().int() - expected[0].int()).abs()
-    assert difference.max() <= 1
-    assert (difference > 0).float().mean() < 1e-3
+    for made, wanted in zip(found, expected, strict=True):
+        difference = (made.cpu().int() - wanted.int()).abs()
+        assert (difference > 0).float().mean() < 1e-3  # rounded the other way: by 1 or, by JPEG, by a coefficient
     assert (expected[0].int() - expected[1].int()).abs().float().mean() > 5
     assert found[0].device.type == DEVICE

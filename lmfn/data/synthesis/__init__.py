@@ -1,0 +1,28 @@
+"""Blurred and sharp pictures made from sharp photographs and frames. Nothing here reads a file.
+
+`paths`: how things move. `scenes`: text, patterns, softness. `camera`: noise, mosaic, JPEG. `exposure`: all together.
+"""
+
+from lmfn.data.synthesis.exposure import (
+    Exposure,
+    Image,
+    Mean,
+    blur_photo,
+    draw_frame_count,
+    expose,
+    mean_of_frames,
+    mean_of_windows,
+    mirrored,
+)
+
+__all__ = [
+    "Exposure",
+    "Image",
+    "Mean",
+    "blur_photo",
+    "draw_frame_count",
+    "expose",
+    "mean_of_frames",
+    "mean_of_windows",
+    "mirrored",
+]

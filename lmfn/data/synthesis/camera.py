@@ -1,0 +1,275 @@
+"""What a camera makes of the light that it saw: noise through a mosaic, colours, tone, JPEG. On any device, in batches.
+
+All that is random about a pixel is a function of a key and of its place in the photograph, so that parts of a picture
+are the parts of the whole.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmfn.data.synthesis.paths import Box, uniform
+from lmfn.options import BlurOptions
+
+REACH = 18  # pixels around a part that its own depend on: a block of halved colour in JPEG, and the mosaic's filters
+
+
+def to_linear(encoded: Tensor) -> Tensor:
+    """sRGB values in [0, 1] to linear light in [0, 1] (IEC 61966-2-1), any shape."""
+    return torch.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+
+
+def from_linear(light: Tensor) -> Tensor:
+    """Linear light in [0, 1], clipped to it, to sRGB values in [0, 1] (IEC 61966-2-1), any shape."""
+    light = light.clamp(0, 1)
+    return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+# By 8-bit code: its value, and how far it is clipped (0 below 230, 1 at 255).
+CODES = torch.linspace(0, 1, 256)
+CLIPPED = (CODES * 10 - 9).clamp(0, 1) ** 2
+
+
+def with_contrast(encoded: Tensor, contrast: Tensor | float) -> Tensor:
+    """Values in [0, 1] through a tone curve of which that share is the S-curve 3 x^2 - 2 x^3; they broadcast."""
+    return encoded + contrast * (encoded * encoded * (3 - 2 * encoded) - encoded)
+
+
+def light_of_codes(contrast: float, gain: float) -> Tensor:
+    """The linear light of each 8-bit code, `[256]`, under that tone curve; the code 255 stands for `gain`."""
+    grid = np.linspace(0, 1, 8193)
+    curve = grid + contrast * (grid**2 * (3 - 2 * grid) - grid)
+    encoded = torch.from_numpy(np.interp(np.linspace(0, 1, 256), curve, grid)).float() if contrast else CODES
+    return to_linear(encoded) * (1 + (gain - 1) * CLIPPED)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of one picture, in linear light."""
+
+    shot: float
+    read: float
+    key: int
+    """From 0 to 2^63 - 1. With a pixel's place it decides the pixel's noise."""
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, blur: BlurOptions) -> Self:
+        """From the ranges of the options."""
+        return cls(uniform(rng, blur.shot_noise), uniform(rng, blur.read_noise), int(rng.integers(2**63)))
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """A sensor with a Bayer mosaic, and the processing that makes sRGB's linear light of its raw values."""
+
+    gains: tuple[float, float, float]
+    """White balance: raw red, green and blue are multiplied by these, 1 or more."""
+    matrix: tuple[tuple[float, float, float], ...]
+    """From white-balanced to sRGB; each row sums to 1, so that white stays white."""
+    phase: tuple[int, int]
+    """Row and column, 0 or 1, of the red pixels."""
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Self:
+        """Gains and matrices like those of cameras in daylight and indoors."""
+        crosstalk = rng.uniform([[-0.7, -0.2], [-0.3, -0.4], [-0.05, -0.7]], [[-0.2, 0.1], [-0.05, -0.1], [0.1, -0.2]])
+        (rg, rb), (gr, gb), (br, bg) = crosstalk.tolist()
+        matrix = (1 - rg - rb, rg, rb), (gr, 1 - gr - gb, gb), (br, bg, 1 - br - bg)
+        red, blue = uniform(rng, (1.2, 2.4)), uniform(rng, (1.2, 2.4))
+        return cls((red, 1.0, blue), matrix, (int(rng.integers(2)), int(rng.integers(2))))
+
+
+@dataclass(frozen=True)
+class Camera:
+    """All that is random about a camera: its noise, where that is added, and how the picture is compressed."""
+
+    noise: Noise
+    mosaic: Mosaic | None = None
+    """None: the noise is added to each channel of sRGB's linear light."""
+    quality: int | None = None
+    """Of JPEG; None: not compressed."""
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, blur: BlurOptions) -> Self:
+        """From the ranges and probabilities of the options."""
+        noise = Noise.draw(rng, blur)
+        mosaic = Mosaic.draw(rng) if rng.random() < blur.mosaic else None
+        return cls(noise, mosaic, draw_quality(rng, blur) if rng.random() < blur.jpeg else None)
+
+    @property
+    def changes_light(self) -> bool:
+        """Whether the light that the sensor saw is not what it gives."""
+        return bool(self.noise.shot or self.noise.read or self.mosaic)
+
+
+def draw_quality(rng: np.random.Generator, blur: BlurOptions) -> int:
+    """A quality of JPEG."""
+    return int(rng.integers(blur.jpeg_quality[0], blur.jpeg_quality[1] + 1))
+
+
+def sense(light: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) -> Tensor:
+    """What sensors make of linear light, both `[B, 3, height, width]` in sRGB's primaries: clipped to [0, 1], noisy.
+
+    With a mosaic the light is taken to the sensor's colours and clipped there, each pixel keeps one of its three
+    values, and the others are interpolated from the noisy neighbours (a part's border sees its own pixels mirrored).
+    """
+    device = light.device
+    mosaics = [camera.mosaic for camera in cameras]
+    some = [n for n, mosaic in enumerate(mosaics) if mosaic]
+    if not some:
+        return _with_noise(light.clamp(0, 1), cameras, boxes)
+    raw = light.clamp(0, 1)
+    found = [mosaic for mosaic in mosaics if mosaic]
+    gains = torch.tensor([mosaic.gains for mosaic in found])
+    matrices = torch.tensor([mosaic.matrix for mosaic in found])
+    to_sensor = (torch.linalg.inv(matrices.double()).float() / gains[:, :, None]).to(device, non_blocking=True)
+    to_srgb, balance = matrices.to(device, non_blocking=True), gains[..., None, None].to(device, non_blocking=True)
+    chosen = torch.tensor(some).to(device, non_blocking=True)
+    raw[chosen] = _mix(to_sensor, light[chosen]).clamp(0, 1)
+    noisy = _with_noise(raw, cameras, boxes)
+    corners = [
+        (box[0] - m.phase[0], box[1] - m.phase[1]) for box, m in zip((boxes[n] for n in some), found, strict=True)
+    ]
+    # Clipped before the colours are mixed: where green alone is saturated, white would turn pink.
+    noisy[chosen] = _mix(to_srgb, (balance * demosaic(noisy[chosen].clamp(0, 1), corners)).clamp(max=1))
+    return noisy
+
+
+def _mix(matrices: Tensor, images: Tensor) -> Tensor:
+    """Colours `[B, 3, H, W]` by matrices `[B, 3, 3]`, each pixel by itself."""
+    m = matrices[..., None, None]
+    return sum(m[:, :, c] * images[:, None, c] for c in range(3))  # type: ignore[return-value]
+
+
+# Malvar, He and Cutler, "High-quality linear interpolation for demosaicing of Bayer-patterned color images", ICASSP
+# 2004, figure 2, in eighths: green at red and blue; a colour whose neighbours are beside; above and below; diagonal.
+_CROSS = [[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]]
+_BESIDE = [[0, 0, 0.5, 0, 0], [0, -1, 0, -1, 0], [-1, 4, 5, 4, -1], [0, -1, 0, -1, 0], [0, 0, 0.5, 0, 0]]
+_DIAGONAL = [[0, 0, -1.5, 0, 0], [0, 2, 0, 2, 0], [-1.5, 0, 6, 0, -1.5], [0, 2, 0, 2, 0], [0, 0, -1.5, 0, 0]]
+_FILTERS = torch.tensor([_CROSS, _BESIDE, [list(row) for row in zip(*_BESIDE, strict=True)], _DIAGONAL])[:, None] / 8
+
+
+def demosaic(images: Tensor, corners: Sequence[tuple[int, int]]) -> Tensor:
+    """Keep of each pixel of `[B, 3, H, W]` the colour that a Bayer mosaic lets through, and interpolate the others.
+
+    Pixels whose row and column are even, counted from `corners`, are red, those whose row and column are odd, blue.
+    """
+    device = images.device
+    top, left = torch.tensor(corners).to(device, non_blocking=True).T[..., None]
+    odd_row = (top + torch.arange(images.shape[2], device=device))[:, :, None] % 2 == 1
+    odd_column = (left + torch.arange(images.shape[3], device=device))[:, None, :] % 2 == 1
+    red, blue = ~odd_row & ~odd_column, odd_row & odd_column
+    mosaic = torch.where(red, images[:, 0], torch.where(blue, images[:, 2], images[:, 1]))
+    padded = F.pad(mosaic[:, None], (2, 2, 2, 2), mode="reflect")  # without the edge twice: the colours stay in step
+    cross, beside, above, diagonal = F.conv2d(padded, _FILTERS.to(device, non_blocking=True)).unbind(1)
+    green = torch.where(red | blue, cross, mosaic)
+    # At a green pixel, red is beside in the rows of red, and above and below in the others; blue the other way round.
+    at_red = torch.where(red, mosaic, torch.where(blue, diagonal, torch.where(odd_row, above, beside)))
+    at_blue = torch.where(blue, mosaic, torch.where(red, diagonal, torch.where(odd_row, beside, above)))
+    return torch.stack([at_red, green, at_blue], dim=1)
+
+
+def _with_noise(light: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) -> Tensor:
+    parameters = torch.tensor([(camera.noise.shot, camera.noise.read**2) for camera in cameras], dtype=torch.float32)
+    if not parameters.any():
+        return light
+    shot, read = parameters.to(light.device, non_blocking=True).view(-1, 2, 1, 1, 1).unbind(1)
+    return light + (shot * light + read).sqrt() * normal([camera.noise.key for camera in cameras], boxes, light.device)
+
+
+def normal(keys: Sequence[int], boxes: Sequence[Box], device: torch.device) -> Tensor:
+    """Standard normal numbers, float32 `[B, 3, height, width]`, on any device each a function of its key and its place.
+
+    Box and Muller's transform of two parts of a hash.
+    """
+    height, width = boxes[0][2:]
+    places = torch.tensor([(key, box[0], box[1]) for key, box in zip(keys, boxes, strict=True)])
+    key, top, left = places.to(device, non_blocking=True).T[..., None, None, None]
+    rows = top + torch.arange(height, device=device)[:, None]
+    columns = left + torch.arange(width, device=device)
+    x = hashed(key, (rows << 26) + (columns << 2) + torch.arange(3, device=device).view(3, 1, 1))
+    one, other = (x >> 40) & 0xFFFFFF, x & 0xFFFFFF
+    return torch.sqrt(-2 * ((one + 1) / 2**24).log()) * torch.cos(other * (2 * math.pi / 2**24))
+
+
+def hashed(key: Tensor | int, place: Tensor) -> Tensor:
+    """64 bits, int64, for each place, any shape: the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable
+    pseudorandom number generators", OOPSLA 2014)."""
+    x = key + place * _signed(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * _signed(factor)
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def _signed(number: int) -> int:
+    """The same 64 bits as a signed number, which is all that tensors know."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+# ITU-T T.81, annex K, tables K.1 and K.2; and T.871's YCbCr.
+_LUMA = [
+    [16, 11, 10, 16, 24, 40, 51, 61],
+    [12, 12, 14, 19, 26, 58, 60, 55],
+    [14, 13, 16, 24, 40, 57, 69, 56],
+    [14, 17, 22, 29, 51, 87, 80, 62],
+    [18, 22, 37, 56, 68, 109, 103, 77],
+    [24, 35, 55, 64, 81, 104, 113, 92],
+    [49, 64, 78, 87, 103, 121, 120, 101],
+    [72, 92, 95, 98, 112, 100, 103, 99],
+]
+_CHROMA = [
+    [17, 18, 24, 47, 99, 99, 99, 99],
+    [18, 21, 26, 66, 99, 99, 99, 99],
+    [24, 26, 56, 99, 99, 99, 99, 99],
+    [47, 66, 99, 99, 99, 99, 99, 99],
+    *[[99] * 8] * 4,
+]
+_TABLES = torch.tensor([_LUMA, _CHROMA])
+_TO_YCBCR = torch.tensor(
+    [[0.299, 0.587, 0.114], [-0.299 / 1.772, -0.587 / 1.772, 0.5], [0.5, -0.587 / 1.402, -0.114 / 1.402]]
+)
+_FROM_YCBCR = torch.linalg.inv(_TO_YCBCR.double()).float()
+_FREQUENCY = torch.arange(8)[:, None]
+_DCT = torch.cos(math.pi / 8 * _FREQUENCY * (torch.arange(8) + 0.5)) / torch.where(_FREQUENCY == 0, 8**0.5, 2.0)
+
+
+def jpeg(pixels: Tensor, qualities: Sequence[int], boxes: Sequence[Box]) -> Tensor:
+    """What JPEG with halved colour (4:2:0) leaves of pictures, uint8 `[B, height, width, 3]`, on their device.
+
+    Blocks are counted from the photograph's corner; those that a part's border cuts are completed by repeating its
+    edge.
+    """
+    device = pixels.device
+    height, width = pixels.shape[1:3]
+    quality = torch.tensor(qualities)
+    scale = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    tables = ((_TABLES * scale.view(-1, 1, 1, 1) + 50) // 100).clamp(1, 255).float().to(device, non_blocking=True)
+    top, left = torch.tensor([(box[0] % 16, box[1] % 16) for box in boxes]).to(device, non_blocking=True).T[..., None]
+    # A whole number of blocks of 16, the same for every part, wherever it begins.
+    along_y, along_x = (torch.arange(-(-(n + 15) // 16) * 16, device=device) for n in (height, width))
+    rows, columns = (along_y - top).clamp(0, height - 1), (along_x - left).clamp(0, width - 1)
+    which = torch.arange(len(pixels), device=device)[:, None, None]
+    blocks = pixels[which, rows[:, :, None], columns[:, None, :]].float().permute(0, 3, 1, 2)
+    ycc = _mix(_TO_YCBCR.to(device, non_blocking=True)[None], blocks)
+    luma = _quantised(ycc[:, :1] - 128, tables[:, :1])
+    chroma = _quantised(F.avg_pool2d(ycc[:, 1:], 2), tables[:, 1:].expand(-1, 2, -1, -1))
+    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear")
+    rgb = _mix(_FROM_YCBCR.to(device, non_blocking=True)[None], torch.cat([luma + 128, chroma], dim=1))
+    rows, columns = (top + torch.arange(height, device=device)), (left + torch.arange(width, device=device))
+    return rgb.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
+
+
+def _quantised(planes: Tensor, tables: Tensor) -> Tensor:
+    """Planes `[B, C, H, W]` with the coefficients of their 8x8 blocks rounded to multiples of tables `[B, C, 8, 8]`."""
+    dct = _DCT.to(planes.device, non_blocking=True)
+    blocks = planes.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # [B, C, rows, columns, 8, 8]
+    steps = tables[:, :, None, None]
+    rounded = (dct @ blocks @ dct.T / steps).round() * steps
+    made: Tensor = (dct.T @ rounded @ dct).transpose(3, 4)
+    return made.flatten(4, 5).flatten(2, 3)

@@ -1,0 +1,155 @@
+"""What is put into photographs before they are exposed: text, regular patterns, areas of one colour, softness."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self, cast, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmfn.data.synthesis.camera import hashed
+from lmfn.data.synthesis.paths import Box
+
+Pattern = Literal["checks", "bars", "sine", "dots", "lines", "zone", "star", "text", "flat"]
+SOFT_REACH = 5  # pixels that softness mixes
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Something drawn over a part of a photograph: ink on paper."""
+
+    pattern: Pattern
+    ink: tuple[int, int, int]
+    paper: tuple[int, int, int]
+    area: Box
+    """The part of the photograph that it covers."""
+    cell: float
+    """Size of the pattern's cell, or of a dot of its letters, in pixels."""
+    angle: float
+    """Radians by which it is turned about the area's corner."""
+    key: int
+    """Decides the letters."""
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, pattern: Pattern, area: Box) -> Self:
+        """Over all of an area of a photograph in half of the cases, and over a part of it in the others."""
+        top, left, height, width = area
+        if pattern == "flat" and rng.random() < 0.5:  # a bar along an edge
+            thickness = int(rng.integers(2, max(3, min(height, width) // 3)))
+            edge = int(rng.integers(4))
+            covered = [
+                (top, left, thickness, width),
+                (top + height - thickness, left, thickness, width),
+                (top, left, height, thickness),
+                (top, left + width - thickness, height, thickness),
+            ][edge]
+        elif pattern == "flat" or rng.random() < 0.5:
+            h, w = (int(rng.integers(max(1, n // 4), n + 1)) for n in (height, width))
+            covered = top + int(rng.integers(height - h + 1)), left + int(rng.integers(width - w + 1)), h, w
+        else:
+            covered = area
+        if pattern == "text":
+            cell = float(np.exp(rng.uniform(np.log(1.0), np.log(4.0))))
+        else:
+            cell = float(np.exp(rng.uniform(np.log(2.0), np.log(24.0))))
+        if rng.random() < 0.7:  # as on screens and charts
+            cell, angle = max(1.0, round(cell)), 0.0
+        else:
+            angle = float(rng.uniform(-math.pi, math.pi)) if pattern != "text" else float(rng.normal() * 0.1)
+        return cls(pattern, *_colours(rng, pattern), covered, cell, angle, int(rng.integers(2**62)))
+
+
+def _colours(rng: np.random.Generator, pattern: Pattern) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Ink and paper: mostly black, white and greys."""
+    colours = rng.integers(0, 256, (2, 3))
+    if rng.random() < 0.8:
+        colours[:] = colours[:, :1]
+    if rng.random() < 0.6:
+        colours[0], colours[1] = (0, 255) if pattern != "flat" else (255, 0)
+        if rng.random() < 0.3:
+            colours = colours[::-1]
+    ink, paper = (cast(tuple[int, int, int], tuple(int(x) for x in colour)) for colour in colours)
+    return ink, paper
+
+
+def paint(window: Tensor, overlay: Overlay, corner: tuple[int, int]) -> Tensor:
+    """A part `[height, width, 3]`, uint8, of a photograph, from row and column `corner` on, with an overlay on it.
+
+    A pixel is the mean of the pattern at four places in it.
+    """
+    device = window.device
+    top, left, height, width = overlay.area
+    y = torch.arange(window.shape[0], device=device)[:, None] + (corner[0] - top)
+    x = torch.arange(window.shape[1], device=device) + (corner[1] - left)
+    cos, sin = math.cos(overlay.angle) / overlay.cell, math.sin(overlay.angle) / overlay.cell
+    share = torch.zeros(window.shape[:2], device=device)
+    for dy in (0.25, 0.75):
+        for dx in (0.25, 0.75):
+            u, v = cos * (x + dx) + sin * (y + dy), cos * (y + dy) - sin * (x + dx)
+            if overlay.pattern in ("zone", "star"):  # about the area's middle
+                u, v = u - (cos * width + sin * height) / 2, v - (cos * height - sin * width) / 2
+            share += PATTERNS[overlay.pattern](u, v, overlay.key) / 4
+    ink, paper = (
+        torch.tensor(c, dtype=torch.float32).to(device, non_blocking=True) for c in (overlay.ink, overlay.paper)
+    )
+    drawn = (paper + share[..., None] * (ink - paper)).round().to(torch.uint8)
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    return torch.where(inside[..., None], drawn, window)
+
+
+def _zone(u: Tensor, v: Tensor, key: int) -> Tensor:  # noqa: ARG001
+    """Rings, the finer the farther away: of the cell's size at a distance of eight cells."""
+    return 0.5 + 0.5 * torch.cos(math.pi / 16 * (u * u + v * v))
+
+
+def _star(u: Tensor, v: Tensor, key: int) -> Tensor:
+    return (torch.sin((8 + key % 24) * torch.atan2(v, u)) > 0).float()
+
+
+# Capital letters and digits in dots: a byte for each of a letter's 7 rows, its 5 lowest bits being dots.
+_LETTERS = bytes.fromhex("""
+    0E11111F111111 1E11111E11111E 0E11101010110E 1E11111111111E 1F10101E10101F 1F10101E101010 0E11101711110F
+    1111111F111111 0E04040404040E 0101010111110E 11121418141211 1010101010101F 111B1515111111 11191513111111
+    0E11111111110E 1E11111E101010 1E11111E141211 0F10100E01011E 1F040404040404 1111111111110E 11111111110A04
+    11111115151B11 11110A040A1111 11110A04040404 1F01020408101F 0E11131519110E 040C040404040E 0E11010608101F
+    1F02040601110E 02060A121F0202 1F101E0101110E 0608101E11110E 1F010204040404 0E11110E11110E 0E11110F01020C
+""")
+_DOTS = np.unpackbits(np.frombuffer(_LETTERS, np.uint8).reshape(-1, 7, 1), axis=2)[:, :, 3:]
+FONT = torch.from_numpy(np.pad(_DOTS, ((0, 1), (0, 2), (0, 1)))).float()
+"""`[letter, row, column]`, a space being the last letter; a column between letters and two rows between lines."""
+
+
+def _text(u: Tensor, v: Tensor, key: int) -> Tensor:
+    column, row = (u / 6).floor().long(), (v / 9).floor().long()
+    bits = (hashed(key, (row << 24) + column) >> 20) & 0xFFFF
+    letter = torch.where(bits % 6 == 0, len(FONT) - 1, bits // 6 % (len(FONT) - 1))
+    return FONT.to(u.device, non_blocking=True)[letter, v.floor().long() - 9 * row, u.floor().long() - 6 * column]
+
+
+PATTERNS: dict[Pattern, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "checks": lambda u, v, _: (u.floor() + v.floor()) % 2,
+    "bars": lambda u, v, _: (u.floor() + 0 * v) % 2,
+    "sine": lambda u, v, _: 0.5 + 0.5 * torch.sin(math.pi * (u + 0 * v)),
+    "dots": lambda u, v, _: ((u % 2 - 1) ** 2 + (v % 2 - 1) ** 2 < 0.5).float(),
+    "lines": lambda u, v, _: ((u % 4 < 1) | (v % 4 < 1)).float(),
+    "zone": _zone,
+    "star": _star,
+    "text": _text,
+    "flat": lambda u, v, _: torch.ones_like(u + v),
+}
+"""How much ink is at a place, by coordinates in cells; the last argument is the overlay's key."""
+REGULAR = tuple(pattern for pattern in get_args(Pattern) if pattern not in ("text", "flat"))
+
+
+def soften(windows: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Windows `[B, H, W, 3]`, uint8, each blurred by a Gaussian of that standard deviation in pixels."""
+    at = torch.arange(-SOFT_REACH, SOFT_REACH + 1)
+    weights = torch.exp(-0.5 * (at / torch.tensor(sigmas)[:, None]) ** 2)
+    weights = (weights / weights.sum(dim=1, keepdim=True)).repeat_interleave(3, 0).to(windows.device, non_blocking=True)
+    planes = F.pad(windows.permute(0, 3, 1, 2).float(), (SOFT_REACH,) * 4, mode="replicate").flatten(0, 1)[None]
+    planes = F.conv2d(planes, weights[:, None, :, None], groups=planes.shape[1])
+    planes = F.conv2d(planes, weights[:, None, None, :], groups=planes.shape[1])
+    return planes.view(len(windows), 3, *windows.shape[1:3]).round().to(torch.uint8).permute(0, 2, 3, 1)
