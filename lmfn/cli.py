@@ -70,8 +70,8 @@ class Evaluate:
     are shared out among its processes."""
 
     data: Path
-    """Pairs in a layout that is known (GoPro, HIDE, RealBlur, Koehler, REDS, flat pairs), or the folder of the blurred
-    ones."""
+    """Pairs in a layout that is known (GoPro, HIDE, RealBlur, RSBlur, Koehler, REDS, flat pairs), or the folder of
+    the blurred ones."""
     sharp: Path | None = None
     """The folder of the sharp ones, where the layout is just two folders with equal names."""
     weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
@@ -171,7 +171,7 @@ class Synth:
 class Prepare:
     """See whether a data set that was downloaded is whole, and list its pairs in an index that all verbs take."""
 
-    name: Positional[Literal["gopro", "hide", "realblur-j", "realblur-r", "koehler", "reds"]]
+    name: Positional[Literal["gopro", "hide", "realblur-j", "realblur-r", "rsblur", "koehler", "reds"]]
     path: Positional[Path]
     """Its folder, or the archive (zip, tar) as it was downloaded."""
     out: Annotated[Path | None, arg(aliases=["-o"])] = None

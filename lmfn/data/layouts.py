@@ -20,9 +20,12 @@ KNOWN = """GoPro: {train,test}/SEQUENCE/{blur,blur_gamma,sharp}/
   flat pairs: {train,val,test}/{blur,sharp}/, {input,target}/ or {lq,gt}/, also without the split's folder
   HIDE: train/, test/{test-close-ups,test-long-shot}/, GT/
   RealBlur: SCENE/{blur/blur_K.png,gt/gt_K.png}, or its lists of two columns, *_train_list.txt and *_test_list.txt
+  RSBlur: RSBlur/SCENE/SHOT/{real_blur/real_blur,gt/gt_sharp}.png, or its lists, RSBlur_real_{train,val,test}.txt
   REDS: {train,val}_{blur,sharp}/SEQUENCE/
   Koehler: Blurry{1..4}_{1..12}.png, Image{I}/Kernel{K}/GroundTruth{I}_{K}_{N}.png
   or a folder with an index of `lmfn data prepare` (lmfn-index-NAME.csv)"""
+LIST = re.compile(r"(?:_(train|test)_list|^RSBlur_real_(train|val|test))\.txt$")
+"""Names of RealBlur's and RSBlur's lists of pairs."""
 COLUMNS = ("layout", "split", "name", "blurred", "sharp")
 
 
@@ -51,8 +54,8 @@ class PairSet:
     """The pairs that were found, and where."""
 
     layout: str
-    """What was recognised: `GoPro (blur)`, `GoPro (blur_gamma)`, `flat pairs`, `HIDE`, `RealBlur`, `REDS`, `Koehler`
-    or `two folders`."""
+    """What was recognised: `GoPro (blur)`, `GoPro (blur_gamma)`, `flat pairs`, `HIDE`, `RealBlur`, `RSBlur`, `REDS`,
+    `Koehler` or `two folders`."""
     root: Path
     split: str | None
     """Which part was taken: `train`, `val` or `test`; None where the root has no such parts or all were taken."""
@@ -77,9 +80,9 @@ def find_pairs(
     """The pairs under `root`, in whichever of the known layouts it is; one line of the log says which.
 
     With `sharp`, `root` holds the blurred and `sharp` the sharp images, below both under equal names (suffixes may
-    differ). Otherwise `root` is in one of the layouts of GoPro, HIDE, RealBlur, REDS and Koehler, a folder of flat
-    pairs, one of RealBlur's list files, or a folder with an index (or the index itself) that `prepare` wrote;
-    `indexed=False` looks at the folder itself.
+    differ). Otherwise `root` is in one of the layouts of GoPro, HIDE, RealBlur, RSBlur, REDS and Koehler, a folder of
+    flat pairs, one of RealBlur's or RSBlur's list files, or a folder with an index (or the index itself) that `prepare`
+    wrote; `indexed=False` looks at the folder itself.
 
     `split` ("train", "val", "test") is the part to take where the root has parts; a root without parts is taken whole.
     None takes all parts, and names then start with the part's. "test" takes `val` where there is no `test`, as in REDS.
@@ -101,7 +104,7 @@ def find_pairs(
     if indices and indices[0].is_file():
         return _indexed(indices[0], split, variant)
     if root.is_file():
-        return _found("RealBlur", root, None, _listed(root))
+        return _found(_layout_of_list(root), root, None, _listed(root))
     if not root.is_dir():
         raise DataError(f"there is no folder or list {root}")
     if any(root.glob("Blurry*_*.png")):
@@ -110,7 +113,7 @@ def find_pairs(
     if lists:
         chosen = _choose(root, list(lists), split)
         parts = {name: _listed(lists[name]) for name in chosen}
-        return _join("RealBlur", root, parts)
+        return _join(_layout_of_list(lists[chosen[0]]), root, parts)
     for layout, recognise in LAYOUTS.items():
         folders = recognise(root, variant)
         if folders:
@@ -188,6 +191,15 @@ def _realblur(root: Path, variant: Variant) -> Recognised:
     return _parts(root, lambda folder: _sequences(folder, "blur", "gt", _realblur_key)) if variant == "blur" else {}
 
 
+def _rsblur(root: Path, variant: Variant) -> Recognised:
+    scenes = root / "RSBlur" if (root / "RSBlur").is_dir() else root
+    shots = [shot for shot in sorted(scenes.glob("*/*")) if (shot / "real_blur").is_dir() and (shot / "gt").is_dir()]
+    if variant != "blur" or not shots:
+        return {}
+    # One picture in a folder; the prefix is all of its name.
+    return {"": [_Folders(s / "real_blur", s / "gt", f"{s.parent.name}/{s.name}", lambda _: "") for s in shots]}
+
+
 def _hide(root: Path, variant: Variant) -> Recognised:
     if variant != "blur" or not (root / "GT").is_dir():
         return {}
@@ -207,6 +219,7 @@ LAYOUTS: dict[str, Callable[[Path, Variant], Recognised]] = {
     "flat pairs": _flat,
     "GoPro": _gopro,
     "RealBlur": _realblur,
+    "RSBlur": _rsblur,
     "HIDE": _hide,
     "REDS": _reds,
 }
@@ -267,15 +280,21 @@ def _match(folders: _Folders) -> list[Pair]:
 
 def _list_files(root: Path) -> dict[str, Path]:
     lists: dict[str, Path] = {}
-    for path in sorted(root.glob("*_list.txt")):
-        named = re.search(r"_(train|test)_list$", path.stem)
-        if named and lists.setdefault(named[1], path) != path:
-            raise DataError(f"{root} holds {lists[named[1]].name} and {path.name}; name one of these files instead")
+    for path in sorted(root.glob("*.txt")):
+        named = LIST.search(path.name)
+        split = named and (named[1] or named[2])
+        if split and lists.setdefault(split, path) != path:
+            raise DataError(f"{root} holds {lists[split].name} and {path.name}; name one of these files instead")
     return lists
 
 
+def _layout_of_list(file: Path) -> str:
+    return "RSBlur" if file.name.startswith("RSBlur") else "RealBlur"
+
+
 def _listed(file: Path) -> list[Pair]:
-    """The pairs of one of RealBlur's lists: a line holds the paths of a sharp and a blurred image, from its folder."""
+    """The pairs of a list of RealBlur's or RSBlur's: a line holds the paths of a sharp and a blurred image, from the
+    list's folder."""
     pairs = []
     try:
         lines = file.read_text().splitlines()
@@ -291,7 +310,11 @@ def _listed(file: Path) -> list[Pair]:
         for path in (sharp, blurred):
             if not path.is_file():
                 raise DataError(f"{file}, line {number}: there is no file {path}")
-        pairs.append(Pair(f"{blurred.parent.parent.name}/{_realblur_key(blurred.stem)}", blurred, sharp))
+        shot = blurred.parent.parent
+        if _layout_of_list(file) == "RSBlur":
+            pairs.append(Pair(f"{shot.parent.name}/{shot.name}", blurred, sharp))
+        else:
+            pairs.append(Pair(f"{shot.name}/{_realblur_key(blurred.stem)}", blurred, sharp))
     if not pairs:
         raise DataError(f"{file} lists no pairs")
     name, times = Counter(pair.name for pair in pairs).most_common(1)[0]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmfn import images
-from lmfn.data.layouts import SPLITS, DataError, PairSet, find_pairs, index_name, write_index
+from lmfn.data.layouts import LIST, SPLITS, DataError, PairSet, find_pairs, index_name, write_index
 from lmfn.options import Variant
 
 
@@ -31,7 +31,7 @@ class Known:
     """Names by split, where they are known."""
     variants: tuple[Variant, ...] = ("blur",)
     lists: str = ""
-    """Beginning of the names of its list files, which say what belongs to which split."""
+    """Names of its list files, which say what belongs to which split: a `*` stands for the split."""
 
 
 def _gopro(names: str) -> tuple[str, ...]:
@@ -57,8 +57,9 @@ KNOWN: dict[str, Known] = {
         ("blur", "blur_gamma"),
     ),
     "hide": Known("HIDE", {"train": 6397, "test": 2025}, (720, 1280), {}),
-    "realblur-j": Known("RealBlur", {"train": 3758, "test": 980}, None, {}, lists="RealBlur_J"),
-    "realblur-r": Known("RealBlur", {"train": 3758, "test": 980}, None, {}, lists="RealBlur_R"),
+    "realblur-j": Known("RealBlur", {"train": 3758, "test": 980}, None, {}, lists="RealBlur_J_*_list.txt"),
+    "realblur-r": Known("RealBlur", {"train": 3758, "test": 980}, None, {}, lists="RealBlur_R_*_list.txt"),
+    "rsblur": Known("RSBlur", {"train": 8878, "val": 1120, "test": 3360}, (1200, 1920), {}, lists="RSBlur_real_*.txt"),
     "koehler": Known("Koehler", {"": 48}, (800, 800), {}),
     "reds": Known(
         "REDS",
@@ -125,7 +126,7 @@ def prepare(name: str, path: str | Path, out: str | Path | None = None) -> Prepa
             if not file.is_relative_to(skeleton.resolve()):
                 raise DataError(f"{path} holds {member}, which lies outside of it; download it again from its authors")
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(archive.read(member) if member.endswith("_list.txt") else b"")
+            file.write_bytes(archive.read(member) if LIST.search(Path(member).name) else b"")
             size += length
         report = replace(_look(name, skeleton, headers=False), root=path)
         if out is None or not report.ok:
@@ -164,7 +165,7 @@ def _look(name: str, path: Path, headers: bool) -> PrepareReport:
         unknown = [split for split in parts if split not in known.pairs]
         problems += [f"the pairs are not in the folders {' and '.join(known.pairs)}" for _ in unknown[:1]]
     if not sets:
-        lists = f" (looked for {known.lists}_{{train,test}}_list.txt)" if known.lists else ""
+        lists = f" (looked for {known.lists.replace('*', '{' + ','.join(known.pairs) + '}')})" if known.lists else ""
         problems.append(f"nothing of {name} was found in {root}{lists}")
     problems += [problem for part in sets for problem in _headers(known, part)] if headers else []
     index = root / index_name(name) if headers and not problems else None
@@ -176,7 +177,7 @@ def _look(name: str, path: Path, headers: bool) -> PrepareReport:
 def _parts(known: Known, root: Path, variant: Variant) -> dict[str, PairSet]:
     """The splits that are there."""
     if known.lists:
-        lists = {split: root / f"{known.lists}_{split}_list.txt" for split in known.pairs}
+        lists = {split: root / known.lists.replace("*", split) for split in known.pairs}
         return {s: replace(find_pairs(file), root=root, split=s) for s, file in lists.items() if file.is_file()}
     try:
         whole = find_pairs(root, variant=variant, indexed=False)

@@ -29,6 +29,15 @@ def trees() -> dict[str, tuple[str, list[str]]]:
             "RealBlur",
             [f"scene00{s}/{kind}/{kind}_{k}.png" for s in (1, 2) for kind in ("blur", "gt") for k in (1, 2, 10)],
         ),
+        "rsblur": (
+            "RSBlur",
+            [
+                f"RSBlur/000{scene}/00000{shot}/{file}.png"
+                for scene in (1, 2)
+                for shot in (1, 2)
+                for file in ("real_blur/real_blur", "gt/gt_sharp", "avg65_img/avg_blur")
+            ],
+        ),
         "reds": (
             "REDS",
             [
@@ -70,7 +79,7 @@ def test_every_layout_is_recognised(tree: str, tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level(logging.INFO, "lmfn"):
         pairs = find_pairs(plant(tmp_path, files))
     assert pairs.layout == layout
-    assert len(pairs) == len(files) // (3 if tree == "gopro" else 2)
+    assert len(pairs) == len(files) // (3 if tree in ("gopro", "rsblur") else 2)
     assert len({p.name for p in pairs}) == len(pairs)
     assert pairs.split is None
     [line] = caplog.messages
@@ -109,6 +118,27 @@ def test_realblur_scenes(tmp_path: Path) -> None:
         ("scene001/1", "scene001/blur/blur_1.png", "scene001/gt/gt_1.png"),
         ("scene002/10", "scene002/blur/blur_10.png", "scene002/gt/gt_10.png"),
     }
+
+
+def test_rsblur_lists_and_shots(tmp_path: Path) -> None:
+    plant(tmp_path, TREES["rsblur"][1])
+    line = "RSBlur/000{0}/00000{1}/gt/gt_sharp.png RSBlur/000{0}/00000{1}/real_blur/real_blur.png\n"
+    pair = ("0001/000002", *(f"RSBlur/0001/000002/{file}.png" for file in ("real_blur/real_blur", "gt/gt_sharp")))
+    assert pair in found(tmp_path)
+    assert len(find_pairs(tmp_path / "RSBlur")) == len(find_pairs(tmp_path)) == 4
+    (tmp_path / "RSBlur_real_train.txt").write_text(line.format(1, 1) + line.format(2, 1))
+    (tmp_path / "RSBlur_real_val.txt").write_text(line.format(1, 2))
+    (tmp_path / "RSBlur_real_test.txt").write_text(line.format(2, 2))
+    (tmp_path / "RSBlur_real_test_saturation.txt").write_text(line.format(2, 2))
+    assert found(tmp_path, split="val") == [pair]
+    assert find_pairs(tmp_path, split="train").layout == find_pairs(tmp_path).layout == "RSBlur"
+    assert find_pairs(tmp_path / "RSBlur_real_test_saturation.txt").layout == "RSBlur"
+    assert [p.name for p in find_pairs(tmp_path)] == [
+        *("test/0002/000002", "train/0001/000001", "train/0002/000001", "val/0001/000002"),
+    ]
+    (tmp_path / "RSBlur/0002/000002/gt/gt_sharp.png").unlink()
+    with pytest.raises(DataError, match=r"RSBlur_real_test.txt, line 1: there is no file .*000002/gt/gt_sharp.png"):
+        find_pairs(tmp_path, split="test")
 
 
 def test_realblur_lists(tmp_path: Path) -> None:

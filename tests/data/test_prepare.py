@@ -21,6 +21,7 @@ SMALL = {
     "hide": {"pairs": {"train": 2, "test": 2}},
     "realblur-j": {"pairs": {"train": 2, "test": 1}},
     "realblur-r": {"pairs": {"train": 1, "test": 1}},
+    "rsblur": {"pairs": {"train": 2, "val": 1, "test": 1}},
     "koehler": {"pairs": {"": 2}},
     "reds": {"pairs": {"train": 200, "val": 100}, "sequences": {"train": ("000", "001"), "val": ("000",)}},
 }
@@ -38,6 +39,7 @@ FILES = {
         *(f"GT/{n}.png" for n in (1, 2, 3, 4)),
     ],
     "realblur-j": REALBLUR,
+    "rsblur": [f"RSBlur/0001/00000{s}/{f}.png" for s in (1, 2, 3, 4) for f in ("real_blur/real_blur", "gt/gt_sharp")],
     "koehler": [f"Blurry1_{k}.png" for k in (1, 3)]
     + [f"Image1/Kernel{k}/GroundTruth1_{k}_{n}.png" for k in (1, 3) for n in (1, 2, 3)],
     "reds": [
@@ -71,6 +73,10 @@ def make(save: Callable, tmp_path: Path) -> Callable[[str], Path]:
             line = "J/scene00{0}/gt/gt_{0}.png J/scene00{0}/blur/blur_{0}.png\n"
             (root / "RealBlur_J_train_list.txt").write_text(line.format(1) + line.format(3))
             (root / "RealBlur_J_test_list.txt").write_text(line.format(2))
+        if name == "rsblur":
+            line = "RSBlur/0001/00000{0}/gt/gt_sharp.png RSBlur/0001/00000{0}/real_blur/real_blur.png\n"
+            for split, shots in (("train", (1, 2)), ("val", (3,)), ("test", (4,))):
+                (root / f"RSBlur_real_{split}.txt").write_text("".join(map(line.format, shots)))
         return root
 
     return write
@@ -87,7 +93,7 @@ def all_pairs(root: Path, **options: str) -> list[tuple[str, Path, Path]]:
 @pytest.mark.parametrize("name", FILES)
 def test_a_whole_set_gets_an_index(name: str, make: Callable) -> None:
     root = make(name)
-    before = None if name == "realblur-j" else all_pairs(root)
+    before = None if name in ("realblur-j", "rsblur") else all_pairs(root)
     report = prepare(name, root.parent)
     assert report.ok, report.text()
     assert (report.root, report.index) == (root, root / f"lmfn-index-{name}.csv")
@@ -182,7 +188,7 @@ def test_other_sets_and_names_are_refused(make: Callable, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
-@pytest.mark.parametrize("name", ["gopro", "realblur-j"])
+@pytest.mark.parametrize("name", ["gopro", "realblur-j", "rsblur"])
 def test_archives_are_looked_into_and_unpacked(name: str, kind: str, make: Callable, tmp_path: Path) -> None:
     archive = pack(make(name), kind)
     report = prepare(name, archive)
