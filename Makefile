@@ -19,6 +19,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # Everything that can be measured on this CPU, in about BUDGET minutes, then the tables and plots of docs/benchmarks.md.
 bench: .venv/installed

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from lmfn import LMFN, images
-from lmfn_kernels import layer_gram
-from lmfn_kernels.alfm.attention_matrix import attention
+from lmfn_kernels import attention_matrix, layer_gram
 
 SIZES = [(64, 64), (128, 128), (256, 256), (384, 384), (640, 360), (960, 540), (1280, 720)]
 """Width and height of the crops."""
@@ -63,7 +62,7 @@ def measure(model: LMFN, frame: Tensor) -> Curves:
             grams.append(layer_gram(seen))
             seen.clear()
         for name, scale in scales.items():
-            rows = attention(torch.cat(grams), scale, by_layer=False)
+            rows = attention_matrix(torch.cat(grams), scale)
             found[name].append(rows.amax(-1).mean().item())
     for handle in handles:
         handle.remove()

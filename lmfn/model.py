@@ -26,6 +26,7 @@ from lmfn_kernels import (
     LayerAttention,
     Pseudo3D,
     RFDBWeights,
+    attention_matrix,
     channel_gate,
     conv3x3,
     esa_gate,
@@ -36,7 +37,6 @@ from lmfn_kernels import (
     upsample_add,
     upsampled_conv3x3,
 )
-from lmfn_kernels.alfm.attention_matrix import attention
 
 Memory = Literal["normal", "lean"]
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
@@ -197,7 +197,7 @@ class ALFM(nn.Module):
 
     def attention(self, maps: Sequence[Tensor]) -> Tensor:
         """The attention matrix M, float32 (float64 for float64): `[B, NC, NC]` or `[B, N, N]`."""
-        return attention(layer_gram(maps, rows=self.rows), self.temperature, self.rows == "layers")
+        return attention_matrix(layer_gram(maps, rows=self.rows), self.temperature, rows=self.rows)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return self.deferred(maps)()

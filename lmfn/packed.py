@@ -30,8 +30,7 @@ from lmfn.model import (
     pad,
     weight_and_bias,
 )
-from lmfn_kernels import Conv, layer_gram
-from lmfn_kernels.alfm.attention_matrix import fold
+from lmfn_kernels import Conv, fold_into_weight, layer_gram
 
 STRIP = 1 << 22
 """Bytes of a strip's result, for each thread: enough work for a call of oneDNN, little enough for the cache."""
@@ -344,7 +343,7 @@ class Packed:
         matrix = weight[None, :, :, 0, 0].expand(len(y), -1, -1)
         if isinstance(alfm, ALFM):
             gram = layer_gram([image(x) for x in maps], rows=alfm.rows)
-            matrix = fold(gram, alfm.theta, weight, alfm.temperature, alfm.rows == "layers")
+            matrix = fold_into_weight(gram, alfm.theta, weight, alfm.temperature, rows=alfm.rows)
         convs = [split(Conv(m[:, :, None, None], bias), len(maps), self.dtype) for m in matrix]
         for s in strips(y):
             first, *others = convs[s[0]]

@@ -4,17 +4,26 @@ Every op has one public function. `backend` chooses what carries it out: Triton 
 formula under autograd.
 """
 
-from lmfn_kernels.acfm.op import Full3D, Pseudo3D, channel_gate
-from lmfn_kernels.alfm.op import LayerAttention, layer_apply, layer_attention, layer_gram
-from lmfn_kernels.conv.op import Conv, conv3x3
+from lmfn_kernels.acfm.op import channel_gate
+from lmfn_kernels.alfm.op import (
+    LayerAttention,
+    attention_matrix,
+    fold_into_weight,
+    layer_apply,
+    layer_attention,
+    layer_gram,
+)
+from lmfn_kernels.conv.op import conv3x3
 from lmfn_kernels.mshf.op import residual_block, stem
-from lmfn_kernels.rfdb.op import RFDBWeights, distill_fuse, distill_stage, esa_gate, rfdb
+from lmfn_kernels.rfdb.op import distill_fuse, distill_stage, esa_gate, rfdb
 from lmfn_kernels.runtime.backend import backend, explain_backend
 from lmfn_kernels.runtime.layout import weight_layout
 from lmfn_kernels.upsample.op import upsample_add, upsampled_conv3x3
+from lmfn_kernels.weights import Conv, Full3D, Pseudo3D, RFDBWeights
 
 __all__ = [
-    "Conv", "Full3D", "LayerAttention", "Pseudo3D", "RFDBWeights", "backend", "channel_gate", "conv3x3",
-    "distill_fuse", "distill_stage", "esa_gate", "explain_backend", "layer_apply", "layer_attention", "layer_gram",
-    "residual_block", "rfdb", "stem", "upsample_add", "upsampled_conv3x3", "weight_layout",
+    "Conv", "Full3D", "LayerAttention", "Pseudo3D", "RFDBWeights", "attention_matrix", "backend", "channel_gate",
+    "conv3x3", "distill_fuse", "distill_stage", "esa_gate", "explain_backend", "fold_into_weight", "layer_apply",
+    "layer_attention", "layer_gram", "residual_block", "rfdb", "stem", "upsample_add", "upsampled_conv3x3",
+    "weight_layout",
 ]  # fmt: skip

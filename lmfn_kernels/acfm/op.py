@@ -7,7 +7,6 @@ section 2.3. The form with one 3x3x3 convolution is that of the network its auth
 # ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,33 +15,9 @@ from lmfn_kernels.alfm import op as alfm
 from lmfn_kernels.alfm.op import LayerAttention
 from lmfn_kernels.runtime import backend, checks
 from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.weights import Full3D, Gate, Pseudo3D
 
 WIDEST = 64  # channels that one program of a kernel holds
-
-
-class Pseudo3D(NamedTuple):
-    """q = relu(conv3x1x1(relu(conv1x3x3(x)))), over (channel, height, width), one channel in and out: the paper's."""
-
-    spatial_weight: Tensor
-    """[3, 3]"""
-    spatial_bias: Tensor
-    """[1]"""
-    channel_weight: Tensor
-    """[3]"""
-    channel_bias: Tensor
-    """[1]"""
-
-
-class Full3D(NamedTuple):
-    """q = conv3x3x3(x), over (channel, height, width), one channel in and out: the released network's."""
-
-    weight: Tensor
-    """[3, 3, 3]"""
-    bias: Tensor
-    """[1]"""
-
-
-Gate = Pseudo3D | Full3D
 
 
 def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | LayerAttention | None = None) -> Tensor:
@@ -141,7 +116,7 @@ def _merge_forward(body: str, tensors: Tensors, options: Sequence[float], keep: 
     *_, theta, weight, bias, temperature = tensors
     maps = [q.layout(f) for f in given(tensors[:-OTHERS])]
     e = q.gram(maps, by_layer)
-    matrix = q.fold(e, theta, weight, temperature, by_layer)
+    matrix = q.fold_into_weight(e, theta, weight, temperature, by_layer)
     y, added = p.merge(p.layout(x), alpha, gate, maps, matrix, bias, slope, keep)
     return [y, added, e] if keep else [y]
 

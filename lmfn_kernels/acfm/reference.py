@@ -1,16 +1,13 @@
 """What the op computes, in the shortest plain PyTorch. Shapes as in `op.py`."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lmfn_kernels.acfm.op import Gate
+from lmfn_kernels.weights import Gate
 
 
-def channel_gate(x: Tensor, gate: "Gate", alpha: Tensor, add: Tensor | None) -> Tensor:
+def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | None) -> Tensor:
     volume = x[:, None]  # channels are the depth
     if len(gate) == 4:
         s = F.relu(F.conv3d(volume, gate[0].view(1, 1, 1, 3, 3), gate[1], padding=(0, 1, 1)))

@@ -7,28 +7,19 @@ W (theta M F + F) = P F with P = W (theta M + I). With rows that are layers, M [
 import torch
 from torch import Tensor
 
-SHORTEST = 1e-12  # squared length that a row is taken to have at least: a row of zeros has similarity 0 to every other
+from lmfn_kernels.alfm.reference import SHORTEST, attention_matrix, inverse_lengths
 
 
-def attention(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
-    """M, row by row: softmax(E), E = F F^T or the cosines times a temperature; by layers softmax(rowmax(E) - E)."""
-    e = gram
-    if temperature is not None:
-        length = _inverse_lengths(gram)
-        e = temperature.to(gram.dtype) * gram * length[:, :, None] * length[:, None, :]
-    return torch.softmax(e.amax(dim=-1, keepdim=True) - e if by_layer else e, dim=-1)
-
-
-def fold(gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
+def fold_into_weight(gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
     """P [B, O, NC], from E [B, NC, NC] or [B, N, N] and the weight [O, NC, 1, 1]."""
-    return _rows(weight, gram) @ _mixing(attention(gram, temperature, by_layer), theta, weight)
+    return _rows(weight, gram) @ _mixing(attention_matrix(gram, temperature, by_layer), theta, weight)
 
 
-def fold_backward(
+def fold_into_weight_backward(
     dp: Tensor, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of E, theta, the weight (in its strides) and the temperature."""
-    m = attention(gram, temperature, by_layer)
+    m = attention_matrix(gram, temperature, by_layer)
     of_weight = (dp @ _mixing(m, theta, weight).mT).sum(0)
     dweight = torch.empty_like(weight).copy_(of_weight.view(weight.shape))
     d_mixing = layers(_rows(weight, gram).mT @ dp, gram.shape[1])
@@ -39,7 +30,7 @@ def fold_backward(
         de = -de  # the part of rowmax(E) is the row's sum, which is 0
     if temperature is None:
         return de, dtheta, dweight, None
-    length = _inverse_lengths(gram)
+    length = inverse_lengths(gram)
     scale = length[:, :, None] * length[:, None, :]
     dtemperature = (de * gram * scale).sum().view(1)
     de = temperature.to(gram.dtype) * de
@@ -72,7 +63,3 @@ def _mixing(m: Tensor, theta: Tensor, weight: Tensor) -> Tensor:
 def _rows(weight: Tensor, gram: Tensor) -> Tensor:
     """[B, O, NC]. Of one matrix alone, matmul's method, and so the bits, depend on whether it needs a gradient."""
     return weight.flatten(1).to(gram.dtype).expand(gram.shape[0], -1, -1)
-
-
-def _inverse_lengths(gram: Tensor) -> Tensor:
-    return gram.diagonal(dim1=1, dim2=2).clamp_min(SHORTEST).rsqrt()

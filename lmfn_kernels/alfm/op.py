@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lmfn_kernels.alfm import attention_matrix as algebra
 from lmfn_kernels.alfm import reference
-from lmfn_kernels.alfm.attention_matrix import channels
 from lmfn_kernels.runtime import backend, checks
 from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
 
@@ -127,6 +127,34 @@ def layer_apply(
     return _layer_attention(body, tensors, (float(by_layer), slope))[0]
 
 
+def attention_matrix(gram: Tensor, temperature: Tensor | None = None, *, rows: Rows = "channels") -> Tensor:
+    """M, the attention of `layer_attention`, from F F^T as `layer_gram` gives it, in the same shape and dtype.
+
+    `temperature` and `rows` as in `layer_attention`. It has gradients of any order.
+
+    Raises TypeError or ValueError, naming the argument, before anything runs.
+    """
+    check_gram(gram, temperature, rows)
+    return reference.attention_matrix(gram, temperature, rows == "layers")
+
+
+def fold_into_weight(
+    gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None = None, *, rows: Rows = "channels"
+) -> Tensor:
+    """P = W (theta M + I), [B, O, NC] in the dtype of `gram`: `layer_attention` is LR(P F + bias), image by image.
+
+    `gram` as `layer_gram` gives it; the other arguments as in `layer_attention`. It has gradients of any order.
+
+    Raises TypeError or ValueError, naming the argument, before anything runs.
+    """
+    check_gram(gram, temperature, rows)
+    checks.tensor("theta", theta, (1,), theta)
+    checks.tensor("weight", weight, (None, gram.shape[1] if rows == "channels" else None, 1, 1), theta)
+    if weight.shape[1] % gram.shape[1]:
+        raise ValueError(f"weight has {weight.shape[1]} inputs; expected is a multiple of the {gram.shape[1]} maps")
+    return algebra.fold_into_weight(gram, theta, weight, temperature, rows == "layers")
+
+
 def check_maps(maps: Sequence[Tensor], rows: str) -> None:
     if not isinstance(maps, (list, tuple)):
         raise TypeError(f"maps is a {type(maps).__name__}; a list or tuple of maps [B, C, H, W] is expected")
@@ -135,8 +163,20 @@ def check_maps(maps: Sequence[Tensor], rows: str) -> None:
     checks.image("maps[0]", maps[0])
     for j, x in enumerate(maps[1:], 1):
         checks.tensor(f"maps[{j}]", x, maps[0].shape, maps[0])
+    check_rows(rows)
+
+
+def check_rows(rows: str) -> None:
     if rows not in ("channels", "layers"):
         raise ValueError(f"rows is {rows!r}; expected is channels or layers")
+
+
+def check_gram(gram: Tensor, temperature: Tensor | None, rows: str) -> None:
+    check_rows(rows)
+    checks.tensor("gram", gram, (None, None, None), gram)
+    checks.tensor("gram", gram, (None, gram.shape[1], gram.shape[1]), gram)
+    if temperature is not None:
+        checks.tensor("temperature", temperature, (1,), temperature)
 
 
 def check_fusion(
@@ -187,7 +227,7 @@ def _layer_attention_forward(body: str, tensors: Tensors, options: Sequence[floa
     by_layer, slope = options[0] == 1, options[1]
     maps = [p.layout(x) for x in given(tensors[:-5])]
     e = p.gram(maps, by_layer) if summed is None else _square(summed, maps, by_layer)
-    matrix = p.fold(e, theta, weight, temperature, by_layer)
+    matrix = p.fold_into_weight(e, theta, weight, temperature, by_layer)
     (y,) = p.mix(maps, matrix.mT, 1, bias=bias, slope=slope)
     return [y, e] if keep and summed is None else [y]
 
@@ -211,10 +251,10 @@ def layer_attention_backward(
     e = kept[-1] if summed is None else _square(summed, maps, by_layer)
     found = Gradients(tensors, needs)
     dp, dbias = p.products(gradient, maps)
-    de, dtheta, dweight, dtemperature = p.fold_backward(dp, e, theta, weight, temperature, by_layer)
+    de, dtheta, dweight, dtemperature = p.fold_into_weight_backward(dp, e, theta, weight, temperature, by_layer)
     if any(needs[:n]):
         # P^T g and, where F F^T was not given, (dE + dE^T) F: one pass.
-        matrix = p.fold(e, theta, weight, temperature, by_layer)
+        matrix = p.fold_into_weight(e, theta, weight, temperature, by_layer)
         if summed is None:
             matrix = torch.cat([matrix, _of_rows(de, maps)], dim=1)
         found.put(0, *p.mix(maps if summed is None else [], matrix, n, gradient=gradient))
@@ -230,7 +270,7 @@ def _square(gram: Tensor, maps: Sequence[Tensor], by_layer: bool) -> Tensor:
 
 def _of_rows(de: Tensor, maps: Sequence[Tensor]) -> Tensor:
     """What the maps are multiplied with for their gradient, given that of F F^T: dE + dE^T, [B, NC, NC]."""
-    return channels(de + de.mT, len(maps) * maps[0].shape[1])
+    return algebra.channels(de + de.mT, len(maps) * maps[0].shape[1])
 
 
 _layer_gram = Op("layer_gram", 1, _layer_gram_forward, _layer_gram_backward)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmfn_kernels.alfm.attention_matrix import attention
+SHORTEST = 1e-12  # squared length that a row is taken to have at least: a row of zeros has similarity 0 to every other
 
 
 def rows(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
@@ -21,6 +21,20 @@ def layer_gram(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
         return f @ f.mT
 
 
+def attention_matrix(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
+    """M, row by row: softmax(E), E = F F^T or the cosines times a temperature; by layers softmax(rowmax(E) - E)."""
+    e = gram
+    if temperature is not None:
+        length = inverse_lengths(gram)
+        e = temperature.to(gram.dtype) * gram * length[:, :, None] * length[:, None, :]
+    return torch.softmax(e.amax(dim=-1, keepdim=True) - e if by_layer else e, dim=-1)
+
+
+def inverse_lengths(gram: Tensor) -> Tensor:
+    """One over the length of each row of F, [B, R]: the squared lengths are the diagonal of F F^T."""
+    return gram.diagonal(dim1=1, dim2=2).clamp_min(SHORTEST).rsqrt()
+
+
 def layer_apply(
     maps: Sequence[Tensor],
     gram: Tensor,
@@ -32,6 +46,6 @@ def layer_apply(
     slope: float,
 ) -> Tensor:
     f = rows(maps, by_layer)
-    mixed = theta * (attention(gram, temperature, by_layer).to(f.dtype) @ f) + f
+    mixed = theta * (attention_matrix(gram, temperature, by_layer).to(f.dtype) @ f) + f
     b, c, h, w = maps[0].shape
     return F.leaky_relu(F.conv2d(mixed.view(b, len(maps) * c, h, w), weight, bias), slope)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lmfn_kernels.alfm.attention_matrix import fold, fold_backward
+from lmfn_kernels.alfm.attention_matrix import fold_into_weight, fold_into_weight_backward
 
-__all__ = ["fold", "fold_backward", "gram", "layout", "mix", "products"]
+__all__ = ["fold_into_weight", "fold_into_weight_backward", "gram", "layout", "mix", "products"]
 
 CHUNK = 4096  # pixels
 

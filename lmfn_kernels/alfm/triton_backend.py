@@ -9,7 +9,8 @@ import triton
 from torch import Tensor
 
 from lmfn_kernels.alfm import kernels
-from lmfn_kernels.alfm.attention_matrix import SHORTEST, layers
+from lmfn_kernels.alfm.attention_matrix import layers
+from lmfn_kernels.alfm.reference import SHORTEST
 from lmfn_kernels.runtime import configs
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import (
@@ -26,7 +27,16 @@ from lmfn_kernels.runtime.launch import (
 )
 from lmfn_kernels.runtime.layout import pitch
 
-__all__ = ["fold", "fold_backward", "gram", "layout", "matrix_arithmetic", "mix", "mix_weights", "products"]
+__all__ = [
+    "fold_into_weight",
+    "fold_into_weight_backward",
+    "gram",
+    "layout",
+    "matrix_arithmetic",
+    "mix",
+    "mix_weights",
+    "products",
+]
 
 WIDEST = 64  # channels in a block
 MAPS = range(8)
@@ -137,12 +147,12 @@ def mix(
     return out
 
 
-def fold(gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
+def fold_into_weight(gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
     """P [B, O, NC], as in `attention_matrix.py`."""
     return _folded(_matrix(weight), _attention(gram, temperature, by_layer), theta, back=False)
 
 
-def fold_backward(
+def fold_into_weight_backward(
     dp: Tensor, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of E, theta, the weight and the temperature, as in `attention_matrix.py`."""

@@ -9,22 +9,16 @@ to its dtype. Gradients are of first order.
 # ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch import Tensor
 
 from lmfn_kernels.conv import reference
 from lmfn_kernels.runtime import backend, checks
 from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.weights import Conv
 
 Activation = Literal["none", "relu", "leaky_relu"]
-
-
-class Conv(NamedTuple):
-    """Weight `[outputs, inputs, k, k]` and bias `[outputs]` of a convolution."""
-
-    weight: Tensor
-    bias: Tensor
 
 
 def conv3x3(

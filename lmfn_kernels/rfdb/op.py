@@ -12,44 +12,17 @@ to its dtype. Gradients are of first order.
 # ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
-from lmfn_kernels.conv.op import Conv, activated, check_conv, outputs_of
+from lmfn_kernels.conv.op import activated, check_conv, outputs_of
 from lmfn_kernels.rfdb import reference
 from lmfn_kernels.runtime import backend, checks
 from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.weights import Conv, RFDBWeights
 
 ESA_SMALLEST = 15  # what ESA's stride-2 convolution and its 7x7 pooling need
 WIDEST = 64  # channels that one program of a fused kernel holds
-
-
-class RFDBWeights(NamedTuple):
-    """The convolutions of an RFDB with C channels, d distilled and f in its ESA."""
-
-    distil: tuple[Conv, Conv, Conv]
-    """1x1, C to d, of the block's input and the first two stages' results."""
-    refine: tuple[Conv, Conv, Conv]
-    """3x3, C to C."""
-    distil_last: Conv
-    """3x3, C to d."""
-    fuse: Conv
-    """1x1, 4d to C."""
-    conv1: Conv
-    """ESA: 1x1, C to f."""
-    conv_f: Conv
-    """ESA: 1x1, f to f."""
-    conv2: Conv
-    """ESA: 3x3, f to f, stride 2, padding 0."""
-    conv_max: Conv
-    """ESA: 3x3, f to f."""
-    conv3: Conv
-    """ESA: 3x3, f to f."""
-    conv3_: Conv
-    """ESA: 3x3, f to f."""
-    conv4: Conv
-    """ESA: 1x1, f to C."""
 
 
 def distill_stage(x: Tensor, distil: Conv, refine: Conv, slope: float = 0.05) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,10 @@
 """What the ops compute, in the shortest plain PyTorch. Shapes as in `op.py`."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lmfn_kernels.rfdb.op import RFDBWeights
+from lmfn_kernels.weights import RFDBWeights
 
 
 def distill_stage(
@@ -40,7 +37,7 @@ def esa_gate(
     return y * torch.sigmoid(F.conv2d(v + F.conv2d(a, skip, skip_bias), expand, expand_bias))
 
 
-def rfdb(x: Tensor, w: "RFDBWeights", slope: float) -> Tensor:
+def rfdb(x: Tensor, w: RFDBWeights, slope: float) -> Tensor:
     d = []
     for distil, refine in zip(w.distil, w.refine, strict=True):
         x, d_j = distill_stage(x, *distil, *refine, slope)

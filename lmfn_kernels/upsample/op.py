@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmfn_kernels.conv.op import Conv, check_conv, outputs_of
+from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.runtime import backend, checks
 from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
 from lmfn_kernels.upsample import reference
 from lmfn_kernels.upsample.polyphase import PARTS, fold, unfold
+from lmfn_kernels.weights import Conv
 
 
 def upsample_add(a: Tensor, b: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +133,33 @@ def test_tiles_are_the_whole(body: str, form: str) -> None:
         assert result is not None
         assert expected is not None
         assert_rounded("result or gradient", result, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_matrices_by_themselves(form: str) -> None:
+    """W (theta M + I) F is the whole, with W, theta and M given and F F^T as it is."""
+    *maps, theta, weight, bias = attention_case(2, 3, 5, 4, 7, 9, torch.float64, form=form.removesuffix("-cosine"))
+    rows: Any = form.removesuffix("-cosine")
+    temperature = torch.tensor([2.0], dtype=torch.float64) if form.endswith("cosine") else None
+    gram = lmfn_kernels.layer_gram(maps, rows=rows)
+    m = lmfn_kernels.attention_matrix(gram, temperature, rows=rows)
+    torch.testing.assert_close(m.sum(-1), torch.ones_like(m[..., 0]))
+    p = lmfn_kernels.fold_into_weight(gram, theta, weight, temperature, rows=rows)
+    y = torch.einsum("boi,bihw->bohw", p, torch.cat(maps, 1)) + bias[:, None, None]
+    whole = lmfn_kernels.layer_attention(maps, theta, weight, bias, temperature, rows=rows, slope=0.05)
+    torch.testing.assert_close(torch.nn.functional.leaky_relu(y, 0.05), whole)
+
+
+def test_errors_of_the_matrices() -> None:
+    gram, theta, weight = torch.ones(1, 4, 4), torch.ones(1), torch.ones(2, 6, 1, 1)
+    with pytest.raises(ValueError, match=r"gram has shape \(1, 4, 3\); expected is \(any, 4, 4\)"):
+        lmfn_kernels.attention_matrix(gram[:, :, :3])
+    with pytest.raises(ValueError, match="rows is 'pixels'; expected is channels or layers"):
+        lmfn_kernels.attention_matrix(gram, rows="pixels")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"weight has shape \(2, 6, 1, 1\); expected is \(any, 4, 1, 1\)"):
+        lmfn_kernels.fold_into_weight(gram, theta, weight)
+    with pytest.raises(ValueError, match="weight has 6 inputs; expected is a multiple of the 4 maps"):
+        lmfn_kernels.fold_into_weight(gram, theta, weight, rows="layers")
 
 
 @pytest.mark.parametrize("body", BODIES)

@@ -1,0 +1,64 @@
+"""How the ops take weights: convolutions and groups of them. Shapes are those of `torch.nn`'s modules."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Conv(NamedTuple):
+    """Weight `[outputs, inputs, k, k]` and bias `[outputs]` of a convolution."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class RFDBWeights(NamedTuple):
+    """The convolutions of an RFDB with C channels, d distilled and f in its ESA."""
+
+    distil: tuple[Conv, Conv, Conv]
+    """1x1, C to d, of the block's input and the first two stages' results."""
+    refine: tuple[Conv, Conv, Conv]
+    """3x3, C to C."""
+    distil_last: Conv
+    """3x3, C to d."""
+    fuse: Conv
+    """1x1, 4d to C."""
+    conv1: Conv
+    """ESA: 1x1, C to f."""
+    conv_f: Conv
+    """ESA: 1x1, f to f."""
+    conv2: Conv
+    """ESA: 3x3, f to f, stride 2, padding 0."""
+    conv_max: Conv
+    """ESA: 3x3, f to f."""
+    conv3: Conv
+    """ESA: 3x3, f to f."""
+    conv3_: Conv
+    """ESA: 3x3, f to f."""
+    conv4: Conv
+    """ESA: 1x1, f to C."""
+
+
+class Pseudo3D(NamedTuple):
+    """q = relu(conv3x1x1(relu(conv1x3x3(x)))), over (channel, height, width), one channel in and out: the paper's."""
+
+    spatial_weight: Tensor
+    """[3, 3]"""
+    spatial_bias: Tensor
+    """[1]"""
+    channel_weight: Tensor
+    """[3]"""
+    channel_bias: Tensor
+    """[1]"""
+
+
+class Full3D(NamedTuple):
+    """q = conv3x3x3(x), over (channel, height, width), one channel in and out: the released network's."""
+
+    weight: Tensor
+    """[3, 3, 3]"""
+    bias: Tensor
+    """[1]"""
+
+
+Gate = Pseudo3D | Full3D
