@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 
-from lmfn import LMFN, checkpoint, cli, images
+from lmfn import LMFN, atomic, cli, images
 from lmfn.data import BlurKinds, BlurOptions, find_pairs, synth
 from lmfn.device import choose_device, has_fast_bf16
-from lmfn.evaluate import Evaluation, evaluate
+from lmfn.evaluation import Evaluation, evaluate
 
 RUN = Path("runs/demo")
 MINUTES = 1.0
@@ -94,7 +94,7 @@ def tune() -> None:
         "val_every": 1_000_000,
     }
     file = RUN / "settings.yaml"
-    checkpoint.replace_file(file, json.dumps(settings, indent=2).encode())  # JSON is YAML
+    atomic.write(file, json.dumps(settings, indent=2).encode())  # JSON is YAML
     script = Path(__file__).with_name("train.py")
     subprocess.run([sys.executable, str(script), "--config", str(file)], check=True)
 
@@ -113,7 +113,7 @@ def report(shipped: Evaluation, tuned: Evaluation, seconds: float) -> None:
         "evaluation": shipped.to_dict(),
         "evaluation_tuned": tuned.to_dict(),
     }
-    checkpoint.replace_file(RUN / "report.json", (json.dumps(content, indent=2) + "\n").encode())
+    atomic.write(RUN / "report.json", (json.dumps(content, indent=2) + "\n").encode())
     print(f"\nOn {len(NEVER_SEEN)} photographs that no weights have seen, each blurred three times:\n")
     print(f"{'':<15}{'blurred':>10}{'shipped':>10}{f'tuned {MINUTES:g} min':>14}")
     for label, metric, digits in (("PSNR (dB)", "psnr", 2), ("SSIM gauss2d", "ssim_gauss2d", 4)):

@@ -20,7 +20,7 @@ OTHERS = {
     "resources": ("bench.resources", "registers, spills, shared memory, matrix units of every kernel, without a GPU"),
     "host": ("bench.host", "launches of every op, a frame and a training step, and the time they take the host"),
     "tune": ("bench.tune", "time launch configs on this GPU and write lmfn_kernels/configs/<gpu>.json"),
-    "all": ("bench.budget", "tests and tune (on a GPU), ops, model, train and memory within some minutes"),
+    "all": ("bench.all", "tests and tune (on a GPU), ops, model, train and memory within some minutes"),
     "report": ("bench.report", "tables and plots out of rows, and the docs' tables"),
     "compare": ("bench.compare", "two files of rows, or two commits: what differs, and what is noise"),
 }

@@ -12,8 +12,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.report import table
 from bench.rows import Key, Row, read
+from bench.tables import table
 
 ROOT = Path(__file__).parents[1]
 

@@ -21,11 +21,12 @@ from torch.utils._pytree import tree_iter
 
 import lmfn_kernels
 from bench.devices import Device, device
-from bench.network import image, lmfn, network
+from bench.network import image, network
 from bench.providers import PROVIDERS, call, is_image
 from bench.registry import OPS, PARTS
 from bench.rows import Shape
 from bench.train import Step
+from lmfn.inference import plain
 from lmfn_kernels import weight_layout
 from lmfn_kernels.runtime import backend, configs
 
@@ -172,9 +173,6 @@ def wholes(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """A frame, as `for_inference` has it without a graph, and a training step."""
     model = network(FRAME, device=on)
     x = image(FRAME, torch.float32, on)
-    lmfn()  # before what imports it
-    from lmfn.inference import plain
-
     frame = plain(network(FRAME, device=on).requires_grad_(False), x.device, torch.bfloat16)
     with torch.no_grad():
         yield "frame", lambda: frame(x)

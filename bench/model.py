@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
-from bench import report
+from bench import tables
 from bench.devices import Call, installed, wall
 from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
-from bench.network import function, image, lmfn, network
+from bench.network import function, image, network
 from bench.ops import DTYPES, Wanted, shape_of
 from bench.ops import measure as measure_op
-from bench.providers import PROVIDERS, SLOW
+from bench.providers import ENGINES, PROVIDERS, SLOW
 from bench.registry import OPS, PARTS
 from bench.rows import Shape
 from bench.units import UNITS
+from lmfn.device import has_fast_bf16
 from lmfn_kernels import testing
 
 SHAPES = {"cuda": ["1x720x1280", "8x720x1280", "1x2160x3840"], "cpu": ["1x256x256", "1x720x1280"]}
@@ -42,16 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def dtypes(device: str) -> list[str]:
-    lmfn()  # before what imports it
-    from lmfn.device import has_fast_bf16
-
     return list(dict.fromkeys([*DTYPES[device], *(["bfloat16"] if has_fast_bf16(torch.device(device)) else [])]))
 
 
 def engines(device: str, dtype: torch.dtype) -> dict[str, Make]:
-    lmfn()  # before what imports it
     if device == "cpu":
-        from bench.engines import ENGINES
 
         def of(make: Callable[..., Callable[[Tensor], Tensor]]) -> Make:
             return lambda model, x: make(model, x.float(), x.dtype)
@@ -98,7 +94,7 @@ def units(session: Session, options: argparse.Namespace) -> None:
                     session, Wanted((OPS | PARTS)[unit.op], unit.shape, getattr(torch, dtype), ("infer",), names)
                 )
         if session.rows:
-            print(f"\n{report.units({'model': session.rows}, Path())}\n")
+            print(f"\n{tables.units({'model': session.rows}, Path())}\n")
 
 
 def networks(session: Session, options: argparse.Namespace) -> None:

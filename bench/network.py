@@ -1,12 +1,8 @@
 """The whole network, as an op among ops: its tensors are the image and then all parameters."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,45 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lmfn_kernels
 from bench.rows import Shape
-
-if TYPE_CHECKING:
-    from lmfn import LMFN
-
-FOR_FILES = (
-    "OpenImageIO",
-    "huggingface_hub",
-    "huggingface_hub.errors",
-    "safetensors",
-    "safetensors.torch",
-    "tqdm",
-    "tyro",
-)
-"""What `lmfn` imports to read and write files, and a machine that only measures may not have."""
+from lmfn.network import Network
 
 
-class _StandIn(ModuleType):
-    """In the place of a package that is not called here. Its names are classes that can be inherited from."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (Exception,) if name.endswith("Error") else (), {"__init_subclass__": lambda _cls, **_: None})
-
-
-def lmfn() -> ModuleType:
-    """The package, also where what it needs for files alone is not installed."""
-    missing = [name for name in FOR_FILES if name not in sys.modules and not _installed(name.partition(".")[0])]
-    sys.modules.update({name: _StandIn(name) for name in missing})
-    return importlib.import_module("lmfn")
-
-
-def _installed(package: str) -> bool:
-    return package in sys.modules or importlib.util.find_spec(package) is not None
-
-
-def network(shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "LMFN":
+def network(shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Network:
     """`shape`: n RFDBs, c channels in the decoder. Attentions that start at 0 are set to 0.1, so that they count."""
-    made: LMFN = lmfn().LMFN.from_preset("lmfn", rfdbs=shape.n, features=shape.c, distilled=max(1, shape.c // 2))
+    made = Network.from_preset("lmfn", rfdbs=shape.n, features=shape.c, distilled=max(1, shape.c // 2))
     for name, parameter in made.named_parameters():
         if name.endswith((".theta", ".alpha")):
             torch.nn.init.constant_(parameter, 0.1)

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.report import Line, groups, lines
 from bench.rows import OURS, Row
+from bench.tables import Line, groups, lines
 
 COLOURS = {
     "rfdb": "#0072b2",

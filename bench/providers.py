@@ -1,7 +1,10 @@
-"""What carries out an op in a benchmark: ours, and what one would use instead."""
+"""What carries out an op, or on a CPU the whole network, in a benchmark: ours, and what one would use instead."""
 
+import io
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor
 
 import lmfn_kernels
 from bench.devices import Call
+from lmfn.network import Network
 from lmfn_kernels import testing
 
 Function = Callable[..., Any]
@@ -50,14 +54,16 @@ PROVIDERS: dict[str, Provider] = {
     for provider in (
         Provider("triton", "triton", devices=("cuda",)),
         Provider("torch", "torch"),
+        Provider("torch-contiguous", "torch", torch.contiguous_format, devices=("cpu",)),
         Provider("eager", "reference", torch.contiguous_format),
         Provider("eager-channels-last", "reference"),
         Provider("compile", "reference", compiled="default"),
         Provider("compile-max-autotune", "reference", compiled="max-autotune-no-cudagraphs", devices=("cuda",)),
     )
 }
-"""`triton` and `torch` are ours; the others are the written formula: eager in NCHW, eager channels-last (on a GPU cuDNN
-with its own tuning on), and torch.compile. Triton needs a GPU; on a CPU, max-autotune compiles for minutes."""
+"""`triton` and `torch` are ours (`torch-contiguous` on NCHW images, which the network does not have); the others are
+the written formula: eager in NCHW, eager channels-last (on a GPU cuDNN with its own tuning on), and torch.compile.
+Triton needs a GPU; on a CPU, max-autotune compiles for minutes."""
 
 SLOW = "compile-max-autotune"
 """What takes so long to compile that all else is measured before it, in case it does not end."""
@@ -120,3 +126,82 @@ def saved_bytes(function: Function, tensors: Sequence[Tensor]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         function(*leaves)
     return sum(held.values())
+
+
+Run = Callable[[Tensor], Tensor]
+"""From an image `[B, 3, H, W]`, float32 in [0, 1], to the sharp one."""
+
+
+def eager(model: Network, _x: Tensor, _dtype: torch.dtype) -> Run:
+    """As PyTorch runs it if nothing is done for speed."""
+    return written(model)
+
+
+def channels_last(model: Network, _x: Tensor, dtype: torch.dtype) -> Run:
+    return written(model, dtype, torch.channels_last)
+
+
+def compiled(model: Network, _x: Tensor, dtype: torch.dtype) -> Run:
+    return written(torch.compile(model, dynamic=False), dtype, torch.channels_last)  # type: ignore[arg-type]
+
+
+def for_inference(model: Network, _x: Tensor, dtype: torch.dtype) -> Run:
+    return model.for_inference("cpu", dtype)
+
+
+def onnx_runtime(model: Network, x: Tensor, _dtype: torch.dtype) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    session = onnxruntime.InferenceSession(onnx(model, x), options, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"blurred": x.numpy()})[0])
+
+
+def openvino(model: Network, x: Tensor, dtype: torch.dtype) -> Run:
+    import openvino as ov
+
+    options = {
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+    }
+    core = ov.Core()
+    read = core.read_model(io.BytesIO(onnx(model, x)))
+    request = core.compile_model(read, "CPU", options).create_infer_request()
+    return lambda x: torch.from_numpy(request.infer([x.numpy()], share_inputs=True, share_outputs=True)[0])
+
+
+FLOAT32, BOTH = (torch.float32,), (torch.float32, torch.bfloat16)
+ENGINES: dict[str, tuple[Callable[[Network, Tensor, torch.dtype], Run], tuple[torch.dtype, ...]]] = {
+    "eager": (eager, FLOAT32),
+    "eager, channels-last": (channels_last, BOTH),
+    "torch.compile": (compiled, BOTH),
+    "ONNX Runtime": (onnx_runtime, FLOAT32),  # whose CPU has no convolution in bfloat16
+    "OpenVINO": (openvino, BOTH),
+    "for_inference": (for_inference, BOTH),
+}
+"""How each is made, and in which precisions it exists. All but ours get the network as written (`reference`)."""
+
+
+def written(
+    model: Network, dtype: torch.dtype = torch.float32, layout: torch.memory_format = torch.contiguous_format
+) -> Run:
+    model = model.to(memory_format=layout)  # type: ignore[call-overload]
+
+    def run(x: Tensor) -> Tensor:
+        with (
+            torch.inference_mode(),
+            lmfn_kernels.backend("reference"),
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+        ):
+            return model(x.contiguous(memory_format=layout))
+
+    return run
+
+
+def onnx(model: Network, x: Tensor) -> bytes:
+    with lmfn_kernels.backend("reference"), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lmfn.onnx"
+        torch.onnx.export(model, (x,), path, dynamo=True, external_data=False, input_names=["blurred"], verbose=False)
+        return path.read_bytes()

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -18,7 +19,6 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from bench.compiled import SHARED, Compiled
 from lmfn_kernels.acfm.op import _attention_merge, _channel_gate
 from lmfn_kernels.alfm.op import _layer_attention
 from lmfn_kernels.conv.op import _conv3x3
@@ -35,12 +35,50 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+"""Bytes of shared memory that one program can have on each target."""
 MATRIX = {
     "sm_80": r"\bHMMA\.",
     "sm_90": r"\b(?:HGMMA|HMMA)\.",
     "sm_100": r"\b(?:UTC\w*MMA|HMMA)\b",
     "gfx942": r"v_mfma_",
 }
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel, compiled for one target."""
+
+    target: str
+    dtype: str
+    kernel: str
+    """Name, with what sets this variant apart."""
+    tile: str
+    warps: int
+    registers: int
+    stack: int
+    """Bytes: of the stack on NVIDIA, of scratch on AMD."""
+    local: int
+    """Loads and stores of spilt registers."""
+    shared: int
+    matrix: int
+    hgmma: int
+    products: bool
+    """Whether the kernel has matrix products."""
+    wide: bool
+    """Whether one has 64 rows or more of 16 bits, so that sm_90 must use HGMMA."""
+
+    def faults(self) -> list[str]:
+        """What does not hold."""
+        limit = SHARED[self.target]
+        found = {
+            f"stack {self.stack} bytes": self.stack > 0,
+            f"{self.local} local loads and stores": self.local > 0,
+            f"shared memory {self.shared} bytes of {limit}": self.shared > limit,
+            "no matrix instruction": self.products and self.matrix == 0,
+            "no HGMMA": self.target == "sm_90" and self.wide and self.hgmma == 0,
+        }
+        return [fault for fault, holds in found.items() if holds]
 
 
 class _Compiler:

@@ -13,7 +13,7 @@ Mode = Literal["infer", "fwd", "bwd", "full", "step"]
 L2 = Literal["cold", "warm", "host"]
 """Inputs that the GPU's L2 cannot hold any more; inputs of the call before; not a GPU's matter: wall clock."""
 
-OURS = ("triton-graph", "triton", "for_inference", "torch")
+OURS = ("triton-graph", "triton", "for_inference", "torch", "torch-contiguous")
 """The providers that are ours; the first that there is stands for us."""
 
 

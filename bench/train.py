@@ -19,11 +19,12 @@ from torch import Tensor, nn
 import lmfn_kernels
 from bench.devices import Call, wall
 from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
-from bench.network import function, image, lmfn, network
+from bench.network import function, image, network
 from bench.ops import shape_of
 from bench.providers import PROVIDERS, SLOW, Provider, saved_bytes
 from bench.registry import OPS
 from bench.rows import Shape
+from lmfn.cuda_graphs import GradientGraph
 from lmfn_kernels import testing
 
 SHAPES = {"cuda": ["16x256x256", "32x256x256"], "cpu": ["8x64x64"]}
@@ -98,9 +99,6 @@ class Step:
         self.one = torch.ones((), device=blurred.device)
         self.backward: Callable[[Tensor], None] = lambda gradient: self.loss().backward(gradient)
         if provider.graph:
-            lmfn()  # before what imports it
-            from lmfn.graphs import GradientGraph
-
             self.backward = GradientGraph(self.backward, self.model.parameters())
 
     def loss(self) -> Tensor:

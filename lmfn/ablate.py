@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import lmfn
-from lmfn import checkpoint
-from lmfn.config import preset
+from lmfn import atomic
 from lmfn.data.layouts import PairSet
-from lmfn.evaluate import Evaluator, measure_complexity
-from lmfn.model import LMFN
-from lmfn.results import Complexity
+from lmfn.evaluation import Evaluator, measure_complexity
+from lmfn.evaluation.results import Complexity
+from lmfn.network import LMFN, preset
 
 METRICS = ("psnr", "ssim_gauss2d")
 
@@ -139,7 +138,7 @@ def ablate(
             )
         )
     text = markdown(table, results, measured[0], told, seeds)
-    checkpoint.replace_file(out / f"{table}.md", text.encode())
+    atomic.write(out / f"{table}.md", text.encode())
     return text
 
 
@@ -147,7 +146,7 @@ def _keep(out: Path, told: dict[str, Any]) -> None:
     """Note what runs in `out` are told, or see that those that are there were told the same."""
     file = out / "settings.json"
     if not (out / "runs").exists():
-        checkpoint.replace_file(file, (json.dumps(told, indent=2) + "\n").encode())
+        atomic.write(file, (json.dumps(told, indent=2) + "\n").encode())
     before = json.loads(file.read_text(encoding="utf-8"))
     if different := [name for name in told if before.get(name) != told[name]]:
         raise ValueError(f"{out} holds runs with another {', '.join(different)} ({file}); name another folder")

@@ -24,11 +24,12 @@ import torch.nn.functional as F
 import tyro
 from tyro.conf import Positional, arg
 
-from lmfn import LMFN, checkpoint, images, weights
+from lmfn import LMFN, atomic, images, weights
 from lmfn.data import BlurKinds, BlurOptions, Pair, PairSet, Source, find_pairs, synth
 from lmfn.device import choose_device
-from lmfn.evaluate import Evaluation, evaluate
-from lmfn.train import Settings
+from lmfn.evaluation import Evaluation, evaluate
+from lmfn.network import checkpoint
+from lmfn.training.settings import Settings
 
 BLUR = BlurOptions(BlurKinds.only("shake"), length=(2, 16), contrast=(0, 0), labels=0, mosaic=0, jpeg=0)
 UNSEEN = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
@@ -266,7 +267,7 @@ def ship(model: LMFN, out: Path, name: weights.Name) -> str:
     checkpoint.write(file, tensors, {"config": asdict(model.config)})
     digests = weights.checksums(out) | {file.name: weights.sha256(file)}
     lines = [f"{digest}  {file_name}\n" for file_name, digest in sorted(digests.items())]
-    checkpoint.replace_file(out / "SHA256SUMS", "".join(lines).encode())
+    atomic.write(out / "SHA256SUMS", "".join(lines).encode())
     return digests[file.name]
 
 
@@ -348,7 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
         digest = weights.sha256(file) if a.out is None else ship(model, a.out, a.name)
         text = card(a.name, model, measures, history, a.average, digest)
         if a.out is not None:
-            checkpoint.replace_file(a.out / f"{a.name}.md", text.encode())
+            atomic.write(a.out / f"{a.name}.md", text.encode())
         print(text)
     except (ValueError, OSError, ModuleNotFoundError, ArithmeticError) as error:
         print(f"lmfn.card: {error}", file=sys.stderr)

@@ -47,7 +47,8 @@ class Deblur:
     """What becomes of an output that looks broken: written with a warning, replaced by the input, or not looked for."""
 
     def run(self) -> bool:
-        from lmfn.deblur import Deblurrer, deblur_files
+        from lmfn.deblur import Deblurrer
+        from lmfn.files import deblur_files
 
         if not self.paths:
             raise ValueError("no file or folder was given; see lmfn deblur --help")
@@ -97,7 +98,7 @@ class Evaluate:
 
         from lmfn import data
         from lmfn.deblur import Deblurrer
-        from lmfn.evaluate import evaluate
+        from lmfn.evaluation import evaluate
 
         local = os.environ.get("LOCAL_RANK") if torch.cuda.is_available() else None
         deblurrer = Deblurrer(self.weights, device=self.device or (f"cuda:{local}" if local else None))

@@ -1,25 +1,21 @@
-"""Sharpen images: `Deblurrer` takes and gives arrays, `deblur_files` files and folders."""
+"""Sharpen images, arrays in and arrays out: `Deblurrer`. Files and folders are `lmfn.files`."""
 
 import copy
-import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from lmfn import images, memory
 from lmfn.device import DTYPES, check_precision, choose_device
-from lmfn.guard import DoubtfulOutput, doubt
-from lmfn.images import ImageError
 from lmfn.inference import for_inference
-from lmfn.model import LMFN
+from lmfn.memory import available_memory
+from lmfn.network.model import Network
+from lmfn.network.pretrained import LMFN
 from lmfn.options import Guard, Precision
+from lmfn.plausibility import DoubtfulOutput, doubt
 
 REMEDY = "make the image smaller, or split it into parts"
 
@@ -30,7 +26,7 @@ class Deblurrer:
     `weights` is what `LMFN.from_pretrained` takes (`lmfn` and `lmfn-released` come with the package; a folder or file
     that train.py wrote; `owner/model` on the Hugging Face Hub), or a network (which is copied). `device` is a
     torch device; by default `cuda` where there is one, else `mps`, else `cpu`. `precision` is that of the convolutions;
-    bf16 and fp16 run under autocast. `guard` says what becomes of an output that looks broken (see `lmfn.guard`).
+    bf16 and fp16 run under autocast. `guard` says what becomes of an output that looks broken (`lmfn.plausibility`).
 
     Raises ValueError for weights that cannot be used, for a device that is not there, and for an unknown precision or
     guard or fp16 on a CPU; FileNotFoundError where there are no such weights.
@@ -38,7 +34,7 @@ class Deblurrer:
 
     def __init__(
         self,
-        weights: str | Path | LMFN = "lmfn",
+        weights: str | Path | Network = "lmfn",
         *,
         device: str | None = None,
         precision: Precision = "fp32",
@@ -50,8 +46,8 @@ class Deblurrer:
         self.device = choose_device(device)
         check_precision(self.device, precision)
         self.precision = precision
-        model = copy.deepcopy(weights) if isinstance(weights, LMFN) else LMFN.from_pretrained(weights)
-        self.model: LMFN = model.eval().to(self.device)
+        model = copy.deepcopy(weights) if isinstance(weights, Network) else LMFN.from_pretrained(weights)
+        self.model: Network = model.eval().to(self.device)
         self.run = for_inference(self.model, self.device, DTYPES[precision])
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -115,7 +111,7 @@ class Deblurrer:
         The most is held at the image's full size: right after the first convolution (`channels`) or in the head
         (`features`), and half as much again in what goes in or comes out, and some RGB images. Set against the peak of
         both presets and two narrow networks as written on a CPU, at 0.3 to 1.4 megapixels: 1.04 to 2 times what was
-        measured; of the packed default network (`lmfn.packed`) in float32, 1.7 to 1.9 times.
+        measured; of the packed default network (`lmfn.onednn`) in float32, 1.7 to 1.9 times.
         """
         config = self.model.config
         return int(4 * (1.5 * max(config.channels, config.features) + 20) * height * width) + 2**26
@@ -123,15 +119,6 @@ class Deblurrer:
 
 def size(height: int, width: int) -> str:
     return f"image of {width} x {height} pixels ({height * width / 1e6:.1f} megapixels)"
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be used on the device; None where that is not known (mps)."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # What torch holds and does not use is free too.
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return memory.available() if device.type == "cpu" else None
 
 
 def check(image: np.ndarray) -> None:
@@ -146,127 +133,3 @@ def check(image: np.ndarray) -> None:
     low, high = image.min(), image.max()
     if not (low >= 0 and high <= 1):  # also where they are NaN
         raise ValueError(f"the image's values are from {low:.6g} to {high:.6g}; they must be in [0, 1]")
-
-
-@dataclass
-class Result:
-    """What became of the files that were given to `deblur_files`."""
-
-    done: list[Path] = field(default_factory=list)
-    """Files written."""
-    skipped: list[Path] = field(default_factory=list)
-    """Files that were there already, and were left as they are."""
-    failed: list[tuple[Path, str]] = field(default_factory=list)
-    """Images that gave no result, each with a message that names the file and the reason."""
-    doubtful: list[tuple[Path, str]] = field(default_factory=list)
-    """Images among those done whose output looks broken, each with a message that names the file and the reason."""
-
-    def summary(self) -> str:
-        """One line of counts, and one for each failure and each doubt."""
-        counts = [f"{len(self.done)} deblurred"]
-        if self.skipped:
-            counts.append(f"{len(self.skipped)} skipped (already there)")
-        if self.failed:
-            counts.append(f"{len(self.failed)} failed:")
-        if self.doubtful:
-            counts.append(f"{len(self.doubtful)} of the deblurred doubtful:")
-        return "\n  ".join([", ".join(counts), *(message for _, message in self.failed + self.doubtful)])
-
-
-def deblur_files(
-    paths: Sequence[str | Path],
-    out: str | Path | None = None,
-    *,
-    deblurrer: Callable[[np.ndarray], np.ndarray],
-    suffix: str = "_deblurred",
-    extension: str | None = None,
-    skip_existing: bool = False,
-) -> Result:
-    """Sharpen image files, and all that are in folders and below (hidden ones left out); the inputs stay as they are.
-
-    The results go to `out`: a folder, in which the trees below given folders are kept, or, for one file, a file with
-    the suffix of an image. Without `out`, the result of `photo.jpg` is `photo_deblurred.jpg` beside it, and that of the
-    folder `album` the folder `album_deblurred`; `suffix` replaces `_deblurred`. `extension` (such as ".png") changes
-    the format; otherwise it stays, and with it bit depth, alpha, EXIF and ICC profile as far as `images.write` can.
-    What is there already is overwritten, or skipped with `skip_existing`. Of an `out` inside a given folder, nothing is
-    read.
-
-    An image that cannot be read, sharpened or written is in the result's `failed`, and the others are done; one whose
-    output looks broken (a `DoubtfulOutput` warning of the deblurrer's) is in its `doubtful`, too. More than one file
-    shows a progress bar on stderr.
-
-    Raises, before any work: FileNotFoundError for a path that is not there; ValueError where there is no image, where a
-    result would overwrite an input or another result, and where `out` or `extension` cannot be used; ImageError for a
-    folder that cannot be read.
-    """
-    jobs = plan([Path(path) for path in paths], None if out is None else Path(out), suffix, extension)
-    result = Result()
-    for source, target in tqdm(jobs, disable=len(jobs) < 2, unit="image"):
-        if skip_existing and target.exists():
-            result.skipped.append(target)
-            continue
-        try:
-            photo = images.read(source)
-            with warnings.catch_warnings(record=True) as raised:
-                warnings.simplefilter("always", DoubtfulOutput)  # one a file, not one a process
-                pixels = deblurrer(photo.pixels)
-            images.write(target, replace(photo, pixels=pixels))
-        except ImageError as error:
-            result.failed.append((source, str(error)))
-        except (OSError, MemoryError, ArithmeticError, RuntimeError) as error:
-            result.failed.append((source, f"{source}: {str(error) or type(error).__name__}"))
-        else:
-            result.done.append(target)
-            for warning in raised:
-                if issubclass(warning.category, DoubtfulOutput):
-                    result.doubtful.append((source, f"{source}: {warning.message}"))
-                else:
-                    warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
-    return result
-
-
-def plan(paths: Sequence[Path], out: Path | None, suffix: str, extension: str | None) -> list[tuple[Path, Path]]:
-    """Every image with the file for its result; `deblur_files` says where that is and what is raised."""
-    missing = [str(path) for path in paths if not os.path.exists(path)]
-    if missing:
-        raise FileNotFoundError(f"there is no file or folder {', '.join(missing)}")
-    if extension is not None:
-        extension = "." + extension.lower().lstrip(".")
-        if extension not in images.SUFFIXES:
-            raise ValueError(f"the extension is {extension}; it must be one of {', '.join(images.SUFFIXES)}")
-    jobs: dict[Path, Path] = {}  # from the result to its source
-
-    def add(source: Path, target: Path) -> None:
-        if os.path.realpath(source) != os.path.realpath(jobs.setdefault(target, source)):
-            raise ValueError(f"{jobs[target]} and {source} would both become {target}; run them apart")
-
-    if out is not None and not out.is_dir() and (out.exists() or out.suffix.lower() in images.SUFFIXES):
-        if out.suffix.lower() not in images.SUFFIXES:
-            raise ValueError(f"{out} is a file, and no image; give a folder, or an image file")
-        if len(paths) != 1 or paths[0].is_dir():
-            raise ValueError(f"{out} is one file, and there is more than one image to write; give a folder")
-        if extension not in (None, out.suffix.lower()):
-            raise ValueError(f"{out} does not end in {extension}; leave the extension out")
-        add(paths[0], out)
-    else:
-        for path in paths:
-            if not path.is_dir():
-                target = path.with_stem(path.stem + suffix) if out is None else out / path.name
-                add(path, target.with_suffix(extension or target.suffix))
-                continue
-            root = Path(os.path.abspath(path) + suffix) if out is None else out
-            # Results of an earlier run inside the folder are no inputs. (A root that is the folder itself fails below.)
-            own = root.resolve() if path.resolve() in root.resolve().parents else None
-            for source in images.find_images(path):
-                if own not in source.resolve().parents:
-                    target = root / source.relative_to(path)
-                    add(source, target.with_suffix(extension or target.suffix))
-
-    if not jobs:
-        where = ", ".join(str(path) for path in paths) or "nothing: no path was given"
-        raise ValueError(f"no image ({', '.join(images.SUFFIXES)}) in {where}")
-    sources = {os.path.realpath(source): source for source in jobs.values()}
-    for target, source in jobs.items():
-        if (overwritten := sources.get(os.path.realpath(target))) is not None:
-            raise ValueError(f"the result of {source} would overwrite {overwritten}; choose another output")
-    return [(source, target) for target, source in jobs.items()]

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813 (the name it goes by in its own documentation)
 
-from lmfn import exif
-from lmfn.checkpoint import replace_file
+from lmfn import atomic, exif
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 """The suffixes of image files, lower case; to be compared with a suffix in lower case."""
@@ -185,7 +184,7 @@ def write(path: str | Path, photo: Photo) -> None:
             data = encoded.read_bytes()
             if photo.exif and suffix not in (".tif", ".tiff"):
                 data = exif.insert(data, photo.exif)
-            replace_file(path, data)
+            atomic.write(path, data)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written ({error.strerror})") from error
 

@@ -2,28 +2,20 @@
 
 import copy
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from lmfn.cuda_graphs import Graphs, Run
 from lmfn.device import has_fast_bf16
-from lmfn.graphs import Capture
-from lmfn.model import LMFN
-from lmfn.packed import Packed, packable
+from lmfn.network.model import Network
+from lmfn.onednn import Packed, packable
 from lmfn_kernels import weight_layout
 
-Run = Callable[[Tensor], Tensor]
-
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
-GRAPHS = 8
-"""Shapes whose CUDA graph is kept."""
-LARGEST_GRAPH = 1 << 22
-"""Pixels of a batch above which kernels take so long that a graph gains nothing, and its memory would be held."""
 
 
-def for_inference(model: LMFN, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Run:
+def for_inference(model: Network, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Run:
     """The network as a function: `[B, 3, H, W]` in [0, 1], any float type, H and W >= 1, to the same shape and type.
 
     The weights are copied, once: what becomes of the network later does not count. Results have no gradient. Images
@@ -73,7 +65,7 @@ def for_inference(model: LMFN, device: str | torch.device | None = None, dtype: 
     return checked
 
 
-def plain(model: LMFN, device: torch.device, dtype: torch.dtype) -> Run:
+def plain(model: Network, device: torch.device, dtype: torch.dtype) -> Run:
     """The network itself, with the convolutions' weights cast and laid out beforehand; all else stays in float32."""
     for parameter in model.parameters():
         if parameter.ndim == 4:
@@ -86,30 +78,3 @@ def plain(model: LMFN, device: torch.device, dtype: torch.dtype) -> Run:
         return result
 
     return run
-
-
-class Graphs:
-    """Runs a function of one tensor as CUDA graphs, one a shape; `capture` makes one.
-
-    The first call with a shape runs the function itself, so that no size stalls that is never seen again.
-    """
-
-    def __init__(self, run: Run, capture: Callable[..., Run] | None = None) -> None:
-        self.run = run
-        self.capture = capture or Capture()
-        self.graphs: OrderedDict[torch.Size, Run | None] = OrderedDict()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x.contiguous()  # kernels are compiled for strides, and none may be compiled in a capture
-        if x.shape[0] * x.shape[2] * x.shape[3] > LARGEST_GRAPH:
-            return self.run(x)
-        if x.shape not in self.graphs:
-            result, graph = self.run(x), None
-        else:
-            graph = self.graphs[x.shape] or self.capture(self.run, x)
-            result = graph(x).clone()
-        self.graphs[x.shape] = graph
-        self.graphs.move_to_end(x.shape)
-        if len(self.graphs) > GRAPHS:
-            self.graphs.popitem(last=False)
-        return result

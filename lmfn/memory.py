@@ -1,10 +1,11 @@
-"""How much of the machine's memory this process may use: what is free, and what its container allows."""
+"""How much memory this process may use: what is free, and on the machine itself what its container allows."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+import torch
 
 
 class Limit(NamedTuple):
@@ -32,6 +33,15 @@ def available(root: Path = Path("/")) -> int:
     free = int(psutil.virtual_memory().available)
     container = container_limit(root)
     return free if container is None else max(0, min(free, container.limit - container.used))
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be used on the device; None where that is not known (mps)."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch holds and does not use is free too.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return available() if device.type == "cpu" else None
 
 
 def _limits(root: Path) -> Iterator[Limit]:

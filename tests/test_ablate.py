@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from lmfn import LMFN, cli, images
 from lmfn import ablate as ablate_module
 from lmfn.ablate import TABLES, Result, Row, ablate, markdown, saved_bytes
-from lmfn.ablations import ASPP, Concat, PooledAttention, PyramidPooling, SpatialAttention
 from lmfn.data import find_pairs
-from lmfn.evaluate import count_gmacs
-from lmfn.results import Complexity
+from lmfn.evaluation import count_gmacs
+from lmfn.evaluation.results import Complexity
+from lmfn.network.alternatives import ASPP, Concat, PooledAttention, PyramidPooling, SpatialAttention
 
 ENCODERS = {"strided": 740_352 + 553_920, "aspp": 584_576, "pyramid": 522_880}
 FUSIONS = {"none": -10_051, "concat": -1, "pooled": -1 + 12 * 401 + 200, "spatial": -1 + 99}

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-import train
-from lmfn import LMFN, card, checkpoint, images, weights
+from lmfn import LMFN, card, images, weights
 from lmfn.data import Source, synth
-from lmfn.train import Settings
+from lmfn.network import checkpoint
+from lmfn.training.loop import train
+from lmfn.training.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps=2,
         device="cpu",
     )
-    train.train(first)
+    train(first)
     second = dataclasses.replace(
         first, name="second", start_from=folder / "runs" / "first" / "ema.safetensors", network=(), steps=1
     )
-    train.train(second)
+    train(second)
     return folder
 
 

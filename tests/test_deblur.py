@@ -13,9 +13,12 @@ import torch
 from PIL import Image, ImageCms
 
 import lmfn.deblur
-from lmfn import LMFN, guard, images
-from lmfn.deblur import Deblurrer, Result, available_memory, deblur_files
+from lmfn import LMFN, images
+from lmfn import plausibility as guard
+from lmfn.deblur import Deblurrer
+from lmfn.files import Result, deblur_files
 from lmfn.images import ImageError, Photo
+from lmfn.memory import available_memory
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 from PIL.TiffImagePlugin import IFDRational
 
 from lmfn import images
-from lmfn.deblur import deblur_files
+from lmfn.files import deblur_files
 from lmfn.images import ImageError, Photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -13,11 +13,12 @@ from skimage import data
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lmfn.inference
-import lmfn.packed
+import lmfn.onednn
 from lmfn import LMFN
-from lmfn.config import PRESETS, LMFNConfig
-from lmfn.inference import Graphs, for_inference, plain
-from lmfn.packed import packable, polyphase
+from lmfn.cuda_graphs import Graphs
+from lmfn.inference import for_inference, plain
+from lmfn.network.config import PRESETS, LMFNConfig
+from lmfn.onednn import packable, polyphase
 from lmfn_kernels import backend
 from lmfn_kernels.runtime import launch
 
@@ -108,7 +109,7 @@ def test_any_size_in_any_order(name, size):
 @pytest.mark.parametrize("name", PRESETS)
 def test_strips_of_one_row_change_nothing(monkeypatch, name):
     model, x = network(name), image(2, 3, 96, 64)
-    monkeypatch.setattr(lmfn.packed, "STRIP", 1)
+    monkeypatch.setattr(lmfn.onednn, "STRIP", 1)
     assert_close(for_inference(model, dtype=torch.float32)(x), model, x, torch.float32)
 
 
@@ -235,12 +236,12 @@ def test_an_empty_batch():
 
 
 def test_large_buffers_are_given_back(monkeypatch):
-    packed = lmfn.packed.Packed(network(), torch.float32)
+    packed = lmfn.onednn.Packed(network(), torch.float32)
     with torch.no_grad():
         packed(image(1, 3, 64, 64))
         held = sum(memory.nbytes for memory in packed.memory.values())
         assert held > 0
-        monkeypatch.setattr(lmfn.packed, "KEPT", held - 1)
+        monkeypatch.setattr(lmfn.onednn, "KEPT", held - 1)
         packed(image(1, 3, 64, 64))
     assert not packed.memory
 
@@ -302,7 +303,7 @@ class TestGraphs:
         assert (self.ran, self.captured, self.replayed) == ([5], [5], [5, 5, 5])
 
     def test_the_shapes_unused_for_longest_go_first(self, graphs):
-        sizes = list(range(1, lmfn.inference.GRAPHS + 1))
+        sizes = list(range(1, lmfn.cuda_graphs.GRAPHS + 1))
         for size in [*sizes, *sizes, 1, 100]:  # 100 takes the place of 2
             graphs(torch.ones(1, 3, 4, size))
         self.ran.clear()
@@ -312,10 +313,10 @@ class TestGraphs:
         assert (self.ran, self.captured) == ([], [])
         graphs(torch.ones(1, 3, 4, 2))
         assert (self.ran, self.captured) == ([2], [])
-        assert len(graphs.graphs) == lmfn.inference.GRAPHS
+        assert len(graphs.graphs) == lmfn.cuda_graphs.GRAPHS
 
     def test_large_images_are_never_captured(self, graphs, monkeypatch):
-        monkeypatch.setattr(lmfn.inference, "LARGEST_GRAPH", 20)
+        monkeypatch.setattr(lmfn.cuda_graphs, "LARGEST_GRAPH", 20)
         for _ in range(3):
             graphs(torch.ones(1, 3, 4, 6))
             graphs(torch.ones(1, 3, 4, 5))

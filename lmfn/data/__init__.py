@@ -1,11 +1,19 @@
-"""Data to train and to measure on: layouts of data sets, blur synthesis, training patches, checks."""
+"""Data to train and to measure on: layouts of data sets, blur synthesis, training patches, checks.
 
-from lmfn.data.check import CheckReport, check
-from lmfn.data.generate import SynthReport, synth
-from lmfn.data.layouts import DataError, Pair, PairSet, UnknownLayoutError, find_pairs
-from lmfn.data.prepare import PrepareReport, prepare
-from lmfn.data.sampling import Source, TrainingSet
+What reads files is loaded on first use: blur synthesis and the rendering of patches need PyTorch and NumPy alone.
+"""
+
+from typing import TYPE_CHECKING
+
+from lmfn.lazy import loader
 from lmfn.options import BlurKinds, BlurOptions
+
+if TYPE_CHECKING:
+    from lmfn.data.checks import CheckReport, check
+    from lmfn.data.downloads import PrepareReport, prepare
+    from lmfn.data.generate import SynthReport, synth
+    from lmfn.data.layouts import DataError, Pair, PairSet, UnknownLayoutError, find_pairs
+    from lmfn.data.sampling import Source, TrainingSet
 
 __all__ = [
     "BlurKinds",
@@ -24,3 +32,12 @@ __all__ = [
     "prepare",
     "synth",
 ]
+
+__getattr__, __dir__ = loader(
+    __name__,
+    dict.fromkeys(("CheckReport", "check"), "checks")
+    | dict.fromkeys(("PrepareReport", "prepare"), "downloads")
+    | dict.fromkeys(("SynthReport", "synth"), "generate")
+    | dict.fromkeys(("DataError", "Pair", "PairSet", "UnknownLayoutError", "find_pairs"), "layouts")
+    | dict.fromkeys(("Source", "TrainingSet"), "sampling"),
+)

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lmfn import images
-from lmfn.checkpoint import replace_file
+from lmfn import atomic, images
 from lmfn.options import Variant
 
 log = logging.getLogger("lmfn")
@@ -367,7 +366,7 @@ def write_index(file: Path, sets: Sequence[PairSet]) -> None:
             for sharp in pair.frames or (pair.sharp,):
                 paths = (path.resolve().relative_to(folder).as_posix() for path in (pair.blurred, sharp))
                 rows.writerow([found.layout, found.split or "", pair.name, *paths])
-    replace_file(file, text.getvalue().encode())
+    atomic.write(file, text.getvalue().encode())
 
 
 def _indexed(file: Path, split: str | None, variant: Variant) -> PairSet:

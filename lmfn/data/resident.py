@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from lmfn.data.sampling import Part, Patch, TrainingSet, render
+from lmfn.data.rendering import Part, Patch, render
+from lmfn.data.sampling import TrainingSet
 from lmfn.data.synthesis import mirrored
 
 

@@ -1,9 +1,8 @@
 """Training patches out of pairs, frames and photographs: patch n of a seed is always the same patch."""
 
-import functools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,8 @@ from torch.utils.data import Dataset
 from lmfn import images
 from lmfn.data.frames import Run, find_runs
 from lmfn.data.layouts import DataError, find_pairs, index
-from lmfn.data.synthesis import (
-    Exposure,
-    Image,
-    Mean,
-    draw_frame_count,
-    expose,
-    mean_of_windows,
-    mirrored,
-)
+from lmfn.data.rendering import Part, Patch, render
+from lmfn.data.synthesis import Exposure, Image, Mean, draw_frame_count, mirrored
 from lmfn.data.synthesis.paths import Box
 from lmfn.options import BlurOptions, Variant
 
@@ -55,24 +47,6 @@ class Source:
             raise ValueError(f"Source.weight of {self.path} is {self.weight}; it must be greater than 0")
         if self.sharp is not None and self.kind != "pairs":
             raise ValueError(f"Source.sharp of {self.path} is for pairs; a source of {self.kind} has none")
-
-
-@dataclass(frozen=True)
-class Patch:
-    """All that a training patch is made of, but the pixels."""
-
-    images: tuple[int, ...]
-    """By number: blurred and sharp, or neighbouring frames in their order, or one photograph."""
-    size: tuple[int, int]
-    """Height and width of each of them."""
-    corner: tuple[int, int]
-    """Top and left of the part that is cut out of them."""
-    exposure: Exposure | Mean | None
-    """How the blurred patch is made; None: it is there already."""
-    turns: int
-    """Quarter turns of the finished patch, counter-clockwise."""
-    flip: bool
-    """Whether it is mirrored, left to right, before it is turned."""
 
 
 class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
@@ -141,60 +115,6 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
 
         blurred, sharp = render([patch], self.patch, self.blur.margin, cut)
         return blurred[0].contiguous(), sharp[0].contiguous()
-
-
-Part = tuple[int, int, int]
-"""A square part of an image: the image's number, top and left; beyond its border an image is mirrored."""
-Cut = Callable[[Sequence[Part], int], Tensor]
-"""Cuts parts of a given side out of images: uint8 `[len(parts), side, side, 3]`, on the device of the images."""
-
-
-def render(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> tuple[Tensor, Tensor]:
-    """Make the pixels of patches: blurred and sharp, uint8 `[B, 3, side, side]`, channels-last in memory.
-
-    `margin` is `BlurOptions.margin` of the blur that the patches were drawn with. A patch does not depend on the others
-    that are made with it, but for the last bit of a float32 before it is rounded to 8.
-    """
-    kinds: dict[type, list[int]] = {type(None): [], Mean: [], Exposure: []}
-    for n, patch in enumerate(patches):
-        kinds[type(patch.exposure)].append(n)
-    made: list[tuple[Tensor, Tensor]] = []
-    if chosen := [patches[n] for n in kinds[type(None)]]:
-        both = cut([(patch.images[which], *patch.corner) for which in (0, 1) for patch in chosen], side)
-        made.append((both[: len(chosen)], both[len(chosen) :]))
-    if chosen := [patches[n] for n in kinds[Mean]]:
-        frames = cut([(image, *patch.corner) for patch in chosen for image in patch.images], side)
-        runs = frames.split([len(patch.images) for patch in chosen])
-        boxes = [(*patch.corner, side, side) for patch in chosen]
-        blurred = mean_of_windows(runs, [cast(Mean, patch.exposure) for patch in chosen], boxes)
-        made.append((blurred, torch.stack([run[len(run) // 2] for run in runs])))
-    if chosen := [patches[n] for n in kinds[Exposure]]:
-        exposures = [cast(Exposure, patch.exposure) for patch in chosen]
-        around = [(p.images[0], p.corner[0] - margin, p.corner[1] - margin) for p in chosen]
-        elsewhere = [
-            (number, top + exposure.outline.texture[0], left + exposure.outline.texture[1])
-            for (number, top, left), exposure in zip(around, exposures, strict=True)
-            if exposure.outline
-        ]
-        textures = cut(elsewhere, side + 2 * margin) if elsewhere else None
-        boxes = [(*patch.corner, side, side) for patch in chosen]
-        made.append(expose(cut(around, side + 2 * margin), textures, exposures, boxes))
-
-    blurred, sharp = (torch.cat(images) for images in zip(*made, strict=True))
-    order = [n for kind in kinds.values() for n in kind]
-    finish = torch.tensor([(order.index(n), patch.turns + 4 * patch.flip) for n, patch in enumerate(patches)])
-    place, symmetry = finish.to(sharp.device, non_blocking=True).T
-    pixels = symmetries(side, sharp.device)[symmetry] + place[:, None] * side**2
-    blurred, sharp = (image.reshape(-1, 3)[pixels].view(-1, side, side, 3) for image in (blurred, sharp))
-    return blurred.permute(0, 3, 1, 2), sharp.permute(0, 3, 1, 2)
-
-
-@functools.cache
-def symmetries(side: int, device: torch.device) -> Tensor:
-    """Which pixel of a square comes where, `[8, side * side]`: by quarter turns, 4 more where it is flipped first."""
-    square = torch.arange(side * side, device=device).view(side, side)
-    turned = [torch.rot90(s, turns) for s in (square, square.flip(1)) for turns in range(4)]
-    return torch.stack(turned).flatten(1)
 
 
 class Images:

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
-from bench.cases import conv_case
 
 import lmfn_kernels
 from bench.host import Launches
+from lmfn_kernels.testing import conv_case
 
 
 def test_what_is_counted() -> None:

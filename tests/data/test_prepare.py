@@ -13,7 +13,7 @@ import pytest
 
 from lmfn import cli
 from lmfn.data import DataError, find_pairs, prepare
-from lmfn.data.prepare import KNOWN, PrepareReport
+from lmfn.data.downloads import KNOWN, PrepareReport
 
 SIZE = (8, 10)
 SMALL = {

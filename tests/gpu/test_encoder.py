@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lmfn_kernels
-from bench.network import lmfn
+from lmfn.network import Network
 from lmfn_kernels.testing import (
     assert_rounded,
     block_case,
@@ -92,7 +92,7 @@ def test_cuda_graph(name: str) -> None:
 @pytest.mark.parametrize("memory", ["normal", "lean"])
 def test_peak_memory_of_training(memory: str) -> None:
     """Forward and backward of the whole network under autocast: at most 0.4 of what the formulas take at their peak."""
-    model = lmfn().LMFN.from_preset("lmfn").cuda().to(memory_format=torch.channels_last)
+    model = Network.from_preset("lmfn").cuda().to(memory_format=torch.channels_last)
     images = torch.rand(4, 3, 256, 256, device="cuda")
 
     def peak(backend: str) -> int:

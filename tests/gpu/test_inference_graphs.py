@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
-from bench.network import lmfn
+from lmfn.network import Network
 
 pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
 
@@ -19,7 +19,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def network(name: str) -> Any:
     """Full width, with attentions and an output that count."""
     torch.manual_seed(0)
-    model = lmfn().LMFN.from_preset(name, similarity="cosine").eval().to(DEVICE)
+    model = Network.from_preset(name, similarity="cosine").eval().to(DEVICE)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.endswith((".theta", ".alpha")):

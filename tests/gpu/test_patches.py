@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.network import lmfn
+from lmfn.data.rendering import Patch, render
+from lmfn.data.synthesis import Exposure, Mean, mirrored
+from lmfn.options import BlurOptions
 
 pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
 
@@ -17,7 +19,6 @@ SIDE, SIZE = 64, (100, 120)
 
 def cutter(images: Tensor) -> Callable[[Sequence[tuple[int, int, int]], int], Tensor]:
     """Parts of images `[N, H, W, 3]`, on their device."""
-    from lmfn.data.synthesis import mirrored
 
     def cut(parts: Sequence[tuple[int, int, int]], side: int) -> Tensor:
         along = torch.arange(side, device=images.device)
@@ -32,11 +33,6 @@ def cutter(images: Tensor) -> Callable[[Sequence[tuple[int, int, int]], int], Te
 
 
 def test_patches_are_those_of_the_cpu() -> None:
-    lmfn()  # before what imports it
-    from lmfn.data.sampling import Patch, render
-    from lmfn.data.synthesis import Exposure, Mean
-    from lmfn.options import BlurOptions
-
     rng, blur = np.random.default_rng(0), BlurOptions(highlights=(1, 3))
     coarse = torch.rand(9, 3, 10, 12, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(coarse, size=SIZE, mode="bicubic").clamp(0, 1)

@@ -8,6 +8,7 @@ from torch import Tensor
 import lmfn_kernels
 from bench.network import network
 from bench.rows import Shape
+from lmfn.cuda_graphs import GradientGraph
 
 pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
 
@@ -19,8 +20,6 @@ DEVICE = "cuda"
 def test_gradients_are_those_of_the_step(dtype: torch.dtype, memory: str) -> None:
     torch.manual_seed(0)
     model = network(Shape(4, 4, 50, 64, 96), device=DEVICE).to(memory_format=torch.channels_last).train()
-    from lmfn.graphs import GradientGraph  # not before `network`
-
     model.memory = memory
     parameters = list(model.parameters())
 

@@ -1,0 +1,271 @@
+"""The tables of `python -m bench report`, each from the rows of one device."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.rows import OURS, Row, Shape
+from bench.units import SIZE, UNITS
+
+UNSEEN = ("ONNX Runtime", "OpenVINO")
+"""Whose memory is not PyTorch's, which is all that is counted on a CPU."""
+
+
+def machine(row: Row) -> str:
+    m = row.machine
+    threads = f", {m.threads} thread{'s' * (m.threads > 1)}" if m.threads else f", driver {m.driver}, CUDA {m.cuda}"
+    dirty = " with changes" if m.dirty else ""
+    ceilings = f"copies {m.copy_gbps:.4g} GB/s, multiplies at {m.matrix_tflops:.3g} TFLOP/s in {row.dtype}"
+    versions = f"torch {m.torch}, Triton {m.triton}, Python {m.python}, commit {m.commit[:10]}{dirty}"
+    return f"**{m.device}**{threads}, {versions}; {ceilings}."
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines])
+
+
+def digits(number: float) -> str:
+    """Three that count, or all of those before the point; none of what is not a number."""
+    if math.isnan(number):
+        return ""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def milliseconds(row: Row) -> str:
+    return f"{digits(row.p50)} ({digits(row.p20)} to {digits(row.p80)})"
+
+
+def mebibytes(row: Row) -> str:
+    unseen = row.provider in UNSEEN and row.machine.threads
+    return "not seen" if unseen else f"{row.peak_bytes / 2**20:.1f}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one measurement: ours, and the others from the fastest on."""
+
+    ours: Row
+    others: list[Row]
+    warm: Row | None
+
+    @property
+    def faster(self) -> float:
+        """Than the fastest other."""
+        return self.others[0].p50 / self.ours.p50 if self.others else math.nan
+
+
+def groups(rows: Iterable[Row]) -> list[Group]:
+    """In the rows' order; the L2 cold, or not a matter."""
+    by: dict[tuple[object, ...], dict[str, Row]] = defaultdict(dict)
+    warm: dict[tuple[object, ...], Row] = {}
+    for row in rows:
+        key = (row.op, row.mode, row.dtype, row.shape, row.machine.device, row.machine.threads)
+        if row.l2 == "warm":
+            warm[(*key, row.provider)] = row
+        else:
+            by[key][row.provider] = row
+    found = []
+    for what, providers in by.items():
+        mine = next((name for name in OURS if name in providers), None)
+        if mine is not None:
+            others = sorted((r for name, r in providers.items() if name not in OURS), key=lambda row: row.p50)
+            found.append(Group(providers[mine], others, warm.get((*what, mine))))
+    return found
+
+
+def ops(verbs: dict[str, list[Row]], _link: Path) -> str:
+    rows = verbs.get("ops", [])
+    if not rows:
+        return ""
+    heads = ["op", "mode", "type", "shape", "ours, ms", "warm, ms", "fastest other, ms", "times as fast"]
+    heads += ["of the roofline", "peak, MiB: ours", "its", "again"]
+    lines = []
+    for group in groups(rows):
+        row, other = group.ours, group.others[0] if group.others else None
+        lines.append(
+            [
+                f"`{row.op}`",
+                row.mode,
+                row.dtype,
+                str(row.shape),
+                milliseconds(row),
+                milliseconds(group.warm) if group.warm else "",
+                f"{other.provider} {milliseconds(other)}" if other else "none",
+                f"{group.faster:.2f}" if other else "",
+                f"{row.roofline:.0%}",
+                mebibytes(row),
+                mebibytes(other) if other else "",
+                f"`{row.command}`",
+            ]
+        )
+    return f"{machine(rows[0])}\n\n{table(heads, lines)}"
+
+
+def whole(verb: str) -> Callable[[dict[str, list[Row]], Path], str]:
+    """The table of the whole network by all that ran it: fastest first."""
+
+    def made(verbs: dict[str, list[Row]], _link: Path) -> str:
+        rows = [row for row in verbs.get(verb, []) if row.op == "lmfn"]
+        if not rows:
+            return ""
+        heads = ["shape", "type", "by", "ms", "ms an image", "peak, MiB", "kept, MiB", "of the matrix rate", "again"]
+        lines = [
+            [
+                str(row.shape),
+                row.dtype,
+                row.provider + (f" {row.config['version']}" if "version" in row.config else ""),
+                milliseconds(row),
+                digits(row.p50 / row.shape.b),
+                mebibytes(row),
+                f"{row.saved_bytes / 2**20:.1f}",
+                f"{row.tflops / row.machine.matrix_tflops:.1%}",
+                f"`{row.command}`",
+            ]
+            for row in sorted(rows, key=lambda row: (row.shape, row.dtype, row.p50))
+        ]
+        return f"{machine(rows[0])}\n\n{table(heads, lines)}"
+
+    return made
+
+
+def frame(verbs: dict[str, list[Row]], _link: Path) -> str:
+    """One photograph of 1280x720 by all that ran the network, fastest first, a column a type."""
+    rows = [row for row in verbs.get("model", []) if row.op == "lmfn"]
+    rows = [row for row in rows if (row.shape.b, row.shape.h, row.shape.w) == (1, *SIZE)]
+    if not rows:
+        return ""
+    times = {(row.provider, row.dtype): row.p50 for row in rows}
+    dtypes = list(dict.fromkeys(row.dtype for row in rows))
+    providers = dict.fromkeys(row.provider for row in sorted(rows, key=lambda row: row.p50))
+    lines = [[name, *(digits(times[name, d]) if (name, d) in times else "" for d in dtypes)] for name in providers]
+    m = rows[0].machine
+    where = f"{m.device}, {m.threads} thread{'s' * (m.threads > 1)}" if m.threads else m.device
+    command = f"`python -m bench model --device {'cpu' if m.threads else 'cuda'}`"
+    return f"{table([f'{where}: ms', *dtypes], lines)}\n\nAgain: {command}."
+
+
+def units(verbs: dict[str, list[Row]], _link: Path) -> str:
+    """The network's parts in one photograph of 1280x720: what each takes, and what it would at the roofline."""
+    found: dict[str, dict[tuple[str, Shape], Group]] = defaultdict(dict)
+    for group in groups(row for row in verbs.get("model", []) if row.op != "lmfn"):
+        found[group.ours.dtype][group.ours.op, group.ours.shape] = group
+    made = []
+    for by in found.values():
+        rows = [(unit, by[unit.op, unit.shape]) for unit in UNITS if (unit.op, unit.shape) in by]
+        if not rows:
+            continue
+        mine = [unit.times * group.ours.p50 for unit, group in rows]
+        least = [unit.times * group.ours.p50 * group.ours.roofline for unit, group in rows]
+        other = [unit.times * group.others[0].p50 if group.others else math.nan for unit, group in rows]
+        heads = ["part", "op", "shape", "times", "ours, ms", "of all", "at the roofline, ms", "of the roofline"]
+        lines = [
+            [
+                unit.name,
+                f"`{unit.op}`",
+                str(unit.shape),
+                str(unit.times),
+                digits(ms),
+                f"{ms / sum(mine):.1%}",
+                digits(floor),
+                f"{floor / ms:.0%}",
+                digits(formula),
+            ]
+            for (unit, _), ms, floor, formula in zip(rows, mine, least, other, strict=True)
+        ]
+        whole = [digits(sum(mine)), "100%", digits(sum(least)), f"{sum(least) / sum(mine):.0%}", digits(sum(other))]
+        row = rows[0][1].ours
+        title = f"{machine(row)} By `{row.provider}`."
+        made.append(f"{title}\n\n{table([*heads, 'the formula, ms'], [*lines, ['all', '', '', '', *whole]])}")
+    return "\n\n".join([*made, "Again: `python -m bench model --units`."]) if made else ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Rows that differ in one size alone, by that size."""
+
+    axis: str
+    sizes: list[int]
+    rows: list[Row]
+
+    def exponent(self, value: Callable[[Row], float]) -> float:
+        """Of the power of the size that fits the values best; not a number where there are none."""
+        values = [value(row) for row in self.rows]
+        return float(np.polyfit(np.log(self.sizes), np.log(values), 1)[0]) if min(values) > 0 else math.nan
+
+    def slope(self, value: Callable[[Row], float]) -> float:
+        """Of the straight line that fits the values best."""
+        return float(np.polyfit(self.sizes, [value(row) for row in self.rows], 1)[0])
+
+
+AXES: dict[str, Callable[[Row], int]] = {
+    "pixels": lambda row: row.shape.h * row.shape.w,
+    "images": lambda row: row.shape.b,
+    "maps": lambda row: row.shape.n,
+    "channels": lambda row: row.shape.c,
+}
+
+
+def lines(rows: Iterable[Row]) -> list[Line]:
+    """Of at least three rows each; those of the most rows where one size grows from several others."""
+    by: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.l2 != "warm":
+            for along in AXES:
+                rest = tuple(size(row) for name, size in AXES.items() if name != along)
+                by[(row.op, row.mode, row.dtype, row.provider, along, rest)].append(row)
+    found: dict[tuple[object, ...], Line] = {}
+    for (*what, axis, _), members in by.items():
+        members = sorted(members, key=AXES[str(axis)])
+        best = found.get((*what, axis))
+        if len(members) >= 3 and (best is None or len(members) > len(best.rows)):
+            found[(*what, axis)] = Line(str(axis), [AXES[str(axis)](row) for row in members], members)
+    return list(found.values())
+
+
+def growth(verbs: dict[str, list[Row]], _link: Path) -> str:
+    rows = verbs.get("memory", [])
+    if not rows:
+        return ""
+    heads = ["op", "mode", "type", "by", "with", "from", "to", "time", "peak", "kept", "peak, bytes for one more"]
+    found = []
+    for line in lines(rows):
+        row = line.rows[0]
+        exponents = [
+            line.exponent(value) for value in (lambda r: r.p50, lambda r: r.peak_bytes, lambda r: r.saved_bytes)
+        ]
+        found.append(
+            [
+                f"`{row.op}`",
+                row.mode,
+                row.dtype,
+                row.provider,
+                line.axis,
+                str(row.shape),
+                str(line.rows[-1].shape),
+                *("" if math.isnan(e) else f"{e:.2f}" for e in exponents),
+                f"{line.slope(lambda r: r.peak_bytes):,.0f}",
+            ]
+        )
+    return f"{machine(rows[0])}\n\n{table(heads, found)}\n\nAgain: `python -m bench memory`."
+
+
+def plots(verbs: dict[str, list[Row]], link: Path) -> str:
+    made = {"roofline": "ops", "speedup": "ops", "memory": "memory", "time": "memory"}
+    return "\n".join(
+        f"![{name}, {link.name}]({link / f'{name}.png'})" for name, verb in made.items() if verbs.get(verb)
+    )
+
+
+TABLES: dict[str, Callable[[dict[str, list[Row]], Path], str]] = {
+    "ops": ops,
+    "frame": frame,
+    "model": whole("model"),
+    "units": units,
+    "train": whole("train"),
+    "growth": growth,
+    "plots": plots,
+}

@@ -1,0 +1,45 @@
+"""What a network costs: parameters, multiply-adds, and the digest that its weights are known by."""
+
+import hashlib
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import lmfn_kernels
+from lmfn.evaluation.results import Complexity
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The SHA-256 of a network's parameters and buffers: names, shapes, types and values."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def measure_complexity(model: nn.Module) -> Complexity:
+    """Parameters, their bytes, and GMACs at 256x256 and 1280x720."""
+    parameters = list(model.parameters())
+    return Complexity(
+        sum(parameter.numel() for parameter in parameters),
+        sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        {f"{w}x{h}": count_gmacs(model, h, w) for h, w in ((256, 256), (720, 1280))},
+    )
+
+
+def count_gmacs(model: nn.Module, height: int, width: int) -> float:
+    """1e9 multiply-adds of the convolutions and matrix products in a forward pass over one image `[1, 3, H, W]`.
+
+    Half of what torch's FlopCounterMode counts in the written formulas, whatever fused ops leave out of them;
+    additions, activations and resampling are not. The pass runs on fake tensors: only shapes are computed.
+    """
+    device = next(model.parameters()).device
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    eager = torch.compiler.set_stance("force_eager")  # a compiled network is counted, not compiled again
+    written = lmfn_kernels.backend("reference")
+    with eager, fake, written, FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, 3, height, width, device=device))
+    return float(counter.get_total_flops() / 2e9)

@@ -1,0 +1,301 @@
+"""What a network does for a set of pairs: PSNR and SSIM by a named protocol, those of the blurred input, and time.
+
+pairs = find_pairs("GoPro", split="test")
+evaluation = evaluate(LMFN.from_pretrained("runs/first"), pairs, protocol="gopro", device="cuda", out=Path("results"))
+print(evaluation.table())
+"""
+
+import contextlib
+import datetime
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+# Imported while a process group is there (by DistributedDataParallel), its functions' default values keep that group
+# and gloo's threads for ever, and these may abort Python's own end ("terminate called without an active exception").
+import torch.distributed.nn
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lmfn import images
+from lmfn.data.layouts import Pair, PairSet
+from lmfn.device import autocast, check_precision, device_name
+from lmfn.evaluation import report
+from lmfn.evaluation.complexity import fingerprint, measure_complexity
+from lmfn.evaluation.metrics import SMALLEST
+from lmfn.evaluation.protocols import PROTOCOLS, require
+from lmfn.evaluation.results import Evaluation, Journal, Row
+from lmfn.options import Precision
+
+
+class Evaluator:
+    """Measures one network after the other on the same pairs.
+
+    Images are read, and the blurred inputs measured, in the first call; later calls use these metrics again and, with
+    `keep`, the decoded images too (6 bytes a pixel of a pair in the host's memory).
+
+    `protocol` is a name in `protocols.PROTOCOLS`; `metrics` are those of it to measure (default: all but those that are
+    only measured where asked for). The network runs on `device`, on up to `batch` images of the same size at a time, by
+    autocast where `precision` is not `fp32`; an image's result depends on the others of its batch at most by rounding.
+
+    Raises ValueError, before any image is decoded, for an empty set, an unknown protocol, metric or precision, a
+    package that is missing, a batch below 1, pairs whose images differ in size or are too small to be measured, pairs
+    that the protocol is not for, and for fp16 on a CPU.
+    """
+
+    def __init__(
+        self,
+        pairs: PairSet,
+        *,
+        protocol: str,
+        device: torch.device | str,
+        precision: Precision = "fp32",
+        metrics: Sequence[str] | None = None,
+        batch: int = 1,
+        keep: bool = False,
+        progress: bool = True,
+    ) -> None:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"unknown protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+        self.device = torch.device(device)
+        check_precision(self.device, precision)
+        self.measured_on = torch.device("cpu") if self.device.type == "mps" else self.device  # mps has no float64
+        self.rules = PROTOCOLS[protocol]
+        self.metrics = self.rules.metrics if metrics is None else tuple(metrics)
+        known = (*self.rules.metrics, *self.rules.more)
+        for metric in self.metrics:
+            if metric not in known:
+                raise ValueError(f"protocol {protocol} does not measure {metric!r}; it measures {', '.join(known)}")
+        if self.rules.needs:
+            require(self.rules.needs, f"protocol {protocol}", "eval")
+        if "lpips" in self.metrics:
+            require("lpips", "the metric lpips", "lpips")
+        if batch < 1:
+            raise ValueError(f"batch is {batch}; it must be at least 1")
+        self.pairs, self.protocol, self.precision, self.batch = pairs, protocol, precision, batch
+        self.keep, self.progress = keep, progress
+        self._images: dict[Path, Tensor] = {}
+        self._blurred: dict[Pair, dict[str, float]] = {}
+        if not len(pairs):
+            raise ValueError(f"{pairs.root} holds no pairs; there is nothing to evaluate")
+        smallest = max(SMALLEST.get(metric, 1) for metric in self.metrics)
+        self._sizes: dict[Pair, tuple[int, int]] = {}
+        for pair in pairs:
+            if self.rules.frames and not pair.frames:
+                raise ValueError(
+                    f"protocol {protocol} is for Koehler's set, and {pairs.root} is {pairs.layout}; use plain"
+                )
+            size = self._sizes[pair] = images.read_size(pair.blurred)
+            for sharp in self._sharps(pair):
+                other = images.read_size(sharp)
+                if size != other:
+                    raise ValueError(
+                        f"{pair.blurred} is {size[1]}x{size[0]} but {sharp} is {other[1]}x{other[0]}; "
+                        "the images of a pair must have the same size"
+                    )
+            if min(size) < smallest:
+                raise ValueError(
+                    f"{pair.blurred} is {size[1]}x{size[0]}; {', '.join(self.metrics)} need at least "
+                    f"{smallest}x{smallest}"
+                )
+
+    def __call__(
+        self,
+        model: nn.Module,
+        weights: str = "not named",
+        *,
+        out: Path | None = None,
+        process: int = 0,
+        processes: int = 1,
+    ) -> Evaluation:
+        """Measure a network that takes and gives `[B, 3, H, W]` in [0, 1]. It is moved to the device, and afterwards in
+        the mode (training or evaluation) it was in. `weights` is what the report calls its weights.
+
+        With a folder `out`, every image's row is kept there as soon as it is known (`Journal`), and rows that are there
+        are not measured again. Where this is one of several processes of a torch.distributed group, each measures its
+        share, and all get the whole.
+
+        Raises FloatingPointError, naming the image, where an output is not finite, ArithmeticError where the protocol
+        cannot measure it, and ValueError where `out` holds another evaluation.
+        """
+        training = model.training
+        model.to(self.device).eval()
+        sha256 = fingerprint(model)
+        config = getattr(model, "config", None)
+        facts: dict[str, Any] = {
+            "protocol": self.protocol,
+            "metrics": self.metrics,
+            "layout": self.pairs.layout,
+            "data": self.pairs.root.resolve().name,
+            "split": self.pairs.split,
+            "sha256": sha256,
+            "precision": self.precision,
+        }
+        try:
+            complexity = measure_complexity(model)
+            journal = None
+            done: dict[str, Row] = {}
+            if out is not None:
+                journal = Journal(out, facts, self.metrics)
+                if process == 0:
+                    journal.begin()
+                _wait(processes)
+                done = journal.rows()
+                _wait(processes)  # all have read before one writes
+            batches = self._batches([pair for pair in self.pairs if pair.name not in done])[process::processes]
+            for row in self._rows(model, batches, progress=self.progress and process == 0):
+                done[row.name] = row
+                if journal is not None:
+                    journal.add([row])
+        finally:
+            model.train(training)
+        if processes > 1:
+            shares: list[Any] = [None] * processes
+            dist.all_gather_object(shares, done)
+            for share in shares:
+                done |= share
+        return Evaluation(
+            **facts,
+            weights=weights,
+            config=asdict(config) if is_dataclass(config) and not isinstance(config, type) else {},
+            complexity=complexity,
+            batch=self.batch,
+            device=device_name(self.device),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            rows=tuple(done[pair.name] for pair in self.pairs),
+        )
+
+    @torch.inference_mode()
+    def show(self, model: nn.Module, pair: Pair) -> list[np.ndarray]:
+        """Blurred, deblurred and sharp, uint8 `[H, W, 3]`, for the eye; of a network that has been measured."""
+        blurred, training = self._read(pair.blurred), model.training
+        output, _ = self._forward(model.eval(), blurred)
+        model.train(training)
+        shown = (blurred, output.clamp(0, 1), self._read(pair.sharp))
+        return [(image[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy() for image in shown]
+
+    def _sharps(self, pair: Pair) -> tuple[Path, ...]:
+        return pair.frames if self.rules.frames else (pair.sharp,)
+
+    def _batches(self, pairs: Sequence[Pair]) -> list[list[Pair]]:
+        """Pairs of the same size together, up to `batch`, in their order."""
+        by_size: dict[tuple[int, int], list[Pair]] = {}
+        for pair in pairs:
+            by_size.setdefault(self._sizes[pair], []).append(pair)
+        return [same[n : n + self.batch] for same in by_size.values() for n in range(0, len(same), self.batch)]
+
+    @torch.inference_mode()
+    def _rows(self, model: nn.Module, batches: Sequence[Sequence[Pair]], progress: bool) -> Iterator[Row]:
+        warm = False
+        with tqdm(total=sum(map(len, batches)), desc="evaluate", unit="image", disable=not progress) as bar:
+            for batch in batches:
+                blurred = torch.cat([self._read(pair.blurred) for pair in batch])
+                if not warm:
+                    self._forward(model, blurred)  # the first pass also loads, plans and compiles
+                    warm = True
+                outputs, seconds = self._forward(model, blurred)
+                for n, pair in enumerate(batch):
+                    if pair not in self._blurred:
+                        self._blurred[pair] = self._measure(blurred[n : n + 1], pair, "blurred input")
+                    output = outputs[n : n + 1]
+                    if not output.isfinite().all():
+                        raise FloatingPointError(
+                            f"the network's output for {pair.name} ({pair.blurred}) is not finite at precision "
+                            f"{self.precision}; try fp32, and if it stays so, the weights are broken"
+                        )
+                    deblurred = self._measure(output, pair, "network's output")
+                    yield Row(pair.name, *self._sizes[pair], self._blurred[pair], deblurred, seconds / len(batch))
+                    bar.update()
+
+    def _read(self, path: Path) -> Tensor:
+        """Float64 `[1, 3, H, W]`, so that the 256 levels are exact; in channels-last order as files are, which is also
+        the faster one for convolutions."""
+        decoded = self._images.get(path)
+        if decoded is None:
+            decoded = torch.from_numpy(images.read_rgb(path))
+            if not self.keep:
+                self._images.clear()  # the last alone is kept: a sharp image is asked for twice in a row
+            self._images[path] = decoded
+        return decoded.to(self.measured_on)[None].permute(0, 3, 1, 2).double() / 255
+
+    def _forward(self, model: nn.Module, blurred: Tensor) -> tuple[Tensor, float]:
+        """The output, float64, and the seconds from one idle moment of the device to the next."""
+        x = blurred.float().to(self.device)
+        with autocast(self.device, self.precision):
+            self._synchronise()
+            start = time.perf_counter()
+            output = model(x)
+            self._synchronise()
+            seconds = time.perf_counter() - start
+        return output.to(self.measured_on).double(), seconds
+
+    def _synchronise(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+    def _measure(self, image: Tensor, pair: Pair, what: str) -> dict[str, float]:
+        try:
+            return self.rules.measure(image, map(self._read, self._sharps(pair)), self.metrics)
+        except ArithmeticError as error:
+            raise ArithmeticError(f"protocol {self.protocol}, the {what} for {pair.blurred}: {error}") from error
+
+
+def evaluate(
+    model: nn.Module,
+    pairs: PairSet,
+    *,
+    protocol: str,
+    device: torch.device | str,
+    precision: Precision = "fp32",
+    metrics: Sequence[str] | None = None,
+    batch: int = 1,
+    weights: str = "not named",
+    out: Path | None = None,
+    worst: int = 4,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure one network once: an `Evaluator` made and called, which see for what is raised; shared out among the
+    processes where torchrun started several.
+
+    With a folder `out`, it is left there: `images.csv` and `settings.json` (from which a run that was cut off goes on),
+    `summary.json`, and the `report.html` and strips of `report.write`, of the `worst` images (and as many best).
+    """
+    if worst < 0:
+        raise ValueError(f"worst is {worst}; it must not be negative")
+    evaluator = Evaluator(
+        pairs, protocol=protocol, device=device, precision=precision, metrics=metrics, batch=batch, progress=progress
+    )
+    with process_group() as (process, processes):
+        evaluation = evaluator(model, weights, out=out, process=process, processes=processes)
+        if out is not None and process == 0:
+            evaluation.write(out / "summary.json")
+            report.write(out, evaluation, pairs, lambda pair: evaluator.show(model, pair), worst)
+        _wait(processes)
+    return evaluation
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[tuple[int, int]]:
+    """This process's number and how many there are: those that torchrun started, or 0 and 1."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield 0, 1
+        return
+    # Rows are exchanged, nothing on the device; whoever is done first may have to wait for long.
+    dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def _wait(processes: int) -> None:
+    if processes > 1:
+        dist.barrier()

@@ -1,0 +1,270 @@
+"""The parts of LMFN (Zhang et al., ICIP 2021, arXiv 2101.05403), in the paper's order.
+
+The encoder (`MSHF`), the distillation block (`RFDB`, with its `ESA` gate), the two attentions (`ALFM` between layers,
+`ACFM` between channels) and the heads. Every part is a module of its own that can be put into somebody else's network,
+and runs on the fused ops of `lmfn_kernels`. `lmfn.network.model` joins them.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from lmfn_kernels import (
+    Conv,
+    Full3D,
+    LayerAttention,
+    Pseudo3D,
+    RFDBWeights,
+    attention_matrix,
+    channel_gate,
+    conv3x3,
+    esa_gate,
+    layer_gram,
+    residual_block,
+    rfdb,
+    stem,
+    upsample_add,
+    upsampled_conv3x3,
+)
+
+ENCODER_SLOPE = 0.1
+DECODER_SLOPE = 0.05
+MULTIPLE = 16  # the encoder halves four times
+SMALLEST = 64  # ESA's pooling needs a decoder map of 15 x 15, and the decoder runs at a quarter of the image
+
+
+def weight_and_bias(conv: nn.Module) -> Conv:
+    """As the fused ops take a convolution."""
+    return Conv(cast(Tensor, conv.weight), cast(Tensor, conv.bias))
+
+
+def keep_scale(*convs: nn.Module) -> None:
+    """Kaiming-normal weights and no bias: features keep their size through the layers, which torch's initial weights
+    shrink tenfold before the head (no source says what the paper used; `docs/measured.md` has what this gained)."""
+    for conv in convs:
+        nn.init.kaiming_normal_(cast(Tensor, conv.weight), a=ENCODER_SLOPE, nonlinearity="leaky_relu")
+        nn.init.zeros_(cast(Tensor, conv.bias))
+
+
+def start_small(conv: nn.Conv2d) -> None:
+    """A tenth of the initial weights, and no bias: what the convolution adds to a skip begins near nothing."""
+    with torch.no_grad():
+        conv.weight.mul_(0.1)
+        cast(Tensor, conv.bias).zero_()
+
+
+class RB(nn.Module):
+    """Residual block: x + conv3x3(relu(conv3x3(x))). `[B, C, H, W]` to the same shape."""
+
+    lean: bool = False
+    """Whether backward computes the map between the convolutions again."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight)
+            start_small(conv)
+
+    def forward(self, x: Tensor, upsample: bool = False) -> Tensor:
+        """With `upsample`, the block of x at twice its size."""
+        convs = weight_and_bias(self.conv1), weight_and_bias(self.conv2)
+        return residual_block(x, *convs, upsample=upsample, keep_middle=not self.lean)
+
+
+class MSHF(nn.Module):
+    """Multi-scale hierarchical fusion encoder (the paper's section 2.1): down to 1/16, and back to 1/4, fusing scales.
+
+    `[B, 3, H, W]` to `[B, channels, ceil(H/4), ceil(W/4)]`, any H and W >= 1 (H, W >= 3 with `stem_padding=0`).
+    """
+
+    def __init__(self, channels: int = 64, stem_padding: int = 1) -> None:
+        super().__init__()
+        self.stem_padding = stem_padding
+        self.conv0 = nn.Conv2d(3, channels, 3, padding=stem_padding)
+        self.down1 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.down2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.down3 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.down4 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        keep_scale(self.conv0, self.down1, self.down2, self.down3, self.down4)
+        self.rb_16th = RB(channels)
+        self.rb_8th = nn.ModuleList([RB(channels), RB(channels)])
+        self.rb_4th = nn.ModuleList([RB(channels) for _ in range(5)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        def step(x: Tensor, conv: nn.Module) -> Tensor:
+            return conv3x3(x, *weight_and_bias(conv), stride=2, activation="leaky_relu", slope=ENCODER_SLOPE)
+
+        convs = weight_and_bias(self.conv0), weight_and_bias(self.down1)
+        l1 = step(stem(x, *convs, ENCODER_SLOPE, padding=self.stem_padding), self.down2)
+        l2 = step(l1, self.down3)
+        l3 = step(l2, self.down4)
+        l2 = self.rb_8th[1](upsample_add(self.rb_8th[0](l2), self.rb_16th(l3)))
+        l1 = upsample_add(self.rb_4th[1](self.rb_4th[0](l1)), l2)
+        return cast(Tensor, self.rb_4th[4](self.rb_4th[3](self.rb_4th[2](l1))))
+
+
+class ESA(nn.Module):
+    """Enhanced spatial attention: y times a gate from a small, wide-sighted branch (RFDN, arXiv 2009.11551).
+
+    `[B, C, H, W]` to the same shape; H and W >= 15, which the stride-2 convolution and the 7x7 pooling need.
+    Raises ValueError for a smaller map.
+    """
+
+    def __init__(self, features: int = 50, esa: int = 12) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, esa, 1)
+        self.conv_f = nn.Conv2d(esa, esa, 1)
+        self.conv2 = nn.Conv2d(esa, esa, 3, stride=2)
+        self.conv_max = nn.Conv2d(esa, esa, 3, padding=1)
+        self.conv3 = nn.Conv2d(esa, esa, 3, padding=1)
+        self.conv3_ = nn.Conv2d(esa, esa, 3, padding=1)
+        self.conv4 = nn.Conv2d(esa, features, 1)
+
+    def forward(self, y: Tensor) -> Tensor:
+        if min(y.shape[-2:]) < 15:
+            raise ValueError(f"ESA needs a map of at least 15 x 15, got {tuple(y.shape)}; pad it first")
+        a = self.conv1(y)
+        v = F.max_pool2d(self.conv2(a), 7, stride=3)
+        v = F.relu(self.conv_max(v), inplace=True)
+        v = F.relu(self.conv3(v), inplace=True)
+        return esa_gate(y, a, self.conv3_(v), weight_and_bias(self.conv_f), weight_and_bias(self.conv4))
+
+
+class RFDB(nn.Module):
+    """Residual feature distillation block (the paper's section 2.2). `[B, C, H, W]` to the same shape, H, W >= 15."""
+
+    lean: bool = False
+    """Whether backward computes the block again, from its input alone."""
+
+    def __init__(self, features: int = 50, distilled: int = 25, esa: int = 12) -> None:
+        super().__init__()
+        self.distil = nn.ModuleList([nn.Conv2d(features, distilled, 1) for _ in range(3)])
+        self.refine = nn.ModuleList([nn.Conv2d(features, features, 3, padding=1) for _ in range(3)])
+        self.distil_last = nn.Conv2d(features, distilled, 3, padding=1)
+        self.fuse = nn.Conv2d(4 * distilled, features, 1)
+        keep_scale(*self.distil, self.distil_last, self.fuse)
+        self.esa = ESA(features, esa)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (d1, d2, d3), (r1, r2, r3) = map(weight_and_bias, self.distil), map(weight_and_bias, self.refine)
+        e = self.esa
+        rest = (self.distil_last, self.fuse, e.conv1, e.conv_f, e.conv2, e.conv_max, e.conv3, e.conv3_, e.conv4)
+        weights = RFDBWeights((d1, d2, d3), (r1, r2, r3), *map(weight_and_bias, rest))
+        if self.lean and torch.is_grad_enabled():
+            return cast(Tensor, recomputed(rfdb, x, weights, DECODER_SLOPE, use_reentrant=False))
+        return rfdb(x, weights, DECODER_SLOPE)
+
+
+class ALFM(nn.Module):
+    """Attention between layers, then a 1x1 fusion (the paper's section 2.3).
+
+    N maps `[B, C, H, W]` to one `[B, C, H, W]`: with F the maps as rows, L = theta * softmax(F F^T) F + F and
+    LR(conv1x1(L)). `rows="channels"`: NC rows of WH values (the paper). `rows="layers"`: N rows of C*H*W values and
+    softmax(rowmax(E) - E), as released. theta starts at 0, where the attention is the identity. The scores are summed
+    in float32 whatever the input's type: they pass 2.6e5 at 720p, more than float16 holds.
+
+    Raises ValueError when the number of maps is not `layers`.
+    """
+
+    def __init__(
+        self,
+        features: int = 50,
+        layers: int = 4,
+        rows: Literal["channels", "layers"] = "channels",
+        similarity: Literal["dot", "cosine"] = "dot",
+    ) -> None:
+        super().__init__()
+        self.rows, self.layers, self.similarity = rows, layers, similarity
+        self.theta = nn.Parameter(torch.zeros(1))
+        self.temperature = nn.Parameter(torch.full((1,), 10.0)) if similarity == "cosine" else None
+        self.fuse = nn.Conv2d(layers * features, features, 1)
+        keep_scale(self.fuse)
+
+    def attention(self, maps: Sequence[Tensor]) -> Tensor:
+        """The attention matrix M, float32 (float64 for float64): `[B, NC, NC]` or `[B, N, N]`."""
+        return attention_matrix(layer_gram(maps, rows=self.rows), self.temperature, rows=self.rows)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        return self.deferred(maps)()
+
+    def deferred(self, maps: Sequence[Tensor]) -> LayerAttention:
+        """What ACFM adds without its being written first. Within LMFN, so, hooks on this module see no call."""
+        if len(maps) != self.layers:
+            raise ValueError(f"ALFM was made for {self.layers} layers, got {len(maps)} maps")
+        return LayerAttention(
+            maps, self.theta, *weight_and_bias(self.fuse), self.temperature, rows=self.rows, slope=DECODER_SLOPE
+        )
+
+
+class ACFM(nn.Module):
+    """Attention between channels by a convolution over (channel, height, width) (the paper's section 2.3).
+
+    `[B, C, H, W]` to the same shape: x + alpha * w * x, with w = sigmoid(relu(conv3x1x1(relu(conv1x3x3(x)))))
+    (`pseudo3d`, the paper) or w = sigmoid(conv3x3x3(x)) (`full3d`, as released). alpha starts at 0.
+    """
+
+    def __init__(self, form: Literal["pseudo3d", "full3d"] = "pseudo3d") -> None:
+        super().__init__()
+        self.form = form
+        self.alpha = nn.Parameter(torch.zeros(1))
+        # Not nn.Conv3d, whose five-dimensional weights make Module.to(memory_format=torch.channels_last) fail.
+        if form == "pseudo3d":
+            # Positive at first: with one channel, an unlucky sign would leave a ReLU, and the gate, dead for ever.
+            self.spatial_weight, self.spatial_bias = uniform(0, 1 / 3, 3, 3), uniform(0, 1 / 3, 1)
+            self.channel_weight, self.channel_bias = uniform(0, 3**-0.5, 3), uniform(0, 3**-0.5, 1)
+        else:
+            self.weight, self.bias = uniform(-(27**-0.5), 27**-0.5, 3, 3, 3), uniform(-(27**-0.5), 27**-0.5, 1)
+
+    def forward(self, x: Tensor, add: Tensor | LayerAttention | None = None) -> Tensor:
+        """The gated x, plus `add` where given: the merge of the two attentions."""
+        gate: Pseudo3D | Full3D
+        if self.form == "pseudo3d":
+            gate = Pseudo3D(self.spatial_weight, self.spatial_bias, self.channel_weight, self.channel_bias)
+        else:
+            gate = Full3D(self.weight, self.bias)
+        return channel_gate(x, gate, self.alpha, add)
+
+
+def uniform(low: float, high: float, *shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).uniform_(low, high))
+
+
+class BilinearHead(nn.Module):
+    """RB, up, RB, up, conv (the paper's figure 1). `[B, C, H, W]` to `[B, 3, 4H, 4W]`."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.rb1, self.rb2 = RB(features), RB(features)
+        self.conv = nn.Conv2d(features, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsampled_conv3x3(self.rb2(self.rb1(x), upsample=True), weight_and_bias(self.conv))
+
+
+class PixelShuffleHead(nn.Module):
+    """One convolution and a pixel shuffle (released). `[B, C, H, W]` to `[B, 3, 4H, 4W]`."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(features, 48, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(conv3x3(x, *weight_and_bias(self.conv)), 4)
+
+
+def pad(x: Tensor) -> Tensor:
+    """Pad on the right and the bottom to a multiple of 16 and at least 64; by replication where reflection cannot."""
+    height, width = x.shape[-2:]
+    bottom = max(SMALLEST, -(-height // MULTIPLE) * MULTIPLE) - height
+    right = max(SMALLEST, -(-width // MULTIPLE) * MULTIPLE) - width
+    if right:
+        x = F.pad(x, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
+    if bottom:
+        x = F.pad(x, (0, 0, 0, bottom), mode="reflect" if bottom < height else "replicate")
+    return x

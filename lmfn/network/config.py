@@ -1,0 +1,78 @@
+"""What one LMFN can differ from another in, and the two networks that have names.
+
+Where the paper's figures and the network that its authors released later differ, both are built: presets `lmfn` and
+`lmfn-released`.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+
+@dataclass(frozen=True)
+class LMFNConfig:
+    """What distinguishes one LMFN from another. The defaults are the paper's network (preset `lmfn`)."""
+
+    channels: int = 64
+    """Channels of the encoder."""
+    features: int = 50
+    """Channels of the decoder (nf)."""
+    distilled: int = 25
+    """Channels that each stage of an RFDB distils (d)."""
+    esa: int = 12
+    """Channels inside ESA (f)."""
+    rfdbs: int = 4
+    """Number of residual feature distillation blocks (N), 1 to 8."""
+    encoder: Literal["mshf", "strided", "aspp", "pyramid"] = "mshf"
+    """The paper's encoder, or what stands in its place in ablations (`lmfn.network.alternatives`)."""
+    stem_padding: int = 1
+    """Padding of the very first convolution of `mshf`: 1, or 0 as in the released network."""
+    alfm: Literal["channels", "layers", "concat", "pooled", "spatial", "none"] = "channels"
+    """Rows of the attention between layers: every channel of every layer (NC x NC, the paper), every layer (N x N, the
+    released network); `concat` fuses the layers without attention, `pooled` and `spatial` with another one
+    (`lmfn.network.alternatives`); `none` takes the last RFDB's output alone."""
+    similarity: Literal["dot", "cosine"] = "dot"
+    """Similarity of two rows in ALFM. `dot` grows with the image; `cosine` does not depend on its size."""
+    acfm: Literal["pseudo3d", "full3d", "none"] = "pseudo3d"
+    """Attention between channels: 1x3x3 then 3x1x1 (the paper), one 3x3x3 convolution (released), or none."""
+    merge: Literal["add", "concat"] = "add"
+    """How the two attentions' results are joined: a sum (the paper), or concatenation and a 3x3 convolution."""
+    head: Literal["bilinear", "pixelshuffle"] = "bilinear"
+    """RB, up, RB, up, conv (the paper), or one convolution and PixelShuffle(4) (released)."""
+    skip: Literal["image", "feature", "none"] = "image"
+    """Where the long skip is added: the input image to the output, the encoder's features before the head, nowhere."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            choices = get_args(field.type)
+            low, high = {"rfdbs": (1, 8), "stem_padding": (0, 1)}.get(field.name, (1, 1024))
+            if choices and value not in choices:
+                raise ValueError(f"LMFNConfig.{field.name} is {value!r}; it must be one of {', '.join(choices)}")
+            if not choices and (not isinstance(value, int) or isinstance(value, bool)):
+                raise TypeError(f"LMFNConfig.{field.name} is {value!r}; it must be a whole number")
+            if not choices and not low <= value <= high:
+                raise ValueError(f"LMFNConfig.{field.name} is {value}; it must be from {low} to {high}")
+        if self.merge == "concat" and "none" in (self.alfm, self.acfm):
+            raise ValueError('LMFNConfig.merge="concat" joins two attentions, but alfm or acfm is "none"; use "add"')
+
+
+PRESETS: dict[str, LMFNConfig] = {
+    "lmfn": LMFNConfig(),
+    "lmfn-released": LMFNConfig(
+        stem_padding=0, alfm="layers", acfm="full3d", merge="concat", head="pixelshuffle", skip="feature"
+    ),
+}
+
+
+def preset(name: str, **overrides: Any) -> LMFNConfig:
+    """The config of that name (`lmfn`, `lmfn-released`) with some fields replaced.
+
+    Raises ValueError for an unknown preset, field or value.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    known = [field.name for field in fields(LMFNConfig)]
+    unknown = [key for key in overrides if key not in known]
+    if unknown:
+        raise ValueError(f"unknown field of LMFNConfig: {', '.join(unknown)}; there are {', '.join(known)}")
+    return replace(PRESETS[name], **overrides)

@@ -1,0 +1,121 @@
+"""LMFN: a lightweight multi-information fusion network for image deblurring.
+
+Zhang et al., "Image deblurring based on lightweight multi-information fusion network", ICIP 2021, arXiv 2101.05403.
+Needs PyTorch and `lmfn_kernels` alone; files and the Hugging Face Hub are `lmfn.network.pretrained`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, Self, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lmfn.network.alternatives import FUSIONS, encoder
+from lmfn.network.blocks import (
+    ACFM,
+    ALFM,
+    MSHF,
+    RB,
+    RFDB,
+    BilinearHead,
+    PixelShuffleHead,
+    keep_scale,
+    pad,
+    start_small,
+    weight_and_bias,
+)
+from lmfn.network.config import LMFNConfig, preset
+from lmfn_kernels import conv3x3
+
+Memory = Literal["normal", "lean"]
+RGB_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+class Network(nn.Module):
+    """The network: blurred `[B, 3, H, W]` to sharp `[B, 3, H, W]`, RGB in [0, 1] (not clipped), any H and W >= 1.
+
+    Padded by reflection (replication where the image is smaller than the pad) on the right and the bottom to a multiple
+    of 16 and to at least 64, and cropped back.
+
+    Raises TypeError for an input that is not floating point, ValueError for one that is not `[B, 3, H, W]`.
+    """
+
+    mean: Tensor
+
+    def __init__(self, config: LMFNConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or LMFNConfig()
+        self.register_buffer("mean", torch.tensor(RGB_MEAN), persistent=False)
+        self.encoder: nn.Module
+        if c.encoder == "mshf":
+            self.encoder = MSHF(c.channels, c.stem_padding)
+        else:
+            self.encoder = encoder(c.encoder, c.channels)
+        self.reduce = nn.Conv2d(c.channels, c.features, 3, padding=1)
+        keep_scale(self.reduce)
+        self.rfdbs = nn.ModuleList([RFDB(c.features, c.distilled, c.esa) for _ in range(c.rfdbs)])
+        self.alfm: nn.Module | None = None
+        if c.alfm in ("channels", "layers"):
+            self.alfm = ALFM(c.features, c.rfdbs, c.alfm, c.similarity)
+        elif c.alfm != "none":
+            self.alfm = FUSIONS[c.alfm](c.features, c.rfdbs)
+        self.acfm = ACFM(c.acfm) if c.acfm != "none" else None
+        self.merge = nn.Conv2d(2 * c.features, c.features, 3, padding=1) if c.merge == "concat" else None
+        self.head = BilinearHead(c.features) if c.head == "bilinear" else PixelShuffleHead(c.features)
+        if c.skip == "image":  # so that an untrained network is near the identity
+            start_small(self.head.conv)
+
+    @property
+    def memory(self) -> Memory:
+        """What training keeps for backward: `lean` is half as much, and more is computed again. Same weights."""
+        return "lean" if self.rfdbs[0].lean else "normal"
+
+    @memory.setter
+    def memory(self, value: Memory) -> None:
+        if value not in get_args(Memory):
+            raise ValueError(f"memory is {value!r}; it must be one of {', '.join(get_args(Memory))}")
+        for module in self.modules():
+            if isinstance(module, (RB, RFDB)):
+                module.lean = value == "lean"
+
+    def forward(self, blurred: Tensor) -> Tensor:
+        if blurred.ndim != 4 or blurred.shape[1] != 3 or min(blurred.shape[2:]) < 1:
+            raise ValueError(f"LMFN takes images [B, 3, H, W], got a tensor of shape {tuple(blurred.shape)}")
+        if not blurred.is_floating_point():
+            raise TypeError(f"LMFN takes floating point images in [0, 1], got {blurred.dtype}")
+        if blurred.shape[0] == 0:
+            return blurred.clone()
+        height, width = blurred.shape[2:]
+        mean = self.mean.view(3, 1, 1)
+        x = pad(blurred - mean)
+        f = conv3x3(self.encoder(x), *weight_and_bias(self.reduce))
+        out: list[Tensor] = []
+        for block in self.rfdbs:
+            out.append(block(out[-1] if out else f))
+        fused = self.alfm if isinstance(self.alfm, ALFM) and self.acfm is not None and self.merge is None else None
+        f_l = self.alfm(out) if self.alfm is not None and fused is None else None
+        if self.acfm is None:
+            y = out[-1] if f_l is None else f_l
+        elif self.merge is None:
+            y = self.acfm(out[-1], add=fused.deferred(out) if fused else f_l)
+        else:
+            both = torch.cat([cast(Tensor, f_l), self.acfm(out[-1])], dim=1)
+            y = conv3x3(both, *weight_and_bias(self.merge), residual=f if self.config.skip == "feature" else None)
+        if self.config.skip == "feature" and self.merge is None:
+            y = y + f
+        sharp = self.head(y)[..., :height, :width]
+        return cast(Tensor, sharp + blurred if self.config.skip == "image" else sharp + mean)
+
+    @classmethod
+    def from_preset(cls, name: str = "lmfn", **overrides: Any) -> Self:
+        """An untrained network: `LMFN.from_preset("lmfn", skip="feature")`. Raises ValueError as `preset` does."""
+        return cls(preset(name, **overrides))
+
+    def for_inference(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """As a function that is faster than the network and has no gradients: see `lmfn.inference.for_inference`."""
+        # Imported here, the one exception to the order of the packages: `inference` is built on this module.
+        from lmfn.inference import for_inference
+
+        return for_inference(self, device, dtype)

@@ -1,0 +1,414 @@
+"""The network as a CPU runs it fastest: weights packed once for oneDNN, maps in strips that stay in the cache.
+
+What is saved against the network as written (`docs/inference.md` has the figures):
+- Activations, sums and gates are done in the convolutions that make them, and most sums in place.
+- Maps lie in buffers that are kept from call to call. Fresh memory costs an eager network a quarter of its time.
+- The first convolution's result, 64 channels at the image's full size, exists a strip at a time only.
+- In the bilinear head, upsampling and the last convolution are one convolution at half the size (`polyphase`).
+- The attention between layers is folded into the 1x1 convolution that follows it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmfn.device import has_fast_bf16
+from lmfn.network.alternatives import Concat
+from lmfn.network.blocks import (
+    ACFM,
+    ALFM,
+    DECODER_SLOPE,
+    ENCODER_SLOPE,
+    MSHF,
+    RB,
+    RFDB,
+    BilinearHead,
+    pad,
+    weight_and_bias,
+)
+from lmfn.network.model import Network
+from lmfn_kernels import Conv, fold_into_weight, layer_gram
+
+STRIP = 1 << 22
+"""Bytes of a strip's result, for each thread: enough work for a call of oneDNN, little enough for the cache."""
+KEPT = 1 << 30
+"""Bytes of buffers that are kept at most: photographs of many megapixels give theirs back."""
+
+Activation = tuple[str, list[float]]
+"""Of oneDNN's, with its numbers."""
+NONE: Activation = ("none", [])
+RELU: Activation = ("relu", [])
+SIGMOID: Activation = ("sigmoid", [])
+LEAKY: Activation = ("leaky_relu", [DECODER_SLOPE])
+
+Strip = tuple[int, int, int]
+"""Image of the batch, first row, row after the last."""
+
+
+def packable(model: Network, dtype: torch.dtype) -> bool:
+    """Whether this PyTorch, processor and network can be a `Packed`; the parts of some ablations cannot."""
+    known = type(model.encoder) is MSHF and type(model.alfm) in (ALFM, Concat, type(None))
+    if not known or not torch.backends.mkldnn.is_available():
+        return False
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and has_fast_bf16(torch.device("cpu"))
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and fast)
+
+
+class Convolution:
+    """A convolution as oneDNN takes it. Images are `[1, C, H, W]`, channels-last; `padding` is that of rows, columns.
+
+    By default, rows are not padded: a strip comes with the rows above and below it that it needs.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        then: Activation = NONE,
+        *,
+        stride: int = 1,
+        padding: tuple[int, int] | None = None,
+        groups: int = 1,
+    ) -> None:
+        padding = (0, weight.shape[3] // 2) if padding is None else padding
+        self.geometry = [*padding], [stride, stride], [1, 1], groups
+        weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry)
+        self.bias = None if bias is None else bias.detach().to(dtype).contiguous()
+        self.then = then
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """then(conv(x)), or conv(x) + add: oneDNN's way into PyTorch has no sum that a leaky ReLU follows."""
+        if add is None:
+            y = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, *self.then, "")
+        else:
+            y = torch.ops.mkldnn._convolution_pointwise.binary(
+                x, add, self.weight, self.bias, *self.geometry, "add", 1.0, None, [], None
+            )
+        return cast(Tensor, y)
+
+    def onto(self, out: Tensor, x: Tensor) -> None:
+        """Out becomes out + conv(x)."""
+        torch.ops.mkldnn._convolution_pointwise_.binary(
+            out, x, self.weight, self.bias, *self.geometry, "add", 1.0, None, [], None
+        )
+
+
+# Maps are [B, C, H + 2, W]: a row of zeros above the image and one below, so that a strip is a plain slice.
+
+
+def size(x: Tensor) -> tuple[int, int]:
+    return x.shape[2] - 2, x.shape[3]
+
+
+def at(x: Tensor, strip: Strip, halo: int = 0) -> Tensor:
+    """The strip of a map, with so many rows more above and below."""
+    i, first, last = strip
+    return x[i : i + 1, :, first + 1 - halo : last + 1 + halo]
+
+
+def image(x: Tensor) -> Tensor:
+    """A map without its two rows of zeros."""
+    return x[:, :, 1:-1]
+
+
+def strips(x: Tensor, larger: int = 1) -> Iterator[Strip]:
+    """Of all images of a map; `larger`: how many times larger the map is that a strip is made from."""
+    row = larger * x.shape[1] * x.shape[3] * x.element_size()
+    rows = max(1, STRIP * torch.get_num_threads() // row)
+    height, _ = size(x)
+    for i in range(len(x)):
+        for first in range(0, height, rows):
+            yield i, first, min(first + rows, height)
+
+
+def doubled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def upsampled(x: Tensor, strip: Strip) -> Tensor:
+    """Twice the strip's rows and columns, as if the whole map had been upsampled."""
+    i, first, last = strip
+    low, high = max(first - 1, 0), min(last + 1, size(x)[0])
+    return doubled(at(x, (i, low, high)))[:, :, 2 * (first - low) : 2 * (last - low)]
+
+
+class PackedRB:
+    """`RB`, in place: x + conv3x3(relu(conv3x3(x)))."""
+
+    def __init__(self, rb: RB, dtype: torch.dtype) -> None:
+        self.conv1, self.conv2 = pack(rb.conv1, dtype, RELU), pack(rb.conv2, dtype)
+
+    def __call__(self, x: Tensor, spare: Tensor) -> None:
+        for s in strips(x):
+            at(spare, s)[:] = self.conv1(at(x, s, 1))
+        for s in strips(x):
+            self.conv2.onto(at(x, s), at(spare, s, 1))
+
+
+class PackedRFDB:
+    """`RFDB`. The 1x1 fusion of four maps side by side is four, each added as soon as its map is there.
+
+    In float32, x + conv3x3(x) is a convolution with a one more at its centre, to the same rounding; in bfloat16 the one
+    would swallow the weight.
+    """
+
+    def __init__(self, block: RFDB, dtype: torch.dtype) -> None:
+        e = block.esa
+        self.distil = [pack(conv, dtype, LEAKY) for conv in (*block.distil, block.distil_last)]
+        self.folded = dtype == torch.float32
+        refine = [weight_and_bias(conv) for conv in block.refine]
+        one = nn.init.dirac_(torch.empty_like(refine[0].weight)) if self.folded else 0
+        self.refine = [Convolution(r.weight + one, r.bias, dtype, LEAKY if self.folded else NONE) for r in refine]
+        self.fuse = split(weight_and_bias(block.fuse), 4, dtype)
+        self.squeeze, self.skip, self.expand = (
+            pack(e.conv1, dtype),
+            pack(e.conv_f, dtype),
+            pack(e.conv4, dtype, SIGMOID),
+        )
+        self.low = [
+            pack(e.conv_max, dtype, RELU, padding=(1, 1)),
+            pack(e.conv3, dtype, RELU, padding=(1, 1)),
+            pack(e.conv3_, dtype, padding=(1, 1)),
+        ]
+        self.down = pack(e.conv2, dtype, stride=2, padding=(0, 0))
+
+    def __call__(self, x: Tensor, spare: Sequence[Tensor], a: Tensor, out: Tensor) -> None:
+        """x stays as it is; `a` has ESA's channels."""
+        for j, refine in enumerate(self.refine):
+            y = spare[j % 2]
+            for s in strips(x):
+                d = self.distil[j](at(x, s))
+                if j == 0:
+                    at(out, s)[:] = self.fuse[0](d)
+                else:
+                    self.fuse[j].onto(at(out, s), d)
+                if self.folded:
+                    at(y, s)[:] = refine(at(x, s, 1))
+                else:
+                    at(y, s)[:] = F.leaky_relu_(refine(at(x, s, 1), add=at(x, s)), DECODER_SLOPE)
+            x = y
+        for s in strips(x):
+            self.fuse[3].onto(at(out, s), self.distil[3](at(x, s, 1)))
+            at(a, s)[:] = self.squeeze(at(out, s))
+        v = F.max_pool2d(self.down(image(a)), 7, stride=3)
+        for conv in self.low:
+            v = conv(v)
+        v = F.interpolate(v, size=size(a), mode="bilinear", align_corners=False)
+        for i, first, last in strips(out):
+            s = i, first, last
+            at(out, s).mul_(self.expand(self.skip(at(a, s), add=v[i : i + 1, :, first:last])))
+
+
+class PackedACFM:
+    """`ACFM`: x + alpha w x, and what is to be added. Over channels a convolution is a product with a banded matrix."""
+
+    def __init__(self, acfm: ACFM, channels: int, dtype: torch.dtype) -> None:
+        # [3, out, in]: with tap t, a channel takes the one at distance t - 1.
+        taps = torch.stack([torch.eye(channels + 2)[t : t + channels, 1:-1] for t in range(3)])
+        self.alpha = acfm.alpha.item()
+        if acfm.form == "full3d":
+            weight = torch.einsum("thw,toi->oihw", acfm.weight, taps)
+            self.convs = [Convolution(weight, acfm.bias.expand(channels), dtype)]
+            return
+        spatial, mixing = (
+            acfm.spatial_weight.expand(channels, 1, 3, 3),
+            torch.einsum("t,toi->oi", acfm.channel_weight, taps),
+        )
+        self.convs = [
+            Convolution(spatial, acfm.spatial_bias.expand(channels), dtype, RELU, groups=channels),
+            Convolution(mixing[:, :, None, None], acfm.channel_bias.expand(channels), dtype, RELU),
+        ]
+
+    def __call__(self, x: Tensor, add: Tensor | None, out: Tensor) -> None:
+        for s in strips(x):
+            gate = at(x, s, 1)
+            for conv in self.convs:
+                gate = conv(gate)
+            y = gate.sigmoid_().mul_(self.alpha).add_(1).mul_(at(x, s))
+            at(out, s)[:] = y if add is None else y.add_(at(add, s))
+
+
+class Packed:
+    """A network that is on the CPU: `[B, 3, H, W]` float32 to the same, computed in float32 or bfloat16.
+
+    To be called without gradients, by one thread at a time. Its buffers, about 60 values a pixel of the padded images,
+    are kept for the next call where they are not larger than `KEPT`.
+    """
+
+    def __init__(self, model: Network, dtype: torch.dtype) -> None:
+        self.dtype, self.config, self.mean = dtype, model.config, model.mean.view(3, 1, 1)
+        self.memory: dict[str, Tensor] = {}
+        e, head, steep = cast(MSHF, model.encoder), model.head, ("leaky_relu", [ENCODER_SLOPE])
+        self.stem = pack(e.conv0, dtype, steep, padding=(0, model.config.stem_padding))
+        self.down = [pack(conv, dtype, steep, stride=2) for conv in (e.down1, e.down2, e.down3, e.down4)]
+        self.top = pack(e.down1, dtype, steep, stride=2, padding=(1, 1))
+        self.rb_16th = PackedRB(e.rb_16th, dtype)
+        self.rb_8th = [PackedRB(cast(RB, rb), dtype) for rb in e.rb_8th]
+        self.rb_4th = [PackedRB(cast(RB, rb), dtype) for rb in e.rb_4th]
+        self.reduce = pack(model.reduce, dtype)
+        self.rfdbs = [PackedRFDB(cast(RFDB, block), dtype) for block in model.rfdbs]
+        self.alfm = model.alfm
+        self.acfm = PackedACFM(model.acfm, model.config.features, dtype) if model.acfm is not None else None
+        self.merge = split(weight_and_bias(model.merge), 2, dtype) if model.merge is not None else []
+        self.conv = Conv(head.conv.weight.detach().to(dtype), cast(Tensor, head.conv.bias).detach().to(dtype))
+        self.head_rbs: list[PackedRB] = []
+        self.head = pack(head.conv, dtype)
+        if isinstance(head, BilinearHead):
+            self.head_rbs = [PackedRB(rb, dtype) for rb in (head.rb1, head.rb2)]
+            self.head = Convolution(
+                polyphase(head.conv.weight), cast(Tensor, head.conv.bias).repeat_interleave(4), dtype
+            )
+
+    def __call__(self, blurred: Tensor) -> Tensor:
+        y = self._decode(self._encode(pad(blurred - self.mean)))
+        sharp = self._sharpen(y, blurred if self.config.skip == "image" else self.mean.expand(blurred.shape))
+        if sum(memory.nbytes for memory in self.memory.values()) > KEPT:
+            self.memory.clear()
+        return sharp
+
+    def _map(self, name: str, batch: int, channels: int, height: int, width: int) -> Tensor:
+        """A map in the memory of that name, which holds whatever was there before, but for the rows of zeros."""
+        count = batch * channels * (height + 2) * width
+        if name not in self.memory or self.memory[name].numel() < count:
+            self.memory[name] = torch.empty(count, dtype=self.dtype)
+        x = self.memory[name][:count].view(batch, height + 2, width, channels).permute(0, 3, 1, 2)
+        x[:, :, 0] = x[:, :, -1] = 0
+        return x
+
+    def _like(self, name: str, x: Tensor, channels: int | None = None) -> Tensor:
+        return self._map(name, len(x), channels or x.shape[1], *size(x))
+
+    def _encode(self, blurred: Tensor) -> Tensor:
+        (b, _, height, width), c = blurred.shape, self.config.channels
+        x = self._map("image", b, 3, height, width)
+        image(x)[:] = blurred
+        lost = 1 - self.config.stem_padding  # rows and columns at each side that the first convolution takes away
+        d1 = self._map("half 1", b, c, (height + 1) // 2 - lost, (width + 1) // 2 - lost)
+        for i, first, last in strips(d1, larger=4):
+            # Rows 2 first - 1 to 2 last - 1 of the first convolution's result; above the first there is none.
+            f0 = self.stem(x[i : i + 1, :, max(2 * first - 1, 0) + lost : 2 * last + lost + 2])
+            at(d1, (i, first, last))[:] = self.down[0](f0) if first else self.top(f0)
+        l1, l2, l3 = (self._map(f"{n}th", b, c, height // n, width // n) for n in (4, 8, 16))
+        for conv, above, below in zip(self.down[1:], (d1, l1, l2), (l1, l2, l3), strict=True):
+            for i, first, last in strips(below):
+                at(below, (i, first, last))[:] = conv(above[i : i + 1, :, 2 * first : 2 * last + 1])
+        self.rb_16th(l3, self._like("spare", l3))
+        self.rb_8th[0](l2, self._like("spare", l2))
+        add_upsampled(l2, l3)
+        self.rb_8th[1](l2, self._like("spare", l2))
+        for j, rb in enumerate(self.rb_4th):
+            if j == 2:
+                add_upsampled(l1, l2)
+            rb(l1, self._like("spare", l1))
+        return l1
+
+    def _decode(self, fused: Tensor) -> Tensor:
+        """From the encoder's map to what the head takes."""
+        c = self.config
+        f = self._like("f", fused, c.features)
+        for s in strips(f):
+            at(f, s)[:] = self.reduce(at(fused, s, 1))
+        spare = self._like("spare", f), self._like("4th", f)
+        a = self._like("esa", f, c.esa)
+        out: list[Tensor] = []
+        for j, block in enumerate(self.rfdbs):
+            y = self._like(f"out {j}", f)
+            block(out[-1] if out else f, spare, a, y)
+            out.append(y)
+        y = out[-1]
+        if self.alfm is not None:
+            y = self._mix(out, spare[1])
+        if self.acfm is not None and not self.merge:
+            self.acfm(out[-1], None if self.alfm is None else y, spare[1])
+            y = spare[1]
+        elif self.acfm is not None:
+            self.acfm(out[-1], None, spare[0])
+            f_l, y = y, self._like("half 1", f)
+            for s in strips(y):
+                at(y, s)[:] = self.merge[0](at(f_l, s, 1))
+                self.merge[1].onto(at(y, s), at(spare[0], s, 1))
+        if c.skip == "feature":
+            image(y).add_(image(f))
+        return y
+
+    def _mix(self, maps: Sequence[Tensor], y: Tensor) -> Tensor:
+        """ALFM, or what stands in its place: for each image one 1x1 convolution of all maps."""
+        alfm = cast(ALFM | Concat, self.alfm)
+        weight, bias = weight_and_bias(alfm.fuse)
+        matrix = weight[None, :, :, 0, 0].expand(len(y), -1, -1)
+        if isinstance(alfm, ALFM):
+            gram = layer_gram([image(x) for x in maps], rows=alfm.rows)
+            matrix = fold_into_weight(gram, alfm.theta, weight, alfm.temperature, rows=alfm.rows)
+        convs = [split(Conv(m[:, :, None, None], bias), len(maps), self.dtype) for m in matrix]
+        for s in strips(y):
+            first, *others = convs[s[0]]
+            at(y, s)[:] = first(at(maps[0], s))
+            for conv, x in zip(others, maps[1:], strict=True):
+                conv.onto(at(y, s), at(x, s))
+            F.leaky_relu_(at(y, s), DECODER_SLOPE)
+        return y
+
+    def _sharpen(self, y: Tensor, skip: Tensor) -> Tensor:
+        """The head, with `skip` added to the result and as large as it."""
+        if self.head_rbs:
+            self.head_rbs[0](y, self._like("spare", y))
+            u = self._map("half 2", len(y), y.shape[1], 2 * size(y)[0], 2 * size(y)[1])
+            for s in strips(y):
+                at(u, (s[0], 2 * s[1], 2 * s[2]))[:] = upsampled(y, s)
+            y = u
+            self.head_rbs[1](y, self._like("half 1", y))
+        sharp = torch.empty(skip.shape)
+        factor = 2 if self.head_rbs else 4
+        height, width = skip.shape[2:]
+        for i, first, last in strips(y):
+            rows = slice(factor * first, min(factor * last, height))
+            part = F.pixel_shuffle(self.head(at(y, (i, first, last), 1)), factor)
+            here = skip[i : i + 1, :, rows]
+            torch.add(part[:, :, : here.shape[2], :width], here, out=sharp[i : i + 1, :, rows])
+        if self.head_rbs:
+            self._edges(image(y), skip, sharp)
+        return sharp
+
+    def _edges(self, y: Tensor, skip: Tensor, sharp: Tensor) -> None:
+        """The two outermost rows and columns again: beyond an edge, upsampling repeats it and convolution has zeros."""
+        for dim in (2, 3):
+            for low, high in ((0, 0), (y.shape[dim] - 2, 2)):  # two of y's rows, and which two of the four made of them
+                count = min(2, sharp.shape[dim] - 2 * low - high)
+                if count > 0:
+                    lines = F.conv2d(doubled(y.narrow(dim, low, 2)), self.conv.weight, self.conv.bias, padding=1)
+                    lines = lines.narrow(dim, high, count)
+                    target, added = (t.narrow(dim, 2 * low + high, count) for t in (sharp, skip))
+                    torch.add(lines[:, :, : target.shape[2], : target.shape[3]], added, out=target)
+
+
+def add_upsampled(x: Tensor, low: Tensor) -> None:
+    for i, first, last in strips(low):
+        at(x, (i, 2 * first, 2 * last)).add_(upsampled(low, (i, first, last)))
+
+
+def pack(conv: nn.Module, dtype: torch.dtype, then: Activation = NONE, **options: Any) -> Convolution:
+    return Convolution(*weight_and_bias(conv), dtype, then, **options)
+
+
+def split(conv: Conv, parts: int, dtype: torch.dtype) -> list[Convolution]:
+    """A convolution of maps side by side as a sum of one for each; the first has the bias."""
+    weights = conv.weight.chunk(parts, dim=1)
+    return [Convolution(weight, None if j else conv.bias, dtype) for j, weight in enumerate(weights)]
+
+
+def polyphase(weight: Tensor) -> Tensor:
+    """From `[O, C, 3, 3]`, the convolution of an image upsampled twice (bilinear, align_corners False), to
+    `[4 O, C, 3, 3]`, whose result on the image itself, through a pixel shuffle, is the same but at the edges.
+
+    An upsampled row lies a quarter before or behind one of the image: the three rows under the kernel are sums of three
+    of the image.
+    """
+    even = torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.75, 0.75], [0.0, 0.0, 0.25]], dtype=torch.float64)
+    taps = torch.stack([even, even.flip(0, 1)])  # [row within its pair, row of the image, row of the kernel]
+    phases = torch.einsum("iyp,jxq,ocpq->oijcyx", taps, taps, weight.detach().double())
+    return phases.flatten(0, 2).to(weight.dtype)

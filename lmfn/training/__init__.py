@@ -1,0 +1,1 @@
+"""Training: settings, batches, the objective, the loop, and the folder of a run."""

@@ -1,0 +1,222 @@
+"""A run's folder, a state that resumes exactly, and what it shows while it lasts."""
+
+import argparse
+import json
+import math
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from lmfn import atomic, images
+from lmfn.data import Pair
+from lmfn.evaluation import Evaluator
+from lmfn.evaluation.pictures import middle, strip
+from lmfn.network import checkpoint
+from lmfn.network.model import Network
+from lmfn.training.settings import Settings
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a wish to stop after this step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.note)
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    seconds: float = 0.0
+    """Time spent training, over all parts of a resumed run."""
+    skipped: int = 0
+    """Steps left out because the loss or the gradient was not finite."""
+
+
+class RunFolder:
+    """RUNS/NAME: config.yaml, metrics.jsonl, model.safetensors, ema.safetensors, state/, samples/, tensorboard/."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+
+    @property
+    def states(self) -> list[Path]:
+        """The states that can be resumed from, oldest first."""
+        return sorted((self.path / "state").glob("step-*.safetensors"))
+
+    def begin(self, settings: Settings, step: int) -> None:
+        """Make the folder; where the run resumes at `step`, forget the records that came after it."""
+        (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        atomic.write(self.path / "config.yaml", settings.text().encode())
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # cut off by a kill
+                continue
+            if record["step"] <= step:
+                kept.append(line + "\n")
+        atomic.write(self.metrics, "".join(kept).encode())
+
+    def record(self, step: int, **values: Any) -> None:
+        """Append a line to metrics.jsonl; a value that is not finite becomes null."""
+        tidy = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **tidy}) + "\n")
+
+    def save(self, model: Network, ema: AveragedModel, optimizer: torch.optim.Adam, scaler: Any, at: Progress) -> None:
+        """Write the state and both weights. The two newest states stay."""
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{name}": tensor for name, tensor in moments.items()}
+        metadata = {"progress": asdict(at), "scaler": scaler.state_dict() if scaler is not None else None}
+        checkpoint.write(self.path / "state" / f"step-{at.step:08d}.safetensors", tensors, metadata)
+        config = {"config": asdict(model.config), "step": at.step}
+        checkpoint.write(self.path / "model.safetensors", model.state_dict(), config)
+        checkpoint.write(self.path / "ema.safetensors", ema.module.state_dict(), config)
+        for old in self.states[:-2]:
+            old.unlink()
+
+    def load(self, model: Network, ema: AveragedModel, optimizer: torch.optim.Adam, scaler: Any) -> Progress:
+        """Put the newest state into these; raises ValueError where it does not fit them."""
+        path = self.states[-1]
+        tensors, metadata = checkpoint.read(path)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "adam": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        try:
+            model.load_state_dict(parts["model"])
+            ema.load_state_dict(parts["ema"])
+        except RuntimeError as error:
+            raise ValueError(f"{path} does not fit the network of these settings: {error}") from error
+        state, parameters = optimizer.state_dict(), list(model.parameters())
+        for name, tensor in parts["adam"].items():
+            index, _, moment = name.partition(".")
+            if tensor.ndim:  # in its parameter's memory layout, as Adam made it
+                tensor = torch.empty_like(parameters[int(index)]).copy_(tensor)
+            state["state"].setdefault(int(index), {})[moment] = tensor
+        optimizer.load_state_dict(state)
+        if scaler is not None and metadata["scaler"] is not None:
+            scaler.load_state_dict(metadata["scaler"])
+        return Progress(**metadata["progress"])
+
+
+class Log:
+    """What a run shows: a progress bar, metrics.jsonl, TensorBoard, and strips of sample images."""
+
+    def __init__(self, run: RunFolder, settings: Settings, at: Progress, device: torch.device, processes: int) -> None:
+        self.run, self.settings, self.device = run, settings, device
+        self.images_a_step = settings.batch * settings.accumulate * processes
+        self.losses: list[float] = []
+        self.seconds, self.waited = at.seconds, 0.0
+        self.board = SummaryWriter(str(run.path / "tensorboard"), purge_step=at.step)
+        self.bar = tqdm(
+            total=1.0,
+            desc=settings.name,
+            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed} < {remaining}{postfix}",
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
+        start = {"torch": torch.__version__, "device": str(device), "processes": processes}
+        run.record(at.step, event="start", **start, threads=torch.get_num_threads())
+
+    def step(self, at: Progress, done: float, loss: float, rate: float, norm: float, waited: float) -> None:
+        """Note a step: its loss, learning rate and gradient norm, and the seconds waited for data up to now."""
+        if math.isfinite(loss):
+            self.losses.append(loss)
+        self.bar.update(min(done, 1.0) - self.bar.n)
+        if at.step % self.settings.log_every and done < 1:
+            return
+        values = {
+            "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
+            "lr": rate,
+            "gradient_norm": norm,
+            "images_per_second": self.images_a_step * len(self.losses) / max(at.seconds - self.seconds, 1e-9),
+            "waiting": (waited - self.waited) / max(at.seconds - self.seconds, 1e-9),
+        }
+        self.losses, self.seconds, self.waited = [], at.seconds, waited
+        self.run.record(at.step, **values, skipped=at.skipped, seconds=at.seconds)
+        for name, value in values.items():
+            self.board.add_scalar(f"train/{name}", value, at.step)
+        text = (
+            f"step {at.step}, loss {values['loss']:.3g}, rate {rate:.2g}, {values['images_per_second']:.3g} images/s, "
+            f"{values['waiting']:.0%} waiting for data"
+        )
+        self.bar.set_postfix_str(text + (f", {at.skipped} skipped" if at.skipped else ""), refresh=False)
+
+    def validate(
+        self, at: Progress, model: nn.Module, validation: Evaluator | None, sample: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """PSNR and SSIM of the averaged weights beside the blurred input's own, and strips of blurred, output, sharp.
+
+        Without validation pairs the strip shows `sample` of the training step.
+        """
+        strips = [sample]
+        if validation is not None:
+            evaluation = validation(model)
+            values = {f"{name}_blurred": value for name, value in evaluation.blurred.items()} | evaluation.deblurred
+            self.run.record(at.step, event="validation", **values)
+            for name, value in values.items():
+                self.board.add_scalar(f"validation/{name}", value, at.step)
+            self.bar.write(f"step {at.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+            strips = [self.sample(model, pair) for pair in validation.pairs.pairs[:4]]
+        picture = np.concatenate([strip(images) for images in strips])
+        photo = images.Photo(picture.astype(np.float32) / 255)
+        images.write(self.run.path / "samples" / f"step-{at.step:08d}.png", photo)
+        self.board.add_image("samples", picture, at.step, dataformats="HWC")
+
+    @torch.inference_mode()
+    def sample(self, model: nn.Module, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
+        """Blurred, output and sharp of the middle of a validation pair."""
+        blurred, sharp = (
+            middle(torch.from_numpy(images.read_rgb(p)).movedim(2, 0) / 255) for p in (pair.blurred, pair.sharp)
+        )
+        return blurred, model(blurred[None].to(self.device))[0], sharp
+
+    def close(self, at: Progress, stopped_by: int | None) -> None:
+        """Say how the run ended and where it is."""
+        self.bar.close()
+        self.board.close()
+        if stopped_by:
+            how = f"stopped by {signal.Signals(stopped_by).name} at step {at.step}; --resume auto goes on from there"
+        else:
+            how = f"done: {at.step} steps in {at.seconds / 60:.1f} minutes"
+        print(f"{how}; weights in {self.run.path}", file=sys.stderr)
+
+
+def parse_settings(arguments: list[str]) -> Settings:
+    """The settings that a command line asks for: its own, over the resumed run's or those of `--config FILE`.
+
+    Raises ValueError or FileNotFoundError for a broken file; a wrong command line exits with status 2.
+    """
+    file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    file.add_argument("--config", type=Path)
+    config, rest = file.parse_known_args(arguments)
+    base = Settings.read(config.config) if config.config else Settings()
+    settings = tyro.cli(Settings, args=rest, default=base, description=Settings.__doc__)
+    run = RunFolder(settings.runs / settings.name)
+    if settings.resume == "auto" and run.states:
+        settings = tyro.cli(Settings, args=rest, default=Settings.read(run.path / "config.yaml"))
+    elif run.states:
+        raise ValueError(f"{run.path} holds a run already: go on with it by --resume auto, or take another --name")
+    return settings

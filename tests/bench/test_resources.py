@@ -1,0 +1,43 @@
+"""Every kernel of the network, compiled for every target without a GPU: no spill, memory enough, matrix units used."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.resources import Compiled
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_no_fault(target: str, dtype: str) -> None:
+    """In a process of its own: this one may have Triton in its interpreter, or an LLVM assertion may end it."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "resources", "--target", target, "--dtype", dtype],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "with faults" in done.stdout.splitlines()[-1]
+
+
+def test_a_fault_is_found() -> None:
+    fine = {
+        "target": "sm_90",
+        "dtype": "bfloat16",
+        "kernel": "k",
+        "tile": "8x16",
+        "warps": 4,
+        "registers": 200,
+        "stack": 0,
+    }
+    fine |= {"local": 0, "shared": 100_000, "matrix": 8, "hgmma": 8, "products": True, "wide": True}
+    assert Compiled(**fine).faults() == []  # type: ignore[arg-type]
+    for field, value in (("stack", 8), ("local", 1), ("shared", 240_000), ("matrix", 0), ("hgmma", 0)):
+        assert Compiled(**(fine | {field: value})).faults(), field  # type: ignore[arg-type]

@@ -1,0 +1,121 @@
+"""A training step as a graph, with a capture that does on a CPU what a graph does on a GPU."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lmfn import images
+from lmfn.cuda_graphs import WARM_UPS, GradientGraph, check_can_capture
+from lmfn.network import checkpoint
+from lmfn.training import loop as script
+from lmfn.training.settings import Settings
+
+
+class Recorded:
+    """Results and gradients are the same memory in every replay, and are written over, never added to."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.parameters, self.runs = list(parameters), 0
+
+    def __call__(self, run: Callable[..., Any], *examples: Tensor, warm_ups: int = 0) -> Callable[..., Any]:
+        given = [example.clone() for example in examples]
+        for _ in range(warm_ups):
+            run(*given)
+        made, gradients = run(*given), [parameter.grad for parameter in self.parameters]
+        self.runs += warm_ups + 1
+
+        def replay(*tensors: Tensor) -> Any:
+            for mine, tensor in zip(given, tensors, strict=True):
+                mine.copy_(tensor)
+            for mine, new in zip(made, run(*given), strict=True):
+                mine.copy_(new)
+            for mine, parameter in zip(gradients, self.parameters, strict=True):
+                if mine is not None:
+                    mine.copy_(parameter.grad)
+                parameter.grad = None
+            return made
+
+        return replay
+
+
+def test_gradients_are_those_of_the_call_alone() -> None:
+    """Whatever was done to those before: dropped, scaled, or left."""
+    torch.manual_seed(0)
+    model, unused = nn.Linear(3, 2), nn.Parameter(torch.zeros(1))
+
+    def run(x: Tensor) -> tuple[Tensor]:
+        loss = model(x).square().sum()
+        loss.backward()
+        return (loss.detach(),)
+
+    parameters = [*model.parameters(), unused]
+    recorded = Recorded(parameters)
+    graph = GradientGraph(run, parameters, recorded)
+    places = set()
+    for after in ("dropped", "scaled", "left", "left"):
+        x = torch.rand(5, 3)
+        (loss,) = graph(x)
+        expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            assert torch.equal(parameter.grad, gradient)
+            if after == "dropped":
+                places.add(parameter.grad.data_ptr())
+                parameter.grad = None
+            elif after == "scaled":
+                parameter.grad.mul_(3)
+        assert unused.grad is None
+        assert loss == model(x).square().sum()
+    assert places == {parameter.grad.data_ptr() for parameter in model.parameters()}
+    assert recorded.runs == WARM_UPS + 1
+
+
+def test_a_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    for n in range(2):
+        images.write(tmp_path / "photos" / f"{n}.png", images.Photo(rng.random((70, 80, 3), dtype=np.float32)))
+    small = ("channels=8", "features=8", "distilled=4", "esa=4", "rfdbs=1")
+    plain = Settings(
+        name="plain",
+        runs=tmp_path,
+        photos=(str(tmp_path / "photos"),),
+        network=small,
+        lr=1e-3,
+        clip=0.01,
+        batch=2,
+        patch=32,
+        steps=6,
+        device="cpu",
+        val_every=3,
+    )
+    assert script.train(plain) == 0
+    monkeypatch.setattr(script, "check_can_capture", lambda *_: None)
+    made: list[GradientGraph] = []
+
+    def graph(run: Callable[..., Any], parameters: Iterable[nn.Parameter]) -> GradientGraph:
+        parameters = list(parameters)
+        made.append(GradientGraph(run, parameters, Recorded(parameters)))
+        return made[0]
+
+    monkeypatch.setattr(script, "GradientGraph", graph)
+    assert script.train(dataclasses.replace(plain, name="graph", graph=True)) == 0
+    assert made[0].replay is not None
+    for name in ("model", "ema"):
+        one, other = (checkpoint.read(tmp_path / run / f"{name}.safetensors")[0] for run in ("plain", "graph"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_what_cannot_be_a_graph_is_refused() -> None:
+    with pytest.raises(ValueError, match="--graph is for one process on a CUDA GPU, not for 1 on cpu; leave it out"):
+        check_can_capture(torch.device("cpu"), 1)
+    with pytest.raises(ValueError, match="not for 2 on cuda:0"):
+        check_can_capture(torch.device("cuda:0"), 2)
+    check_can_capture(torch.device("cuda:0"), 1)
+    for wrong in ({"accumulate": 2}, {"precision": "fp16"}):
+        with pytest.raises(ValueError, match="--graph is for --precision bf16 or fp32, and for --accumulate 1"):
+            Settings(photos=("x",), graph=True, **wrong).check()  # type: ignore[arg-type]

@@ -1,0 +1,467 @@
+"""Training runs, whole: resumed after a kill, stopped by signals, shared between processes, fed with broken input."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import lmfn.training.batches
+from lmfn import LMFN, images
+from lmfn.network import checkpoint
+from lmfn.training import loop as script
+from lmfn.training.batches import StepBatches
+from lmfn.training.objective import average, initial_network, learning_rate, make_loss
+from lmfn.training.run import Log, RunFolder, parse_settings
+from lmfn.training.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("channels=8", "features=8", "distilled=4", "esa=4", "rfdbs=1")
+
+
+@pytest.fixture(autouse=True)
+def _signals_and_threads() -> Iterator[None]:
+    """Runs in this process install their own handlers."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two smooth random pictures: enough for the loss to fall."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for n in range(2):
+        coarse = torch.from_numpy(rng.random((1, 3, 24, 20), dtype=np.float32))
+        picture = torch.nn.functional.interpolate(coarse, (96, 80), mode="bicubic").clamp(0, 1)
+        images.write(folder / f"{n}.png", images.Photo(picture[0].movedim(0, 2).numpy()))
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path, photos: Path) -> Settings:
+    return Settings(
+        name="run",
+        runs=tmp_path / "runs",
+        photos=(str(photos),),
+        network=SMALL,
+        lr=1e-3,
+        batch=4,
+        patch=32,
+        steps=10,
+        workers=0,
+        device="cpu",
+        log_every=2,
+        save_every=5,
+        val_every=5,
+    )
+
+
+def run_in(settings: Settings) -> Path:
+    return settings.runs / settings.name
+
+
+def weights(folder: Path, name: str = "model") -> dict[str, Tensor]:
+    return checkpoint.read(folder / f"{name}.safetensors")[0]
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def start(
+    settings: Settings, prelude: str = "", launcher: tuple[str, ...] = (sys.executable,)
+) -> subprocess.Popen[str]:
+    """train.py in a process of its own, after `prelude`."""
+    file = settings.runs / f"{settings.name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(settings.text())
+    code = settings.runs / f"{settings.name}.py"
+    start = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{prelude}\n"
+    code.write_text(f"{start}from lmfn.training.loop import main\nsys.exit(main())\n")
+    command = [*launcher, str(code), "--config", str(file), "--resume", "auto"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == status, output
+    return output
+
+
+def test_a_run_makes_what_the_readme_says_and_learns(settings: Settings, photos: Path) -> None:
+    pairs = photos.parent / "pairs"
+    for kind in ("blur", "sharp"):
+        for file in photos.iterdir():
+            images.write(pairs / kind / file.name, images.read(file))
+    settings = dataclasses.replace(settings, val=pairs, steps=30, val_every=15, workers=1, loss="l1")
+    assert script.train(settings) == 0
+    folder = run_in(settings)
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "model.safetensors",
+        "ema.safetensors",
+        "state",
+        "samples",
+        "tensorboard",
+    }
+    assert Settings.read(folder / "config.yaml") == settings
+    losses = [record["loss"] for record in records(folder) if "loss" in record]
+    assert losses[-1] < losses[0]
+    validations = [record for record in records(folder) if record.get("event") == "validation"]
+    assert [record["step"] for record in validations] == [15, 30]
+    assert validations[0].keys() >= {"psnr", "psnr_blurred", "ssim_gauss2d", "ssim_gauss2d_blurred"}
+    strip = images.read_rgb(folder / "samples" / "step-00000030.png")
+    assert strip.shape == (2 * 320, 3 * 320, 3)  # blurred, output, sharp of both pairs
+    np.testing.assert_array_equal(strip[:96, :80], images.read_rgb(photos / "0.png"))
+    for name in ("model", "ema"):
+        model = LMFN.from_pretrained(folder / f"{name}.safetensors")
+        assert model.config == settings.config
+    assert [path.name for path in RunFolder(folder).states] == [
+        "step-00000025.safetensors",
+        "step-00000030.safetensors",
+    ]
+
+
+KILL_AFTER_SAVING_STEP_5 = """
+import os
+from lmfn.training.run import RunFolder
+save = RunFolder.save
+def saved(self, *rest):
+    save(self, *rest)
+    if rest[-1].step == 5:
+        os.kill(os.getpid(), 9)
+RunFolder.save = saved
+"""
+KILL_WHILE_SAVING_STEP_9 = """
+import os
+import lmfn.atomic
+replace = os.replace
+def replaced(source, target):
+    if "step-00000009" in str(target):
+        os.kill(os.getpid(), 9)
+    replace(source, target)
+lmfn.atomic.os.replace = replaced
+"""
+
+
+def test_killed_twice_and_resumed_is_bit_identical_to_a_run_in_one_go(settings: Settings) -> None:
+    # A fraction of 9 is no round number.
+    whole = dataclasses.replace(settings, name="whole", steps=9, data_on="workers")
+    broken = dataclasses.replace(whole, name="broken", workers=1)
+    finish(start(whole))
+    finish(start(broken, KILL_AFTER_SAVING_STEP_5), -signal.SIGKILL)
+    assert [path.stem for path in RunFolder(run_in(broken)).states] == ["step-00000005"]
+    finish(start(broken, KILL_WHILE_SAVING_STEP_9), -signal.SIGKILL)
+    assert [path.stem for path in RunFolder(run_in(broken)).states] == ["step-00000005"]
+    with (run_in(broken) / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # a kill may cut a line
+    finish(start(broken))
+    for name in ("model", "ema"):
+        one, other = weights(run_in(whole), name), weights(run_in(broken), name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    state, again = (checkpoint.read(RunFolder(run_in(s)).states[-1])[0] for s in (whole, broken))
+    assert all(torch.equal(state[key], again[key]) for key in state)
+    rates = [
+        [(record["step"], record["lr"], record["loss"]) for record in records(run_in(s)) if "lr" in record]
+        for s in (whole, broken)
+    ]
+    assert [step for step, _, _ in rates[0]] == [2, 4, 6, 8, 9]
+    assert [(step, rate) for step, rate, _ in rates[0]] == [(step, rate) for step, rate, _ in rates[1]]
+
+
+def test_two_processes_train_on_what_one_with_twice_the_batch_does(settings: Settings) -> None:
+    one = dataclasses.replace(settings, name="one", batch=4, steps=5)
+    two = dataclasses.replace(settings, name="two", batch=2, steps=5, workers=1, device="auto")
+    finish(start(one))
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    finish(start(two, launcher=launcher))
+    for name in ("model", "ema"):
+        a, b = weights(run_in(one), name), weights(run_in(two), name)
+        initial = LMFN(one.config).state_dict()
+        assert max((a[key] - initial[key]).abs().max() for key in a) > 1e-3  # they did learn
+        assert max((a[key] - b[key]).abs().max() for key in a) < 1e-6
+
+
+def test_the_data_may_be_on_the_device_or_with_workers(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    made = {}
+    for name, memory in (("device", 10**9), ("workers", 10**9), ("auto", 8 * 10**4)):
+        monkeypatch.setattr(lmfn.training.batches, "available_memory", lambda _, memory=memory: memory)
+        caplog.clear()
+        assert script.train(dataclasses.replace(settings, name=name, data_on=name)) == 0
+        made[name] = weights(run_in(settings).with_name(name))
+        said = {"device": "they stay there", "workers": "", "auto": "50% of what is free on cpu, 0.0 GB"}[name]
+        assert said in caplog.text
+        assert ("workers make the patches" in caplog.text) == (name == "auto")
+        waiting = [r["waiting"] for r in records(run_in(settings).with_name(name)) if "loss" in r]
+        assert all(0 < share < 1 for share in waiting)
+    initial = LMFN(settings.config).state_dict()
+    for name in ("workers", "auto"):
+        assert max((made[name][key] - made["device"][key]).abs().max() for key in initial) < 1e-5
+    with pytest.raises(ValueError, match=r"2 images, 0\.00 GB.*too little; take --data-on workers, or a larger"):
+        script.train(dataclasses.replace(settings, name="small", data_on="device"))
+    assert not run_in(settings).with_name("small").exists()
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(settings: Settings) -> None:
+    large = dataclasses.replace(settings, name="large", batch=4, steps=4)
+    small = dataclasses.replace(settings, name="small", batch=1, accumulate=4, steps=4)
+    for each in (large, small):
+        assert script.train(each) == 0
+    a, b = weights(run_in(large)), weights(run_in(small))
+    assert max((a[key] - b[key]).abs().max() for key in a) < 1e-6
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_leave(settings: Settings, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    whole = dataclasses.replace(settings, name="whole")
+    assert script.train(whole) == 0
+    step = Log.step
+
+    def interrupted(self: Log, at: object, *rest: float) -> None:
+        step(self, at, *rest)
+        if at.step == 3:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "step", interrupted)
+        assert script.train(settings) == 128 + number
+    states = RunFolder(run_in(settings)).states
+    assert [path.stem for path in states] == ["step-00000004"]  # the step after the signal is the last
+    assert script.train(dataclasses.replace(settings, resume="auto")) == 0
+    a, b = weights(run_in(whole)), weights(run_in(settings))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def broken_loss(bad: Callable[[int], bool]) -> Callable[[Settings], Callable[[Tensor, Tensor], Tensor]]:
+    def make(settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:
+        loss, calls = make_loss(settings), iter(range(1, 10_000))
+        return lambda output, sharp: loss(output, sharp) * (math.nan if bad(next(calls)) else 1.0)
+
+    return make
+
+
+def test_steps_whose_loss_is_not_finite_are_skipped_and_counted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "make_loss", broken_loss(lambda call: call in (2, 3, 7)))
+    assert script.train(settings) == 0
+    assert records(run_in(settings))[-1]["skipped"] == 3
+    assert all(torch.isfinite(tensor).all() for tensor in weights(run_in(settings)).values())
+
+
+def test_twenty_skipped_steps_in_a_row_end_the_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "make_loss", broken_loss(lambda call: call > 5))
+    with pytest.raises(FloatingPointError, match=r"not finite 20 steps in a row, up to step 25; .*state.* --lr"):
+        script.train(dataclasses.replace(settings, steps=100, save_every=4))
+    assert all(torch.isfinite(tensor).all() for tensor in weights(run_in(settings), "ema").values())
+
+
+def test_fine_tuning_starts_from_the_weights_given(settings: Settings) -> None:
+    script.train(settings)
+    tuned = dataclasses.replace(
+        settings, name="tuned", start_from=run_in(settings) / "ema.safetensors", network=(), steps=1, lr=1e-9
+    )
+    script.train(tuned)
+    a, b = weights(run_in(settings), "ema"), weights(run_in(tuned))
+    assert max((a[key] - b[key]).abs().max() for key in a) < 1e-7
+
+
+def test_another_network_begins_with_the_weights_that_fit_it(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = LMFN.from_preset("lmfn", rfdbs=2, features=16, similarity="cosine")
+    given.save_pretrained(settings.runs / "given")
+    file = settings.runs / "given" / "model.safetensors"
+    caplog.set_level("INFO")
+    same = initial_network(dataclasses.replace(settings, start_from=file, network=()))
+    assert same.config == given.config
+    changed = initial_network(dataclasses.replace(settings, start_from=file, network=("head=pixelshuffle", "rfdbs=3")))
+    assert changed.config == dataclasses.replace(given.config, head="pixelshuffle", rfdbs=3)
+    assert "new: alfm.fuse, head.conv, rfdbs.2" in caplog.text
+    new = ("alfm.fuse.weight", "head.conv", "rfdbs.2")
+    old = given.state_dict()
+    for name, tensor in changed.state_dict().items():
+        assert name.startswith(new) or torch.equal(tensor, old[name]), name
+    released = dataclasses.replace(
+        settings, start_from=file, preset="lmfn-released", network=("features=16", "rfdbs=2")
+    )
+    assert initial_network(released).config == LMFN.from_preset("lmfn-released", rfdbs=2, features=16).config
+
+
+def test_minutes_end_the_run_and_the_cosine(settings: Settings) -> None:
+    assert script.train(dataclasses.replace(settings, steps=None, minutes=0.03, log_every=1)) == 0
+    rates = [record["lr"] for record in records(run_in(settings)) if "lr" in record]
+    assert len(rates) > 1
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.5 * settings.lr
+
+
+def test_learning_rate_is_a_warm_up_times_a_cosine(settings: Settings) -> None:
+    settings = dataclasses.replace(settings, lr=1.0, lr_end=0.1, warmup=4)
+    assert learning_rate(settings, 0, 0.0) == pytest.approx(0.25)
+    assert learning_rate(settings, 3, 0.0) == pytest.approx(1.0)
+    assert learning_rate(settings, 50, 0.5) == pytest.approx(0.55)
+    assert learning_rate(settings, 99, 1.2) == pytest.approx(0.1)
+
+
+def test_losses(settings: Settings) -> None:
+    generator = torch.Generator().manual_seed(0)
+    output, sharp = torch.rand(2, 2, 3, 8, 9, generator=generator, dtype=torch.float64)
+    d = (output - sharp).numpy()
+    expected = {
+        "mse": (d**2).mean(),
+        "l1": abs(d).mean(),
+        "charbonnier": np.sqrt(d**2 + 1e-6).mean(),
+        "psnr": np.mean([10 * np.log10((image**2).mean() + 1e-8) for image in d]),
+    }
+    for name, value in expected.items():
+        assert make_loss(dataclasses.replace(settings, loss=name))(output, sharp).item() == pytest.approx(value)
+    spectrum = np.abs(np.fft.rfft2(d) / np.sqrt(72)).mean()
+    got = make_loss(dataclasses.replace(settings, loss="l1", fft=0.1))(output, sharp).item()
+    assert got == pytest.approx(expected["l1"] + 0.1 * spectrum)
+
+
+def test_ema_forgets_the_beginning_of_a_short_run() -> None:
+    model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1)
+    ema = average(model, 0.999)
+    expected = None
+    for n in range(6):
+        torch.nn.init.constant_(model.alfm.theta, float(n))
+        ema.update_parameters(model)
+        decay = min(0.999, (1 + n) / (10 + n))
+        expected = float(n) if expected is None else decay * expected + (1 - decay) * n
+    assert ema.module.alfm.theta.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_processes_share_the_samples_of_a_step(settings: Settings) -> None:
+    one = dataclasses.replace(settings, batch=12, accumulate=1, steps=4)
+    shared = dataclasses.replace(settings, batch=2, accumulate=2, steps=4)
+    alone = list(StepBatches(one, 1, 0, 1))
+    parts = [list(StepBatches(shared, 1, process, 3)) for process in range(3)]
+    assert len(alone) == 3
+    for step, batch in enumerate(alone):
+        together = [n for part in parts for micro in part[2 * step : 2 * step + 2] for n in micro]
+        assert sorted(together) == sorted(batch) == list(range(12 * (step + 1), 12 * (step + 2)))
+
+
+def test_settings_from_file_and_command_line(tmp_path: Path, photos: Path) -> None:
+    file = tmp_path / "base.yaml"
+    file.write_text(
+        f"photos: {photos}=2.5\nbatch: 3\nlr: 0.01\nnetwork:\n  rfdbs: 2\n"
+        "blur:\n  length: [2, 5]\n  kinds: {comb: 0}\n"
+    )
+    settings = parse_settings(
+        [
+            "--config",
+            str(file),
+            "--batch",
+            "7",
+            "--runs",
+            str(tmp_path),
+            "--blur.curvature",
+            "0",
+            "9",
+            "--blur.kinds.zoom",
+            "3",
+        ]
+    )
+    assert (settings.batch, settings.lr, settings.config.rfdbs) == (7, 0.01, 2)
+    assert (settings.blur.length, settings.blur.curvature) == ((2, 5), (0, 9))
+    assert (settings.blur.kinds.comb, settings.blur.kinds.shake, settings.blur.kinds.zoom) == (0, 1, 3)
+    assert [(s.kind, str(s.path), s.weight) for s in settings.sources] == [("photos", str(photos), 2.5)]
+    again = tmp_path / "again.yaml"
+    again.write_text(settings.text())
+    assert Settings.read(again) == settings
+
+
+def test_sources_by_path_weight_and_two_folders(settings: Settings, tmp_path: Path) -> None:
+    odd = tmp_path / "a,b=3"
+    odd.mkdir()
+    source = settings.source("pairs", str(odd))
+    assert (source.path, source.sharp, source.weight) == (str(odd), None, 1.0)
+    source = settings.source("pairs", "x/blurred,x/sharp=0.5")
+    assert (source.path, source.sharp, source.weight) == ("x/blurred", "x/sharp", 0.5)
+    with pytest.raises(ValueError, match="'two' is no weight"):
+        settings.source("photos", "x=two")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"photos": ()}, "at least one of --pairs, --frames, --photos"),
+        ({"batch": 0}, "batch is 0"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"data_share": 0.0}, "data_share is 0.0"),
+        ({"minutes": 0.0}, "minutes is 0.0"),
+        ({"name": "a/b"}, "plain folder name"),
+        ({"network": ("depth=3",)}, "unknown field of LMFNConfig: depth"),
+        ({"network": ("rfdbs=three",)}, "rfdbs=three: rfdbs must be a whole number"),
+        ({"network": ("rfdbs",)}, "rfdbs must be a whole number"),
+        ({"precision": "fp16"}, "needs a GPU"),
+    ],
+)
+def test_wrong_settings_are_named(settings: Settings, change: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(settings, **change).check()
+
+
+def test_broken_settings_files_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    for text, words in (
+        ("speed: 3", "unknown setting speed"),
+        ("- 3", "NAME: VALUE"),
+        ("batch: [", "s.yaml"),
+        ("blur: {length: [5, 2]}", "length"),
+        ("blur: {kinds: {comb: -1}}", "comb"),
+        ("blur: {kinds: {teeth: 1}}", "teeth"),
+        ("blur: {kinds: 3}", "kinds"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            Settings.read(file)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Settings.read(tmp_path / "nowhere.yaml")
+
+
+def test_a_finished_run_is_not_overwritten_by_its_name(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    script.train(settings)
+    with pytest.raises(ValueError, match="holds a run already"):
+        parse_settings(["--name", "run", "--runs", str(settings.runs), "--photos", *settings.photos])
+    resumed = parse_settings(["--name", "run", "--runs", str(settings.runs), "--resume", "auto"])
+    again = ["--name", "run", "--photos", *settings.photos, "--network", *SMALL, "--runs", str(settings.runs)]
+    assert parse_settings([*again, "--resume", "auto"]) == resumed  # the command that began it works, too
+    assert dataclasses.replace(resumed, resume="never") == settings
+    assert script.train(resumed) == 0
+    assert "10 steps" in capsys.readouterr().err
+
+
+def test_broken_data_is_named_before_anything_is_written(settings: Settings, tmp_path: Path) -> None:
+    for path, words in ((tmp_path / "nowhere", "nowhere"), (tmp_path, "no images|holds no")):
+        with pytest.raises(ValueError, match=words):
+            script.train(dataclasses.replace(settings, photos=(str(path),)))
+    assert not run_in(settings).exists()
+
+
+def test_a_state_of_another_network_is_named(settings: Settings) -> None:
+    script.train(settings)
+    with pytest.raises(ValueError, match="does not fit the network of these settings"):
+        script.train(dataclasses.replace(settings, resume="auto", network=(*SMALL, "rfdbs=2")))
