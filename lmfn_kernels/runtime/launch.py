@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from lmfn_kernels.runtime.assembler import compiler_options
 from lmfn_kernels.runtime.configs import Config
 from lmfn_kernels.runtime.layout import pitch
 
@@ -115,7 +116,7 @@ def run(kernel: Any, on: Tensor, grid: tuple[int, ...], c: Config, **arguments: 
         return
     guard = nullcontext() if on.device.type == "cpu" else torch.get_device_module(on.device).device(on.device)
     with guard:
-        launcher(kernel, grid, {**arguments, "num_warps": c.warps})
+        launcher(kernel, grid, {**arguments, "num_warps": c.warps, **compiler_options()})
 
 
 def partial(like: Tensor, splits: int, shape: Sequence[int]) -> Tensor:

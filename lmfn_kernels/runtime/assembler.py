@@ -1,0 +1,92 @@
+"""Which ptxas assembles these kernels for Hopper (sm_90): 12.9 or newer, which Triton 3.6 and 3.7 hold but do not use.
+
+The upper half of a wgmma descriptor is a constant. For one kernel here, ptxas 12.8 computed it from a register that
+held an address, and the kernel ended with an illegal memory access. Triton 3.6 and 3.7 assemble for sm_90 with 12.8,
+and bring a newer `ptxas-blackwell` for later GPUs; Triton 3.8 and newer use at least 12.9.
+
+A launch of this package asks for PTX 8.8, which is 12.9's, and Triton is taught to assemble such PTX with the newer
+program. What anybody else compiles stays as it was, in every thread. The PTX version is part of Triton's cache key, and
+ptxas 12.8 refuses 8.8: no kernel that it made is ever taken for one of these.
+"""
+
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+SOUND = (12, 9)
+PTX_VERSION = 88
+
+
+def compiler_options() -> dict[str, int]:
+    """What a launch on the current device asks of Triton's compiler."""
+    return {} if knobs.runtime.interpret else options(driver.active.get_current_target())
+
+
+@cache
+def options(target: GPUTarget) -> dict[str, int]:
+    """What a launch on `target` asks of Triton's compiler.
+
+    Warns where ptxas is older than 12.9 and there is no newer one.
+    """
+    if target.backend != "cuda" or target.arch != 90:
+        return {}
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    usual = get_ptxas(90)
+    if _release(usual) >= SOUND:
+        return {}
+    if newer() is None:
+        warnings.warn(
+            f"Triton {triton.__version__} assembles kernels for this GPU (sm_90) with ptxas {usual.version}, which "
+            f"miscompiles some, and brings no newer one that the GPU's driver can load. If a kernel ends with an "
+            f"illegal memory access, set TRITON_PTXAS_PATH to the ptxas of CUDA 12.9 or newer",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return {}
+    _use_newer()
+    return {"ptx_version": PTX_VERSION}
+
+
+def newer() -> Any | None:
+    """Triton's ptxas for GPUs after Hopper, with `path` and `version`, if there is one and its programs can be loaded.
+
+    A driver loads no machine code of a later major release of CUDA than its own.
+    """
+    try:
+        tool = knobs.nvidia.ptxas_blackwell
+    except RuntimeError:  # "Cannot find ptxas-blackwell"
+        return None
+    release = _release(tool)
+    if torch.cuda.is_available():
+        driver_version: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined, unused-ignore]
+        if release[0] > driver_version // 1000:
+            return None
+    return tool if release >= SOUND else None
+
+
+def _release(tool: Any) -> tuple[int, ...]:
+    return tuple(int(part) for part in tool.version.split("."))
+
+
+@cache
+def _use_newer() -> None:
+    """Teach Triton which ptxas takes PTX 8.8 for sm_90: the one that its backend has for sm_100."""
+    from triton.backends.nvidia.compiler import CUDABackend
+
+    make_cubin = CUDABackend.make_cubin
+
+    def with_newer_ptxas(self: Any, src: str, metadata: Any, opt: Any, capability: int) -> bytes:
+        # A backend's own target chooses its ptxas, `capability` what that assembles for.
+        asked = capability == 90 and opt.ptx_version == PTX_VERSION
+        backend = CUDABackend(GPUTarget("cuda", 100, 32)) if asked else self
+        cubin: bytes = make_cubin(backend, src, metadata, opt, capability)
+        return cubin
+
+    CUDABackend.make_cubin = with_newer_ptxas
