@@ -237,7 +237,25 @@ class Ablate:
         return True
 
 
-Verb = Deblur | Evaluate | Data | Ablate
+@dataclass(frozen=True)
+class Doctor:
+    """Report versions, devices and limits, and check the ops and the weights: text for an issue.
+
+    The status is 1 where something is wrong; the report says what, and the remedy.
+    """
+
+    json: bool = False
+    """Print a JSON object instead."""
+
+    def run(self) -> bool:
+        from lmfn.doctor import examine
+
+        report = examine()
+        print(report.json() if self.json else report.text())
+        return report.ok
+
+
+Verb = Deblur | Evaluate | Data | Ablate | Doctor
 """Each is called as its class, in lower case."""
 
 
@@ -251,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"lmfn {lmfn.__version__}")
         return 0
     _check_verb(arguments)
-    verb: Deblur | Evaluate | Data | Ablate = tyro.cli(
+    verb: Deblur | Evaluate | Data | Ablate | Doctor = tyro.cli(
         Verb,
         config=(OmitSubcommandPrefixes,),
         prog="lmfn",

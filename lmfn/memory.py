@@ -44,26 +44,33 @@ def available_memory(device: torch.device) -> int | None:
     return available() if device.type == "cpu" else None
 
 
-def _limits(root: Path) -> Iterator[Limit]:
-    groups = root / "proc/self/cgroup"
-    if not groups.is_file():
-        return
-    for line in groups.read_text().splitlines():
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:
+    """The folders of the control groups that hold this process, its own first, and the version (1 or 2) of each."""
+    listed = root / "proc/self/cgroup"
+    for line in listed.read_text().splitlines() if listed.is_file() else ():
         _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2
-            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            top = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if controllers == "":
+            top, version = root / "sys/fs/cgroup", 2
+        elif controller in controllers.split(","):
+            top, version = root / "sys/fs/cgroup" / controller, 1
         else:
             continue
         # In a container the path is often that outside, and its group is the top of what can be seen.
         group = top / path.lstrip("/")
         for folder in (group, *group.parents):
-            if (found := _limit(folder, *names)) is not None:
-                yield found
+            yield folder, version
             if folder == top:
                 break
+
+
+def _limits(root: Path) -> Iterator[Limit]:
+    for folder, version in control_groups("memory", root):
+        if version == 2:
+            found = _limit(folder, "memory.max", "memory.current", "inactive_file")
+        else:
+            found = _limit(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if found is not None:
+            yield found
 
 
 def _limit(folder: Path, limit: str, used: str, cache: str) -> Limit | None:

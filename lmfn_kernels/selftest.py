@@ -1,0 +1,75 @@
+"""One op of each part of the network against its float64 reference, forward and backward, on the machine at hand:
+
+    python -m lmfn_kernels.selftest cuda bfloat16 [OP ...]
+
+prints a line of JSON per op as soon as it is known: `{"op": "rfdb", "fault": null}`, or what is wrong. After a fault
+that may have spoilt the device (any exception but a wrong result) the process ends, with status 3: run it again with
+the ops that are left.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lmfn_kernels import conv3x3, testing, upsample_add
+
+
+class Check(NamedTuple):
+    """The part of the network that an op is from, its inputs (given dtype and device) and the op on those."""
+
+    part: str
+    inputs: Callable[[torch.dtype, str], list[Tensor]]
+    function: Callable[..., Any]
+
+
+# At the network's widths, and sizes that are no multiples of a tile.
+CHECKS = {
+    "conv3x3": Check(
+        "conv", partial(testing.conv_case, 1, 50, 50, 17, 21), partial(conv3x3, activation="leaky_relu", slope=0.05)
+    ),
+    "residual_block": Check("mshf", partial(testing.block_case, 1, 64, 64, 17, 21), testing.block_flat()),
+    "rfdb": Check("rfdb", partial(testing.rfdb_case, 1, 50, 25, 12, 17, 21), testing.rfdb_flat),
+    "layer_attention": Check("alfm", partial(testing.attention_case, 1, 4, 50, 50, 17, 21), testing.attention_flat()),
+    "channel_gate": Check("acfm", partial(testing.channel_gate_case, 1, 50, 17, 21), testing.channel_gate_flat()),
+    "upsample_add": Check("upsample", partial(testing.upsample_add_case, 1, 64, 17, 21, (9, 11)), upsample_add),
+}
+
+
+def check(op: str, dtype: torch.dtype, device: str) -> None:
+    """Raise AssertionError where results or gradients are further from float64 than rounding allows."""
+    torch.manual_seed(0)
+    inputs = CHECKS[op].inputs(dtype, device)
+    # On the CPU: not every device has float64.
+    exact, exact_gradients = testing.exactly(CHECKS[op].function, [t.cpu() for t in inputs])
+    results, gradients = testing.differentiate(CHECKS[op].function, inputs)
+    names = [f"result {i}" for i in range(len(results))] + [f"gradient {i}" for i in range(len(gradients))]
+    for name, found, reference in zip(names, results + gradients, exact + exact_gradients, strict=True):
+        assert found is not None
+        assert reference is not None
+        testing.assert_rounded(name, found.cpu(), reference)
+
+
+def main(arguments: Sequence[str]) -> int:
+    device, dtype, *ops = arguments
+    torch.backends.cudnn.allow_tf32 = False
+    for op in ops or CHECKS:
+        fault, spoilt = None, False
+        try:
+            check(op, getattr(torch, dtype), device)
+        except AssertionError as error:
+            fault = str(error)
+        except Exception as error:
+            fault, spoilt = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", True
+        print(json.dumps({"op": op, "fault": fault}), flush=True)
+        if spoilt:
+            return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
