@@ -159,8 +159,7 @@ def _torch() -> Lines:
 def _devices() -> Lines:
     import torch
 
-    from lmfn.device import choose_device, has_fast_bf16
-    from lmfn.evaluate import device_name
+    from lmfn.device import choose_device, device_name, has_fast_bf16
 
     cpu = torch.device("cpu")
     bf16 = "bfloat16 in hardware" if has_fast_bf16(cpu) else "no bfloat16 in hardware"
