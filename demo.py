@@ -20,6 +20,7 @@ from lmfn import LMFN, atomic, cli, images
 from lmfn.data import BlurKinds, BlurOptions, find_pairs, synth
 from lmfn.device import choose_device, has_fast_bf16
 from lmfn.evaluation import Evaluation, evaluate
+from lmfn.evaluation.pictures import middle, side_by_side
 
 RUN = Path("runs/demo")
 MINUTES = 1.0
@@ -27,7 +28,7 @@ PATCH = 256
 BLUR = BlurOptions(
     BlurKinds.only("shake"), length=(8, 12), curvature=(0, 0), rotation=(0, 0), highlights=(1, 1), labels=0, jpeg=0
 )
-TRAINED_ON = (
+FINE_TUNED_ON = (
     *("astronaut.png", "camera.png", "motorcycle_left.png", "motorcycle_right.png", "coins.png", "moon.png"),
     *("hubble_deep_field.jpg", "retina.jpg", "ihc.png", "brick.png", "grass.png", "gravel.png"),
 )
@@ -40,7 +41,7 @@ def prepare() -> None:
     if RUN.exists():
         shutil.rmtree(RUN)
     shipped = Path(skimage.data.__file__).parent
-    for folder, names in (("photos", TRAINED_ON), ("unseen", NEVER_SEEN)):
+    for folder, names in (("photos", FINE_TUNED_ON), ("unseen", NEVER_SEEN)):
         (RUN / "data" / folder).mkdir(parents=True)
         for name in names:
             shutil.copy(shipped / name, RUN / "data" / folder)
@@ -58,10 +59,7 @@ def sharpen() -> None:
         sys.exit("the command failed")
     print(f"{time.perf_counter() - start:.1f} s")
     shown = [images.read_rgb(path) for path in (blurred, out, sharp)]
-    height, width = (min(length, 300) for length in shown[0].shape[:2])
-    top, left = ((length - part) // 2 for length, part in zip(shown[0].shape[:2], (height, width), strict=True))
-    crops = [image[top : top + height, left : left + width] for image in shown]
-    picture = np.concatenate(crops, axis=1).repeat(2, axis=0).repeat(2, axis=1)
+    picture = side_by_side([middle(image, 300, 300) for image in shown]).repeat(2, axis=0).repeat(2, axis=1)
     images.write(RUN / "before-after.png", images.Photo(picture.astype(np.float32) / 255))
 
 

@@ -16,6 +16,8 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg
 
 import lmfn
+from lmfn import checkout
+from lmfn.extras import require
 from lmfn.options import BlurKind, BlurKinds, BlurOptions, Guard, Precision, Variant
 
 Output = Annotated[Path, arg(aliases=["-o"])]
@@ -197,43 +199,27 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Ablate:
-    """Train the networks of one of the paper's tables alike, measure them alike, and write the table.
+class Train:
+    """Train a network on your own pairs, frames or photographs: lmfn train --help lists the settings."""
 
-    lmfn ablate encoder --data data/GoPro -o runs/ablations --steps 3000 -- --pairs data/GoPro --batch 8 --patch 128
-    """
-
-    table: Positional[Literal["rfdbs", "encoder", "attention", "similarity", "presets"]]
-    train: Positional[tuple[str, ...]]
-    """After --, what train.py is told beside the network, steps and seed: data, batch, patch, rate."""
-    data: Path
-    """Pairs to measure on (their test part, where they have parts)."""
-    out: Output
-    """Folder for runs and tables. Tables share their runs; what was cut off goes on."""
-    steps: int
-    seeds: tuple[int, ...] = (0,)
-    """Train each network once with each of these."""
-    images: int | None = None
-    """Measure on this many of the pairs, spread evenly (default: all)."""
-    device: str | None = None
-    """A torch device to measure on; default: a GPU where there is one."""
+    arguments: Positional[tuple[str, ...]] = ()
 
     def run(self) -> bool:
-        from lmfn import data
-        from lmfn.ablate import ablate
-        from lmfn.device import choose_device
+        for package in ("accelerate", "tensorboard", "yaml"):
+            require(package, "lmfn train", "train")
+        from lmfn.training.loop import main
 
-        text = ablate(
-            self.table,
-            data.find_pairs(self.data, split="test"),
-            self.out,
-            steps=self.steps,
-            seeds=self.seeds,
-            images=self.images,
-            settings=self.train,
-            device=choose_device(self.device),
-        )
-        print(text)
+        sys.exit(main(self.arguments))
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """Train and measure the networks of one of the paper's tables (in a checkout): lmfn ablate --help."""
+
+    arguments: Positional[tuple[str, ...]] = ()
+
+    def run(self) -> bool:
+        checkout.run("experiments/ablations/ablate.py", self.arguments)
         return True
 
 
@@ -255,8 +241,10 @@ class Doctor:
         return report.ok
 
 
-Verb = Deblur | Evaluate | Data | Ablate | Doctor
+Verb = Deblur | Evaluate | Data | Train | Ablate | Doctor
 """Each is called as its class, in lower case."""
+OWN_OPTIONS = (Train, Ablate)
+"""Verbs that read their arguments themselves, and end the process with their own status."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -269,14 +257,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"lmfn {lmfn.__version__}")
         return 0
     _check_verb(arguments)
-    verb: Deblur | Evaluate | Data | Ablate | Doctor = tyro.cli(
-        Verb,
-        config=(OmitSubcommandPrefixes,),
-        prog="lmfn",
-        description="Sharpen photographs blurred by motion (lmfn --version prints the version). "
-        "To train: python train.py --help",
-        args=arguments,
-    )
+    if own := [verb for verb in OWN_OPTIONS if arguments[:1] == [verb.__name__.lower()]]:
+        verb: Deblur | Evaluate | Data | Train | Ablate | Doctor = own[0](tuple(arguments[1:]))
+    else:
+        verb = tyro.cli(
+            Verb,
+            config=(OmitSubcommandPrefixes,),
+            prog="lmfn",
+            description="Sharpen photographs blurred by motion (lmfn --version prints the version).",
+            args=arguments,
+        )
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lmfn").setLevel(logging.INFO)
     try:

@@ -18,12 +18,6 @@ LARGEST_GRAPH = 1 << 22
 """Pixels of a batch above which kernels take so long that a graph gains nothing, and its memory would be held."""
 
 
-def check_can_capture(device: torch.device, processes: int) -> None:
-    """Raise ValueError where a training step cannot be a graph."""
-    if device.type != "cuda" or processes > 1:
-        raise ValueError(f"--graph is for one process on a CUDA GPU, not for {processes} on {device}; leave it out")
-
-
 class Capture:
     """Captures CUDA graphs that share their memory: only one of them runs at a time."""
 

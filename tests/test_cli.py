@@ -11,8 +11,9 @@ import pytest
 
 import demo
 import lmfn
-from lmfn import LMFN, cli, images
+from lmfn import LMFN, checkout, cli, images
 from lmfn.data import find_pairs
+from lmfn.extras import require
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -87,6 +88,36 @@ def test_an_unknown_verb_is_an_error(arguments: str, meant: str, capsys: pytest.
     said = capsys.readouterr()
     assert meant in said.err
     assert not said.out
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["lmfn", "ablate"], ("usage: lmfn ablate", "--seeds")),
+        (["lmfn.card"], ("usage: card", "--average")),
+        (["lmfn", "train"], ("usage: lmfn train", "--config", "--pairs")),
+    ],
+)
+def test_commands_with_options_of_their_own(command: list[str], words: tuple[str, ...]) -> None:
+    run = subprocess.run([sys.executable, "-m", *command, "--help"], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert all(word in run.stdout for word in words), run.stdout
+
+
+def test_what_needs_a_checkout_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checkout, "__file__", str(tmp_path / "lmfn" / "checkout.py"))
+    with pytest.raises(SystemExit, match=r"experiments/ablations/ablate\.py comes with a checkout of the repository"):
+        cli.main(["ablate", "encoder"])
+
+
+def test_train_names_the_extra_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "require", lambda package, *rest: require(f"no_{package}", *rest))
+    assert cli.main(["train", "--photos", "x"]) == 1
+    assert capsys.readouterr().err == (
+        'lmfn: lmfn train needs the package no_accelerate, which is not installed: pip install "lmfn-deblur[train]"\n'
+    )
 
 
 def test_the_package_has_its_public_names_and_no_others() -> None:

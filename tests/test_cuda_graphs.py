@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lmfn import images
-from lmfn.cuda_graphs import WARM_UPS, GradientGraph, check_can_capture
+from lmfn.cuda_graphs import WARM_UPS, GradientGraph
 from lmfn.network import checkpoint
 from lmfn.training import loop as script
 from lmfn.training.settings import Settings
@@ -112,10 +112,10 @@ def test_a_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_cannot_be_a_graph_is_refused() -> None:
     with pytest.raises(ValueError, match="--graph is for one process on a CUDA GPU, not for 1 on cpu; leave it out"):
-        check_can_capture(torch.device("cpu"), 1)
+        script.check_can_capture(torch.device("cpu"), 1)
     with pytest.raises(ValueError, match="not for 2 on cuda:0"):
-        check_can_capture(torch.device("cuda:0"), 2)
-    check_can_capture(torch.device("cuda:0"), 1)
+        script.check_can_capture(torch.device("cuda:0"), 2)
+    script.check_can_capture(torch.device("cuda:0"), 1)
     for wrong in ({"accumulate": 2}, {"precision": "fp16"}):
         with pytest.raises(ValueError, match="--graph is for --precision bf16 or fp32, and for --accumulate 1"):
             Settings(photos=("x",), graph=True, **wrong).check()  # type: ignore[arg-type]

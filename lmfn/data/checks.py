@@ -2,15 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from lmfn import images
-from lmfn.data.layouts import UnknownLayoutError, find_pairs
+from lmfn.data.layouts import UnknownLayoutError, find_pairs, spread
 from lmfn.data.synthesis import Image
 from lmfn.options import Variant
 
@@ -19,7 +17,6 @@ DIFFERENT = 12.0
 """PSNR in dB below which two images are taken for different pictures: blur seldom costs so much."""
 
 Size = tuple[int, int]
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def check(
             problems.append(
                 f"{pair.blurred} is {blurred[1]}x{blurred[0]}, but its partner {pair.sharp} is {size[1]}x{size[0]}"
             )
-    chosen = _spread(fitting, sample)
+    chosen = spread(fitting, sample)
     psnr = {}
     for pair in chosen:
         try:
@@ -132,18 +129,13 @@ def _check_images(root: Path, sample: int) -> CheckReport:
             readable.append(file)
         except images.ImageError as error:
             problems.append(str(error))
-    chosen = _spread(readable, sample)
+    chosen = spread(readable, sample)
     for file in chosen:
         try:
             images.read_rgb(file)
         except images.ImageError as error:
             problems.append(str(error))
     return CheckReport(root, "images", None, len(files), sizes, {}, len(chosen), tuple(problems))
-
-
-def _spread(items: Sequence[Item], most: int) -> list[Item]:
-    count = min(most, len(items))
-    return [items[n * len(items) // count] for n in range(count)]
 
 
 def _psnr(image: Image, other: Image) -> float:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from lmfn import atomic, images
 from lmfn.options import Variant
@@ -25,6 +26,7 @@ KNOWN = """GoPro: {train,test}/SEQUENCE/{blur,blur_gamma,sharp}/
   or a folder with an index of `lmfn data prepare` (lmfn-index-NAME.csv)"""
 LIST = re.compile(r"(?:_(train|test)_list|^RSBlur_real_(train|val|test))\.txt$")
 """Names of RealBlur's and RSBlur's lists of pairs."""
+Item = TypeVar("Item")
 COLUMNS = ("layout", "split", "name", "blurred", "sharp")
 
 
@@ -66,6 +68,16 @@ class PairSet:
 
     def __iter__(self) -> Iterator[Pair]:
         return iter(self.pairs)
+
+    def spread(self, count: int) -> "PairSet":
+        """So many of the pairs, or all where there are fewer, spread evenly over their order."""
+        return replace(self, pairs=tuple(spread(self.pairs, count)))
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """So many of the items, or all where there are fewer, spread evenly over their order."""
+    count = min(count, len(items))
+    return [items[n * len(items) // count] for n in range(count)]
 
 
 def find_pairs(

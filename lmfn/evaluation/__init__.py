@@ -1,7 +1,7 @@
 """What a network does for pairs of photographs: metrics, protocols, and reports of both."""
 
-from lmfn.evaluation.complexity import count_gmacs, measure_complexity
+from lmfn.evaluation.complexity import count_gmacs, measure_complexity, saved_bytes
 from lmfn.evaluation.evaluator import Evaluator, evaluate
 from lmfn.evaluation.results import Evaluation
 
-__all__ = ["Evaluation", "Evaluator", "count_gmacs", "evaluate", "measure_complexity"]
+__all__ = ["Evaluation", "Evaluator", "count_gmacs", "evaluate", "measure_complexity", "saved_bytes"]

@@ -3,7 +3,7 @@
 import hashlib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,3 +43,22 @@ def count_gmacs(model: nn.Module, height: int, width: int) -> float:
     with eager, fake, written, FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, height, width, device=device))
     return float(counter.get_total_flops() / 2e9)
+
+
+def saved_bytes(model: nn.Module, height: int = 256, width: int = 256) -> int:
+    """Bytes that one image's forward pass keeps for the backward pass, each storage once, parameters left out."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    parameter = next(model.parameters())
+    image = torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(image)  # held until all is counted: storages that are freed give their address to others
+    del output
+    return sum(kept.values())

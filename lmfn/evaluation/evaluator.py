@@ -30,8 +30,10 @@ from lmfn.device import autocast, check_precision, device_name
 from lmfn.evaluation import report
 from lmfn.evaluation.complexity import fingerprint, measure_complexity
 from lmfn.evaluation.metrics import SMALLEST
-from lmfn.evaluation.protocols import PROTOCOLS, require
+from lmfn.evaluation.pictures import pixels
+from lmfn.evaluation.protocols import PROTOCOLS
 from lmfn.evaluation.results import Evaluation, Journal, Row
+from lmfn.extras import require
 from lmfn.options import Precision
 
 
@@ -179,8 +181,7 @@ class Evaluator:
         blurred, training = self._read(pair.blurred), model.training
         output, _ = self._forward(model.eval(), blurred)
         model.train(training)
-        shown = (blurred, output.clamp(0, 1), self._read(pair.sharp))
-        return [(image[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy() for image in shown]
+        return [pixels(image[0]) for image in (blurred, output, self._read(pair.sharp))]
 
     def _sharps(self, pair: Pair) -> tuple[Path, ...]:
         return pair.frames if self.rules.frames else (pair.sharp,)

@@ -1,21 +1,27 @@
-"""Images side by side, for the eye."""
+"""Images side by side, for the eye. Pixels are uint8 `[H, W, 3]`."""
+
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
-def middle(image: Tensor) -> Tensor:
-    """The middle of `[C, H, W]`, at most 320 x 320."""
-    top, left = (max(0, length - 320) // 2 for length in image.shape[1:])
-    return image[:, top : top + 320, left : left + 320]
+def pixels(image: Tensor) -> np.ndarray:
+    """From `[3, H, W]` of any float type, clipped to [0, 1] and rounded to the nearest of 256 levels."""
+    values: np.ndarray = image.detach().float().clamp(0, 1).mul(255).round().byte().movedim(0, 2).cpu().numpy()
+    return values
 
 
-def strip(tensors: tuple[Tensor, ...]) -> np.ndarray:
-    """Images `[3, H, W]` in [0, 1] side by side, their middles on black of 320 x 320, as uint8 `[320, W', 3]`."""
-    cells = []
-    for tensor in tensors:
-        part = middle(tensor.detach()).float().clamp(0, 1).mul(255).round().byte().cpu()
-        cells.append(F.pad(part, (0, 320 - part.shape[2], 0, 320 - part.shape[1])))
-    return torch.cat(cells, dim=2).movedim(0, 2).numpy()
+def middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of an image, at most so high and so wide."""
+    top, left = (max(0, length - part) // 2 for length, part in zip(image.shape, (height, width), strict=False))
+    return image[top : top + height, left : left + width]
+
+
+def side_by_side(images: Sequence[np.ndarray], side: int = 0) -> np.ndarray:
+    """Images of one size in a row; with `side`, each at the top left of a black square of that side."""
+    cells = [
+        np.pad(image, ((0, max(0, side - image.shape[0])), (0, max(0, side - image.shape[1])), (0, 0)))
+        for image in images
+    ]
+    return np.concatenate(cells, axis=1)

@@ -3,7 +3,6 @@
 The same images differ by up to 5 dB and 0.1 SSIM between protocols in use.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -33,14 +32,6 @@ class Protocol:
     """Whether an output is held against the sharp images of all moments of the exposure, as in Koehler's set."""
     needs: str | None = None
     """A package that must be installed."""
-
-
-def require(module: str, what: str, extra: str) -> None:
-    """Raise ValueError, with the remedy, where a package is missing that `what` needs."""
-    if importlib.util.find_spec(module) is None:
-        raise ValueError(
-            f'{what} needs the package {module}, which is not installed: pip install "lmfn-deblur[{extra}]"'
-        )
 
 
 def of_pairs(image: Tensor, sharps: Iterable[Tensor], metrics: Sequence[str]) -> dict[str, float]:

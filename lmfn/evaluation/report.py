@@ -10,6 +10,7 @@ import numpy as np
 
 from lmfn import atomic, images
 from lmfn.data.layouts import Pair, PairSet
+from lmfn.evaluation.pictures import side_by_side
 from lmfn.evaluation.results import LABELS, Evaluation, cells, gain
 
 PAGE = """<!DOCTYPE html>
@@ -78,8 +79,8 @@ def write(
         figures.append(f"<h2>The {len(rows)} that gained {word} {LABELS[first][0]}</h2>" if rows else "")
         for n, row in enumerate(rows, 1):
             shown = show(by_name[row.name])
-            strip = np.concatenate(shown, axis=1).astype(np.float32) / 255
-            images.write(folder / "strips" / f"{end}-{n}-{row.name.replace('/', '-')}.png", images.Photo(strip))
+            strip = images.Photo(side_by_side(shown).astype(np.float32) / 255)
+            images.write(folder / "strips" / f"{end}-{n}-{row.name.replace('/', '-')}.png", strip)
             changes = ((LABELS[m][0], *cells(m, row.blurred[m], row.deblurred[m])) for m in evaluation.metrics)
             caption = "; ".join(f"{name} {a} to {b} ({change})" for name, a, b, change in changes)
             before, after = map(_data_url, shown[:2])

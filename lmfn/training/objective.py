@@ -28,9 +28,9 @@ def initial_network(settings: Settings) -> LMFN:
     Raises FileNotFoundError and ValueError for weights that cannot be read.
     """
     if settings.start_from is None:
-        return LMFN(settings.config)
+        return LMFN(settings.network_config)
     given = LMFN.from_pretrained(settings.start_from)
-    config = settings.config if settings.preset else replace(given.config, **settings.changes)
+    config = settings.network_config if settings.preset else replace(given.config, **settings.changes)
     if config == given.config:
         return given
     model = LMFN(config)

@@ -1,10 +1,10 @@
 """A run's folder, a state that resumes exactly, and what it shows while it lasts."""
 
-import argparse
 import json
 import math
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,10 +21,13 @@ from tqdm import tqdm
 from lmfn import atomic, images
 from lmfn.data import Pair
 from lmfn.evaluation import Evaluator
-from lmfn.evaluation.pictures import middle, strip
+from lmfn.evaluation.pictures import middle, pixels, side_by_side
 from lmfn.network import checkpoint
 from lmfn.network.model import Network
 from lmfn.training.settings import Settings
+
+SHOWN = 320
+"""Height and width of what samples show of an image: its middle."""
 
 
 class StopRequest:
@@ -49,6 +52,11 @@ class Progress:
     """Time spent training, over all parts of a resumed run."""
     skipped: int = 0
     """Steps left out because the loss or the gradient was not finite."""
+
+    def fraction_of(self, settings: Settings) -> float:
+        """How much of a run of these settings is done, by its steps or by its clock; 1 or more at its end."""
+        by_steps = self.step / settings.length if settings.length else 0.0
+        return max(by_steps, self.seconds / (60 * settings.minutes) if settings.minutes else 0.0)
 
 
 class RunFolder:
@@ -171,7 +179,7 @@ class Log:
 
         Without validation pairs the strip shows `sample` of the training step.
         """
-        strips = [sample]
+        strips = [tuple(middle(pixels(image), SHOWN, SHOWN) for image in sample)]
         if validation is not None:
             evaluation = validation(model)
             values = {f"{name}_blurred": value for name, value in evaluation.blurred.items()} | evaluation.deblurred
@@ -180,18 +188,17 @@ class Log:
                 self.board.add_scalar(f"validation/{name}", value, at.step)
             self.bar.write(f"step {at.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
             strips = [self.sample(model, pair) for pair in validation.pairs.pairs[:4]]
-        picture = np.concatenate([strip(images) for images in strips])
+        picture = np.concatenate([side_by_side(strip, SHOWN) for strip in strips])
         photo = images.Photo(picture.astype(np.float32) / 255)
         images.write(self.run.path / "samples" / f"step-{at.step:08d}.png", photo)
         self.board.add_image("samples", picture, at.step, dataformats="HWC")
 
     @torch.inference_mode()
-    def sample(self, model: nn.Module, pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
+    def sample(self, model: nn.Module, pair: Pair) -> tuple[np.ndarray, ...]:
         """Blurred, output and sharp of the middle of a validation pair."""
-        blurred, sharp = (
-            middle(torch.from_numpy(images.read_rgb(p)).movedim(2, 0) / 255) for p in (pair.blurred, pair.sharp)
-        )
-        return blurred, model(blurred[None].to(self.device))[0], sharp
+        blurred, sharp = (middle(images.read_rgb(path), SHOWN, SHOWN) for path in (pair.blurred, pair.sharp))
+        output = model(torch.from_numpy(blurred).movedim(2, 0)[None].to(self.device) / 255)[0]
+        return blurred, pixels(output), sharp
 
     def close(self, at: Progress, stopped_by: int | None) -> None:
         """Say how the run ended and where it is."""
@@ -204,19 +211,22 @@ class Log:
         print(f"{how}; weights in {self.run.path}", file=sys.stderr)
 
 
-def parse_settings(arguments: list[str]) -> Settings:
+def parse_settings(arguments: Sequence[str]) -> Settings:
     """The settings that a command line asks for: its own, over the resumed run's or those of `--config FILE`.
 
-    Raises ValueError or FileNotFoundError for a broken file; a wrong command line exits with status 2.
+    Raises ValueError or FileNotFoundError for a broken file or a name that is taken; a wrong command line ends the
+    process with status 2.
     """
-    file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    file.add_argument("--config", type=Path)
-    config, rest = file.parse_known_args(arguments)
-    base = Settings.read(config.config) if config.config else Settings()
-    settings = tyro.cli(Settings, args=rest, default=base, description=Settings.__doc__)
+
+    def parse(default: Settings) -> Settings:
+        return tyro.cli(Settings, prog="lmfn train", args=arguments, default=default, description=Settings.__doc__)
+
+    settings = parse(Settings())
+    if settings.config is not None:
+        settings = parse(Settings.read(settings.config))
     run = RunFolder(settings.runs / settings.name)
     if settings.resume == "auto" and run.states:
-        settings = tyro.cli(Settings, args=rest, default=Settings.read(run.path / "config.yaml"))
+        settings = parse(Settings.read(run.path / "config.yaml"))
     elif run.states:
-        raise ValueError(f"{run.path} holds a run already: go on with it by --resume auto, or take another --name")
+        raise ValueError(f"{run.path} holds a run already: continue it with --resume auto, or choose another --name")
     return settings

@@ -17,8 +17,10 @@ from lmfn.options import BlurKinds, BlurOptions, Precision, Variant
 
 @dataclass(frozen=True)
 class Settings:
-    """Train LMFN. Example: python train.py --name first --pairs data/GoPro --val data/GoPro --steps 100000"""
+    """Train LMFN. Example: lmfn train --name first --pairs data/GoPro --val data/GoPro --steps 100000"""
 
+    config: Path | None = None
+    """A YAML file of settings, such as a run's own config.yaml; the command line overrides it."""
     name: str = "lmfn"
     """Name of the run: everything is written to RUNS/NAME."""
     runs: Path = Path("runs")
@@ -119,7 +121,7 @@ class Settings:
             raise ValueError("precision fp16 needs a GPU; on a CPU use bf16 or fp32")
         if self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name:
             raise ValueError(f"name is {self.name!r}; it must be a plain folder name (its place is --runs)")
-        self.config  # noqa: B018 (an unknown field of the network is an error now)
+        self.network_config  # noqa: B018 (an unknown field of the network is an error now)
         self.sources  # noqa: B018
 
     @property
@@ -128,7 +130,7 @@ class Settings:
         return 100_000 if self.steps is None and self.minutes is None else self.steps
 
     @property
-    def config(self) -> LMFNConfig:
+    def network_config(self) -> LMFNConfig:
         """The network that --preset and --network name."""
         return preset(self.preset or "lmfn", **self.changes)
 
@@ -176,7 +178,7 @@ class Settings:
             given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
             if not isinstance(given, dict):
                 raise ValueError("it must hold lines of NAME: VALUE")
-            known = {f.name for f in fields(cls)}
+            known = {f.name for f in fields(cls)} - {"config"}
             if unknown := [str(key) for key in given if key not in known]:
                 raise ValueError(f"unknown setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
             for name in ("runs", "val", "start_from"):
@@ -206,5 +208,5 @@ class Settings:
                 return {key: plain(v) for key, v in value.items()}
             return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
-        given = {key: plain(value) for key, value in asdict(self).items() if key != "resume"}
+        given = {key: plain(value) for key, value in asdict(self).items() if key not in ("config", "resume")}
         return yaml.safe_dump(given, sort_keys=False, allow_unicode=True)

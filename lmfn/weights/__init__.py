@@ -1,6 +1,6 @@
 """The weights that come with the package: NAME.safetensors (float16), its card NAME.md, and SHA256SUMS of all.
 
-`python -m lmfn.card` measures a run and writes them.
+`experiments/weights/card.py` measures a run and writes them.
 """
 
 import hashlib

@@ -26,8 +26,9 @@ from lmfn.evaluation import evaluator as module
 from lmfn.evaluation.complexity import fingerprint
 from lmfn.evaluation.metrics import psnr, ssim_gauss2d, ssim_matlab3d
 from lmfn.evaluation.protocols import METRICS as ALL_METRICS
-from lmfn.evaluation.protocols import PROTOCOLS, require
+from lmfn.evaluation.protocols import PROTOCOLS
 from lmfn.evaluation.results import Complexity, Row
+from lmfn.extras import require
 
 METRICS = {"psnr": psnr, "ssim_gauss2d": ssim_gauss2d, "ssim_matlab3d": ssim_matlab3d}
 

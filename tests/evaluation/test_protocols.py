@@ -12,7 +12,8 @@ from skimage.metrics import structural_similarity
 
 from lmfn.evaluation import protocols
 from lmfn.evaluation.metrics import ms_ssim, psnr
-from lmfn.evaluation.protocols import PROTOCOLS, align, require
+from lmfn.evaluation.protocols import PROTOCOLS, align
+from lmfn.extras import require
 
 PHOTO = skimage.data.astronaut() / 255.0
 

@@ -129,7 +129,7 @@ def test_a_run_makes_what_the_readme_says_and_learns(settings: Settings, photos:
     np.testing.assert_array_equal(strip[:96, :80], images.read_rgb(photos / "0.png"))
     for name in ("model", "ema"):
         model = LMFN.from_pretrained(folder / f"{name}.safetensors")
-        assert model.config == settings.config
+        assert model.config == settings.network_config
     assert [path.name for path in RunFolder(folder).states] == [
         "step-00000025.safetensors",
         "step-00000030.safetensors",
@@ -192,7 +192,7 @@ def test_two_processes_train_on_what_one_with_twice_the_batch_does(settings: Set
     finish(start(two, launcher=launcher))
     for name in ("model", "ema"):
         a, b = weights(run_in(one), name), weights(run_in(two), name)
-        initial = LMFN(one.config).state_dict()
+        initial = LMFN(one.network_config).state_dict()
         assert max((a[key] - initial[key]).abs().max() for key in a) > 1e-3  # they did learn
         assert max((a[key] - b[key]).abs().max() for key in a) < 1e-6
 
@@ -212,7 +212,7 @@ def test_the_data_may_be_on_the_device_or_with_workers(
         assert ("workers make the patches" in caplog.text) == (name == "auto")
         waiting = [r["waiting"] for r in records(run_in(settings).with_name(name)) if "loss" in r]
         assert all(0 < share < 1 for share in waiting)
-    initial = LMFN(settings.config).state_dict()
+    initial = LMFN(settings.network_config).state_dict()
     for name in ("workers", "auto"):
         assert max((made[name][key] - made["device"][key]).abs().max() for key in initial) < 1e-5
     with pytest.raises(ValueError, match=r"2 images, 0\.00 GB.*too little; take --data-on workers, or a larger"):
@@ -383,13 +383,20 @@ def test_settings_from_file_and_command_line(tmp_path: Path, photos: Path) -> No
             "3",
         ]
     )
-    assert (settings.batch, settings.lr, settings.config.rfdbs) == (7, 0.01, 2)
+    assert (settings.batch, settings.lr, settings.network_config.rfdbs) == (7, 0.01, 2)
     assert (settings.blur.length, settings.blur.curvature) == ((2, 5), (0, 9))
     assert (settings.blur.kinds.comb, settings.blur.kinds.shake, settings.blur.kinds.zoom) == (0, 1, 3)
     assert [(s.kind, str(s.path), s.weight) for s in settings.sources] == [("photos", str(photos), 2.5)]
     again = tmp_path / "again.yaml"
     again.write_text(settings.text())
-    assert Settings.read(again) == settings
+    assert Settings.read(again) == dataclasses.replace(settings, config=None)
+
+
+def test_the_help_names_the_settings_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_settings(["--help"])
+    assert ended.value.code == 0
+    assert "--config" in capsys.readouterr().out
 
 
 def test_sources_by_path_weight_and_two_folders(settings: Settings, tmp_path: Path) -> None:
@@ -428,6 +435,7 @@ def test_broken_settings_files_are_named(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     for text, words in (
         ("speed: 3", "unknown setting speed"),
+        ("config: other.yaml", "unknown setting config"),
         ("- 3", "NAME: VALUE"),
         ("batch: [", "s.yaml"),
         ("blur: {length: [5, 2]}", "length"),

@@ -1,4 +1,4 @@
-"""How far ALFM's attention is from a choice, by the size of the image: `python -m bench.row_maximum`.
+"""How far ALFM's attention is from a choice, by the size of the image: `python -m experiments.attention.row_maximum`.
 
 The network's features are those of crops of one photograph (corners and middle of 1280x720 pixels of it, mirrored
 beyond its borders where it is smaller). The measure is the mean over M's rows of their largest value: 1 / NC where a
@@ -6,6 +6,7 @@ row attends to all alike, 1 where it has chosen one.
 """
 
 import argparse
+import io
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +18,7 @@ import skimage.data
 import torch
 from torch import Tensor
 
-from lmfn import LMFN, images
+from lmfn import LMFN, atomic, images
 from lmfn_kernels import attention_matrix, layer_gram
 
 SIZES = [(64, 64), (128, 128), (256, 256), (384, 384), (640, 360), (960, 540), (1280, 720)]
@@ -84,15 +85,15 @@ def draw(panels: dict[str, Curves], rows: int, out: Path) -> None:
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("mean over the rows of M\nof their largest value")
     axes[0, 0].legend(loc="center left")
-    temporary = out.with_name(f".{out.name}")
-    figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-    temporary.replace(out)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
+    atomic.write(out, content.getvalue())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.row_maximum", description=__doc__)
-    parser.add_argument("-o", "--out", type=Path, default=Path("docs/alfm-row-maximum.png"), help="the plot")
+    parser = argparse.ArgumentParser(prog="row_maximum", description=__doc__)
+    parser.add_argument("-o", "--out", type=Path, default=Path(__file__).with_name("row-maximum.png"), help="the plot")
     parser.add_argument("--image", type=Path, default=PHOTO, help="a photograph (default: one of scikit-image's)")
     parser.add_argument("--weights", default="lmfn", help="trained weights (default: lmfn, those of the package)")
     options = parser.parse_args()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lmfn import LMFN, card, images, weights
+from experiments.weights import card
+from lmfn import LMFN, images, weights
 from lmfn.data import Source, synth
 from lmfn.network import checkpoint
 from lmfn.training.loop import train
@@ -49,7 +50,7 @@ def call(folder: Path, *more: str) -> int:
 
 def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out, picture = tmp_path / "weights", tmp_path / "crops.png"
-    assert call(folder, "-o", str(out), "--crops", str(picture)) == 0
+    assert call(folder, "-o", str(out), "--name", "lmfn", "--crops", str(picture)) == 0
     assert sorted(path.name for path in out.iterdir()) == ["SHA256SUMS", "lmfn.md", "lmfn.safetensors"]
     text = (out / "lmfn.md").read_text()
     assert capsys.readouterr().out == text + "\n"
@@ -66,6 +67,7 @@ def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[s
         "\n\nTogether 0.0 core-hours.\n\n",
         "- GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
         "channels=8",
+        f"## Known failures\n\n{card.FAILURES.read_text()}",
     ):
         assert words in text, words
     assert str(folder) not in text
@@ -87,11 +89,23 @@ def test_without_out_nothing_is_written_but_the_card(folder: Path, capsys: pytes
     assert "Not known: the run's folder was not given." in capsys.readouterr().out
 
 
+def test_the_shipped_weights_failures_are_not_those_of_other_weights(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert call(folder, "-o", str(tmp_path)) == 0
+    text = capsys.readouterr().out
+    assert "# second.safetensors" in text
+    assert "lmfn deblur photo.jpg --weights second.safetensors" in text
+    assert "## Known failures\n\nNot known: nobody has looked for them.\n\n## Training" in text
+    assert (tmp_path / "second.md").read_text() + "\n" == text
+    assert LMFN.from_pretrained(tmp_path / "second.safetensors").config.channels == 8
+
+
 def test_weights_are_averaged_with_an_earlier_runs(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     first = folder / "runs" / "first"
-    assert call(folder, "--average", str(first), "0.25", "-o", str(tmp_path / "out")) == 0
+    assert call(folder, "--average", str(first), "0.25", "-o", str(tmp_path / "out"), "--name", "lmfn") == 0
     assert "- shipped: 75% of these weights and 25% of those of `first`" in capsys.readouterr().out
     early, late = (
         LMFN.from_pretrained(run / "ema.safetensors").state_dict() for run in (first, first.parent / "second")
@@ -139,7 +153,7 @@ def test_weights_too_large_for_float16_are_not_shipped(tmp_path: Path) -> None:
 def test_each_set_of_weights_has_its_line_in_the_checksums(tmp_path: Path) -> None:
     small = {"channels": 8, "features": 8, "distilled": 4, "esa": 4, "rfdbs": 1}
     first, second = (LMFN.from_preset("lmfn", **small) for _ in range(2))
-    names: tuple[weights.Name, ...] = ("lmfn-released", "lmfn")
+    names = ("lmfn-released", "lmfn")
     digests = [card.ship(model, tmp_path, name) for model, name in zip((first, first), names, strict=True)]
     assert weights.checksums(tmp_path) == dict(zip((f"{name}.safetensors" for name in names), digests, strict=True))
     changed = card.ship(second, tmp_path, "lmfn")
