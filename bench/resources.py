@@ -19,13 +19,13 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from lmfn_kernels.acfm.op import _attention_merge, _channel_gate
-from lmfn_kernels.alfm.op import _layer_attention
+from lmfn_kernels.acfm import op as acfm
+from lmfn_kernels.alfm import op as alfm
 from lmfn_kernels.conv.op import _conv3x3
 from lmfn_kernels.mshf.op import _residual_block, _stem
 from lmfn_kernels.rfdb import op
 from lmfn_kernels.runtime import configs, launch
-from lmfn_kernels.runtime.registration import Op
+from lmfn_kernels.runtime.registration_by_offset import Op
 from lmfn_kernels.upsample.op import _upsample_add, _upsampled_conv3x3
 
 TARGETS = {
@@ -158,22 +158,27 @@ def _attentions(dtype: torch.dtype) -> None:
         return torch.zeros(shape, dtype=dtype)
 
     b, n, c, h, w = 2, 4, 50, 34, 50
+    maps, fusion = [image(b, c, h, w) for _ in range(n)], (image(1), image(c, n * c, 1, 1), image(c))
     for temperature in (None, image(1)):
-        tensors: list[torch.Tensor | None] = [image(b, c, h, w) for _ in range(n)]
-        tensors += [None, image(1), image(c, n * c, 1, 1), image(c), temperature]
-        results = _layer_attention.forward("triton", tensors, [0, 0.05], True)
-        needs = [t is not None for t in tensors]
-        _layer_attention.backward("triton", results[:1], results, tensors, [0, 0.05], needs)
+        attention = alfm.AttentionInputs(maps, None, *fusion, temperature)
+        options = alfm.AttentionOptions(by_layer=False, slope=0.05)
+        _both_passes(alfm.LAYER_ATTENTION, attention, options)
     for weights in (([9], [1], [3], [1]), ([27], [1])):
-        tensors = [image(b, c, h, w), image(b, c, h, w), image(1), *(image(*shape) for shape in weights)]
-        results = _channel_gate.forward("triton", tensors, [], True)
-        _channel_gate.backward("triton", results, [], tensors, [], [True] * len(tensors))
-        tensors = [*(image(b, c, h, w) for _ in range(n)), *tensors[:1], *tensors[2:], *[None] * (4 - len(weights))]
-        tensors += [image(1), image(c, n * c, 1, 1), image(c), image(1)]
-        for keep in (False, True):
-            results = _attention_merge.forward("triton", tensors, [0, 0.05, -1], keep)
-        needs = [t is not None for t in tensors]
-        _attention_merge.backward("triton", results[:1], results[1:], tensors, [0, 0.05, -1], needs)
+        gate = [image(*shape) for shape in weights]
+        _both_passes(
+            acfm.CHANNEL_GATE, acfm.GateInputs(image(b, c, h, w), image(b, c, h, w), image(1), gate), acfm.GateOptions()
+        )
+        merge = acfm.MergeInputs(maps, image(b, c, h, w), image(1), gate, *fusion, image(1))
+        _both_passes(acfm.ATTENTION_MERGE, merge, acfm.MergeOptions(-1, by_layer=False, slope=0.05))
+
+
+def _both_passes(op: Any, inputs: Any, options: Any) -> None:
+    """Forward with and without a backward pass, which differ in what they launch, and backward."""
+    op.forward("triton", inputs, options, False)
+    results = op.forward("triton", inputs, options, True)
+    n = len(op.outputs)
+    needs = [t is not None for value in inputs for t in (value if isinstance(value, list) else [value])]
+    op.backward("triton", results[:n], results if op.saves_outputs(options) else results[n:], inputs, options, needs)
 
 
 def compiled(target: str, dtype: str) -> Iterator[Compiled]:

@@ -4,17 +4,18 @@ Zhang et al., "Image deblurring based on lightweight multi-information fusion ne
 section 2.3. The form with one 3x3x3 convolution is that of the network its authors released.
 """
 
-# ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
-
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from lmfn_kernels.acfm import reference
+from lmfn_kernels.acfm.backend import ACFMBackend, implementation
 from lmfn_kernels.alfm import op as alfm
-from lmfn_kernels.alfm.op import LayerAttention
-from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.alfm.op import AttentionInputs, AttentionOptions, LayerAttention, layer_attention_backward
+from lmfn_kernels.runtime import checks
+from lmfn_kernels.runtime.backend import choose
+from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 from lmfn_kernels.weights import Full3D, Gate, Pseudo3D
 
 WIDEST = 64  # channels that one program of a kernel holds
@@ -46,11 +47,10 @@ def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | LayerAttent
         return _merged(x, gate, alpha, add)
     if add is not None:
         checks.tensor("add", add, x.shape, x)
-    body = backend.choose(x, _refusal(x), "channel_gate")
-    if body == "reference":
+    backend = choose(x, _unsupported_reason(x), "channel_gate")
+    if backend == "reference":
         return reference.channel_gate(x, gate, alpha, add)
-    # As vectors, because autocast leaves vectors in float32.
-    return _channel_gate(body, (x, add, alpha, *(weight.flatten() for weight in gate)), ())[0]
+    return CHANNEL_GATE(backend, GateInputs(x, add, alpha, _as_vectors(gate)), GateOptions())[0]
 
 
 def _merged(x: Tensor, gate: Gate, alpha: Tensor, add: LayerAttention) -> Tensor:
@@ -58,91 +58,126 @@ def _merged(x: Tensor, gate: Gate, alpha: Tensor, add: LayerAttention) -> Tensor
     checks.tensor("add.maps[0]", add.maps[0], x.shape, x)
     alfm.check_fusion(*add[:5], add.slope)
     checks.tensor("add.weight", add.weight, (x.shape[1], None, 1, 1), x)
-    if _refusal(x) or alfm.refusal(add.maps):
-        return channel_gate(x, gate, alpha, add())  # each with the body that can take it
-    body = backend.choose(x, None, "attention_merge")
-    if body == "reference":
+    if _unsupported_reason(x) or alfm.unsupported_reason(add.maps):
+        return channel_gate(x, gate, alpha, add())  # each with the backend that can take it
+    backend = choose(x, None, "attention_merge")
+    if backend == "reference":
         return reference.channel_gate(x, gate, alpha, add())
-    weights = [weight.flatten() for weight in gate]
     # Once where it is one of the maps: PyTorch's compiler takes no tensor twice.
-    place = next((i for i, f in enumerate(add.maps) if f is x), -1)
-    tensors = (*add.maps, x if place < 0 else None, alpha, *weights, *[None] * (4 - len(weights)), *add[1:5])
-    return _attention_merge(body, tensors, (float(add.rows == "layers"), add.slope, place))[0]
+    x_index = next((i for i, f in enumerate(add.maps) if f is x), -1)
+    inputs = MergeInputs(list(add.maps), x if x_index < 0 else None, alpha, _as_vectors(gate), *add[1:5])
+    return ATTENTION_MERGE(backend, inputs, MergeOptions(x_index, add.rows == "layers", add.slope))[0]
 
 
-def _refusal(x: Tensor) -> str | None:
+def _unsupported_reason(x: Tensor) -> str | None:
     """Why the kernels cannot take this image, if so."""
     return f"it has {x.shape[1]} channels, and the kernels hold at most {WIDEST}" if x.shape[1] > WIDEST else None
 
 
-def _channel_gate_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p, (x, add, alpha, *gate) = pieces("acfm", body), tensors
-    return [p.gate(p.layout(x), None if add is None else p.layout(add), alpha, gate)]
+def _as_vectors(gate: Gate) -> list[Tensor]:
+    """The weights; as vectors, because autocast leaves vectors in float32."""
+    return [weight.flatten() for weight in gate]
+
+
+class GateInputs(NamedTuple):
+    x: Tensor
+    add: Tensor | None
+    alpha: Tensor
+    gate: list[Tensor]
+    """Those of `Pseudo3D` or of `Full3D`, as vectors."""
+
+
+class GateOptions(NamedTuple):
+    pass
+
+
+def _channel_gate_forward(
+    f: ACFMBackend, t: GateInputs, _options: GateOptions, _save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return (f.gate(f.layout(t.x), None if t.add is None else f.layout(t.add), t.alpha, t.gate),), ()
 
 
 def _channel_gate_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, (x, _, alpha, *gate), (g,) = pieces("acfm", body), tensors, gradients
-    assert g is not None
-    dx, dalpha, dgate = p.gate_backward(p.layout(g), p.layout(x), alpha, gate)
-    found = Gradients([x, g, alpha, *gate], needs)
-    found.put(0, dx, g.clone() if needs[1] else None, dalpha, *dgate)  # its own memory, as an op's result must have
-    return found.list()
+    f: ACFMBackend,
+    gradients: Sequence[Tensor],
+    _saved: Sequence[Tensor],
+    t: GateInputs,
+    _options: GateOptions,
+    wanted: Wanted,
+) -> Gradients:
+    (g,) = gradients
+    dx, dalpha, dgate = f.gate_backward(f.layout(g), f.layout(t.x), t.alpha, t.gate)
+    # `g` in memory of its own, as an op's result must have.
+    return {"x": dx, "add": g.clone() if wanted("add") else None, "alpha": dalpha, "gate": dgate}
 
 
-_channel_gate = Op("channel_gate", 1, _channel_gate_forward, _channel_gate_backward, forgets=(1,))
+class MergeInputs(NamedTuple):
+    maps: list[Tensor]
+    x: Tensor | None
+    """None: it is one of the maps."""
+    alpha: Tensor
+    gate: list[Tensor]
+    theta: Tensor
+    weight: Tensor
+    bias: Tensor
+    temperature: Tensor | None
 
 
-OTHERS = 10  # tensors of the merge that are no maps: x, alpha, the gate's four, theta, weight, bias, temperature
+class MergeOptions(NamedTuple):
+    x_index: int
+    """Which of the maps x is, or -1."""
+    by_layer: bool
+    slope: float
 
 
-def _of_gate(tensors: Tensors, place: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-    x, alpha = tensors[-OTHERS] if place < 0 else tensors[place], tensors[1 - OTHERS]
-    assert x is not None
-    assert alpha is not None
-    return x, alpha, given(tensors[2 - OTHERS : 6 - OTHERS])
+def _attention_merge_forward(
+    f: ACFMBackend, t: MergeInputs, options: MergeOptions, save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    x = t.maps[options.x_index] if t.x is None else t.x
+    maps = [f.layout(one) for one in t.maps]
+    e = f.gram(maps, options.by_layer)
+    matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, options.by_layer)
+    y, added = f.merge(f.layout(x), t.alpha, t.gate, maps, matrix, t.bias, options.slope, save)
+    return (y,), () if added is None else (added, e)
 
 
-def _merge_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p, q = pieces("acfm", body), pieces("alfm", body)
-    by_layer, slope = options[0] == 1, options[1]
-    x, alpha, gate = _of_gate(tensors, int(options[2]))
-    *_, theta, weight, bias, temperature = tensors
-    maps = [q.layout(f) for f in given(tensors[:-OTHERS])]
-    e = q.gram(maps, by_layer)
-    matrix = q.fold_into_weight(e, theta, weight, temperature, by_layer)
-    y, added = p.merge(p.layout(x), alpha, gate, maps, matrix, bias, slope, keep)
-    return [y, added, e] if keep else [y]
+def _attention_merge_backward(
+    f: ACFMBackend,
+    gradients: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    t: MergeInputs,
+    options: MergeOptions,
+    wanted: Wanted,
+) -> Gradients:
+    found: Gradients = {}
+    if wanted("maps", "theta", "weight", "bias", "temperature"):
+        attention = AttentionInputs(t.maps, None, *t[4:])
+        of_attention = AttentionOptions(options.by_layer, options.slope)
+        found |= layer_attention_backward(f, gradients, saved, attention, of_attention, wanted)
+    if wanted("x", "alpha", "gate") or (t.x is None and wanted("maps")):
+        x = t.maps[options.x_index] if t.x is None else t.x
+        dx, found["alpha"], found["gate"] = f.gate_backward(f.layout(gradients[0]), f.layout(x), t.alpha, t.gate)
+        if t.x is not None:
+            found["x"] = dx
+        elif wanted("maps"):
+            found["maps"][options.x_index] += dx
+    return found
 
 
-def _merge_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    place = int(options[2])
-    x, alpha, gate = _of_gate(tensors, place)
-    needs_x = needs[-OTHERS] if place < 0 else needs[place]
-    of_gate = [needs_x, False, *needs[1 - OTHERS : 2 - OTHERS + len(gate)]]
-    of_attention = [*needs[:-OTHERS], False, *needs[-4:]]
-    found = _channel_gate_backward(body, gradients, [], [x, None, alpha, *gate], [], of_gate) if any(of_gate) else []
-    others: list[Tensor] = []
-    if any(of_attention):
-        attention = [*tensors[:-OTHERS], None, *tensors[-4:]]
-        others = alfm.layer_attention_backward(body, gradients, kept, attention, options, of_attention)
-    if needs_x and place >= 0:
-        others[sum(needs[:place])] += found.pop(0)
-    maps = sum(needs[:-OTHERS])
-    return [*others[:maps], *found, *others[maps:]]
-
-
-_attention_merge = Op("attention_merge", 1, _merge_forward, _merge_backward)
+CHANNEL_GATE = Op(
+    "channel_gate",
+    GateInputs,
+    GateOptions,
+    implementation,
+    _channel_gate_forward,
+    _channel_gate_backward,
+    unsaved_inputs=("add",),
+)
+ATTENTION_MERGE = Op(
+    "attention_merge",
+    MergeInputs,
+    MergeOptions,
+    implementation,
+    _attention_merge_forward,
+    _attention_merge_backward,
+)

@@ -14,7 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lmfn_kernels.alfm.torch_backend import mix
+from lmfn_kernels.alfm.torch_backend import (
+    fold_into_weight,
+    fold_into_weight_backward,
+    gram,
+    layout,
+    mix,
+    products,
+)
+
+__all__ = [
+    "fold_into_weight", "fold_into_weight_backward", "gate", "gate_backward", "gram", "layout", "merge", "mix",
+    "products",
+]  # fmt: skip
 
 VALUES = 1 << 19  # of a strip, or those of one row
 
@@ -29,13 +41,7 @@ class _Weights(NamedTuple):
     alpha: Tensor
 
 
-def layout(x: Tensor) -> Tensor:
-    """`x` as the pieces take it: as it is."""
-    return x
-
-
 def gate(x: Tensor, add: Tensor | None, alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """x + alpha sigmoid(q) x + add."""
     out = _like(x)
     p = _prepared(x, alpha, weights)
     for i, first, last in _strips(x):
@@ -56,11 +62,10 @@ def merge(
     matrix: Tensor,
     bias: Tensor,
     slope: float,
-    keep: bool,
+    save: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """x + alpha sigmoid(q) x + f_l, and f_l = LR(matrix F + bias), F the maps, where `keep` is set."""
     (added,) = mix(maps, matrix.mT, 1, bias=bias, slope=slope)
-    return gate(x, added, alpha, weights), added if keep else None
+    return gate(x, added, alpha, weights), added if save else None
 
 
 def gate_backward(

@@ -6,17 +6,29 @@ from typing import Any
 from torch import Tensor
 
 from lmfn_kernels.acfm import kernels
-from lmfn_kernels.alfm.triton_backend import MAPS, matrix_arithmetic, mix_weights
+from lmfn_kernels.alfm.triton_backend import (
+    MAPS,
+    fold_into_weight,
+    fold_into_weight_backward,
+    gram,
+    layout,
+    matrix_arithmetic,
+    mix,
+    mix_weights,
+    products,
+)
 from lmfn_kernels.runtime.configs import Config, config
-from lmfn_kernels.runtime.launch import arithmetic, block, empty, layout, partial, pixels, run, tiles, total
+from lmfn_kernels.runtime.launch import arithmetic, block, empty, partial, pixels, run, tiles, total
 
-__all__ = ["gate", "gate_backward", "layout", "merge"]
+__all__ = [
+    "fold_into_weight", "fold_into_weight_backward", "gate", "gate_backward", "gram", "layout", "merge", "mix",
+    "products",
+]  # fmt: skip
 
 SUMS = 32  # the 14 or 28 weights and alpha
 
 
 def gate(x: Tensor, add: Tensor | None, alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """x + alpha sigmoid(q) x + add."""
     out = empty(x, *x.shape)
     c = config("channel_gate", x)
     n = block(x.shape[1])
@@ -43,10 +55,9 @@ def merge(
     matrix: Tensor,
     bias: Tensor,
     slope: float,
-    keep: bool,
+    save: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """x + alpha sigmoid(q) x + f_l, and f_l = LR(matrix F + bias), F the maps, where `keep` is set."""
-    out, kept = empty(x, *x.shape), empty(x, *x.shape) if keep else None
+    out, kept = empty(x, *x.shape), empty(x, *x.shape) if save else None
     c = config("merge", x)
     n = block(x.shape[1])
     run(

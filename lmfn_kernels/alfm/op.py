@@ -10,8 +10,6 @@ kernels with a pixel stride rounded up to 16 bytes; in plain PyTorch, contiguous
 maps and weight are cast to its dtype. Gradients are of first order.
 """
 
-# ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
-
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -20,8 +18,11 @@ from torch import Tensor
 
 from lmfn_kernels.alfm import attention_matrix as algebra
 from lmfn_kernels.alfm import reference
-from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.alfm.backend import ALFMBackend, implementation
+from lmfn_kernels.runtime import checks
+from lmfn_kernels.runtime.backend import choose
+from lmfn_kernels.runtime.gradients import PendingMask
+from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 
 MOST_MAPS = 8  # that a kernel takes
 MOST_CHANNELS = 512  # of all maps together
@@ -77,11 +78,12 @@ def layer_attention(
     check_maps(maps, rows)
     check_fusion(maps, theta, weight, bias, temperature, slope)
     by_layer = rows == "layers"
-    body = backend.choose(maps[0], refusal(maps), "layer_attention")
-    if body == "reference":
+    backend = choose(maps[0], unsupported_reason(maps), "layer_attention")
+    if backend == "reference":
         e = reference.layer_gram(maps, by_layer)
         return reference.layer_apply(maps, e, theta, weight, bias, temperature, by_layer, slope)
-    return _layer_attention(body, (*maps, None, theta, weight, bias, temperature), (float(by_layer), slope))[0]
+    inputs = AttentionInputs(list(maps), None, theta, weight, bias, temperature)
+    return LAYER_ATTENTION(backend, inputs, AttentionOptions(by_layer, slope))[0]
 
 
 def layer_gram(maps: Sequence[Tensor], *, rows: Rows = "channels") -> Tensor:
@@ -92,10 +94,10 @@ def layer_gram(maps: Sequence[Tensor], *, rows: Rows = "channels") -> Tensor:
     """
     check_maps(maps, rows)
     by_layer = rows == "layers"
-    body = backend.choose(maps[0], refusal(maps), "layer_gram")
-    if body == "reference":
+    backend = choose(maps[0], unsupported_reason(maps), "layer_gram")
+    if backend == "reference":
         return reference.layer_gram(maps, by_layer)
-    return _layer_gram(body, tuple(maps), (float(by_layer),))[0]
+    return LAYER_GRAM(backend, GramInputs(list(maps)), GramOptions(by_layer))[0]
 
 
 def layer_apply(
@@ -119,12 +121,12 @@ def layer_apply(
     size = len(maps) * (1 if by_layer else c)
     sums = torch.empty((), dtype=torch.promote_types(maps[0].dtype, torch.float32), device=maps[0].device)
     checks.tensor("gram", gram, (b, size, size), sums)
-    body = backend.choose(maps[0], refusal(maps), "layer_apply")
-    if body == "reference":
+    backend = choose(maps[0], unsupported_reason(maps), "layer_apply")
+    if backend == "reference":
         return reference.layer_apply(maps, gram, theta, weight, bias, temperature, by_layer, slope)
     # As a vector, because autocast leaves vectors in float32.
-    tensors = (*maps, gram.flatten(), theta, weight, bias, temperature)
-    return _layer_attention(body, tensors, (float(by_layer), slope))[0]
+    inputs = AttentionInputs(list(maps), gram.flatten(), theta, weight, bias, temperature)
+    return LAYER_ATTENTION(backend, inputs, AttentionOptions(by_layer, slope))[0]
 
 
 def attention_matrix(gram: Tensor, temperature: Tensor | None = None, *, rows: Rows = "channels") -> Tensor:
@@ -191,7 +193,7 @@ def check_fusion(
     checks.slope(slope)
 
 
-def refusal(maps: Sequence[Tensor]) -> str | None:
+def unsupported_reason(maps: Sequence[Tensor]) -> str | None:
     """Why the kernels cannot take these maps, if so."""
     n, size = len(maps), len(maps) * maps[0].shape[1]
     if n <= MOST_MAPS and size <= MOST_CHANNELS:
@@ -199,67 +201,87 @@ def refusal(maps: Sequence[Tensor]) -> str | None:
     return f"it has {n} maps of {size} channels together, and the kernels take {MOST_MAPS} maps of {MOST_CHANNELS}"
 
 
-def _layer_gram_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p, maps = pieces("alfm", body), given(tensors)
-    return [p.gram([p.layout(x) for x in maps], options[0] == 1)]
+class GramInputs(NamedTuple):
+    maps: list[Tensor]
+
+
+class GramOptions(NamedTuple):
+    by_layer: bool
+
+
+def _layer_gram_forward(
+    f: ALFMBackend, t: GramInputs, options: GramOptions, _save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return (f.gram([f.layout(x) for x in t.maps], options.by_layer),), ()
 
 
 def _layer_gram_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, maps, (de,) = pieces("alfm", body), given(tensors), given(gradients)
-    found = Gradients(tensors, needs)
-    found.put(0, *p.mix([p.layout(x) for x in maps], _of_rows(de, maps), len(maps)))
-    return found.list()
+    f: ALFMBackend,
+    gradients: Sequence[Tensor],
+    _saved: Sequence[Tensor],
+    t: GramInputs,
+    _options: GramOptions,
+    _wanted: Wanted,
+) -> Gradients:
+    (de,) = gradients
+    maps = [f.layout(x) for x in t.maps]
+    return {"maps": f.mix(maps, _of_rows(de, maps), len(maps))}
 
 
-def _layer_attention_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p = pieces("alfm", body)
-    *_, summed, theta, weight, bias, temperature = tensors
-    assert theta is not None
-    assert weight is not None
-    assert bias is not None
-    by_layer, slope = options[0] == 1, options[1]
-    maps = [p.layout(x) for x in given(tensors[:-5])]
-    e = p.gram(maps, by_layer) if summed is None else _square(summed, maps, by_layer)
-    matrix = p.fold_into_weight(e, theta, weight, temperature, by_layer)
-    (y,) = p.mix(maps, matrix.mT, 1, bias=bias, slope=slope)
-    return [y, e] if keep and summed is None else [y]
+class AttentionInputs(NamedTuple):
+    maps: list[Tensor]
+    gram: Tensor | None
+    """A vector, or None: then it is computed."""
+    theta: Tensor
+    weight: Tensor
+    bias: Tensor
+    temperature: Tensor | None
+
+
+class AttentionOptions(NamedTuple):
+    by_layer: bool
+    slope: float
+
+
+def _layer_attention_forward(
+    f: ALFMBackend, t: AttentionInputs, options: AttentionOptions, save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    by_layer, slope = options
+    maps = [f.layout(x) for x in t.maps]
+    e = f.gram(maps, by_layer) if t.gram is None else _square(t.gram, maps, by_layer)
+    matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, by_layer)
+    (y,) = f.mix(maps, matrix.mT, 1, bias=t.bias, slope=slope)
+    return (y,), (e,) if save and t.gram is None else ()
 
 
 def layer_attention_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, maps, (g,) = pieces("alfm", body), given(tensors[:-5]), given(gradients)
-    n = len(maps)
-    *_, summed, theta, weight, _, temperature = tensors
-    assert theta is not None
-    assert weight is not None
-    by_layer, slope = options[0] == 1, options[1]
-    maps, g = [p.layout(x) for x in maps], p.layout(g)
-    gradient = g, p.layout(kept[0]) if slope != 1 else None, slope
-    e = kept[-1] if summed is None else _square(summed, maps, by_layer)
-    found = Gradients(tensors, needs)
-    dp, dbias = p.products(gradient, maps)
-    de, dtheta, dweight, dtemperature = p.fold_into_weight_backward(dp, e, theta, weight, temperature, by_layer)
-    if any(needs[:n]):
+    f: ALFMBackend,
+    gradients: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    t: AttentionInputs,
+    options: AttentionOptions,
+    wanted: Wanted,
+) -> Gradients:
+    by_layer, slope = options
+    maps, g = [f.layout(x) for x in t.maps], f.layout(gradients[0])
+    gradient = PendingMask(g, f.layout(saved[0]) if slope != 1 else None, slope)
+    e = saved[-1] if t.gram is None else _square(t.gram, maps, by_layer)
+    dp, dbias = f.products(gradient, maps)
+    de, dtheta, dweight, dtemperature = f.fold_into_weight_backward(dp, e, t.theta, t.weight, t.temperature, by_layer)
+    found: Gradients = {
+        "gram": de.flatten(),
+        "theta": dtheta,
+        "weight": dweight,
+        "bias": dbias,
+        "temperature": dtemperature,
+    }
+    if wanted("maps"):
         # P^T g and, where F F^T was not given, (dE + dE^T) F: one pass.
-        matrix = p.fold_into_weight(e, theta, weight, temperature, by_layer)
-        if summed is None:
+        matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, by_layer)
+        if t.gram is None:
             matrix = torch.cat([matrix, _of_rows(de, maps)], dim=1)
-        found.put(0, *p.mix(maps if summed is None else [], matrix, n, gradient=gradient))
-    found.put(n, de.flatten(), dtheta, dweight, dbias, dtemperature)
-    return found.list()
+        found["maps"] = f.mix(maps if t.gram is None else [], matrix, len(maps), gradient=gradient)
+    return found
 
 
 def _square(gram: Tensor, maps: Sequence[Tensor], by_layer: bool) -> Tensor:
@@ -273,11 +295,21 @@ def _of_rows(de: Tensor, maps: Sequence[Tensor]) -> Tensor:
     return algebra.channels(de + de.mT, len(maps) * maps[0].shape[1])
 
 
-_layer_gram = Op("layer_gram", 1, _layer_gram_forward, _layer_gram_backward)
-_layer_attention = Op(
+LAYER_GRAM = Op(
+    "layer_gram",
+    GramInputs,
+    GramOptions,
+    implementation,
+    _layer_gram_forward,
+    _layer_gram_backward,
+    outputs=("gram",),
+)
+LAYER_ATTENTION = Op(
     "layer_attention",
-    1,
+    AttentionInputs,
+    AttentionOptions,
+    implementation,
     _layer_attention_forward,
     layer_attention_backward,
-    keeps_results=lambda options: options[1] != 1,  # backward needs the results' signs
+    saves_outputs=lambda options: options.slope != 1,  # backward needs their signs
 )

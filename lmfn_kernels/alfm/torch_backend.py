@@ -13,15 +13,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn_kernels.alfm.attention_matrix import fold_into_weight, fold_into_weight_backward
+from lmfn_kernels.runtime.gradients import PendingMask
 
 __all__ = ["fold_into_weight", "fold_into_weight_backward", "gram", "layout", "mix", "products"]
 
 CHUNK = 4096  # pixels
 
 Chunk = tuple[int, slice, slice]
-
-Gradient = tuple[Tensor, Tensor | None, float]
-"""After an activation, its output (None: there is none) and its slope."""
 
 
 def layout(x: Tensor) -> Tensor:
@@ -45,7 +43,7 @@ def gram(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
     return out.triu() + out.triu(1).mT
 
 
-def products(gradient: Gradient, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def products(gradient: PendingMask, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """G F^T [B, O, NC] and the sum of G [O], with G the gradient before the activation."""
     x, o, size = maps[0], gradient[0].shape[1], len(maps) * maps[0].shape[1]
     out, total = _zeros(x, x.shape[0], o, size), _zeros(x, o)
@@ -63,7 +61,7 @@ def mix(
     *,
     bias: Tensor | None = None,
     slope: float = 1.0,
-    gradient: Gradient | None = None,
+    gradient: PendingMask | None = None,
 ) -> list[Tensor]:
     """The gradient (before the activation) and the maps side by side times `matrix` [B, inputs, outputs * channels].
 
@@ -120,7 +118,7 @@ def _pixels(x: Tensor, chunk: Chunk) -> Tensor:
     return x[i, :, rows, columns].permute(1, 2, 0)
 
 
-def _gather(buffer: Tensor, maps: Sequence[Tensor], chunk: Chunk, gradient: Gradient | None = None) -> Tensor:
+def _gather(buffer: Tensor, maps: Sequence[Tensor], chunk: Chunk, gradient: PendingMask | None = None) -> Tensor:
     """The channels of the gradient before the activation, and of the maps, side by side, a pixel a row, in `buffer`."""
     g, by, slope = gradient or (None, None, 1.0)
     pixels = [_pixels(x, chunk) for x in ([*maps] if g is None else [g, *maps])]

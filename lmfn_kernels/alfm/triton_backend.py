@@ -13,6 +13,7 @@ from lmfn_kernels.alfm.attention_matrix import layers
 from lmfn_kernels.alfm.reference import SHORTEST
 from lmfn_kernels.runtime import configs
 from lmfn_kernels.runtime.configs import Config, config
+from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.launch import (
     arithmetic,
     block,
@@ -43,9 +44,6 @@ MAPS = range(8)
 SLOTS = range(4)
 SMALL = Config(warps=4)  # for matrices of NC x NC, which do not grow with the image
 
-Gradient = tuple[Tensor, Tensor | None, float]
-"""After an activation, its output (None: there is none) and its slope."""
-
 Slot = tuple[int, int]
 """Which map, and the first channel."""
 
@@ -70,7 +68,7 @@ def gram(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
     return layers(found, len(maps)) if by_layer else found
 
 
-def products(gradient: Gradient, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def products(gradient: PendingMask, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """G F^T [B, O, NC] and the sum of G [O]."""
     g, by, slope = gradient
     x, o, size = maps[0], g.shape[1], len(maps) * maps[0].shape[1]
@@ -105,7 +103,7 @@ def mix(
     *,
     bias: Tensor | None = None,
     slope: float = 1.0,
-    gradient: Gradient | None = None,
+    gradient: PendingMask | None = None,
 ) -> list[Tensor]:
     """The gradient and the maps side by side times `matrix` [B, inputs, outputs * channels]."""
     g, by, by_slope = gradient or (None, None, 1.0)

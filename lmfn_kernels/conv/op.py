@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmfn_kernels.conv import reference
 from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.runtime.registration_by_offset import Gradients, Op, Tensors, given, pieces
 from lmfn_kernels.weights import Conv
 
 Activation = Literal["none", "relu", "leaky_relu"]

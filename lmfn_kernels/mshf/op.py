@@ -18,7 +18,7 @@ from torch import Tensor
 from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.mshf import reference
 from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.runtime.registration_by_offset import Gradients, Op, Tensors, given, pieces
 from lmfn_kernels.weights import Conv
 
 WIDEST = 64  # channels that one program of the stem's kernels holds

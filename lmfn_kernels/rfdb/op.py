@@ -18,7 +18,7 @@ from torch import Tensor
 from lmfn_kernels.conv.op import activated, check_conv, outputs_of
 from lmfn_kernels.rfdb import reference
 from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.runtime.registration_by_offset import Gradients, Op, Tensors, given, pieces
 from lmfn_kernels.weights import Conv, RFDBWeights
 
 ESA_SMALLEST = 15  # what ESA's stride-2 convolution and its 7x7 pooling need

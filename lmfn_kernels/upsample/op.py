@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.runtime.registration_by_offset import Gradients, Op, Tensors, given, pieces
 from lmfn_kernels.upsample import reference
 from lmfn_kernels.upsample.polyphase import PARTS, fold, unfold
 from lmfn_kernels.weights import Conv

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
-from lmfn_kernels.acfm.op import _attention_merge, _channel_gate
-from lmfn_kernels.alfm.op import _layer_attention, _layer_gram
+from lmfn_kernels.runtime.registration import Op
 from lmfn_kernels.testing import (
     assert_rounded,
     attention_case,
@@ -66,34 +65,31 @@ def test_compiles_for_any_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("name", ["layer_gram", "layer_attention", "layer_apply", "channel_gate", "attention_merge"])
-def test_opcheck(name: str, body: str) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(name: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Schema, fake tensors and tracing, of forward and backward as registered."""
-    tensors: list[Tensor | None]
-    if name == "channel_gate":
-        x, alpha, *weights, add = CASES[name][1]
-        registered, options, tensors = _channel_gate, [], [x, add, alpha, *(weight.flatten() for weight in weights)]
-    elif name == "attention_merge":
-        x, alpha, *others = CASES[name][1]
-        tensors = [*others[4:6], x, alpha, *(weight.flatten() for weight in others[:4]), *others[6:]]
-        registered, options = _attention_merge, [0.0, 0.05, -1.0]
-    else:
-        *maps, theta, weight, bias = CASES["layer_attention"][1]
-        gram = lmfn_kernels.layer_gram(maps).flatten() if name == "layer_apply" else None
-        registered, options, tensors = _layer_attention, [0.0, 0.05], [*maps, gram, theta, weight, bias, None]
-        if name == "layer_gram":
-            registered, options, tensors = _layer_gram, [0.0], [*maps]
-    forward = (body, tensors, options, True)
-    results = registered.forward(*forward)
-    kept = results if registered.keeps_results(options) else results[registered.results :]
-    gradients = [torch.randn_like(r) for r in results[: registered.results]]
-    needs = [t is not None for t in tensors]
-    backward = (body, gradients, kept, tensors, options, needs)
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    op = getattr(torch.ops.lmfn, registered.name).default
-    torch.library.opcheck(op, forward, test_utils=tests)
-    op = getattr(torch.ops.lmfn, f"{registered.name}_backward").default
-    torch.library.opcheck(op, backward, test_utils=tests)
+    calls: list[tuple[Any, tuple[Any, ...]]] = []
+    forward, backward = Op.forward, Op.backward
+
+    def seen_forward(op: Any, where: str, inputs: Any, options: Any, save: bool) -> list[Tensor]:
+        calls.append((getattr(torch.ops.lmfn, op.name).default, (where, *inputs, *options, save)))
+        return forward(op, where, inputs, options, save)
+
+    def seen_backward(op: Any, where: str, gradients: Any, saved: Any, inputs: Any, options: Any, needs: Any) -> Any:
+        arguments = (where, *gradients, saved, *inputs, *options, list(needs))
+        calls.append((getattr(torch.ops.lmfn, f"{op.name}_backward").default, arguments))
+        return backward(op, where, gradients, saved, inputs, options, needs)
+
+    function, tensors = CASES[name]
+    with monkeypatch.context() as patch, lmfn_kernels.backend(body):
+        patch.setattr(Op, "forward", seen_forward)
+        patch.setattr(Op, "backward", seen_backward)
+        differentiate(function, tensors, [i % 3 != 1 for i in range(len(tensors))])
+    assert len(calls) >= 2
+    for op, arguments in calls:
+        arguments = torch.utils._pytree.tree_map_only(Tensor, torch.Tensor.detach, arguments)
+        tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+        torch.library.opcheck(op, arguments, test_utils=tests)
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -139,12 +135,38 @@ def test_checkpoint(name: str) -> None:
 def test_second_order_is_refused_clearly(name: str) -> None:
     function, tensors = CASES[name]
     leaves = [t.detach().requires_grad_() for t in tensors]
-    with lmfn_kernels.backend("torch"), pytest.raises(RuntimeError, match="has no second-order gradients"):
-        torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
-    with lmfn_kernels.backend("reference"):
+
+    def second() -> Tensor:
         first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
-        second = torch.autograd.grad(first[0].square().sum(), leaves[0])
-    assert second[0].isfinite().all()
+        return torch.autograd.grad(first[0].square().sum(), leaves[0])[0]
+
+    with lmfn_kernels.backend("torch"), pytest.raises(RuntimeError, match="has no second-order gradients"):
+        second()
+    with lmfn_kernels.backend("reference"):
+        assert second().isfinite().all()
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("name", CASES)
+def test_function_transforms(name: str, body: str) -> None:
+    """torch.func.grad, and vmap over it, have the bits of autograd, one call after the other."""
+    function, tensors = CASES[name]
+
+    def loss(*all_tensors: Tensor) -> Tensor:
+        result: Tensor = function(*all_tensors).square().sum()
+        return result
+
+    batches = [torch.stack([t, 0.9 * t]) for t in tensors]
+    gradient = torch.func.grad(loss, argnums=tuple(range(len(tensors))))
+    with lmfn_kernels.backend(body):
+        together, values = torch.func.vmap(gradient)(*batches), torch.func.vmap(function)(*batches)
+        for i in range(2):
+            leaves = [batch[i].clone().requires_grad_() for batch in batches]
+            alone = torch.autograd.grad(loss(*leaves), leaves)
+            assert torch.equal(values[i], function(*leaves))
+            for a, b, c in zip(together, gradient(*leaves), alone, strict=True):
+                assert torch.equal(a[i], c)
+                assert torch.equal(b, c)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

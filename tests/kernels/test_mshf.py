@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import lmfn_kernels
 from lmfn_kernels import Conv, upsample_add
 from lmfn_kernels.mshf.op import _residual_block, _stem
-from lmfn_kernels.runtime.registration import Op
+from lmfn_kernels.runtime.registration_by_offset import Op
 from lmfn_kernels.testing import (
     assert_rounded,
     block_case,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lmfn_kernels
-from lmfn_kernels.runtime.registration import pieces
+from lmfn_kernels.runtime.registration_by_offset import pieces
 from lmfn_kernels.testing import (
     assert_rounded,
     conv_case,

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import lmfn_kernels
 from lmfn_kernels.conv.op import _conv3x3
 from lmfn_kernels.rfdb import op
-from lmfn_kernels.runtime.registration import Op
+from lmfn_kernels.runtime.registration_by_offset import Op
 from lmfn_kernels.testing import (
     assert_rounded,
     conv_case,
