@@ -46,7 +46,10 @@ class Deblur:
     """A torch device; default: a GPU where there is one."""
     precision: Precision = "fp32"
     guard: Guard = "warn"
-    """What becomes of an output that looks broken: written with a warning, replaced by the input, or not looked for."""
+    """What becomes of an output, or of those parts of it, that look broken: written with a warning, replaced by the
+    input, or not looked for."""
+    strength: float = 1.0
+    """How much of the change to apply: 0 is the input, 1 the network's output; more exaggerates."""
 
     def run(self) -> bool:
         from lmfn.deblur import Deblurrer
@@ -54,7 +57,9 @@ class Deblur:
 
         if not self.paths:
             raise ValueError("no file or folder was given; see lmfn deblur --help")
-        deblurrer = Deblurrer(self.weights, device=self.device, precision=self.precision, guard=self.guard)
+        deblurrer = Deblurrer(
+            self.weights, device=self.device, precision=self.precision, guard=self.guard, strength=self.strength
+        )
         result = deblur_files(
             self.paths,
             self.out,

@@ -8,6 +8,7 @@ from typing import get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lmfn.device import DTYPES, check_precision, choose_device
 from lmfn.inference import for_inference
@@ -15,9 +16,12 @@ from lmfn.memory import available_memory
 from lmfn.network.model import Network
 from lmfn.network.pretrained import LMFN
 from lmfn.options import Guard, Precision
-from lmfn.plausibility import DoubtfulOutput, doubt
+from lmfn.plausibility import DoubtfulOutput, implausibility, implausible_regions
 
 REMEDY = "make the image smaller, or split it into parts"
+BORDER = 16
+"""Pixels that are reflected around an image. At a border the network's convolutions see zeros, which it takes for an
+edge: it darkens white borders and rings beside lines that end there."""
 
 
 class Deblurrer:
@@ -26,10 +30,12 @@ class Deblurrer:
     `weights` is what `LMFN.from_pretrained` takes (`lmfn` and `lmfn-released` come with the package; a folder or file
     that train.py wrote; `owner/model` on the Hugging Face Hub), or a network (which is copied). `device` is a
     torch device; by default `cuda` where there is one, else `mps`, else `cpu`. `precision` is that of the convolutions;
-    bf16 and fp16 run under autocast. `guard` says what becomes of an output that looks broken (`lmfn.plausibility`).
+    bf16 and fp16 run under autocast. `guard` says what becomes of an output, or of the parts of it, that look broken
+    (`lmfn.plausibility`). `strength` scales the change: 0 gives the input back, 1 what the network makes of it; more
+    exaggerates what is there, its errors too, and is a UserWarning.
 
-    Raises ValueError for weights that cannot be used, for a device that is not there, and for an unknown precision or
-    guard or fp16 on a CPU; FileNotFoundError where there are no such weights.
+    Raises ValueError for weights that cannot be used, for a device that is not there, for an unknown precision or
+    guard, for fp16 on a CPU, and for a strength below 0; FileNotFoundError where there are no such weights.
     """
 
     def __init__(
@@ -39,7 +45,13 @@ class Deblurrer:
         device: str | None = None,
         precision: Precision = "fp32",
         guard: Guard = "warn",
+        strength: float = 1.0,
     ) -> None:
+        if not 0 <= strength < float("inf"):
+            raise ValueError(f"strength is {strength}; it must be 0 or more, and 1 is what the network does")
+        if strength > 1:
+            warnings.warn(f"a strength of {strength:g} exaggerates the change, and its errors", stacklevel=2)
+        self.strength = strength
         if guard not in get_args(Guard):
             raise ValueError(f"guard is {guard!r}; it must be one of {', '.join(get_args(Guard))}")
         self.guard = guard
@@ -55,7 +67,7 @@ class Deblurrer:
 
         The result has the same shape and type and is clipped to [0, 1]. Alpha comes back as it was. Gray goes through
         the network as three equal channels and comes back as their mean. The network computes with float32 at most.
-        A doubtful output is a `DoubtfulOutput` warning.
+        A doubtful output is a `DoubtfulOutput` warning that says why and, where it is parts of the image, which.
 
         Raises TypeError for another type, ValueError for another shape or values that are not in [0, 1], MemoryError
         for an image that needs more memory than there is (before it starts, where that can be known), and
@@ -68,8 +80,14 @@ class Deblurrer:
         try:
             blurred = torch.from_numpy(image[:, :, :colours].astype(np.float32)).to(self.device)
             output = self._sharpen(blurred.expand(-1, -1, 3))
-            reason = doubt(blurred, output) if self.guard != "off" else None
-            sharp = output.cpu().numpy()
+            reason, regions = None, None
+            if self.guard != "off":
+                reason = implausibility(blurred, output)
+                regions = implausible_regions(blurred, output) if reason is None else None
+            strength = torch.full_like(output, self.strength)
+            if regions is not None and self.guard == "input":
+                strength *= 1 - regions.weight
+            sharp = torch.lerp(blurred.expand_as(output), output, strength).cpu().numpy()
         except RuntimeError as error:
             if any(words in str(error) for words in ("out of memory", "allocate memory")):  # of CUDA and MPS; of a CPU
                 raise MemoryError(
@@ -87,13 +105,18 @@ class Deblurrer:
             )
         if reason is not None:
             warnings.warn(f"the output {reason}; look at it", DoubtfulOutput, stacklevel=2)
+        if regions is not None:
+            outcome = "the input was kept there" if self.guard == "input" else "look at it"
+            warnings.warn(f"the output {regions}; {outcome}", DoubtfulOutput, stacklevel=2)
         result = image.copy()
         result[:, :, :colours] = sharp.clip(0, 1)
         return result
 
     def _sharpen(self, blurred: Tensor) -> Tensor:
         """`[H, W, 3]` float32 to the same."""
-        return self.run(blurred.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+        mode = "reflect" if min(blurred.shape[:2]) > BORDER else "replicate"
+        padded = F.pad(blurred.permute(2, 0, 1)[None], (BORDER,) * 4, mode=mode)
+        return self.run(padded)[0, :, BORDER:-BORDER, BORDER:-BORDER].permute(1, 2, 0)
 
     def _check_memory(self, height: int, width: int) -> None:
         """Raise MemoryError where an image of this size surely needs more than there is."""
@@ -114,6 +137,7 @@ class Deblurrer:
         measured; of the packed default network (`lmfn.onednn`) in float32, 1.7 to 1.9 times.
         """
         config = self.model.config
+        height, width = height + 2 * BORDER, width + 2 * BORDER
         return int(4 * (1.5 * max(config.channels, config.features) + 20) * height * width) + 2**26
 
 

@@ -9,8 +9,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 """fp32, or autocast to one of the 16-bit types."""
 
 Guard = Literal["warn", "input", "off"]
-"""What becomes of a doubtful output: `warn` keeps it, `input` gives the input back instead, each with a warning; `off`
-does not look."""
+"""What becomes of an output, or of those parts of it, that look broken: `warn` keeps them, `input` gives the input back
+instead, each with a warning; `off` does not look."""
 
 Variant = Literal["blur", "blur_gamma"]
 """Which of GoPro's two kinds of blurred images: the mean of the frames, or with a gamma of 2.2 undone."""

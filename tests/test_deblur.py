@@ -43,10 +43,12 @@ def picture(*shape, dtype=np.float32, seed=0):
 
 
 def through(model, rgb):
-    """What the network makes of `[H, W, 3]`: its own words, without a Deblurrer."""
+    """What the network makes of `[H, W, 3]` with 16 pixels reflected (or repeated) around it, without a Deblurrer."""
+    mode = "reflect" if min(rgb.shape[:2]) > 16 else "edge"
+    padded = np.pad(rgb, ((16, 16), (16, 16), (0, 0)), mode=mode)
     with torch.no_grad():
-        x = torch.tensor(np.moveaxis(rgb, 2, 0)[None].copy(), dtype=torch.float32)
-        return np.moveaxis(model(x)[0].clamp(0, 1).numpy(), 0, 2)
+        x = torch.tensor(np.moveaxis(padded, 2, 0)[None].copy(), dtype=torch.float32)
+        return np.moveaxis(model(x)[0].clamp(0, 1).numpy(), 0, 2)[16:-16, 16:-16]
 
 
 # ---- arrays
@@ -208,20 +210,20 @@ def mosaic(period, step):
     ],
 )
 def test_what_is_doubtful(output, reason):
-    said = guard.doubt(torch.from_numpy(smooth()), torch.from_numpy(output.astype(np.float32)))
+    said = guard.implausibility(torch.from_numpy(smooth()), torch.from_numpy(output.astype(np.float32)))
     assert said is None if reason is None else said.startswith(reason)
 
 
 def test_a_pattern_of_the_input_s_own_is_none_of_the_network_s():
     board = np.kron(np.indices((9, 11)).sum(0) % 2, np.ones((8, 8)))[:, :, None].repeat(3, 2)
     board = torch.from_numpy(board).float()
-    assert guard.doubt(0.3 + 0.4 * board, 0.25 + 0.5 * board) is None
-    assert guard.doubt(torch.full_like(board, 0.5), 0.45 + 0.1 * board).startswith("has a pattern")
+    assert guard.implausibility(0.3 + 0.4 * board, 0.25 + 0.5 * board) is None
+    assert guard.implausibility(torch.full_like(board, 0.5), 0.45 + 0.1 * board).startswith("has a pattern")
 
 
 def test_an_image_of_any_size_can_be_looked_at():
     for size in ((1, 1), (17, 1000), (31, 32), (40, 48)):
-        assert guard.doubt(torch.full((*size, 1), 0.5), torch.full((*size, 3), 0.51)) is None
+        assert guard.implausibility(torch.full((*size, 1), 0.5), torch.full((*size, 3), 0.51)) is None
 
 
 def broken(value):
@@ -231,6 +233,80 @@ def broken(value):
         model.head.conv.weight.zero_()
         model.head.conv.bias.zero_()[::16] = value
     return model
+
+
+def checks(period, height=128, width=160):
+    """Black and white squares of `period` pixels, sharp."""
+    rows, columns = np.mgrid[:height, :width]
+    board = (rows // period + columns // period) % 2 * 0.8 + 0.1
+    return np.repeat(board[:, :, None], 3, axis=2).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return Deblurrer("lmfn", device="cpu", guard="input")
+
+
+def test_a_fine_pattern_that_the_network_destroys_is_found_and_kept(shipped):
+    photo = smooth(192, 256)
+    chart = photo.copy()
+    chart[64:128, 96:192] = checks(4)[:64, :96]
+    with pytest.warns(
+        guard.DoubtfulOutput, match=r"% of the image, within \(\d+, \d+\) to \(.*\); the input was"
+    ):
+        kept = shipped(chart)
+    error = np.abs(kept - chart)
+    assert error[80:112, 112:176].max() < 1e-6
+    with pytest.warns(guard.DoubtfulOutput, match="look at it"):
+        destroyed = Deblurrer("lmfn", device="cpu")(chart)
+    assert np.abs(destroyed - chart)[80:112, 112:176].max() > 0.1
+    # Far from the pattern the network's output stands.
+    assert np.array_equal(kept[:, :24], destroyed[:, :24])
+
+
+def test_what_is_not_sharp_or_hardly_changes_is_plausible():
+    board = torch.from_numpy(checks(4))
+    assert guard.implausible_regions(board, board) is None
+    assert guard.implausible_regions(board, board + 0.01 * torch.sin(torch.arange(160.0))[:, None]) is None
+    blurred = 0.5 + 0.2 * torch.sin(torch.arange(160.0) * 0.3)[None, :, None].expand(128, -1, 3)
+    assert guard.implausible_regions(blurred, 0.5 + 2 * (blurred - 0.5)) is None
+    found = guard.implausible_regions(board, board * 0.9 + 0.05)
+    assert found.share == 1
+    assert found.box == (0, 0, 160, 128)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 300), (64, 64), (65, 97)])
+def test_regions_have_the_images_size(size):
+    image = torch.rand(*size, 3)
+    found = guard.implausible_regions(image, torch.full_like(image, 2.0))
+    assert found.weight.shape == (*size, 1)
+    assert found.box == (0, 0, size[1], size[0])
+    assert found.share == 1
+
+
+def test_white_borders_stay_white_and_a_bar_at_the_border_does_no_harm(shipped):
+    white = np.ones((80, 96, 3), np.float32)
+    assert np.abs(shipped(white) - white).max() < 0.5 / 255
+    chart = white.copy()
+    chart[:, :12] = 0
+    chart[40:48, 40:80] = 0
+    assert -10 * np.log10(np.mean((shipped(chart) - chart) ** 2)) > 45
+
+
+def test_strength_blends_the_change(model):
+    image = picture(40, 50, 3) * 0.5 + 0.25
+    whole = Deblurrer(model, device="cpu", guard="off")(image)
+    free = (whole > 0) & (whole < 1)
+    for strength in (0, 0.4, 1):
+        sharp = Deblurrer(model, device="cpu", guard="off", strength=strength)(image)
+        assert np.abs(sharp - (image + strength * (whole - image)))[free].max() < 1e-6
+    assert np.array_equal(Deblurrer(model, device="cpu", guard="off", strength=0)(image), image)
+    with pytest.warns(UserWarning, match=r"strength of 1\.5 exaggerates"):
+        more = Deblurrer(model, device="cpu", guard="off", strength=1.5)(image)
+    assert np.abs(more - image).mean() > np.abs(whole - image).mean()
+    for wrong in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"strength is .*; it must be 0 or more"):
+            Deblurrer(model, strength=wrong)
 
 
 def test_a_doubtful_output_is_said_or_replaced_by_the_input(tmp_path):
