@@ -143,5 +143,5 @@ def _amplitude(windows: Tensor, above: float) -> Tensor:
     rows, columns = (f(WINDOW, device=windows.device) for f in (torch.fft.fftfreq, torch.fft.rfftfreq))
     weight = (torch.hypot(rows[:, None], columns) >= above).to(windows.dtype)
     weight[:, 1:-1] *= 2  # the half of the spectrum that is not computed
-    power = torch.fft.rfft2(windows).abs().square() * weight
+    power: Tensor = torch.fft.rfft2(windows).abs().square() * weight
     return power.sum((1, 2)).sqrt() / WINDOW**2

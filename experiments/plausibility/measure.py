@@ -1,6 +1,6 @@
 """Count the implausible windows of photographs and blurred frames, and of sharp regular patterns.
 
-    python experiments/plausibility/measure.py PHOTO_OR_FOLDER ...
+python experiments/plausibility/measure.py PHOTO_OR_FOLDER ...
 """
 
 import math
@@ -31,7 +31,8 @@ def main() -> None:
         output = deblur(image)
         x, y = torch.from_numpy(image), torch.from_numpy(output)
         psnr = -10 * math.log10(max(float(((output - image) ** 2).mean()), 1e-10))
-        print(f"{name}: {psnr:.1f} dB from the input; {implausibility(x, y) or implausible_regions(x, y) or 'plausible'}")
+        found = implausibility(x, y) or implausible_regions(x, y) or "is plausible"
+        print(f"{name}: comes back at {psnr:.1f} dB; {found}")
 
     for name, pattern in patterns():
         report(name, np.repeat(pattern[:, :, None], 3, axis=2).astype(np.float32))
