@@ -90,7 +90,7 @@ def start(
     file.write_text(settings.text())
     code = settings.runs / f"{settings.name}.py"
     start = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{prelude}\n"
-    code.write_text(f"{start}from lmfn.training.loop import main\nsys.exit(main())\n")
+    code.write_text(f"{start}from lmfn.training.loop import main\nsys.exit(main(sys.argv[1:]))\n")
     command = [*launcher, str(code), "--config", str(file), "--resume", "auto"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
