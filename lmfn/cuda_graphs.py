@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-Run = Callable[[Tensor], Tensor]
+ImageFunction = Callable[[Tensor], Tensor]
+"""From images `[B, 3, H, W]` to images of that shape."""
 
 WARM_UPS = 3
 """Calls before a capture with gradients: what is made at first (plans, workspaces, streams) must be there."""
@@ -18,7 +19,7 @@ LARGEST_GRAPH = 1 << 22
 """Pixels of a batch above which kernels take so long that a graph gains nothing, and its memory would be held."""
 
 
-class Capture:
+class GraphCapture:
     """Captures CUDA graphs that share their memory: only one of them runs at a time."""
 
     def __init__(self) -> None:
@@ -66,7 +67,7 @@ class GradientGraph:
         capture: Callable[..., Callable[..., Any]] | None = None,
     ) -> None:
         self.run, self.parameters = run, list(parameters)
-        self.capture = capture or Capture()
+        self.capture = capture or GraphCapture()
         self.gradients: list[Tensor | None] = []
         self.replay: Callable[..., Any] | None = None
 
@@ -86,16 +87,16 @@ class GradientGraph:
         return self.run(*tensors)
 
 
-class Graphs:
+class GraphCache:
     """Runs a function of one tensor as CUDA graphs, one a shape; `capture` makes one.
 
     The first call with a shape runs the function itself, so that no size stalls that is never seen again.
     """
 
-    def __init__(self, run: Run, capture: Callable[..., Run] | None = None) -> None:
+    def __init__(self, run: ImageFunction, capture: Callable[..., ImageFunction] | None = None) -> None:
         self.run = run
-        self.capture = capture or Capture()
-        self.graphs: OrderedDict[torch.Size, Run | None] = OrderedDict()
+        self.capture = capture or GraphCapture()
+        self.graphs: OrderedDict[torch.Size, ImageFunction | None] = OrderedDict()
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.contiguous()  # kernels are compiled for strides, and none may be compiled in a capture

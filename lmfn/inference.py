@@ -6,24 +6,26 @@ import threading
 import torch
 from torch import Tensor
 
-from lmfn.cuda_graphs import Graphs, Run
+from lmfn.cuda_graphs import GraphCache, ImageFunction
 from lmfn.device import has_fast_bf16
 from lmfn.network.model import Network
-from lmfn.onednn import Packed, packable
+from lmfn.onednn import for_onednn
 from lmfn_kernels import weight_layout
 
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
 
-def for_inference(model: Network, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Run:
+def for_inference(
+    model: Network, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> ImageFunction:
     """The network as a function: `[B, 3, H, W]` in [0, 1], any float type, H and W >= 1, to the same shape and type.
 
-    The weights are copied, once: what becomes of the network later does not count. Results have no gradient. Images
-    have to be on `device`, which without one is where the network's weights are. Convolutions compute in `dtype`:
-    float32, or bfloat16, or float16 (not on a CPU); by default bfloat16 where the processor has instructions for it
-    (`has_fast_bf16`), else float32. Sums of images, and the scores of the attention, are in float32 in any case.
+    The weights are copied once; later changes to the network have no effect. Results have no gradient. Images have to
+    be on `device`, by default that of the network's weights. Convolutions compute in `dtype`: float32, bfloat16, or
+    float16 (not on a CPU); by default bfloat16 if the processor has instructions for it (`has_fast_bf16`), else
+    float32. Sums of images, and the scores of the attention, are in float32 in any case.
 
-    On a CPU the function is a `Packed` one, where PyTorch has oneDNN and the network is made of the paper's parts; on
+    On a CPU the function is a `OneDNNNetwork`, if PyTorch has oneDNN and the network is made of the paper's parts; on
     CUDA the first call with a shape runs as it is, the second is captured as a graph, and the graphs of the last 8
     shapes are kept. Everywhere else it is the network itself. Calls from several threads take turns. The number of
     threads is PyTorch's (`torch.set_num_threads`).
@@ -39,13 +41,11 @@ def for_inference(model: Network, device: str | torch.device | None = None, dtyp
         names = ", ".join(str(known).removeprefix("torch.") for known in dtypes)
         raise ValueError(f"dtype is {dtype}; on {device.type} it must be one of {names}")
     model = copy.deepcopy(model).requires_grad_(False).eval().to(device, torch.float32)
-    run: Run
-    if device.type == "cpu" and packable(model, dtype):
-        run = Packed(model, dtype)
-    else:
+    run: ImageFunction | None = for_onednn(model, dtype) if device.type == "cpu" else None
+    if run is None:
         run = plain(model, device, dtype)
-        if device.type == "cuda":
-            run = Graphs(run)
+    if device.type == "cuda":
+        run = GraphCache(run)
     lock = threading.Lock()
 
     def checked(blurred: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def for_inference(model: Network, device: str | torch.device | None = None, dtyp
     return checked
 
 
-def plain(model: Network, device: torch.device, dtype: torch.dtype) -> Run:
+def plain(model: Network, device: torch.device, dtype: torch.dtype) -> ImageFunction:
     """The network itself, with the convolutions' weights cast and laid out beforehand; all else stays in float32."""
     for parameter in model.parameters():
         if parameter.ndim == 4:

@@ -4,10 +4,12 @@ What is saved against the network as written (`docs/inference.md` has the figure
 - Activations, sums and gates are done in the convolutions that make them, and most sums in place.
 - Maps lie in buffers that are kept from call to call. Fresh memory costs an eager network a quarter of its time.
 - The first convolution's result, 64 channels at the image's full size, exists a strip at a time only.
-- In the bilinear head, upsampling and the last convolution are one convolution at half the size (`polyphase`).
+- In the bilinear head, upsampling and the last convolution are one convolution at half the size.
 - The attention between layers is folded into the 1x1 convolution that follows it.
 """
 
+import functools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -31,14 +33,17 @@ from lmfn.network.blocks import (
 )
 from lmfn.network.model import Network
 from lmfn_kernels import Conv, fold_into_weight, layer_gram
+from lmfn_kernels.upsample.polyphase import fold
 
-STRIP = 1 << 22
+log = logging.getLogger(__name__)
+
+STRIP_BYTES = 1 << 22
 """Bytes of a strip's result, for each thread: enough work for a call of oneDNN, little enough for the cache."""
-KEPT = 1 << 30
+MAX_BUFFER_BYTES = 1 << 30
 """Bytes of buffers that are kept at most: photographs of many megapixels give theirs back."""
 
 Activation = tuple[str, list[float]]
-"""Of oneDNN's, with its numbers."""
+"""One of oneDNN's activations: its name and its parameters."""
 NONE: Activation = ("none", [])
 RELU: Activation = ("relu", [])
 SIGMOID: Activation = ("sigmoid", [])
@@ -48,13 +53,79 @@ Strip = tuple[int, int, int]
 """Image of the batch, first row, row after the last."""
 
 
-def packable(model: Network, dtype: torch.dtype) -> bool:
-    """Whether this PyTorch, processor and network can be a `Packed`; the parts of some ablations cannot."""
+SCHEMAS = {
+    "_convolution_pointwise.default": (
+        "mkldnn::_convolution_pointwise(Tensor X, Tensor W, Tensor? B, int[] padding, int[] stride, int[] dilation, "
+        "int groups, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
+    ),
+    "_convolution_pointwise.binary": (
+        "mkldnn::_convolution_pointwise.binary(Tensor X, Tensor other, Tensor W, Tensor? B, int[] padding, "
+        "int[] stride, int[] dilation, int groups, str binary_attr, Scalar? alpha, str? unary_attr, "
+        "Scalar?[] unary_scalars, str? unary_algorithm) -> Tensor Y"
+    ),
+    "_convolution_pointwise_.binary": (
+        "mkldnn::_convolution_pointwise_.binary(Tensor(a!) other, Tensor X, Tensor W, Tensor? B, int[] padding, "
+        "int[] stride, int[] dilation, int groups, str binary_attr, Scalar? alpha, str? unary_attr, "
+        "Scalar?[] unary_scalars, str? unary_algorithm) -> Tensor(a!) Y"
+    ),
+    "_reorder_convolution_weight.default": (
+        "mkldnn::_reorder_convolution_weight(Tensor self, int[2] padding=0, int[2] stride=1, int[2] dilation=1, "
+        "int groups=1, int[]? input_size=None) -> Tensor Y"
+    ),
+    "_is_mkldnn_bf16_supported.default": "mkldnn::_is_mkldnn_bf16_supported() -> bool _0",
+}
+"""PyTorch's binding of oneDNN that is called here. It is not public: another release may have another one."""
+ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""RMS error of the self-check, relative to the RMS of the network's output: some ten times what rounding leads to."""
+
+
+def for_onednn(model: Network, dtype: torch.dtype) -> "OneDNNNetwork | None":
+    """The network on oneDNN's convolutions, or None where it cannot be had or does not compute what the network does.
+
+    None is for a processor or network that is not supported, and with a warning in the log, once, for a PyTorch with
+    another binding of oneDNN and for a result other than the network's own on a small image.
+    """
+    if not is_supported(model, dtype):
+        return None
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    try:
+        # Buffers that are made in inference mode could not be written to outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            network = OneDNNNetwork(model, dtype)
+            expected = model(x)
+            error = network(x) - expected
+    except (AttributeError, RuntimeError, TypeError) as problem:
+        warn_once(f"they fail: {str(problem).strip().splitlines()[0]}")
+        return None
+    network.buffers.clear()
+    if expected.isfinite().all() and not rms(error) <= ALLOWED[dtype] * rms(expected):
+        warn_once(f"in {dtype} their result is off by {rms(error) / rms(expected):.2g} of the network's own")
+        return None
+    return network
+
+
+def is_supported(model: Network, dtype: torch.dtype) -> bool:
+    """Whether this PyTorch, processor and network can be a `OneDNNNetwork`; the parts of some ablations cannot."""
     known = type(model.encoder) is MSHF and type(model.alfm) in (ALFM, Concat, type(None))
     if not known or not torch.backends.mkldnn.is_available():
         return False
+    for name, schema in SCHEMAS.items():
+        op, _, overload = name.partition(".")
+        found = getattr(getattr(torch.ops.mkldnn, op, None), overload, None)
+        if str(getattr(found, "_schema", None)) != schema:
+            warn_once(f"PyTorch {torch.__version__} has another torch.ops.mkldnn.{name}")
+            return False
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and has_fast_bf16(torch.device("cpu"))
     return dtype == torch.float32 or (dtype == torch.bfloat16 and fast)
+
+
+@functools.cache
+def warn_once(reason: str) -> None:
+    log.warning("oneDNN's convolutions are not used, inference on this CPU is slower: %s", reason)
+
+
+def rms(x: Tensor) -> float:
+    return x.float().square().mean().sqrt().item()
 
 
 class Convolution:
@@ -82,7 +153,7 @@ class Convolution:
         self.then = then
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """then(conv(x)), or conv(x) + add: oneDNN's way into PyTorch has no sum that a leaky ReLU follows."""
+        """then(conv(x)), or conv(x) + add: PyTorch's oneDNN binding cannot fuse a sum followed by a leaky ReLU."""
         if add is None:
             y = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, *self.then, "")
         else:
@@ -91,7 +162,7 @@ class Convolution:
             )
         return cast(Tensor, y)
 
-    def onto(self, out: Tensor, x: Tensor) -> None:
+    def accumulate_into(self, out: Tensor, x: Tensor) -> None:
         """Out becomes out + conv(x)."""
         torch.ops.mkldnn._convolution_pointwise_.binary(
             out, x, self.weight, self.bias, *self.geometry, "add", 1.0, None, [], None
@@ -101,26 +172,26 @@ class Convolution:
 # Maps are [B, C, H + 2, W]: a row of zeros above the image and one below, so that a strip is a plain slice.
 
 
-def size(x: Tensor) -> tuple[int, int]:
+def map_size(x: Tensor) -> tuple[int, int]:
     return x.shape[2] - 2, x.shape[3]
 
 
-def at(x: Tensor, strip: Strip, halo: int = 0) -> Tensor:
+def rows_of(x: Tensor, strip: Strip, halo: int = 0) -> Tensor:
     """The strip of a map, with so many rows more above and below."""
     i, first, last = strip
     return x[i : i + 1, :, first + 1 - halo : last + 1 + halo]
 
 
-def image(x: Tensor) -> Tensor:
+def without_halo(x: Tensor) -> Tensor:
     """A map without its two rows of zeros."""
     return x[:, :, 1:-1]
 
 
-def strips(x: Tensor, larger: int = 1) -> Iterator[Strip]:
+def row_strips(x: Tensor, larger: int = 1) -> Iterator[Strip]:
     """Of all images of a map; `larger`: how many times larger the map is that a strip is made from."""
     row = larger * x.shape[1] * x.shape[3] * x.element_size()
-    rows = max(1, STRIP * torch.get_num_threads() // row)
-    height, _ = size(x)
+    rows = max(1, STRIP_BYTES * torch.get_num_threads() // row)
+    height, _ = map_size(x)
     for i in range(len(x)):
         for first in range(0, height, rows):
             yield i, first, min(first + rows, height)
@@ -133,24 +204,24 @@ def doubled(x: Tensor) -> Tensor:
 def upsampled(x: Tensor, strip: Strip) -> Tensor:
     """Twice the strip's rows and columns, as if the whole map had been upsampled."""
     i, first, last = strip
-    low, high = max(first - 1, 0), min(last + 1, size(x)[0])
-    return doubled(at(x, (i, low, high)))[:, :, 2 * (first - low) : 2 * (last - low)]
+    low, high = max(first - 1, 0), min(last + 1, map_size(x)[0])
+    return doubled(rows_of(x, (i, low, high)))[:, :, 2 * (first - low) : 2 * (last - low)]
 
 
-class PackedRB:
+class OneDNNResidualBlock:
     """`RB`, in place: x + conv3x3(relu(conv3x3(x)))."""
 
     def __init__(self, rb: RB, dtype: torch.dtype) -> None:
         self.conv1, self.conv2 = pack(rb.conv1, dtype, RELU), pack(rb.conv2, dtype)
 
     def __call__(self, x: Tensor, spare: Tensor) -> None:
-        for s in strips(x):
-            at(spare, s)[:] = self.conv1(at(x, s, 1))
-        for s in strips(x):
-            self.conv2.onto(at(x, s), at(spare, s, 1))
+        for s in row_strips(x):
+            rows_of(spare, s)[:] = self.conv1(rows_of(x, s, 1))
+        for s in row_strips(x):
+            self.conv2.accumulate_into(rows_of(x, s), rows_of(spare, s, 1))
 
 
-class PackedRFDB:
+class OneDNNRFDB:
     """`RFDB`. The 1x1 fusion of four maps side by side is four, each added as soon as its map is there.
 
     In float32, x + conv3x3(x) is a convolution with a one more at its centre, to the same rounding; in bfloat16 the one
@@ -181,30 +252,30 @@ class PackedRFDB:
         """x stays as it is; `a` has ESA's channels."""
         for j, refine in enumerate(self.refine):
             y = spare[j % 2]
-            for s in strips(x):
-                d = self.distil[j](at(x, s))
+            for s in row_strips(x):
+                d = self.distil[j](rows_of(x, s))
                 if j == 0:
-                    at(out, s)[:] = self.fuse[0](d)
+                    rows_of(out, s)[:] = self.fuse[0](d)
                 else:
-                    self.fuse[j].onto(at(out, s), d)
+                    self.fuse[j].accumulate_into(rows_of(out, s), d)
                 if self.folded:
-                    at(y, s)[:] = refine(at(x, s, 1))
+                    rows_of(y, s)[:] = refine(rows_of(x, s, 1))
                 else:
-                    at(y, s)[:] = F.leaky_relu_(refine(at(x, s, 1), add=at(x, s)), DECODER_SLOPE)
+                    rows_of(y, s)[:] = F.leaky_relu_(refine(rows_of(x, s, 1), add=rows_of(x, s)), DECODER_SLOPE)
             x = y
-        for s in strips(x):
-            self.fuse[3].onto(at(out, s), self.distil[3](at(x, s, 1)))
-            at(a, s)[:] = self.squeeze(at(out, s))
-        v = F.max_pool2d(self.down(image(a)), 7, stride=3)
+        for s in row_strips(x):
+            self.fuse[3].accumulate_into(rows_of(out, s), self.distil[3](rows_of(x, s, 1)))
+            rows_of(a, s)[:] = self.squeeze(rows_of(out, s))
+        v = F.max_pool2d(self.down(without_halo(a)), 7, stride=3)
         for conv in self.low:
             v = conv(v)
-        v = F.interpolate(v, size=size(a), mode="bilinear", align_corners=False)
-        for i, first, last in strips(out):
+        v = F.interpolate(v, size=map_size(a), mode="bilinear", align_corners=False)
+        for i, first, last in row_strips(out):
             s = i, first, last
-            at(out, s).mul_(self.expand(self.skip(at(a, s), add=v[i : i + 1, :, first:last])))
+            rows_of(out, s).mul_(self.expand(self.skip(rows_of(a, s), add=v[i : i + 1, :, first:last])))
 
 
-class PackedACFM:
+class OneDNNACFM:
     """`ACFM`: x + alpha w x, and what is to be added. Over channels a convolution is a product with a banded matrix."""
 
     def __init__(self, acfm: ACFM, channels: int, dtype: torch.dtype) -> None:
@@ -225,78 +296,80 @@ class PackedACFM:
         ]
 
     def __call__(self, x: Tensor, add: Tensor | None, out: Tensor) -> None:
-        for s in strips(x):
-            gate = at(x, s, 1)
+        for s in row_strips(x):
+            gate = rows_of(x, s, 1)
             for conv in self.convs:
                 gate = conv(gate)
-            y = gate.sigmoid_().mul_(self.alpha).add_(1).mul_(at(x, s))
-            at(out, s)[:] = y if add is None else y.add_(at(add, s))
+            y = gate.sigmoid_().mul_(self.alpha).add_(1).mul_(rows_of(x, s))
+            rows_of(out, s)[:] = y if add is None else y.add_(rows_of(add, s))
 
 
-class Packed:
+class OneDNNNetwork:
     """A network that is on the CPU: `[B, 3, H, W]` float32 to the same, computed in float32 or bfloat16.
 
     To be called without gradients, by one thread at a time. Its buffers, about 60 values a pixel of the padded images,
-    are kept for the next call where they are not larger than `KEPT`.
+    are kept for the next call where they are not larger than `MAX_BUFFER_BYTES`.
     """
 
     def __init__(self, model: Network, dtype: torch.dtype) -> None:
         self.dtype, self.config, self.mean = dtype, model.config, model.mean.view(3, 1, 1)
-        self.memory: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
         e, head, steep = cast(MSHF, model.encoder), model.head, ("leaky_relu", [ENCODER_SLOPE])
         self.stem = pack(e.conv0, dtype, steep, padding=(0, model.config.stem_padding))
         self.down = [pack(conv, dtype, steep, stride=2) for conv in (e.down1, e.down2, e.down3, e.down4)]
         self.top = pack(e.down1, dtype, steep, stride=2, padding=(1, 1))
-        self.rb_16th = PackedRB(e.rb_16th, dtype)
-        self.rb_8th = [PackedRB(cast(RB, rb), dtype) for rb in e.rb_8th]
-        self.rb_4th = [PackedRB(cast(RB, rb), dtype) for rb in e.rb_4th]
+        self.rb_16th = OneDNNResidualBlock(e.rb_16th, dtype)
+        self.rb_8th = [OneDNNResidualBlock(cast(RB, rb), dtype) for rb in e.rb_8th]
+        self.rb_4th = [OneDNNResidualBlock(cast(RB, rb), dtype) for rb in e.rb_4th]
         self.reduce = pack(model.reduce, dtype)
-        self.rfdbs = [PackedRFDB(cast(RFDB, block), dtype) for block in model.rfdbs]
+        self.rfdbs = [OneDNNRFDB(cast(RFDB, block), dtype) for block in model.rfdbs]
         self.alfm = model.alfm
-        self.acfm = PackedACFM(model.acfm, model.config.features, dtype) if model.acfm is not None else None
+        self.acfm = OneDNNACFM(model.acfm, model.config.features, dtype) if model.acfm is not None else None
         self.merge = split(weight_and_bias(model.merge), 2, dtype) if model.merge is not None else []
         self.conv = Conv(head.conv.weight.detach().to(dtype), cast(Tensor, head.conv.bias).detach().to(dtype))
-        self.head_rbs: list[PackedRB] = []
+        self.head_rbs: list[OneDNNResidualBlock] = []
         self.head = pack(head.conv, dtype)
         if isinstance(head, BilinearHead):
-            self.head_rbs = [PackedRB(rb, dtype) for rb in (head.rb1, head.rb2)]
+            self.head_rbs = [OneDNNResidualBlock(rb, dtype) for rb in (head.rb1, head.rb2)]
             self.head = Convolution(
-                polyphase(head.conv.weight), cast(Tensor, head.conv.bias).repeat_interleave(4), dtype
+                fold(head.conv.weight.detach().double())[0].to(dtype),
+                cast(Tensor, head.conv.bias).repeat_interleave(4),
+                dtype,
             )
 
     def __call__(self, blurred: Tensor) -> Tensor:
         y = self._decode(self._encode(pad(blurred - self.mean)))
         sharp = self._sharpen(y, blurred if self.config.skip == "image" else self.mean.expand(blurred.shape))
-        if sum(memory.nbytes for memory in self.memory.values()) > KEPT:
-            self.memory.clear()
+        if sum(buffer.nbytes for buffer in self.buffers.values()) > MAX_BUFFER_BYTES:
+            self.buffers.clear()
         return sharp
 
     def _map(self, name: str, batch: int, channels: int, height: int, width: int) -> Tensor:
         """A map in the memory of that name, which holds whatever was there before, but for the rows of zeros."""
         count = batch * channels * (height + 2) * width
-        if name not in self.memory or self.memory[name].numel() < count:
-            self.memory[name] = torch.empty(count, dtype=self.dtype)
-        x = self.memory[name][:count].view(batch, height + 2, width, channels).permute(0, 3, 1, 2)
+        if name not in self.buffers or self.buffers[name].numel() < count:
+            self.buffers[name] = torch.empty(count, dtype=self.dtype)
+        x = self.buffers[name][:count].view(batch, height + 2, width, channels).permute(0, 3, 1, 2)
         x[:, :, 0] = x[:, :, -1] = 0
         return x
 
     def _like(self, name: str, x: Tensor, channels: int | None = None) -> Tensor:
-        return self._map(name, len(x), channels or x.shape[1], *size(x))
+        return self._map(name, len(x), channels or x.shape[1], *map_size(x))
 
     def _encode(self, blurred: Tensor) -> Tensor:
         (b, _, height, width), c = blurred.shape, self.config.channels
         x = self._map("image", b, 3, height, width)
-        image(x)[:] = blurred
+        without_halo(x)[:] = blurred
         lost = 1 - self.config.stem_padding  # rows and columns at each side that the first convolution takes away
         d1 = self._map("half 1", b, c, (height + 1) // 2 - lost, (width + 1) // 2 - lost)
-        for i, first, last in strips(d1, larger=4):
+        for i, first, last in row_strips(d1, larger=4):
             # Rows 2 first - 1 to 2 last - 1 of the first convolution's result; above the first there is none.
             f0 = self.stem(x[i : i + 1, :, max(2 * first - 1, 0) + lost : 2 * last + lost + 2])
-            at(d1, (i, first, last))[:] = self.down[0](f0) if first else self.top(f0)
+            rows_of(d1, (i, first, last))[:] = self.down[0](f0) if first else self.top(f0)
         l1, l2, l3 = (self._map(f"{n}th", b, c, height // n, width // n) for n in (4, 8, 16))
         for conv, above, below in zip(self.down[1:], (d1, l1, l2), (l1, l2, l3), strict=True):
-            for i, first, last in strips(below):
-                at(below, (i, first, last))[:] = conv(above[i : i + 1, :, 2 * first : 2 * last + 1])
+            for i, first, last in row_strips(below):
+                rows_of(below, (i, first, last))[:] = conv(above[i : i + 1, :, 2 * first : 2 * last + 1])
         self.rb_16th(l3, self._like("spare", l3))
         self.rb_8th[0](l2, self._like("spare", l2))
         add_upsampled(l2, l3)
@@ -311,8 +384,8 @@ class Packed:
         """From the encoder's map to what the head takes."""
         c = self.config
         f = self._like("f", fused, c.features)
-        for s in strips(f):
-            at(f, s)[:] = self.reduce(at(fused, s, 1))
+        for s in row_strips(f):
+            rows_of(f, s)[:] = self.reduce(rows_of(fused, s, 1))
         spare = self._like("spare", f), self._like("4th", f)
         a = self._like("esa", f, c.esa)
         out: list[Tensor] = []
@@ -329,11 +402,11 @@ class Packed:
         elif self.acfm is not None:
             self.acfm(out[-1], None, spare[0])
             f_l, y = y, self._like("half 1", f)
-            for s in strips(y):
-                at(y, s)[:] = self.merge[0](at(f_l, s, 1))
-                self.merge[1].onto(at(y, s), at(spare[0], s, 1))
+            for s in row_strips(y):
+                rows_of(y, s)[:] = self.merge[0](rows_of(f_l, s, 1))
+                self.merge[1].accumulate_into(rows_of(y, s), rows_of(spare[0], s, 1))
         if c.skip == "feature":
-            image(y).add_(image(f))
+            without_halo(y).add_(without_halo(f))
         return y
 
     def _mix(self, maps: Sequence[Tensor], y: Tensor) -> Tensor:
@@ -342,36 +415,36 @@ class Packed:
         weight, bias = weight_and_bias(alfm.fuse)
         matrix = weight[None, :, :, 0, 0].expand(len(y), -1, -1)
         if isinstance(alfm, ALFM):
-            gram = layer_gram([image(x) for x in maps], rows=alfm.rows)
+            gram = layer_gram([without_halo(x) for x in maps], rows=alfm.rows)
             matrix = fold_into_weight(gram, alfm.theta, weight, alfm.temperature, rows=alfm.rows)
         convs = [split(Conv(m[:, :, None, None], bias), len(maps), self.dtype) for m in matrix]
-        for s in strips(y):
+        for s in row_strips(y):
             first, *others = convs[s[0]]
-            at(y, s)[:] = first(at(maps[0], s))
+            rows_of(y, s)[:] = first(rows_of(maps[0], s))
             for conv, x in zip(others, maps[1:], strict=True):
-                conv.onto(at(y, s), at(x, s))
-            F.leaky_relu_(at(y, s), DECODER_SLOPE)
+                conv.accumulate_into(rows_of(y, s), rows_of(x, s))
+            F.leaky_relu_(rows_of(y, s), DECODER_SLOPE)
         return y
 
     def _sharpen(self, y: Tensor, skip: Tensor) -> Tensor:
         """The head, with `skip` added to the result and as large as it."""
         if self.head_rbs:
             self.head_rbs[0](y, self._like("spare", y))
-            u = self._map("half 2", len(y), y.shape[1], 2 * size(y)[0], 2 * size(y)[1])
-            for s in strips(y):
-                at(u, (s[0], 2 * s[1], 2 * s[2]))[:] = upsampled(y, s)
+            u = self._map("half 2", len(y), y.shape[1], 2 * map_size(y)[0], 2 * map_size(y)[1])
+            for s in row_strips(y):
+                rows_of(u, (s[0], 2 * s[1], 2 * s[2]))[:] = upsampled(y, s)
             y = u
             self.head_rbs[1](y, self._like("half 1", y))
         sharp = torch.empty(skip.shape)
         factor = 2 if self.head_rbs else 4
         height, width = skip.shape[2:]
-        for i, first, last in strips(y):
+        for i, first, last in row_strips(y):
             rows = slice(factor * first, min(factor * last, height))
-            part = F.pixel_shuffle(self.head(at(y, (i, first, last), 1)), factor)
+            part = F.pixel_shuffle(self.head(rows_of(y, (i, first, last), 1)), factor)
             here = skip[i : i + 1, :, rows]
             torch.add(part[:, :, : here.shape[2], :width], here, out=sharp[i : i + 1, :, rows])
         if self.head_rbs:
-            self._edges(image(y), skip, sharp)
+            self._edges(without_halo(y), skip, sharp)
         return sharp
 
     def _edges(self, y: Tensor, skip: Tensor, sharp: Tensor) -> None:
@@ -387,8 +460,8 @@ class Packed:
 
 
 def add_upsampled(x: Tensor, low: Tensor) -> None:
-    for i, first, last in strips(low):
-        at(x, (i, 2 * first, 2 * last)).add_(upsampled(low, (i, first, last)))
+    for i, first, last in row_strips(low):
+        rows_of(x, (i, 2 * first, 2 * last)).add_(upsampled(low, (i, first, last)))
 
 
 def pack(conv: nn.Module, dtype: torch.dtype, then: Activation = NONE, **options: Any) -> Convolution:
@@ -399,16 +472,3 @@ def split(conv: Conv, parts: int, dtype: torch.dtype) -> list[Convolution]:
     """A convolution of maps side by side as a sum of one for each; the first has the bias."""
     weights = conv.weight.chunk(parts, dim=1)
     return [Convolution(weight, None if j else conv.bias, dtype) for j, weight in enumerate(weights)]
-
-
-def polyphase(weight: Tensor) -> Tensor:
-    """From `[O, C, 3, 3]`, the convolution of an image upsampled twice (bilinear, align_corners False), to
-    `[4 O, C, 3, 3]`, whose result on the image itself, through a pixel shuffle, is the same but at the edges.
-
-    An upsampled row lies a quarter before or behind one of the image: the three rows under the kernel are sums of three
-    of the image.
-    """
-    even = torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.75, 0.75], [0.0, 0.0, 0.25]], dtype=torch.float64)
-    taps = torch.stack([even, even.flip(0, 1)])  # [row within its pair, row of the image, row of the kernel]
-    phases = torch.einsum("iyp,jxq,ocpq->oijcyx", taps, taps, weight.detach().double())
-    return phases.flatten(0, 2).to(weight.dtype)

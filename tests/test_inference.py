@@ -8,17 +8,16 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from skimage import data
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lmfn.inference
 import lmfn.onednn
 from lmfn import LMFN
-from lmfn.cuda_graphs import Graphs
+from lmfn.cuda_graphs import GraphCache
 from lmfn.inference import for_inference, plain
 from lmfn.network.config import PRESETS, LMFNConfig
-from lmfn.onednn import packable, polyphase
+from lmfn.onednn import OneDNNNetwork, for_onednn, is_supported
 from lmfn_kernels import backend
 from lmfn_kernels.runtime import launch
 
@@ -26,7 +25,7 @@ CPU = torch.device("cpu")
 SMALL = {"channels": 12, "features": 10, "distilled": 5, "esa": 4, "rfdbs": 2}
 FULL = {"channels": 64, "features": 50, "distilled": 25, "esa": 12, "rfdbs": 4}
 bf16 = pytest.mark.skipif(
-    not packable(LMFN.from_preset("lmfn", **SMALL), torch.bfloat16), reason="this processor has no fast bfloat16"
+    not is_supported(LMFN.from_preset("lmfn", **SMALL), torch.bfloat16), reason="this processor has no fast bfloat16"
 )
 DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=bf16)]
 
@@ -109,7 +108,7 @@ def test_any_size_in_any_order(name, size):
 @pytest.mark.parametrize("name", PRESETS)
 def test_strips_of_one_row_change_nothing(monkeypatch, name):
     model, x = network(name), image(2, 3, 96, 64)
-    monkeypatch.setattr(lmfn.onednn, "STRIP", 1)
+    monkeypatch.setattr(lmfn.onednn, "STRIP_BYTES", 1)
     assert_close(for_inference(model, dtype=torch.float32)(x), model, x, torch.float32)
 
 
@@ -124,15 +123,6 @@ def test_uninitialised_memory_is_not_read(monkeypatch):
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
     assert for_inference(model, dtype=torch.float32)(x).isfinite().all()
-
-
-def test_the_upsampled_convolution_is_one_but_at_the_edges():
-    x, weight, bias = image(1, 5, 8, 9) + 3, image(3, 5, 3, 3), image(3)
-    up = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-    expected = F.conv2d(up, weight, bias, padding=1)
-    found = F.pixel_shuffle(F.conv2d(x, polyphase(weight), bias.repeat_interleave(4), padding=1), 2)
-    torch.testing.assert_close(found[:, :, 2:-2, 2:-2], expected[:, :, 2:-2, 2:-2])
-    assert (found - expected)[:, :, 0].abs().min() > 0.1  # so that the edges have to be made again
 
 
 @bf16
@@ -154,8 +144,7 @@ def test_bf16_costs_less_than_two_hundredths_of_a_decibel():
 
 def test_by_default_where_the_weights_are_and_bf16_where_it_is_fast(monkeypatch):
     made = []
-    monkeypatch.setattr(lmfn.inference, "Packed", lambda _, dtype: made.append(dtype) or (lambda x: x))
-    monkeypatch.setattr(lmfn.inference, "packable", lambda *_: True)
+    monkeypatch.setattr(lmfn.inference, "for_onednn", lambda _, dtype: made.append(dtype) or (lambda x: x))
     for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(lmfn.inference, "has_fast_bf16", lambda _, fast=fast: fast)
         network().for_inference()
@@ -166,10 +155,48 @@ def test_by_default_where_the_weights_are_and_bf16_where_it_is_fast(monkeypatch)
 def test_without_onednn_it_is_the_network_itself(monkeypatch, dtype):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     model, x = network(), image(1, 3, 64, 64)
-    assert not packable(model, dtype)
+    assert not is_supported(model, dtype)
     result = for_inference(model, dtype=dtype)(x)
     assert_close(result, model, x, dtype)
     assert result.dtype == torch.float32
+
+
+def fails(*_):
+    raise RuntimeError("expected 12 arguments\nand more")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value", "words"),
+    [
+        (
+            lmfn.onednn,
+            "SCHEMAS",
+            {"_convolution_pointwise.default": "another"},
+            f"PyTorch {torch.__version__} has another torch.ops.mkldnn._convolution_pointwise.default",
+        ),
+        (lmfn.onednn, "SCHEMAS", {"_gone.default": "it"}, "has another torch.ops.mkldnn._gone.default"),
+        (OneDNNNetwork, "__call__", fails, "they fail: expected 12 arguments"),
+        (OneDNNNetwork, "__call__", lambda _, x: x, "in torch.float32 their result is off by"),
+    ],
+    ids=["another", "gone", "fails", "wrong"],
+)
+def test_another_onednn_is_not_used_and_that_is_logged_once(monkeypatch, caplog, place, name, value, words):
+    lmfn.onednn.warn_once.cache_clear()
+    model, x = network(), image(1, 3, 64, 64)
+    monkeypatch.setattr(place, name, value)
+    assert for_onednn(model, torch.float32) is None
+    assert_close(for_inference(model, dtype=torch.float32)(x), model, x, torch.float32)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("oneDNN's convolutions are not used, inference on this CPU is slower: ")
+    assert words in caplog.messages[0]
+    lmfn.onednn.warn_once.cache_clear()
+
+
+def test_a_broken_network_is_not_held_against_onednn():
+    model = network()
+    with torch.no_grad():
+        model.reduce.weight[0] = float("nan")
+    assert for_onednn(model, torch.float32) is not None
 
 
 def test_neither_the_network_nor_the_threads_are_touched():
@@ -236,14 +263,14 @@ def test_an_empty_batch():
 
 
 def test_large_buffers_are_given_back(monkeypatch):
-    packed = lmfn.onednn.Packed(network(), torch.float32)
+    packed = OneDNNNetwork(network(), torch.float32)
     with torch.no_grad():
         packed(image(1, 3, 64, 64))
-        held = sum(memory.nbytes for memory in packed.memory.values())
+        held = sum(memory.nbytes for memory in packed.buffers.values())
         assert held > 0
-        monkeypatch.setattr(lmfn.onednn, "KEPT", held - 1)
+        monkeypatch.setattr(lmfn.onednn, "MAX_BUFFER_BYTES", held - 1)
         packed(image(1, 3, 64, 64))
-    assert not packed.memory
+    assert not packed.buffers
 
 
 def test_several_threads_take_turns():
@@ -275,7 +302,7 @@ def test_what_cannot_be_had_is_refused():
         run(torch.zeros(1, 3, 8, 8, device="meta"))
 
 
-class TestGraphs:
+class TestGraphCache:
     """The cache of CUDA graphs, with a capture that only counts."""
 
     @pytest.fixture
@@ -295,7 +322,7 @@ class TestGraphs:
 
             return replay
 
-        return Graphs(run, capture)
+        return GraphCache(run, capture)
 
     def test_eager_at_first_captured_at_the_second_replayed_from_then_on(self, graphs):
         for _ in range(4):
