@@ -1,0 +1,194 @@
+"""wgmma descriptors in Hopper's machine code: is the upper half of each the constant that it must be?
+
+A wgmma instruction finds a matrix in shared memory by a descriptor of 64 bits in uniform registers. The lower half is
+the address; the upper half, the distance between rows and the swizzle, is known to the compiler. For one kernel of this
+package ptxas 12.8 took it from a register that held an address: an "illegal memory access" on the GPU that neither
+registers, spills nor the interpreter show. So constants are followed here through what `nvdisasm -c` prints, along all
+paths: an upper half that is not surely a constant of the right form is a fault.
+"""
+
+import re
+from typing import NamedTuple
+
+Values = dict[str, int]
+"""The registers that hold a known constant."""
+
+_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
+_LABEL = re.compile(r"(\.\w+):")
+_PREDICATE = re.compile(r"!?U?P[0-9T]")
+_REGISTER = re.compile(r"(U?R)(\d+)")
+_VALUE = re.compile(r"[-~]?(?:U?R(?:\d+|Z)|0x[0-9a-f]+)")
+_BITS = 0xFFFFFFFF
+_MEANING = 0xC00E3FFF
+"""Bits of the upper half that mean something: distance between rows, start of the swizzle's pattern, its kind."""
+
+
+class _Instruction(NamedTuple):
+    at: str
+    conditional: bool
+    op: str
+    operands: list[str]
+    written: list[str]
+    """The registers that it changes."""
+    target: str | None
+    """The label that it names: where it may go on."""
+
+
+class _Block(NamedTuple):
+    """Instructions that begin at a label."""
+
+    label: str
+    instructions: list[_Instruction]
+
+
+def scan(disassembly: str) -> tuple[int, list[str]]:
+    """The number of wgmma instructions, and what is wrong with their descriptors."""
+    blocks = _blocks(disassembly)
+    places = {block.label: place for place, block in enumerate(blocks)}
+    # What is known where a block begins, of those that can be reached.
+    known: dict[int, Values] = {0: {}}
+    todo = [0]
+    while todo:
+        place = todo.pop()
+        for following, values in _after(blocks[place], place, places, known[place]):
+            before = known.get(following)
+            after = values if before is None else _common(before, values)
+            if after != before and following < len(blocks):
+                known[following] = after
+                todo.append(following)
+    products, faults = 0, []
+    for place, values in known.items():
+        values = dict(values)
+        for instruction in blocks[place].instructions:
+            if any("gdesc[" in operand for operand in instruction.operands):
+                products += 1
+                faults += _wrong(instruction, values)
+            _step(instruction, values)
+    return products, sorted(faults)
+
+
+def _blocks(disassembly: str) -> list[_Block]:
+    blocks = [_Block("", [])]
+    for line in disassembly.splitlines():
+        if label := _LABEL.match(line):
+            blocks.append(_Block(label[1], []))
+        elif found := _LINE.search(line):
+            at, predicate, op, rest = found.groups()
+            operands = [operand.strip().replace(".reuse", "") for operand in rest.split(",")]
+            target = re.search(r"`\(([^)]+)\)", rest)
+            written = _written(op, operands)
+            blocks[-1].instructions.append(
+                _Instruction(at, predicate is not None, op, operands, written, target and target[1])
+            )
+    return blocks
+
+
+def _written(op: str, operands: list[str]) -> list[str]:
+    """The first operand, but for predicates, and the registers after it that belong to it."""
+    first = next((operand for operand in operands if not _PREDICATE.fullmatch(operand)), "")
+    found = _REGISTER.fullmatch(first)
+    if not found:
+        return []
+    if product := re.match(r"[HIQ]GMMA\.64x(\d+)x", op):
+        width = int(product[1]) // 2
+    elif ".128" in op or op.startswith(("HMMA", "IMMA", "LDSM")):
+        width = 4
+    else:
+        width = 2 if ".64" in op or "WIDE" in op or op == "CS2R" or op[0] == "D" else 1
+    return [f"{found[1]}{int(found[2]) + i}" for i in range(width)]
+
+
+def _after(block: _Block, place: int, places: dict[str, int], values: Values) -> list[tuple[int, Values]]:
+    """Where it goes on after a block, and what is known there."""
+    values, found = dict(values), []
+    for instruction in block.instructions:
+        if instruction.target in places:
+            found.append((places[instruction.target], dict(values)))
+        if not instruction.conditional and instruction.op.split(".")[0] in ("BRA", "BRX", "JMP", "EXIT", "RET"):
+            return found
+        _step(instruction, values)
+    return [*found, (place + 1, values)]
+
+
+def _common(a: Values, b: Values) -> Values:
+    return {register: value for register, value in a.items() if b.get(register) == value}
+
+
+def _wrong(instruction: _Instruction, values: Values) -> list[str]:
+    """Four registers hold both operands' descriptors, the first unused where that operand is in registers itself."""
+    place = next(i for i, operand in enumerate(instruction.operands) if "gdesc[" in operand)
+    first = int(re.sub(r"\D*(\d+).*", r"\1", instruction.operands[place]))
+    found = []
+    for register in [f"UR{first + 1}", f"UR{first + 3}"][0 if place == 1 else 1 :]:
+        value = values.get(register)
+        if value is None:
+            found.append(f"{instruction.at}: {register} of a wgmma descriptor is no constant")
+        elif value & ~_MEANING:
+            found.append(f"{instruction.at}: {register} of a wgmma descriptor is {value:#x}")
+    return found
+
+
+def _step(instruction: _Instruction, values: Values) -> None:
+    """What is known after an instruction."""
+    if instruction.op.startswith("CALL"):
+        values.clear()
+        return
+    results = _results(instruction, values)
+    for place, register in enumerate(instruction.written):
+        value = results[place] if place < len(results) else None
+        # One that may not be carried out leaves what was there.
+        if value is None or (instruction.conditional and values.get(register) != value):
+            values.pop(register, None)
+        else:
+            values[register] = value
+
+
+def _results(instruction: _Instruction, values: Values) -> list[int | None]:
+    """What an instruction writes, of those kinds by which descriptors are made. None is what is no known constant.
+
+    No carry is looked at: the lower half of a descriptor is far from overflowing.
+    """
+    op, sources = instruction.op, [operand for operand in instruction.operands[1:] if _VALUE.fullmatch(operand)]
+    known = [_value(source, values) for source in sources]
+    if op == "UIADD3.64":
+        return [_sum(known), _sum([_value(_upper_half(source), values) for source in sources])]
+    if op in ("UIADD3", "UIADD3.X", "IADD3", "IADD3.X", "VIADD"):
+        return [_sum(known)]
+    if op in ("MOV", "UMOV", "R2UR") and len(known) == 1:
+        return known
+    if op in ("IMAD.MOV.U32", "IMAD.U32", "IMAD.X") and known[:2] == [0, 0]:
+        return known[2:3]
+    if op in ("LOP3.LUT", "ULOP3.LUT") and len(known) == 4:
+        return [_by_table(*known)]
+    return []
+
+
+def _value(operand: str, values: Values) -> int | None:
+    name = operand.lstrip("-~")
+    value = int(name, 16) if name.startswith("0x") else 0 if name in ("RZ", "URZ") else values.get(name)
+    if value is None:
+        return None
+    return {"-": -value, "~": ~value}.get(operand[0], value) & _BITS
+
+
+def _upper_half(operand: str) -> str:
+    """Of an operand of 64 bits: the next register, or the sign of a constant."""
+    if operand.lstrip("-~").startswith("0x"):
+        return "0xffffffff" if operand.startswith("-") else "0x0"
+    return re.sub(r"\d+", lambda number: str(int(number[0]) + 1), operand)
+
+
+def _sum(terms: list[int | None]) -> int | None:
+    known = [term for term in terms if term is not None]
+    return sum(known) & _BITS if len(known) == len(terms) else None
+
+
+def _by_table(a: int | None, b: int | None, c: int | None, table: int | None) -> int | None:
+    """Each bit is that of `table` which the three bits of a, b and c name."""
+    if a is None or b is None or c is None or table is None:
+        return None
+    result = 0
+    for row in range(8):
+        if table >> row & 1:
+            result |= (a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c)
+    return result & _BITS
