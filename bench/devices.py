@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.rows import Machine
+from lmfn.device import device_name
 
 LONGEST_SLEEP = 400_000_000
 """Cycles, some 0.2 s."""
@@ -47,11 +48,7 @@ class Cpu:
 
     @property
     def name(self) -> str:
-        try:
-            found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        except OSError:
-            found = None
-        return f"CPU {found[1].strip() if found else platform.machine()}"
+        return f"CPU {device_name(torch.device('cpu'))}"
 
     def time(self, calls: Mapping[str, Call], rounds: int, l2: str) -> Times:  # noqa: ARG002 (there is one state)
         return wall(self, calls, rounds)

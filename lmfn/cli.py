@@ -103,18 +103,17 @@ class Evaluate:
     def run(self) -> bool:
         import torch
 
-        from lmfn import data
-        from lmfn.deblur import Deblurrer
+        from lmfn import LMFN, data
+        from lmfn.device import choose_device
         from lmfn.evaluation import evaluate
 
         local = os.environ.get("LOCAL_RANK") if torch.cuda.is_available() else None
-        deblurrer = Deblurrer(self.weights, device=self.device or (f"cuda:{local}" if local else None))
         evaluation = evaluate(
-            deblurrer.model,
+            LMFN.from_pretrained(self.weights),
             data.find_pairs(self.data, sharp=self.sharp, split=self.split, variant=self.variant),
             protocol=self.protocol,
             metrics=self.metrics,
-            device=deblurrer.device,
+            device=choose_device(self.device or (f"cuda:{local}" if local else None)),
             precision=self.precision,
             batch=self.batch,
             weights=self.weights,

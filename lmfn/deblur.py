@@ -8,10 +8,9 @@ from typing import get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lmfn.device import DTYPES, check_precision, choose_device
-from lmfn.inference import for_inference
+from lmfn.inference import BORDER, for_inference, with_border
 from lmfn.memory import available_memory
 from lmfn.network.model import Network
 from lmfn.network.pretrained import LMFN
@@ -19,9 +18,6 @@ from lmfn.options import Guard, Precision
 from lmfn.plausibility import DoubtfulOutput, implausibility, implausible_regions
 
 REMEDY = "make the image smaller, or split it into parts"
-BORDER = 16
-"""Pixels that are reflected around an image. At a border the network's convolutions see zeros, which it takes for an
-edge: it darkens white borders and rings beside lines that end there."""
 
 
 class Deblurrer:
@@ -60,7 +56,7 @@ class Deblurrer:
         self.precision = precision
         model = copy.deepcopy(weights) if isinstance(weights, Network) else LMFN.from_pretrained(weights)
         self.model: Network = model.eval().to(self.device)
-        self.run = for_inference(self.model, self.device, DTYPES[precision])
+        self.run = with_border(for_inference(self.model, self.device, DTYPES[precision]))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Sharpen `[H, W, C]`, float32 or float64 in [0, 1]: gray, gray + alpha, RGB or RGBA for C = 1 to 4; any size.
@@ -114,27 +110,25 @@ class Deblurrer:
 
     def _sharpen(self, blurred: Tensor) -> Tensor:
         """`[H, W, 3]` float32 to the same."""
-        mode = "reflect" if min(blurred.shape[:2]) > BORDER else "replicate"
-        padded = F.pad(blurred.permute(2, 0, 1)[None], (BORDER,) * 4, mode=mode)
-        return self.run(padded)[0, :, BORDER:-BORDER, BORDER:-BORDER].permute(1, 2, 0)
+        return self.run(blurred.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
 
     def _check_memory(self, height: int, width: int) -> None:
         """Raise MemoryError where an image of this size surely needs more than there is."""
         available = available_memory(self.device)
-        needed = self.memory(height, width)
+        needed = self.estimated_bytes(height, width)
         if available is not None and needed > available:
             raise MemoryError(
                 f"an {size(height, width)} needs about {needed / 1e9:.1f} GB on {self.device}, and "
                 f"{available / 1e9:.1f} GB are available; {REMEDY}"
             )
 
-    def memory(self, height: int, width: int) -> int:
+    def estimated_bytes(self, height: int, width: int) -> int:
         """About how many bytes the network needs beside the image.
 
         The most is held at the image's full size: right after the first convolution (`channels`) or in the head
         (`features`), and half as much again in what goes in or comes out, and some RGB images. Set against the peak of
         both presets and two narrow networks as written on a CPU, at 0.3 to 1.4 megapixels: 1.04 to 2 times what was
-        measured; of the packed default network (`lmfn.onednn`) in float32, 1.7 to 1.9 times.
+        measured; of the default network on oneDNN in float32, 1.7 to 1.9 times.
         """
         config = self.model.config
         height, width = height + 2 * BORDER, width + 2 * BORDER

@@ -42,8 +42,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 is faster than fp32 there: any GPU's matrix units, and CPUs with AVX-512 BF16 or AMX."""
     if device.type != "cpu":
         return True
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
+    flags = _cpuinfo().split()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
@@ -51,8 +50,13 @@ def device_name(device: torch.device) -> str:
     """What the processor is sold as, e.g. `NVIDIA H200`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ():
+    for line in _cpuinfo().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> str:
+    """What Linux says about the processor; nothing elsewhere."""
+    file = Path("/proc/cpuinfo")
+    return file.read_text() if file.is_file() else ""

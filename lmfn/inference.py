@@ -4,6 +4,7 @@ import copy
 import threading
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lmfn.cuda_graphs import GraphCache, ImageFunction
@@ -12,6 +13,9 @@ from lmfn.network.model import Network
 from lmfn.onednn import for_onednn
 from lmfn_kernels import weight_layout
 
+BORDER = 16
+"""Pixels that are reflected around an image. At a border the network's convolutions see zeros, which it takes for an
+edge: it darkens white borders and rings beside lines that end there."""
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -63,6 +67,17 @@ def for_inference(
             return run(blurred.float()).to(blurred.dtype)
 
     return checked
+
+
+def with_border(run: ImageFunction) -> ImageFunction:
+    """A network's function on images that are continued by `BORDER` pixels at each side, by reflection or, where they
+    are too small for that, by their outermost pixels; from images to images of the same shape."""
+
+    def bordered(blurred: Tensor) -> Tensor:
+        mode = "reflect" if min(blurred.shape[2:]) > BORDER else "replicate"
+        return run(F.pad(blurred, (BORDER,) * 4, mode=mode))[..., BORDER:-BORDER, BORDER:-BORDER]
+
+    return bordered
 
 
 def plain(model: Network, device: torch.device, dtype: torch.dtype) -> ImageFunction:

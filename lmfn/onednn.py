@@ -331,11 +331,8 @@ class OneDNNNetwork:
         self.head = pack(head.conv, dtype)
         if isinstance(head, BilinearHead):
             self.head_rbs = [OneDNNResidualBlock(rb, dtype) for rb in (head.rb1, head.rb2)]
-            self.head = Convolution(
-                fold(head.conv.weight.detach().double())[0].to(dtype),
-                cast(Tensor, head.conv.bias).repeat_interleave(4),
-                dtype,
-            )
+            weight = fold(head.conv.weight.detach().double())[0].float()
+            self.head = Convolution(weight, cast(Tensor, head.conv.bias).repeat_interleave(4), dtype)
 
     def __call__(self, blurred: Tensor) -> Tensor:
         y = self._decode(self._encode(pad(blurred - self.mean)))

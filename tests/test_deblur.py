@@ -13,12 +13,12 @@ import torch
 from PIL import Image, ImageCms
 
 import lmfn.deblur
-from lmfn import LMFN, images
-from lmfn import plausibility as guard
+from lmfn import LMFN, images, plausibility
 from lmfn.deblur import Deblurrer
 from lmfn.files import Result, deblur_files
 from lmfn.images import ImageError, Photo
 from lmfn.memory import available_memory
+from lmfn.plausibility import DoubtfulOutput
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -210,20 +210,20 @@ def mosaic(period, step):
     ],
 )
 def test_what_is_doubtful(output, reason):
-    said = guard.implausibility(torch.from_numpy(smooth()), torch.from_numpy(output.astype(np.float32)))
+    said = plausibility.implausibility(torch.from_numpy(smooth()), torch.from_numpy(output.astype(np.float32)))
     assert said is None if reason is None else said.startswith(reason)
 
 
 def test_a_pattern_of_the_input_s_own_is_none_of_the_network_s():
     board = np.kron(np.indices((9, 11)).sum(0) % 2, np.ones((8, 8)))[:, :, None].repeat(3, 2)
     board = torch.from_numpy(board).float()
-    assert guard.implausibility(0.3 + 0.4 * board, 0.25 + 0.5 * board) is None
-    assert guard.implausibility(torch.full_like(board, 0.5), 0.45 + 0.1 * board).startswith("has a pattern")
+    assert plausibility.implausibility(0.3 + 0.4 * board, 0.25 + 0.5 * board) is None
+    assert plausibility.implausibility(torch.full_like(board, 0.5), 0.45 + 0.1 * board).startswith("has a pattern")
 
 
 def test_an_image_of_any_size_can_be_looked_at():
     for size in ((1, 1), (17, 1000), (31, 32), (40, 48)):
-        assert guard.implausibility(torch.full((*size, 1), 0.5), torch.full((*size, 3), 0.51)) is None
+        assert plausibility.implausibility(torch.full((*size, 1), 0.5), torch.full((*size, 3), 0.51)) is None
 
 
 def broken(value):
@@ -251,11 +251,11 @@ def test_a_fine_pattern_that_the_network_destroys_is_found_and_kept(shipped):
     photo = smooth(192, 256)
     chart = photo.copy()
     chart[64:128, 96:192] = checks(4)[:64, :96]
-    with pytest.warns(guard.DoubtfulOutput, match=r"% of the image, within \(\d+, \d+\) to \(.*\); the input was"):
+    with pytest.warns(DoubtfulOutput, match=r"% of the image, within \(\d+, \d+\) to \(.*\); the input was"):
         kept = shipped(chart)
     error = np.abs(kept - chart)
     assert error[80:112, 112:176].max() < 1e-6
-    with pytest.warns(guard.DoubtfulOutput, match="look at it"):
+    with pytest.warns(DoubtfulOutput, match="look at it"):
         destroyed = Deblurrer("lmfn", device="cpu")(chart)
     assert np.abs(destroyed - chart)[80:112, 112:176].max() > 0.1
     # Far from the pattern the network's output stands.
@@ -264,11 +264,11 @@ def test_a_fine_pattern_that_the_network_destroys_is_found_and_kept(shipped):
 
 def test_what_is_not_sharp_or_hardly_changes_is_plausible():
     board = torch.from_numpy(checks(4))
-    assert guard.implausible_regions(board, board) is None
-    assert guard.implausible_regions(board, board + 0.01 * torch.sin(torch.arange(160.0))[:, None]) is None
+    assert plausibility.implausible_regions(board, board) is None
+    assert plausibility.implausible_regions(board, board + 0.01 * torch.sin(torch.arange(160.0))[:, None]) is None
     blurred = 0.5 + 0.2 * torch.sin(torch.arange(160.0) * 0.3)[None, :, None].expand(128, -1, 3)
-    assert guard.implausible_regions(blurred, 0.5 + 2 * (blurred - 0.5)) is None
-    found = guard.implausible_regions(board, board * 0.9 + 0.05)
+    assert plausibility.implausible_regions(blurred, 0.5 + 2 * (blurred - 0.5)) is None
+    found = plausibility.implausible_regions(board, board * 0.9 + 0.05)
     assert found.share == 1
     assert found.box == (0, 0, 160, 128)
 
@@ -276,7 +276,7 @@ def test_what_is_not_sharp_or_hardly_changes_is_plausible():
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (64, 64), (65, 97)])
 def test_regions_have_the_images_size(size):
     image = torch.rand(*size, 3)
-    found = guard.implausible_regions(image, torch.full_like(image, 2.0))
+    found = plausibility.implausible_regions(image, torch.full_like(image, 2.0))
     assert found.weight.shape == (*size, 1)
     assert found.box == (0, 0, size[1], size[0])
     assert found.share == 1
@@ -310,10 +310,10 @@ def test_strength_blends_the_change(model):
 def test_a_doubtful_output_is_said_or_replaced_by_the_input(tmp_path):
     image = smooth()
     kept, replaced, unseen = (Deblurrer(broken(0.1), device="cpu", guard=g) for g in ("warn", "input", "off"))
-    with pytest.warns(guard.DoubtfulOutput, match=r"^the output has a pattern .*of 6\.2 levels of 255; look at it$"):
+    with pytest.warns(DoubtfulOutput, match=r"^the output has a pattern .*of 6\.2 levels of 255; look at it$"):
         assert np.abs(kept(image) - image).max() == pytest.approx(0.1, abs=1e-3)
     for model in (broken(0.1), broken(float("nan"))):
-        with pytest.warns(guard.DoubtfulOutput, match=r"^the output .*; the input was kept$"):
+        with pytest.warns(DoubtfulOutput, match=r"^the output .*; the input was kept$"):
             assert np.array_equal(Deblurrer(model, device="cpu", guard="input")(image), image)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -384,7 +384,7 @@ def test_the_estimate_covers_what_is_used():
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
     full(image)
     used = held("VmHWM") - before
-    assert used < full.memory(320, 448) < 4 * used
+    assert used < full.estimated_bytes(320, 448) < 4 * used
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

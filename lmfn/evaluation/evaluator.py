@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lmfn import images
+from lmfn.cuda_graphs import ImageFunction
 from lmfn.data.layouts import Pair, PairSet
-from lmfn.device import autocast, check_precision, device_name
+from lmfn.device import DTYPES, autocast, check_precision, device_name
 from lmfn.evaluation import report
 from lmfn.evaluation.complexity import fingerprint, measure_complexity
 from lmfn.evaluation.metrics import SMALLEST
@@ -34,6 +35,8 @@ from lmfn.evaluation.pictures import pixels
 from lmfn.evaluation.protocols import PROTOCOLS
 from lmfn.evaluation.results import Evaluation, Journal, Row
 from lmfn.extras import require
+from lmfn.inference import for_inference, with_border
+from lmfn.network.model import Network
 from lmfn.options import Precision
 
 
@@ -44,8 +47,9 @@ class Evaluator:
     `keep`, the decoded images too (6 bytes a pixel of a pair in the host's memory).
 
     `protocol` is a name in `protocols.PROTOCOLS`; `metrics` are those of it to measure (default: all but those that are
-    only measured where asked for). The network runs on `device`, on up to `batch` images of the same size at a time, by
-    autocast where `precision` is not `fp32`; an image's result depends on the others of its batch at most by rounding.
+    only measured where asked for). The network runs on `device`, on up to `batch` images of the same size at a time; an
+    image's result depends on the others of its batch at most by rounding. A `Network` runs as `Deblurrer` runs it, any
+    other module as it is, under autocast where `precision` is not `fp32`.
 
     Raises ValueError, before any image is decoded, for an empty set, an unknown protocol, metric or precision, a
     package that is missing, a batch below 1, pairs whose images differ in size or are too small to be measured, pairs
@@ -87,26 +91,7 @@ class Evaluator:
         self._blurred: dict[Pair, dict[str, float]] = {}
         if not len(pairs):
             raise ValueError(f"{pairs.root} holds no pairs; there is nothing to evaluate")
-        smallest = max(SMALLEST.get(metric, 1) for metric in self.metrics)
-        self._sizes: dict[Pair, tuple[int, int]] = {}
-        for pair in pairs:
-            if self.rules.frames and not pair.frames:
-                raise ValueError(
-                    f"protocol {protocol} is for Koehler's set, and {pairs.root} is {pairs.layout}; use plain"
-                )
-            size = self._sizes[pair] = images.read_size(pair.blurred)
-            for sharp in self._sharps(pair):
-                other = images.read_size(sharp)
-                if size != other:
-                    raise ValueError(
-                        f"{pair.blurred} is {size[1]}x{size[0]} but {sharp} is {other[1]}x{other[0]}; "
-                        "the images of a pair must have the same size"
-                    )
-            if min(size) < smallest:
-                raise ValueError(
-                    f"{pair.blurred} is {size[1]}x{size[0]}; {', '.join(self.metrics)} need at least "
-                    f"{smallest}x{smallest}"
-                )
+        self._sizes = {pair: self._checked_size(pair) for pair in pairs}
 
     def __call__(
         self,
@@ -129,7 +114,6 @@ class Evaluator:
         """
         training = model.training
         model.to(self.device).eval()
-        sha256 = fingerprint(model)
         config = getattr(model, "config", None)
         facts: dict[str, Any] = {
             "protocol": self.protocol,
@@ -137,22 +121,15 @@ class Evaluator:
             "layout": self.pairs.layout,
             "data": self.pairs.root.resolve().name,
             "split": self.pairs.split,
-            "sha256": sha256,
+            "sha256": fingerprint(model),
             "precision": self.precision,
         }
         try:
             complexity = measure_complexity(model)
-            journal = None
-            done: dict[str, Row] = {}
-            if out is not None:
-                journal = Journal(out, facts, self.metrics)
-                if process == 0:
-                    journal.begin()
-                _wait(processes)
-                done = journal.rows()
-                _wait(processes)  # all have read before one writes
+            journal = None if out is None else Journal(out, facts, self.metrics)
+            done = {} if journal is None else _continued(journal, process, processes)
             batches = self._batches([pair for pair in self.pairs if pair.name not in done])[process::processes]
-            for row in self._rows(model, batches, progress=self.progress and process == 0):
+            for row in self._rows(self._prepare(model), batches, progress=self.progress and process == 0):
                 done[row.name] = row
                 if journal is not None:
                     journal.add([row])
@@ -177,14 +154,51 @@ class Evaluator:
 
     @torch.inference_mode()
     def show(self, model: nn.Module, pair: Pair) -> list[np.ndarray]:
-        """Blurred, deblurred and sharp, uint8 `[H, W, 3]`, for the eye; of a network that has been measured."""
+        """Blurred, deblurred and sharp, uint8 `[H, W, 3]`, for the eye; of the network that was measured last."""
         blurred, training = self._read(pair.blurred), model.training
-        output, _ = self._forward(model.eval(), blurred)
+        model.eval()
+        output, _ = self._forward(self._run, blurred)
         model.train(training)
         return [pixels(image[0]) for image in (blurred, output, self._read(pair.sharp))]
 
+    def _checked_size(self, pair: Pair) -> tuple[int, int]:
+        """Height and width of a pair's images, from their headers. Raises ValueError where they cannot be measured."""
+        if self.rules.frames and not pair.frames:
+            raise ValueError(
+                f"protocol {self.protocol} is for Koehler's set, and {self.pairs.root} is {self.pairs.layout}; "
+                "use plain"
+            )
+        size = images.read_size(pair.blurred)
+        for sharp in self._sharps(pair):
+            other = images.read_size(sharp)
+            if size != other:
+                raise ValueError(
+                    f"{pair.blurred} is {size[1]}x{size[0]} but {sharp} is {other[1]}x{other[0]}; "
+                    "the images of a pair must have the same size"
+                )
+        smallest = max(SMALLEST.get(metric, 1) for metric in self.metrics)
+        if min(size) < smallest:
+            raise ValueError(
+                f"{pair.blurred} is {size[1]}x{size[0]}; {', '.join(self.metrics)} need at least {smallest}x{smallest}"
+            )
+        return size
+
     def _sharps(self, pair: Pair) -> tuple[Path, ...]:
         return pair.frames if self.rules.frames else (pair.sharp,)
+
+    def _prepare(self, model: nn.Module) -> ImageFunction:
+        """The network as a function of images."""
+
+        def as_it_is(blurred: Tensor) -> Tensor:
+            with autocast(self.device, self.precision):
+                output: Tensor = model(blurred)
+            return output
+
+        if isinstance(model, Network):
+            self._run = with_border(for_inference(model, self.device, DTYPES[self.precision]))
+        else:
+            self._run = as_it_is
+        return self._run
 
     def _batches(self, pairs: Sequence[Pair]) -> list[list[Pair]]:
         """Pairs of the same size together, up to `batch`, in their order."""
@@ -194,15 +208,17 @@ class Evaluator:
         return [same[n : n + self.batch] for same in by_size.values() for n in range(0, len(same), self.batch)]
 
     @torch.inference_mode()
-    def _rows(self, model: nn.Module, batches: Sequence[Sequence[Pair]], progress: bool) -> Iterator[Row]:
+    def _rows(self, run: ImageFunction, batches: Sequence[Sequence[Pair]], progress: bool) -> Iterator[Row]:
         warm = False
         with tqdm(total=sum(map(len, batches)), desc="evaluate", unit="image", disable=not progress) as bar:
             for batch in batches:
                 blurred = torch.cat([self._read(pair.blurred) for pair in batch])
                 if not warm:
-                    self._forward(model, blurred)  # the first pass also loads, plans and compiles
+                    # The first pass also loads, plans and compiles; on CUDA the second is captured as a graph.
+                    for _ in range(2 if self.device.type == "cuda" else 1):
+                        self._forward(run, blurred)
                     warm = True
-                outputs, seconds = self._forward(model, blurred)
+                outputs, seconds = self._forward(run, blurred)
                 for n, pair in enumerate(batch):
                     if pair not in self._blurred:
                         self._blurred[pair] = self._measure(blurred[n : n + 1], pair, "blurred input")
@@ -227,15 +243,14 @@ class Evaluator:
             self._images[path] = decoded
         return decoded.to(self.measured_on)[None].permute(0, 3, 1, 2).double() / 255
 
-    def _forward(self, model: nn.Module, blurred: Tensor) -> tuple[Tensor, float]:
+    def _forward(self, run: ImageFunction, blurred: Tensor) -> tuple[Tensor, float]:
         """The output, float64, and the seconds from one idle moment of the device to the next."""
         x = blurred.float().to(self.device)
-        with autocast(self.device, self.precision):
-            self._synchronise()
-            start = time.perf_counter()
-            output = model(x)
-            self._synchronise()
-            seconds = time.perf_counter() - start
+        self._synchronise()
+        start = time.perf_counter()
+        output = run(x)
+        self._synchronise()
+        seconds = time.perf_counter() - start
         return output.to(self.measured_on).double(), seconds
 
     def _synchronise(self) -> None:
@@ -295,6 +310,16 @@ def process_group() -> Iterator[tuple[int, int]]:
         yield dist.get_rank(), dist.get_world_size()
     finally:
         dist.destroy_process_group()
+
+
+def _continued(journal: Journal, process: int, processes: int) -> dict[str, Row]:
+    """The rows that an earlier evaluation left in the journal, the same for all processes."""
+    if process == 0:
+        journal.begin()
+    _wait(processes)
+    done = journal.rows()
+    _wait(processes)  # all have read before one writes
+    return done
 
 
 def _wait(processes: int) -> None:

@@ -60,7 +60,7 @@ def start_small(conv: nn.Conv2d) -> None:
 class RB(nn.Module):
     """Residual block: x + conv3x3(relu(conv3x3(x))). `[B, C, H, W]` to the same shape."""
 
-    lean: bool = False
+    recompute: bool = False
     """Whether backward computes the map between the convolutions again."""
 
     def __init__(self, channels: int) -> None:
@@ -74,7 +74,7 @@ class RB(nn.Module):
     def forward(self, x: Tensor, upsample: bool = False) -> Tensor:
         """With `upsample`, the block of x at twice its size."""
         convs = weight_and_bias(self.conv1), weight_and_bias(self.conv2)
-        return residual_block(x, *convs, upsample=upsample, keep_middle=not self.lean)
+        return residual_block(x, *convs, upsample=upsample, keep_middle=not self.recompute)
 
 
 class MSHF(nn.Module):
@@ -139,7 +139,7 @@ class ESA(nn.Module):
 class RFDB(nn.Module):
     """Residual feature distillation block (the paper's section 2.2). `[B, C, H, W]` to the same shape, H, W >= 15."""
 
-    lean: bool = False
+    recompute: bool = False
     """Whether backward computes the block again, from its input alone."""
 
     def __init__(self, features: int = 50, distilled: int = 25, esa: int = 12) -> None:
@@ -156,7 +156,7 @@ class RFDB(nn.Module):
         e = self.esa
         rest = (self.distil_last, self.fuse, e.conv1, e.conv_f, e.conv2, e.conv_max, e.conv3, e.conv3_, e.conv4)
         weights = RFDBWeights((d1, d2, d3), (r1, r2, r3), *map(weight_and_bias, rest))
-        if self.lean and torch.is_grad_enabled():
+        if self.recompute and torch.is_grad_enabled():
             return cast(Tensor, recomputed(rfdb, x, weights, DECODER_SLOPE, use_reentrant=False))
         return rfdb(x, weights, DECODER_SLOPE)
 

@@ -68,7 +68,7 @@ class Network(nn.Module):
     @property
     def memory(self) -> Memory:
         """What training keeps for backward: `lean` is half as much, and more is computed again. Same weights."""
-        return "lean" if self.rfdbs[0].lean else "normal"
+        return "lean" if self.rfdbs[0].recompute else "normal"
 
     @memory.setter
     def memory(self, value: Memory) -> None:
@@ -76,7 +76,7 @@ class Network(nn.Module):
             raise ValueError(f"memory is {value!r}; it must be one of {', '.join(get_args(Memory))}")
         for module in self.modules():
             if isinstance(module, (RB, RFDB)):
-                module.lean = value == "lean"
+                module.recompute = value == "lean"
 
     def forward(self, blurred: Tensor) -> Tensor:
         if blurred.ndim != 4 or blurred.shape[1] != 3 or min(blurred.shape[2:]) < 1:

@@ -38,7 +38,8 @@ class StepBatches(Sampler[list[int]]):
             step += 1
 
 
-def leave_signals_to_the_main_process(_worker: int) -> None:
+def ignore_signals(_worker: int) -> None:
+    """In a worker: signals are the main process's business."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -63,7 +64,7 @@ class Batches:
             num_workers=0 if self.resident and device.type == "cpu" else settings.workers,
             collate_fn=list if self.resident else None,
             pin_memory=device.type == "cuda" and not self.resident,
-            worker_init_fn=leave_signals_to_the_main_process,
+            worker_init_fn=ignore_signals,
         )
         self._batches = (batch for batch in loader)
 

@@ -19,7 +19,7 @@ from lmfn.data import TrainingSet, find_pairs
 from lmfn.device import choose_device
 from lmfn.evaluation import Evaluator
 from lmfn.training.batches import Batches
-from lmfn.training.objective import average, initial_network, learning_rate, make_loss
+from lmfn.training.objective import exponential_average, initial_network, learning_rate, make_loss
 from lmfn.training.run import Log, Progress, RunFolder, StopRequest, parse_settings
 from lmfn.training.settings import Settings
 
@@ -47,7 +47,7 @@ def train(settings: Settings) -> int:
     model = initial_network(settings).train()
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.memory = settings.memory
-    ema = average(model, settings.ema)
+    ema = exponential_average(model, settings.ema)
     adam = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=settings.betas)
 
     run = RunFolder(settings.runs / settings.name)

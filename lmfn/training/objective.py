@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lmfn.network.pretrained import LMFN
 from lmfn.training.settings import Settings
 
 log = logging.getLogger(__name__)
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def learning_rate(settings: Settings, step: int, progress: float) -> float:
@@ -46,19 +48,22 @@ def initial_network(settings: Settings) -> LMFN:
     return model
 
 
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mse": lambda difference: difference.square().mean(),
+    "l1": lambda difference: difference.abs().mean(),
+    "charbonnier": lambda difference: (difference.square() + 1e-6).sqrt().mean(),
+    # Minus the PSNR in dB, image by image.
+    "psnr": lambda difference: 10 * (difference.square().mean(dim=(1, 2, 3)) + 1e-8).log10().mean(),
+}
+"""A scalar from output minus sharp, `[B, 3, H, W]` float32, by their names in `Settings.loss`."""
+
+
 def make_loss(settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of an output against the sharp image, both `[B, 3, H, W]` float32 in [0, 1]; a scalar."""
 
     def loss(output: Tensor, sharp: Tensor) -> Tensor:
         difference = output - sharp
-        if settings.loss == "l1":
-            value = difference.abs().mean()
-        elif settings.loss == "charbonnier":
-            value = (difference.square() + 1e-6).sqrt().mean()
-        elif settings.loss == "psnr":  # minus the PSNR in dB, an image at a time
-            value = 10 * (difference.square().mean(dim=(1, 2, 3)) + 1e-8).log10().mean()
-        else:
-            value = difference.square().mean()
+        value = LOSSES[settings.loss](difference)
         if settings.fft:
             value = value + settings.fft * torch.fft.rfft2(difference, norm="ortho").abs().mean()
         return value
@@ -66,13 +71,12 @@ def make_loss(settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-def average(model: LMFN, decay: float) -> AveragedModel:
-    """The EMA of a network. The decay grows as (1 + n) / (10 + n), so that a short run forgets its beginning."""
+def exponential_average(model: LMFN, decay: float) -> AveragedModel:
+    """The average of a network's weights over the steps, a step's weight falling by `decay` per later step. The decay
+    grows as (1 + n) / (10 + n) with the steps n, so that the initial weights do not dominate a short run's average."""
 
-    def lerp(
-        averaged: tuple[Tensor, ...] | list[Tensor], current: tuple[Tensor, ...] | list[Tensor], n: Tensor | int
-    ) -> None:
+    def average(averaged: Tensors, current: Tensors, n: Tensor | int) -> None:
         # All at once: for each tensor by itself, a GPU would be waited for as often as there are tensors.
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + float(n)) / (10 + float(n))))
+        get_ema_multi_avg_fn(min(decay, (1 + float(n)) / (10 + float(n))))(averaged, current, n)
 
-    return AveragedModel(model, multi_avg_fn=lerp)
+    return AveragedModel(model, multi_avg_fn=average)

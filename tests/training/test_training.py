@@ -21,7 +21,7 @@ from lmfn.data import TrainingSet
 from lmfn.network import checkpoint
 from lmfn.training import loop as script
 from lmfn.training.batches import StepBatches
-from lmfn.training.objective import average, initial_network, learning_rate, make_loss
+from lmfn.training.objective import exponential_average, initial_network, learning_rate, make_loss
 from lmfn.training.run import Log, RunFolder, parse_settings
 from lmfn.training.settings import Settings
 
@@ -351,7 +351,7 @@ def test_losses(settings: Settings) -> None:
 
 def test_ema_forgets_the_beginning_of_a_short_run() -> None:
     model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1)
-    ema = average(model, 0.999)
+    ema = exponential_average(model, 0.999)
     expected = None
     for n in range(6):
         torch.nn.init.constant_(model.alfm.theta, float(n))
