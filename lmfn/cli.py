@@ -83,7 +83,7 @@ class Evaluate:
     sharp: Path | None = None
     """The folder of the sharp ones, where the layout is just two folders with equal names."""
     weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
-    protocol: Literal["plain", "gopro", "hide", "realblur", "koehler"] = "plain"
+    protocol: Literal["plain", "gopro", "hide", "realblur", "rsblur", "koehler"] = "plain"
     metrics: tuple[str, ...] | None = None
     """Measure these instead of all that the protocol has; lpips is measured only where it is named here."""
     split: Literal["train", "val", "test"] = "test"

@@ -21,12 +21,12 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def measure_complexity(model: nn.Module) -> Complexity:
-    """Parameters, their bytes, and GMACs at 256x256 and 1280x720."""
+    """Parameters, their bytes, and GMACs at 256x256, 1280x720 (GoPro) and 1920x1200 (RSBlur)."""
     parameters = list(model.parameters())
     return Complexity(
         sum(parameter.numel() for parameter in parameters),
         sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-        {f"{w}x{h}": count_gmacs(model, h, w) for h, w in ((256, 256), (720, 1280))},
+        {f"{w}x{h}": count_gmacs(model, h, w) for h, w in ((256, 256), (720, 1280), (1200, 1920))},
     )
 
 

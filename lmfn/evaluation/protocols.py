@@ -46,6 +46,17 @@ def realblur(image: Tensor, sharps: Iterable[Tensor], metrics: Sequence[str]) ->
     both show is compared."""
     [sharp] = sharps
     aligned, mask = align(to_8bit(image), sharp)
+    return _masked(aligned, sharp, mask, metrics)
+
+
+def rsblur(image: Tensor, sharps: Iterable[Tensor], metrics: Sequence[str]) -> dict[str, float]:
+    """RSBlur's (Rim et al., ECCV 2022): as `realblur`, but the aligned image is clipped to [0, 1]."""
+    [sharp] = sharps
+    aligned, mask = align(to_8bit(image), sharp)
+    return _masked(aligned.clamp(0, 1), sharp, mask, metrics)
+
+
+def _masked(aligned: Tensor, sharp: Tensor, mask: Tensor, metrics: Sequence[str]) -> dict[str, float]:
     # The windows of SSIM at the mask's edge see zeros in both images, as in the published tables.
     aligned, sharp = aligned * mask, sharp * mask
     masked = {"psnr": psnr, "ssim_gauss2d": ssim_gauss2d}
@@ -128,6 +139,9 @@ PROTOCOLS: dict[str, Protocol] = {
         ("psnr", "ssim_gauss2d"),
         realblur,
         needs="cv2",
+    ),
+    "rsblur": Protocol(
+        "as RSBlur's tables: `realblur`, clipped to [0, 1] once aligned", ("psnr", "ssim_gauss2d"), rsblur, needs="cv2"
     ),
     "koehler": Protocol(
         "as Koehler's tables: scaled and shifted, luminance, the maximum over the frames of the exposure",

@@ -33,7 +33,8 @@ class Complexity:
     bytes: int
     """Of the parameters, as they are held."""
     gmacs: dict[str, float]
-    """1e9 multiply-adds of the convolutions and matrix products for one image of that size (`256x256`, `1280x720`)."""
+    """1e9 multiply-adds of the convolutions and matrix products for one image of that size (`256x256`, `1280x720`,
+    `1920x1200`)."""
 
 
 @dataclass(frozen=True)

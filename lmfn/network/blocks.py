@@ -67,9 +67,12 @@ class RB(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        for conv in (self.conv1, self.conv2):
-            nn.init.kaiming_normal_(conv.weight)
-            start_small(conv)
+        # The hidden units at full size: at a tenth of it, the first steps of Adam, which are as long for small weights
+        # as for large ones, drive most of them below zero for good.
+        nn.init.kaiming_normal_(self.conv1.weight)
+        nn.init.kaiming_normal_(self.conv2.weight)
+        nn.init.zeros_(cast(Tensor, self.conv1.bias))
+        start_small(self.conv2)
 
     def forward(self, x: Tensor, upsample: bool = False) -> Tensor:
         """With `upsample`, the block of x at twice its size."""

@@ -18,6 +18,7 @@ from lmfn.cuda_graphs import GradientGraph
 from lmfn.data import TrainingSet, find_pairs
 from lmfn.device import choose_device
 from lmfn.evaluation import Evaluator
+from lmfn.network.activity import summarise, unit_activity
 from lmfn.training.batches import Batches
 from lmfn.training.objective import exponential_average, initial_network, learning_rate, make_loss
 from lmfn.training.run import Log, Progress, RunFolder, StopRequest, parse_settings
@@ -48,7 +49,9 @@ def train(settings: Settings) -> int:
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.memory = settings.memory
     ema = exponential_average(model, settings.ema)
-    adam = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=settings.betas)
+    adam = torch.optim.AdamW(
+        model.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+    )
 
     run = RunFolder(settings.runs / settings.name)
     at = run.load(model, ema, adam, scaler) if settings.resume == "auto" and run.states else Progress()
@@ -107,6 +110,7 @@ def train(settings: Settings) -> int:
                     run.save(model, ema, adam, scaler, at)
                 if done >= 1 or (at.step % settings.val_every == 0 and not any_stop):
                     log.validate(at, ema.module, validation, (blurred[0], output[0], sharp[0]))
+                    log.activity(at, summarise(unit_activity(model, blurred)))
                     began = time.perf_counter() - at.seconds  # validating is not training
             if any_stop:
                 break

@@ -1,6 +1,7 @@
 """A run's folder, a state that resumes exactly, and what it shows while it lasts."""
 
 import json
+import logging
 import math
 import signal
 import sys
@@ -23,8 +24,11 @@ from lmfn.data import Pair
 from lmfn.evaluation import Evaluator
 from lmfn.evaluation.pictures import middle, pixels, side_by_side
 from lmfn.network import checkpoint
+from lmfn.network.activity import Activity
 from lmfn.network.model import Network
 from lmfn.training.settings import Settings
+
+log = logging.getLogger(__name__)
 
 SHOWN = 320
 """Height and width of what samples show of an image: its middle."""
@@ -138,6 +142,7 @@ class Log:
         self.images_a_step = settings.batch * settings.accumulate * processes
         self.losses: list[float] = []
         self.seconds, self.waited = at.seconds, 0.0
+        self.warned_of_dead_units = False
         self.board = SummaryWriter(str(run.path / "tensorboard"), purge_step=at.step)
         self.bar = tqdm(
             total=1.0,
@@ -192,6 +197,21 @@ class Log:
         photo = images.Photo(picture.astype(np.float32) / 255)
         images.write(self.run.path / "samples" / f"step-{at.step:08d}.png", photo)
         self.board.add_image("samples", picture, at.step, dataformats="HWC")
+
+    def activity(self, at: Progress, blocks: dict[str, Activity]) -> None:
+        """How alive the residual blocks are, by name; one warning per process where most units of a block are dead."""
+        self.run.record(at.step, event="activity", **{name: asdict(block) for name, block in blocks.items()})
+        for name, block in blocks.items():
+            self.board.add_scalar(f"activity/{name}/firing", block.firing, at.step)
+            self.board.add_scalar(f"activity/{name}/dead", block.dead / block.units, at.step)
+        dying = {name: block for name, block in blocks.items() if block.dead > block.units / 2}
+        if dying and not self.warned_of_dead_units:
+            self.warned_of_dead_units = True
+            which = ", ".join(f"{block.dead} of {block.units} in {name}" for name, block in dying.items())
+            log.warning(
+                f"step {at.step}: hidden units of residual blocks hardly ever fire ({which}), and such units do not "
+                "learn any more; start again with a lower --lr, a longer --warmup or a smaller --clip"
+            )
 
     @torch.inference_mode()
     def sample(self, model: nn.Module, pair: Pair) -> tuple[np.ndarray, ...]:

@@ -60,6 +60,8 @@ class Settings:
     warmup: int = 0
     """Steps over which the rate grows from zero."""
     betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    """AdamW's: the share of each weight, times the rate, that a step takes away. 0 is Adam."""
     batch: int = 16
     """Patches in a step of one process."""
     accumulate: int = 1
@@ -105,7 +107,7 @@ class Settings:
         for name in ("batch", "accumulate", "patch", "log_every", "val_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("workers", "warmup", "fft", "lr_end", "cache_gib", "seed"):
+        for name in ("workers", "warmup", "weight_decay", "fft", "lr_end", "cache_gib", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("steps", "minutes", "clip", "val_images", "lr"):

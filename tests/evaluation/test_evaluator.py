@@ -168,7 +168,8 @@ def test_the_report_holds_what_the_numbers_depend_on(pairs, tmp_path):
     assert content["pairs"] == 3
     assert (content["weights"], content["config"]) == ("runs/first", asdict(model.config))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    gmacs = {"256x256": count_gmacs(model, 256, 256), "1280x720": count_gmacs(model, 720, 1280)}
+    sizes = {"256x256": (256, 256), "1280x720": (720, 1280), "1920x1200": (1200, 1920)}
+    gmacs = {name: count_gmacs(model, *size) for name, size in sizes.items()}
     assert content["complexity"] == {"parameters": parameters, "bytes": 4 * parameters, "gmacs": gmacs}
     assert content["sha256"] == fingerprint(model)
     assert (content["precision"], content["device"]) == ("bf16", device_name(CPU))
@@ -307,7 +308,7 @@ def test_bf16_is_used_and_changes_little(pairs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocol": "coco"}, "unknown protocol 'coco'; there are plain, gopro, hide, realblur, koehler"),
+        ({"protocol": "coco"}, "unknown protocol 'coco'; there are plain, gopro, hide, realblur, rsblur, koehler"),
         ({"precision": "fp64"}, "precision is 'fp64'; it must be one of fp32, bf16, fp16"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"metrics": ("fid",)}, "protocol plain does not measure 'fid'; it measures psnr, ssim_gauss2d"),

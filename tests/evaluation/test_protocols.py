@@ -83,6 +83,19 @@ def test_realblur_is_what_the_maps_of_scikit_image_give_under_the_mask():
     assert measured["psnr"] > PROTOCOLS["plain"].measure(as_batch(output), [as_batch(sharp)], ("psnr",))["psnr"] + 5
 
 
+def test_rsblur_is_realblur_of_the_clipped_image():
+    sharp, moved = warped(MOVES["rotated"])
+    sharp = np.clip(1.4 * sharp, 0, 1)  # highlights, which cubic interpolation and the scale take beyond white
+    output = as_batch(scipy.ndimage.gaussian_filter(np.clip(1.4 * moved, 0, 1), (1, 1, 0)))
+    aligned, mask = align(as_batch(eight_bits(output[0].permute(1, 2, 0).numpy())), as_batch(sharp))
+    assert aligned.max() > 1
+    inside = mask[0, 0].numpy() == 1
+    error = ((aligned.clamp(0, 1) - as_batch(sharp))[0].permute(1, 2, 0).numpy()[inside] ** 2).mean()
+    measured = PROTOCOLS["rsblur"].measure(output, [as_batch(sharp)], ("psnr",))["psnr"]
+    assert measured == pytest.approx(-10 * np.log10(error), abs=1e-9)
+    assert measured > PROTOCOLS["realblur"].measure(output, [as_batch(sharp)], ("psnr",))["psnr"]
+
+
 def test_realblur_says_what_cannot_be_aligned():
     rng = np.random.default_rng(0)
     noise = as_batch(rng.random((64, 64, 3)))

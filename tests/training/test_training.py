@@ -132,6 +132,9 @@ def test_a_run_makes_what_the_readme_says_and_learns(settings: Settings, photos:
     before, after = initial_network(settings), LMFN.from_pretrained(folder / "model.safetensors")
     assert loss_on_the_same_patches(after, settings) < loss_on_the_same_patches(before, settings)
     validations = [record for record in records(folder) if record.get("event") == "validation"]
+    activity = [record for record in records(folder) if record.get("event") == "activity"]
+    assert [record["step"] for record in activity] == [record["step"] for record in validations]
+    assert activity[0]["encoder.rb_16th"].keys() == {"units", "firing", "dead", "silent"}
     assert [record["step"] for record in validations] == [15, 30]
     assert validations[0].keys() >= {"psnr", "psnr_blurred", "ssim_gauss2d", "ssim_gauss2d_blurred"}
     strip = images.read_rgb(folder / "samples" / "step-00000030.png")

@@ -1,0 +1,72 @@
+"""How alive a network is: where the hidden units of its residual blocks fire.
+
+A hidden unit is a channel between the two convolutions of a residual block, and fires where it is positive: elsewhere
+the ReLU makes it zero, and it neither does anything nor learns. Too high a rate, or an exploding gradient, can leave
+units that never fire again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmfn.network.blocks import RB
+
+RARELY = 0.002
+"""A unit that fires at a smaller share of the pixels than this is counted as dead."""
+
+
+@dataclass(frozen=True)
+class Activity:
+    """The hidden units of one residual block, or of several together."""
+
+    units: int
+    firing: float
+    """Share of the pixels at which a unit fires, mean over the units."""
+    dead: int
+    """Units that fire at less than 0.2 % of the pixels."""
+    silent: int
+    """Units that fire at no pixel at all; they are dead too."""
+
+    @classmethod
+    def of(cls, shares: Tensor) -> Self:
+        """From the share of the pixels at which each unit fires, `[units]`."""
+        dead, silent = (int((shares < bound).sum()) for bound in (RARELY, torch.finfo(shares.dtype).tiny))
+        return cls(len(shares), float(shares.mean()), dead, silent)
+
+
+@torch.no_grad()
+def unit_activity(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """For each residual block of a network, by its name, the share of the pixels at which each hidden unit fires.
+
+    `images` is what the network takes, `[B, 3, H, W]` in [0, 1] on its device; the shares are float32 `[channels]`, on
+    that device. The network runs once, in whatever mode it is.
+    """
+    shares: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def measure(block: RB, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> None:
+            x = args[0]
+            if kwargs.get("upsample"):
+                x = F.interpolate(x, scale_factor=2, mode="bilinear")
+            hidden = F.conv2d(x, block.conv1.weight, block.conv1.bias, padding=1)
+            shares[name] = (hidden > 0).float().mean(dim=(0, 2, 3))
+
+        return measure
+
+    blocks = {name: block for name, block in model.named_modules() if isinstance(block, RB)}
+    hooks = [block.register_forward_pre_hook(watch(name), with_kwargs=True) for name, block in blocks.items()]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return shares
+
+
+def summarise(shares: Mapping[str, Tensor]) -> dict[str, Activity]:
+    """What `unit_activity` found, block by block."""
+    return {name: Activity.of(share) for name, share in shares.items()}
