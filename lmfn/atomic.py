@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+LONGEST_NAME = 255  # bytes, in nearly every file system
+
 
 def write(path: Path, content: bytes) -> None:
     """Write beside, flush to the disk, rename: a full disk or a kill leaves the old file or the new one, whole.
@@ -10,7 +12,9 @@ def write(path: Path, content: bytes) -> None:
     Folders are made as needed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    ending = f".{os.getpid()}.tmp"
+    name = os.fsencode(path.name)[: LONGEST_NAME - 1 - len(ending)].decode(errors="ignore")
+    beside = path.with_name(f".{name}{ending}")
     try:
         with beside.open("wb") as file:
             file.write(content)
