@@ -1,5 +1,6 @@
 """How much memory this process may use: what is free, and on the machine itself what its container allows."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -29,10 +30,17 @@ def container_limit(root: Path = Path("/")) -> Limit | None:
 
 
 def available(root: Path = Path("/")) -> int:
-    """Bytes that this process can still take without swapping: of the machine's and of the container's memory."""
-    free = int(psutil.virtual_memory().available)
-    container = container_limit(root)
-    return free if container is None else max(0, min(free, container.limit - container.used))
+    """Bytes that this process can still take without swapping: of the machine's memory, of what its container allows
+    and of its own limit (`ulimit -v`)."""
+    free = [int(psutil.virtual_memory().available)]
+    if (container := container_limit(root)) is not None:
+        free.append(container.limit - container.used)
+    if sys.platform == "linux":
+        process = psutil.Process()
+        limit, _ = process.rlimit(psutil.RLIMIT_AS)
+        if limit != psutil.RLIM_INFINITY:
+            free.append(limit - process.memory_info().vms)
+    return max(0, min(free))
 
 
 def available_memory(device: torch.device) -> int | None:

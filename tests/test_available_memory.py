@@ -1,5 +1,7 @@
 """Memory that a process may take: the machine's, and its container's by control groups of both versions."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -62,3 +64,14 @@ def test_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.container_limit(tmp_path / "macos") is None
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 7}))
     assert memory.available(root) == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of Linux")
+def test_the_limit_of_the_process() -> None:
+    """As of `ulimit -v`: what is in use already, PyTorch's libraries for instance, counts."""
+    code = (
+        "import resource; from lmfn import memory; import psutil; before = psutil.Process().memory_info().vms; "
+        f"resource.setrlimit(resource.RLIMIT_AS, (before + {GB}, -1)); print(memory.available())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 0.9 * GB < int(found) <= GB
