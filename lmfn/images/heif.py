@@ -1,0 +1,82 @@
+"""HEIC and AVIF, read by pillow-heif and Pillow (the extra `heif`); they are not written."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmfn.metadata import Blocks, exif
+
+AVAILABLE = find_spec("pillow_heif") is not None
+SUFFIXES = (".heic", ".heif", ".hif", ".avif")
+UNSPECIFIED = 2  # among the numbers of colour primaries and transfer functions (ITU-T H.273)
+
+
+@dataclass
+class Picture:
+    """The first picture in a file, from its header alone."""
+
+    width: int
+    height: int
+    channels: int
+    bits: int
+    """8, or 16 where there are more than 8; AVIF is read with 8."""
+    count: int
+    """How many pictures there are."""
+    orientation: int
+    """What is still to be done to turn it upright, as EXIF has it."""
+    blocks: Blocks
+    decode: Callable[[], np.ndarray]
+    """Makes uint8 or uint16 `[height, width, channels]`."""
+
+
+def open_heic(path: Path) -> Picture:
+    """libheif turns what it decodes: upright already. Raises whatever pillow-heif does for a broken file."""
+    import pillow_heif
+
+    image = pillow_heif.open_heif(path, convert_hdr_to_8bit=False)
+    colours = image.mode.partition(";")[0]
+    wide = image.info["bit_depth"] > 8
+
+    def decode() -> np.ndarray:
+        samples = np.asarray(image)
+        if wide:  # of 10 bits, say, these are the upper ones of 16
+            largest = 2 ** image.info["bit_depth"] - 1
+            samples = samples >> (16 - image.info["bit_depth"])
+            samples = ((samples.astype(np.uint32) * 65535 + largest // 2) // largest).astype(np.uint16)
+        return samples.reshape(*samples.shape[:2], -1)
+
+    width, height = image.size
+    return Picture(width, height, len(colours), 16 if wide else 8, len(image), 1, _blocks(image.info), decode)
+
+
+def open_avif(path: Path) -> Picture:
+    """Pillow leaves it to EXIF's Orientation how to turn the picture. Raises whatever it does for a broken file."""
+    from PIL import AvifImagePlugin
+
+    image = AvifImagePlugin.AvifImageFile(path)
+    blocks = _blocks(image.info)
+    orientation = exif.orientation(blocks.exif or b"") or 1
+
+    def decode() -> np.ndarray:
+        samples = np.asarray(image)
+        return samples.reshape(*samples.shape[:2], -1)
+
+    width, height = image.size
+    return Picture(width, height, len(image.mode), 8, image.n_frames, orientation, blocks, decode)
+
+
+def _blocks(info: Mapping[Any, Any]) -> Blocks:
+    """What the libraries found beside the pixels."""
+    block = info.get("exif")
+    nclx = info.get("nclx_profile", {})
+    colour = [nclx.get(name, UNSPECIFIED) for name in ("color_primaries", "transfer_characteristics")]
+    return Blocks(
+        block and block.removeprefix(b"Exif\0\0"),
+        info.get("xmp"),
+        info.get("icc_profile") or None,
+        () if UNSPECIFIED in colour else ((b"cICP", bytes([*colour, 0, 1])),),
+    )

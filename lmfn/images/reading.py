@@ -1,0 +1,408 @@
+"""Reading images, and finding them in folders."""
+
+import os
+import stat
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import OpenImageIO as oiio  # noqa: N813 (the name it goes by in its own documentation)
+
+from lmfn import memory, metadata
+from lmfn.images import heif
+from lmfn.images.formats import REMEDIES, SUFFIXES, WRITABLE, identify
+from lmfn.images.photo import ImageError, ImageWarning, Photo
+from lmfn.metadata import Blocks, exif, jpeg, png, webp, xmp
+
+RGB_LIKE = range(7)  # TIFF's photometric interpretations that OpenImageIO turns into gray or RGB; CIELAB is not one
+NO_PAGE = 1 | 4  # bits of TIFF's NewSubfileType: smaller copies (thumbnails) and masks
+MOST_COPIES = 64  # images of a TIFF among which a second page is looked for; there may be millions
+TAKEN_FOR_GRANTED = 2**27  # bytes for whose sake the free memory is not looked up, which takes a millisecond
+PROFILES = {b"GRAY": (1, 2), b"RGB ": (3, 4)}  # the channels of images that ICC profiles of these colours fit
+SAMPLES = {"uint8": "uint8", "uint16": "uint16", "half": "float", "float": "float"}
+
+# Attributes that describe the old file's layout or were derived from its header, and would be false of the file that is
+# written: patterns for OpenImageIO, which knows no alternatives. The colours are in `Blocks`.
+LAYOUT = (
+    "oiio:BitsPerSample", "oiio:RowsPerChunk", "oiio:ColorSpace", "oiio:Gamma", "oiio:Movie", "CICP", "tiff:.*",
+    "jpeg:.*", "webp:.*", "png:.*", "compression", "planarconfig", "PixelAspectRatio", "Exif:YCbCrSubsampling",
+    "Exif:Pixel.Dimension", "ICCProfile.*", "thumbnail_.*",
+)  # fmt: skip
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """The image as uint8 `[H, W, 3]`, upright; gray is repeated, alpha dropped, 16 bits and float rounded to 8.
+
+    Raises ImageError, also for several images in one file.
+    """
+    pixels = _open(Path(path)).pixels()
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif pixels.dtype == np.float32:
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    if pixels.shape[2] < 3:
+        return np.repeat(pixels[:, :, :1], 3, axis=2)
+    return np.ascontiguousarray(pixels[:, :, :3])
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of the upright image, from the file's header alone. Raises ImageError."""
+    image = _open(Path(path))
+    size = image.spec.height, image.spec.width
+    return size[::-1] if image.orientation > 4 else size
+
+
+def read(path: str | Path, *, first: bool = False) -> Photo:
+    """The image with all that must be kept of its file.
+
+    EXIF and XMP are the file's, with Orientation 1; the thumbnail of an image that had to be turned is left out. Broken
+    EXIF and that of a TIFF are what OpenImageIO reads into the metadata. Further pictures (gain and depth maps) and
+    films behind a JPEG are left out, with what XMP says of them and with an ImageWarning.
+
+    Raises ImageError, also for float samples outside [0, 1], and for a file of several images (an animation, pages)
+    unless the `first` alone is asked for.
+    """
+    return _open(Path(path), several=first).photo()
+
+
+def read_frames(path: str | Path) -> Iterator[Photo]:
+    """Each page of a TIFF, each frame of an animated WebP (whole pictures all), or the one image of any other file.
+
+    Raises ImageError, also for animations of other formats.
+    """
+    image = _open(Path(path), several=True)
+    if not image.several:
+        yield image.photo()
+    else:
+        for frame in image.frames():
+            yield frame.photo()
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """All files below the folder with one of `SUFFIXES`, sorted; hidden files and folders are left out.
+
+    Raises ImageError where the folder, or one in it, is missing or cannot be read.
+    """
+    return walk(folder)[0]
+
+
+def walk(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """What `find_images` finds; and all that it leaves out but for hidden files: other files, and links to folders."""
+
+    def fail(error: OSError) -> None:
+        raise ImageError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+
+    found: list[Path] = []
+    others: list[Path] = []
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        others += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+        for name in files:
+            if not name.startswith("."):
+                (found if Path(name).suffix.lower() in SUFFIXES else others).append(Path(parent, name))
+    return sorted(found), sorted(others)
+
+
+@dataclass
+class _Image:
+    """An image in a file whose header has been read."""
+
+    path: Path
+    form: str
+    spec: oiio.ImageSpec
+    blocks: Blocks
+    orientation: int
+    """EXIF's Orientation, 1 to 8; above 4 height and width are exchanged."""
+    several: str = ""
+    """What the file is, where it holds more than this one image."""
+    duration: int = 0
+    loops: int = 0
+
+    def decode(self, samples: str) -> np.ndarray:
+        """The samples as this type of OpenImageIO's, `[height, width, channels]`."""
+        raise NotImplementedError
+
+    def frames(self) -> Iterator["_Image"]:
+        """All images of the file."""
+        raise ImageError(f"{self.path}: {self.several}, of which the first alone can be read; make it a WebP or TIFF")
+
+    def photo(self) -> Photo:
+        pixels = self.pixels()
+        bits = 8 * pixels.dtype.itemsize
+        if bits < 32:
+            pixels = pixels.astype(np.float32)
+            pixels /= np.float32(2**bits - 1)
+        attributes = oiio.ImageSpec(self.spec)
+        for pattern in LAYOUT:
+            attributes.erase_attribute(pattern)
+        if pixels.shape[2] in (2, 4):  # a TIFF without it holds colours that are multiplied with alpha already
+            attributes.attribute("oiio:UnassociatedAlpha", self.spec.get_int_attribute("oiio:UnassociatedAlpha", 0))
+        if "Orientation" in attributes:
+            attributes.attribute("Orientation", 1)
+        blocks = self._upright_blocks(pixels.shape[2])
+        return Photo(pixels, bits, attributes, blocks, self.duration, self.loops)
+
+    def _upright_blocks(self, channels: int) -> Blocks:
+        turned = self.orientation != 1
+        block, packet, icc = self.blocks.exif, self.blocks.xmp, self.blocks.icc
+        if self.form == "JPEG":
+            with self.path.open("rb") as file:
+                if jpeg.has_more(file):
+                    message = f"{self.path}: a further picture or a film is in the file; it is not kept"
+                    warnings.warn(message, ImageWarning, stacklevel=4)
+        # A profile of the colours before their conversion to RGB says nothing about those after it.
+        return replace(
+            self.blocks,
+            exif=None if block is None else exif.upright(block, turned),
+            xmp=None if packet is None else xmp.on_its_own(xmp.upright(packet, turned)),
+            icc=icc if icc is not None and channels in PROFILES.get(icc[16:20], ()) else None,
+        )
+
+    def pixels(self) -> np.ndarray:
+        """The samples as the file has them, `[H, W, C]` uint8, uint16 or float32 in [0, 1], upright."""
+        spec = self.spec
+        colours = spec.nchannels - (spec.alpha_channel == spec.nchannels - 1)
+        if colours not in (1, 3):
+            raise ImageError(
+                f"{self.path}: {spec.nchannels} channels {spec.channelnames}; "
+                "gray or RGB, with or without alpha, can be read"
+            )
+        if spec.get_int_attribute("tiff:PhotometricInterpretation", 1) not in RGB_LIKE:
+            colour_space = spec.get_string_attribute("tiff:ColorSpace")
+            raise ImageError(f"{self.path}: colours in {colour_space}; convert it to RGB")
+        samples = SAMPLES.get(str(spec.format))
+        if samples is None:
+            raise ImageError(f"{self.path}: samples of type {spec.format}; 8 or 16 bits or float can be read")
+        needed = spec.width * spec.height * spec.nchannels * (spec.format.size() + 4)  # with a copy as float32
+        if needed > TAKEN_FOR_GRANTED and needed > (available := memory.available()):
+            raise ImageError(
+                f"{self.path}: {spec.width:,} x {spec.height:,} pixels need {needed / 1e9:.1f} GB to be read, and "
+                f"{available / 1e9:.1f} GB are free"
+            )
+        pixels = self.decode(samples)
+        if samples == "float" and not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ImageError(f"{self.path}: float samples outside [0, 1]; scale them into [0, 1] first")
+        if self.orientation > 4:
+            pixels = pixels.swapaxes(0, 1)
+        if self.orientation in (2, 3, 6, 7):
+            pixels = pixels[:, ::-1]
+        if self.orientation in (3, 4, 7, 8):
+            pixels = pixels[::-1]
+        return np.ascontiguousarray(pixels)
+
+
+@dataclass
+class _OpenImageIO(_Image):
+    """An image that OpenImageIO reads."""
+
+    reader: oiio.ImageInput = field(kw_only=True)
+    number: int = 0
+    """Which image of the file it is."""
+
+    def decode(self, samples: str) -> np.ndarray:
+        if self.form == "PNG":
+            with self.path.open("rb") as file:
+                _check_png(self.path, file, pixels=True)
+        pixels = self.reader.read_image(self.number, 0, 0, self.spec.nchannels, samples)
+        # After a truncated JPEG there are pixels (gray ones where data was missing), and an error.
+        problem = self.reader.geterror()
+        if pixels is None or problem:
+            raise ImageError(f"{self.path}: broken or cut short ({_first_line(problem)})")
+        return np.asarray(pixels)
+
+    def frames(self) -> Iterator[_Image]:
+        if self.form != "TIFF":
+            yield from super().frames()
+        for number in _pages(self.reader):
+            self.reader.seek_subimage(number, 0)
+            spec = self.reader.spec()
+            blocks = self.blocks if number == 0 else Blocks()
+            yield replace(self, number=number, spec=spec, blocks=blocks, orientation=_orientation(spec, blocks))
+
+
+@dataclass
+class _Animation(_Image):
+    """An animated WebP. OpenImageIO reads the parts it consists of; what it makes of them together has wrong alpha."""
+
+    canvas: np.ndarray | None = None
+    """The frame; the first where none is given."""
+
+    def decode(self, samples: str) -> np.ndarray:  # noqa: ARG002 (it has one type)
+        return next(self._canvases())[1] if self.canvas is None else self.canvas
+
+    def frames(self) -> Iterator[_Image]:
+        with self.path.open("rb") as file:
+            loops = webp.loops(file)
+        for duration, canvas in self._canvases():
+            yield replace(self, canvas=canvas, duration=duration, loops=loops)
+
+    def _canvases(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Duration and pixels of each frame."""
+        canvas = np.zeros((self.spec.height, self.spec.width, self.spec.nchannels), np.uint8)
+        with self.path.open("rb") as file:
+            for frame in webp.frames(file):
+                part = self._part(frame)
+                height, width, channels = part.shape
+                place = canvas[frame.top : frame.top + height, frame.left : frame.left + width]
+                if place.shape[:2] != (height, width):
+                    raise ImageError(f"{self.path}: broken (a frame is larger than the animation)")
+                place[:, :, :channels] = _over(part, place) if frame.blended else part
+                place[:, :, channels:] = 255
+                yield frame.duration, canvas.copy()
+                if frame.removed:
+                    place[:] = 0
+
+    def _part(self, frame: webp.Frame) -> np.ndarray:
+        with tempfile.TemporaryDirectory() as folder:
+            still = Path(folder, "still.webp")
+            still.write_bytes(frame.still)
+            try:
+                return _open(still).decode("uint8")[:, :, : self.spec.nchannels]
+            except ImageError as error:
+                raise ImageError(f"{self.path}: broken (in one of its frames)") from error
+
+
+@dataclass
+class _Heif(_Image):
+    """An image that pillow-heif or Pillow reads."""
+
+    picture: heif.Picture = field(kw_only=True)
+
+    def decode(self, samples: str) -> np.ndarray:  # noqa: ARG002 (it has one type)
+        try:
+            return self.picture.decode()
+        except Exception as error:
+            raise ImageError(f"{self.path}: broken or cut short ({_first_line(str(error))})") from error
+
+
+def _open(path: Path, several: bool = False) -> _Image:
+    """Read the header; that of a file with `several` images only where they are asked for."""
+    try:
+        str(path).encode()
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ImageError(f"{path}: no file, but a pipe, socket or device")
+        with path.open("rb") as file:
+            head = file.read(32)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeEncodeError as error:
+        raise ImageError(f"{str(path)!r}: the name is not valid UTF-8; rename the file") from error
+    if not head:
+        raise ImageError(f"{path}: the file is empty")
+    form = identify(head)
+    if form is None:
+        raise ImageError(f"{path}: not an image, or a broken one")
+    if form in WRITABLE.values():
+        image: _Image = _open_with_openimageio(path, form)
+    elif form in ("HEIC", "AVIF") and heif.AVAILABLE:
+        image = _open_heif(path, form)
+    else:
+        suffix = path.suffix.lower()
+        instead = f", not {WRITABLE[suffix]} as its name says" if suffix in WRITABLE else ""
+        raise ImageError(f"{path}: {form}{instead}; {REMEDIES.get(form, 'convert it to PNG, JPEG or TIFF')}")
+    if image.several and not several:
+        raise ImageError(f"{path}: {image.several}; take all or the first (lmfn deblur --frames all, --frames first)")
+    return image
+
+
+def _open_with_openimageio(path: Path, form: str) -> _Image:
+    with path.open("rb") as file:
+        if form == "PNG":
+            _check_png(path, file, pixels=False)
+        elif not _is_whole(file, form, path.stat().st_size):
+            raise ImageError(f"{path}: the file is cut short")
+        blocks = metadata.extract(file)
+        frames = {"PNG": png.frames, "WebP": webp.count}[form](file) if form in ("PNG", "WebP") else 1
+    config = oiio.ImageSpec()
+    config.attribute("oiio:UnassociatedAlpha", 1)
+    reader = oiio.ImageInput.open(str(path), config)
+    if reader is None:
+        raise ImageError(f"{path}: not an image, or a broken one ({_first_line(oiio.geterror())})")
+    spec = reader.spec()
+    several = f"an animated {form} of {frames} frames" if frames > 1 else ""
+    if form == "TIFF":
+        pages = list(islice(_pages(reader), 2))
+        if pages[:1] != [0]:
+            raise ImageError(f"{path}: its first image is a small copy or a mask; {REMEDIES['camera raw']}")
+        reader.seek_subimage(0, 0)
+        several = "a TIFF of several pages" if len(pages) > 1 else ""
+    if blocks.icc is None and "ICCProfile" in spec:  # a TIFF's
+        blocks = replace(blocks, icc=np.asarray(spec["ICCProfile"]).tobytes())
+    orientation = _orientation(spec, blocks)
+    if form == "WebP" and frames:
+        return _Animation(path, form, spec, blocks, orientation, several)
+    return _OpenImageIO(path, form, spec, blocks, orientation, several, reader=reader)
+
+
+def _open_heif(path: Path, form: str) -> _Heif:
+    # Broken files are anything from SyntaxError to EOFError there.
+    try:
+        picture = heif.open_heic(path) if form == "HEIC" else heif.open_avif(path)
+    except Exception as error:
+        raise ImageError(f"{path}: {form}, not readable or broken ({_first_line(str(error))})") from error
+    spec = oiio.ImageSpec(picture.width, picture.height, picture.channels, f"uint{picture.bits}")
+    if picture.channels in (2, 4):
+        spec.alpha_channel = picture.channels - 1
+        spec.attribute("oiio:UnassociatedAlpha", 1)
+    several = f"{form} of {picture.count} images" if picture.count > 1 else ""
+    return _Heif(path, form, spec, picture.blocks, picture.orientation, several, picture=picture)
+
+
+def _is_whole(file: BinaryIO, form: str, size: int) -> bool:
+    """Whether the file reaches its format's end, found without decoding it: a whole data set can be looked at first."""
+    if form == "WebP":  # RIFF: the length of what follows
+        file.seek(4)
+        return int.from_bytes(file.read(4), "little") <= size - 8
+    return form != "JPEG" or jpeg.end(file) is not None
+
+
+def _check_png(path: Path, file: BinaryIO, pixels: bool) -> None:
+    try:
+        png.check(file, pixels)
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def _over(part: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """What is seen where a part, uint8 `[H, W, C]`, lies over what was there."""
+    if part.shape[2] == 3:
+        return part
+    above, below = (x.astype(np.float32) / 255 for x in (part, place))
+    through = below[:, :, 3:] * (1 - above[:, :, 3:])
+    alpha = above[:, :, 3:] + through
+    colours = (above[:, :, :3] * above[:, :, 3:] + below[:, :, :3] * through) / np.maximum(alpha, 1 / 255)
+    blended: np.ndarray = np.rint(np.dstack([colours, alpha]) * 255).astype(np.uint8)
+    return blended
+
+
+def _pages(reader: oiio.ImageInput) -> Iterator[int]:
+    """The numbers of the images that are pages or frames."""
+    misses = 0
+    for number in count():
+        if misses == MOST_COPIES or not reader.seek_subimage(number, 0):
+            break
+        if reader.spec().get_int_attribute("tiff:subfiletype", 0) & NO_PAGE:
+            misses += 1
+        else:
+            yield number
+    reader.geterror()  # that there is no further one is no error of the file's
+
+
+def _orientation(spec: oiio.ImageSpec, blocks: Blocks) -> int:
+    """EXIF's Orientation, where it has none XMP's; 1 where neither has one that makes sense."""
+    found = exif.orientation(blocks.exif) if blocks.exif is not None else None
+    if found is None and "Orientation" in spec:
+        found = int(spec.get_int_attribute("Orientation", 1))
+    if found is None and blocks.xmp is not None:
+        found = xmp.orientation(blocks.xmp)
+    return found if found is not None and 1 <= found <= 8 else 1
+
+
+def _first_line(message: str) -> str:
+    return message.strip().split("\n")[0] or "no reason given"

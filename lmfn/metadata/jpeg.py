@@ -1,0 +1,95 @@
+"""JPEG: metadata are segments before the scan, of at most 65,533 bytes each."""
+
+import io
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from lmfn.metadata.blocks import Blocks
+
+SIGNATURE = b"\xff\xd8\xff"
+APP1, APP2, SCAN, END = b"\xff\xe1", b"\xff\xe2", b"\xff\xda", b"\xff\xd9"
+LONGEST = 65_533  # what the 16 bits of a segment's length leave beside themselves
+EXIF, XMP, ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
+ICC_PART = LONGEST - len(ICC) - 2  # behind the name, the part's number and how many there are, a byte each
+PICTURES = (SIGNATURE, b"ftyp")  # what further pictures (JPEG) and films (MP4) begin with
+
+
+def segments(file: BinaryIO) -> Iterator[tuple[bytes, int, bytes]]:
+    """Marker, start and body of each segment before the scan; ends where the file does or is no JPEG any more."""
+    start = 2
+    while True:
+        file.seek(start)
+        marker, size = file.read(2), file.read(2)
+        if marker == b"\xff\xff":  # a byte that fills up
+            start += 1
+            continue
+        length = int.from_bytes(size, "big")
+        if marker == SCAN or marker[:1] != b"\xff" or length < 2:
+            return
+        body = file.read(length - 2)
+        if len(body) < length - 2:
+            return
+        yield marker, start, body
+        start += 2 + length
+
+
+def read(file: BinaryIO) -> Blocks:
+    """The first EXIF block, the first XMP packet, and the ICC profile if all of its parts are there."""
+    exif = xmp = None
+    parts: dict[int, bytes] = {}
+    count = 0
+    for marker, _, body in segments(file):
+        if marker == APP1 and body.startswith(EXIF):
+            exif = exif or body.removeprefix(EXIF)
+        elif marker == APP1 and body.startswith(XMP):
+            xmp = xmp or body.removeprefix(XMP)
+        elif marker == APP2 and body.startswith(ICC) and len(body) > len(ICC) + 2:
+            number, count = body[len(ICC) : len(ICC) + 2]
+            parts.setdefault(number, body[len(ICC) + 2 :])
+    whole = count > 0 and parts.keys() == set(range(1, count + 1))
+    return Blocks(exif, xmp, b"".join(parts[n] for n in sorted(parts)) if whole else None)
+
+
+def write(data: bytes, blocks: Blocks) -> bytes:
+    """The JPEG with these blocks as its first segments; see `lmfn.metadata.insert`."""
+    added: list[tuple[bytes, bytes, bytes]] = []
+    if blocks.exif is not None and len(EXIF + blocks.exif) <= LONGEST:
+        added.append((APP1, EXIF, blocks.exif))
+    if blocks.xmp is not None and len(XMP + blocks.xmp) <= LONGEST:
+        added.append((APP1, XMP, blocks.xmp))
+    if blocks.icc:
+        parts = [blocks.icc[at : at + ICC_PART] for at in range(0, len(blocks.icc), ICC_PART)]
+        if len(parts) > 255:
+            raise ValueError(f"JPEG cannot hold an ICC profile of {len(blocks.icc):,} bytes; write a PNG, TIFF or WebP")
+        added += [(APP2, ICC, bytes([n, len(parts)]) + part) for n, part in enumerate(parts, 1)]
+
+    replaced = {(marker, name) for marker, name, _ in added}
+    pieces = [data[:2]]
+    pieces += [marker + struct.pack(">H", 2 + len(name + body)) + name + body for marker, name, body in added]
+    position = 2
+    for marker, start, body in segments(io.BytesIO(data)):
+        if any(marker == kind and body.startswith(name) for kind, name in replaced):
+            pieces.append(data[position:start])
+            position = start + 4 + len(body)
+    return b"".join([*pieces, data[position:]])
+
+
+def end(file: BinaryIO) -> int | None:
+    """Where the picture ends; None where it does not. Within a scan, 0xFF is followed by 0 or a restart's number."""
+    position = 2
+    for _, start, body in segments(file):
+        position = start + 4 + len(body)
+    file.seek(position)
+    found = file.read().find(END)
+    return None if found < 0 else position + found + 2
+
+
+def has_more(file: BinaryIO) -> bool:
+    """Whether a picture (a gain map, a depth map) or a film stands behind the picture."""
+    position = end(file)
+    if position is None:
+        return False
+    file.seek(position)
+    rest = file.read()
+    return any(start in rest for start in PICTURES)

@@ -1,0 +1,163 @@
+"""PNG: chunks of kind, body and checksum, most of which stand before the pixels."""
+
+import contextlib
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from lmfn.metadata import exif
+from lmfn.metadata.blocks import Blocks
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+XMP = b"XML:com.adobe.xmp\0"
+COLOUR = (b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM")
+SRGB = {  # what says no more than what is taken for granted where nothing is said
+    b"cICP": bytes([1, 13, 0, 1]),
+    b"gAMA": struct.pack(">I", 45_455),
+    b"cHRM": struct.pack(">8I", 31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000),
+}
+LARGEST_PROFILE = 2**26  # bytes, inflated
+LARGEST_TEXT = (
+    2**23
+)  # bytes of all compressed texts together, inflated: 7 kB may hold 7 MB, and a file thousands of them
+
+
+def chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start of the body and its length, of each chunk up to IEND; ends before one that is not there whole."""
+    size, start, kind = file.seek(0, io.SEEK_END), 8, b""
+    while kind != b"IEND" and start + 12 <= size:
+        file.seek(start)
+        head = file.read(8)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        start += length + 12
+        if start <= size:
+            yield kind, start - length - 4, length
+
+
+def read(file: BinaryIO) -> Blocks:
+    """EXIF, XMP, the profile, and the colour chunks; beside a profile, of these only what is meant to stand there."""
+    exif_block = xmp = icc = None
+    colour: list[tuple[bytes, bytes]] = []
+    for kind, start, length in chunks(file):
+        if kind not in (b"eXIf", b"iTXt", b"iCCP", *COLOUR):
+            continue
+        file.seek(start)
+        body = file.read(length)
+        if kind == b"eXIf":
+            exif_block = exif_block or body.removeprefix(b"Exif\0\0")  # some writers put JPEG's prefix here, too
+        elif kind == b"iTXt":
+            xmp = xmp or _packet(body)
+        elif kind == b"iCCP":
+            icc = icc or inflate(body[body.find(b"\0") + 2 :], LARGEST_PROFILE)
+        else:
+            colour.append((kind, body))
+    if icc:  # it prevails over these, and what they say may contradict it
+        colour = [(kind, body) for kind, body in colour if kind not in (b"sRGB", b"gAMA", b"cHRM")]
+    return Blocks(exif_block, xmp, icc, tuple(colour))
+
+
+def write(data: bytes, blocks: Blocks) -> bytes:
+    """The PNG with these blocks behind its header; see `lmfn.metadata.insert`."""
+    added = b"".join(chunk(kind, body) for kind, body in blocks.colour)
+    if blocks.icc:
+        added += chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(blocks.icc))
+    if blocks.exif is not None:
+        added += chunk(b"eXIf", blocks.exif)
+    if blocks.xmp is not None:
+        added += chunk(b"iTXt", XMP + bytes(4) + blocks.xmp)  # not compressed; no language
+
+    pieces, header = [SIGNATURE], b""
+    for kind, start, length in chunks(io.BytesIO(data)):
+        body = data[start : start + length]
+        replaced = (
+            kind in (b"iCCP", b"oFFs", *COLOUR)
+            or (kind == b"eXIf" and (blocks.exif is not None or exif.upright(body) is None))
+            or (kind == b"iTXt" and blocks.xmp is not None and body.startswith(XMP))
+        )
+        if not replaced:
+            pieces.append(data[start - 8 : start + length + 4])
+        if not header:
+            header = kind
+            pieces.append(added)
+    if header != b"IHDR":
+        raise ValueError("metadata can be put into a PNG with a header, and this has none")
+    return b"".join(pieces)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """The chunk as it stands in a file."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def inflate(data: bytes, limit: int) -> bytes | None:
+    """What was compressed; None where that is broken or more than `limit` bytes."""
+    decompressor = zlib.decompressobj()
+    try:
+        result = decompressor.decompress(data, limit)
+    except zlib.error:
+        return None
+    return result if decompressor.eof else None
+
+
+def is_srgb(colour: tuple[tuple[bytes, bytes], ...]) -> bool:
+    """Whether these chunks say what is taken for granted where nothing is said."""
+    said = dict(colour)
+    if b"sRGB" in said and b"cICP" not in said:
+        return True
+    return all(SRGB.get(kind) == body for kind, body in said.items())
+
+
+def frames(file: BinaryIO) -> int:
+    """How many pictures there are: 1, or the frames of an animation and the still that may stand before them."""
+    count, still = 0, 0
+    for kind, _, _ in chunks(file):
+        count += kind == b"fcTL"
+        if kind == b"IDAT" and not count:
+            still = 1
+    return count + still
+
+
+def check(file: BinaryIO, pixels: bool) -> None:
+    """Raise ValueError unless all chunks up to the end are there and intact, and the texts are of no absurd size.
+
+    The `pixels`' chunks are looked at where that is asked for. libpng does not miss the end of the file if only that is
+    missing, and what else it misses it prints to stderr.
+    """
+    last, room = b"", LARGEST_TEXT
+    for kind, start, length in chunks(file):
+        if not last and (kind, length) != (b"IHDR", 13):
+            raise ValueError("the file is broken (no header)")
+        last = kind
+        if kind == b"IDAT" and not pixels:
+            continue
+        file.seek(start)
+        body, checksum = file.read(length), int.from_bytes(file.read(4), "big")
+        if zlib.crc32(kind + body) != checksum:
+            raise ValueError("the file is broken (wrong checksum)")
+        with contextlib.suppress(zlib.error):  # OpenImageIO passes over a broken one
+            room -= len(zlib.decompressobj().decompress(_compressed(kind, body), room + 1))
+        if room < 0:
+            raise ValueError(f"compressed texts of more than {LARGEST_TEXT / 1e6:.0f} MB")
+    if last != b"IEND":
+        raise ValueError("the file is cut short")
+
+
+def _compressed(kind: bytes, body: bytes) -> bytes:
+    """What is compressed in a chunk of text: behind the keyword, in iTXt behind the translation too."""
+    keyword = body.find(b"\0")
+    if kind == b"zTXt":
+        return body[keyword + 2 :]
+    if kind == b"iTXt" and body[keyword + 1 : keyword + 2] == b"\1":
+        return body[keyword + 3 :].split(b"\0", 2)[-1]
+    return b""
+
+
+def _packet(body: bytes) -> bytes | None:
+    """The XMP packet in the body of an iTXt chunk, if that is what it holds."""
+    if not body.startswith(XMP) or len(body) < len(XMP) + 2:
+        return None
+    compressed = body[len(XMP)]
+    text = body[len(XMP) + 2 :].split(b"\0", 2)[-1]  # behind language and translation
+    return inflate(text, LARGEST_TEXT) if compressed else text

@@ -1,0 +1,94 @@
+"""TIFF files, and EXIF blocks, which are small ones: directories of fields, each of which names where the next is."""
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO, Literal, NamedTuple
+
+from lmfn.metadata.blocks import Blocks
+
+BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
+WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4}  # the types BYTE, SHORT and LONG, and their sizes
+BYTE, UNDEFINED = 1, 7
+XMP = 0x02BC
+
+
+@dataclass(frozen=True)
+class Field:
+    tag: int
+    kind: int
+    count: int
+    at: int
+    """Where the value is; for more than four bytes, where its offset is."""
+
+
+class Directory(NamedTuple):
+    fields: list[Field]
+    link: int
+    """Where the offset of the next directory is."""
+
+
+class Directories:
+    """The directories of a TIFF file; of one above 4 GB (BigTIFF) or of another file there are none."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        file.seek(0)
+        self.order = BYTE_ORDERS.get(file.read(4))
+
+    def number(self, at: int, size: int) -> int:
+        self.file.seek(at)
+        return int.from_bytes(self.file.read(size), self.order or "big")
+
+    def directory(self, at: int) -> Directory | None:
+        """The directory there; None unless it is there whole."""
+        count = self.number(at, 2)
+        end = at + 2 + 12 * count
+        if self.order is None or at < 8 or count == 0 or self.file.seek(0, io.SEEK_END) < end:
+            return None
+        fields = [
+            Field(self.number(field, 2), self.number(field + 2, 2), self.number(field + 4, 4), field + 8)
+            for field in range(at + 2, end, 12)
+        ]
+        return Directory(fields, end)
+
+    def first(self) -> Directory | None:
+        """The directory of the first image."""
+        return self.directory(self.number(4, 4))
+
+    def whole_number(self, field: Field) -> int | None:
+        """The value of a field of one whole number; None of any other."""
+        if field.kind not in WHOLE_NUMBERS or field.count != 1:
+            return None
+        return self.number(field.at, WHOLE_NUMBERS[field.kind])
+
+
+def is_tiff(data: bytes) -> bool:
+    return data[:4] in BYTE_ORDERS
+
+
+def read(file: BinaryIO) -> Blocks:
+    """The XMP of the first image; all else in a TIFF is fields of its own."""
+    tiff = Directories(file)
+    first = tiff.first()
+    for field in first.fields if first else ():
+        if field.tag == XMP and field.kind in (BYTE, UNDEFINED) and field.count > 4:
+            file.seek(tiff.number(field.at, 4))
+            packet = file.read(field.count)
+            return Blocks(xmp=packet if len(packet) == field.count else None)
+    return Blocks()
+
+
+def write(data: bytes, blocks: Blocks) -> bytes:
+    """The TIFF with this XMP; see `lmfn.metadata.insert`. The first directory is written anew, at the end."""
+    tiff = Directories(io.BytesIO(data))
+    first = tiff.first()
+    if first is None or blocks.xmp is None or len(data) + len(blocks.xmp) + 2**20 > 2**32:
+        return data
+    order = {"little": "<", "big": ">"}[tiff.order or "big"]
+    data += b"\0" * (len(data) % 2) + blocks.xmp
+    new = struct.pack(order + "HHII", XMP, BYTE, len(blocks.xmp), len(data) - len(blocks.xmp))
+    data += b"\0" * (len(data) % 2)
+    entries = {field.tag: data[field.at - 8 : field.at + 4] for field in first.fields} | {XMP: new}
+    directory = struct.pack(order + "H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries))
+    return data[:4] + struct.pack(order + "I", len(data)) + data[8:] + directory + data[first.link : first.link + 4]

@@ -1,0 +1,147 @@
+"""HEIC and AVIF against what their own libraries decode; and without the libraries."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from lmfn import images
+from lmfn.images import ImageError, formats, heif
+from lmfn.metadata import Blocks
+
+pillow_heif = pytest.importorskip("pillow_heif")
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"> tiff:Orientation="6" xmp:Rating="4" </x:xmpmeta>'
+
+
+def smooth(height: int = 48, width: int = 72) -> np.ndarray:
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    return np.stack([200 * y + 20, 150 * x + 50, 100 * x * y + 90], axis=2).astype(np.uint8)
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112], tags[0x010F] = orientation, "Apple"
+    return tags.tobytes()
+
+
+def save(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    picture = Image.fromarray(pixels)
+    if path.suffix == ".avif":
+        picture.save(path, quality=95, **options)
+    else:
+        pillow_heif.from_pillow(picture).save(path, quality=95, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".avif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_they_come_back_upright_with_their_metadata(tmp_path: Path, suffix: str, orientation: int) -> None:
+    path = tmp_path / f"a{suffix}"
+    packet = XMP.replace(b"6", b"%d" % orientation)
+    if suffix == ".avif":
+        save(path, smooth(), exif=exif(orientation), icc_profile=SRGB, xmp=packet)
+    else:
+        picture = Image.fromarray(smooth())
+        picture.info |= {"icc_profile": SRGB, "xmp": packet}
+        pillow_heif.register_heif_opener()
+        picture.save(path, quality=95, exif=exif(orientation))
+    turns = {1: 0, 3: 2, 6: -1, 8: 1}[orientation]
+    expected = np.rot90(smooth(), turns)
+    photo = images.read(path)
+    assert photo.bits == 8
+    assert images.read_size(path) == expected.shape[:2]
+    assert np.abs(np.rint(photo.pixels * 255) - expected).mean() < 2
+    assert np.array_equal(images.read_rgb(path), np.rint(photo.pixels * 255))
+    for target in (".jpg", ".png", ".webp", ".tif"):
+        images.write(tmp_path / f"b{target}", photo)
+        copied = Image.open(tmp_path / f"b{target}")
+        assert copied.size == expected.shape[1::-1]
+        assert copied.info["icc_profile"] == SRGB
+        assert copied.getexif().get(0x0112, 1) == 1
+        if target != ".tif":
+            assert copied.getexif()[0x010F] == "Apple"
+        assert b'tiff:Orientation="1" xmp:Rating="4"' in copied.info["xmp"]
+
+
+def test_alpha_and_gray(tmp_path: Path) -> None:
+    pixels = np.dstack([smooth(), np.full((48, 72), 51, np.uint8)])
+    for suffix in (".heic", ".avif"):
+        photo = images.read(save(tmp_path / f"a{suffix}", pixels))
+        assert photo.alpha
+        assert np.abs(photo.pixels[:, :, 3] * 255 - 51).max() <= 1
+    gray = images.read(save(tmp_path / "gray.heic", smooth()[:, :, 0]))
+    assert np.abs(gray.pixels.mean(axis=2) * 255 - smooth()[:, :, 0]).mean() < 2
+
+
+def test_10_bits_of_heic_are_16_and_white_is_white(tmp_path: Path) -> None:
+    pixels = np.linspace(0, 65535, 64 * 64, dtype=np.uint16).reshape(64, 64, 1).repeat(3, 2)
+    picture = pillow_heif.from_bytes(mode="RGB;16", size=(64, 64), data=pixels.tobytes())
+    picture.save(tmp_path / "a.heic", quality=-1, chroma=444, matrix_coefficients=0)
+    photo = images.read(tmp_path / "a.heic")
+    assert photo.bits == 16
+    assert photo.pixels.max() == 1
+    assert photo.pixels.min() == 0
+    assert np.abs(photo.pixels - pixels / 65535).max() < 2 / 1023
+
+
+def test_colours_without_a_profile(tmp_path: Path) -> None:
+    """What an iPhone's or a camera's HDR photograph says of its colours reaches a PNG; sRGB needs no word."""
+    for primaries, transfer, said in ((9, 16, ((b"cICP", bytes([9, 16, 0, 1])),)), (2, 2, ())):
+        picture = pillow_heif.from_pillow(Image.fromarray(smooth()))
+        picture.save(tmp_path / "a.heic", color_primaries=primaries, transfer_characteristics=transfer)
+        assert images.read(tmp_path / "a.heic").blocks == Blocks(colour=said)
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".avif"])
+def test_several_pictures(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.fromarray(np.roll(smooth(), shift, axis=1)) for shift in (0, 20, 40)]
+    if suffix == ".avif":
+        frames[0].save(tmp_path / "a.avif", save_all=True, append_images=frames[1:], duration=50, quality=95)
+    else:
+        picture = pillow_heif.from_pillow(frames[0])
+        for frame in frames[1:]:
+            picture.add_from_pillow(frame)
+        picture.save(tmp_path / "a.heic", quality=95)
+    path = tmp_path / f"a{suffix}"
+    with pytest.raises(ImageError, match=rf"{suffix[1:].upper()} of 3 images; take all or the first"):
+        images.read(path)
+    with pytest.raises(ImageError, match="of 3 images, of which the first alone can be read"):
+        list(images.read_frames(path))
+    assert np.abs(images.read(path, first=True).pixels * 255 - smooth()).mean() < 2
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".avif"])
+def test_damaged_files_are_read_or_one_error(tmp_path: Path, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    whole = save(tmp_path / f"whole{suffix}", smooth()).read_bytes()
+    path, errors = tmp_path / "a.jpg", []  # known by its content, not by its name
+    for number in range(60):
+        data = bytearray(whole)
+        at = int(rng.integers(16, len(data)))
+        data[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data[:at] if number % 2 else data)
+        try:
+            images.read(path)
+        except ImageError as error:
+            errors.append(str(error))
+    assert len(errors) > 20
+    assert all(error.startswith(f"{path}: ") and "\n" not in error for error in errors)
+
+
+def test_without_the_libraries_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heif, "AVAILABLE", False)
+    path = save(tmp_path / "a.heic", smooth()).rename(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match="HEIC, not JPEG as its name says; to read it: pip install pillow-heif"):
+        images.read(path)
+    with pytest.raises(ImageError, match=r"a\.avif: AVIF; to read it: pip install pillow-heif"):
+        images.read(save(tmp_path / "a.avif", smooth()))
+
+
+def test_names(tmp_path: Path) -> None:
+    for name in ("a.HEIC", "b.heif", "c.hif", "d.avif"):
+        (tmp_path / name).touch()
+        with pytest.raises(ImageError, match="the suffix must be one of"):
+            formats.writable_format(tmp_path / name)
+    assert [path.name for path in images.find_images(tmp_path)] == ["a.HEIC", "b.heif", "c.hif", "d.avif"]
