@@ -37,6 +37,7 @@ EXTRAS = {
     "video": "frames of videos as training data",
     "eval": "the protocol realblur",
     "lpips": "the metric lpips",
+    "heif": "reading HEIC and AVIF",
     "bench": "plots of the benchmarks",
     "engines": "other runtimes to compare with in the benchmarks",
     "dev": "tests and linting",

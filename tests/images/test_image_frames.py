@@ -157,7 +157,7 @@ def test_frames_are_put_together_as_libwebp_does_it(tmp_path: Path, disposal: in
         pixels[2:9, 2:9, 3], pixels[10:15, 10:15, 3] = 100, 0
         still = io.BytesIO()
         Image.fromarray(pixels).save(still, "webp", lossless=True, exact=True)
-        image = [part for part in parts_of(still.getvalue()) if part[0] == b"VP8L"][0]
+        image = next(part for part in parts_of(still.getvalue()) if part[0] == b"VP8L")
         head = b"".join(n.to_bytes(3, "little") for n in (left // 2, top // 2, width - 1, height - 1, 100))
         parts.append(chunk(b"ANMF", head + bytes([disposal | (0 if blend else 2)]) + chunk(*image)))
     header = b"\x12\0\0\0" + (59).to_bytes(3, "little") + (39).to_bytes(3, "little")
