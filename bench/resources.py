@@ -21,12 +21,14 @@ from triton.runtime import driver
 
 from lmfn_kernels.acfm import op as acfm
 from lmfn_kernels.alfm import op as alfm
-from lmfn_kernels.conv.op import _conv3x3
-from lmfn_kernels.mshf.op import _residual_block, _stem
-from lmfn_kernels.rfdb import op
+from lmfn_kernels.conv import op as convolution
+from lmfn_kernels.mshf import op as mshf
+from lmfn_kernels.rfdb import op as rfdb
 from lmfn_kernels.runtime import configs, launch
-from lmfn_kernels.runtime.registration_by_offset import Op
-from lmfn_kernels.upsample.op import _upsample_add, _upsampled_conv3x3
+from lmfn_kernels.runtime.registration import Op
+from lmfn_kernels.runtime.schema import to_arguments, to_tensors
+from lmfn_kernels.upsample import op as upsample
+from lmfn_kernels.weights import Conv
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -103,82 +105,59 @@ class _Compiler:
 
 
 def _calls(dtype: torch.dtype) -> None:
-    """Every op, forward and backward, with the network's widths; forward without a backward differs in its launches."""
+    """Every op, forward and backward, with the network's widths."""
 
     def image(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)
+
+    def conv(n: int, k: int, size: int) -> Conv:
+        return Conv(image(n, k, size, size), image(n))
 
     b, c, d, f, h, w = 2, 50, 25, 12, 34, 50
-    convs = [(d, c, 1)] * 3 + [(c, c, 3)] * 3 + [(d, c, 3), (c, 4 * d, 1), (f, c, 1), (f, f, 1)] + [(f, f, 3)] * 4
-    flat = [t for n, k, size in [*convs, (c, f, 1)] for t in (image(n, k, size, size), image(n))]
-    block = [image(b, c, h, w), *flat]
-    results = op._rfdb.forward("triton", block, [0.05], True)
-    op._rfdb.backward("triton", results[:1], results[1:], block, [0.05], [True] * len(block))
-    stage = [image(b, c, h, w), image(d, c, 1, 1), image(d), image(c, c, 3, 3), image(c)]
-    results = op._distill_stage.forward("triton", stage, [0.05], True)
-    op._distill_stage.backward("triton", results, results, stage, [0.05], [True] * 5)
-    fuse = [image(b, n, h, w) for n in (c, d, d, d)] + [image(d, c, 3, 3), image(d), image(c, 4 * d, 1, 1), image(c)]
-    fuse += [image(f, c, 1, 1), image(f)]
-    results = op._distill_fuse.forward("triton", fuse, [0.05], True)
-    op._distill_fuse.backward("triton", results[:2], results[2:], fuse, [0.05], [True] * 10)
+    x, distil, refine, last = image(b, c, h, w), conv(d, c, 1), conv(c, c, 3), conv(d, c, 3)
+    fuse, squeeze, skip, expand, low = conv(c, 4 * d, 1), conv(f, c, 1), conv(f, f, 1), conv(c, f, 1), conv(f, f, 3)
+    block = rfdb.Inputs(x, (distil,) * 3, (refine,) * 3, last, fuse, squeeze, skip, low, low, low, low, expand)
+    _both_passes(rfdb.RFDB, block, rfdb.Options(0.05))
+    _both_passes(rfdb.DISTILL_STAGE, rfdb.StageInputs(x, distil, refine), rfdb.Options(0.05))
+    maps = [image(b, d, h, w) for _ in range(3)]
+    _both_passes(rfdb.DISTILL_FUSE, rfdb.FuseInputs(x, *maps, last, fuse, squeeze), rfdb.Options(0.05))
     for n, stride, slope in ((c, 1, 0.0), (64, 1, 0.0), (64, 2, 0.1)):
-        low = [(size - 1) // stride + 1 for size in (h, w)]
-        residual = image(b, n, *low) if stride == 1 else None
-        tensors = [image(b, n, h, w), image(n, n, 3, 3), image(n), residual]
-        results = _conv3x3.forward("triton", tensors, [stride, 1, slope], True)
-        needs = [t is not None for t in tensors]
-        _conv3x3.backward("triton", results, results, tensors, [stride, 1, slope], needs)
-    _attentions(dtype)
-    _encoder_and_head(dtype)
-
-
-def _encoder_and_head(dtype: torch.dtype) -> None:
-    """Forward and backward of the network's encoder and head."""
-
-    def image(*shape: int) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype)
-
-    b, c, h, w = 2, 50, 34, 50
-    calls: list[tuple[Op, list[torch.Tensor], list[float]]] = [
-        (_stem, [image(b, 3, h, w), image(64, 3, 3, 3), image(64), image(64, 64, 3, 3), image(64)], [1, 0.1]),
-        (_upsample_add, [image(b, 64, h, w), image(b, 64, h // 2, w // 2)], []),
-        (_upsampled_conv3x3, [image(b, c, h, w), image(3, c, 3, 3), image(3)], []),
-    ]
-    for n, upsample in ((c, True), (64, False)):
-        weights = [image(n, n, 3, 3), image(n), image(n, n, 3, 3), image(n)]
-        calls.append((_residual_block, [image(b, n, h, w), *weights], [upsample, True]))
-    for called, tensors, options in calls:
-        results = called.forward("triton", tensors, options, True)
-        kept = results if called.keeps_results(options) else results[1:]
-        called.backward("triton", results[:1], kept, tensors, options, [True] * len(tensors))
-
-
-def _attentions(dtype: torch.dtype) -> None:
-    def image(*shape: int) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype)
-
-    b, n, c, h, w = 2, 4, 50, 34, 50
-    maps, fusion = [image(b, c, h, w) for _ in range(n)], (image(1), image(c, n * c, 1, 1), image(c))
+        residual = image(b, n, h, w) if stride == 1 else None
+        _both_passes(
+            convolution.CONV3X3,
+            convolution.Inputs(image(b, n, h, w), *conv(n, n, 3), residual),
+            convolution.Options(stride, 1, slope),
+        )
+    # The attentions.
+    maps, fusion = [image(b, c, h, w) for _ in range(4)], (image(1), image(c, 4 * c, 1, 1), image(c))
     for temperature in (None, image(1)):
         attention = alfm.AttentionInputs(maps, None, *fusion, temperature)
-        options = alfm.AttentionOptions(by_layer=False, slope=0.05)
-        _both_passes(alfm.LAYER_ATTENTION, attention, options)
-    for weights in (([9], [1], [3], [1]), ([27], [1])):
-        gate = [image(*shape) for shape in weights]
-        _both_passes(
-            acfm.CHANNEL_GATE, acfm.GateInputs(image(b, c, h, w), image(b, c, h, w), image(1), gate), acfm.GateOptions()
-        )
-        merge = acfm.MergeInputs(maps, image(b, c, h, w), image(1), gate, *fusion, image(1))
+        _both_passes(alfm.LAYER_ATTENTION, attention, alfm.AttentionOptions(by_layer=False, slope=0.05))
+    for shapes in (([9], [1], [3], [1]), ([27], [1])):
+        gate = [image(*shape) for shape in shapes]
+        _both_passes(acfm.CHANNEL_GATE, acfm.GateInputs(x, image(b, c, h, w), image(1), gate), acfm.GateOptions())
+        merge = acfm.MergeInputs(maps, x, image(1), gate, *fusion, image(1))
         _both_passes(acfm.ATTENTION_MERGE, merge, acfm.MergeOptions(-1, by_layer=False, slope=0.05))
+    # The encoder and the head.
+    _both_passes(
+        mshf.STEM, mshf.StemInputs(image(b, 3, h, w), conv(64, 3, 3), conv(64, 64, 3)), mshf.StemOptions(1, 0.1)
+    )
+    for n, up in ((c, True), (64, False)):
+        residual_block = mshf.BlockInputs(image(b, n, h, w), conv(n, n, 3), conv(n, n, 3))
+        _both_passes(mshf.RESIDUAL_BLOCK, residual_block, mshf.BlockOptions(up, save_middle=True))
+    added = upsample.AddInputs(image(b, 64, h, w), image(b, 64, h // 2, w // 2))
+    _both_passes(upsample.UPSAMPLE_ADD, added, upsample.NoOptions())
+    _both_passes(upsample.UPSAMPLED_CONV3X3, upsample.ConvInputs(x, conv(3, c, 3)), upsample.NoOptions())
 
 
-def _both_passes(op: Any, inputs: Any, options: Any) -> None:
+def _both_passes(op: Op[Any, Any, Any], inputs: Any, options: Any) -> None:
     """Forward with and without a backward pass, which differ in what they launch, and backward."""
-    op.forward("triton", inputs, options, False)
-    results = op.forward("triton", inputs, options, True)
+    arguments = to_arguments(inputs)
+    op.forward("triton", arguments, options, False)
+    results = op.forward("triton", arguments, options, True)
     n = len(op.outputs)
-    needs = [t is not None for value in inputs for t in (value if isinstance(value, list) else [value])]
-    op.backward("triton", results[:n], results if op.saves_outputs(options) else results[n:], inputs, options, needs)
+    needs = [t is not None for t in to_tensors(arguments)]
+    op.backward("triton", results[:n], results if op.saves_outputs(options) else results[n:], arguments, options, needs)
 
 
 def compiled(target: str, dtype: str) -> Iterator[Compiled]:

@@ -77,7 +77,7 @@ class RB(nn.Module):
     def forward(self, x: Tensor, upsample: bool = False) -> Tensor:
         """With `upsample`, the block of x at twice its size."""
         convs = weight_and_bias(self.conv1), weight_and_bias(self.conv2)
-        return residual_block(x, *convs, upsample=upsample, keep_middle=not self.recompute)
+        return residual_block(x, *convs, upsample=upsample, save_middle=not self.recompute)
 
 
 class MSHF(nn.Module):

@@ -6,16 +6,16 @@ channels-last, from the kernels with a pixel stride rounded up to 16 bytes. Unde
 to its dtype. Gradients are of first order.
 """
 
-# ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
-
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from lmfn_kernels.conv import reference
-from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration_by_offset import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.conv.backend import ConvBackend, implementation
+from lmfn_kernels.runtime import checks
+from lmfn_kernels.runtime.backend import choose
+from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 from lmfn_kernels.weights import Conv
 
 Activation = Literal["none", "relu", "leaky_relu"]
@@ -55,10 +55,10 @@ def conv3x3(
         height, width = ((size + 2 * padding - 3) // stride + 1 for size in x.shape[2:])
         checks.tensor("residual", residual, (x.shape[0], channels, height, width), x)
     negative = {"none": 1.0, "relu": 0.0, "leaky_relu": slope}[activation]
-    body = backend.choose(x, None, "conv3x3")
-    if body == "reference":
+    backend = choose(x, None, "conv3x3")
+    if backend == "reference":
         return reference.conv3x3(x, weight, bias, residual, stride, padding, negative)
-    return _conv3x3(body, (x, weight, bias, residual), (stride, padding, negative))[0]
+    return CONV3X3(backend, Inputs(x, weight, bias, residual), Options(stride, padding, negative))[0]
 
 
 def outputs_of(conv: Conv) -> int | None:
@@ -71,41 +71,53 @@ def check_conv(name: str, conv: Conv, outputs: int | None, inputs: int | None, s
     checks.tensor(f"{name}.bias", conv[1], (outputs,), x)
 
 
-def _conv3x3_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p = pieces("conv", body)
-    x, weight = given(tensors[:2])
-    bias, residual = tensors[2:]
-    stride, padding, slope = int(options[0]), int(options[1]), options[2]
-    residual = None if residual is None else p.layout(residual)
-    return [p.conv(p.layout(x), weight, bias, residual, stride=stride, padding=padding, slope=slope)]
+class Inputs(NamedTuple):
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
 
 
-def _conv3x3_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, found = pieces("conv", body), Gradients(tensors, needs)
-    x, weight = given(tensors[:2])
-    (g,) = given(gradients)
-    stride, padding, slope = int(options[0]), int(options[1]), options[2]
-    x, g = p.layout(x), p.layout(g)
-    e = p.masked(g, p.layout(kept[0]), slope) if kept else g
-    if found.wants(0):
-        found.put(0, p.input_gradient(e, weight, x, stride=stride, padding=padding))
-    if found.wants(1, 2):
-        found.put(1, *p.weight_gradient(e, x, weight, stride=stride, padding=padding))
-    if found.wants(3):
-        found.put(3, p.written(e))
-    return found.list()
+class Options(NamedTuple):
+    stride: int
+    padding: int
+    slope: float
+    """Of the activation's negative side: 1 none, 0 ReLU."""
 
 
-def activated(options: Sequence[float]) -> bool:
-    """Whether backward needs the results' signs: the last option is the slope."""
-    return options[-1] != 1
+def _forward(f: ConvBackend, t: Inputs, options: Options, _save: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    residual = None if t.residual is None else f.layout(t.residual)
+    stride, padding, slope = options
+    return (f.conv(f.layout(t.x), t.weight, t.bias, residual, stride=stride, padding=padding, slope=slope),), ()
 
 
-_conv3x3 = Op("conv3x3", 1, _conv3x3_forward, _conv3x3_backward, keeps_results=activated)
+def _backward(
+    f: ConvBackend,
+    gradients: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    t: Inputs,
+    options: Options,
+    wanted: Wanted,
+) -> Gradients:
+    x, g, found = f.layout(t.x), f.layout(gradients[0]), Gradients()
+    stride, padding, slope = options
+    e = f.masked(g, f.layout(saved[0]), slope) if saved else g
+    if wanted("x"):
+        found["x"] = f.input_gradient(e, t.weight, x, stride=stride, padding=padding)
+    if wanted("weight", "bias"):
+        found["weight"], found["bias"] = f.weight_gradient(e, x, t.weight, stride=stride, padding=padding)
+    if wanted("residual"):
+        found["residual"] = f.written(e)
+    return found
+
+
+CONV3X3 = Op(
+    "conv3x3",
+    Inputs,
+    Options,
+    implementation,
+    _forward,
+    _backward,
+    saves_outputs=lambda options: options.slope != 1,  # backward needs their signs
+    unsaved_inputs=("residual",),
+)

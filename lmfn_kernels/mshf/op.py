@@ -9,16 +9,17 @@ channels-last, from the kernels with a pixel stride rounded up to 16 bytes. Unde
 to its dtype. Gradients are of first order.
 """
 
-# ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
-
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.mshf import reference
-from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration_by_offset import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.mshf.backend import MSHFBackend, implementation
+from lmfn_kernels.runtime import checks
+from lmfn_kernels.runtime.backend import choose
+from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 from lmfn_kernels.weights import Conv
 
 WIDEST = 64  # channels that one program of the stem's kernels holds
@@ -41,88 +42,131 @@ def stem(x: Tensor, conv0: Conv, down: Conv, slope: float = 0.1, *, padding: int
     c, n = outputs_of(conv0), outputs_of(down)
     check_conv("conv0", conv0, c, x.shape[1], 3, x)
     check_conv("down", down, n, c, 3, x)
-    body = backend.choose(x, _refusal(x.shape[1], max(c or 0, n or 0)), "stem")
-    if body == "reference":
+    backend = choose(x, _unsupported_reason(x.shape[1], max(c or 0, n or 0)), "stem")
+    if backend == "reference":
         return reference.stem(x, *conv0, *down, padding, slope)
-    return _stem(body, (x, *conv0, *down), (padding, slope))[0]
+    return STEM(backend, StemInputs(x, conv0, down), StemOptions(padding, slope))[0]
 
 
-def residual_block(x: Tensor, conv1: Conv, conv2: Conv, *, upsample: bool = False, keep_middle: bool = True) -> Tensor:
+def residual_block(x: Tensor, conv1: Conv, conv2: Conv, *, upsample: bool = False, save_middle: bool = True) -> Tensor:
     """x + conv3x3(relu(conv3x3(x))), as one autograd function.
 
     `x` [B, C, H, W], `conv1` C to M, `conv2` M to C; gives [B, C, H, W]. With `upsample`, the block of x at twice its
     size (bilinear, align_corners False), [B, C, 2H, 2W]. Kept for backward, beside `x` and the weights: the map between
-    the convolutions, or with `keep_middle=False` nothing. It is then computed again, as the upsampled x always is.
+    the convolutions, or with `save_middle=False` nothing. It is then computed again, as the upsampled x always is.
     Errors as in `stem`.
     """
     checks.image("x", x)
     c, middle = x.shape[1], outputs_of(conv1)
     check_conv("conv1", conv1, middle, c, 3, x)
     check_conv("conv2", conv2, c, middle, 3, x)
-    body = backend.choose(x, None, "residual_block")
-    if body == "reference":
+    backend = choose(x, None, "residual_block")
+    if backend == "reference":
         return reference.residual_block(x, *conv1, *conv2, upsample)
-    return _residual_block(body, (x, *conv1, *conv2), (upsample, keep_middle))[0]
+    return RESIDUAL_BLOCK(backend, BlockInputs(x, conv1, conv2), BlockOptions(upsample, save_middle))[0]
 
 
-def _refusal(inputs: int, channels: int) -> str | None:
+def _unsupported_reason(inputs: int, channels: int) -> str | None:
     """Why the stem's kernels cannot take so many channels, if so."""
     if 9 * inputs > MOST_VALUES:
         return f"x has {inputs} channels, and the stem's kernels take at most {MOST_VALUES // 9}"
     return f"it has {channels} channels, and the stem's kernels hold at most {WIDEST}" if channels > WIDEST else None
 
 
-def _stem_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p, (x, *weights) = pieces("mshf", body), given(tensors)
-    return [p.stem(x, *weights, int(options[0]), options[1])]
+class StemInputs(NamedTuple):
+    x: Tensor
+    conv0: Conv
+    down: Conv
+
+
+class StemOptions(NamedTuple):
+    padding: int
+    slope: float
+
+
+def _stem_forward(
+    f: MSHFBackend, t: StemInputs, options: StemOptions, _save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return (f.stem(t.x, t.conv0, t.down, options.padding, options.slope),), ()
 
 
 def _stem_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, found = pieces("mshf", body), Gradients(tensors, needs)
-    (x, *weights), (g,), (d1,) = given(tensors), given(gradients), kept
-    e = p.masked(p.layout(g), p.layout(d1), options[1])
-    found.put(0, *p.stem_backward(e, x, *weights, int(options[0]), options[1], needs[0], any(needs[1:])))
-    return found.list()
+    f: MSHFBackend,
+    gradients: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    t: StemInputs,
+    options: StemOptions,
+    wanted: Wanted,
+) -> Gradients:
+    e = f.masked(f.layout(gradients[0]), f.layout(saved[0]), options.slope)
+    dx, dconv0, ddown = f.stem_backward(
+        e, t.x, t.conv0, t.down, options.padding, options.slope, wanted("x"), wanted("conv0", "down")
+    )
+    return {"x": dx, "conv0": dconv0, "down": ddown}
 
 
-def _residual_block_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p, (x, conv1, bias1, conv2, bias2) = pieces("mshf", body), given(tensors)
-    x = p.upsample(p.layout(x)) if options[0] else p.layout(x)
-    middle = p.conv(x, conv1, bias1, padding=1, slope=0.0)
-    y = p.conv(middle, conv2, bias2, x, padding=1)
-    return [y, middle] if keep and options[1] else [y]
+class BlockInputs(NamedTuple):
+    x: Tensor
+    conv1: Conv
+    conv2: Conv
+
+
+class BlockOptions(NamedTuple):
+    upsample: bool
+    save_middle: bool
+
+
+def _residual_block_forward(
+    f: MSHFBackend, t: BlockInputs, options: BlockOptions, save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    x = f.layout(t.x)
+    if options.upsample:
+        x = _twice_as_large(f, x)
+    middle = f.conv(x, *t.conv1, padding=1, slope=0.0)
+    y = f.conv(middle, *t.conv2, x, padding=1)
+    return (y,), (middle,) if save and options.save_middle else ()
 
 
 def _residual_block_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, found = pieces("mshf", body), Gradients(tensors, needs)
-    (x, conv1, bias1, conv2, _), (g,) = given(tensors), given(gradients)
-    low, g = p.layout(x), p.layout(g)
-    x = p.upsample(low) if options[0] else low
-    middle = p.layout(kept[0]) if kept else p.conv(x, conv1, bias1, padding=1, slope=0.0)
-    if found.wants(3, 4):
-        found.put(3, *p.weight_gradient(g, middle, conv2, padding=1))
-    e = p.input_gradient(g, conv2, middle, padding=1, mask=0.0)
-    if found.wants(1, 2):
-        found.put(1, *p.weight_gradient(e, x, conv1, padding=1))
-    if found.wants(0):
-        dx = p.skip_gradient(e, conv1, x, g)
-        found.put(0, p.upsample_backward(dx, low) if options[0] else dx)
-    return found.list()
+    f: MSHFBackend,
+    gradients: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    t: BlockInputs,
+    options: BlockOptions,
+    wanted: Wanted,
+) -> Gradients:
+    low, g, found = f.layout(t.x), f.layout(gradients[0]), Gradients()
+    x = _twice_as_large(f, low) if options.upsample else low
+    middle = f.layout(saved[0]) if saved else f.conv(x, *t.conv1, padding=1, slope=0.0)
+    if wanted("conv2"):
+        found["conv2"] = f.weight_gradient(g, middle, t.conv2.weight, padding=1)
+    e = f.input_gradient(g, t.conv2.weight, middle, padding=1, mask=0.0)
+    if wanted("conv1"):
+        found["conv1"] = f.weight_gradient(e, x, t.conv1.weight, padding=1)
+    if wanted("x"):
+        dx = f.skip_gradient(e, t.conv1.weight, x, g)
+        found["x"] = f.upsample_backward(dx, low) if options.upsample else dx
+    return found
 
 
-_stem = Op("stem", 1, _stem_forward, _stem_backward, keeps_results=lambda _options: True)
-_residual_block = Op("residual_block", 1, _residual_block_forward, _residual_block_backward)
+def _twice_as_large(f: MSHFBackend, x: Tensor) -> Tensor:
+    return f.upsample_add(x, [2 * size for size in x.shape[2:]])
+
+
+STEM = Op(
+    "stem",
+    StemInputs,
+    StemOptions,
+    implementation,
+    _stem_forward,
+    _stem_backward,
+    saves_outputs=lambda _options: True,  # for their signs
+)
+RESIDUAL_BLOCK = Op(
+    "residual_block",
+    BlockInputs,
+    BlockOptions,
+    implementation,
+    _residual_block_forward,
+    _residual_block_backward,
+)

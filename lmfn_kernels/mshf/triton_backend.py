@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmfn_kernels.conv.triton_backend import conv, convolve, input_gradient, layout, masked, weight_gradient
+from lmfn_kernels.conv.triton_backend import (
+    conv,
+    convolve,
+    input_gradient,
+    layout,
+    masked,
+    weight_gradient,
+    written,
+)
 from lmfn_kernels.mshf import kernels
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import (
@@ -25,24 +33,23 @@ from lmfn_kernels.runtime.launch import (
     unmasked,
     weights,
 )
-from lmfn_kernels.upsample.triton_backend import upsample_add, upsample_backward
+from lmfn_kernels.upsample.triton_backend import upsample_add, upsample_backward, upsampled_conv
+from lmfn_kernels.weights import Conv
 
 __all__ = [
-    "conv", "input_gradient", "layout", "masked", "skip_gradient", "stem", "stem_backward", "upsample",
-    "upsample_backward", "weight_gradient",
+    "conv", "input_gradient", "layout", "masked", "skip_gradient", "stem", "stem_backward", "upsample_add",
+    "upsample_backward", "upsampled_conv", "weight_gradient", "written",
 ]  # fmt: skip
 
 
-def _common(
-    x: Tensor, conv0: Tensor, bias0: Tensor, padding: int, slope: float, d1: Tensor, c: Config
-) -> dict[str, Any]:
+def _common(x: Tensor, conv0: Conv, padding: int, slope: float, d1: Tensor, c: Config) -> dict[str, Any]:
     """What the stem's kernels have in common."""
-    channels, inputs = conv0.shape[:2]
+    channels, inputs = conv0.weight.shape[:2]
     block_k, block_c, block_n = block(9 * inputs), block(channels), block(d1.shape[1])
     return {
         "p_x": x,
-        "t_w0": weights(matrix(conv0).flatten(0, 1)[None], block_k, block_c),
-        "p_bias0": bias0,
+        "t_w0": weights(matrix(conv0.weight).flatten(0, 1)[None], block_k, block_c),
+        "p_bias0": conv0.bias,
         "H": x.shape[2],
         "W": x.shape[3],
         "OUT_H": d1.shape[2],
@@ -63,18 +70,18 @@ def _common(
     }
 
 
-def stem(x: Tensor, conv0: Tensor, bias0: Tensor, down: Tensor, bias: Tensor, padding: int, slope: float) -> Tensor:
+def stem(x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
     height, width = ((size + 2 * padding - 1) // 2 for size in x.shape[2:])
-    out = empty(x, x.shape[0], down.shape[0], height, width)
+    out = empty(x, x.shape[0], down.weight.shape[0], height, width)
     c = config("stem", out)
-    common = _common(x, conv0, bias0, padding, slope, out, c)
+    common = _common(x, conv0, padding, slope, out, c)
     run(
         kernels.stem_kernel,
         x,
         (tiles(out, c),),
         c,
-        t_w=weights(matrix(down), common["BLOCK_C"], common["BLOCK_N"]),
-        p_bias=bias,
+        t_w=weights(matrix(down.weight), common["BLOCK_C"], common["BLOCK_N"]),
+        p_bias=down.bias,
         t_out=pixels(out, c, common["BLOCK_N"]),
         **common,
     )
@@ -82,24 +89,14 @@ def stem(x: Tensor, conv0: Tensor, bias0: Tensor, down: Tensor, bias: Tensor, pa
 
 
 def stem_backward(
-    e: Masked,
-    x: Tensor,
-    conv0: Tensor,
-    bias0: Tensor,
-    down: Tensor,
-    _bias: Tensor,
-    padding: int,
-    slope: float,
-    of_input: bool,
-    of_weights: bool,
-) -> tuple[Tensor | None, ...]:
-    """From the gradient before the last activation, those of the input and of both weights and biases."""
-    found: tuple[Tensor | None, ...] = (None,) * 4
+    e: Masked, x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float, of_input: bool, of_weights: bool
+) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
+    dconv0 = ddown = None
     if of_weights:
-        g, (n, channels), values = e.gradient, down.shape[:2], 9 * conv0.shape[1]
+        g, (n, channels), values = e.gradient, down.weight.shape[:2], 9 * conv0.weight.shape[1]
         c = config("stem_backward", g)
         splits = min(c.splits, tiles(g, c))
-        common = _common(x, conv0, bias0, padding, slope, g, c)
+        common = _common(x, conv0, padding, slope, g, c)
         dw0, dbias0 = partial(g, 9 * splits, (values, channels)), partial(g, 9 * splits, (channels,))
         dw, dbias = partial(g, splits, (9, channels, n)), partial(g, splits, (n,))
         run(
@@ -107,7 +104,7 @@ def stem_backward(
             x,
             (splits, 9),
             c,
-            t_back=weights(matrix(down, back=True), common["BLOCK_N"], common["BLOCK_C"]),
+            t_back=weights(matrix(down.weight, back=True), common["BLOCK_N"], common["BLOCK_C"]),
             t_g=pixels(g, c, common["BLOCK_N"]),
             t_by=pixels(e.by, c, common["BLOCK_N"]),
             p_dw0=dw0,
@@ -118,13 +115,14 @@ def stem_backward(
             SPLITS=splits,
             **common,
         )
-        found = _like(conv0, total(dw0)), total(dbias0), _like(down, total(dw)), total(dbias)
+        dconv0 = _like(conv0.weight, total(dw0)), total(dbias0)
+        ddown = _like(down.weight, total(dw)), total(dbias)
     if not of_input:
-        return None, *found
+        return None, dconv0, ddown
     x = layout(x)
-    f0 = conv(x, conv0, bias0, padding=padding, slope=slope)
-    e0 = masked(input_gradient(e, down, f0, stride=2, padding=1), f0, slope)
-    return input_gradient(e0, conv0, x, padding=padding), *found
+    f0 = conv(x, *conv0, padding=padding, slope=slope)
+    e0 = masked(input_gradient(e, down.weight, f0, stride=2, padding=1), f0, slope)
+    return input_gradient(e0, conv0.weight, x, padding=padding), dconv0, ddown
 
 
 def _like(weight: Tensor, found: Tensor) -> Tensor:
@@ -134,13 +132,7 @@ def _like(weight: Tensor, found: Tensor) -> Tensor:
 
 
 def skip_gradient(e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
-    """The gradient of a 3x3 convolution's input, plus `g`, which came past the convolution."""
     dx = empty(x, *x.shape)
     back = matrix(weight, back=True)
     convolve(dx, [e], unmasked(e), back, mode="back", padding=1, residual=unmasked(g))
     return dx
-
-
-def upsample(x: Tensor) -> Tensor:
-    """To twice the height and width."""
-    return upsample_add(x, [2 * size for size in x.shape[2:]])

@@ -9,16 +9,17 @@ channels-last, from the kernels with a pixel stride rounded up to 16 bytes. Unde
 to its dtype. Gradients are of first order.
 """
 
-# ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
-
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-from lmfn_kernels.conv.op import activated, check_conv, outputs_of
+from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.rfdb import reference
-from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration_by_offset import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.rfdb.backend import RFDBBackend, implementation
+from lmfn_kernels.runtime import checks
+from lmfn_kernels.runtime.backend import choose
+from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 from lmfn_kernels.weights import Conv, RFDBWeights
 
 ESA_SMALLEST = 15  # what ESA's stride-2 convolution and its 7x7 pooling need
@@ -35,10 +36,10 @@ def distill_stage(x: Tensor, distil: Conv, refine: Conv, slope: float = 0.05) ->
     c, d = x.shape[1], outputs_of(distil)
     check_conv("distil", distil, d, c, 1, x)
     check_conv("refine", refine, c, c, 3, x)
-    body = backend.choose(x, _refusal(c, d), "distill_stage")
-    if body == "reference":
+    backend = choose(x, _unsupported_reason(c, d), "distill_stage")
+    if backend == "reference":
         return reference.distill_stage(x, *distil, *refine, slope)
-    y, distilled = _distill_stage(body, (x, *distil, *refine), (slope,))
+    y, distilled = DISTILL_STAGE(backend, StageInputs(x, distil, refine), Options(slope))
     return y, distilled
 
 
@@ -60,10 +61,10 @@ def distill_fuse(
     check_conv("last", last, n, x.shape[1], 3, x)
     check_conv("fuse", fuse, c, None if n is None else 4 * n, 1, x)
     check_conv("squeeze", squeeze, f, c, 1, x)
-    body = backend.choose(x, _refusal(x.shape[1], n, c, f), "distill_fuse")
-    if body == "reference":
+    backend = choose(x, _unsupported_reason(x.shape[1], n, c, f), "distill_fuse")
+    if backend == "reference":
         return reference.distill_fuse(x, d, *last, *fuse, *squeeze, slope)
-    y, a = _distill_fuse(body, (x, *d, *last, *fuse, *squeeze), (slope,))
+    y, a = DISTILL_FUSE(backend, FuseInputs(x, *d, last, fuse, squeeze), Options(slope))
     return y, a
 
 
@@ -80,10 +81,10 @@ def esa_gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tenso
     checks.image("v", v)
     check_conv("skip", skip, f, f, 1, y)
     check_conv("expand", expand, y.shape[1], f, 1, y)
-    body = backend.choose(y, _refusal(y.shape[1], f), "esa_gate")
-    if body == "reference":
+    backend = choose(y, _unsupported_reason(y.shape[1], f), "esa_gate")
+    if backend == "reference":
         return reference.esa_gate(y, a, v, *skip, *expand)
-    return _esa_gate(body, (y, a, v, *skip, *expand), ())[0]
+    return ESA_GATE(backend, GateInputs(y, a, v, skip, expand), NoOptions())[0]
 
 
 def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05) -> Tensor:
@@ -109,187 +110,237 @@ def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05) -> Tensor:
     for name in ("conv2", "conv_max", "conv3", "conv3_"):
         check_conv(f"weights.{name}", getattr(weights, name), f, f, 3, x)
     check_conv("weights.conv4", weights.conv4, c, f, 1, x)
-    body = backend.choose(x, _refusal(c, d, f), "rfdb")
-    if body == "reference":
+    backend = choose(x, _unsupported_reason(c, d, f), "rfdb")
+    if backend == "reference":
         return reference.rfdb(x, weights, slope)
-    w = weights
-    flat = [t for conv in (*w.distil, *w.refine, *w[2:]) for t in conv]
-    return _rfdb(body, (x, *flat), (slope,))[0]
+    return RFDB(backend, Inputs(x, *weights), Options(slope))[0]
 
 
-def _refusal(*channels: int | None) -> str | None:
+def _unsupported_reason(*channels: int | None) -> str | None:
     """Why the fused kernels cannot take so many channels, if so."""
     widest = max(c or 0 for c in channels)
     return f"it has {widest} channels, and the fused kernels hold at most {WIDEST}" if widest > WIDEST else None
 
 
-def _distill_stage_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p = pieces("rfdb", body)
-    x, *weights = given(tensors)
-    return list(p.stage(p.layout(x), *weights, options[0]))
+class Options(NamedTuple):
+    slope: float
+
+
+class NoOptions(NamedTuple):
+    pass
+
+
+class StageInputs(NamedTuple):
+    x: Tensor
+    distil: Conv
+    refine: Conv
+
+
+def _distill_stage_forward(
+    f: RFDBBackend, t: StageInputs, options: Options, _save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return f.stage(f.layout(t.x), t.distil, t.refine, options.slope), ()
 
 
 def _distill_stage_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, found = pieces("rfdb", body), Gradients(tensors, needs)
-    x, distil, _, refine, _ = given(tensors)
-    gy, gd = given(gradients)
-    x, gy, gd = map(p.layout, (x, gy, gd))
-    e, z = (p.masked(g, p.layout(of), options[0]) for g, of in zip((gy, gd), kept, strict=True)) if kept else (gy, gd)
-    if found.wants(0):
-        found.put(0, p.input_gradient(e, refine, x, padding=1, residual=True, extra=(p.written(z), distil)))
-    if found.wants(1, 2):
-        found.put(1, *p.weight_gradient(z, x, distil))
-    if found.wants(3, 4):
-        found.put(3, *p.weight_gradient(e, x, refine, padding=1))
-    return found.list()
+    f: RFDBBackend,
+    gradients: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    t: StageInputs,
+    options: Options,
+    wanted: Wanted,
+) -> Gradients:
+    x, found = f.layout(t.x), Gradients()
+    e, z = map(f.layout, gradients)
+    if saved:
+        e, z = (f.masked(g, f.layout(of), options.slope) for g, of in zip((e, z), saved, strict=True))
+    if wanted("x"):
+        extra = f.written(z), t.distil.weight
+        found["x"] = f.input_gradient(e, t.refine.weight, x, padding=1, residual=True, extra=extra)
+    if wanted("distil"):
+        found["distil"] = f.weight_gradient(z, x, t.distil.weight)
+    if wanted("refine"):
+        found["refine"] = f.weight_gradient(e, x, t.refine.weight, padding=1)
+    return found
 
 
-def _distill_fuse_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p = pieces("rfdb", body)
-    x, d1, d2, d3, *weights = given(tensors)
-    y, a, d4 = p.fuse(*map(p.layout, (x, d1, d2, d3)), *weights, options[0], keep)
-    return [y, a, *given([d4])]
+class FuseInputs(NamedTuple):
+    x: Tensor
+    d1: Tensor
+    d2: Tensor
+    d3: Tensor
+    last: Conv
+    fuse: Conv
+    squeeze: Conv
+
+
+def _distill_fuse_forward(
+    f: RFDBBackend, t: FuseInputs, options: Options, save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    d = f.layout(t.d1), f.layout(t.d2), f.layout(t.d3)
+    y, a, d4 = f.fuse(f.layout(t.x), d, t.last, t.fuse, t.squeeze, options.slope, save)
+    return (y, a), () if d4 is None else (d4,)
 
 
 def _distill_fuse_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, found = pieces("rfdb", body), Gradients(tensors, needs)
-    slope = options[0]
-    x, d1, d2, d3, *weights = given(tensors)
-    gy, ga = map(p.layout, given(gradients))
-    x, d1, d2, d3 = map(p.layout, (x, d1, d2, d3))
-    last, _, fuse, fuse_bias, squeeze, _ = weights
-    d4 = p.layout(kept[0])
-    y = p.fused(d1, d2, d3, d4, fuse, fuse_bias)
-    z, fused = p.fuse_backward(gy, ga, y, d1, d2, d3, d4, fuse, squeeze, slope, 1.0)
-    found.put(6, *fused)
-    found.put(1, *z[:3])
-    if found.wants(0):
-        found.put(0, p.input_gradient(z[3], last, x, padding=1))
-    if found.wants(4, 5):
-        found.put(4, *p.weight_gradient(z[3], x, last, padding=1))
-    return found.list()
+    f: RFDBBackend,
+    gradients: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    t: FuseInputs,
+    options: Options,
+    wanted: Wanted,
+) -> Gradients:
+    gy, ga = map(f.layout, gradients)
+    x, d = f.layout(t.x), (f.layout(t.d1), f.layout(t.d2), f.layout(t.d3), f.layout(saved[0]))
+    y = f.fused(d, t.fuse)
+    z, dfuse, dsqueeze = f.fuse_backward(gy, ga, y, d, t.fuse.weight, t.squeeze.weight, options.slope, 1.0)
+    found: Gradients = {"d1": z[0], "d2": z[1], "d3": z[2], "fuse": dfuse, "squeeze": dsqueeze}
+    if wanted("x"):
+        found["x"] = f.input_gradient(z[3], t.last.weight, x, padding=1)
+    if wanted("last"):
+        found["last"] = f.weight_gradient(z[3], x, t.last.weight, padding=1)
+    return found
 
 
-def _esa_gate_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p = pieces("rfdb", body)
-    y, a, v, *weights = given(tensors)
-    return [p.gate(*map(p.layout, (y, a, v)), *weights)]
+class GateInputs(NamedTuple):
+    y: Tensor
+    a: Tensor
+    v: Tensor
+    skip: Conv
+    expand: Conv
+
+
+def _esa_gate_forward(
+    f: RFDBBackend, t: GateInputs, _options: NoOptions, _save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return (f.gate(f.layout(t.y), f.layout(t.a), f.layout(t.v), t.skip, t.expand),), ()
 
 
 def _esa_gate_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, found = pieces("rfdb", body), Gradients(tensors, needs)
-    y, a, v, *weights = given(tensors)
-    g, y, a, v = map(p.layout, (*given(gradients), y, a, v))
-    dy, da, dt, of_weights = p.gate_backward(g, y, a, v, *weights)
-    found.put(0, dy, da)
-    if found.wants(2):
-        found.put(2, p.upsample_backward(dt, v))
-    found.put(3, *of_weights)
-    return found.list()
+    f: RFDBBackend,
+    gradients: Sequence[Tensor],
+    _saved: Sequence[Tensor],
+    t: GateInputs,
+    _options: NoOptions,
+    wanted: Wanted,
+) -> Gradients:
+    v = f.layout(t.v)
+    dy, da, dt, dskip, dexpand = f.gate_backward(
+        f.layout(gradients[0]), f.layout(t.y), f.layout(t.a), v, t.skip, t.expand
+    )
+    found: Gradients = {"y": dy, "a": da, "skip": dskip, "expand": dexpand}
+    if wanted("v"):
+        found["v"] = f.upsample_backward(dt, v)
+    return found
 
 
-# Places of the block's tensors: the input, then weight and bias of each convolution in the order of RFDBWeights.
-X, DISTIL, REFINE, LAST, FUSE, SQUEEZE, SKIP, CONV2, CONV_MAX, CONV3, CONV3_, EXPAND, END = (
-    0, 1, 7, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
-)  # fmt: skip
+class Inputs(NamedTuple):
+    """The input, and the fields of `RFDBWeights`."""
+
+    x: Tensor
+    distil: tuple[Conv, Conv, Conv]
+    refine: tuple[Conv, Conv, Conv]
+    distil_last: Conv
+    fuse: Conv
+    conv1: Conv
+    conv_f: Conv
+    conv2: Conv
+    conv_max: Conv
+    conv3: Conv
+    conv3_: Conv
+    conv4: Conv
 
 
-def _rfdb_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p, slope = pieces("rfdb", body), options[0]
-    t = given(tensors)
-    x = [p.layout(t[X])]
+def _rfdb_forward(f: RFDBBackend, t: Inputs, options: Options, save: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    slope = options.slope
+    x = [f.layout(t.x)]
     d = []
-    for j in range(3):
-        distil, refine = DISTIL + 2 * j, REFINE + 2 * j
-        x_j, d_j = p.stage(x[-1], *t[distil : distil + 2], *t[refine : refine + 2], slope)
-        x = [*x, x_j] if keep else [x_j]
+    for distil, refine in zip(t.distil, t.refine, strict=True):
+        x_j, d_j = f.stage(x[-1], distil, refine, slope)
+        x = [*x, x_j] if save else [x_j]
         d.append(d_j)
-    y, a, d4 = p.fuse(x[-1], *d, *t[LAST:SKIP], slope, keep)
+    y, a, d4 = f.fuse(x[-1], d, t.distil_last, t.fuse, t.conv1, slope, save)
     del d
-    pooled, index = p.pool(p.conv(a, *t[CONV2:CONV_MAX], stride=2))
-    low1 = p.conv(pooled, *t[CONV_MAX:CONV3], padding=1, slope=0.0)
-    low2 = p.conv(low1, *t[CONV3:CONV3_], padding=1, slope=0.0)
-    v = p.conv(low2, *t[CONV3_:EXPAND], padding=1)
-    out = p.gate(y, a, v, *t[SKIP:CONV2], *t[EXPAND:END])
-    return [out, *x[1:], *given([d4]), a, index, pooled, low1, low2, v] if keep else [out]
+    pooled, index = f.pool(f.conv(a, *t.conv2, stride=2))
+    low1 = f.conv(pooled, *t.conv_max, padding=1, slope=0.0)
+    low2 = f.conv(low1, *t.conv3, padding=1, slope=0.0)
+    v = f.conv(low2, *t.conv3_, padding=1)
+    out = f.gate(y, a, v, t.conv_f, t.conv4)
+    return (out,), () if d4 is None else (*x[1:], d4, a, index, pooled, low1, low2, v)
 
 
 def _rfdb_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, slope, found = pieces("rfdb", body), options[0], Gradients(tensors, needs)
-    t = given(tensors)
-    (g,) = given(gradients)
+    f: RFDBBackend,
+    gradients: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    t: Inputs,
+    options: Options,
+    wanted: Wanted,
+) -> Gradients:
+    slope, found = options.slope, Gradients()
     # In their layout already, unless something between the passes, as a compiler may, laid them out anew.
-    x1, x2, x3, d4, a, index, pooled, low1, low2, v = map(p.layout, kept)
-    x = [p.layout(t[X]), x1, x2, x3]
-
-    def weights(place: int, e: Tensor, x: Tensor, stride: int = 1, padding: int = 0) -> None:
-        if found.wants(place, place + 1):
-            found.put(place, *p.weight_gradient(e, x, t[place], stride=stride, padding=padding))
-
-    d = [p.conv(x[j], *t[DISTIL + 2 * j : DISTIL + 2 * j + 2], slope=slope) for j in range(3)]
-    y = p.fused(*d, d4, *t[FUSE:SQUEEZE])
-    dy, da, dt, of_gate = p.gate_backward(p.layout(g), y, a, v, *t[SKIP:CONV2], *t[EXPAND:END])
-    found.put(SKIP, *of_gate[:2])
-    found.put(EXPAND, *of_gate[2:])
+    x1, x2, x3, d4, a, index, pooled, low1, low2, v = map(f.layout, saved)
+    x = f.layout(t.x), x1, x2, x3
+    d1, d2, d3 = (f.conv(x_j, *distil, slope=slope) for x_j, distil in zip(x[:3], t.distil, strict=True))
+    y = f.fused((d1, d2, d3, d4), t.fuse)
+    dy, da, dt, found["conv_f"], found["conv4"] = f.gate_backward(f.layout(gradients[0]), y, a, v, t.conv_f, t.conv4)
 
     # ESA's low branch.
-    e = p.upsample_backward(dt, v)
+    e = f.upsample_backward(dt, v)
     del dt
-    weights(CONV3_, e, low2, padding=1)
-    e = p.input_gradient(e, t[CONV3_], low2, padding=1, mask=0.0)
-    weights(CONV3, e, low1, padding=1)
-    e = p.input_gradient(e, t[CONV3], low1, padding=1, mask=0.0)
-    weights(CONV_MAX, e, pooled, padding=1)
-    e = p.input_gradient(e, t[CONV_MAX], pooled, padding=1)
-    e = p.pool_backward(e, index, p.conv(a, *t[CONV2:CONV_MAX], stride=2))
-    weights(CONV2, e, a, stride=2)
-    da += p.input_gradient(e, t[CONV2], a, stride=2)
+    if wanted("conv3_"):
+        found["conv3_"] = f.weight_gradient(e, low2, t.conv3_.weight, padding=1)
+    e = f.input_gradient(e, t.conv3_.weight, low2, padding=1, mask=0.0)
+    if wanted("conv3"):
+        found["conv3"] = f.weight_gradient(e, low1, t.conv3.weight, padding=1)
+    e = f.input_gradient(e, t.conv3.weight, low1, padding=1, mask=0.0)
+    if wanted("conv_max"):
+        found["conv_max"] = f.weight_gradient(e, pooled, t.conv_max.weight, padding=1)
+    e = f.input_gradient(e, t.conv_max.weight, pooled, padding=1)
+    e = f.pool_backward(e, index, f.conv(a, *t.conv2, stride=2))
+    if wanted("conv2"):
+        found["conv2"] = f.weight_gradient(e, a, t.conv2.weight, stride=2)
+    da += f.input_gradient(e, t.conv2.weight, a, stride=2)
 
-    z, of_fuse = p.fuse_backward(dy, da, y, *d, d4, t[FUSE], t[SQUEEZE], slope, slope)
-    del dy, da, y, d
-    found.put(FUSE, *of_fuse)
-    weights(LAST, z[3], x[3], padding=1)
-    e = p.input_gradient(z[3], t[LAST], x[3], padding=1, mask=slope)
+    z, found["fuse"], found["conv1"] = f.fuse_backward(
+        dy, da, y, (d1, d2, d3, d4), t.fuse.weight, t.conv1.weight, slope, slope
+    )
+    del dy, da, y, d1, d2, d3
+    if wanted("distil_last"):
+        found["distil_last"] = f.weight_gradient(z[3], x3, t.distil_last.weight, padding=1)
+    e = f.input_gradient(z[3], t.distil_last.weight, x3, padding=1, mask=slope)
+    of_distil, of_refine = [], []
     for j in (2, 1, 0):
-        weights(REFINE + 2 * j, e, x[j], padding=1)
-        weights(DISTIL + 2 * j, z[j], x[j])
-        if j > 0 or found.wants(X):
-            refine, distil = t[REFINE + 2 * j], t[DISTIL + 2 * j]
+        distil, refine = t.distil[j].weight, t.refine[j].weight
+        if wanted("refine"):
+            of_refine.append(f.weight_gradient(e, x[j], refine, padding=1))
+        if wanted("distil"):
+            of_distil.append(f.weight_gradient(z[j], x[j], distil))
+        if j > 0 or wanted("x"):
             mask = slope if j > 0 else 1.0
-            e = p.input_gradient(e, refine, x[j], padding=1, residual=True, extra=(z[j], distil), mask=mask)
-    found.put(X, e)
-    return found.list()
+            e = f.input_gradient(e, refine, x[j], padding=1, residual=True, extra=(z[j], distil), mask=mask)
+    found |= {"x": e, "distil": of_distil[::-1], "refine": of_refine[::-1]}
+    return found
 
 
-_distill_stage = Op("distill_stage", 2, _distill_stage_forward, _distill_stage_backward, keeps_results=activated)
-_distill_fuse = Op("distill_fuse", 2, _distill_fuse_forward, _distill_fuse_backward)
-_esa_gate = Op("esa_gate", 1, _esa_gate_forward, _esa_gate_backward)
-_rfdb = Op("rfdb", 1, _rfdb_forward, _rfdb_backward)
+DISTILL_STAGE = Op(
+    "distill_stage",
+    StageInputs,
+    Options,
+    implementation,
+    _distill_stage_forward,
+    _distill_stage_backward,
+    outputs=("y", "d"),
+    saves_outputs=lambda options: options.slope != 1,  # backward needs their signs
+)
+DISTILL_FUSE = Op(
+    "distill_fuse",
+    FuseInputs,
+    Options,
+    implementation,
+    _distill_fuse_forward,
+    _distill_fuse_backward,
+    outputs=("y", "a"),
+)
+ESA_GATE = Op("esa_gate", GateInputs, NoOptions, implementation, _esa_gate_forward, _esa_gate_backward)
+RFDB = Op("rfdb", Inputs, Options, implementation, _rfdb_forward, _rfdb_backward)

@@ -3,57 +3,45 @@
 Images are `[B, C, H, W]` in channels-last memory. `slope` is that of an activation's negative side: 1 none, 0 ReLU.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lmfn_kernels.conv.torch_backend import conv, input_gradient, layout, masked, masked_, weight_gradient, written
-from lmfn_kernels.upsample.torch_backend import upsample, upsample_backward
+from lmfn_kernels.upsample.torch_backend import upsample, upsample_add, upsample_backward, upsampled_conv
+from lmfn_kernels.weights import Conv
 
 __all__ = [
     "conv", "fuse", "fuse_backward", "fused", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool",
-    "pool_backward", "stage", "upsample_backward", "weight_gradient", "written",
+    "pool_backward", "stage", "upsample_add", "upsample_backward", "upsampled_conv", "weight_gradient", "written",
 ]  # fmt: skip
 
 aten = torch.ops.aten
 
 
-def stage(
-    x: Tensor, distil: Tensor, distil_bias: Tensor, refine: Tensor, refine_bias: Tensor, slope: float
-) -> tuple[Tensor, Tensor]:
-    return conv(x, refine, refine_bias, x, padding=1, slope=slope), conv(x, distil, distil_bias, slope=slope)
+def stage(x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, Tensor]:
+    return conv(x, *refine, x, padding=1, slope=slope), conv(x, *distil, slope=slope)
 
 
 def fuse(
-    x: Tensor,
-    d1: Tensor,
-    d2: Tensor,
-    d3: Tensor,
-    last: Tensor,
-    last_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    squeeze: Tensor,
-    squeeze_bias: Tensor,
-    slope: float,
-    keep: bool,
+    x: Tensor, d: Sequence[Tensor], last: Conv, fuse: Conv, squeeze: Conv, slope: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """y, a, and d4 where `keep` is set."""
-    d4 = conv(x, last, last_bias, padding=1, slope=slope)
-    y = fused(d1, d2, d3, d4, weight, bias)
-    return y, conv(y, squeeze, squeeze_bias), d4 if keep else None
+    d4 = conv(x, *last, padding=1, slope=slope)
+    y = fused((*d, d4), fuse)
+    return y, conv(y, *squeeze), d4 if save else None
 
 
-def fused(d1: Tensor, d2: Tensor, d3: Tensor, d4: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """y, map by map: to lie side by side in memory they would have to be copied."""
-    parts = weight.chunk(4, dim=1)
-    y = conv(d1, parts[0], bias)
-    for d, part in zip((d2, d3, d4), parts[1:], strict=True):
-        y += conv(d, part, None)
+def fused(d: Sequence[Tensor], fuse: Conv) -> Tensor:
+    # Map by map: to lie side by side in memory they would have to be copied.
+    parts = fuse.weight.chunk(4, dim=1)
+    y = conv(d[0], parts[0], fuse.bias)
+    for d_j, part in zip(d[1:], parts[1:], strict=True):
+        y += conv(d_j, part, None)
     return y
 
 
 def pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum over 7x7 at stride 3, and which one it was."""
     values, index = aten.max_pool2d_with_indices.default(x, [7, 7], [3, 3])
     return layout(values), layout(index)
 
@@ -62,45 +50,38 @@ def pool_backward(g: Tensor, index: Tensor, x: Tensor) -> Tensor:
     return layout(aten.max_pool2d_with_indices_backward.default(g, x, [7, 7], [3, 3], [0, 0], [1, 1], False, index))
 
 
-def gate(
-    y: Tensor, a: Tensor, v: Tensor, skip: Tensor, skip_bias: Tensor, expand: Tensor, expand_bias: Tensor
-) -> Tensor:
-    s = conv(conv(a, skip, skip_bias, upsample(v, y)), expand, expand_bias)
+def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tensor:
+    s = conv(conv(a, *skip, upsample(v, y)), *expand)
     return s.sigmoid_().mul_(y)
 
 
 def gate_backward(
-    g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Tensor, skip_bias: Tensor, expand: Tensor, expand_bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Gradients of y, of a, of v brought up to y's size, and of the four weights."""
-    t = conv(a, skip, skip_bias, upsample(v, y))
-    s = conv(t, expand, expand_bias)
+    g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    t = conv(a, *skip, upsample(v, y))
+    s = conv(t, *expand)
     dy = s.sigmoid().mul_(g)
     # Not 1 - sigmoid(s), which has no digits left in 16 bits where s is large.
     ds = s.neg_().sigmoid_().mul_(dy).mul_(y)
-    dt = input_gradient(ds, expand, t)
-    weights = *weight_gradient(dt, a, skip), *weight_gradient(ds, t, expand)
-    return dy, input_gradient(dt, skip, a), dt, weights
+    dt = input_gradient(ds, expand.weight, t)
+    dskip, dexpand = weight_gradient(dt, a, skip.weight), weight_gradient(ds, t, expand.weight)
+    return dy, input_gradient(dt, skip.weight, a), dt, dskip, dexpand
 
 
 def fuse_backward(
     gy: Tensor,
     ga: Tensor,
     y: Tensor,
-    d1: Tensor,
-    d2: Tensor,
-    d3: Tensor,
-    d4: Tensor,
+    d: Sequence[Tensor],
     weight: Tensor,
     squeeze: Tensor,
     slope: float,
     d_slope: float,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Gradients before the activations of d1..d4 (of d1..d3 with `d_slope`), and of both weights and biases."""
+) -> tuple[list[Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     dy = input_gradient(ga, squeeze, y).add_(gy)
-    maps, parts = (d1, d2, d3, d4), weight.chunk(4, dim=1)
-    of_parts, of_biases = zip(*map(weight_gradient, [dy] * 4, maps, parts), strict=True)
-    of_weight = torch.empty_like(weight).copy_(torch.cat(of_parts, dim=1))
+    parts = weight.chunk(4, dim=1)
+    of_parts, of_biases = zip(*map(weight_gradient, [dy] * 4, d, parts), strict=True)
+    dweight = torch.empty_like(weight).copy_(torch.cat(of_parts, dim=1))
     slopes = (d_slope, d_slope, d_slope, slope)
-    z = tuple(masked_(input_gradient(dy, part, d), d, of_d) for part, d, of_d in zip(parts, maps, slopes, strict=True))
-    return z, (of_weight, of_biases[0], *weight_gradient(ga, y, squeeze))
+    z = [masked_(input_gradient(dy, part, d_j), d_j, of_d) for part, d_j, of_d in zip(parts, d, slopes, strict=True)]
+    return z, (dweight, of_biases[0]), weight_gradient(ga, y, squeeze)

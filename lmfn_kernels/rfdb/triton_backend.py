@@ -1,5 +1,6 @@
 """RFDB on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,29 +23,28 @@ from lmfn_kernels.runtime.launch import (
     unmasked,
     weights,
 )
-from lmfn_kernels.upsample.triton_backend import strides, upsample_backward
+from lmfn_kernels.upsample.triton_backend import strides, upsample_add, upsample_backward, upsampled_conv
+from lmfn_kernels.weights import Conv
 
 __all__ = [
     "conv", "fuse", "fuse_backward", "fused", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool",
-    "pool_backward", "stage", "upsample_backward", "weight_gradient", "written",
+    "pool_backward", "stage", "upsample_add", "upsample_backward", "upsampled_conv", "weight_gradient", "written",
 ]  # fmt: skip
 
 
-def stage(
-    x: Tensor, distil: Tensor, distil_bias: Tensor, refine: Tensor, refine_bias: Tensor, slope: float
-) -> tuple[Tensor, Tensor]:
-    out, d = empty(x, *x.shape), empty(x, x.shape[0], distil.shape[0], *x.shape[2:])
+def stage(x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, Tensor]:
+    out, d = empty(x, *x.shape), empty(x, x.shape[0], distil.weight.shape[0], *x.shape[2:])
     convolve(
         out,
         [x],
         unmasked(x),
-        matrix(refine),
+        matrix(refine.weight),
         mode="same",
         padding=1,
-        bias=refine_bias,
+        bias=refine.bias,
         residual=unmasked(x),
         slope=slope,
-        distil=(matrix(distil), distil_bias, d),
+        distil=(matrix(distil.weight), distil.bias, d),
     )
     return out, d
 
@@ -54,34 +54,22 @@ def _size(c: Config, x: Tensor) -> dict[str, Any]:
 
 
 def fuse(
-    x: Tensor,
-    d1: Tensor,
-    d2: Tensor,
-    d3: Tensor,
-    last: Tensor,
-    last_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    squeeze: Tensor,
-    squeeze_bias: Tensor,
-    slope: float,
-    keep: bool,
+    x: Tensor, d: Sequence[Tensor], last: Conv, fuse: Conv, squeeze: Conv, slope: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """y, a, and d4 where `keep` is set."""
     b, _, h, w = x.shape
-    a, d4 = empty(x, b, squeeze.shape[0], h, w), empty(x, b, last.shape[0], h, w) if keep else None
-    y = _fuse((x, last, last_bias), (d1, d2, d3, d4), weight, bias, (a, squeeze, squeeze_bias), slope)
+    a = empty(x, b, squeeze.weight.shape[0], h, w)
+    d4 = empty(x, b, last.weight.shape[0], h, w) if save else None
+    y = _fuse((x, *last), (*d, d4), *fuse, (a, *squeeze), slope)
     return y, a, d4
 
 
-def fused(d1: Tensor, d2: Tensor, d3: Tensor, d4: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """y again."""
-    return _fuse(None, (d1, d2, d3, d4), weight, bias, None, 1.0)
+def fused(d: Sequence[Tensor], fuse: Conv) -> Tensor:
+    return _fuse(None, d, *fuse, None, 1.0)
 
 
 def _fuse(
     first: tuple[Tensor, Tensor, Tensor] | None,
-    maps: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    maps: Sequence[Tensor | None],
     weight: Tensor,
     bias: Tensor,
     after: tuple[Tensor, Tensor, Tensor] | None,
@@ -91,6 +79,7 @@ def _fuse(
     x, last, last_bias = first or (None, None, None)
     a, squeeze, squeeze_bias = after or (None, None, None)
     d1, ch = maps[0], weight.shape[0]
+    assert d1 is not None
     n, f = d1.shape[1], 1 if a is None else a.shape[1]
     block_k, block_c, block_d, block_f = block(1 if x is None else x.shape[1]), block(ch), block(n), block(f)
     c = config("fuse", d1)
@@ -128,23 +117,19 @@ def fuse_backward(
     gy: Tensor,
     ga: Tensor,
     y: Tensor,
-    d1: Tensor,
-    d2: Tensor,
-    d3: Tensor,
-    d4: Tensor,
+    d: Sequence[Tensor],
     weight: Tensor,
     squeeze: Tensor,
     slope: float,
     d_slope: float,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Gradients before the activations of d1..d4 (of d1..d3 with `d_slope`), and of both weights and biases."""
-    ch, n, f = y.shape[1], d1.shape[1], ga.shape[1]
+) -> tuple[list[Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    ch, n, f = y.shape[1], d[0].shape[1], ga.shape[1]
     block_c, block_d, block_f = block(ch), block(n), block(f)
     c = config("fuse_backward", y)
     splits = min(c.splits, tiles(y, c))
-    z = [empty(d1, *d1.shape) for _ in range(4)]
+    z = [empty(d_j, *d_j.shape) for d_j in d]
     dfuse, dfuse_bias = partial(y, splits, (ch, 4 * n)), partial(y, splits, (ch,))
-    d, parts = (d1, d2, d3, d4), weight.chunk(4, dim=1)
+    parts = weight.chunk(4, dim=1)
     for i in (0, 2):
         run(
             kernels.fuse_backward_kernel,
@@ -174,7 +159,7 @@ def fuse_backward(
             STAGES=c.stages,
             **_size(c, y),
         )
-    return tuple(z), (_like(weight, dfuse), total(dfuse_bias), *weight_gradient(ga, y, squeeze))
+    return z, (_like(weight, dfuse), total(dfuse_bias)), weight_gradient(ga, y, squeeze)
 
 
 def _like(weight: Tensor, partials: Tensor) -> Tensor:
@@ -182,19 +167,17 @@ def _like(weight: Tensor, partials: Tensor) -> Tensor:
     return torch.empty_like(weight).copy_(total(partials).reshape(weight.shape))
 
 
-def _gate(
-    y: Tensor, a: Tensor, v: Tensor, skip: Tensor, skip_bias: Tensor, expand: Tensor, expand_bias: Tensor, c: Config
-) -> dict[str, Any]:
+def _gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, c: Config) -> dict[str, Any]:
     """What the gate's kernels have in common."""
     block_c, block_f = block(y.shape[1]), block(a.shape[1])
     return {
         "t_y": pixels(y, c, block_c),
         "t_a": pixels(a, c, block_f),
         "p_v": v,
-        "t_skip": weights(matrix(skip), block_f, block_f),
-        "p_skip_bias": skip_bias,
-        "t_expand": weights(matrix(expand), block_f, block_c),
-        "p_expand_bias": expand_bias,
+        "t_skip": weights(matrix(skip.weight), block_f, block_f),
+        "p_skip_bias": skip.bias,
+        "t_expand": weights(matrix(expand.weight), block_f, block_c),
+        "p_expand_bias": expand.bias,
         "C": y.shape[1],
         "F": a.shape[1],
         "LOW_H": v.shape[2],
@@ -208,20 +191,17 @@ def _gate(
     }
 
 
-def gate(
-    y: Tensor, a: Tensor, v: Tensor, skip: Tensor, skip_bias: Tensor, expand: Tensor, expand_bias: Tensor
-) -> Tensor:
+def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tensor:
     c = config("gate", y)
     out = empty(y, *y.shape)
-    common = _gate(y, a, v, skip, skip_bias, expand, expand_bias, c)
+    common = _gate(y, a, v, skip, expand, c)
     run(kernels.gate_kernel, y, (tiles(y, c),), c, t_out=pixels(out, c, common["BLOCK_C"]), **common)
     return out
 
 
 def gate_backward(
-    g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Tensor, skip_bias: Tensor, expand: Tensor, expand_bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Gradients of y, of a, of v brought up to y's size, and of the four weights."""
+    g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     ch, f = y.shape[1], a.shape[1]
     block_c, block_f = block(ch), block(f)
     c = config("gate_backward", y)
@@ -245,13 +225,13 @@ def gate_backward(
         B=y.shape[0],
         SPLITS=splits,
         STAGES=c.stages,
-        **_gate(y, a, v, skip, skip_bias, expand, expand_bias, c),
+        **_gate(y, a, v, skip, expand, c),
     )
-    return dy, da, dt, (_like(skip, dskip), total(dskip_bias), _like(expand, dexpand), total(dexpand_bias))
+    of_skip, of_expand = _like(skip.weight, dskip), _like(expand.weight, dexpand)
+    return dy, da, dt, (of_skip, total(dskip_bias)), (of_expand, total(dexpand_bias))
 
 
 def pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum over 7x7 at stride 3, and which one it was (int8)."""
     b, f, h, w = x.shape
     low = (h - 7) // 3 + 1, (w - 7) // 3 + 1
     out, index = empty(x, b, f, *low), empty(x, b, f, *low, dtype=torch.int8)

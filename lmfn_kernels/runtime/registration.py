@@ -8,30 +8,19 @@ launches do nothing on those.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from lmfn_kernels.runtime.schema import Argument, from_arguments, schema, sizes, to_arguments, to_lists, to_tensors
 
 InputsT = TypeVar("InputsT", bound=NamedTuple)
 OptionsT = TypeVar("OptionsT", bound=NamedTuple)
 BackendT = TypeVar("BackendT")
 
-Field = Tensor | None | list[Tensor]
-"""The value of one of an op's inputs."""
-
 Gradients = dict[str, Any]
-"""By the inputs' names: a tensor, or of a list of tensors a list."""
-
-SCHEMA_TYPES: dict[Any, str] = {
-    Tensor: "Tensor",
-    Tensor | None: "Tensor?",
-    list[Tensor]: "Tensor[]",
-    bool: "bool",
-    int: "int",
-    float: "float",
-    str: "str",
-}
+"""By the inputs' names, each as its input is: a tensor, or a tuple or list of them."""
 
 _library = torch.library.Library("lmfn", "FRAGMENT")
 
@@ -43,7 +32,7 @@ class Wanted:
         self._by_name = by_name
 
     def __call__(self, *names: str) -> bool:
-        """Whether any of these inputs' is; for a list of tensors, any of theirs."""
+        """Whether that of any tensor of these inputs is."""
         return any(self._by_name[name] for name in names)
 
 
@@ -68,9 +57,9 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
     ) -> None:
         """Declare and register `lmfn::name` and `lmfn::name_backward`.
 
-        `inputs` has a field per tensor (`Tensor`, `Tensor | None`) or list of tensors (`list[Tensor]`), the first of
-        them never None; `options` has a field per `bool`, `int`, `float` or `str`. `implementation` maps a backend's
-        name to its functions, which are the first argument of both passes:
+        `inputs` has fields of type `Tensor`, `Tensor | None`, `list[Tensor]`, or tuples of those like `Conv`; the first
+        tensor is never None. `options` has fields of type `bool`, `int`, `float` or `str`. `implementation` maps a
+        backend's name to its functions, which are the first argument of both passes:
 
         `forward(functions, inputs, options, save)` gives the outputs and, if `save`, what backward needs besides.
 
@@ -79,14 +68,11 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         forward gave; where `saves_outputs(options)`, the outputs come first. `unsaved_inputs` are None there.
         """
         self.name, self.inputs, self.options, self.outputs = name, inputs, options, tuple(outputs)
-        self.saves_outputs, self.unsaved_inputs = saves_outputs, tuple(unsaved_inputs)
+        self.saves_outputs = saves_outputs
         self._implementation, self._forward, self._backward = implementation, forward, backward
-        tensors, numbers = (
-            {field: SCHEMA_TYPES[kind] for field, kind in get_type_hints(fields).items()}
-            for fields in (inputs, options)
-        )
-        self._fields = tuple(tensors)
-        saved = tensors | dict.fromkeys(self.unsaved_inputs, "Tensor?")
+        tensors, numbers = schema(inputs), schema(options)
+        self.saves = [argument not in unsaved_inputs for argument in tensors]
+        saved = tensors | dict.fromkeys(unsaved_inputs, "Tensor?")
         gradients = {f"grad_{output}": "Tensor" for output in self.outputs}
         self.registered = _register(name, tensors | numbers | {"save": "bool"}, self._forward_flat)
         self.registered_backward = _register(
@@ -100,30 +86,31 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
 
     def __call__(self, backend: str, inputs: InputsT, options: OptionsT) -> tuple[Tensor, ...]:
         """Cast for autocast, once and here: all but vectors (biases), which the backends take in float32."""
-        tensors, sizes = _flatten(inputs)
-        first = tensors[0]
-        if first is None or not _autocasts(first):
-            return self._apply(backend, options, sizes, tensors)
-        device = first.device.type
+        arguments = to_arguments(inputs)
+        tensors, lengths = to_tensors(arguments), sizes(arguments)
+        if not _autocasts(tensors[0]):
+            return self._apply(backend, options, lengths, tensors)
+        device = tensors[0].device.type
         dtype = torch.get_autocast_dtype(device)
         cast = [t.to(dtype) if t is not None and t.ndim > 1 and t.dtype != torch.float64 else t for t in tensors]
         with torch.autocast(device, enabled=False):
-            return self._apply(backend, options, sizes, cast)
+            return self._apply(backend, options, lengths, cast)
 
     def _apply(
-        self, backend: str, options: OptionsT, sizes: tuple[int, ...], tensors: Sequence[Tensor | None]
+        self, backend: str, options: OptionsT, lengths: tuple[int, ...], tensors: Sequence[Tensor | None]
     ) -> tuple[Tensor, ...]:
         save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         if torch.compiler.is_compiling() and not save:
             # torch.compile would call the autograd function's forward with a context, which it does not take.
-            results: Sequence[Tensor] = self.registered(backend, *_nest(tensors, sizes), *options, save)
+            results: Sequence[Tensor] = self.registered(backend, *to_lists(tensors, lengths), *options, save)
         else:
-            results = self.function.apply(self, backend, options, sizes, save, *tensors)
+            results = self.function.apply(self, backend, options, lengths, save, *tensors)
         return tuple(results[: len(self.outputs)])
 
-    def forward(self, backend: str, inputs: Sequence[Field], options: OptionsT, save: bool) -> list[Tensor]:
+    def forward(self, backend: str, arguments: Sequence[Argument], options: OptionsT, save: bool) -> list[Tensor]:
         """The outputs, then what else is saved."""
-        outputs, saved = self._forward(self._implementation(backend), self.inputs._make(inputs), options, save)
+        inputs: InputsT = from_arguments(self.inputs, iter(arguments))
+        outputs, saved = self._forward(self._implementation(backend), inputs, options, save)
         return [*outputs, *saved]
 
     def backward(
@@ -131,35 +118,32 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         backend: str,
         gradients: Sequence[Tensor],
         saved: Sequence[Tensor],
-        inputs: Sequence[Field],
+        arguments: Sequence[Argument],
         options: OptionsT,
         needs: Sequence[bool],
     ) -> list[Tensor]:
         """The gradients of those of the inputs' tensors that `needs` says, in order, each in its tensor's dtype."""
+        inputs: InputsT = from_arguments(self.inputs, iter(arguments))
+        tensors = {name: to_tensors(value) for name, value in inputs._asdict().items()}
         left = iter(needs)
-        named = {
-            name: [next(left) for _ in value] if isinstance(value, list) else [next(left)]
-            for name, value in zip(self._fields, inputs, strict=True)
-        }
-        wanted = Wanted({name: any(which) for name, which in named.items()})
-        functions = self._implementation(backend)
-        found = self._backward(functions, gradients, saved, self.inputs._make(inputs), options, wanted)
-        ordered = []
-        for (name, which), value in zip(named.items(), inputs, strict=True):
-            if wanted(name):
-                tensors, of_tensors = (v if isinstance(v, list) else [v] for v in (value, found[name]))
-                for tensor, gradient, need in zip(tensors, of_tensors, which, strict=True):
-                    if need:
-                        ordered.append(gradient if tensor is None else gradient.to(tensor.dtype))
-        return ordered
+        which = {name: [next(left) for _ in of_name] for name, of_name in tensors.items()}
+        wanted = Wanted({name: any(needed) for name, needed in which.items()})
+        found = self._backward(self._implementation(backend), gradients, saved, inputs, options, wanted)
+        return [
+            gradient if tensor is None else gradient.to(tensor.dtype)
+            for name in tensors
+            if wanted(name)
+            for tensor, gradient, need in zip(tensors[name], to_tensors(found[name]), which[name], strict=True)
+            if need
+        ]
 
     def _forward_flat(self, backend: str, *arguments: Any) -> list[Tensor]:
-        """As registered: field after field."""
-        n = len(self._fields)
+        """As registered."""
+        n = len(self.saves)
         return self.forward(backend, arguments[:n], self.options(*arguments[n:-1]), arguments[-1])
 
     def _backward_flat(self, backend: str, *arguments: Any) -> list[Tensor]:
-        n, m = len(self.outputs), len(self.outputs) + 1 + len(self._fields)
+        n, m = len(self.outputs), len(self.outputs) + 1 + len(self.saves)
         gradients, saved, inputs = arguments[:n], arguments[n], arguments[n + 1 : m]
         return self.backward(backend, gradients, saved, inputs, self.options(*arguments[m:-1]), arguments[-1])
 
@@ -179,24 +163,6 @@ def _register(name: str, arguments: Mapping[str, str], function: Callable[..., l
     return registered
 
 
-def _flatten(inputs: Sequence[Field]) -> tuple[list[Tensor | None], tuple[int, ...]]:
-    """All tensors, and how many there are to each field: -1 for one that is no list."""
-    tensors: list[Tensor | None] = []
-    for value in inputs:
-        tensors += value if isinstance(value, list) else [value]
-    return tensors, tuple(len(value) if isinstance(value, list) else -1 for value in inputs)
-
-
-def _nest(tensors: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
-    """The fields again."""
-    fields: list[Any] = []
-    first = 0
-    for size in sizes:
-        fields.append(tensors[first] if size < 0 else list(tensors[first : first + size]))
-        first += abs(size)
-    return fields
-
-
 def _one_by_one(function: Any, info: Any, in_dims: Sequence[Any], arguments: Sequence[Any]) -> Any:
     """`torch.vmap` of an autograd function: a call per element, as the kernels have no batch of weights."""
     found = [
@@ -214,32 +180,30 @@ def _one_by_one(function: Any, info: Any, in_dims: Sequence[Any], arguments: Seq
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(op: Any, backend: str, options: Any, sizes: Any, save: bool, *tensors: Any) -> Any:
-        inputs = _nest(tensors, sizes)
+    def forward(op: Any, backend: str, options: Any, lengths: Any, save: bool, *tensors: Any) -> Any:
+        arguments = to_lists(tensors, lengths)
         if torch.compiler.is_compiling():
-            return tuple(op.registered(backend, *inputs, *options, save))
-        return tuple(op.forward(backend, inputs, options, save))  # the dispatcher would only cost time
+            return tuple(op.registered(backend, *arguments, *options, save))
+        return tuple(op.forward(backend, arguments, options, save))  # the dispatcher would only cost time
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        op, backend, options, sizes, save, *tensors = inputs
-        ctx.op, ctx.backend, ctx.options, ctx.sizes = op, backend, options, sizes
+        op, backend, options, lengths, save, *tensors = inputs
+        ctx.op, ctx.backend, ctx.options, ctx.lengths = op, backend, options, lengths
         n = len(op.outputs)
         ctx.mark_non_differentiable(*output[n:])
         if save:
             saved = output if op.saves_outputs(options) else output[n:]
             ctx.saved = len(saved)
-            fields = zip(op.inputs._fields, _nest(tensors, sizes), strict=True)
-            kept, _ = _flatten([None if name in op.unsaved_inputs else value for name, value in fields])
-            ctx.save_for_backward(*saved, *kept)
+            arguments = zip(to_lists(tensors, lengths), op.saves, strict=True)
+            ctx.save_for_backward(*saved, *to_tensors([value if saves else None for value, saves in arguments]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         op: Op[Any, Any, Any] = ctx.op
         needs = ctx.needs_input_grad[5:]
         gradients = gradients[: len(op.outputs)]
-        saved = ctx.saved_tensors
-        arguments = op, ctx.backend, ctx.options, ctx.sizes, needs, ctx.saved, *gradients, *saved
+        arguments = op, ctx.backend, ctx.options, ctx.lengths, needs, ctx.saved, *gradients, *ctx.saved_tensors
         # As forward was: a backward pass may be called with autocast on.
         with torch.autocast(gradients[0].device.type, enabled=False) if _autocasts(gradients[0]) else nullcontext():
             run = _Backward.forward if torch.compiler.is_compiling() else op.backward_function.apply
@@ -259,12 +223,13 @@ class _Backward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(op: Any, backend: str, options: Any, sizes: Any, needs: Any, saved: int, *tensors: Any) -> Any:
+    def forward(op: Any, backend: str, options: Any, lengths: Any, needs: Any, saved: int, *tensors: Any) -> Any:
         n = len(op.outputs)
-        gradients, kept, inputs = tensors[:n], list(tensors[n : n + saved]), _nest(tensors[n + saved :], sizes)
+        gradients, kept = tensors[:n], list(tensors[n : n + saved])
+        arguments = to_lists(tensors[n + saved :], lengths)
         if torch.compiler.is_compiling():
-            return tuple(op.registered_backward(backend, *gradients, kept, *inputs, *options, list(needs)))
-        return tuple(op.backward(backend, gradients, kept, inputs, options, needs))
+            return tuple(op.registered_backward(backend, *gradients, kept, *arguments, *options, list(needs)))
+        return tuple(op.backward(backend, gradients, kept, arguments, options, needs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:

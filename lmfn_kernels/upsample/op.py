@@ -7,19 +7,20 @@ rounded up to 16 bytes, and nothing is kept for its backward. Under autocast, im
 Gradients are of first order.
 """
 
-# ruff: noqa: ARG001  (an op's forward and backward function have the same arguments for every op)
-
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lmfn_kernels.conv.op import check_conv, outputs_of
-from lmfn_kernels.runtime import backend, checks
-from lmfn_kernels.runtime.registration_by_offset import Gradients, Op, Tensors, given, pieces
+from lmfn_kernels.runtime import checks
+from lmfn_kernels.runtime.backend import choose
+from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 from lmfn_kernels.upsample import reference
-from lmfn_kernels.upsample.polyphase import PARTS, fold, unfold
+from lmfn_kernels.upsample.backend import UpsampleBackend, implementation
+from lmfn_kernels.upsample.polyphase import PARTS, fold_upsampling, unfold_gradient
 from lmfn_kernels.weights import Conv
 
 
@@ -28,8 +29,10 @@ def upsample_add(a: Tensor, b: Tensor) -> Tensor:
     checks.image("a", a)
     checks.image("b", b)
     checks.tensor("b", b, (*a.shape[:2], None, None), a)
-    body = backend.choose(a, None, "upsample_add")
-    return reference.upsample_add(a, b) if body == "reference" else _upsample_add(body, (a, b), ())[0]
+    backend = choose(a, None, "upsample_add")
+    if backend == "reference":
+        return reference.upsample_add(a, b)
+    return UPSAMPLE_ADD(backend, AddInputs(a, b), NoOptions())[0]
 
 
 def upsampled_conv3x3(x: Tensor, conv: Conv) -> Tensor:
@@ -40,68 +43,97 @@ def upsampled_conv3x3(x: Tensor, conv: Conv) -> Tensor:
     """
     checks.image("x", x)
     check_conv("conv", conv, outputs_of(conv), x.shape[1], 3, x)
-    body = backend.choose(x, None, "upsampled_conv3x3")
-    if body == "reference":
+    backend = choose(x, None, "upsampled_conv3x3")
+    if backend == "reference":
         return reference.upsampled_conv3x3(x, *conv)
-    return _upsampled_conv3x3(body, (x, *conv), ())[0]
+    return UPSAMPLED_CONV3X3(backend, ConvInputs(x, conv), NoOptions())[0]
 
 
-def _upsample_add_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p = pieces("upsample", body)
-    a, b = map(p.layout, given(tensors))
+class NoOptions(NamedTuple):
+    pass
+
+
+class AddInputs(NamedTuple):
+    a: Tensor
+    b: Tensor
+
+
+def _upsample_add_forward(
+    f: UpsampleBackend, t: AddInputs, _options: NoOptions, _save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    a, b = f.layout(t.a), f.layout(t.b)
     # Backward needs the size of b alone, and this has it without a byte.
-    return [p.upsample_add(b, a.shape[2:], a), b.new_empty((*b.shape[2:], 0))]
+    return (f.upsample_add(b, a.shape[2:], a),), (b.new_empty((*b.shape[2:], 0)),)
 
 
 def _upsample_add_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, (g,), (size,) = pieces("upsample", body), given(gradients), kept
-    found = [g.clone()] if needs[0] else []  # its own memory, as an op's result must have
-    if needs[1]:
+    f: UpsampleBackend,
+    gradients: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    _inputs: AddInputs,
+    _options: NoOptions,
+    wanted: Wanted,
+) -> Gradients:
+    (g,), (size,), found = gradients, saved, Gradients()
+    if wanted("a"):
+        found["a"] = g.clone()  # its own memory, as an op's result must have
+    if wanted("b"):
         b = g.new_empty(()).expand(*g.shape[:2], *size.shape[:2])
-        found.append(p.upsample_backward(p.layout(g), b))
+        found["b"] = f.upsample_backward(f.layout(g), b)
     return found
 
 
-def _upsampled_conv3x3_forward(body: str, tensors: Tensors, options: Sequence[float], keep: bool) -> list[Tensor]:
-    p, (x, weight, bias) = pieces("upsample", body), given(tensors)
-    return [p.upsampled_conv(p.layout(x), fold(weight), bias)]
+class ConvInputs(NamedTuple):
+    x: Tensor
+    conv: Conv
+
+
+def _upsampled_conv3x3_forward(
+    f: UpsampleBackend, t: ConvInputs, _options: NoOptions, _save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return (f.upsampled_conv(f.layout(t.x), fold_upsampling(t.conv.weight), t.conv.bias),), ()
 
 
 def _upsampled_conv3x3_backward(
-    body: str,
-    gradients: Tensors,
-    kept: Sequence[Tensor],
-    tensors: Tensors,
-    options: Sequence[float],
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    p, found = pieces("conv", body), Gradients(tensors, needs)
-    (x, weight, _), (g,) = given(tensors), given(gradients)
-    x, e = p.layout(x), p.layout(F.pixel_unshuffle(g, 2))
-    folded = fold(weight)
+    f: UpsampleBackend,
+    gradients: Sequence[Tensor],
+    _saved: Sequence[Tensor],
+    t: ConvInputs,
+    _options: NoOptions,
+    wanted: Wanted,
+) -> Gradients:
+    x, e, found = f.layout(t.x), f.layout(F.pixel_unshuffle(gradients[0], 2)), Gradients()
     of_x, of_weights = [], []
-    for (rows, columns), weight_there in zip(PARTS, folded, strict=True):
-        x_there, e_there = (p.layout(t[:, :, rows, columns]) for t in (x, e))
-        if found.wants(0):
-            of_x.append(p.input_gradient(e_there, weight_there, x_there, padding=1))
-        if found.wants(1, 2):
-            of_weights.append(p.weight_gradient(e_there, x_there, weight_there, padding=1))
+    for (rows, columns), weight in zip(PARTS, fold_upsampling(t.conv.weight), strict=True):
+        x_there, e_there = (f.layout(image[:, :, rows, columns]) for image in (x, e))
+        if wanted("x"):
+            of_x.append(f.input_gradient(e_there, weight, x_there, padding=1))
+        if wanted("conv"):
+            of_weights.append(f.weight_gradient(e_there, x_there, weight, padding=1))
     if of_x:
         for (rows, columns), part in zip(PARTS[1:], of_x[1:], strict=True):
             of_x[0][:, :, rows, columns] += part
-        found.put(0, of_x[0])
+        found["x"] = of_x[0]
     if of_weights:
-        dw = torch.empty_like(weight).copy_(unfold(torch.stack([dw for dw, _ in of_weights])))
-        found.put(1, dw, of_weights[0][1].reshape(-1, 4).sum(1))
-    return found.list()
+        dweight = torch.empty_like(t.conv.weight).copy_(unfold_gradient(torch.stack([dw for dw, _ in of_weights])))
+        found["conv"] = dweight, of_weights[0][1].reshape(-1, 4).sum(1)
+    return found
 
 
-_upsample_add = Op("upsample_add", 1, _upsample_add_forward, _upsample_add_backward, forgets=(0, 1))
-_upsampled_conv3x3 = Op("upsampled_conv3x3", 1, _upsampled_conv3x3_forward, _upsampled_conv3x3_backward)
+UPSAMPLE_ADD = Op(
+    "upsample_add",
+    AddInputs,
+    NoOptions,
+    implementation,
+    _upsample_add_forward,
+    _upsample_add_backward,
+    unsaved_inputs=("a", "b"),
+)
+UPSAMPLED_CONV3X3 = Op(
+    "upsampled_conv3x3",
+    ConvInputs,
+    NoOptions,
+    implementation,
+    _upsampled_conv3x3_forward,
+    _upsampled_conv3x3_backward,
+)

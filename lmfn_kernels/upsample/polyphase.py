@@ -32,15 +32,15 @@ def axis(like: Tensor) -> Tensor:
     return constant(AXIS, torch.promote_types(like.dtype, torch.float32), like) / 4
 
 
-def fold(weight: Tensor) -> Tensor:
+def fold_upsampling(weight: Tensor) -> Tensor:
     """A weight [N, C, 3, 3] of the upsampled map as nine of the map itself, [9, 4N, C, 3, 3], one for each of PARTS."""
     t = axis(weight)
     folded = torch.einsum("raip,sbjq,ncpq->rsnabcij", t, t, weight.to(t.dtype))
     return folded.reshape(9, 4 * weight.shape[0], *weight.shape[1:]).to(weight.dtype)
 
 
-def unfold(gradient: Tensor) -> Tensor:
-    """The gradient [N, C, 3, 3] of the weight, from that of `fold`'s result."""
+def unfold_gradient(gradient: Tensor) -> Tensor:
+    """The gradient [N, C, 3, 3] of the weight, from that of `fold_upsampling`'s result."""
     t = axis(gradient)
     n, c = gradient.shape[1] // 4, gradient.shape[2]
     return torch.einsum("raip,sbjq,rsnabcij->ncpq", t, t, gradient.reshape(3, 3, n, 2, 2, c, 3, 3).to(t.dtype))

@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmfn_kernels.conv.torch_backend import conv, layout
+from lmfn_kernels.conv.torch_backend import conv, input_gradient, layout, masked, weight_gradient, written
 from lmfn_kernels.runtime.layout import constant
 from lmfn_kernels.upsample.polyphase import PARTS
 
-__all__ = ["layout", "upsample", "upsample_add", "upsample_backward", "upsampled_conv"]
+__all__ = [
+    "conv", "input_gradient", "layout", "masked", "upsample", "upsample_add", "upsample_backward", "upsampled_conv",
+    "weight_gradient", "written",
+]  # fmt: skip
 
 
 def upsample(v: Tensor, y: Tensor) -> Tensor:
@@ -21,7 +24,6 @@ def upsample(v: Tensor, y: Tensor) -> Tensor:
 
 
 def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
-    """`low` at height and width `size`, and `added` on top."""
     y = layout(F.interpolate(low, size=size, mode="bilinear", align_corners=False))
     return y if added is None else y.add_(added)
 
@@ -47,7 +49,6 @@ def _bilinear(size: int, low: int, like: Tensor) -> Tensor:
 
 
 def upsampled_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
-    """The convolution of the upsampled `x`, from the weights that `fold` gives."""
     y = conv(x, folded[0], bias.repeat_interleave(4), padding=1)
     for (rows, columns), weight in zip(PARTS[1:], folded[1:], strict=True):
         y[:, :, rows, columns] += conv(layout(x[:, :, rows, columns]), weight, None, padding=1)

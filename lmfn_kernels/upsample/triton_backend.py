@@ -6,11 +6,15 @@ import torch
 import triton
 from torch import Tensor
 
+from lmfn_kernels.conv.triton_backend import conv, input_gradient, layout, masked, weight_gradient, written
 from lmfn_kernels.runtime.configs import config
-from lmfn_kernels.runtime.launch import arithmetic, block, empty, layout, matrix, pixels, run, tiles, weights
+from lmfn_kernels.runtime.launch import arithmetic, block, empty, matrix, pixels, run, tiles, weights
 from lmfn_kernels.upsample import kernels
 
-__all__ = ["layout", "strides", "upsample_add", "upsample_backward", "upsampled_conv"]
+__all__ = [
+    "conv", "input_gradient", "layout", "masked", "strides", "upsample_add", "upsample_backward", "upsampled_conv",
+    "weight_gradient", "written",
+]  # fmt: skip
 
 
 def strides(name: str, x: Tensor) -> dict[str, int]:
@@ -18,7 +22,6 @@ def strides(name: str, x: Tensor) -> dict[str, int]:
 
 
 def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
-    """`low` at height and width `size`, and `added` on top."""
     channels = low.shape[1]
     out = empty(low, low.shape[0], channels, size[0], size[1])
     width = min(64, block(channels))
@@ -75,7 +78,6 @@ def planes(like: Tensor, b: int, c: int, h: int, w: int) -> Tensor:
 
 
 def upsampled_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
-    """The convolution of the upsampled `x`, from the weights that `fold` gives."""
     n, k = int(folded.shape[1]), int(folded.shape[2])
     out = planes(x, x.shape[0], n // 4, 2 * x.shape[2], 2 * x.shape[3])
     block_k, block_n = min(64, block(k)), min(64, block(n))

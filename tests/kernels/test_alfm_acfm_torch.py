@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
-from lmfn_kernels.runtime.registration import Op
 from lmfn_kernels.testing import (
     assert_rounded,
     attention_case,
@@ -66,30 +65,8 @@ def test_compiles_for_any_size(name: str) -> None:
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("name", CASES)
-def test_opcheck(name: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Schema, fake tensors and tracing, of forward and backward as registered."""
-    calls: list[tuple[Any, tuple[Any, ...]]] = []
-    forward, backward = Op.forward, Op.backward
-
-    def seen_forward(op: Any, where: str, inputs: Any, options: Any, save: bool) -> list[Tensor]:
-        calls.append((getattr(torch.ops.lmfn, op.name).default, (where, *inputs, *options, save)))
-        return forward(op, where, inputs, options, save)
-
-    def seen_backward(op: Any, where: str, gradients: Any, saved: Any, inputs: Any, options: Any, needs: Any) -> Any:
-        arguments = (where, *gradients, saved, *inputs, *options, list(needs))
-        calls.append((getattr(torch.ops.lmfn, f"{op.name}_backward").default, arguments))
-        return backward(op, where, gradients, saved, inputs, options, needs)
-
-    function, tensors = CASES[name]
-    with monkeypatch.context() as patch, lmfn_kernels.backend(body):
-        patch.setattr(Op, "forward", seen_forward)
-        patch.setattr(Op, "backward", seen_backward)
-        differentiate(function, tensors, [i % 3 != 1 for i in range(len(tensors))])
-    assert len(calls) >= 2
-    for op, arguments in calls:
-        arguments = torch.utils._pytree.tree_map_only(Tensor, torch.Tensor.detach, arguments)
-        tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-        torch.library.opcheck(op, arguments, test_utils=tests)
+def test_opcheck(name: str, body: str, opcheck: Any) -> None:
+    opcheck(*CASES[name][:2], body)
 
 
 @pytest.mark.parametrize("body", BODIES)

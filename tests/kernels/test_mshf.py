@@ -14,8 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
 from lmfn_kernels import Conv, upsample_add
-from lmfn_kernels.mshf.op import _residual_block, _stem
-from lmfn_kernels.runtime.registration_by_offset import Op
 from lmfn_kernels.testing import (
     assert_rounded,
     block_case,
@@ -28,18 +26,16 @@ from lmfn_kernels.testing import (
     stem_flat,
     upsample_add_case,
 )
-from lmfn_kernels.upsample.op import _upsample_add
 
 F32, F64 = torch.float32, torch.float64
 
-# Call, inputs, the op, and its options.
-CASES: dict[str, tuple[Any, list[Tensor], Op, list[float]]] = {
-    "stem": (stem_flat(), stem_case(2, 6, 5, 9, 8, F32), _stem, [1.0, 0.1]),
-    "unpadded": (stem_flat(padding=0), stem_case(1, 6, 5, 8, 9, F32), _stem, [0.0, 0.1]),
-    "block": (block_flat(), block_case(1, 6, 5, 9, 8, F32), _residual_block, [0.0, 1.0]),
-    "lean block": (block_flat(keep_middle=False), block_case(1, 6, 6, 9, 8, F32), _residual_block, [0.0, 0.0]),
-    "upsampled block": (block_flat(upsample=True), block_case(1, 6, 6, 5, 4, F32), _residual_block, [1.0, 1.0]),
-    "upsample_add": (upsample_add, upsample_add_case(2, 6, 9, 8, (5, 4), F32), _upsample_add, []),
+CASES: dict[str, tuple[Any, list[Tensor]]] = {
+    "stem": (stem_flat(), stem_case(2, 6, 5, 9, 8, F32)),
+    "unpadded": (stem_flat(padding=0), stem_case(1, 6, 5, 8, 9, F32)),
+    "block": (block_flat(), block_case(1, 6, 5, 9, 8, F32)),
+    "lean block": (block_flat(save_middle=False), block_case(1, 6, 6, 9, 8, F32)),
+    "upsampled block": (block_flat(upsample=True), block_case(1, 6, 6, 5, 4, F32)),
+    "upsample_add": (upsample_add, upsample_add_case(2, 6, 9, 8, (5, 4), F32)),
 }
 
 
@@ -64,7 +60,7 @@ def test_of_the_network(body: str) -> None:
 
 
 @pytest.mark.parametrize(("body", "dtype"), GRID)
-@pytest.mark.parametrize("options", [{}, {"upsample": True, "keep_middle": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"upsample": True, "save_middle": False}], ids=str)
 def test_residual_block(body: str, dtype: torch.dtype, options: dict[str, bool]) -> None:
     check(body, block_flat(**options), block_case(2, 6, 5, 5, 11, dtype))
 
@@ -157,7 +153,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_beyond_the_image_is_read_or_written(poisoned: list[tuple[Tensor, Tensor]], name: str) -> None:
-    function, tensors, _, _ = CASES[name]
+    function, tensors = CASES[name]
     exact, exact_gradients = exactly(function, tensors)
     tensors = [surrounded(t, float("nan"))[0] if t.ndim == 4 and t.shape[2] > 3 else t for t in tensors]
     with lmfn_kernels.backend("triton"):
@@ -191,7 +187,7 @@ def test_gradcheck(body: str) -> None:
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("name", CASES)
 def test_same_bits_and_inputs_left_alone(name: str, body: str) -> None:
-    function, tensors, _, _ = CASES[name]
+    function, tensors = CASES[name]
     before = [t.clone() for t in tensors]
     with lmfn_kernels.backend(body):
         first, again = (differentiate(function, tensors) for _ in range(2))
@@ -220,7 +216,7 @@ def test_kept_for_backward() -> None:
     """The stem: its result, for the signs. The block: its middle, or nothing. upsample_add: nothing."""
     expected = {"stem": 2 * 5 * 5 * 4, "unpadded": 5 * 3 * 4, "block": 5 * 72, "lean block": 0}
     expected |= {"upsampled block": 6 * 80, "upsample_add": 0}
-    assert {name: kept(function, tensors) for name, (function, tensors, _, _) in CASES.items()} == expected
+    assert {name: kept(function, tensors) for name, (function, tensors) in CASES.items()} == expected
 
 
 def test_f0_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,17 +260,8 @@ def test_compiles_for_any_size(name: str) -> None:
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("name", CASES)
-def test_opcheck(name: str, body: str) -> None:
-    """Schema, fake tensors and tracing, of forward and backward as registered."""
-    _, tensors, op, options = CASES[name]
-    forward = (body, tensors, options, True)
-    results = op.forward(*forward)
-    keeps = results if op.keeps_results(options) else results[op.results :]
-    gradients = [torch.randn_like(r) for r in results[: op.results]]
-    backward = (body, gradients, keeps, tensors, options, [i % 3 != 1 for i in range(len(tensors))])
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(getattr(torch.ops.lmfn, op.name).default, forward, test_utils=tests)
-    torch.library.opcheck(getattr(torch.ops.lmfn, f"{op.name}_backward").default, backward, test_utils=tests)
+def test_opcheck(name: str, body: str, opcheck: Any) -> None:
+    opcheck(*CASES[name][:2], body)
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -282,7 +269,7 @@ def test_opcheck(name: str, body: str) -> None:
 def test_autocast(name: str, body: str) -> None:
     """Computed in autocast's dtype, gradients in each input's."""
     dtype = torch.bfloat16 if body == "torch" else torch.float16
-    function, tensors, _, _ = CASES[name]
+    function, tensors = CASES[name]
     with lmfn_kernels.backend(body), torch.autocast("cpu", dtype):
         results, gradients = differentiate(function, tensors)
     assert results[0].dtype == dtype
@@ -296,7 +283,7 @@ def test_autocast(name: str, body: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_checkpoint(name: str) -> None:
-    function, tensors, _, _ = CASES[name]
+    function, tensors = CASES[name]
 
     def call(*all_tensors: Tensor) -> Tensor:
         result: Tensor = checkpoint(function, *all_tensors, use_reentrant=False)
@@ -307,17 +294,17 @@ def test_checkpoint(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_second_order_is_refused_clearly(name: str) -> None:
-    function, tensors, op, _ = CASES[name]
+    function, tensors = CASES[name]
     leaves = [t.detach().requires_grad_() for t in tensors]
-    with (
-        lmfn_kernels.backend("torch"),
-        pytest.raises(RuntimeError, match=f"{op.name} has no second-order gradients"),
-    ):
-        torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
-    with lmfn_kernels.backend("reference"):
+
+    def second() -> Tensor:
         first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
-        second = torch.autograd.grad(first[0].square().sum(), leaves[0])
-    assert second[0].isfinite().all()
+        return torch.autograd.grad(first[0].square().sum(), leaves[0])[0]
+
+    with lmfn_kernels.backend("torch"), pytest.raises(RuntimeError, match="has no second-order gradients"):
+        second()
+    with lmfn_kernels.backend("reference"):
+        assert second().isfinite().all()
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -325,7 +312,7 @@ def test_second_order_is_refused_clearly(name: str) -> None:
 def test_weight_gradients_have_the_strides_of_weights(body: str, memory_format: torch.memory_format) -> None:
     """Or DistributedDataParallel would copy them."""
     for name in ("stem", "block"):
-        function, tensors, _, _ = CASES[name]
+        function, tensors = CASES[name]
         tensors = [t.contiguous(memory_format=memory_format) if t.ndim == 4 else t for t in tensors]
         with lmfn_kernels.backend(body):
             _, gradients = differentiate(function, tensors)

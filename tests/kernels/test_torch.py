@@ -13,9 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
-from lmfn_kernels.conv.op import _conv3x3
-from lmfn_kernels.rfdb import op
-from lmfn_kernels.runtime.registration_by_offset import Op
+from lmfn_kernels.rfdb.op import RFDB, Options
+from lmfn_kernels.runtime.schema import to_arguments
 from lmfn_kernels.testing import (
     assert_rounded,
     conv_case,
@@ -95,20 +94,8 @@ def test_inductor() -> None:
 
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("name", CASES)
-def test_opcheck(name: str, body: str) -> None:
-    """Schema, fake tensors and tracing, of forward and backward as registered."""
-    _, tensors = CASES[name]
-    registered: Op = _conv3x3 if name == "conv3x3" else getattr(op, f"_{name}")
-    options = {"conv3x3": [2.0, 1.0, 0.05], "esa_gate": []}.get(name, [0.05])
-    forward = (body, tensors, options, True)
-    results = registered.forward(*forward)
-    kept = results if registered.keeps_results(options) else results[registered.results :]
-    gradients = [torch.randn_like(r) for r in results[: registered.results]]
-    needs = [i % 3 != 1 for i in range(len(tensors))]
-    backward = (body, gradients, kept, tensors, options, needs)
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(getattr(torch.ops.lmfn, name).default, forward, test_utils=tests)
-    torch.library.opcheck(getattr(torch.ops.lmfn, f"{name}_backward").default, backward, test_utils=tests)
+def test_opcheck(name: str, body: str, opcheck: Any) -> None:
+    opcheck(*CASES[name][:2], body)
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -148,12 +135,14 @@ def test_second_order_is_refused_clearly(name: str) -> None:
         results = function(*leaves)
         return sum((r.square().sum() for r in ([results] if isinstance(results, Tensor) else results)), torch.zeros(()))
 
-    with lmfn_kernels.backend("torch"), pytest.raises(RuntimeError, match=f"{name} has no second-order gradients"):
-        torch.autograd.grad(total(), leaves, create_graph=True)
-    with lmfn_kernels.backend("reference"):
+    def second() -> Tensor:
         first = torch.autograd.grad(total(), leaves, create_graph=True)
-        second = torch.autograd.grad(first[0].square().sum(), leaves[0])
-    assert second[0].isfinite().all()
+        return torch.autograd.grad(first[0].square().sum(), leaves[0])[0]
+
+    with lmfn_kernels.backend("torch"), pytest.raises(RuntimeError, match=f"{name} has no second-order gradients"):
+        second()
+    with lmfn_kernels.backend("reference"):
+        assert second().isfinite().all()
 
 
 def test_inference_keeps_nothing() -> None:
@@ -161,7 +150,9 @@ def test_inference_keeps_nothing() -> None:
     with torch.no_grad():
         y = rfdb_flat(*(t.detach().requires_grad_() for t in tensors))
     assert y.grad_fn is None
-    assert len(op._rfdb.forward("torch", tensors, [0.05], False)) == 1
+    convs = [(*tensors[i : i + 2],) for i in range(1, len(tensors), 2)]
+    arguments = to_arguments((tensors[0], *convs))
+    assert len(RFDB.forward("torch", arguments, Options(0.05), False)) == 1
 
 
 def test_inputs_are_left_alone() -> None:

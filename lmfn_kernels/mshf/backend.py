@@ -1,0 +1,43 @@
+"""The functions that both backends of the encoder have, beside those of convolutions and upsampling."""
+
+from functools import cache
+from typing import Protocol
+
+from torch import Tensor
+
+from lmfn_kernels.conv.backend import Masked
+from lmfn_kernels.upsample.backend import UpsampleBackend
+from lmfn_kernels.weights import Conv
+
+
+class MSHFBackend(UpsampleBackend, Protocol):
+    def stem(self, x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
+        """LR(down(f0)) with f0 = LR(conv0(x)); `x` of any strides."""
+
+    def stem_backward(
+        self,
+        e: Masked,
+        x: Tensor,
+        conv0: Conv,
+        down: Conv,
+        padding: int,
+        slope: float,
+        of_input: bool,
+        of_weights: bool,
+    ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
+        """Gradients of the input, and of weight and bias of both convolutions, from that before the last activation."""
+
+    def skip_gradient(self, e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
+        """The gradient of a 3x3 convolution's input, plus `g`, which came past the convolution."""
+
+
+@cache
+def implementation(backend: str) -> MSHFBackend:
+    """The functions of backend `torch` or `triton`, imported when first needed."""
+    if backend == "torch":
+        from lmfn_kernels.mshf import torch_backend
+
+        return torch_backend
+    from lmfn_kernels.mshf import triton_backend
+
+    return triton_backend

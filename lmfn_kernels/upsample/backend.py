@@ -1,0 +1,32 @@
+"""The functions that both backends of upsampling (bilinear, align_corners False) have, beside convolution's."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Protocol
+
+from torch import Tensor
+
+from lmfn_kernels.conv.backend import ConvBackend
+
+
+class UpsampleBackend(ConvBackend, Protocol):
+    def upsample_add(self, low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
+        """`low` at this height and width, plus `added`."""
+
+    def upsample_backward(self, g: Tensor, v: Tensor) -> Tensor:
+        """The gradient of `v`, of which the size alone is read, from that of v brought up to the size of `g`."""
+
+    def upsampled_conv(self, x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
+        """The 3x3 convolution of `x` at twice its size, from the weights that `fold_upsampling` gives."""
+
+
+@cache
+def implementation(backend: str) -> UpsampleBackend:
+    """The functions of backend `torch` or `triton`, imported when first needed."""
+    if backend == "torch":
+        from lmfn_kernels.upsample import torch_backend
+
+        return torch_backend
+    from lmfn_kernels.upsample import triton_backend
+
+    return triton_backend
