@@ -32,8 +32,7 @@ from lmfn.network.blocks import (
     weight_and_bias,
 )
 from lmfn.network.model import Network
-from lmfn_kernels import Conv, fold_into_weight, layer_gram
-from lmfn_kernels.upsample.polyphase import fold
+from lmfn_kernels import Conv, fold_into_weight, fold_upsampling, layer_gram
 
 log = logging.getLogger(__name__)
 
@@ -331,7 +330,7 @@ class OneDNNNetwork:
         self.head = pack(head.conv, dtype)
         if isinstance(head, BilinearHead):
             self.head_rbs = [OneDNNResidualBlock(rb, dtype) for rb in (head.rb1, head.rb2)]
-            weight = fold(head.conv.weight.detach().double())[0].float()
+            weight = fold_upsampling(head.conv.weight.detach().double())[0].float()
             self.head = Convolution(weight, cast(Tensor, head.conv.bias).repeat_interleave(4), dtype)
 
     def __call__(self, blurred: Tensor) -> Tensor:

@@ -19,11 +19,12 @@ from lmfn_kernels.rfdb.op import distill_fuse, distill_stage, esa_gate, rfdb
 from lmfn_kernels.runtime.backend import backend, explain_backend
 from lmfn_kernels.runtime.layout import weight_layout
 from lmfn_kernels.upsample.op import upsample_add, upsampled_conv3x3
+from lmfn_kernels.upsample.polyphase import fold_upsampling
 from lmfn_kernels.weights import Conv, Full3D, Pseudo3D, RFDBWeights
 
 __all__ = [
     "Conv", "Full3D", "LayerAttention", "Pseudo3D", "RFDBWeights", "attention_matrix", "backend", "channel_gate",
-    "conv3x3", "distill_fuse", "distill_stage", "esa_gate", "explain_backend", "fold_into_weight", "layer_apply",
-    "layer_attention", "layer_gram", "residual_block", "rfdb", "stem", "upsample_add", "upsampled_conv3x3",
-    "weight_layout",
+    "conv3x3", "distill_fuse", "distill_stage", "esa_gate", "explain_backend", "fold_into_weight", "fold_upsampling",
+    "layer_apply", "layer_attention", "layer_gram", "residual_block", "rfdb", "stem", "upsample_add",
+    "upsampled_conv3x3", "weight_layout",
 ]  # fmt: skip

@@ -144,9 +144,10 @@ def test_more_elements_than_int32_counts() -> None:
 
     dtype = torch.float16
     y, a, v, *weights = gate_case(2, 10, 4, 16, 18, (4, 5), dtype)
+    convs = lmfn_kernels.Conv(*weights[:2]), lmfn_kernels.Conv(*weights[2:])
     near, far = [triton_backend.layout(t) for t in (y, a, v)], [far_apart(t) for t in (y, a, v)]
     assert all(triton_backend.layout(t) is t for t in far), "read where it lies"
-    assert torch.equal(triton_backend.gate(*near, *weights), triton_backend.gate(*far, *weights))
+    assert torch.equal(triton_backend.gate(*near, *convs), triton_backend.gate(*far, *convs))
     for one, other in zip(triton_backend.pool(near[1]), triton_backend.pool(far[1]), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(
