@@ -175,6 +175,33 @@ class Synth:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Cut pairs into windows: a data set that is larger than the memory then trains several times as fast."""
+
+    path: Positional[Path]
+    """Pairs in any layout that is known."""
+    out: Output
+    """Folder for OUT/blur and OUT/sharp; it must be new or empty."""
+    sharp: Path | None = None
+    """The folder of the sharp ones, where the layout is just two folders with equal names."""
+    split: Literal["train", "val", "test"] = "train"
+    """The part to cut, where the data set has parts."""
+    variant: Variant = "blur"
+    side: int = 512
+    """Height and width of a window, in pixels."""
+    overlap: int = 128
+    """Pixels that neighbouring windows share, at least."""
+
+    def run(self) -> bool:
+        from lmfn import data
+
+        pairs = data.find_pairs(self.path, sharp=self.sharp, split=self.split, variant=self.variant)
+        count = data.cut(pairs, self.out, side=self.side, overlap=self.overlap)
+        print(f"{self.out}: {count:,} windows of {len(pairs):,} pairs")
+        return True
+
+
+@dataclass(frozen=True)
 class Prepare:
     """See whether a data set that was downloaded is whole, and list its pairs in an index that all verbs take."""
 
@@ -196,7 +223,7 @@ class Prepare:
 class Data:
     """Look at data sets, and make them."""
 
-    action: Check | Prepare | Synth
+    action: Check | Prepare | Synth | Cut
 
     def run(self) -> bool:
         return self.action.run()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lmfn.data.generate import SynthReport, synth
     from lmfn.data.layouts import DataError, Pair, PairSet, UnknownLayoutError, find_pairs
     from lmfn.data.sampling import Source, TrainingSet
+    from lmfn.data.windows import cut
 
 __all__ = [
     "BlurKinds",
@@ -28,6 +29,7 @@ __all__ = [
     "TrainingSet",
     "UnknownLayoutError",
     "check",
+    "cut",
     "find_pairs",
     "prepare",
     "synth",
@@ -39,5 +41,6 @@ __getattr__, __dir__ = loader(
     | dict.fromkeys(("PrepareReport", "prepare"), "downloads")
     | dict.fromkeys(("SynthReport", "synth"), "generate")
     | dict.fromkeys(("DataError", "Pair", "PairSet", "UnknownLayoutError", "find_pairs"), "layouts")
-    | dict.fromkeys(("Source", "TrainingSet"), "sampling"),
+    | dict.fromkeys(("Source", "TrainingSet"), "sampling")
+    | {"cut": "windows"},
 )
