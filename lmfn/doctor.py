@@ -299,7 +299,7 @@ def _weights() -> Lines:
 
     for name in weights.NAMES:
         try:
-            file = weights.shipped(name)
+            file = weights.shipped_weights(name)
         except ValueError as error:
             yield name, "damaged", str(error)
         else:

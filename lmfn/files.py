@@ -15,7 +15,7 @@ from lmfn.plausibility import DoubtfulOutput
 
 
 @dataclass
-class Result:
+class DeblurSummary:
     """What became of the files that were given to `deblur_files`."""
 
     done: list[Path] = field(default_factory=list)
@@ -47,7 +47,7 @@ def deblur_files(
     suffix: str = "_deblurred",
     extension: str | None = None,
     skip_existing: bool = False,
-) -> Result:
+) -> DeblurSummary:
     """Sharpen image files, and all that are in folders and below (hidden ones left out); the inputs stay as they are.
 
     The results go to `out`: a folder, in which the trees below given folders are kept, or, for one file, a file with
@@ -66,7 +66,7 @@ def deblur_files(
     folder that cannot be read.
     """
     jobs = plan([Path(path) for path in paths], None if out is None else Path(out), suffix, extension)
-    result = Result()
+    result = DeblurSummary()
     for source, target in tqdm(jobs, disable=len(jobs) < 2, unit="image"):
         if skip_existing and target.exists():
             result.skipped.append(target)

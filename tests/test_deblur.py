@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 import lmfn.deblur
 from lmfn import LMFN, images, plausibility
 from lmfn.deblur import Deblurrer
-from lmfn.files import Result, deblur_files
+from lmfn.files import DeblurSummary, deblur_files
 from lmfn.images import ImageError, Photo
 from lmfn.memory import available_memory
 from lmfn.plausibility import DoubtfulOutput
@@ -421,7 +421,7 @@ def test_one_file_beside_itself(tmp_path, capfd):
     source = save(tmp_path / "häß lich.png")
     before = source.read_bytes()
     result = run([source])
-    assert result == Result(done=[tmp_path / "häß lich_deblurred.png"])
+    assert result == DeblurSummary(done=[tmp_path / "häß lich_deblurred.png"])
     assert np.array_equal(images.read_rgb(result.done[0]), 255 - images.read_rgb(source))
     assert source.read_bytes() == before
     assert result.summary() == "1 deblurred"
@@ -590,7 +590,7 @@ def test_existing_results(tmp_path):
     old = tmp_path / "a_deblurred.png"
     old.write_bytes(b"old")
     result = run([source], skip_existing=True)
-    assert result == Result(skipped=[old])
+    assert result == DeblurSummary(skipped=[old])
     assert result.summary() == "0 deblurred, 1 skipped (already there)"
     assert old.read_bytes() == b"old"
     assert run([source]).done == [old]

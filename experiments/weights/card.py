@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     name = a.name or a.run.stem
     try:
-        file = checkpoint.locate(weights_file(a.run))
+        file = checkpoint.find_weights(weights_file(a.run))
         history = stages(a.run) if a.run.is_dir() else []
         real = find_pairs(a.val, split="test")
         with tempfile.TemporaryDirectory() as folder:

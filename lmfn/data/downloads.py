@@ -38,7 +38,7 @@ def _gopro(names: str) -> tuple[str, ...]:
     return tuple(f"GOPR{name}" for name in names.split())
 
 
-KNOWN: dict[str, Known] = {
+DATASETS: dict[str, Known] = {
     "gopro": Known(
         "GoPro",
         {"train": 2103, "test": 1111},
@@ -97,8 +97,8 @@ class PrepareReport:
 
 
 def prepare(name: str, path: str | Path, out: str | Path | None = None) -> PrepareReport:
-    """See whether a downloaded data set (a name in `KNOWN`) is whole, and list its pairs in an index that `find_pairs`
-    takes; nothing is downloaded.
+    """See whether a downloaded data set (a name in `DATASETS`) is whole, and list its pairs in an index that
+    `find_pairs` takes; nothing is downloaded.
 
     `path` is its folder, or an archive (zip, tar, also compressed) as it was downloaded, which is looked into without
     being unpacked; with `out`, a new or empty folder, a whole one is unpacked there, or nothing is. Of a folder every
@@ -107,8 +107,8 @@ def prepare(name: str, path: str | Path, out: str | Path | None = None) -> Prepa
     Raises DataError for an unknown name, a path that is missing, an archive that is cut short or broken or does not fit
     on the disk, an `out` that is not empty, and for pairs that do not fit each other.
     """
-    if name not in KNOWN:
-        raise DataError(f"unknown data set {name!r}; there are {', '.join(KNOWN)}")
+    if name not in DATASETS:
+        raise DataError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
     path = Path(path)
     if path.is_dir():
         if out is not None:
@@ -136,7 +136,7 @@ def prepare(name: str, path: str | Path, out: str | Path | None = None) -> Prepa
 
 
 def _look(name: str, path: Path, headers: bool) -> PrepareReport:
-    known, root = KNOWN[name], path
+    known, root = DATASETS[name], path
     while len(inside := [entry for entry in root.iterdir() if not entry.name.startswith(".")]) == 1:
         if not inside[0].is_dir() or inside[0].name in SPLITS:
             break

@@ -17,7 +17,7 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 
 
 @dataclass(frozen=True)
-class FolderRun:
+class FolderSequence:
     """The images of one folder, in the natural order of their names (2 before 10)."""
 
     path: Path
@@ -42,7 +42,7 @@ class FolderRun:
 
 
 @dataclass(frozen=True)
-class VideoRun:
+class VideoSequence:
     """The frames of a video file, in the order in which they are shown."""
 
     path: Path
@@ -95,10 +95,10 @@ class VideoRun:
         return iter(())
 
 
-Run = FolderRun | VideoRun
+FrameSequence = FolderSequence | VideoSequence
 
 
-def find_runs(path: str | Path) -> list[Run]:
+def find_runs(path: str | Path) -> list[FrameSequence]:
     """The runs of frames in a folder of frames, in a tree of such folders, in a video file or a folder of video files.
 
     Only headers are read. Raises DataError where there is nothing, where a folder's frames differ in size or where a
@@ -123,7 +123,7 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.stem)], path.stem
 
 
-def _folder(folder: Path, files: list[Path]) -> FolderRun:
+def _folder(folder: Path, files: list[Path]) -> FolderSequence:
     files = sorted(files, key=_natural)
     size = images.read_size(files[0])
     for before, file in pairwise(files):
@@ -135,10 +135,10 @@ def _folder(folder: Path, files: list[Path]) -> FolderRun:
                 f"{file} is {other[1]}x{other[0]}, but {files[0].name} in the same folder is {size[1]}x{size[0]}; "
                 "the frames of a sequence must have one size"
             )
-    return FolderRun(folder, size, tuple(files))
+    return FolderSequence(folder, size, tuple(files))
 
 
-def _video(path: Path) -> VideoRun:
+def _video(path: Path) -> VideoSequence:
     """Index a video by reading its packets without decoding them."""
     av = _av(path)
     try:
@@ -154,7 +154,7 @@ def _video(path: Path) -> VideoRun:
         raise DataError(f"{path} cannot be read as a video ({error.strerror})") from error
     if not times or not keys:
         raise DataError(f"{path} holds no frames with time stamps; convert it to MP4 first")
-    return VideoRun(path, size, times, keys)
+    return VideoSequence(path, size, times, keys)
 
 
 def _av(path: Path) -> ModuleType:

@@ -8,12 +8,12 @@ import numpy as np
 from tqdm import tqdm
 
 from lmfn import images
-from lmfn.data.frames import Run, find_runs
+from lmfn.data.frames import FrameSequence, find_runs
 from lmfn.data.layouts import DataError, index
 from lmfn.data.synthesis import Image, blur_photo, draw_frame_count, mean_of_frames
 from lmfn.options import BlurKinds, BlurOptions
 
-Made = Iterator[tuple[str, Image, Image]]
+PairStream = Iterator[tuple[str, Image, Image]]
 """Name, blurred, sharp."""
 
 
@@ -82,13 +82,13 @@ def synth(
     return SynthReport(out, written, tuple(failed))
 
 
-def _from_photo(name: str, path: Path, seed: tuple[int, int], count: int, blur: BlurOptions) -> Made:
+def _from_photo(name: str, path: Path, seed: tuple[int, int], count: int, blur: BlurOptions) -> PairStream:
     photo = images.read_rgb(path)
     for n in range(count):
         yield f"{name}/{n}" if count > 1 else name, *blur_photo(photo, np.random.default_rng((*seed, n)), blur)
 
 
-def _from_frames(run: Run, source: Path, seed: tuple[int, int], blur: BlurOptions) -> Made:
+def _from_frames(run: FrameSequence, source: Path, seed: tuple[int, int], blur: BlurOptions) -> PairStream:
     if len(run) < blur.frames[1]:
         raise DataError(f"{run.path} has {len(run)} frames, and {blur.frames[1]} (BlurOptions.frames) may be averaged")
     folder = run.path.relative_to(source).with_suffix("") if run.path != source else Path()

@@ -16,7 +16,7 @@ from lmfn.options import Variant
 log = logging.getLogger("lmfn")
 
 SPLITS = ("train", "val", "test")
-KNOWN = """GoPro: {train,test}/SEQUENCE/{blur,blur_gamma,sharp}/
+KNOWN_LAYOUTS = """GoPro: {train,test}/SEQUENCE/{blur,blur_gamma,sharp}/
   flat pairs: {train,val,test}/{blur,sharp}/, {input,target}/ or {lq,gt}/, also without the split's folder
   HIDE: train/, test/{test-close-ups,test-long-shot}/, GT/
   RealBlur: SCENE/{blur/blur_K.png,gt/gt_K.png}, or its lists of two columns, *_train_list.txt and *_test_list.txt
@@ -135,7 +135,7 @@ def find_pairs(
         raise DataError(f"{root} holds no images (looked for {', '.join(sorted(images.SUFFIXES))})")
     wanted = "" if variant == "blur" else f" with a {variant} folder"
     raise UnknownLayoutError(
-        f"{root} is in no known layout of pairs{wanted}. Known are\n  {KNOWN}\n"
+        f"{root} is in no known layout of pairs{wanted}. Known are\n  {KNOWN_LAYOUTS}\n"
         "Two folders whose files have equal names are always enough: name the blurred folder and the sharp one"
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lmfn import images
-from lmfn.data.frames import Run, find_runs
+from lmfn.data.frames import FrameSequence, find_runs
 from lmfn.data.layouts import DataError, find_pairs, index
 from lmfn.data.rendering import Part, Patch, render
 from lmfn.data.synthesis import Exposure, Image, Mean, draw_frame_count, mirrored
@@ -126,7 +126,7 @@ class Images:
     def __init__(self, limit: int) -> None:
         self.sizes: list[tuple[int, int]] = []
         """Height and width of every image, from its header."""
-        self._places: list[Path | tuple[Run, int]] = []
+        self._places: list[Path | tuple[FrameSequence, int]] = []
         """A file, or a frame of a run."""
         self._numbers: dict[Path, int] = {}
         self._cache = _Cache(limit)
@@ -144,7 +144,7 @@ class Images:
             self.sizes.append(size)
         return self._numbers[path]
 
-    def add_run(self, run: Run) -> int:
+    def add_run(self, run: FrameSequence) -> int:
         """The number of a run's first frame; the others' follow."""
         if run.path not in self._numbers:
             self._numbers[run.path] = len(self.sizes)

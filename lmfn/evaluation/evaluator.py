@@ -33,7 +33,7 @@ from lmfn.evaluation.complexity import fingerprint, measure_complexity
 from lmfn.evaluation.metrics import SMALLEST
 from lmfn.evaluation.pictures import pixels
 from lmfn.evaluation.protocols import PROTOCOLS
-from lmfn.evaluation.results import Evaluation, Journal, Row
+from lmfn.evaluation.results import Evaluation, ImageResult, Journal
 from lmfn.extras import require
 from lmfn.inference import for_inference, with_border
 from lmfn.network.model import Network
@@ -208,7 +208,7 @@ class Evaluator:
         return [same[n : n + self.batch] for same in by_size.values() for n in range(0, len(same), self.batch)]
 
     @torch.inference_mode()
-    def _rows(self, run: ImageFunction, batches: Sequence[Sequence[Pair]], progress: bool) -> Iterator[Row]:
+    def _rows(self, run: ImageFunction, batches: Sequence[Sequence[Pair]], progress: bool) -> Iterator[ImageResult]:
         warm = False
         with tqdm(total=sum(map(len, batches)), desc="evaluate", unit="image", disable=not progress) as bar:
             for batch in batches:
@@ -229,7 +229,9 @@ class Evaluator:
                             f"{self.precision}; try fp32, and if it stays so, the weights are broken"
                         )
                     deblurred = self._measure(output, pair, "network's output")
-                    yield Row(pair.name, *self._sizes[pair], self._blurred[pair], deblurred, seconds / len(batch))
+                    yield ImageResult(
+                        pair.name, *self._sizes[pair], self._blurred[pair], deblurred, seconds / len(batch)
+                    )
                     bar.update()
 
     def _read(self, path: Path) -> Tensor:
@@ -312,7 +314,7 @@ def process_group() -> Iterator[tuple[int, int]]:
         dist.destroy_process_group()
 
 
-def _continued(journal: Journal, process: int, processes: int) -> dict[str, Row]:
+def _continued(journal: Journal, process: int, processes: int) -> dict[str, ImageResult]:
     """The rows that an earlier evaluation left in the journal, the same for all processes."""
     if process == 0:
         journal.begin()

@@ -38,7 +38,7 @@ class Complexity:
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageResult:
     """One image of an evaluation."""
 
     name: str
@@ -75,7 +75,7 @@ class Evaluation:
     device: str
     threads: int
     torch: str
-    rows: tuple[Row, ...]
+    rows: tuple[ImageResult, ...]
 
     @property
     def blurred(self) -> dict[str, float]:
@@ -184,7 +184,7 @@ class Journal:
             atomic.write(path, text.encode())
             self.add([])
 
-    def rows(self) -> dict[str, Row]:
+    def rows(self) -> dict[str, ImageResult]:
         """What was measured before, by name."""
         rows = {}
         with self.file.open(newline="", encoding="utf-8") as lines:
@@ -196,14 +196,14 @@ class Journal:
                         for of in ("blurred", "deblurred")
                     )
                     size = int(line["height"]), int(line["width"])
-                    rows[line["name"]] = Row(line["name"], *size, blurred, deblurred, float(line["seconds"]))
+                    rows[line["name"]] = ImageResult(line["name"], *size, blurred, deblurred, float(line["seconds"]))
             except (KeyError, ValueError, TypeError, csv.Error) as error:
                 raise ValueError(
                     f"{self.file}, line {table.line_num} is broken; remove it or name another folder"
                 ) from error
         return rows
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[ImageResult]) -> None:
         """Append lines, each with one write, so that those of several processes do not mix."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

@@ -49,7 +49,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(metadata)
 
 
-def locate(name: str | Path, **options: Any) -> Path:
+def find_weights(name: str | Path, **options: Any) -> Path:
     """The weights' file that is meant by a name in `lmfn.weights.NAMES`, a folder, a file, or a Hugging Face Hub
     repository `owner/model` (fetched). A folder that is called as one of the names is meant by its whole path only.
 
@@ -57,7 +57,7 @@ def locate(name: str | Path, **options: Any) -> Path:
     the Hub gives no such model; of a path on this machine nothing is checked.
     """
     if str(name) in weights.NAMES:
-        return weights.shipped(str(name))
+        return weights.shipped_weights(str(name))
     path = Path(name)
     if path.is_dir():
         return path / "model.safetensors"

@@ -41,7 +41,7 @@ class LMFN(
 
         Raises FileNotFoundError where there is no such thing, ValueError where the file is broken or does not fit.
         """
-        path = checkpoint.locate(name, **options)
+        path = checkpoint.find_weights(name, **options)
         tensors, metadata = checkpoint.read(path)
         if "config" not in metadata:
             raise ValueError(f"{path} holds no network's weights; its metadata has {', '.join(metadata) or 'nothing'}")

@@ -12,7 +12,7 @@ NAMES: tuple[Name, ...] = get_args(Name)
 FOLDER = Path(__file__).parent
 
 
-def shipped(name: str) -> Path:
+def shipped_weights(name: str) -> Path:
     """The file of the weights of that name, one of `NAMES`.
 
     Raises ValueError where it is missing or is not what SHA256SUMS says.

@@ -13,7 +13,7 @@ import pytest
 
 from lmfn import cli
 from lmfn.data import DataError, find_pairs, prepare
-from lmfn.data.downloads import KNOWN, PrepareReport
+from lmfn.data.downloads import DATASETS, PrepareReport
 
 SIZE = (8, 10)
 SMALL = {
@@ -54,8 +54,8 @@ FILES = {
 @pytest.fixture(autouse=True)
 def _small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, facts in SMALL.items():
-        size = SIZE if KNOWN[name].size else None
-        monkeypatch.setitem(KNOWN, name, replace(KNOWN[name], size=size, **facts))
+        size = SIZE if DATASETS[name].size else None
+        monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], size=size, **facts))
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_an_archive_that_reaches_outside_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_line_knows_every_set(make: Callable, capsys: pytest.CaptureFixture[str]) -> None:
-    assert get_args(get_type_hints(cli.Prepare)["name"]) == tuple(KNOWN)
+    assert get_args(get_type_hints(cli.Prepare)["name"]) == tuple(DATASETS)
     root = make("hide")
     assert cli.main(["data", "prepare", "hide", str(root)]) == 0
     assert "train: 2 of 2 pairs" in capsys.readouterr().out

@@ -27,7 +27,7 @@ from lmfn.evaluation.complexity import fingerprint
 from lmfn.evaluation.metrics import psnr, ssim_gauss2d, ssim_matlab3d
 from lmfn.evaluation.protocols import METRICS as ALL_METRICS
 from lmfn.evaluation.protocols import PROTOCOLS
-from lmfn.evaluation.results import Complexity, Row
+from lmfn.evaluation.results import Complexity, ImageResult
 from lmfn.extras import require
 
 METRICS = {"psnr": psnr, "ssim_gauss2d": ssim_gauss2d, "ssim_matlab3d": ssim_matlab3d}
@@ -182,7 +182,7 @@ def test_the_report_holds_what_the_numbers_depend_on(pairs, tmp_path):
 def test_the_table_reads_so():
     def row(name, size, seconds):
         blurred = {"psnr": 25.0, "ssim_gauss2d": 0.75, "ssim_matlab3d": 0.8}
-        return Row(name, *size, blurred, {"psnr": 31.5, "ssim_gauss2d": 0.9231, "ssim_matlab3d": 0.79}, seconds)
+        return ImageResult(name, *size, blurred, {"psnr": 31.5, "ssim_gauss2d": 0.9231, "ssim_matlab3d": 0.79}, seconds)
 
     evaluation = Evaluation(
         protocol="gopro",

@@ -10,10 +10,8 @@ import skimage.transform
 import torch
 from skimage.metrics import structural_similarity
 
-from lmfn.evaluation import protocols
 from lmfn.evaluation.metrics import ms_ssim, psnr
 from lmfn.evaluation.protocols import PROTOCOLS, align
-from lmfn.extras import require
 
 PHOTO = skimage.data.astronaut() / 255.0
 
@@ -161,9 +159,3 @@ def test_protocols_of_pairs_round_to_8_bits_and_measure_what_is_named(name):
     measured = protocol.measure(as_batch(output), [as_batch(sharp)], protocol.metrics)
     assert measured["psnr"] == pytest.approx(10 * np.log10(255**2 / ((155**2 + 1) / 2)), abs=1e-9)
     assert list(measured) == list(protocol.metrics)
-
-
-def test_a_missing_package_is_named_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(protocols.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r'protocol x needs the package cv2, .*: pip install "lmfn-deblur\[eval\]"'):
-        require("cv2", "protocol x", "eval")
