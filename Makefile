@@ -25,7 +25,7 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m bench all --device cpu --minutes $(BUDGET); status=$$?; $(BIN)/python -m bench report && exit $$status
 
-# On a machine with a GPU and PyTorch, Triton, NumPy and pytest of its own: nothing is installed. Results are in OUT, which
+# On a machine with a GPU and PyTorch, Triton, einops, NumPy and pytest of its own: nothing is installed. Results are in OUT, which
 # is bench/results/<gpu> where it is not given.
 gpu:
 	$(PYTHON) -m bench all --device cuda --minutes $(BUDGET) $(if $(OUT),--out "$(OUT)")

@@ -4,19 +4,25 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 SHORTEST = 1e-12  # squared length that a row is taken to have at least: a row of zeros has similarity 0 to every other
 
 
-def rows(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
-    """F: a row a channel of a layer [B, NC, HW], or a row a layer [B, N, C*HW]."""
-    return torch.stack(list(maps), 1).flatten(2) if by_layer else torch.cat(list(maps), 1).flatten(2)
+def _rows(by_layer: bool) -> str:
+    return "b n (c h w)" if by_layer else "b (n c) (h w)"
+
+
+def as_rows(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
+    """F, whose rows are the channels of all layers, or the layers."""
+    f = torch.stack(list(maps), 1)
+    return rearrange(f, f"b n c h w -> {_rows(by_layer)}")
 
 
 def layer_gram(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
     with torch.autocast(maps[0].device.type, enabled=False):
-        f = rows(maps, by_layer)
+        f = as_rows(maps, by_layer)
         f = f.to(torch.promote_types(f.dtype, torch.float32))
         return f @ f.mT
 
@@ -45,7 +51,8 @@ def layer_apply(
     by_layer: bool,
     slope: float,
 ) -> Tensor:
-    f = rows(maps, by_layer)
+    f = as_rows(maps, by_layer)
     mixed = theta * (attention_matrix(gram, temperature, by_layer).to(f.dtype) @ f) + f
-    b, c, h, w = maps[0].shape
-    return F.leaky_relu(F.conv2d(mixed.view(b, len(maps) * c, h, w), weight, bias), slope)
+    _, c, h, w = maps[0].shape
+    mixed = rearrange(mixed, f"{_rows(by_layer)} -> b (n c) h w", c=c, h=h, w=w)
+    return F.leaky_relu(F.conv2d(mixed, weight, bias), slope)
