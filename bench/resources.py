@@ -132,12 +132,15 @@ def _calls(dtype: torch.dtype) -> None:
     maps, fusion = [image(b, c, h, w) for _ in range(4)], (image(1), image(c, 4 * c, 1, 1), image(c))
     for temperature in (None, image(1)):
         attention = alfm.AttentionInputs(maps, None, *fusion, temperature)
-        _both_passes(alfm.LAYER_ATTENTION, attention, alfm.AttentionOptions(by_layer=False, slope=0.05))
+        for side in (0, 16):
+            options = alfm.AttentionOptions(by_layer=False, slope=0.05, side=side)
+            _both_passes(alfm.LAYER_ATTENTION, attention, options)
     for shapes in (([9], [1], [3], [1]), ([27], [1])):
         gate = [image(*shape) for shape in shapes]
         _both_passes(acfm.CHANNEL_GATE, acfm.GateInputs(x, image(b, c, h, w), image(1), gate), acfm.GateOptions())
         merge = acfm.MergeInputs(maps, x, image(1), gate, *fusion, image(1))
-        _both_passes(acfm.ATTENTION_MERGE, merge, acfm.MergeOptions(-1, by_layer=False, slope=0.05))
+        for side in (0, 16):
+            _both_passes(acfm.ATTENTION_MERGE, merge, acfm.MergeOptions(-1, by_layer=False, slope=0.05, side=side))
     # The encoder and the head.
     _both_passes(
         mshf.STEM, mshf.StemInputs(image(b, 3, h, w), conv(64, 3, 3), conv(64, 64, 3)), mshf.StemOptions(1, 0.1)

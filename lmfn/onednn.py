@@ -32,7 +32,7 @@ from lmfn.network.blocks import (
     weight_and_bias,
 )
 from lmfn.network.model import Network
-from lmfn_kernels import Conv, fold_into_weight, fold_upsampling, layer_gram
+from lmfn_kernels import Conv, fold_into_weight, fold_upsampling, layer_attention, layer_gram
 
 log = logging.getLogger(__name__)
 
@@ -410,6 +410,13 @@ class OneDNNNetwork:
         alfm = cast(ALFM | Concat, self.alfm)
         weight, bias = weight_and_bias(alfm.fuse)
         matrix = weight[None, :, :, 0, 0].expand(len(y), -1, -1)
+        if isinstance(alfm, ALFM) and alfm.window is not None and max(map_size(y)) > alfm.window:
+            theta, weight, bias = (t.to(self.dtype) for t in (alfm.theta, weight, bias))
+            temperature = None if alfm.temperature is None else alfm.temperature.to(self.dtype)
+            options: dict[str, Any] = {"rows": alfm.rows, "slope": DECODER_SLOPE, "window": alfm.window}
+            found = layer_attention([without_halo(x) for x in maps], theta, weight, bias, temperature, **options)
+            without_halo(y)[:] = found
+            return y
         if isinstance(alfm, ALFM):
             gram = layer_gram([without_halo(x) for x in maps], rows=alfm.rows)
             matrix = fold_into_weight(gram, alfm.theta, weight, alfm.temperature, rows=alfm.rows)

@@ -112,12 +112,12 @@ def attention_case(
     return [*maps, random((1,), dtype, device), *conv(o, n * c, 1, dtype, device), *temperature]
 
 
-def attention_flat(form: str = "channels", slope: float = 0.05) -> Callable[..., Tensor]:
+def attention_flat(form: str = "channels", slope: float = 0.05, window: int | None = None) -> Callable[..., Tensor]:
     rows: Any = form.removesuffix("-cosine")
 
     def call(*tensors: Tensor) -> Tensor:
         n = len(tensors) - (4 if form.endswith("cosine") else 3)
-        return layer_attention(tensors[:n], *tensors[n:], rows=rows, slope=slope)
+        return layer_attention(tensors[:n], *tensors[n:], rows=rows, slope=slope, window=window)
 
     return call
 
@@ -151,13 +151,16 @@ def merge_case(
     return [*gate, *attention_case(b, n, c, c, h, w, dtype, device, form="channels-cosine")]
 
 
-def merge_flat(form: str = "pseudo3d", rows: Any = "channels", slope: float = 0.05) -> Callable[..., Tensor]:
+def merge_flat(
+    form: str = "pseudo3d", rows: Any = "channels", slope: float = 0.05, window: int | None = None
+) -> Callable[..., Tensor]:
     size = 2 if form == "full3d" else 4
 
     def call(x: Tensor, alpha: Tensor, *tensors: Tensor) -> Tensor:
         *maps, theta, weight, bias, temperature = tensors[size:]
         gate = Full3D(*tensors[:size]) if form == "full3d" else Pseudo3D(*tensors[:size])
-        return channel_gate(x, gate, alpha, LayerAttention(maps, theta, weight, bias, temperature, rows, slope))
+        attention = LayerAttention(maps, theta, weight, bias, temperature, rows, slope, window)
+        return channel_gate(x, gate, alpha, attention)
 
     return call
 

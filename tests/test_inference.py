@@ -76,8 +76,9 @@ SWITCHES = [
         ("lmfn", {field.name: choice})
         for field in fields(LMFNConfig)
         for choice in get_args(HINTS[field.name])
-        if choice != field.default
+        if field.name != "alfm_window" and choice != field.default
     ),
+    *((name, {"alfm_window": 64}) for name in PRESETS),
     ("lmfn", {"stem_padding": 0}),
     ("lmfn", {"rfdbs": 1}),
     ("lmfn", {"alfm": "none", "acfm": "none", "skip": "feature"}),

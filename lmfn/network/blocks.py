@@ -170,9 +170,10 @@ class ALFM(nn.Module):
     N maps `[B, C, H, W]` to one `[B, C, H, W]`: with F the maps as rows, L = theta * softmax(F F^T) F + F and
     LR(conv1x1(L)). `rows="channels"`: NC rows of WH values (the paper). `rows="layers"`: N rows of C*H*W values and
     softmax(rowmax(E) - E), as released. theta starts at 0, where the attention is the identity. The scores are summed
-    in float32 whatever the input's type: they pass 2.6e5 at 720p, more than float16 holds.
+    in float32 whatever the input's type: they pass 2.6e5 at 720p, more than float16 holds. With a `window`, an even
+    number of the maps' pixels, the attention is that of windows of this side (`lmfn_kernels.layer_attention`).
 
-    Raises ValueError when the number of maps is not `layers`.
+    Raises ValueError when the number of maps is not `layers`, or for a window that is not even.
     """
 
     def __init__(
@@ -181,16 +182,19 @@ class ALFM(nn.Module):
         layers: int = 4,
         rows: Literal["channels", "layers"] = "channels",
         similarity: Literal["dot", "cosine"] = "dot",
+        window: int | None = None,
     ) -> None:
         super().__init__()
-        self.rows, self.layers, self.similarity = rows, layers, similarity
+        if window is not None and (window < 2 or window % 2):
+            raise ValueError(f"ALFM's window is {window}; it must be an even number of pixels, 2 or more")
+        self.rows, self.layers, self.similarity, self.window = rows, layers, similarity, window
         self.theta = nn.Parameter(torch.zeros(1))
         self.temperature = nn.Parameter(torch.full((1,), 10.0)) if similarity == "cosine" else None
         self.fuse = nn.Conv2d(layers * features, features, 1)
         keep_scale(self.fuse)
 
     def attention(self, maps: Sequence[Tensor]) -> Tensor:
-        """The attention matrix M, float32 (float64 for float64): `[B, NC, NC]` or `[B, N, N]`."""
+        """The attention matrix M of the whole maps, float32 (float64 for float64): `[B, NC, NC]` or `[B, N, N]`."""
         return attention_matrix(layer_gram(maps, rows=self.rows), self.temperature, rows=self.rows)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -200,9 +204,8 @@ class ALFM(nn.Module):
         """What ACFM adds without its being written first. Within LMFN, so, hooks on this module see no call."""
         if len(maps) != self.layers:
             raise ValueError(f"ALFM was made for {self.layers} layers, got {len(maps)} maps")
-        return LayerAttention(
-            maps, self.theta, *weight_and_bias(self.fuse), self.temperature, rows=self.rows, slope=DECODER_SLOPE
-        )
+        fusion = self.theta, *weight_and_bias(self.fuse), self.temperature
+        return LayerAttention(maps, *fusion, rows=self.rows, slope=DECODER_SLOPE, window=self.window)
 
 
 class ACFM(nn.Module):

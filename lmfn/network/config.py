@@ -32,6 +32,9 @@ class LMFNConfig:
     (`lmfn.network.alternatives`); `none` takes the last RFDB's output alone."""
     similarity: Literal["dot", "cosine"] = "dot"
     """Similarity of two rows in ALFM. `dot` grows with the image; `cosine` does not depend on its size."""
+    alfm_window: int | None = None
+    """Side, in pixels of the image, of the windows whose attention ALFM takes: a multiple of 8, or None for the whole
+    image (the paper). A network that was trained on patches sees, on larger images, the attention that it knows."""
     acfm: Literal["pseudo3d", "full3d", "none"] = "pseudo3d"
     """Attention between channels: 1x3x3 then 3x1x1 (the paper), one 3x3x3 convolution (released), or none."""
     merge: Literal["add", "concat"] = "add"
@@ -42,7 +45,14 @@ class LMFNConfig:
     """Where the long skip is added: the input image to the output, the encoder's features before the head, nowhere."""
 
     def __post_init__(self) -> None:
+        window = self.alfm_window
+        if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
+            raise TypeError(f"LMFNConfig.alfm_window is {window!r}; it must be a whole number or None")
+        if window is not None and (window % 8 or not 64 <= window <= 2**20):
+            raise ValueError(f"LMFNConfig.alfm_window is {window}; it must be a multiple of 8 from 64 to {2**20}")
         for field in fields(self):
+            if field.name == "alfm_window":
+                continue
             value = getattr(self, field.name)
             choices = get_args(field.type)
             low, high = {"rfdbs": (1, 8), "stem_padding": (0, 1)}.get(field.name, (1, 1024))

@@ -56,7 +56,7 @@ class Network(nn.Module):
         self.rfdbs = nn.ModuleList([RFDB(c.features, c.distilled, c.esa) for _ in range(c.rfdbs)])
         self.alfm: nn.Module | None = None
         if c.alfm in ("channels", "layers"):
-            self.alfm = ALFM(c.features, c.rfdbs, c.alfm, c.similarity)
+            self.alfm = ALFM(c.features, c.rfdbs, c.alfm, c.similarity, c.alfm_window and c.alfm_window // 4)
         elif c.alfm != "none":
             self.alfm = FUSIONS[c.alfm](c.features, c.rfdbs)
         self.acfm = ACFM(c.acfm) if c.acfm != "none" else None

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lmfn_kernels.alfm.backend import ALFMBackend
+from lmfn_kernels.alfm.windows import Grid
 
 
 class ACFMBackend(ALFMBackend, Protocol):
@@ -25,11 +26,15 @@ class ACFMBackend(ALFMBackend, Protocol):
         weights: Sequence[Tensor],
         maps: Sequence[Tensor],
         matrix: Tensor,
+        grid: Grid,
         bias: Tensor,
         slope: float,
         save: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """x + alpha sigmoid(q) x + f_l, f_l = LR(matrix F + bias) and F the maps; and f_l, if `save`."""
+        """x + alpha sigmoid(q) x + f_l, f_l = LR(matrix F + bias) and F the maps; and f_l, if `save`.
+
+        `matrix` [B * windows, C, NC], in the pixels' shares of the windows.
+        """
 
 
 @cache

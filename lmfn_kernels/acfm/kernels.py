@@ -9,7 +9,7 @@ matrix brings the neighbouring channels in, since registers cannot be shifted fr
 import triton
 import triton.language as tl
 
-from lmfn_kernels.alfm.kernels import add_product
+from lmfn_kernels.alfm.kernels import add_layers, window_share
 from lmfn_kernels.runtime.kernels import leaky, load_bias, load_pixels, pixel_tile, store_pixels
 
 
@@ -84,23 +84,33 @@ def channel_gate_kernel(
 @triton.jit
 def merge_kernel(
     t_x, t_f0, t_f1, t_f2, t_f3, t_f4, t_f5, t_f6, t_f7, t_w, p_mix_bias, t_added, t_out,
-    p_alpha, p_spatial, p_spatial_bias, p_channel, p_bias, H, W, C,
-    LAYERS: tl.constexpr, CHANNELS: tl.constexpr, SLOPE: tl.constexpr, MAPS: tl.constexpr,
+    p_alpha, p_spatial, p_spatial_bias, p_channel, p_bias, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
+    WINDOWED: tl.constexpr, LAYERS: tl.constexpr, CHANNELS: tl.constexpr, SLOPE: tl.constexpr, MAPS: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out = x + alpha sigmoid(q) x + f_l, f_l = LR(P F + bias) of the layers `t_f`; written to a `t_added`."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
-    i_w = i_b * LAYERS
     b_y = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
-    b_y = add_product(b_y, t_f0, None, t_w, i_w, i_b, o_h, o_w, 0, CHANNELS, BLOCK_C, 1.0, ACC, MIX_PRECISION)
-    b_y = add_product(b_y, t_f1, None, t_w, i_w + 1, i_b, o_h, o_w, 0, CHANNELS, BLOCK_C, 1.0, ACC, MIX_PRECISION)
-    b_y = add_product(b_y, t_f2, None, t_w, i_w + 2, i_b, o_h, o_w, 0, CHANNELS, BLOCK_C, 1.0, ACC, MIX_PRECISION)
-    b_y = add_product(b_y, t_f3, None, t_w, i_w + 3, i_b, o_h, o_w, 0, CHANNELS, BLOCK_C, 1.0, ACC, MIX_PRECISION)
-    b_y = add_product(b_y, t_f4, None, t_w, i_w + 4, i_b, o_h, o_w, 0, CHANNELS, BLOCK_C, 1.0, ACC, MIX_PRECISION)
-    b_y = add_product(b_y, t_f5, None, t_w, i_w + 5, i_b, o_h, o_w, 0, CHANNELS, BLOCK_C, 1.0, ACC, MIX_PRECISION)
-    b_y = add_product(b_y, t_f6, None, t_w, i_w + 6, i_b, o_h, o_w, 0, CHANNELS, BLOCK_C, 1.0, ACC, MIX_PRECISION)
-    b_y = add_product(b_y, t_f7, None, t_w, i_w + 7, i_b, o_h, o_w, 0, CHANNELS, BLOCK_C, 1.0, ACC, MIX_PRECISION)
+    if WINDOWED:
+        n_windows = tl.maximum(ROWS - 1, 1) * tl.maximum(COLUMNS - 1, 1)
+        for i_quarter in tl.range(0, 4, num_stages=1):
+            b_share, here, i_window = window_share(
+                i_quarter, o_h, o_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC, BLOCK_H, BLOCK_W
+            )  # fmt: skip
+            if here:
+                i_w = (i_b * n_windows + i_window) * LAYERS
+                b_part = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
+                b_part = add_layers(
+                    b_part, t_f0, t_f1, t_f2, t_f3, t_f4, t_f5, t_f6, t_f7, t_w, i_w, i_b, o_h, o_w, 0,
+                    CHANNELS, BLOCK_C, ACC, MIX_PRECISION,
+                )  # fmt: skip
+                b_y += b_share * b_part
+    else:
+        b_y = add_layers(
+            b_y, t_f0, t_f1, t_f2, t_f3, t_f4, t_f5, t_f6, t_f7, t_w, i_b * LAYERS, i_b, o_h, o_w, 0,
+            CHANNELS, BLOCK_C, ACC, MIX_PRECISION,
+        )  # fmt: skip
     b_y = leaky(b_y + load_bias(p_mix_bias, 0, C, BLOCK_C, ACC), SLOPE)
     if t_added is not None:
         store_pixels(t_added, i_b, o_h, o_w, 0, b_y)

@@ -13,6 +13,7 @@ from lmfn_kernels.acfm import reference
 from lmfn_kernels.acfm.backend import ACFMBackend, implementation
 from lmfn_kernels.alfm import op as alfm
 from lmfn_kernels.alfm.op import AttentionInputs, AttentionOptions, LayerAttention, layer_attention_backward
+from lmfn_kernels.alfm.windows import Grid, window_sums
 from lmfn_kernels.runtime import checks
 from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
@@ -58,7 +59,8 @@ def _merged(x: Tensor, gate: Gate, alpha: Tensor, add: LayerAttention) -> Tensor
     checks.tensor("add.maps[0]", add.maps[0], x.shape, x)
     alfm.check_fusion(*add[:5], add.slope)
     checks.tensor("add.weight", add.weight, (x.shape[1], None, 1, 1), x)
-    if _unsupported_reason(x) or alfm.unsupported_reason(add.maps):
+    side = alfm.block_side(add.maps, add.window)
+    if _unsupported_reason(x) or alfm.unsupported_reason(add.maps, side):
         return channel_gate(x, gate, alpha, add())  # each with the backend that can take it
     backend = choose(x, None, "attention_merge")
     if backend == "reference":
@@ -66,7 +68,7 @@ def _merged(x: Tensor, gate: Gate, alpha: Tensor, add: LayerAttention) -> Tensor
     # Once where it is one of the maps: PyTorch's compiler takes no tensor twice.
     x_index = next((i for i, f in enumerate(add.maps) if f is x), -1)
     inputs = MergeInputs(list(add.maps), x if x_index < 0 else None, alpha, _as_vectors(gate), *add[1:5])
-    return ATTENTION_MERGE(backend, inputs, MergeOptions(x_index, add.rows == "layers", add.slope))[0]
+    return ATTENTION_MERGE(backend, inputs, MergeOptions(x_index, add.rows == "layers", add.slope, side))[0]
 
 
 def _unsupported_reason(x: Tensor) -> str | None:
@@ -128,16 +130,18 @@ class MergeOptions(NamedTuple):
     """Which of the maps x is, or -1."""
     by_layer: bool
     slope: float
+    side: int
+    """Of a block of the attention's windows; 0 for the whole image."""
 
 
 def _attention_merge_forward(
     f: ACFMBackend, t: MergeInputs, options: MergeOptions, save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     x = t.maps[options.x_index] if t.x is None else t.x
-    maps = [f.layout(one) for one in t.maps]
-    e = f.gram(maps, options.by_layer)
+    maps, grid = [f.layout(one) for one in t.maps], Grid.of(x, options.side)
+    e = window_sums(f.gram(maps, options.by_layer, grid), grid)
     matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, options.by_layer)
-    y, added = f.merge(f.layout(x), t.alpha, t.gate, maps, matrix, t.bias, options.slope, save)
+    y, added = f.merge(f.layout(x), t.alpha, t.gate, maps, matrix, grid, t.bias, options.slope, save)
     return (y,), () if added is None else (added, e)
 
 
@@ -152,7 +156,7 @@ def _attention_merge_backward(
     found: Gradients = {}
     if wanted("maps", "theta", "weight", "bias", "temperature"):
         attention = AttentionInputs(t.maps, None, *t[4:])
-        of_attention = AttentionOptions(options.by_layer, options.slope)
+        of_attention = AttentionOptions(options.by_layer, options.slope, options.side)
         found |= layer_attention_backward(f, gradients, saved, attention, of_attention, wanted)
     if wanted("x", "alpha", "gate") or (t.x is None and wanted("maps")):
         x = t.maps[options.x_index] if t.x is None else t.x

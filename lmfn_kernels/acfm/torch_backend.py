@@ -22,6 +22,7 @@ from lmfn_kernels.alfm.torch_backend import (
     mix,
     products,
 )
+from lmfn_kernels.alfm.windows import Grid
 
 __all__ = [
     "fold_into_weight", "fold_into_weight_backward", "gate", "gate_backward", "gram", "layout", "merge", "mix",
@@ -60,11 +61,12 @@ def merge(
     weights: Sequence[Tensor],
     maps: Sequence[Tensor],
     matrix: Tensor,
+    grid: Grid,
     bias: Tensor,
     slope: float,
     save: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    (added,) = mix(maps, matrix.mT, 1, bias=bias, slope=slope)
+    (added,) = mix(maps, 1, grid, window_matrix=matrix.mT, bias=bias, slope=slope)
     return gate(x, added, alpha, weights), added if save else None
 
 

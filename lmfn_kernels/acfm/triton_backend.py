@@ -8,6 +8,7 @@ from torch import Tensor
 from lmfn_kernels.acfm import kernels
 from lmfn_kernels.alfm.triton_backend import (
     MAPS,
+    blocks_of,
     fold_into_weight,
     fold_into_weight_backward,
     gram,
@@ -16,7 +17,9 @@ from lmfn_kernels.alfm.triton_backend import (
     mix,
     mix_weights,
     products,
+    within,
 )
+from lmfn_kernels.alfm.windows import Grid
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import arithmetic, block, empty, partial, pixels, run, tiles, total
 
@@ -53,12 +56,13 @@ def merge(
     weights: Sequence[Tensor],
     maps: Sequence[Tensor],
     matrix: Tensor,
+    grid: Grid,
     bias: Tensor,
     slope: float,
     save: bool,
 ) -> tuple[Tensor, Tensor | None]:
     out, kept = empty(x, *x.shape), empty(x, *x.shape) if save else None
-    c = config("merge", x)
+    c = within(config("merge", x), grid)
     n = block(x.shape[1])
     run(
         kernels.merge_kernel,
@@ -73,6 +77,7 @@ def merge(
         t_out=pixels(out, c, n),
         p_alpha=alpha,
         **_weights(weights),
+        **blocks_of(grid),
         LAYERS=len(maps),
         CHANNELS=x.shape[1],
         SLOPE=slope,

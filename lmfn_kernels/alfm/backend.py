@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lmfn_kernels.alfm.windows import Grid
 from lmfn_kernels.runtime.gradients import PendingMask
 
 
@@ -13,25 +14,32 @@ class ALFMBackend(Protocol):
     def layout(self, x: Tensor) -> Tensor:
         """`x` as the other functions take it: itself where they can read it, else a copy."""
 
-    def gram(self, maps: Sequence[Tensor], by_layer: bool) -> Tensor:
-        """F F^T: [B, NC, NC] or, of whole layers, [B, N, N]."""
+    def gram(self, maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
+        """F F^T of every block: [B * blocks, NC, NC] or, of whole layers, [B * blocks, N, N]."""
 
-    def products(self, gradient: PendingMask, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """G F^T [B, O, NC] and the sum of G [O], G the gradient [B, O, HW] before the activation."""
+    def products(self, gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
+        """G F^T of every window [B * windows, O, NC], with the pixels' shares of it, and the sum of G [O].
+
+        G is the gradient [B, O, HW] before the activation.
+        """
 
     def mix(
         self,
         maps: Sequence[Tensor],
-        matrix: Tensor,
         outputs: int,
+        grid: Grid,
         *,
+        window_matrix: Tensor | None = None,
+        block_matrix: Tensor | None = None,
         bias: Tensor | None = None,
         slope: float = 1.0,
         gradient: PendingMask | None = None,
     ) -> list[Tensor]:
-        """`outputs` images: LR of the gradient and the maps side by side times `matrix`, plus bias.
+        """`outputs` images: LR of products of the gradient and the maps, side by side, and bias.
 
-        `matrix` [B, inputs, outputs * channels]; the gradient is taken before its activation.
+        `window_matrix` [B * windows, inputs, outputs * channels] multiplies the gradient, before its activation, or
+        without one the maps, in the pixels' shares of the windows; `block_matrix` [B * blocks, inputs, outputs *
+        channels] multiplies the maps, block by block.
         """
 
     def fold_into_weight(

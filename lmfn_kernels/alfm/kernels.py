@@ -35,18 +35,53 @@ def store_both(p_out, o_row, o_column, ROWS, COLUMNS, SIZE, b_x):
 
 
 @triton.jit
+def image_block(i_block, SIDE_H, SIDE_W, ROWS, COLUMNS):
+    """Image, first row and first column of a block."""
+    i_rest = i_block % (ROWS * COLUMNS)
+    return i_block // (ROWS * COLUMNS), i_rest // COLUMNS * SIDE_H, i_rest % COLUMNS * SIDE_W
+
+
+@triton.jit
+def axis_share(o_x, SIDE, i_window, COUNT, ACC: tl.constexpr):
+    """What pixels `o_x` along an axis take of one of COUNT windows, whose centre is at (i_window + 1) * SIDE."""
+    b_near = tl.minimum(tl.maximum((o_x.to(ACC) + 0.5) / SIDE - 1.0, 0.0), COUNT - 1.0)
+    return tl.maximum(1.0 - tl.abs(b_near - i_window), 0.0)
+
+
+@triton.jit
+def window_share(
+    i_quarter, o_h, o_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
+):  # fmt: skip
+    """Shares of a tile's pixels of the window up and left of its block (0), up, left, or of the block's own number (3).
+
+    Shares [pixels, 1], all 0 where there is no such window; whether there is one; its number in the image.
+    """
+    N: tl.constexpr = BLOCK_H * BLOCK_W
+    n_h = tl.maximum(ROWS - 1, 1)
+    n_w = tl.maximum(COLUMNS - 1, 1)
+    i_h = o_h // SIDE_H - 1 + i_quarter // 2
+    i_w = o_w // SIDE_W - 1 + i_quarter % 2
+    o_p = tl.arange(0, N)
+    b_down = axis_share(o_h + o_p // BLOCK_W, SIDE_H, i_h, n_h, ACC)
+    b_across = axis_share(o_w + o_p % BLOCK_W, SIDE_W, i_w, n_w, ACC)
+    here = (i_h >= 0) & (i_h < n_h) & (i_w >= 0) & (i_w < n_w)
+    b_share = tl.where(here, b_down * b_across, 0.0).to(ACC)
+    return b_share[:, None], here, i_h * n_w + i_w
+
+
+@triton.jit
 def gram_kernel(
     t_x0, t_x1, t_x2, t_x3, o_c0, o_c1, o_c2, o_c3, o_r0, o_r1, o_r2, o_r3, p_out,
-    H, W, C, SIZE, SPLITS,
+    SIDE_H, SIDE_W, ROWS, COLUMNS, C, SIZE, SPLITS,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Products of up to four slots with each other, over the pixels of one image: a partial sum a program.
+    """Products of up to four slots with each other, over the pixels of one image block: a partial sum per program.
 
     Every tile is read once and goes into up to ten blocks of F F^T.
     """
     i_split = tl.program_id(0)
-    i_b = tl.program_id(1)
+    i_b, o_top, o_left = image_block(tl.program_id(1), SIDE_H, SIDE_W, ROWS, COLUMNS)
     b_00 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
     b_01 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
     b_02 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
@@ -57,9 +92,11 @@ def gram_kernel(
     b_22 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
     b_23 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
     b_33 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
-    n_tiles = tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    n_tiles = tl.cdiv(SIDE_H, BLOCK_H) * tl.cdiv(SIDE_W, BLOCK_W)
     for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
-        _, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        _, o_h, o_w = pixel_tile(i_tile, SIDE_H, SIDE_W, BLOCK_H, BLOCK_W)
+        o_h += o_top
+        o_w += o_left
         b_x0 = load_pixels(t_x0, i_b, o_h, o_w, o_c0)
         b_t0 = tl.trans(b_x0)
         b_00 = tl.dot(b_t0, b_x0, b_00, input_precision=PRECISION, out_dtype=ACC)
@@ -80,7 +117,7 @@ def gram_kernel(
             b_13 = tl.dot(b_t1, b_x3, b_13, input_precision=PRECISION, out_dtype=ACC)
             b_23 = tl.dot(b_t2, b_x3, b_23, input_precision=PRECISION, out_dtype=ACC)
             b_33 = tl.dot(tl.trans(b_x3), b_x3, b_33, input_precision=PRECISION, out_dtype=ACC)
-    p_part = p_out + (i_split * tl.num_programs(1) + i_b).to(tl.int64) * SIZE * SIZE
+    p_part = p_out + (i_split * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * SIZE * SIZE
     n_0, n_1, n_2, n_3 = C - o_c0, C - o_c1, C - o_c2, C - o_c3
     store_block(p_part, o_r0, o_r0, n_0, n_0, SIZE, b_00)
     if t_x1 is not None:
@@ -100,28 +137,38 @@ def gram_kernel(
 @triton.jit
 def product_kernel(
     t_g, t_by, t_x0, t_x1, t_x2, t_x3, o_c0, o_c1, o_c2, o_c3, o_r0, o_r1, o_r2, o_r3, p_out, p_sum,
-    H, W, C, G, SIZE, SPLITS,
-    SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    SIDE_H, SIDE_W, ROWS, COLUMNS, C, G, SIZE, SPLITS,
+    WINDOWED: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Products of G channels of a gradient with up to four slots, over the pixels of one image, and the gradient's sum.
+    """Products of G channels of a gradient with up to four slots, over the pixels of a block, and the gradient's sum.
 
-    `t_g` is the gradient after the activation whose output is `t_by` (None: no activation).
+    `t_g` is the gradient after the activation whose output is `t_by` (None: no activation). With `WINDOWED`, four
+    programs have a block: each takes the pixels' shares of one of the windows that the block may be in.
     """
     i_split = tl.program_id(0)
-    i_b = tl.program_id(1)
+    i_block = tl.program_id(1) // 4 if WINDOWED else tl.program_id(1)
+    i_b, o_top, o_left = image_block(i_block, SIDE_H, SIDE_W, ROWS, COLUMNS)
     o_g = tl.program_id(2) * BLOCK_G
     b_0 = tl.zeros([BLOCK_G, BLOCK_C], ACC)
     b_1 = tl.zeros([BLOCK_G, BLOCK_C], ACC)
     b_2 = tl.zeros([BLOCK_G, BLOCK_C], ACC)
     b_3 = tl.zeros([BLOCK_G, BLOCK_C], ACC)
     b_sum = tl.zeros([BLOCK_G], ACC)
-    n_tiles = tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    n_tiles = tl.cdiv(SIDE_H, BLOCK_H) * tl.cdiv(SIDE_W, BLOCK_W)
     for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
-        _, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        _, o_h, o_w = pixel_tile(i_tile, SIDE_H, SIDE_W, BLOCK_H, BLOCK_W)
+        o_h += o_top
+        o_w += o_left
         b_g = load_pixels(t_g, i_b, o_h, o_w, o_g)
         if t_by is not None:
             b_g = leaky_gradient(b_g, load_pixels(t_by, i_b, o_h, o_w, o_g), SLOPE)
+        if WINDOWED:
+            i_quarter = tl.program_id(1) % 4
+            b_share, _, _ = window_share(
+                i_quarter, o_h, o_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC, BLOCK_H, BLOCK_W
+            )  # fmt: skip
+            b_g = (b_g.to(ACC) * b_share).to(b_g.dtype)
         b_t = tl.trans(b_g)
         b_x = load_pixels(t_x0, i_b, o_h, o_w, o_c0)
         b_0 = tl.dot(b_t, b_x, b_0, input_precision=PRECISION, out_dtype=ACC)
@@ -135,7 +182,7 @@ def product_kernel(
             b_x = load_pixels(t_x3, i_b, o_h, o_w, o_c3)
             b_3 = tl.dot(b_t, b_x, b_3, input_precision=PRECISION, out_dtype=ACC)
         b_sum += tl.sum(b_g.to(ACC), axis=0)
-    i_part = (i_split * tl.num_programs(1) + i_b).to(tl.int64)
+    i_part = (i_split * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
     p_part = p_out + i_part * G * SIZE
     store_block(p_part, o_g, o_r0, G - o_g, C - o_c0, SIZE, b_0)
     if t_x1 is not None:
@@ -165,6 +212,22 @@ def add_product(
 
 
 @triton.jit
+def add_layers(
+    b_out, t_x0, t_x1, t_x2, t_x3, t_x4, t_x5, t_x6, t_x7, t_w, i_w, i_b, o_h, o_w, o_n,
+    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`b_out` plus up to eight maps, each times its matrix. Triton has no list of descriptors to loop over."""
+    b_out = add_product(b_out, t_x0, None, t_w, i_w, i_b, o_h, o_w, o_n, CHANNELS, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x1, None, t_w, i_w + 1, i_b, o_h, o_w, o_n, CHANNELS, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x2, None, t_w, i_w + 2, i_b, o_h, o_w, o_n, CHANNELS, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x3, None, t_w, i_w + 3, i_b, o_h, o_w, o_n, CHANNELS, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x4, None, t_w, i_w + 4, i_b, o_h, o_w, o_n, CHANNELS, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x5, None, t_w, i_w + 5, i_b, o_h, o_w, o_n, CHANNELS, BLOCK_K, 1.0, ACC, PRECISION)
+    b_out = add_product(b_out, t_x6, None, t_w, i_w + 6, i_b, o_h, o_w, o_n, CHANNELS, BLOCK_K, 1.0, ACC, PRECISION)
+    return add_product(b_out, t_x7, None, t_w, i_w + 7, i_b, o_h, o_w, o_n, CHANNELS, BLOCK_K, 1.0, ACC, PRECISION)
+
+
+@triton.jit
 def store_one(t_out, here, i_b, o_h, o_w, o_n, b_out):
     if t_out is not None:  # noqa: SIM102  (known when compiled, which the other is not)
         if here:
@@ -175,30 +238,52 @@ def store_one(t_out, here, i_b, o_h, o_w, o_n, b_out):
 def mix_kernel(
     t_g, t_by, t_x0, t_x1, t_x2, t_x3, t_x4, t_x5, t_x6, t_x7, t_wg, t_w, p_bias,
     t_out0, t_out1, t_out2, t_out3, t_out4, t_out5, t_out6, t_out7,
-    H, W, N, OUTPUTS,
+    H, W, N, OUTPUTS, SIDE_H, SIDE_W, ROWS, COLUMNS,
+    WINDOWED: tl.constexpr, WINDOWED_MAPS: tl.constexpr,
     MAPS: tl.constexpr, C: tl.constexpr, G: tl.constexpr, SLOPE: tl.constexpr, BY_SLOPE: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One of the OUTPUTS images: the maps, and a gradient of G channels, times matrices of their own, summed.
 
-    The programs of all outputs of a tile are neighbours, so that they find it in the cache.
+    With `WINDOWED`, the gradient's matrices are those of the windows and mixed in the pixels' shares, the maps' those
+    of the blocks; with `WINDOWED_MAPS`, the maps' are those of the windows and there is no gradient. The programs of
+    all outputs of a tile are neighbours, so that they find it in the cache.
     """
     i_out = tl.program_id(0) % OUTPUTS
     i_b, o_h, o_w = pixel_tile(tl.program_id(0) // OUTPUTS, H, W, BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
-    i_g = i_b * OUTPUTS + i_out
-    i_w = i_g * MAPS
     b_out = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
-    b_out = add_product(b_out, t_g, t_by, t_wg, i_g, i_b, o_h, o_w, o_n, G, BLOCK_G, BY_SLOPE, ACC, PRECISION)
-    b_out = add_product(b_out, t_x0, None, t_w, i_w, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
-    b_out = add_product(b_out, t_x1, None, t_w, i_w + 1, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
-    b_out = add_product(b_out, t_x2, None, t_w, i_w + 2, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
-    b_out = add_product(b_out, t_x3, None, t_w, i_w + 3, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
-    b_out = add_product(b_out, t_x4, None, t_w, i_w + 4, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
-    b_out = add_product(b_out, t_x5, None, t_w, i_w + 5, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
-    b_out = add_product(b_out, t_x6, None, t_w, i_w + 6, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
-    b_out = add_product(b_out, t_x7, None, t_w, i_w + 7, i_b, o_h, o_w, o_n, C, BLOCK_K, 1.0, ACC, PRECISION)
+    if WINDOWED:
+        n_windows = tl.maximum(ROWS - 1, 1) * tl.maximum(COLUMNS - 1, 1)
+        for i_quarter in tl.range(0, 4, num_stages=1):
+            b_share, here, i_window = window_share(
+                i_quarter, o_h, o_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC, BLOCK_H, BLOCK_W
+            )  # fmt: skip
+            if here:
+                i_g = (i_b * n_windows + i_window) * OUTPUTS + i_out
+                b_part = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
+                if WINDOWED_MAPS:
+                    b_part = add_layers(
+                        b_part, t_x0, t_x1, t_x2, t_x3, t_x4, t_x5, t_x6, t_x7, t_w, i_g * MAPS, i_b, o_h, o_w, o_n,
+                        C, BLOCK_K, ACC, PRECISION,
+                    )  # fmt: skip
+                else:
+                    b_part = add_product(
+                        b_part, t_g, t_by, t_wg, i_g, i_b, o_h, o_w, o_n, G, BLOCK_G, BY_SLOPE, ACC, PRECISION
+                    )  # fmt: skip
+                b_out += b_share * b_part
+        i_block = i_b * ROWS * COLUMNS + o_h // SIDE_H * COLUMNS + o_w // SIDE_W
+    else:
+        i_block = i_b
+        i_g = i_b * OUTPUTS + i_out
+        b_out = add_product(b_out, t_g, t_by, t_wg, i_g, i_b, o_h, o_w, o_n, G, BLOCK_G, BY_SLOPE, ACC, PRECISION)
+    if not (WINDOWED and WINDOWED_MAPS):
+        i_w = (i_block * OUTPUTS + i_out) * MAPS
+        b_out = add_layers(
+            b_out, t_x0, t_x1, t_x2, t_x3, t_x4, t_x5, t_x6, t_x7, t_w, i_w, i_b, o_h, o_w, o_n,
+            C, BLOCK_K, ACC, PRECISION,
+        )  # fmt: skip
     if p_bias is not None:
         b_out += load_bias(p_bias, o_n, N, BLOCK_N, ACC)
     b_out = leaky(b_out, SLOPE)

@@ -19,6 +19,7 @@ from torch import Tensor
 from lmfn_kernels.alfm import attention_matrix as algebra
 from lmfn_kernels.alfm import reference
 from lmfn_kernels.alfm.backend import ALFMBackend, implementation
+from lmfn_kernels.alfm.windows import Grid, window_sums, window_sums_backward
 from lmfn_kernels.runtime import checks
 from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.gradients import PendingMask
@@ -26,6 +27,7 @@ from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 
 MOST_MAPS = 8  # that a kernel takes
 MOST_CHANNELS = 512  # of all maps together
+TILE = 16  # pixels that divide a window's block in the kernels, so that no tile is in two
 
 Rows = Literal["channels", "layers"]
 
@@ -48,10 +50,11 @@ class LayerAttention(NamedTuple):
     """[1]"""
     rows: Rows = "channels"
     slope: float = 0.05
+    window: int | None = None
 
     def __call__(self) -> Tensor:
         """Computed now, [B, O, H, W]."""
-        return layer_attention(*self[:5], rows=self.rows, slope=self.slope)
+        return layer_attention(*self[:5], rows=self.rows, slope=self.slope, window=self.window)
 
 
 def layer_attention(
@@ -63,6 +66,7 @@ def layer_attention(
     *,
     rows: Rows = "channels",
     slope: float = 0.05,
+    window: int | None = None,
 ) -> Tensor:
     """LR(conv1x1(theta M F + F)), F the maps as rows, M their attention, LR the leaky ReLU.
 
@@ -71,33 +75,41 @@ def layer_attention(
     M = softmax(rowmax(E) - E), E = F F^T (as released). With a `temperature` [1], E is the cosine of each two rows
     times that, which does not depend on the image's size; a row of zeros has cosine 0.
 
-    Kept for backward: the maps, the result (for its signs) and F F^T.
+    With a `window`, an even number of pixels, M is not that of the whole maps but of windows of window x window pixels,
+    half overlapping from the upper left corner on; a pixel takes the bilinear mean of the results of the four windows
+    whose centres are around it. Maps that one window holds give the same bits as without. (Not in the paper: a network
+    sees the attention that it was trained with on patches, on images of any size, and tiles of them are exact.)
+
+    Kept for backward: the maps, the result (for its signs) and F F^T, window by window.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
     check_maps(maps, rows)
     check_fusion(maps, theta, weight, bias, temperature, slope)
-    by_layer = rows == "layers"
-    backend = choose(maps[0], unsupported_reason(maps), "layer_attention")
+    by_layer, side = rows == "layers", block_side(maps, window)
+    backend = choose(maps[0], unsupported_reason(maps, side), "layer_attention")
     if backend == "reference":
-        e = reference.layer_gram(maps, by_layer)
-        return reference.layer_apply(maps, e, theta, weight, bias, temperature, by_layer, slope)
+        e = reference.layer_gram(maps, by_layer, side)
+        return reference.layer_apply(maps, e, theta, weight, bias, temperature, by_layer, slope, side)
     inputs = AttentionInputs(list(maps), None, theta, weight, bias, temperature)
-    return LAYER_ATTENTION(backend, inputs, AttentionOptions(by_layer, slope))[0]
+    return LAYER_ATTENTION(backend, inputs, AttentionOptions(by_layer, slope, side))[0]
 
 
-def layer_gram(maps: Sequence[Tensor], *, rows: Rows = "channels") -> Tensor:
+def layer_gram(maps: Sequence[Tensor], *, rows: Rows = "channels", window: int | None = None) -> Tensor:
     """F F^T, which `layer_apply` takes: [B, NC, NC] or, with `rows` "layers", [B, N, N], in float32 (or float64).
 
-    It is a sum over pixels: that of an image is the sum of those of its tiles. Arguments and errors as in
+    It is a sum over pixels: that of an image is the sum of those of its tiles. With a `window` that does not hold the
+    maps, those of blocks of half a window's side, [B, rows, columns, NC, NC]. Arguments and errors as in
     `layer_attention`.
     """
     check_maps(maps, rows)
-    by_layer = rows == "layers"
-    backend = choose(maps[0], unsupported_reason(maps), "layer_gram")
+    by_layer, side = rows == "layers", block_side(maps, window)
+    backend = choose(maps[0], unsupported_reason(maps, side), "layer_gram")
     if backend == "reference":
-        return reference.layer_gram(maps, by_layer)
-    return LAYER_GRAM(backend, GramInputs(list(maps)), GramOptions(by_layer))[0]
+        return reference.layer_gram(maps, by_layer, side)
+    (gram,) = LAYER_GRAM(backend, GramInputs(list(maps)), GramOptions(by_layer, side))
+    grid = Grid.of(maps[0], side)
+    return gram if side == 0 else gram.unflatten(0, (-1, grid.rows, grid.columns))
 
 
 def layer_apply(
@@ -110,6 +122,7 @@ def layer_apply(
     *,
     rows: Rows = "channels",
     slope: float = 0.05,
+    window: int | None = None,
 ) -> Tensor:
     """`layer_attention` with its F F^T given: summed over tiles, or over processes.
 
@@ -117,16 +130,17 @@ def layer_apply(
     """
     check_maps(maps, rows)
     check_fusion(maps, theta, weight, bias, temperature, slope)
-    by_layer, (b, c) = rows == "layers", maps[0].shape[:2]
-    size = len(maps) * (1 if by_layer else c)
+    by_layer, side, (b, c) = rows == "layers", block_side(maps, window), maps[0].shape[:2]
+    size, grid = len(maps) * (1 if by_layer else c), Grid.of(maps[0], side)
+    blocks = () if side == 0 else (grid.rows, grid.columns)
     sums = torch.empty((), dtype=torch.promote_types(maps[0].dtype, torch.float32), device=maps[0].device)
-    checks.tensor("gram", gram, (b, size, size), sums)
-    backend = choose(maps[0], unsupported_reason(maps), "layer_apply")
+    checks.tensor("gram", gram, (b, *blocks, size, size), sums)
+    backend = choose(maps[0], unsupported_reason(maps, side), "layer_apply")
     if backend == "reference":
-        return reference.layer_apply(maps, gram, theta, weight, bias, temperature, by_layer, slope)
+        return reference.layer_apply(maps, gram, theta, weight, bias, temperature, by_layer, slope, side)
     # As a vector, because autocast leaves vectors in float32.
     inputs = AttentionInputs(list(maps), gram.flatten(), theta, weight, bias, temperature)
-    return LAYER_ATTENTION(backend, inputs, AttentionOptions(by_layer, slope))[0]
+    return LAYER_ATTENTION(backend, inputs, AttentionOptions(by_layer, slope, side))[0]
 
 
 def attention_matrix(gram: Tensor, temperature: Tensor | None = None, *, rows: Rows = "channels") -> Tensor:
@@ -193,9 +207,22 @@ def check_fusion(
     checks.slope(slope)
 
 
-def unsupported_reason(maps: Sequence[Tensor]) -> str | None:
+def block_side(maps: Sequence[Tensor], window: int | None) -> int:
+    """Pixels of a block's side; 0 where the maps are one window."""
+    if window is None:
+        return 0
+    if not isinstance(window, int) or isinstance(window, bool):
+        raise TypeError(f"window is {window!r}; expected is a whole number of pixels, or None")
+    if window < 2 or window % 2:
+        raise ValueError(f"window is {window}; expected is an even number of pixels, 2 or more")
+    return 0 if max(maps[0].shape[2:]) <= window else window // 2
+
+
+def unsupported_reason(maps: Sequence[Tensor], side: int) -> str | None:
     """Why the kernels cannot take these maps, if so."""
     n, size = len(maps), len(maps) * maps[0].shape[1]
+    if side % TILE:
+        return f"its windows of {2 * side} pixels are no multiple of {2 * TILE}, and kernels work on whole tiles"
     if n <= MOST_MAPS and size <= MOST_CHANNELS:
         return None
     return f"it has {n} maps of {size} channels together, and the kernels take {MOST_MAPS} maps of {MOST_CHANNELS}"
@@ -207,12 +234,15 @@ class GramInputs(NamedTuple):
 
 class GramOptions(NamedTuple):
     by_layer: bool
+    side: int
+    """Of a block; 0 for the whole image."""
 
 
 def _layer_gram_forward(
     f: ALFMBackend, t: GramInputs, options: GramOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return (f.gram([f.layout(x) for x in t.maps], options.by_layer),), ()
+    grid = Grid.of(t.maps[0], options.side)
+    return (f.gram([f.layout(x) for x in t.maps], options.by_layer, grid),), ()
 
 
 def _layer_gram_backward(
@@ -220,12 +250,13 @@ def _layer_gram_backward(
     gradients: Sequence[Tensor],
     _saved: Sequence[Tensor],
     t: GramInputs,
-    _options: GramOptions,
+    options: GramOptions,
     _wanted: Wanted,
 ) -> Gradients:
     (de,) = gradients
     maps = [f.layout(x) for x in t.maps]
-    return {"maps": f.mix(maps, _of_rows(de, maps), len(maps))}
+    grid = Grid.of(maps[0], options.side)
+    return {"maps": f.mix(maps, len(maps), grid, block_matrix=_of_rows(de, maps))}
 
 
 class AttentionInputs(NamedTuple):
@@ -241,16 +272,19 @@ class AttentionInputs(NamedTuple):
 class AttentionOptions(NamedTuple):
     by_layer: bool
     slope: float
+    side: int
+    """Of a block; 0 for the whole image."""
 
 
 def _layer_attention_forward(
     f: ALFMBackend, t: AttentionInputs, options: AttentionOptions, save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    by_layer, slope = options
-    maps = [f.layout(x) for x in t.maps]
-    e = f.gram(maps, by_layer) if t.gram is None else _square(t.gram, maps, by_layer)
+    by_layer, slope, side = options
+    maps, grid = [f.layout(x) for x in t.maps], Grid.of(t.maps[0], side)
+    of_blocks = f.gram(maps, by_layer, grid) if t.gram is None else _square(t.gram, maps, by_layer)
+    e = window_sums(of_blocks, grid)
     matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, by_layer)
-    (y,) = f.mix(maps, matrix.mT, 1, bias=t.bias, slope=slope)
+    (y,) = f.mix(maps, 1, grid, window_matrix=matrix.mT, bias=t.bias, slope=slope)
     return (y,), (e,) if save and t.gram is None else ()
 
 
@@ -262,14 +296,16 @@ def layer_attention_backward(
     options: AttentionOptions,
     wanted: Wanted,
 ) -> Gradients:
-    by_layer, slope = options
+    by_layer, slope, side = options
     maps, g = [f.layout(x) for x in t.maps], f.layout(gradients[0])
+    grid = Grid.of(g, side)
     gradient = PendingMask(g, f.layout(saved[0]) if slope != 1 else None, slope)
-    e = saved[-1] if t.gram is None else _square(t.gram, maps, by_layer)
-    dp, dbias = f.products(gradient, maps)
+    e = saved[-1] if t.gram is None else window_sums(_square(t.gram, maps, by_layer), grid)
+    dp, dbias = f.products(gradient, maps, grid)
     de, dtheta, dweight, dtemperature = f.fold_into_weight_backward(dp, e, t.theta, t.weight, t.temperature, by_layer)
+    of_blocks = window_sums_backward(de, grid)
     found: Gradients = {
-        "gram": de.flatten(),
+        "gram": of_blocks.flatten(),
         "theta": dtheta,
         "weight": dweight,
         "bias": dbias,
@@ -278,16 +314,15 @@ def layer_attention_backward(
     if wanted("maps"):
         # P^T g and, where F F^T was not given, (dE + dE^T) F: one pass.
         matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, by_layer)
-        if t.gram is None:
-            matrix = torch.cat([matrix, _of_rows(de, maps)], dim=1)
-        found["maps"] = f.mix(maps if t.gram is None else [], matrix, len(maps), gradient=gradient)
+        of_maps = _of_rows(of_blocks, maps) if t.gram is None else None
+        seen = maps if t.gram is None else []
+        found["maps"] = f.mix(seen, len(maps), grid, window_matrix=matrix, block_matrix=of_maps, gradient=gradient)
     return found
 
 
 def _square(gram: Tensor, maps: Sequence[Tensor], by_layer: bool) -> Tensor:
-    b, c = maps[0].shape[:2]
-    size = len(maps) * (1 if by_layer else c)
-    return gram.view(b, size, size)
+    size = len(maps) * (1 if by_layer else maps[0].shape[1])
+    return gram.view(-1, size, size)
 
 
 def _of_rows(de: Tensor, maps: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,12 @@ def as_rows(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
     return rearrange(f, f"b n c h w -> {_rows(by_layer)}")
 
 
-def layer_gram(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
+def layer_gram(maps: Sequence[Tensor], by_layer: bool, side: int = 0) -> Tensor:
+    """F F^T of the maps, [B, R, R], or with `side` of each of their blocks, [B, rows, columns, R, R]."""
+    if side:
+        strips = zip(*(x.split(side, 2) for x in maps), strict=True)
+        blocks = [zip(*(x.split(side, 3) for x in strip), strict=True) for strip in strips]
+        return torch.stack([torch.stack([layer_gram(f, by_layer) for f in row], 1) for row in blocks], 1)
     with torch.autocast(maps[0].device.type, enabled=False):
         f = as_rows(maps, by_layer)
         f = f.to(torch.promote_types(f.dtype, torch.float32))
@@ -41,6 +46,13 @@ def inverse_lengths(gram: Tensor) -> Tensor:
     return gram.diagonal(dim1=1, dim2=2).clamp_min(SHORTEST).rsqrt()
 
 
+def _shares(size: int, side: int, windows: int, like: Tensor) -> Tensor:
+    """What each pixel along an axis takes of each window, bilinear between the centres, [windows, size]."""
+    centre = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5
+    nearest = (centre / side - 1).clamp(0, windows - 1)
+    return (1 - (nearest - torch.arange(windows, device=like.device)[:, None]).abs()).clamp_min(0)
+
+
 def layer_apply(
     maps: Sequence[Tensor],
     gram: Tensor,
@@ -50,9 +62,23 @@ def layer_apply(
     temperature: Tensor | None,
     by_layer: bool,
     slope: float,
+    side: int = 0,
 ) -> Tensor:
     f = as_rows(maps, by_layer)
-    mixed = theta * (attention_matrix(gram, temperature, by_layer).to(f.dtype) @ f) + f
     _, c, h, w = maps[0].shape
+    if side == 0:
+        mixed = theta * (attention_matrix(gram, temperature, by_layer).to(f.dtype) @ f) + f
+    else:
+        windows = gram
+        for axis in (1, 2):  # a window is 2 x 2 blocks
+            n = windows.shape[axis]
+            windows = windows if n == 1 else windows.narrow(axis, 0, n - 1) + windows.narrow(axis, 1, n - 1)
+        mixed = f
+        down, across = (_shares(size, side, n, f) for size, n in zip((h, w), windows.shape[1:3], strict=True))
+        for i, row in enumerate(windows.unbind(1)):
+            for j, of_window in enumerate(row.unbind(1)):
+                m = attention_matrix(of_window, temperature, by_layer).to(f.dtype)
+                share = (down[i][:, None] * across[j]).flatten().repeat(f.shape[2] // (h * w))
+                mixed = mixed + share * theta * (m @ f)
     mixed = rearrange(mixed, f"{_rows(by_layer)} -> b (n c) h w", c=c, h=h, w=w)
     return F.leaky_relu(F.conv2d(mixed, weight, bias), slope)

@@ -6,6 +6,7 @@ beside what is returned, which lies as the first map does.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,22 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn_kernels.alfm.attention_matrix import fold_into_weight, fold_into_weight_backward
+from lmfn_kernels.alfm.windows import Grid, shares
 from lmfn_kernels.runtime.gradients import PendingMask
 
 __all__ = ["fold_into_weight", "fold_into_weight_backward", "gram", "layout", "mix", "products"]
 
 CHUNK = 4096  # pixels
 
-Chunk = tuple[int, slice, slice]
+
+class Chunk(NamedTuple):
+    """Pixels of one block of one image."""
+
+    image: int
+    rows: slice
+    columns: slice
+    block: int
+    """Among those of all images."""
 
 
 def layout(x: Tensor) -> Tensor:
@@ -27,54 +37,73 @@ def layout(x: Tensor) -> Tensor:
     return x
 
 
-def gram(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
-    """F F^T: [B, NC, NC] or, of whole layers, [B, N, N]."""
+def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
+    """F F^T of every block: [B * blocks, NC, NC] or, of whole layers, [B * blocks, N, N]."""
     x, n, c = maps[0], len(maps), maps[0].shape[1]
-    out = _zeros(x, x.shape[0], n if by_layer else n * c, n if by_layer else n * c)
-    for chunk, buffer in _chunks(x, n * c):
+    out = _zeros(x, x.shape[0] * grid.blocks, n if by_layer else n * c, n if by_layer else n * c)
+    for chunk, buffer in _chunks(x, n * c, grid):
         f = _gather(buffer, maps, chunk)
         if by_layer:
             f = f.unflatten(1, (n, c)).transpose(0, 1).flatten(1)
-            out[chunk[0]].addmm_(f, f.T)
+            out[chunk.block].addmm_(f, f.T)
         else:
             for j in range(0, n * c, c):  # the upper half, a layer at a time
-                out[chunk[0], j : j + c, j:].addmm_(f[:, j : j + c].T, f[:, j:])
+                out[chunk.block, j : j + c, j:].addmm_(f[:, j : j + c].T, f[:, j:])
     # Mirrored also where a product made both halves: a matrix times its transpose is symmetric to rounding only.
     return out.triu() + out.triu(1).mT
 
 
-def products(gradient: PendingMask, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """G F^T [B, O, NC] and the sum of G [O], with G the gradient before the activation."""
+def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
+    """G F^T of every window [B * windows, O, NC], with the pixels' shares, and the sum of G [O].
+
+    G is the gradient before the activation.
+    """
     x, o, size = maps[0], gradient[0].shape[1], len(maps) * maps[0].shape[1]
-    out, total = _zeros(x, x.shape[0], o, size), _zeros(x, o)
-    for chunk, buffer in _chunks(x, o + size):
+    out, total = _zeros(x, x.shape[0] * grid.windows, o, size), _zeros(x, o)
+    for chunk, buffer in _chunks(x, o + size, grid):
         both = _gather(buffer, maps, chunk, gradient)
-        out[chunk[0]].addmm_(both[:, :o].T, both[:, o:])
+        for window, share in _windows(chunk, grid, both):
+            g = both[:, :o] if share is None else both[:, :o] * share
+            out[window].addmm_(g.T, both[:, o:])
         total += both[:, :o].sum(0)
     return out, total
 
 
 def mix(
     maps: Sequence[Tensor],
-    matrix: Tensor,
     outputs: int,
+    grid: Grid,
     *,
+    window_matrix: Tensor | None = None,
+    block_matrix: Tensor | None = None,
     bias: Tensor | None = None,
     slope: float = 1.0,
     gradient: PendingMask | None = None,
 ) -> list[Tensor]:
-    """The gradient (before the activation) and the maps side by side times `matrix` [B, inputs, outputs * channels].
-
-    Plus bias, through a leaky ReLU, as so many images.
-    """
+    """As many images: the maps, or with a gradient it and the maps, times matrices, plus bias, through a leaky ReLU."""
     x = gradient[0] if gradient else maps[0]
-    b, c, (h, w) = x.shape[0], matrix.shape[2] // outputs, x.shape[2:]
+    if grid.windows == 1 and grid.blocks == 1 and window_matrix is not None and block_matrix is not None:
+        window_matrix, block_matrix = torch.cat([window_matrix, block_matrix], dim=1), None  # one product
+    matrices = [m for m in (window_matrix, block_matrix) if m is not None]
+    of_windows = 0 if window_matrix is None else window_matrix.shape[1]
+    size, width = sum(m.shape[1] for m in matrices), matrices[0].shape[2]
+    b, c, (h, w) = x.shape[0], width // outputs, x.shape[2:]
     order = torch.contiguous_format if _planar(x) else torch.channels_last
     out = [torch.empty((b, c, h, w), dtype=x.dtype, device=x.device, memory_format=order) for _ in range(outputs)]
-    for chunk, buffer in _chunks(x, sum(matrix.shape[1:])):
-        inputs, outcome = buffer.split(matrix.shape[1:], 1)
+    for chunk, buffer in _chunks(x, size + width, grid):
+        inputs, outcome = buffer.split((size, width), 1)
         f = _gather(inputs, maps, chunk, gradient)
-        y = torch.mm(f, matrix[chunk[0]], out=outcome[: len(f)])
+        y = outcome[: len(f)]
+        if block_matrix is not None:
+            torch.mm(f[:, of_windows:], block_matrix[chunk.block], out=y)
+        if window_matrix is not None:
+            for i, (window, share) in enumerate(_windows(chunk, grid, f)):
+                if i == 0 and block_matrix is None and share is None:
+                    torch.mm(f[:, :of_windows], window_matrix[window], out=y)
+                    continue
+                part = f[:, :of_windows] @ window_matrix[window]
+                part = part if share is None else part.mul_(share)
+                y.copy_(part) if i == 0 and block_matrix is None else y.add_(part)
         if bias is not None:
             y += bias
         F.leaky_relu_(y, slope)
@@ -93,29 +122,49 @@ def _planar(x: Tensor) -> bool:
     return x.stride(3) == 1 and x.stride(1) != 1
 
 
-def _chunks(x: Tensor, width: int) -> Iterator[tuple[Chunk, Tensor]]:
-    """Every image's pixels, at most CHUNK at a time, whole rows or part of one, and a matrix [pixels, width] for them.
+def _windows(chunk: Chunk, grid: Grid, like: Tensor) -> Iterator[tuple[int, Tensor | None]]:
+    """The windows that a chunk is in, among those of all images, and the pixels' shares of each, [pixels, 1].
+
+    None stands for all of it.
+    """
+    n, m = grid.window_rows, grid.window_columns
+    if grid.windows == 1:
+        yield chunk.image, None
+        return
+    row, column = divmod(chunk.block % grid.blocks, grid.columns)
+    height, width = chunk.rows.stop - chunk.rows.start, chunk.columns.stop - chunk.columns.start
+    for i in range(max(row - 1, 0), min(row, n - 1) + 1):
+        down = shares(chunk.rows.start, height, grid.height, i, n, like)
+        for j in range(max(column - 1, 0), min(column, m - 1) + 1):
+            across = shares(chunk.columns.start, width, grid.width, j, m, like)
+            yield (chunk.image * n + i) * m + j, (down[:, None] * across).view(-1, 1)
+
+
+def _chunks(x: Tensor, width: int, grid: Grid) -> Iterator[tuple[Chunk, Tensor]]:
+    """Every block's pixels, at most CHUNK at a time, whole rows or part of one, and a matrix [pixels, width] for them.
 
     The chunks do not depend on the batch, so neither does an image's sum. Fake tensors have shapes only.
     """
     if isinstance(x, FakeTensor):
         return
     b, _, h, w = x.shape
-    columns = min(w, CHUNK)
+    columns = min(grid.width, CHUNK)
     rows = CHUNK // columns
-    n, dtype = min(CHUNK, h * w), torch.promote_types(x.dtype, torch.float32)
+    n, dtype = min(CHUNK, grid.height * grid.width), torch.promote_types(x.dtype, torch.float32)
     strides = (1, n) if _planar(x) else (width, 1)
     buffer = torch.empty_strided((n, width), strides, dtype=dtype, device=x.device)
-    for i in range(b):
-        for row in range(0, h, rows):
-            for column in range(0, w, columns):
-                yield (i, slice(row, row + rows), slice(column, column + columns)), buffer
+    for block in range(b * grid.blocks):
+        i, j = divmod(block % grid.blocks, grid.columns)
+        bottom, right = min(h, (i + 1) * grid.height), min(w, (j + 1) * grid.width)
+        for row in range(i * grid.height, bottom, rows):
+            for column in range(j * grid.width, right, columns):
+                pixels = slice(row, min(row + rows, bottom)), slice(column, min(column + columns, right))
+                yield Chunk(block // grid.blocks, *pixels, block), buffer
 
 
 def _pixels(x: Tensor, chunk: Chunk) -> Tensor:
     """[rows, columns, C]."""
-    i, rows, columns = chunk
-    return x[i, :, rows, columns].permute(1, 2, 0)
+    return x[chunk.image, :, chunk.rows, chunk.columns].permute(1, 2, 0)
 
 
 def _gather(buffer: Tensor, maps: Sequence[Tensor], chunk: Chunk, gradient: PendingMask | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lmfn_kernels.alfm import kernels
 from lmfn_kernels.alfm.attention_matrix import layers
 from lmfn_kernels.alfm.reference import SHORTEST
+from lmfn_kernels.alfm.windows import Grid, windows_from_quarters
 from lmfn_kernels.runtime import configs
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.gradients import PendingMask
@@ -48,71 +49,81 @@ Slot = tuple[int, int]
 """Which map, and the first channel."""
 
 
-def gram(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
-    """F F^T: [B, NC, NC] or, of whole layers, [B, N, N]."""
+def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
+    """F F^T of every block: [B * blocks, NC, NC] or, of whole layers, [B * blocks, N, N]."""
     x, size = maps[0], len(maps) * maps[0].shape[1]
-    c = config("gram", x)
-    splits = _splits(x, c)
-    out = partial(x, splits, (x.shape[0], size, size))
+    c = within(config("gram", x), grid)
+    splits, blocks = _splits(grid, c), x.shape[0] * grid.blocks
+    out = partial(x, splits, (blocks, size, size))
     for slots in _groups(_slots(maps), _at_once(x)):
         run(
             kernels.gram_kernel,
             x,
-            (splits, x.shape[0]),
+            (splits, blocks),
             c,
             p_out=out,
             **_filled(maps, slots, c),
-            **_common(maps, c, splits),
+            **_common(maps, c, grid, splits),
         )
     found = total(out)
     return layers(found, len(maps)) if by_layer else found
 
 
-def products(gradient: PendingMask, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """G F^T [B, O, NC] and the sum of G [O]."""
+def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
+    """G F^T of every window [B * windows, O, NC], with the pixels' shares of it, and the sum of G [O]."""
     g, by, slope = gradient
     x, o, size = maps[0], g.shape[1], len(maps) * maps[0].shape[1]
     block_g = _block(o)
-    c = config("product", x)
-    splits = _splits(x, c)
-    out, sums = partial(x, splits, (x.shape[0], o, size)), partial(x, splits, (x.shape[0], o))
+    c = within(config("product", x), grid)
+    # Where there are windows, a block has a sum for each of the four that it may be in.
+    splits, parts = _splits(grid, c), x.shape[0] * (1 if grid.blocks == 1 else 4 * grid.blocks)
+    out, sums = partial(x, splits, (parts, o, size)), partial(x, splits, (parts, o))
     slots, n = _slots(maps), _at_once(x)
     for first in range(0, len(slots), n):
         run(
             kernels.product_kernel,
             x,
-            (splits, x.shape[0], triton.cdiv(o, block_g)),
+            (splits, parts, triton.cdiv(o, block_g)),
             c,
             t_g=pixels(g, c, block_g),
             t_by=pixels(by, c, block_g),
             p_out=out,
             p_sum=sums,
             G=o,
+            WINDOWED=grid.blocks > 1,
             SLOPE=slope,
             BLOCK_G=block_g,
             **_filled(maps, slots[first : first + n], c),
-            **_common(maps, c, splits),
+            **_common(maps, c, grid, splits),
         )
-    return total(out), total(sums).sum(0)
+    found = total(out)
+    return found if grid.blocks == 1 else windows_from_quarters(found, grid), total(sums).sum(0)
 
 
 def mix(
     maps: Sequence[Tensor],
-    matrix: Tensor,
     outputs: int,
+    grid: Grid,
     *,
+    window_matrix: Tensor | None = None,
+    block_matrix: Tensor | None = None,
     bias: Tensor | None = None,
     slope: float = 1.0,
     gradient: PendingMask | None = None,
 ) -> list[Tensor]:
-    """The gradient and the maps side by side times `matrix` [B, inputs, outputs * channels]."""
+    """As many images: the maps, or with a gradient it and the maps, times matrices, plus bias, through a leaky ReLU."""
     g, by, by_slope = gradient or (None, None, 1.0)
     x = maps[0] if maps else g
     assert x is not None
-    b, n, of_g = x.shape[0], matrix.shape[2] // outputs, 0 if g is None else g.shape[1]
+    of_gradient, of_maps = (window_matrix, block_matrix) if gradient else (None, block_matrix)
+    if gradient is None and window_matrix is not None:
+        of_maps = window_matrix
+    sized = of_gradient if of_maps is None else of_maps
+    assert sized is not None
+    b, n, of_g = x.shape[0], sized.shape[2] // outputs, 0 if g is None else g.shape[1]
     channels = maps[0].shape[1] if maps else 1
     block_k, block_g, block_n = _block(channels), _block(of_g or 1), _block(n)
-    c = config("mix", x)
+    c = within(config("mix", x), grid)
     out = [empty(x, b, n, *x.shape[2:]) for _ in range(outputs)]
     run(
         kernels.mix_kernel,
@@ -122,8 +133,8 @@ def mix(
         t_g=pixels(g, c, block_g),
         t_by=pixels(by, c, block_g),
         **{f"t_x{j}": pixels(maps[j] if j < len(maps) else None, c, block_k) for j in MAPS},
-        t_wg=None if g is None else mix_weights(matrix[:, :of_g], 1, outputs, x.dtype, block_g, block_n),
-        t_w=mix_weights(matrix[:, of_g:], len(maps), outputs, x.dtype, block_k, block_n) if maps else None,
+        t_wg=None if of_gradient is None else mix_weights(of_gradient, 1, outputs, x.dtype, block_g, block_n),
+        t_w=None if of_maps is None else mix_weights(of_maps, len(maps), outputs, x.dtype, block_k, block_n),
         p_bias=bias,
         **{f"t_out{j}": pixels(out[j] if j < outputs else None, c, block_n) for j in MAPS},
         H=x.shape[2],
@@ -133,6 +144,8 @@ def mix(
         MAPS=len(maps),
         C=channels,
         G=of_g,
+        WINDOWED_MAPS=of_maps is window_matrix,
+        **blocks_of(grid),
         SLOPE=slope,
         BY_SLOPE=by_slope,
         BLOCK_H=c.height,
@@ -281,11 +294,23 @@ def _block(channels: int) -> int:
     return min(WIDEST, block(channels))
 
 
-def _common(maps: Sequence[Tensor], c: Config, splits: int) -> dict[str, Any]:
+def blocks_of(grid: Grid) -> dict[str, Any]:
+    return {
+        "SIDE_H": grid.height,
+        "SIDE_W": grid.width,
+        "ROWS": grid.rows,
+        "COLUMNS": grid.columns,
+        "WINDOWED": grid.blocks > 1,
+    }
+
+
+def _common(maps: Sequence[Tensor], c: Config, grid: Grid, splits: int) -> dict[str, Any]:
     x = maps[0]
     return {
-        "H": x.shape[2],
-        "W": x.shape[3],
+        "SIDE_H": grid.height,
+        "SIDE_W": grid.width,
+        "ROWS": grid.rows,
+        "COLUMNS": grid.columns,
         "C": x.shape[1],
         "SIZE": len(maps) * x.shape[1],
         "SPLITS": splits,
@@ -307,6 +332,19 @@ def matrix_arithmetic(x: Tensor) -> dict[str, Any]:
     return arithmetic(x) | {"PRECISION": "ieee" if x.dtype != torch.float32 else "tf32" if tf32 else full}
 
 
-def _splits(x: Tensor, c: Config) -> int:
-    """Partial sums of an image: not a matter of the batch, so an image's result is not one either."""
-    return min(c.splits, -(-tiles(x[:1], c) // 8))
+def _splits(grid: Grid, c: Config) -> int:
+    """Partial sums of a block: not a matter of the batch, so an image's result is not one either."""
+    tiles_of_block = -(-grid.height // c.height) * -(-grid.width // c.width)
+    return min(c.splits, -(-tiles_of_block // 8))
+
+
+def within(c: Config, grid: Grid) -> Config:
+    """The config with tiles of which none lies in two blocks; `unsupported_reason` leaves 16 x 16 pixels at least."""
+    if grid.blocks == 1:
+        return c
+    height, width = c.height, c.width
+    while grid.height % height:
+        height //= 2
+    while grid.width % width:
+        width //= 2
+    return c._replace(height=height, width=width)

@@ -127,6 +127,11 @@ def test_attention_of_any_size(body: str, n: int, c: int, h: int, w: int) -> Non
     check(body, merge_flat(slope=1.0), merge_case(1, n, c, h, w, torch.float32))
 
 
+@pytest.mark.parametrize(("body", "dtype"), GRID)
+def test_merge_with_attention_in_windows(body: str, dtype: torch.dtype) -> None:
+    check(body, merge_flat(window=32), merge_case(1, 2, 3, 20, 35, dtype))
+
+
 def test_attention_of_many_channels_is_two_ops() -> None:
     """ALFM's kernels take what the gate's do not."""
     tensors = merge_case(1, 2, 70, 3, 4, torch.float64)

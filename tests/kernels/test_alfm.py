@@ -50,6 +50,77 @@ def test_maps_and_channels(body: str, n: int, c: int) -> None:
     check(body, attention_flat(), tensors)
 
 
+@pytest.mark.parametrize(("body", "dtype"), GRID)
+@pytest.mark.parametrize("form", FORMS)
+def test_windows(body: str, dtype: torch.dtype, form: str) -> None:
+    """Three blocks of 16 pixels down, the last one cut, and two across."""
+    check(body, attention_flat(form, window=32), attention_case(1, 2, 3, 4, 35, 20, dtype, form=form))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "window"), [(5, 40, 12), (40, 5, 12), (13, 13, 6), (9, 17, 2), (24, 25, 24)]
+)
+def test_windows_of_any_even_size(height: int, width: int, window: int) -> None:
+    """Rows of windows, columns of them, blocks of one pixel, and blocks that the border does or does not cut."""
+    tensors = attention_case(2, 2, 3, 4, height, width, torch.float64, form="channels-cosine")
+    check("torch", attention_flat("channels-cosine", window=window), tensors)
+    tensors = attention_case(1, 1, 2, 2, min(height, 9), min(width, 9), torch.float64)
+    needs = [t.requires_grad_() for t in tensors]
+    with lmfn_kernels.backend("torch"):
+        assert torch.autograd.gradcheck(attention_flat(window=4), needs, fast_mode=True)
+
+
+@pytest.mark.parametrize("body", ["reference", *BODIES])
+def test_a_window_that_holds_the_maps_changes_no_bit(body: str) -> None:
+    tensors = attention_case(2, 2, 3, 4, 9, 12, torch.float64, form="channels-cosine")
+    with lmfn_kernels.backend(body):
+        for window in (12, 400):
+            windowed = differentiate(attention_flat("channels-cosine", window=window), tensors)
+            for one, other in zip(windowed, differentiate(attention_flat("channels-cosine"), tensors), strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("body", ["reference", "torch"])
+@pytest.mark.parametrize("rows", ["channels", "layers"])
+def test_windows_from_the_grams_of_blocks(body: str, rows: Any) -> None:
+    *maps, theta, weight, bias = attention_case(2, 2, 3, 4, 13, 9, torch.float64)
+    with lmfn_kernels.backend(body):
+        gram = lmfn_kernels.layer_gram(maps, rows=rows, window=8)
+        size = 2 if rows == "layers" else 6
+        assert gram.shape == (2, 4, 3, size, size)
+        corner = lmfn_kernels.layer_gram([x[:, :, 8:12, 4:8] for x in maps], rows=rows)
+        torch.testing.assert_close(gram[:, 2, 1], corner, rtol=1e-12, atol=1e-12)
+        whole = lmfn_kernels.layer_attention(maps, theta, weight, bias, rows=rows, window=8)
+        parts = lmfn_kernels.layer_apply(maps, gram, theta, weight, bias, rows=rows, window=8)
+    assert torch.equal(whole, parts)
+
+
+def test_the_pixels_shares_of_all_windows_sum_to_one() -> None:
+    from lmfn_kernels.alfm.windows import shares
+
+    for size, side in ((35, 16), (7, 3), (64, 16), (5, 2)):
+        count = max(1, -(-size // side) - 1)
+        total = sum(shares(0, size, side, i, count, torch.zeros(1, dtype=torch.float64)) for i in range(count))
+        torch.testing.assert_close(total, torch.ones(size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("window", "error", "message"),
+    [
+        (7, ValueError, "window is 7; expected is an even number"),
+        (0, ValueError, "window is 0; expected is an even number"),
+        (8.0, TypeError, "window is 8.0; expected is a whole number"),
+        (True, TypeError, "window is True; expected is a whole number"),
+    ],
+)
+def test_what_is_no_window(window: Any, error: type[Exception], message: str) -> None:
+    tensors = attention_case(1, 2, 3, 4, 9, 9, torch.float32)
+    with pytest.raises(error, match=message):
+        attention_flat(window=window)(*tensors)
+    with pytest.raises(error, match=message):
+        lmfn_kernels.layer_gram(tensors[:2], window=window)
+
+
 @pytest.mark.usefixtures("four_at_once")
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
 def test_four_maps_in_one_program(n: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -333,6 +334,24 @@ def test_channels_last_and_autocast_agree_with_plain_float32() -> None:
 def test_wrong_input_is_named(error: type[Exception], words: str, x: Tensor) -> None:
     with pytest.raises(error, match=words):
         LMFN.from_preset("lmfn", **SMALL)(x)
+
+
+def test_alfm_window_is_a_switch_of_the_network():
+    torch.manual_seed(0)
+    whole = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=2).double()
+    windowed = LMFN(replace(whole.config, alfm_window=64)).double()
+    windowed.load_state_dict(whole.state_dict())
+    for model in (whole, windowed):
+        model.alfm.theta.data.fill_(0.5)
+    image = torch.rand(1, 3, 128, 96, dtype=torch.float64)
+    assert torch.equal(windowed(image[:, :, :64, :64]), whole(image[:, :, :64, :64]))
+    assert (windowed(image) - whole(image)).abs().max() > 1e-6
+    assert ALFM(features=4, layers=2, window=16).window == 16
+    for wrong, error in ((60, ValueError), (56, ValueError), (128.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match=r"LMFNConfig\.alfm_window is"):
+            LMFNConfig(alfm_window=wrong)
+    with pytest.raises(ValueError, match="ALFM's window is 3; it must be an even number"):
+        ALFM(window=3)
 
 
 def test_wrong_configs_are_named() -> None:
