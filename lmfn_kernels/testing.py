@@ -255,7 +255,7 @@ def exactly(
         results, gradients = differentiate(function, wide, needs)
         values = [*results, *(g for g in gradients if g is not None)]
         for seed in range(rounds):
-            with _Rounded(tensors[0].dtype, tensors[0].device, seed) as rounded:
+            with _Rounded(tensors[0].dtype, seed) as rounded:
                 r, g = differentiate(function, wide, needs)
             others = [*r, *(one for one in g if one is not None)]
             errors.append([_sizes((o - v) / rounded.scale) for o, v in zip(others, values, strict=True)])
@@ -308,9 +308,11 @@ class _Rounded(TorchDispatchMode):
     Float64 cannot show roundings of its own; there they are larger than they are by `scale`.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, seed: int) -> None:
+    def __init__(self, dtype: torch.dtype, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.generator = torch.Generator(device).manual_seed(seed)
+        # One per device: what a function draws or computes on the CPU may be off, too.
+        self.generators: dict[torch.device, torch.Generator] = {}
+        self.seed = seed
         eps, summed = (torch.finfo(d).eps for d in (dtype, torch.promote_types(dtype, torch.float32)))
         self.scale = max(1.0, 2.0**-32 / eps)
         self.eps, self.summed = (ROUNDINGS * self.scale * e for e in (eps, summed))
@@ -345,8 +347,11 @@ class _Rounded(TorchDispatchMode):
         """Off by up to half of `eps`, as rounding to the nearest is; below the smallest normal number, of that."""
         if not x.is_floating_point():
             return x
+        if x.device not in self.generators:
+            self.generators[x.device] = torch.Generator(x.device).manual_seed(self.seed)
+        generator = self.generators[x.device]
         step = (x.abs() * eps).clamp_min(self.tiny * eps)
-        return x + step * (torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=self.generator) - 0.5)
+        return x + step * (torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator) - 0.5)
 
 
 MOVES = {aten.cat, aten.stack, aten.clone, aten.randn, aten.amax, aten.relu, aten.max_pool2d_with_indices}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lmfn_kernels
+from lmfn_kernels import testing
 from lmfn_kernels.rfdb import torch_backend
 from lmfn_kernels.testing import (
     assert_rounded,
@@ -223,3 +224,21 @@ def test_the_bound_finds_a_defect(
     monkeypatch.setattr(torch_backend, piece, defect(getattr(torch_backend, piece)))
     with pytest.raises(AssertionError, match="where roundings make"):
         check("torch", function, tensors)
+
+
+def test_the_bound_is_measured_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a function computes on another device than its input is off by numbers drawn there."""
+    asked: list[str] = []
+    make = torch.Generator
+
+    def generator(device: torch.device | str = "cpu") -> torch.Generator:
+        asked.append(str(device))
+        return make()  # of numbers on meta tensors there are none
+
+    def function(x: Tensor) -> Tensor:
+        assert (torch.ones(3, dtype=x.dtype, device="meta") * 2).is_meta
+        return x * 2
+
+    monkeypatch.setattr(torch, "Generator", generator)
+    testing.exactly(function, [torch.rand(3)], rounds=1)
+    assert {"cpu", "meta"} <= set(asked)
