@@ -47,6 +47,7 @@ def draw(folder: Path, verbs: dict[str, list[Row]]) -> Iterator[Path]:
         if verbs.get(verb):
             figure = plot(verbs[verb])
             path = folder / f"{name}.png"
+            folder.mkdir(exist_ok=True)
             figure.savefig(path, dpi=110, metadata={"Software": None})
             plt.close(figure)
             yield path

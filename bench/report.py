@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench.rows import Row, read
+from bench.rows import Row, last, read, read_submitted
 from bench.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -52,10 +52,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def load(results: Path) -> Results:
-    """The rows that are there. Raises ValueError, naming file, line and field, for one that is no row."""
-    found: Results = {}
+    """The rows of results/DEVICE/VERB.jsonl and, from `python -m bench submit`, of results/DEVICE.jsonl.
+
+    Raises ValueError, naming file, line and field, for one that is no row.
+    """
+    found: Results = {path.stem: read_submitted(path) for path in sorted(results.glob("*.jsonl"))}
     for path in sorted(results.glob("*/*.jsonl")):
-        found.setdefault(path.parent.name, {})[path.stem] = read(path)
+        verbs = found.setdefault(path.parent.name, {})
+        verbs[path.stem] = last([*verbs.get(path.stem, []), *read(path)])
     return found
 
 

@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
@@ -140,16 +142,21 @@ def text(row: Row) -> str:
 
 
 class RowFile:
-    """Adds rows to a file, each on the disk before the next is measured. What is there already is checked first."""
+    """Adds rows to a file, each on the disk before the next is measured. What is there already is checked first; a last
+    line that was cut off, as by a kill, is taken out."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __enter__(self) -> Self:
-        if self.path.exists():
-            read(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a", encoding="utf-8")
+        if self.path.exists():
+            whole, _, cut = self.path.read_bytes().rpartition(b"\n")
+            if cut:
+                print(f"{self.path}: the last line was cut off, and is taken out: {cut[:60]!r}...", file=sys.stderr)
+                os.truncate(self.path, len(whole) + 1 if whole else 0)
+            read(self.path)
+        self._file = self.path.open("ab", buffering=0)
         return self
 
     def __exit__(
@@ -158,8 +165,7 @@ class RowFile:
         self._file.close()
 
     def add(self, row: Row) -> None:
-        self._file.write(text(row) + "\n")
-        self._file.flush()
+        self._file.write(f"{text(row)}\n".encode())  # in one piece: a kill cuts none in two
 
 
 def read(path: Path) -> list[Row]:
@@ -168,15 +174,40 @@ def read(path: Path) -> list[Row]:
     Raises ValueError, naming file, line and field, for a row that lacks a field, has one too many, or has one that
     cannot be; FileNotFoundError where there is no file.
     """
-    found: dict[Key, Row] = {}
+    return last(parse(value, where) for value, where in _lines(path))
+
+
+def read_submitted(path: Path) -> dict[str, list[Row]]:
+    """The rows of a file of `python -m bench submit`, by the verb that measured them. Raises as `read` does."""
+    found: dict[str, list[Row]] = {}
+    for value, where in _lines(path):
+        if not isinstance(value, Mapping) or set(value) != {"verb", "row"} or not isinstance(value["verb"], str):
+            raise ValueError(f"{where}: it must hold a verb and its row; make the file by python -m bench submit")
+        found.setdefault(value["verb"], []).append(parse(value["row"], where))
+    return {verb: last(rows) for verb, rows in found.items()}
+
+
+def parse(value: Any, where: str) -> Row:
+    """A row out of JSON. Raises ValueError, with `where` it stands, as `read` does."""
+    row: Row = _parsed(Row, value, where)
+    if not 0 <= row.p20 <= row.p50 <= row.p80 or row.n < 1:
+        raise ValueError(f"{where}: p20, p50, p80, n are {row.p20}, {row.p50}, {row.p80}, {row.n}; out of order")
+    return row
+
+
+def _lines(path: Path) -> Iterator[tuple[Any, str]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         where = f"{path}, line {number}"
         try:
-            row = _parsed(Row, json.loads(line), where)
+            yield json.loads(line), where
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: this is no JSON ({error}); take the line out and measure it again") from error
-        if not 0 <= row.p20 <= row.p50 <= row.p80 or row.n < 1:
-            raise ValueError(f"{where}: p20, p50, p80, n are {row.p20}, {row.p50}, {row.p80}, {row.n}; out of order")
+
+
+def last(rows: Iterable[Row]) -> list[Row]:
+    """Of the rows of the same measurement the last, in the order of these."""
+    found: dict[Key, Row] = {}
+    for row in rows:
         found.pop(row.key, None)
         found[row.key] = row
     return list(found.values())

@@ -76,11 +76,23 @@ def test_every_field_is_needed(row: Make, tmp_path: Path) -> None:
             read(path)
 
 
-def test_a_cut_line_stops_a_run_before_it_measures(row: Make, tmp_path: Path) -> None:
+def test_a_broken_line_stops_a_run_before_it_measures(row: Make, tmp_path: Path) -> None:
     path = tmp_path / "ops.jsonl"
-    path.write_text(text(row()) + "\n" + text(row())[:40])
+    path.write_text(text(row()) + "\n" + text(row())[:40] + "\n")
     with pytest.raises(ValueError, match="line 2: this is no JSON"), RowFile(path):
         pass
+
+
+@pytest.mark.parametrize("whole", [0, 1])
+def test_a_line_that_a_kill_has_cut_off_is_taken_out(
+    row: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], whole: int
+) -> None:
+    path = tmp_path / "ops.jsonl"
+    path.write_text(f"{text(row())}\n" * whole + text(row(mode="full"))[:40])
+    with RowFile(path) as file:
+        file.add(row(mode="bwd"))
+    assert [r.mode for r in read(path)] == ["infer"] * whole + ["bwd"]
+    assert "the last line was cut off" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
