@@ -25,8 +25,8 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m bench all --device cpu --minutes $(BUDGET); status=$$?; $(BIN)/python -m bench report && exit $$status
 
-# On a machine with a GPU and PyTorch, Triton, einops, NumPy and pytest of its own: nothing is installed. Results are in OUT, which
-# is bench/results/<gpu> where it is not given.
+# On a machine with a GPU and its own PyTorch, Triton, einops, NumPy and pytest; nothing is installed. Tests, benchmarks and
+# tuning in at most BUDGET minutes; rows, log and summary are in OUT (default: bench/results/<gpu>) as they come.
 gpu:
 	$(PYTHON) -m bench all --device cuda --minutes $(BUDGET) $(if $(OUT),--out "$(OUT)")
 

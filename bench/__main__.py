@@ -19,9 +19,13 @@ MEASURING = {
 OTHERS = {
     "resources": ("bench.resources", "registers, spills, shared memory, matrix units of every kernel, without a GPU"),
     "host": ("bench.host", "launches of every op, a frame and a training step, and the time they take the host"),
+    "profile": ("bench.profile", "a frame and a training step kernel by kernel: shape, launches, time, roofline"),
     "tune": ("bench.tune", "time launch configs on this GPU and write lmfn_kernels/configs/<gpu>.json"),
     "all": ("bench.all", "tests and tune (on a GPU), ops, model, train and memory within some minutes"),
     "report": ("bench.report", "tables and plots out of rows, and the docs' tables"),
+    "submit": ("bench.submit", "check a folder of rows, and make one file of it for a pull request"),
+    "ahead": ("bench.ahead", "compile the kernels of tests and benchmarks for this GPU, in as many processes as cores"),
+    "tests": ("bench.gpu_tests", "the GPU's tests in several processes, of which none takes others with it"),
     "compare": ("bench.compare", "two files of rows, or two commits: what differs, and what is noise"),
 }
 """Verb: module, with `add_arguments` and `run`, and what it does. A module is imported when it is asked for: each needs
@@ -44,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             sub.add_argument("--rounds", type=int, default=20, help="timed calls of each provider")
             sub.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so long")
             sub.add_argument("--out", type=Path, help="a folder; rows are added to OUT/VERB.jsonl there")
+            sub.add_argument("--turns", action="store_true", help="print a line and read one before anything is timed")
         if verb == "resources":
             sub.add_argument("--target", nargs="+", default=["sm_80", "sm_90", "sm_100", "gfx942"])
             sub.add_argument("--dtype", nargs="+", default=["bfloat16", "float16", "float32"])
@@ -79,7 +84,8 @@ def measure(options: argparse.Namespace) -> int:
     torch.backends.cudnn.benchmark = True
     with ExitStack() as stack:
         file = stack.enter_context(RowFile(options.out / f"{options.verb}.jsonl")) if options.out else None
-        session = Session(device(options.device), file, options.rounds, time.monotonic() + 60 * options.minutes)
+        end = time.monotonic() + 60 * options.minutes
+        session = Session(device(options.device), file, options.rounds, end, options.turns)
         import_module(MEASURING[options.verb][0]).run(session, options)
     return 1 if session.wrong else 0
 

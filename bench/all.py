@@ -1,31 +1,32 @@
 """Everything within some minutes, the most telling first: `python -m bench all`.
 
-On a GPU its tests, then tuning, then the ops and the network; on a CPU the network, then the ops. Each part is a
-process of its own with a share of the time that is left: one that fails or hangs takes no other with it. Rows are on
-the disk as soon as they are measured, so time that runs out loses nothing.
+Each part is a process of its own with a share of the time that is left: one that fails, crashes or hangs takes no other
+with it. Rows, the kernels' table, the log and a summary are on the disk as soon as they are known.
+
+On a CPU: the network, a training step, growth, the ops. On a GPU all kernels are compiled first, on all cores, then
+come the tests, the frame and the step beside eager PyTorch, their kernels, the ops, growth and tuning. What
+torch.compile needs minutes for is compiled beside these, and is timed between them when it is ready.
 """
 
 import argparse
+import importlib.util
 import os
 import signal
-import subprocess
 import sys
-import threading
-import time
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
-LEAST_SECONDS = 5.0
+from bench.parts import ROOT, Log, Part, run_parts
+from bench.summary import Summary
 
+# Not imported: whatever is broken in what is measured must not end this.
+FRAME, STEP = "1x720x1280", "16x256x256"
+OPS = ("rfdb", "layer_attention", "channel_gate", "conv3x3")
+Command = Callable[[float], list[str]]
+"""From minutes to a command line."""
 
-class Part(NamedTuple):
-    """A share of the time, and a command that is given minutes to keep to, or none and is stopped."""
-
-    name: str
-    share: float
-    command: Callable[[float], list[str]]
+EAGER, COMPILED = ("triton", "torch", "eager", "eager-channels-last"), ("compile", "compile-max-autotune")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,79 +35,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="where all results go; default: bench/results/<device>")
 
 
-def parts(device: str, out: Path) -> list[Part]:
-    def verb(name: str, share: float, *more: str) -> Part:
-        def command(minutes: float) -> list[str]:
-            options = ["--device", device, "--minutes", f"{minutes:.3f}", "--out", str(out)]
-            return [sys.executable, "-m", "bench", name, *options, *more]
+def parts(device: str, out: Path) -> tuple[list[Part], list[Part]]:
+    """Those that follow one another, and those beside them."""
 
-        return Part(name, share, command)
+    def bench(verb: str, *more: str, told: tuple[str, ...] = ("device", "minutes", "out")) -> Command:
+        def command(minutes: float) -> list[str]:
+            options = {"device": device, "minutes": f"{minutes:.3f}", "out": str(out)}
+            words = [word for name in told for word in (f"--{name}", options[name])]
+            return [sys.executable, "-m", "bench", verb, *words, *more]
+
+        return command
 
     if device == "cpu":
         few = ("--rounds", "5")
-        return [verb("model", 3, *few), verb("train", 1, *few), verb("memory", 2.5, *few), verb("ops", 4, *few)]
-    tests = Part("tests", 2, lambda _: [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu"])
-    return [tests, verb("tune", 1.5), verb("ops", 3), verb("model", 1.5), verb("train", 1.5), verb("memory", 1)]
+        shares = {"model": 3, "train": 1, "memory": 2.5, "ops": 4}
+        return [Part(verb, share, bench(verb, *few)) for verb, share in shares.items()], []
+    frame, step, ops = ("model", "--shape", FRAME), ("train", "--shape", STEP), ("ops", "--op", *OPS)
+    todo = [
+        Part("compile", 2.5, bench("ahead", told=("minutes",)), timed=False),
+        Part("tests", 3, bench("tests", told=()), timed=False),
+        Part("frame", 0.8, bench(*frame, "--dtype", "bfloat16", "float16", "--provider", "for_inference", *EAGER)),
+        Part("step", 0.8, bench(*step, "--provider", "triton-graph", *EAGER)),
+        Part("kernels", 0.8, bench("profile", told=("device", "out"))),
+        Part("host", 0.3, bench("host", "--seconds", "0.1", told=("device",))),
+        Part("compiled peers", 1.5, None),
+        Part("ops", 2, bench(*ops, "--provider", *EAGER)),
+        Part("growth", 1, bench("memory")),
+        Part("sizes", 1, bench("model", "--provider", "for_inference", *EAGER)),
+        Part("parts", 1, bench("model", "--units")),
+        Part("tuning", 1.3, bench("tune", told=("minutes", "out"))),
+    ]
+    beside = [
+        Part("compiled frame", 1, bench(*frame, "--turns", "--provider", "for_inference", *COMPILED)),
+        Part("compiled step", 1, bench(*step, "--turns", "--provider", "triton-graph", *COMPILED)),
+        Part("compiled ops", 1, bench(*ops, "--turns", "--provider", "triton", *COMPILED)),
+    ]
+    return todo, beside
 
 
 def run(options: argparse.Namespace) -> int:
+    """1 where a part or a test failed."""
     from bench.devices import device, folder_name
 
     on = device(options.device)
+    needed = ("einops", "numpy", *(("pytest", "triton") if on.kind == "cuda" else ()))
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"not installed: {', '.join(missing)}; pip install {' '.join(missing)}")
     out = (options.out or ROOT / "bench" / "results" / folder_name(on.name)).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    return within(60 * options.minutes, parts(on.kind, out), out / "log.txt")
+    make_room_for_kernels()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no command is left running
+    todo, beside = parts(on.kind, out)
+    summary = Summary(out, on.name, options.minutes)
+    with Log(out / "log.txt") as log:
+        outcomes = run_parts(60 * options.minutes, todo, log, beside=beside, hear=summary.hear, report=summary.write)
+    print(summary.path.read_text(encoding="utf-8"), flush=True)
+    return 1 if summary.failed(outcomes) else 0
 
 
-def stopped_after(seconds: float, command: list[str], say: Callable[[str], None]) -> str:
-    """How a command ended: `done` where all was well. It and all that it started are killed when its time is over."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
-        timer = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
-        timer.start()
-        try:
-            for line in process.stdout:
-                say(line.rstrip())
-            status = process.wait()
-        finally:
-            timer.cancel()
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    return {0: "done", -signal.SIGKILL: "stopped, its time was over"}.get(status, f"failed with {status}")
-
-
-def within(seconds: float, todo: list[Part], log: Path) -> int:
-    """Run the parts, each with its share of what is left; the number of those that failed, for want of time apart.
-
-    What they print is shown, and kept in `log`.
-    """
-    end, failed = time.monotonic() + seconds, 0
-    with log.open("w", encoding="utf-8") as file:
-
-        def say(text: str) -> None:
-            print(text, flush=True)
-            file.write(text + "\n")
-            file.flush()
-
-        for place, part in enumerate(todo):
-            left = end - time.monotonic()
-            mine = left * part.share / sum(one.share for one in todo[place:])
-            if mine < LEAST_SECONDS:
-                say(f"{part.name}: out of time, not begun")
-                continue
-            say(f"{part.name}: {mine:.0f} seconds of {left:.0f}")
-            began = time.monotonic()
-            # A part begins nothing after four fifths of its time, and has the last one to end what it has begun.
-            status = stopped_after(mine, part.command(0.8 * mine / 60), say)
-            say(f"{part.name}: {status}, {time.monotonic() - began:.0f} seconds")
-            failed += status.startswith("failed")
-    return failed
+def make_room_for_kernels() -> None:
+    """All processes share Triton's cache, which is in the home folder; another one where that cannot be written."""
+    cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError:
+        os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="triton-cache-")

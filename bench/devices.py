@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import DeviceType
 
 from bench.rows import Machine
 from lmfn.device import device_name
@@ -147,6 +148,15 @@ class Gpu:
 
     def synchronize(self) -> None:
         self.cuda.synchronize()
+
+    def kernels(self, call: Callable[[], Any]) -> list[tuple[str, float]]:
+        """The kernels (and copies) of a call in the order in which they ran, and the microseconds of each."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            self.synchronize()
+        events = [e for e in profile.profiler.kineto_results.events() if e.device_type() == DeviceType.CUDA]
+        events = sorted((e for e in events if not e.is_user_annotation()), key=lambda e: e.start_ns())
+        return [(e.name(), e.duration_ns() / 1e3) for e in events]
 
     def clocks(self) -> str:
         return _output(

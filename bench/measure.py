@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.devices import Call, Device, Times
+from bench.parts import TIMED, WAITING
 from bench.providers import PROVIDERS, Provider
 from bench.registry import Work
 from bench.rows import OURS, Kernel, Machine, Row, RowFile, Shape
@@ -28,6 +29,8 @@ class Session:
     rounds: int = 20
     end: float = float("inf")
     """By `time.monotonic`: nothing new is begun after it."""
+    turns: bool = False
+    """Whether to wait for a turn before anything is timed."""
     wrong: int = 0
     """Results that were wrong, and calls of ours that failed."""
     rows: list[Row] = field(default_factory=list)
@@ -40,6 +43,18 @@ class Session:
         if out:
             print(f"out of time: {left} measurements were not begun", file=sys.stderr)
         return out
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Where other commands run beside this one (`bench/parts.py`), wait until nothing else does."""
+        if not self.turns:
+            yield
+            return
+        print(WAITING, flush=True)
+        if not sys.stdin.readline():
+            raise RuntimeError("whoever gave turns is gone")
+        yield
+        print(TIMED, flush=True)
 
     def machine(self, dtype: torch.dtype) -> Machine:
         if dtype not in self._machines:

@@ -126,7 +126,8 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
         if names and name not in names:
             continue
         if name == SLOW and contenders:
-            add_rows(session, subject, contenders, "host", partial(wall, on))
+            with session.turn():
+                add_rows(session, subject, contenders, "host", partial(wall, on))
         with session.checking(subject, name):
             call = make(copy.deepcopy(model), x)
             timed = Call(lambda _: seen, call)
@@ -135,4 +136,5 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
             config = {"version": installed(PACKAGES[name])} if name in PACKAGES else {}
             contenders[name] = Contender(timed, errors, on.peak(timed), 0, config, tuple(kernels))
     if contenders:
-        add_rows(session, subject, contenders, "host", partial(wall, on))
+        with session.turn():
+            add_rows(session, subject, contenders, "host", partial(wall, on))

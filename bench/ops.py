@@ -73,8 +73,10 @@ def measure(session: Session, wanted: Wanted) -> None:
                 contenders[name] = _checked(
                     on, wanted, mode, provider, copies[provider.layout], [e for e in exact if e is not None]
                 )
-        for l2 in on.l2 if contenders else ():
-            add_rows(session, subject, contenders, l2, partial(on.time, l2=l2))
+        if contenders:
+            with session.turn():
+                for l2 in on.l2:
+                    add_rows(session, subject, contenders, l2, partial(on.time, l2=l2))
 
 
 def _checked(

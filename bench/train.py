@@ -71,7 +71,8 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     contenders: dict[str, Contender] = {}
     for name in names:
         if name == SLOW and contenders:
-            add_rows(session, subject, contenders, "host", partial(wall, on))
+            with session.turn():
+                add_rows(session, subject, contenders, "host", partial(wall, on))
         with session.checking(subject, name):
             step = Step(STEPS[name], model, blurred, sharp)
             with launches(STEPS[name].body == "triton") as kernels:
@@ -81,7 +82,8 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
             saved = saved_bytes(lambda *_, step=step: step.loss(), list(step.model.parameters()))
             contenders[name] = Contender(timed, errors, on.peak(timed), saved, step.config, tuple(kernels))
     if contenders:
-        add_rows(session, subject, contenders, "host", partial(wall, on))
+        with session.turn():
+            add_rows(session, subject, contenders, "host", partial(wall, on))
 
 
 class Step:

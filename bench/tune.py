@@ -14,21 +14,23 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from torch import Tensor
 
+from bench import ahead
 from bench.devices import Call, Gpu, device
 from bench.measure import first_line, hold, short
 from bench.ops import SIZES, shape_of
 from bench.providers import PROVIDERS, call
 from bench.registry import OPS, Op
 from bench.rows import Shape
+from lmfn import atomic
 from lmfn_kernels import testing
 from lmfn_kernels.runtime import backend, configs
 from lmfn_kernels.runtime.configs import Config, Table
@@ -43,18 +45,18 @@ AGAIN, WINNER_AGAIN = 10, 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [op for op in OPS if op != "lmfn"]
-    parser.add_argument("--device", choices=("auto", "cuda"), default="auto")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so long")
     parser.add_argument("--op", nargs="+", choices=names, default=names, help="default: all")
     parser.add_argument("--shape", nargs="+", help="as for `ops`; default: its sizes")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "float16", "bfloat16"), default=["bfloat16"])
-    parser.add_argument("--out", type=Path, help="a folder for a copy of the table")
+    parser.add_argument("--out", type=Path, help="a folder for a copy of the table, which is written first")
 
 
 def run(options: argparse.Namespace) -> int:
     on = device("cuda")
     assert isinstance(on, Gpu)
-    tuning = Tuning(on, time.monotonic() + 60 * options.minutes, [CONFIGS] + ([options.out] if options.out else []))
+    folders = [options.out, CONFIGS] if options.out else [CONFIGS]
+    tuning = Tuning(on, time.monotonic() + 60 * options.minutes, folders)
     sizes = options.shape or ["x".join(map(str, size)) for size in SIZES["cuda"]]
     todo = [(OPS[op], shape_of(OPS[op], size), dtype) for dtype in options.dtype for size in sizes for op in options.op]
     for place, (op, shape, dtype) in enumerate(todo):
@@ -94,6 +96,7 @@ class Tuning:
         self.name, self.shared = configs.describe(torch.device(on.torch_device))
         found = configs.tuned(self.name)
         self.launch, self.body = Probe(found.launch), dict(found.body)
+        self.pool: ProcessPoolExecutor | None = None
 
     @property
     def out_of_time(self) -> bool:
@@ -111,7 +114,7 @@ class Tuning:
             if self.out_of_time:
                 break
             candidates = {key: list(step(best[key])) for key in order}
-            compile_ahead(op, shape, dtype, self.launch, candidates)
+            self.compile_ahead(op, shape, dtype, candidates)
             for key in order:
                 if self.out_of_time:
                     break
@@ -184,6 +187,17 @@ class Tuning:
                 if not events or not events[0][1].query() or not self.on.sleep_longer():
                     return events
 
+    def compile_ahead(self, op: Op, shape: Shape, dtype: torch.dtype, candidates: dict[str, list[Config]]) -> None:
+        """Compile all candidates into Triton's cache, in as many processes as there are cores: that takes longest."""
+        if backend.INTERPRETED:
+            return
+        tables = [{**self.launch, key: config} for key, found in candidates.items() for config in found]
+        self.pool = self.pool or ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
+        try:
+            list(self.pool.map(_compile, [(ahead.this_gpu(), op.name, shape, dtype, one) for one in tables]))
+        except BrokenProcessPool:  # a compiler that crashed: what is left is compiled when it is tried
+            self.pool = None
+
     @contextmanager
     def using(self, table: dict[str, Config]) -> Iterator[None]:
         """Launch by this table."""
@@ -215,9 +229,12 @@ class Tuning:
         text = json.dumps({"launch": launch, "body": dict(sorted(self.body.items()))}, indent=1) + "\n"
         for folder in self.folders:
             path = folder / f"{self.name}.json"
-            beside = path.with_name(f".{path.name}.tmp")
-            beside.write_text(text, encoding="utf-8")
-            os.replace(beside, path)
+            try:
+                atomic.write(path, text.encode())
+            except OSError as error:
+                if folder == self.folders[0]:
+                    raise
+                print(f"left out: {path}: {error.strerror}; copy {self.folders[0] / path.name} there", file=sys.stderr)
 
 
 def tiles(c: Config) -> Iterator[Config]:
@@ -254,28 +271,13 @@ def launching(replaced: Callable[[Callable[..., Any], Any, Any, Any], None]) -> 
         yield
 
 
-def compile_ahead(
-    op: Op, shape: Shape, dtype: torch.dtype, table: dict[str, Config], candidates: dict[str, list[Config]]
-) -> None:
-    """Compile all candidates into Triton's cache, in as many processes as there are cores: that takes longest."""
-    tables = [{**table, key: config} for key, found in candidates.items() for config in found]
-    if not backend.INTERPRETED:
-        jobs = [(op.name, shape, dtype, one) for one in tables]
-        with ProcessPoolExecutor(min(os.cpu_count() or 1, 14), mp_context=get_context("spawn")) as pool:
-            list(pool.map(_compile, jobs))
-
-
-def _compile(job: tuple[str, Shape, torch.dtype, dict[str, Config]]) -> None:
+def _compile(job: tuple[str, str, Shape, torch.dtype, dict[str, Config]]) -> None:
     """Compile what an op launches by a table; what cannot be compiled is found again when it is tried."""
-    name, shape, dtype, table = job
-    op, provider = OPS[name], PROVIDERS["triton"]
-    tensors: list[Tensor] = provider.inputs(op.make(shape, dtype, "cuda"))
+    gpu, name, shape, dtype, table = job
 
-    def compiled(_launch: Any, kernel: Any, grid: Any, arguments: Any) -> None:
-        try:
+    def compiled(kernel: Any, grid: Any, arguments: Any) -> None:
+        with suppress(Exception):
             kernel.warmup(grid=grid, **arguments)
-        except Exception as error:
-            print(f"not compiled: {kernel.__name__}: {first_line(error)}", file=sys.stderr)
 
-    with mock.patch.object(configs, "tuned", return_value=Table(table, {})), launching(compiled):
-        call(provider.function(op.function(shape)), [tensors], "full")()
+    with mock.patch.object(configs, "tuned", return_value=Table(table, {})), ahead.in_place_of_launches(gpu, compiled):
+        ahead.call_op(OPS[name], shape, dtype, train=True)

@@ -1,7 +1,9 @@
 """Rows that were never measured, and a GPU that is none: its events read the clock on the wall."""
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,10 +104,57 @@ class Cuda:
         pass
 
 
+class Capture:
+    """In place of a CUDA graph's."""
+
+    def __call__(self, run: Callable[..., Any], *examples: Any, warm_ups: int = 0) -> Callable[..., Any]:
+        for _ in range(warm_ups + 1):
+            run(*examples)
+        return run
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    """Tensors are on the CPU, kernels in Triton's interpreter."""
+    """Tensors are on the CPU, kernels in Triton's interpreter; what a graph replays, runs again."""
+    # Not at the top: the interpreter is chosen before anything imports Triton.
+    from lmfn import cuda_graphs, inference
+
     made = Gpu(Cuda(), "cpu")
+    monkeypatch.setattr(cuda_graphs, "GraphCapture", Capture)
+    monkeypatch.setattr(inference, "for_onednn", lambda *_: None)
     monkeypatch.setattr(made, "ceilings", lambda _: (100.0, 1.0))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     return made
+
+
+BARE = """
+import sys
+
+ABSENT = {
+    "OpenImageIO", "accelerate", "av", "cv2", "huggingface_hub", "hypothesis", "matplotlib", "onnx", "onnxruntime",
+    "openvino", "pytest_benchmark", "safetensors", "tensorboard", "tqdm", "tyro", "xdist", "yaml",
+}
+
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, *rest):
+        return None if name.partition(".")[0] in ABSENT else self.finder.find_spec(name, *rest)
+
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, str]:
+    """The environment of a machine that only measures, with torch, Triton, NumPy and pytest; children inherit it."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BARE)
+    kept = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "PYTHONPATH")}
+    return kept | {"PYTHONPATH": str(tmp_path / "site"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}

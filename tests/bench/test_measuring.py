@@ -1,11 +1,8 @@
 """The measuring verbs from end to end, on the CPU and on a GPU that is none, at the smallest shapes."""
 
+import io
 import json
-import os
-import re
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -16,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import all as everything
-from bench import devices, measure, memory, model, ops, tune
+from bench import devices, measure, memory, model, ops, train, tune
 from bench.__main__ import main
 from bench.devices import Call, Cpu, Gpu
 from bench.measure import Session
 from bench.ops import Wanted
-from bench.providers import PROVIDERS, Provider
+from bench.parts import TIMED, WAITING
+from bench.providers import PROVIDERS, SLOW, Provider
 from bench.registry import OPS, PARTS, Op
 from bench.rows import RowFile, Shape, read
 from bench.units import SIZE, UNITS
@@ -229,95 +226,89 @@ def test_tuning_takes_a_faster_config_that_is_right(gpu: Gpu, tmp_path: Path, mo
     assert len(tuning.launch) == 1
 
 
-def test_a_budget_stops_what_hangs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def python(code: str) -> Callable[[float], list[str]]:
-        return lambda minutes: [sys.executable, "-c", code.replace("MINUTES", str(minutes))]
+def tune_command(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, package: Path, out: Path) -> int:
+    """The command, where one kernel is faster with a wider tile."""
+    monkeypatch.setattr(configs, "describe", lambda _: ("fake-gpu-1", 232_448))
+    monkeypatch.setattr(configs, "heuristic", lambda *_: configs.Config(2, 8, 4, 1, 2))
+    for name, value in {"TILES": [(2, 16)], "ROUNDS": 1, "AGAIN": 1, "WINNER_AGAIN": 1, "CONFIGS": package}.items():
+        monkeypatch.setattr(tune, name, value)
+    for step in ("warps", "stages", "splits"):
+        monkeypatch.setattr(tune, step, lambda c: iter([c]))
+    monkeypatch.setattr(tune, "device", lambda _: gpu)
 
-    todo = [
-        everything.Part("fails", 1, python("import sys; sys.exit(3)")),
-        everything.Part("hangs", 1, python("import time; print('begun'); time.sleep(60)")),
-        everything.Part("works", 4, python("print('was given', MINUTES > 0.02)")),
-    ]
-    began = time.monotonic()
-    with mock.patch.object(everything, "LEAST_SECONDS", 0.1):
-        assert everything.within(6, todo, tmp_path / "log.txt") == 1
-    assert time.monotonic() - began < 30
-    said = capsys.readouterr().out
-    assert said == (tmp_path / "log.txt").read_text()
-    for text in ("fails: failed with 3", "hangs: stopped, its time was over", "was given True", "works: done"):
-        assert text in said
-    assert everything.within(0.001, todo, tmp_path / "log.txt") == 0
-    assert "works: out of time, not begun" in capsys.readouterr().out
+    def times(self: tune.Tuning, _work: tune.Work, _rounds: int) -> dict[str, float]:
+        key = "conv/float32/5"
+        return {key: 100.0 - dict.get(self.table, key, configs.heuristic("", torch.float32, 0)).width}
+
+    monkeypatch.setattr(tune.Tuning, "times", times)
+    few = ["--op", "conv3x3", "--shape", "1x16x6x5", "--dtype", "float32", "--out", str(out)]
+    return main(["tune", *few])
 
 
-def test_a_budget_runs_commands_that_there_are(tmp_path: Path) -> None:
-    """The most telling first, and what comes back is few files."""
-    for kind, names in (
-        ("cpu", ["model", "train", "memory", "ops"]),
-        ("cuda", ["tests", "tune", "ops", "model", "train", "memory"]),
-    ):
-        parts = everything.parts(kind, tmp_path)
-        assert [part.name for part in parts] == names
-        for part in parts[1:]:
-            asked = part.command(0.5)[3:]
-            with pytest.raises(SystemExit) as ended:
-                main([*asked, "--help"])
-            assert ended.value.code == 0
+def test_tune_makes_its_folders(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, out = tmp_path / "package" / "configs", tmp_path / "results" / "out"
+    assert tune_command(gpu, monkeypatch, package, out) == 0
+    found = json.loads((out / "fake-gpu-1.json").read_text())
+    assert found["launch"] == {"conv/float32/5": configs.Config(2, 16, 4, 1, 2)._asdict()}
+    assert (package / "fake-gpu-1.json").read_text() == (out / "fake-gpu-1.json").read_text()
+    assert Path(configs.__file__).parents[1].joinpath("configs", "README.md").exists(), "where it is, there is a README"
 
 
-BARE = """
-import sys
-
-class Without:
-    def __init__(self, finder):
-        self.finder = finder
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-    def find_spec(self, name, *rest):
-        others = ("OpenImageIO", "accelerate", "huggingface_hub", "hypothesis", "safetensors", "tqdm", "tyro", "xdist")
-        return None if name.partition(".")[0] in others else self.finder.find_spec(name, *rest)
-
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-"""
-"""As on a machine that only measures: torch, Triton, NumPy, pytest."""
+def test_tune_writes_out_where_the_package_cannot_be_written(
+    gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(configs, "describe", lambda _: ("fake-gpu-1", 232_448))
+    package = tmp_path / "package"
+    package.write_text("no folder")
+    tune.Tuning(gpu, 0, [tmp_path / "out", package]).write()
+    assert (tmp_path / "out" / "fake-gpu-1.json").exists()
+    assert f"left out: {package / 'fake-gpu-1.json'}: " in capsys.readouterr().err
+    with pytest.raises(OSError, match="package"):
+        tune.Tuning(gpu, 0, [package]).write()
 
 
-def on_a_bare_machine(code: str) -> subprocess.CompletedProcess[str]:
-    root = Path(everything.__file__).parents[1]
-    return subprocess.run(
-        [sys.executable, "-c", BARE + code],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-    )
+def test_tune_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["tune"]) == 1
+    assert "error: there is no GPU that PyTorch can use here" in capsys.readouterr().err
 
 
-def test_the_network_without_what_files_need() -> None:
-    done = on_a_bare_machine(
-        """
-import torch
-from bench import model, network
-from bench.rows import Shape
-shape = Shape(1, 1, 16, 64, 64)
-x, *rest = network.tensors(shape, torch.float32, "cpu")
-print(network.function(shape)(x, *rest).shape)
-assert model.engines("cuda", torch.float32)["eager"](network.network(shape), x)(x).shape == x.shape
-"""
-    )
-    assert done.stdout == "torch.Size([1, 3, 64, 64])\n", done.stderr
+def test_a_turn_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked before it, timed in it; and where nobody gives turns any more, the command ends."""
+    few = ["ops", "--device", "cpu", "--op", "conv3x3", "--shape", "1x16x9x8", "--mode", "infer", "--rounds", "1"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert main([*few, "--provider", "torch", "eager", "--turns"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[0], lines[-1]] == [WAITING, TIMED]
+    assert len(lines) == 4
+    assert main([*few, "--provider", "torch", "--turns", "--out", str(tmp_path)]) == 1
+    assert "error: whoever gave turns is gone" in capsys.readouterr().err
+    assert read(tmp_path / "ops.jsonl") == []
 
 
-def test_what_tests_a_gpu_needs_no_more() -> None:
-    """On a machine without one, it is the GPU that they miss."""
-    done = on_a_bare_machine(
-        'import pytest; pytest.main(["-m", "gpu", "tests/gpu/test_patches.py", "-p", "no:cacheprovider"])'
-    )
-    found = "1 passed" if torch.cuda.is_available() else "not compiled with CUDA|no NVIDIA driver"
-    assert re.search(found, done.stdout), done.stdout + done.stderr
-    assert "ModuleNotFoundError" not in done.stdout
+def test_a_step_as_a_graph_on_a_gpu(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows for the step as it is and as a graph, which here is the step again; the kernels are PyTorch's."""
+    monkeypatch.setitem(train.STEPS, "triton-graph", replace(train.STEPS["triton-graph"], body="torch"))
+    with RowFile(tmp_path / "train.jsonl") as file:
+        session = Session(gpu, file, rounds=1)
+        train.measure(session, Shape(1, 1, 16, 64, 64), torch.float32, ["triton-graph", "eager-channels-last"])
+    assert session.wrong == 0
+    assert [r.provider for r in read(tmp_path / "train.jsonl")] == ["triton-graph", "eager-channels-last"]
+
+
+def test_the_network_on_a_gpu(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes long to compile is timed last, again beside all others."""
+    names = ["for_inference", "eager", SLOW]
+    made = {name: model.engines("cuda", torch.float32)["eager"] for name in names}
+    monkeypatch.setattr(model, "engines", lambda *_: made)
+    with RowFile(tmp_path / "model.jsonl") as file:
+        session = Session(gpu, file, rounds=1)
+        model.measure(session, Shape(1, 1, 16, 64, 64), torch.float32, None)
+    assert session.wrong == 0
+    assert [row.provider for row in session.rows] == [*names[:2], *names]
+    assert [r.provider for r in read(tmp_path / "model.jsonl")] == names
 
 
 def test_the_units_are_those_of_the_network(

@@ -1,0 +1,185 @@
+"""Kernels compiled into Triton's cache before a GPU waits for them: `python -m bench ahead`.
+
+What tests and benchmarks call is called at their sizes, on CPU tensors, with a compiler in place of the launch: no
+process needs the GPU, and as many compile as there are cores. What is needed first is compiled first. A kernel that
+ends its compiler is named, and another process goes on.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.driver import CudaLauncher
+from triton.runtime import driver
+
+import lmfn_kernels
+from bench.network import image, network
+from bench.ops import SIZES
+from bench.providers import PROVIDERS, is_image
+from bench.registry import OPS, Op
+from bench.rows import Shape
+from bench.shares import run_shares, say
+from bench.train import Step
+from lmfn.inference import plain
+from lmfn_kernels import testing, weight_layout
+from lmfn_kernels.runtime import backend, configs, launch
+
+ODD = (3, 37, 61)
+"""Images, height and width as tests have them: neither 1 nor divided by 16, for which kernels are compiled apart."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no kernel after so long")
+    parser.add_argument("--gpu", help="NAME:ARCH:SHARED, as in h100:90:232448; default: the GPU that is there")
+    parser.add_argument("--share", help=argparse.SUPPRESS)
+    parser.add_argument("--done", type=Path, help=argparse.SUPPRESS)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.share:
+        return work(options)
+    command = [sys.executable, "-m", "bench", "ahead", "--gpu", options.gpu or this_gpu()]
+    found = run_shares([*command, "--minutes", str(options.minutes)], options.processes)
+    print(f"{found['PASSED']} kernels compiled, {found['FAILED']} failed")
+    return 1 if found["FAILED"] or found["broken"] else 0
+
+
+def this_gpu() -> str:
+    name, shared = configs.describe(torch.device("cuda"))
+    major, minor = torch.cuda.get_device_capability()
+    return f"{name}:{10 * major + minor}:{shared}"
+
+
+def work(options: argparse.Namespace) -> int:
+    """Compile every so-manieth of the different launches, in the order in which they come."""
+    place, of = map(int, options.share.split("/"))
+    done = set(options.done.read_text(encoding="utf-8").splitlines())
+    end = time.monotonic() + 60 * options.minutes
+    seen: set[tuple[Any, ...]] = set()
+    call_name = ""
+
+    def compile_mine(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        key = specialisation(kernel, arguments)
+        if key in seen or time.monotonic() > end:
+            return
+        seen.add(key)
+        name = f"{len(seen)}, {kernel.__name__} of {call_name}"
+        if len(seen) % of != place or name in done:
+            return
+        say(f"BEGIN {name}")
+        began = time.monotonic()
+        try:
+            build_launcher(kernel.warmup(grid=grid, **arguments))
+        except Exception as error:
+            say(f"FAILED {name}: {' '.join(str(error).split())[:300] or repr(error)}")
+        else:
+            say(f"PASSED {name}: {time.monotonic() - began:.1f} s")
+
+    with in_place_of_launches(options.gpu, compile_mine):
+        for call_name, call in calls():
+            if time.monotonic() > end:
+                break
+            try:
+                call()
+            except Exception as error:
+                if place == 0:
+                    say(f"FAILED {call_name}: {error!r}")
+    say("COMPLETE")
+    return 0
+
+
+def build_launcher(compiled: Any) -> None:
+    """Triton's launcher is C, compiled for each signature; where it cannot be linked, the first launch will say so."""
+    with suppress(Exception):
+        CudaLauncher(compiled.src, compiled.metadata)
+
+
+def specialisation(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """What Triton compiles a kernel apart for: constants, types, and whether 16 divides a number or it is 1."""
+    constants = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+
+    def of(name: str, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.dtype, value.data_ptr() % 16 == 0
+        if hasattr(value, "block_shape"):
+            return value.base.dtype, tuple(value.block_shape)
+        if type(value) is int and name not in constants:
+            return value == 1, value % 16 == 0, value >= 2**31
+        return repr(value)
+
+    return (kernel.__name__, *((name, of(name, value)) for name, value in arguments.items()))
+
+
+@contextmanager
+def in_place_of_launches(gpu: str, call: Callable[[Any, Any, dict[str, Any]], None]) -> Iterator[None]:
+    """Ops take CPU tensors, and `call` is given kernel, grid and arguments of what they would launch on that GPU."""
+    name, arch, shared = gpu.rsplit(":", 2)
+
+    def unfilled(shape: Any, dtype: Any = torch.float64, device: str = "cpu", scale: float = 1.0) -> Any:  # noqa: ARG001
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+    target = GPUTarget("cuda", int(arch), 32)
+    there = SimpleNamespace(
+        get_current_device=lambda: gpu, get_current_stream=lambda _: 0, get_current_target=lambda: target
+    )
+    with ExitStack() as stack:
+        for where, what, by in (
+            (driver, "_active", there),
+            (configs, "describe", lambda _: (name, int(shared))),
+            (launch, "launcher", call),
+            (backend, "INTERPRETED", True),
+            (testing, "random", unfilled),
+        ):
+            stack.enter_context(mock.patch.object(where, what, by))
+        stack.enter_context(lmfn_kernels.backend("triton"))
+        yield
+
+
+def calls() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Frame and step first, then what the tests and the other benchmarks call."""
+
+    def frame(dtype: torch.dtype) -> object:
+        shape = Shape(1, 4, 50, 720, 1280)
+        function = plain(network(shape).requires_grad_(False), torch.device("cpu"), dtype)
+        with torch.no_grad():
+            return function(image(shape, torch.float32, "cpu"))
+
+    def step() -> None:
+        shape = Shape(16, 4, 50, 256, 256)
+        Step(
+            PROVIDERS["triton"], network(shape), image(shape, torch.bfloat16, "cpu"), image(shape, torch.float32, "cpu")
+        )()
+
+    ops = [one for one in OPS.values() if one.name != "lmfn"]
+    yield "a frame, bfloat16", partial(frame, torch.bfloat16)
+    yield "a step", step
+    for dtype in (torch.bfloat16, torch.float32, torch.float16):
+        for one in ops:
+            yield f"{one.name} {ODD} {dtype}", partial(call_op, one, one.shape(*ODD), dtype, train=True)
+    yield "a frame, float16", partial(frame, torch.float16)
+    for size in SIZES["cuda"]:
+        for train in (False, True):
+            for one in ops:
+                yield f"{one.name} {size}", partial(call_op, one, one.shape(*size), torch.bfloat16, train=train)
+
+
+def call_op(op: Op, shape: Shape, dtype: torch.dtype, *, train: bool) -> None:
+    """An op of the registry: forward and backward pass, or without gradients on weights laid out beforehand."""
+    tensors = PROVIDERS["triton"].inputs(op.make(shape, dtype, "cpu"))
+    if not train:
+        tensors = [weight_layout(t) if t.ndim == 4 and not is_image(t) else t for t in tensors]
+    leaves = [t.requires_grad_(train) for t in tensors]
+    results = PROVIDERS["triton"].function(op.function(shape))(*leaves)
+    if train:
+        torch.autograd.grad(results, leaves, [torch.empty_like(result) for result in results])

@@ -1,0 +1,209 @@
+"""Kernel by kernel, what a GPU does in a frame and in a training step: `python -m bench profile`.
+
+Times are the kernels' own, as the profiler saw them while the CUDA graph was replayed, medians of several replays; gaps
+are not included. The roofline is the time that a kernel's arithmetic, or what it reads and writes, needs at the rates
+that were measured in the same run. Every tensor counts once, whatever cache it is in; padding does not count.
+"""
+
+import argparse
+import json
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import lmfn_kernels
+from bench.devices import Cpu, Gpu, device
+from bench.measure import short
+from bench.network import image, network
+from bench.ops import shape_of
+from bench.registry import OPS
+from bench.rows import Machine, Shape
+from bench.train import STEPS, Step
+from bench.tune import launching
+from lmfn import atomic
+
+SHAPES = {"frame": "1x720x1280", "step": "16x256x256"}
+REPLAYS = 10
+TILE = ("BLOCK_H", "BLOCK_W", "num_warps", "STAGES")
+
+
+class Launch(NamedTuple):
+    """A launch of ours, as its arguments have it."""
+
+    kernel: str
+    shape: str
+    flop: float
+    bytes: int
+
+    def floor_us(self, machine: Machine) -> float:
+        """At the roofline."""
+        return max(self.flop / machine.matrix_tflops / 1e6, self.bytes / machine.copy_gbps / 1e3)
+
+
+@dataclass
+class KernelTime:
+    """All launches of a kernel with the same shape, in a frame or in a step."""
+
+    first: int
+    """Place of the first in order."""
+    kernel: str
+    shape: str
+    """What sets it apart, image and tile; empty for a kernel of PyTorch's."""
+    launches: int
+    us: float
+    floor_us: float
+    """At the roofline; 0 where it is not known."""
+
+    @property
+    def share(self) -> float:
+        return self.floor_us / self.us
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--what", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: both")
+    parser.add_argument("--shape", help="BxHxW; default: 1x720x1280 for a frame, 16x256x256 for a step")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16")
+    parser.add_argument("--format", choices=("text", "tsv", "json"), default="text", help="of what is printed")
+    parser.add_argument("--out", type=Path, help="a folder; the tables are written to OUT/profile.tsv, too")
+
+
+def run(options: argparse.Namespace) -> int:
+    on = device(options.device)
+    if isinstance(on, Cpu):
+        raise ValueError("a CPU runs no kernels to profile; this is for a GPU (--device cuda)")
+    dtype = getattr(torch, options.dtype)
+    machine, tables = on.machine(dtype), {}
+    for what in options.what:
+        shape = shape_of(OPS["lmfn"], options.shape or SHAPES[what])
+        title = f"{what} {shape} {short(dtype)}"
+        tables[title] = profiled(on, *{"frame": frame, "step": step}[what](on, shape, dtype), machine)
+        if options.format == "text":
+            print(as_text(title, tables[title]), flush=True)
+        if options.out:
+            atomic.write(options.out / "profile.tsv", as_tsv(tables, machine).encode())
+    if options.format != "text":
+        print({"tsv": as_tsv, "json": as_json}[options.format](tables, machine))
+    return 0
+
+
+Prepared = tuple[Callable[[], Any], Callable[[], Any]]
+"""A call as it is, and one of the same whose kernels are timed."""
+
+
+def frame(on: Gpu, shape: Shape, dtype: torch.dtype) -> Prepared:
+    """A frame as `for_inference` has it."""
+    torch.manual_seed(0)
+    x, model = image(shape, torch.float32, on.torch_device), network(shape, device=on.torch_device)
+    function = model.for_inference(dtype=dtype)
+    return partial(function, x), partial(function, x)  # its first call is no graph
+
+
+def step(on: Gpu, shape: Shape, dtype: torch.dtype) -> Prepared:
+    torch.manual_seed(0)
+    model = network(shape, device=on.torch_device)
+    blurred, sharp = image(shape, dtype, on.torch_device), image(shape, torch.float32, on.torch_device)
+    as_it_is, graph = (Step(STEPS[name], model, blurred, sharp) for name in ("triton", "triton-graph"))
+    return as_it_is, graph
+
+
+def profiled(on: Gpu, call: Callable[[], Any], replay: Callable[[], Any], machine: Machine) -> list[KernelTime]:
+    """The kernels of a call in the order of their first launch; times are those of `replay`, which launches the same.
+
+    Raises RuntimeError where the profiler sees nothing, or something else.
+    """
+    launches: list[Launch] = []
+
+    def noted(launch: Callable[..., Any], kernel: Any, grid: Any, arguments: dict[str, Any]) -> None:
+        launches.append(described(kernel.__name__, arguments))
+        launch(kernel, grid, arguments)
+
+    with lmfn_kernels.backend("triton"):
+        with launching(noted):
+            call()
+        for _ in range(3):  # a graph is captured
+            replay()
+        seen = [on.kernels(replay) for _ in range(REPLAYS)]
+    names, _ = Counter(tuple(name for name, _ in one) for one in seen).most_common(1)[0]
+    rounds = [one for one in seen if tuple(name for name, _ in one) == names]
+    ours = {launch.kernel for launch in launches}
+    if [name for name in names if name in ours] != [launch.kernel for launch in launches]:
+        raise RuntimeError(f"the profiler saw {len(names)} kernels, and not those that were launched; is CUPTI there?")
+    left = iter(launches)
+    found: dict[tuple[str, str], KernelTime] = {}
+    for place, name in enumerate(names):
+        launch = next(left) if name in ours else Launch(name, "", 0.0, 0)
+        us = statistics.median(one[place][1] for one in rounds)
+        row = found.setdefault((name, launch.shape), KernelTime(place, name, launch.shape, 0, 0.0, 0.0))
+        row.launches += 1
+        row.us += us
+        row.floor_us += launch.floor_us(machine)
+    return list(found.values())
+
+
+def described(kernel: str, a: dict[str, Any]) -> Launch:
+    """What the arguments of a launch say of its size and its work."""
+    descriptors = [value for value in a.values() if hasattr(value, "block_shape")]
+    tensors = [value for value in a.values() if isinstance(value, Tensor)]
+    images = [tuple(map(int, d.shape[:3])) for d in descriptors if len(d.shape) == 4]
+    images = images or [(len(t), *t.shape[2:]) for t in tensors if t.ndim == 4] or [(0, 0, 0)]
+    b, h, w = max(images, key=prod)
+    weights = sum(prod(d.shape) for d in descriptors if len(d.shape) == 3)
+    name = kernel.removesuffix("_kernel")
+    products = PRODUCTS[name](a, weights, b) if name in PRODUCTS else weights
+    memory = {d.base.data_ptr(): prod(d.shape) * d.base.dtype.itemsize for d in descriptors}
+    memory |= {t.data_ptr(): t.nbytes for t in tensors}
+    widths = "-".join(str(a[name]) for name in ("K", "C", "N", "D", "G", "F") if int(a.get(name) or 0) > 1)
+    tile = f"tile {a.get('BLOCK_H', 1)}x{a.get('BLOCK_W', 1)}, {a['num_warps']} warps, {a.get('STAGES', 1)} stages"
+    shape = ", ".join(filter(None, [str(a.get("MODE", "")), widths, f"{b}x{h}x{w}" if b else "", tile]))
+    return Launch(kernel, shape, 2.0 * products * b * h * w, sum(memory.values()))
+
+
+PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
+    "conv": lambda a, weights, _: weights * ((1 + a["ODD_H"]) * (1 + a["ODD_W"]) / 9 if a["MODE"] == "up" else 1),
+    "weight_gradient": lambda a, *_: (a["TAPS"] if a["STRIDE"] == 2 else a["TAPS"] ** 2) * a["K"] * a["N"],
+    "stem": lambda a, *_: 4 * 9 * a["INPUTS"] * a["C"] + 9 * a["C"] * a["N"],
+    "stem_backward": lambda a, *_: 2 * (4 * 9 * a["INPUTS"] * a["C"] + 9 * a["C"] * a["N"]),
+    "upsampled_conv": lambda a, *_: 9 * a["K"] * a["N"],
+    "gram": lambda a, *_: a["SIZE"] * (a["SIZE"] + 1) / 2,
+    "product": lambda a, *_: a["G"] * a["SIZE"],
+    "mix": lambda _, weights, images: weights / images,
+    "merge": lambda _, weights, images: weights / images,
+    "fuse_backward": lambda _, weights, __: 2 * weights,
+    "gate_backward": lambda _, weights, __: 3 * weights,
+}
+"""Multiplications per pixel of the largest descriptor where they are not one per value of the weights; from arguments,
+number of weights, number of images."""
+
+
+Tables = dict[str, list[KernelTime]]
+
+
+def as_text(title: str, rows: list[KernelTime]) -> str:
+    us, floor = sum(row.us for row in rows), sum(row.floor_us for row in rows)
+    lines = [title, f"{'us':>9} {'launches':>8} {'roofline':>8}  kernel"]
+    for row in rows:
+        share = f"{row.share:.0%}" if row.floor_us else ""
+        lines.append(f"{row.us:9.1f} {row.launches:8} {share:>8}  {row.kernel[:60]} {row.shape}")
+    return "\n".join([*lines, f"{us:9.1f} {sum(row.launches for row in rows):8} {floor / us:8.0%}  all"])
+
+
+def as_tsv(tables: Tables, machine: Machine) -> str:
+    lines = [f"# {json.dumps(asdict(machine))}", "\t".join(["of", *(f.name for f in fields(KernelTime)), "share"])]
+    for title, rows in tables.items():
+        for row in rows:
+            values = [title, row.first, row.kernel, row.shape, row.launches, f"{row.us:.2f}", f"{row.floor_us:.2f}"]
+            lines.append("\t".join(map(str, [*values, f"{row.share:.3f}"])))
+    return "\n".join(lines) + "\n"
+
+
+def as_json(tables: Tables, machine: Machine) -> str:
+    return json.dumps({"machine": asdict(machine)} | {of: [asdict(row) for row in rows] for of, rows in tables.items()})

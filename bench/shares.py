@@ -1,0 +1,92 @@
+"""Work in several processes, of which none takes the others' with it.
+
+Each process is told its share, `--share PLACE/OF`, and what is done already, `--done FILE`, a name a line. It prints
+`BEGIN name` before each piece and `PASSED name`, `SKIPPED name: why` or `FAILED name: why` after it, and `COMPLETE` at
+the end. After a crash, and where a piece hangs, another process goes on with what is left.
+"""
+
+import queue
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from bench.parts import Command
+
+HANGS, STARTS = 90.0, 180.0
+"""Seconds without a word after which a piece, and a process before its first, are taken to hang."""
+OUTCOMES = ("PASSED", "FAILED", "SKIPPED")
+
+
+def run_shares(command: list[str], processes: int) -> dict[str, int]:
+    """Run the command in so many processes: how many pieces had each of `OUTCOMES`, and `broken` shares.
+
+    A share is broken where a process ended early and no piece is to blame.
+    """
+    shares = [Share([*command, "--share", f"{place}/{processes}"]) for place in range(processes)]
+    threads = [threading.Thread(target=share.run) for share in shares]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ends = [end for share in shares for end in share.ends.values()]
+    return {end: ends.count(end) for end in OUTCOMES} | {"broken": sum(share.broken for share in shares)}
+
+
+class Share:
+    """One share, in as many processes, one after the other, as it takes."""
+
+    _printing = threading.Lock()
+
+    def __init__(self, command: list[str]) -> None:
+        self.ends: dict[str, str] = {}
+        """By piece, one of `OUTCOMES`."""
+        self.broken = False
+        self._command, self._complete, self._piece = command, False, ""
+
+    def run(self) -> None:
+        while not self._complete and not self.broken:
+            ended = len(self.ends)
+            self._run_what_is_left()
+            self.broken = not self._complete and len(self.ends) == ended
+
+    def _run_what_is_left(self) -> None:
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        with tempfile.TemporaryDirectory() as folder:
+            done = Path(folder) / "done.txt"
+            done.write_text("\n".join(self.ends), encoding="utf-8")
+            # In this process's group, so that whoever ends that ends all.
+            command = Command([*self._command, "--done", str(done)], lines.put, grouped=False)
+            heard = time.monotonic()
+            while command.process.poll() is None and time.monotonic() - heard < (HANGS if self._piece else STARTS):
+                try:
+                    self._hear(lines.get(timeout=0.1))
+                    heard = time.monotonic()
+                except queue.Empty:
+                    pass
+            status = command.wait(0)
+        while not lines.empty():
+            self._hear(lines.get())
+        if self._piece:
+            why = f"no word for {HANGS:.0f} seconds" if status == "out of time" else f"its process {status}"
+            self._hear(f"FAILED {self._piece}: {why}")
+
+    def _hear(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        if word == "BEGIN":
+            self._piece = rest
+        elif line == "COMPLETE":
+            self._complete = True
+        else:
+            if word in OUTCOMES:
+                self.ends[rest.partition(": ")[0]] = word
+                self._piece = ""
+            with self._printing:
+                print(line, flush=True)
+
+
+def say(text: str) -> None:
+    """What a process of a share prints, at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

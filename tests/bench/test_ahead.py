@@ -1,0 +1,110 @@
+"""Kernels compiled before a GPU needs them, on a machine that has none."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import ahead
+from bench.parts import ROOT
+
+SOME = """
+import sys
+from bench import ahead
+from bench.__main__ import main
+from bench.registry import OPS
+
+def wrong():
+    raise RuntimeError("cannot be called")
+
+def conv():
+    op = OPS["conv3x3"]
+    ahead.call_op(op, op.shape(2, 9, 8), ahead.torch.float16, train=False)
+
+ahead.calls = lambda: [("wrong", wrong), ("conv", conv), ("conv again", conv)]
+sys.exit(main(["ahead", "--gpu", "some-gpu:90:232448", "--share", sys.argv[1], "--done", sys.argv[2]]))
+"""
+
+
+def share(tmp_path: Path, place: str, *done: str) -> list[str]:
+    """What one process of a share prints; it is no process with Triton's interpreter."""
+    (tmp_path / "done.txt").write_text("\n".join(done))
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    found = subprocess.run(
+        [sys.executable, "-c", SOME, place, str(tmp_path / "done.txt")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path / "cache")},
+        timeout=250,
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout.splitlines()
+
+
+def test_each_kernel_is_compiled_once_by_one_process(tmp_path: Path) -> None:
+    lines = share(tmp_path, "1/2")
+    assert [line.partition(": ")[0] for line in lines] == [
+        "BEGIN 1, conv_kernel of conv",
+        "PASSED 1, conv_kernel of conv",
+        "COMPLETE",
+    ]
+    assert len(list((tmp_path / "cache").rglob("conv_kernel.cubin"))) == 1
+    other = share(tmp_path, "0/2")
+    assert other == ["FAILED wrong: RuntimeError('cannot be called')", "COMPLETE"]
+    assert share(tmp_path, "1/2", "1, conv_kernel of conv") == ["COMPLETE"]
+
+
+def test_the_command_ends_in_time(tmp_path: Path) -> None:
+    """All that is compiled in so short a time is right, and the rest is left to the first launch."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench", "ahead", "--gpu", "some-gpu:90:232448", "--processes", "1"]
+    done = subprocess.run(
+        [*command, "--minutes", "0.02"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith(" kernels compiled, 0 failed\n")
+
+
+def test_what_is_compiled_apart() -> None:
+    kernel = type("Kernel", (), {"__name__": "kernel", "params": []})()
+
+    def key(**arguments: object) -> tuple[object, ...]:
+        return ahead.specialisation(kernel, arguments)
+
+    assert key(H=720) == key(H=16), "16 divides both"
+    assert len({key(H=size) for size in (720, 37, 1, 2**31 + 1)}) == 4
+    kernel.params = [type("Parameter", (), {"name": "H", "is_constexpr": True})]
+    assert key(H=720) != key(H=16), "a constant"
+    x = torch.zeros(64)
+    assert key(p_x=x) == key(p_x=torch.zeros(32))
+    assert len({key(p_x=x), key(p_x=x[1:]), key(p_x=x.double()), key(p_x=None)}) == 4
+
+
+def test_calls_begin_with_what_is_measured_first() -> None:
+    names = [name for name, _ in ahead.calls()]
+    assert names[:2] == ["a frame, bfloat16", "a step"]
+    for dtype in ("bfloat16", "float32", "float16"):
+        assert any(name.startswith("rfdb (3, 37, 61)") and name.endswith(dtype) for name in names)
+    assert len(set(names)) > 60
+
+
+@pytest.mark.parametrize("gpu", ["some-gpu:90:232448", "nvidia:odd:name:80:166912"])
+def test_nothing_is_launched(gpu: str) -> None:
+    """The frame, whose launches are all given away, and nothing else is left changed."""
+    from lmfn_kernels.runtime import configs
+
+    seen: list[str] = []
+    with ahead.in_place_of_launches(gpu, lambda kernel, *_: seen.append(kernel.__name__)):
+        assert configs.describe(torch.device("cpu"))[1] == int(gpu.rpartition(":")[2])
+        next(call for name, call in ahead.calls() if name.startswith("stem"))()
+    assert "stem_kernel" in seen
+    assert configs.describe(torch.device("cpu")) == ("cpu", 0)

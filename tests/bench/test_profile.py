@@ -1,0 +1,108 @@
+"""Kernel by kernel: the table's rows, on a GPU that is none, and the work that it counts, without any."""
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from bench import ahead, profile
+from bench.__main__ import main
+from bench.devices import Gpu
+from bench.registry import OPS
+from bench.rows import Shape
+from bench.tune import launching
+
+
+@pytest.fixture
+def profiled(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    """No kernel computes anything; every one of ours takes 10 us, after a copy of PyTorch's that takes 2."""
+
+    def kernels(call: Callable[[], Any]) -> list[tuple[str, float]]:
+        seen = [("copy", 2.0)]
+
+        def noted(launch: Callable[..., Any], kernel: Any, *arguments: Any) -> None:
+            seen.append((kernel.__name__, 10.0))
+            launch(kernel, *arguments)
+
+        with launching(noted):
+            call()
+        return seen
+
+    monkeypatch.setattr(gpu, "kernels", kernels)
+    monkeypatch.setattr(profile, "device", lambda _: gpu)
+    with ahead.in_place_of_launches("fake-gpu-1:90:232448", lambda *_: None):
+        yield gpu
+
+
+SMALL = ["profile", "--shape", "1x1x16x64x64", "--dtype", "float32"]
+
+
+@pytest.mark.usefixtures("profiled")
+@pytest.mark.parametrize("what", ["frame", "step"])
+def test_a_row_for_each_kernel_and_shape(what: str, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+    assert main([*SMALL, "--what", what, "--format", "json", "--out", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = found[f"{what} 1x16x64x64 float32"]
+    assert found["machine"]["device"] == "Fake GPU 1"
+    assert rows[0] == {"first": 0, "kernel": "copy", "shape": "", "launches": 1, "us": 2.0, "floor_us": 0.0}
+    assert rows[1]["kernel"] == "stem_kernel"
+    assert [row["first"] for row in rows] == sorted(row["first"] for row in rows), "in order"
+    assert all(row["us"] == 10 * row["launches"] and row["floor_us"] > 0 for row in rows[1:])
+    assert len({(row["kernel"], row["shape"]) for row in rows}) == len(rows)
+    lines = (tmp_path / "profile.tsv").read_text().splitlines()
+    assert json.loads(lines[0].removeprefix("# "))["device"] == "Fake GPU 1"
+    heads = lines[1].split("\t")
+    assert heads == ["of", "first", "kernel", "shape", "launches", "us", "floor_us", "share"]
+    assert len(lines) == len(rows) + 2
+    assert all(len(line.split("\t")) == len(heads) for line in lines[1:])
+
+
+@pytest.mark.usefixtures("profiled")
+def test_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--what", "frame"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "frame 1x16x64x64 float32"
+    assert lines[-1].endswith("  all")
+    total, launches, share, _ = lines[-1].split()
+    assert float(total) == 2 + 10 * (int(launches) - 1)
+    assert share.endswith("%")
+
+
+def test_what_the_profiler_did_not_see(profiled: Gpu, capsys: pytest.CaptureFixture[str]) -> None:
+    profiled.kernels = lambda _: []  # type: ignore[method-assign]
+    assert main([*SMALL, "--what", "frame"]) == 1
+    assert "error: the profiler saw 0 kernels, and not those that were launched" in capsys.readouterr().err
+
+
+def test_a_cpu_has_no_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "--device", "cpu"]) == 1
+    assert "error: a CPU runs no kernels" in capsys.readouterr().err
+
+
+def described() -> Iterator[tuple[Shape, str, list[profile.Launch]]]:
+    """The launches of a frame and of a step at their real sizes, without any of their work."""
+    found: list[profile.Launch] = []
+
+    def noted(kernel: Any, _grid: Any, arguments: dict[str, Any]) -> None:
+        found.append(profile.described(kernel.__name__, arguments))
+
+    with ahead.in_place_of_launches("some-gpu:90:232448", noted):
+        for (_, call), shape, mode in zip(
+            islice(ahead.calls(), 2),
+            (Shape(1, 4, 50, 720, 1280), Shape(16, 4, 50, 256, 256)),
+            ("infer", "full"),
+            strict=True,
+        ):
+            found.clear()
+            call()
+            yield shape, mode, list(found)
+
+
+def test_the_kernels_work_is_the_networks() -> None:
+    """Products are those of the formula, but for ALFM, which has fewer here; and every kernel moves something."""
+    for shape, mode, launches in described():
+        flop = sum(launch.flop for launch in launches)
+        assert 0.9 < flop / OPS["lmfn"].work(shape, mode).flop < 1.0
+        assert all(launch.bytes > 0 for launch in launches)
