@@ -18,7 +18,7 @@ from tyro.conf import OmitSubcommandPrefixes, Positional, arg
 import lmfn
 from lmfn import checkout
 from lmfn.extras import require
-from lmfn.options import BlurKind, BlurKinds, BlurOptions, Guard, Precision, Variant
+from lmfn.options import BlurKind, BlurKinds, BlurOptions, Frames, Guard, Precision, Variant
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 WEIGHTS = (
@@ -40,8 +40,15 @@ class Deblur:
     """What is put behind the name of an output beside its input."""
     ext: str | None = None
     """Write this format instead of the input's: png, jpg, webp, tiff."""
+    overwrite: bool = False
+    """Replace outputs that are there already. Otherwise they are left as they are, and the status is 1."""
     skip_existing: bool = False
-    """Leave out files whose output is there already."""
+    """Outputs that are there already are as they should be: the status is 0."""
+    frames: Frames | None = None
+    """Of files with several images (pages, animations), which are an error otherwise: write all (TIFF, WebP), or the
+    first alone."""
+    dry_run: bool = False
+    """Say what would become what, and do nothing."""
     device: str | None = None
     """A torch device; default: a GPU where there is one."""
     precision: Precision = "fp32"
@@ -52,24 +59,23 @@ class Deblur:
     """How much of the change to apply: 0 is the input, 1 the network's output; more exaggerates."""
 
     def run(self) -> bool:
-        from lmfn.deblur import Deblurrer
-        from lmfn.files import deblur_files
+        from lmfn.files import carry_out, plan
 
         if not self.paths:
             raise ValueError("no file or folder was given; see lmfn deblur --help")
+        planned = plan(self.paths, self.out, suffix=self.suffix, extension=self.ext, overwrite=self.overwrite)
+        if self.dry_run:
+            print(planned)
+            return not planned.failed
+
+        from lmfn.deblur import Deblurrer
+
         deblurrer = Deblurrer(
             self.weights, device=self.device, precision=self.precision, guard=self.guard, strength=self.strength
         )
-        result = deblur_files(
-            self.paths,
-            self.out,
-            deblurrer=deblurrer,
-            suffix=self.suffix,
-            extension=self.ext,
-            skip_existing=self.skip_existing,
-        )
-        print(result.summary(), file=sys.stderr)
-        return not result.failed
+        summary = carry_out(planned, deblurrer, self.frames)
+        print(summary, file=sys.stderr)
+        return not summary.failed and (self.skip_existing or not summary.skipped)
 
 
 @dataclass(frozen=True)

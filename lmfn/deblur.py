@@ -141,6 +141,8 @@ def size(height: int, width: int) -> str:
 
 def check(image: np.ndarray) -> None:
     """Raise TypeError or ValueError unless this is an image that `Deblurrer` takes."""
+    if isinstance(image, np.ma.MaskedArray):
+        raise TypeError("the image is a masked array; fill it first (image.filled(value))")
     if not isinstance(image, np.ndarray):
         raise TypeError(f"the image is a {type(image).__name__}; it must be a numpy array [H, W, C], float in [0, 1]")
     if image.dtype not in (np.float32, np.float64):

@@ -8,6 +8,9 @@ from typing import Literal, Self, get_args
 Precision = Literal["fp32", "bf16", "fp16"]
 """fp32, or autocast to one of the 16-bit types."""
 
+Frames = Literal["all", "first"]
+"""What is taken of a file of several images (pages, frames)."""
+
 Guard = Literal["warn", "input", "off"]
 """What becomes of an output, or of those parts of it, that look broken: `warn` keeps them, `input` gives the input back
 instead, each with a warning; `off` does not look."""

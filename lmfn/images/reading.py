@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813 (the name it goes by in its own documentation)
@@ -88,24 +88,39 @@ def find_images(folder: str | Path) -> list[Path]:
 
     Raises ImageError where the folder, or one in it, is missing or cannot be read.
     """
-    return walk(folder)[0]
+    tree = walk(folder)
+    if tree.unreadable:
+        raise ImageError(tree.unreadable[0][1])
+    return tree.images
 
 
-def walk(folder: str | Path) -> tuple[list[Path], list[Path]]:
-    """What `find_images` finds; and all that it leaves out but for hidden files: other files, and links to folders."""
+class Tree(NamedTuple):
+    """What is in a folder and below it; hidden files and folders are left out."""
+
+    images: list[Path]
+    """Files with one of `SUFFIXES`, sorted."""
+    others: list[Path]
+    """Other files, and links to folders, which are not followed; sorted."""
+    unreadable: list[tuple[Path, str]]
+    """Folders, each with a message that names it and the reason."""
+
+
+def walk(folder: str | Path) -> Tree:
+    """All that is in the folder and below it."""
+    tree = Tree([], [], [])
 
     def fail(error: OSError) -> None:
-        raise ImageError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+        where = Path(error.filename)
+        tree.unreadable.append((where, f"{where}: the folder cannot be read ({error.strerror})"))
 
-    found: list[Path] = []
-    others: list[Path] = []
     for parent, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        others += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+        tree.others.extend(path for name in folders if (path := Path(parent, name)).is_symlink())
         for name in files:
             if not name.startswith("."):
-                (found if Path(name).suffix.lower() in SUFFIXES else others).append(Path(parent, name))
-    return sorted(found), sorted(others)
+                is_image = Path(name).suffix.lower() in SUFFIXES
+                (tree.images if is_image else tree.others).append(Path(parent, name))
+    return Tree(sorted(tree.images), sorted(tree.others), tree.unreadable)
 
 
 @dataclass
@@ -178,10 +193,11 @@ class _Image:
         samples = SAMPLES.get(str(spec.format))
         if samples is None:
             raise ImageError(f"{self.path}: samples of type {spec.format}; 8 or 16 bits or float can be read")
-        needed = spec.width * spec.height * spec.nchannels * (spec.format.size() + 4)  # with a copy as float32
+        # With a copy as float32, and what becomes of it.
+        needed = spec.width * spec.height * spec.nchannels * (spec.format.size() + 8)
         if needed > TAKEN_FOR_GRANTED and needed > (available := memory.available()):
             raise ImageError(
-                f"{self.path}: {spec.width:,} x {spec.height:,} pixels need {needed / 1e9:.1f} GB to be read, and "
+                f"{self.path}: {spec.width:,} x {spec.height:,} pixels need {needed / 1e9:.1f} GB, and "
                 f"{available / 1e9:.1f} GB are free"
             )
         pixels = self.decode(samples)

@@ -121,9 +121,10 @@ def _samples(path: Path, form: str, photo: Photo) -> np.ndarray:
 def _checked(path: Path, photo: Photo) -> tuple[np.ndarray, int]:
     """The pixels, floats clipped to [0, 1], and their bits. Raises ImageError unless they are an image."""
     pixels = photo.pixels
-    kind = type(pixels).__name__
-    if not isinstance(pixels, np.ndarray) or isinstance(pixels, np.ma.MaskedArray):
-        raise ImageError(f"{path}: the pixels are a {kind}; they must be a plain numpy array [H, W, C]")
+    if isinstance(pixels, np.ma.MaskedArray):
+        raise ImageError(f"{path}: the pixels are a masked array; fill it first (pixels.filled(value))")
+    if not isinstance(pixels, np.ndarray):
+        raise ImageError(f"{path}: the pixels are a {type(pixels).__name__}; they must be a numpy array [H, W, C]")
     if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or pixels.size == 0:
         raise ImageError(
             f"{path}: the pixels have shape {pixels.shape}; it must be [H, W, C] with H, W >= 1 and C from 1 to 4"

@@ -281,7 +281,7 @@ NOT_WRITTEN = [
     (np.zeros((1, 4, 4, 3)), r"shape \(1, 4, 4, 3\)"),
     (np.zeros((4, 4, 5)), r"shape \(4, 4, 5\)"),
     (np.zeros((0, 4, 3)), r"shape \(0, 4, 3\)"),
-    (np.ma.masked_equal(np.zeros((4, 4, 3)), 0), "the pixels are a MaskedArray; they must be a plain numpy array"),
+    (np.ma.masked_equal(np.zeros((4, 4, 3)), 0), r"the pixels are a masked array; fill it first \(pixels\.filled"),
     ([[[0.0]]], "the pixels are a list"),
 ]
 
