@@ -17,7 +17,7 @@ from lmfn.data.synthesis import Image, blur_photo
 from lmfn.options import BlurKind, BlurKinds, BlurOptions
 
 SIDE = 256
-PER_PHOTO = 2
+PER_PHOTO = 1
 
 
 def pictures(kind: BlurKind) -> list[tuple[Image, Image]]:
