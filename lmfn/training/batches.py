@@ -1,9 +1,13 @@
 """The batches of a training run, from any step on, whatever the number of processes."""
 
+import ctypes
 import logging
+import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,10 +42,18 @@ class StepBatches(Sampler[list[int]]):
             step += 1
 
 
-def ignore_signals(_worker: int) -> None:
-    """In a worker: signals are the main process's business."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def leave_signals_to_main_process(closed: Any, _worker: int) -> None:
+    """In a worker: a signal to the whole group is the main process's business, which finishes its step.
+
+    Once that has closed the batches, SIGTERM is how it ends a worker that has not ended by itself, after an error.
+    """
+
+    def end_if_closed(_number: int, _frame: Any) -> None:
+        if closed.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_if_closed)
 
 
 class Batches:
@@ -58,13 +70,14 @@ class Batches:
         self.resident: ResidentSet | None = None
         if settings.data_on != "workers" and self._fits(settings, data, processes):
             self.resident = ResidentSet(data, device, progress=process == 0)
+        self._closed = multiprocessing.RawValue(ctypes.c_bool, False)
         loader: DataLoader[Any] = DataLoader(
             Plans(data) if self.resident else data,
             batch_sampler=StepBatches(settings, start, process, processes),
             num_workers=0 if self.resident and device.type == "cpu" else settings.workers,
             collate_fn=list if self.resident else None,
             pin_memory=device.type == "cuda" and not self.resident,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=partial(leave_signals_to_main_process, self._closed),
         )
         self._batches = (batch for batch in loader)
 
@@ -94,5 +107,6 @@ class Batches:
         return blurred, sharp
 
     def close(self) -> None:
-        """End the workers: they ignore signals and would otherwise outlive an error."""
+        """End the workers, or let Python end them at its exit: after an error, some of them wait for ever."""
+        self._closed.value = True
         self._batches.close()

@@ -54,6 +54,7 @@ def train(settings: Settings) -> int:
     )
 
     run = RunFolder(settings.runs / settings.name)
+    lock: contextlib.AbstractContextManager[object] = run.lock() if is_main else contextlib.nullcontext()
     at = run.load(model, ema, adam, scaler) if settings.resume == "auto" and run.states else Progress()
     batches = Batches(settings, data, device, at.step, accelerator.process_index, accelerator.num_processes)
     accelerator.wait_for_everyone()  # all have read the state before one writes
@@ -64,7 +65,9 @@ def train(settings: Settings) -> int:
     network, optimizer = accelerator.prepare(torch.compile(model) if settings.compile else model, adam)
     add_gradients = gradient_function(settings, accelerator, network)
     done, skipped_in_a_row, began = at.fraction_of(settings), 0, time.perf_counter() - at.seconds
-    with contextlib.closing(batches):
+    with lock, contextlib.closing(batches), contextlib.ExitStack() as stack:
+        if is_main:
+            stack.callback(log.bar.close)  # so that an error stands on a line of its own
         upcoming = next(batches, None)
         while upcoming is not None and done < 1:
             rate = learning_rate(settings, at.step, done)
@@ -177,12 +180,14 @@ def gradient_function(
 def main(arguments: Sequence[str]) -> int:
     """Train as the arguments of `lmfn train` ask; the exit status: that of `train`, or 1 for an error, which is
     printed."""
+    logging.basicConfig(format="%(message)s")
     try:
         settings = parse_settings(arguments)
         settings.check()
-        logging.basicConfig(format="%(message)s")
         return train(settings)
     except (ValueError, OSError, FloatingPointError) as error:
-        # What a worker raises comes with its traceback; the last line is the message.
-        print(f"lmfn: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        message = str(error).strip()
+        if "Original Traceback" in message:  # of a worker's error, whose last line is the message
+            message = message.splitlines()[-1]
+        print(f"lmfn: {message}", file=sys.stderr)
         return 1

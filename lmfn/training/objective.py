@@ -30,8 +30,10 @@ def initial_network(settings: Settings) -> LMFN:
     Raises FileNotFoundError and ValueError for weights that cannot be read.
     """
     if settings.start_from is None:
+        log.info("begins with new weights; --from lmfn begins with those of the package")
         return LMFN(settings.network_config)
     given = LMFN.from_pretrained(settings.start_from)
+    log.info(f"begins with the weights of {settings.start_from}")
     config = settings.network_config if settings.preset else replace(given.config, **settings.changes)
     if config == given.config:
         return given
@@ -42,9 +44,7 @@ def initial_network(settings: Settings) -> LMFN:
     }
     model.load_state_dict(own | fitting)
     new = sorted({".".join(name.split(".")[:2]) for name in own.keys() - fitting.keys()})
-    log.info(
-        f"{settings.start_from}: {len(fitting)} of {len(own)} tensors begin with these weights; new: {', '.join(new)}"
-    )
+    log.info(f"{len(fitting)} of {len(own)} tensors fit the network; new: {', '.join(new)}")
     return model
 
 

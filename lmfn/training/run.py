@@ -1,16 +1,20 @@
 """A run's folder, a state that resumes exactly, and what it shows while it lasts."""
 
+import contextlib
+import hashlib
 import json
 import logging
 import math
+import os
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import filelock
 import numpy as np
 import torch
 import tyro
@@ -70,6 +74,26 @@ class RunFolder:
         self.path = path
         self.metrics = path / "metrics.jsonl"
 
+    def lock(self) -> contextlib.AbstractContextManager[Any]:
+        """Keep other processes from training in this folder until the context or this process ends.
+
+        Raises ValueError where another one does, naming it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        owner = self.path / ".lock-owner"
+        lock: Any = filelock.FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            process = owner.read_text().strip() if owner.exists() else "another"
+            raise ValueError(
+                f"process {process} trains in {self.path}: wait for it, stop it, or choose another --name"
+            ) from error
+        atomic.write(owner, str(os.getpid()).encode())
+        held = contextlib.ExitStack()
+        held.callback(lock.release)
+        return held
+
     @property
     def states(self) -> list[Path]:
         """The states that can be resumed from, oldest first."""
@@ -78,6 +102,8 @@ class RunFolder:
     def begin(self, settings: Settings, step: int) -> None:
         """Make the folder; where the run resumes at `step`, forget the records that came after it."""
         (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.path / "state"):
+            atomic.remove_leftovers(folder)
         atomic.write(self.path / "config.yaml", settings.text().encode())
         kept = []
         for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
@@ -96,12 +122,22 @@ class RunFolder:
             file.write(json.dumps({"step": step, **tidy}) + "\n")
 
     def save(self, model: Network, ema: AveragedModel, optimizer: torch.optim.Adam, scaler: Any, at: Progress) -> None:
-        """Write the state and both weights. The two newest states stay."""
+        """Write the state and both weights. The two newest states stay.
+
+        Nothing is written where a weight is not finite: no good state is lost to such ones.
+        """
+        if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+            log.warning(f"step {at.step}: weights are not finite; the state is not saved, the ones before it stay")
+            return
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": tensor for name, tensor in moments.items()}
-        metadata = {"progress": asdict(at), "scaler": scaler.state_dict() if scaler is not None else None}
+        metadata = {
+            "progress": asdict(at),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "sha256": digest(tensors),
+        }
         checkpoint.write(self.path / "state" / f"step-{at.step:08d}.safetensors", tensors, metadata)
         config = {"config": asdict(model.config), "step": at.step}
         checkpoint.write(self.path / "model.safetensors", model.state_dict(), config)
@@ -110,9 +146,12 @@ class RunFolder:
             old.unlink()
 
     def load(self, model: Network, ema: AveragedModel, optimizer: torch.optim.Adam, scaler: Any) -> Progress:
-        """Put the newest state into these; raises ValueError where it does not fit them."""
-        path = self.states[-1]
-        tensors, metadata = checkpoint.read(path)
+        """Put the newest state that is undamaged into these.
+
+        A damaged one is named in a warning and set aside as FILE.damaged. Raises ValueError where all are damaged, and
+        where the state does not fit.
+        """
+        path, tensors, metadata = self._newest_state()
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "adam": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
@@ -132,6 +171,29 @@ class RunFolder:
         if scaler is not None and metadata["scaler"] is not None:
             scaler.load_state_dict(metadata["scaler"])
         return Progress(**metadata["progress"])
+
+    def _newest_state(self) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+        for path in reversed(self.states):
+            try:
+                tensors, metadata = checkpoint.read(path)
+                # States of version 0.1 have no checksum.
+                if metadata.get("sha256") not in (None, digest(tensors)):
+                    raise ValueError(f"{path} is damaged: its tensors are not those that were saved")
+                return path, tensors, metadata
+            except ValueError as error:
+                log.warning(f"{error}; trying the state before it")
+                with contextlib.suppress(FileNotFoundError):  # another process of the run has been here
+                    path.rename(path.with_suffix(".damaged"))
+        raise ValueError(f"all states in {self.path / 'state'} are damaged; begin anew with another --name")
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors by name, their bytes in order."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 class Log:
@@ -246,7 +308,12 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
         settings = parse(Settings.read(settings.config))
     run = RunFolder(settings.runs / settings.name)
     if settings.resume == "auto" and run.states:
-        settings = parse(Settings.read(run.path / "config.yaml"))
+        before = Settings.read(run.path / "config.yaml")
+        settings = parse(before)
+        for field in fields(settings):
+            old, new = getattr(before, field.name), getattr(settings, field.name)
+            if old != new and field.name != "resume":
+                log.warning(f"the run goes on with another {field.name}: {new}; it was {old}")
     elif run.states:
         raise ValueError(f"{run.path} holds a run already: continue it with --resume auto, or choose another --name")
     return settings

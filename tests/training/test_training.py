@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from lmfn.data import TrainingSet
 from lmfn.network import checkpoint
 from lmfn.training import loop as script
 from lmfn.training.batches import StepBatches
+from lmfn.training.loop import train
 from lmfn.training.objective import exponential_average, initial_network, learning_rate, make_loss
-from lmfn.training.run import Log, RunFolder, parse_settings
+from lmfn.training.run import Log, Progress, RunFolder, parse_settings
 from lmfn.training.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -317,6 +319,108 @@ def test_another_network_begins_with_the_weights_that_fit_it(
         settings, start_from=file, preset="lmfn-released", network=("features=16", "rfdbs=2")
     )
     assert initial_network(released).config == LMFN.from_preset("lmfn-released", rfdbs=2, features=16).config
+
+
+def test_a_damaged_state_is_named_and_the_one_before_it_taken(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = replace(settings, steps=4, save_every=2)
+    assert train(settings) == 0
+    run = RunFolder(settings.runs / settings.name)
+    older, newest = run.states
+    content = bytearray(newest.read_bytes())
+    content[-4000:-3000] = bytes(1000)
+    newest.write_bytes(content)
+    finished = (run.path / "ema.safetensors").read_bytes()
+    assert train(replace(settings, resume="auto")) == 0
+    assert f"{newest} is damaged" in caplog.text
+    assert newest.with_suffix(".damaged").exists()
+    assert (run.path / "ema.safetensors").read_bytes() == finished
+    for state in (*run.states,):
+        state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(ValueError, match="all states in .* are damaged; begin anew with another --name"):
+        train(replace(settings, resume="auto"))
+    assert not older.exists()
+
+
+def test_weights_that_are_not_finite_cost_no_good_state(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    settings = replace(settings, steps=2, save_every=1)
+    assert train(settings) == 0
+    run = RunFolder(settings.runs / settings.name)
+    before = {state: state.read_bytes() for state in run.states}
+    model = LMFN(settings.network_config)
+    model.reduce.bias.data[0] = float("nan")
+    run.save(model, exponential_average(model, 0.9), torch.optim.AdamW(model.parameters()), None, Progress(step=3))
+    assert {state: state.read_bytes() for state in run.states} == before
+    assert "step 3: weights are not finite" in caplog.text
+
+
+def test_one_process_at_a_time_trains_in_a_folder(settings: Settings) -> None:
+    run = RunFolder(settings.runs / settings.name)
+    with run.lock(), pytest.raises(ValueError, match=rf"process {os.getpid()} trains in .*choose another --name"):
+        train(settings)
+    assert train(replace(settings, steps=1)) == 0
+
+
+def test_leftovers_of_a_kill_are_removed(settings: Settings) -> None:
+    run = RunFolder(settings.runs / settings.name)
+    leftovers = [run.path / ".config.yaml.1.tmp", run.path / "state" / ".step-00000001.safetensors.1.tmp"]
+    for path in leftovers:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    assert train(replace(settings, steps=1)) == 0
+    assert not any(path.exists() for path in leftovers)
+
+
+def test_resuming_with_other_settings_says_which(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    assert train(replace(settings, steps=1)) == 0
+    arguments = [
+        "--runs",
+        str(settings.runs),
+        "--name",
+        settings.name,
+        "--resume",
+        "auto",
+        "--batch",
+        "3",
+        "--seed",
+        "9",
+    ]
+    parse_settings(arguments)
+    assert f"another batch: 3; it was {settings.batch}" in caplog.text
+    assert f"another seed: 9; it was {settings.seed}" in caplog.text
+    assert "another name" not in caplog.text
+
+
+DATA_ERROR = """
+import sys
+from pathlib import Path
+from lmfn import images
+from lmfn.training.loop import main
+
+broken = Path(sys.argv[1])
+read = images.read_rgb
+from lmfn.data import sampling
+def failing(path, *rest, **named):
+    if Path(path) == broken:
+        raise images.ImageError(f"{path} is truncated")
+    return read(path, *rest, **named)
+images.read_rgb = failing
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_data_error_in_a_worker_ends_the_run(settings: Settings, photos: Path) -> None:
+    """And so do its workers, which wait for more work: the process ends by itself."""
+    broken = sorted(photos.glob("*"))[0]
+    arguments = ["--runs", str(settings.runs), "--name", "broken", "--photos", str(photos), "--steps", "50"]
+    arguments += ["--batch", "2", "--patch", "64", "--data-on", "workers", "--workers", "2", "--cache-gib", "0"]
+    arguments += ["--device", "cpu", "--precision", "fp32"]
+    done = subprocess.run(
+        [sys.executable, "-c", DATA_ERROR, str(broken), *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert f"{broken} is truncated" in done.stderr.splitlines()[-1]
 
 
 def test_minutes_end_the_run_and_the_cosine(settings: Settings) -> None:
