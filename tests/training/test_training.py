@@ -278,7 +278,7 @@ def test_steps_whose_loss_is_not_finite_are_skipped_and_counted(
 ) -> None:
     monkeypatch.setattr(script, "make_loss", broken_loss(lambda call: call in (2, 3, 7)))
     assert script.train(settings) == 0
-    assert records(run_in(settings))[-1]["skipped"] == 3
+    assert [record for record in records(run_in(settings)) if "skipped" in record][-1]["skipped"] == 3
     assert all(torch.isfinite(tensor).all() for tensor in weights(run_in(settings)).values())
 
 
@@ -331,14 +331,15 @@ def test_a_damaged_state_is_named_and_the_one_before_it_taken(
     content = bytearray(newest.read_bytes())
     content[-4000:-3000] = bytes(1000)
     newest.write_bytes(content)
-    finished = (run.path / "ema.safetensors").read_bytes()
+    finished, _ = checkpoint.read(run.path / "ema.safetensors")
     assert train(replace(settings, resume="auto")) == 0
     assert f"{newest} is damaged" in caplog.text
     assert newest.with_suffix(".damaged").exists()
-    assert (run.path / "ema.safetensors").read_bytes() == finished
+    again, _ = checkpoint.read(run.path / "ema.safetensors")
+    assert all(torch.equal(tensor, finished[name]) for name, tensor in again.items())
     for state in (*run.states,):
         state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(ValueError, match="all states in .* are damaged; begin anew with another --name"):
+    with pytest.raises(ValueError, match=r"all states in .* are damaged; begin anew with another --name"):
         train(replace(settings, resume="auto"))
     assert not older.exists()
 
