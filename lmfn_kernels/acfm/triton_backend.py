@@ -1,6 +1,7 @@
 """ACFM on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -13,15 +14,14 @@ from lmfn_kernels.alfm.triton_backend import (
     fold_into_weight_backward,
     gram,
     layout,
-    matrix_arithmetic,
+    matrix_precision,
     mix,
     mix_weights,
     products,
     within,
 )
 from lmfn_kernels.alfm.windows import Grid
-from lmfn_kernels.runtime.configs import Config, config
-from lmfn_kernels.runtime.launch import arithmetic, block, empty, partial, pixels, run, tiles, total
+from lmfn_kernels.runtime.launch import PLANS, Plan, Tiling, block, empty, partial, run, tiling, total
 
 __all__ = [
     "fold_into_weight", "fold_into_weight_backward", "gate", "gate_backward", "gram", "layout", "merge", "mix",
@@ -33,20 +33,8 @@ SUMS = 32  # the 14 or 28 weights and alpha
 
 def gate(x: Tensor, add: Tensor | None, alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
     out = empty(x, *x.shape)
-    c = config("channel_gate", x)
-    n = block(x.shape[1])
-    run(
-        kernels.channel_gate_kernel,
-        x,
-        (tiles(x, c),),
-        c,
-        t_x=pixels(x, c, n),
-        t_add=pixels(add, c, n),
-        t_out=pixels(out, c, n),
-        p_alpha=alpha,
-        **_weights(weights),
-        **_size(x, c),
-    )
+    key = kernels.channel_gate_kernel, tiling("channel_gate", x), _maps(weights)
+    run(x, _gate, key, t_x=x, t_add=add, t_out=out, p_alpha=alpha, **_weights(weights))
     return out
 
 
@@ -62,74 +50,87 @@ def merge(
     save: bool,
 ) -> tuple[Tensor, Tensor | None]:
     out, kept = empty(x, *x.shape), empty(x, *x.shape) if save else None
-    c = within(config("merge", x), grid)
-    n = block(x.shape[1])
+    key = within(tiling("merge", x), grid), grid, _maps(weights), len(maps), slope, matrix_precision(x)
     run(
-        kernels.merge_kernel,
         x,
-        (tiles(x, c),),
-        c,
-        t_x=pixels(x, c, n),
-        **{f"t_f{j}": pixels(maps[j] if j < len(maps) else None, c, n) for j in MAPS},
-        t_w=mix_weights(matrix.mT, len(maps), 1, x.dtype, n, n),
+        _merge,
+        key,
+        t_x=x,
+        **{f"t_f{j}": f for j, f in enumerate(maps)},
+        t_w=mix_weights(matrix.mT, len(maps), 1, x.dtype),
         p_mix_bias=bias,
-        t_added=pixels(kept, c, n),
-        t_out=pixels(out, c, n),
+        t_added=kept,
+        t_out=out,
         p_alpha=alpha,
         **_weights(weights),
-        **blocks_of(grid),
-        LAYERS=len(maps),
-        CHANNELS=x.shape[1],
-        SLOPE=slope,
-        MIX_PRECISION=matrix_arithmetic(x)["PRECISION"],
-        BLOCK_C=n,
-        **_size(x, c),
     )
     return out, kept
+
+
+@lru_cache(PLANS)
+def _merge(t: Tiling, grid: Grid, maps: int, layers: int, slope: float, precision: str) -> Plan:
+    c = t.size[1]
+    n = block(c)
+    images = ("t_x", "t_added", "t_out", *(f"t_f{j}" for j in MAPS))
+    return Plan(
+        kernels.merge_kernel,
+        (t.tiles,),
+        t.config.warps,
+        {"t_w": (1, n, n)} | {name: t.pixels(n) for name in images},
+        C=c,
+        MAPS=maps,
+        LAYERS=layers,
+        CHANNELS=c,
+        SLOPE=slope,
+        MIX_PRECISION=precision,
+        BLOCK_C=n,
+        **blocks_of(grid),
+        **t.constants(),
+    )
 
 
 def gate_backward(
     g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients of x, of alpha, and of the weights."""
-    n = block(x.shape[1])
     dx, e = empty(x, *x.shape), empty(x, *x.shape)
-    c = config("channel_gate_backward", x)
-    splits = min(c.splits, tiles(x, c))
-    sums = partial(x, splits, (SUMS,))
-    run(
-        kernels.channel_gate_backward_kernel,
-        x,
-        (splits,),
-        c,
-        t_g=pixels(g, c, n),
-        t_x=pixels(x, c, n),
-        t_dx=pixels(dx, c, n),
-        t_e=pixels(e, c, n),
-        p_alpha=alpha,
-        **_weights(weights),
-        p_sums=sums,
-        B=x.shape[0],
-        SPLITS=splits,
-        SUMS=SUMS,
-        **_size(x, c),
-    )
-    c = config("channel_gate", x)
-    run(
-        kernels.channel_gate_input_kernel,
-        x,
-        (tiles(x, c),),
-        c,
-        t_e=pixels(e, c, n),
-        t_dx=pixels(dx, c, n),
-        p_spatial=weights[0],
-        MAPS=_maps(weights),
-        **_size(x, c),
-    )
+    t = tiling("channel_gate_backward", x)
+    sums = partial(x, t.splits, (SUMS,))
+    maps = _maps(weights)
+    images: dict[str, Tensor] = {"t_g": g, "t_x": x, "t_dx": dx, "t_e": e}
+    run(x, _gate_backward, (t, maps), **images, p_alpha=alpha, **_weights(weights), p_sums=sums)
+    key = kernels.channel_gate_input_kernel, tiling("channel_gate", x), maps
+    run(x, _gate, key, t_e=e, t_dx=dx, p_spatial=weights[0])
     sizes = [weight.numel() for weight in (*weights, alpha)]
     # Their own memory, as an op's results must have.
     *found, dalpha = (gradient.clone() for gradient in total(sums)[: sum(sizes)].split(sizes))
     return dx, dalpha, found
+
+
+@lru_cache(PLANS)
+def _gate(kernel: Any, t: Tiling, maps: int) -> Plan:
+    """The gate, or what x gets through it."""
+    c = t.size[1]
+    images = ("t_x", "t_add", "t_out", "t_e", "t_dx")
+    blocks = {name: t.pixels(block(c)) for name in images}
+    return Plan(kernel, (t.tiles,), t.config.warps, blocks, C=c, MAPS=maps, **t.constants())
+
+
+@lru_cache(PLANS)
+def _gate_backward(t: Tiling, maps: int) -> Plan:
+    b, c = t.size[:2]
+    return Plan(
+        kernels.channel_gate_backward_kernel,
+        (t.splits,),
+        t.config.warps,
+        {name: t.pixels(block(c)) for name in ("t_g", "t_x", "t_dx", "t_e")},
+        B=b,
+        C=c,
+        SPLITS=t.splits,
+        SUMS=SUMS,
+        MAPS=maps,
+        **t.constants(),
+    )
 
 
 def _maps(weights: Sequence[Tensor]) -> int:
@@ -137,17 +138,7 @@ def _maps(weights: Sequence[Tensor]) -> int:
     return 3 if len(weights) == 2 else 1
 
 
-def _weights(weights: Sequence[Tensor]) -> dict[str, Any]:
+def _weights(weights: Sequence[Tensor]) -> dict[str, Tensor | None]:
     spatial, *middle, bias = weights
     spatial_bias, channel = middle or (None, None)
-    return {
-        "p_spatial": spatial,
-        "p_spatial_bias": spatial_bias,
-        "p_channel": channel,
-        "p_bias": bias,
-        "MAPS": _maps(weights),
-    }
-
-
-def _size(x: Tensor, c: Config) -> dict[str, Any]:
-    return {"H": x.shape[2], "W": x.shape[3], "C": x.shape[1], "BLOCK_H": c.height, "BLOCK_W": c.width, **arithmetic(x)}
+    return {"p_spatial": spatial, "p_spatial_bias": spatial_bias, "p_channel": channel, "p_bias": bias}

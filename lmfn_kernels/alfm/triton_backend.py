@@ -1,11 +1,11 @@
 """ALFM on Triton kernels; same functions as `torch_backend.py`, on maps that `layout` returned."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from lmfn_kernels.alfm import kernels
@@ -13,19 +13,21 @@ from lmfn_kernels.alfm.attention_matrix import layers
 from lmfn_kernels.alfm.reference import SHORTEST
 from lmfn_kernels.alfm.windows import Grid, windows_from_quarters
 from lmfn_kernels.runtime import configs
-from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.launch import (
-    arithmetic,
+    PLANS,
+    Block,
+    Plan,
+    Tiling,
+    accumulator,
     block,
+    cdiv,
     empty,
     layout,
     partial,
-    pixels,
     run,
-    tiles,
+    tiling,
     total,
-    weights,
 )
 from lmfn_kernels.runtime.layout import pitch
 
@@ -34,7 +36,7 @@ __all__ = [
     "fold_into_weight_backward",
     "gram",
     "layout",
-    "matrix_arithmetic",
+    "matrix_precision",
     "mix",
     "mix_weights",
     "products",
@@ -43,7 +45,7 @@ __all__ = [
 WIDEST = 64  # channels in a block
 MAPS = range(8)
 SLOTS = range(4)
-SMALL = Config(warps=4)  # for matrices of NC x NC, which do not grow with the image
+WARPS = 4  # for matrices of NC x NC, which do not grow with the image
 
 Slot = tuple[int, int]
 """Which map, and the first channel."""
@@ -52,52 +54,52 @@ Slot = tuple[int, int]
 def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
     """F F^T of every block: [B * blocks, NC, NC] or, of whole layers, [B * blocks, N, N]."""
     x, size = maps[0], len(maps) * maps[0].shape[1]
-    c = within(config("gram", x), grid)
-    splits, blocks = _splits(grid, c), x.shape[0] * grid.blocks
-    out = partial(x, splits, (blocks, size, size))
+    t = _tiling("gram", x, grid)
+    out = partial(x, _splits(grid, t), (x.shape[0] * grid.blocks, size, size))
     for slots in _groups(_slots(maps), _at_once(x)):
-        run(
-            kernels.gram_kernel,
-            x,
-            (splits, blocks),
-            c,
-            p_out=out,
-            **_filled(maps, slots, c),
-            **_common(maps, c, grid, splits),
-        )
+        run(x, _gram, (t, grid, _widest(x), size, slots), **_filled(maps, slots), p_out=out)
     found = total(out)
     return layers(found, len(maps)) if by_layer else found
+
+
+@lru_cache(PLANS)
+def _gram(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...]) -> Plan:
+    """`t` is of a map, `widest` the channels of a slot, `size` those of all maps."""
+    blocks, constants = _of_slots(t, grid, widest, size, slots)
+    programs = constants["SPLITS"], t.size[0] * grid.blocks
+    return Plan(kernels.gram_kernel, programs, t.config.warps, blocks, **constants)
 
 
 def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
     """G F^T of every window [B * windows, O, NC], with the pixels' shares of it, and the sum of G [O]."""
     g, by, slope = gradient
     x, o, size = maps[0], g.shape[1], len(maps) * maps[0].shape[1]
-    block_g = _block(o)
-    c = within(config("product", x), grid)
-    # Where there are windows, a block has a sum for each of the four that it may be in.
-    splits, parts = _splits(grid, c), x.shape[0] * (1 if grid.blocks == 1 else 4 * grid.blocks)
+    t = _tiling("product", x, grid)
+    splits, parts = _splits(grid, t), x.shape[0] * _parts(grid)
     out, sums = partial(x, splits, (parts, o, size)), partial(x, splits, (parts, o))
     slots, n = _slots(maps), _at_once(x)
     for first in range(0, len(slots), n):
-        run(
-            kernels.product_kernel,
-            x,
-            (splits, parts, triton.cdiv(o, block_g)),
-            c,
-            t_g=pixels(g, c, block_g),
-            t_by=pixels(by, c, block_g),
-            p_out=out,
-            p_sum=sums,
-            G=o,
-            WINDOWED=grid.blocks > 1,
-            SLOPE=slope,
-            BLOCK_G=block_g,
-            **_filled(maps, slots[first : first + n], c),
-            **_common(maps, c, grid, splits),
-        )
+        these = slots[first : first + n]
+        key = t, grid, _widest(x), size, these, o, slope
+        run(x, _product, key, t_g=g, t_by=by, p_out=out, p_sum=sums, **_filled(maps, these))
     found = total(out)
     return found if grid.blocks == 1 else windows_from_quarters(found, grid), total(sums).sum(0)
+
+
+def _parts(grid: Grid) -> int:
+    """Sums of an image: where there are windows, a block has one for each of the four that it may be in."""
+    return 1 if grid.blocks == 1 else 4 * grid.blocks
+
+
+@lru_cache(PLANS)
+def _product(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...], o: int, slope: float) -> Plan:
+    """As `_gram`; `o` channels of the gradient."""
+    blocks, constants = _of_slots(t, grid, widest, size, slots)
+    block_g = _block(o)
+    blocks |= {"t_g": t.pixels(block_g), "t_by": t.pixels(block_g)}
+    constants |= {"G": o, "WINDOWED": grid.blocks > 1, "SLOPE": slope, "BLOCK_G": block_g}
+    programs = constants["SPLITS"], t.size[0] * _parts(grid), cdiv(o, block_g)
+    return Plan(kernels.product_kernel, programs, t.config.warps, blocks, **constants)
 
 
 def mix(
@@ -120,42 +122,61 @@ def mix(
         of_maps = window_matrix
     sized = of_gradient if of_maps is None else of_maps
     assert sized is not None
-    b, n, of_g = x.shape[0], sized.shape[2] // outputs, 0 if g is None else g.shape[1]
-    channels = maps[0].shape[1] if maps else 1
-    block_k, block_g, block_n = _block(channels), _block(of_g or 1), _block(n)
-    c = within(config("mix", x), grid)
-    out = [empty(x, b, n, *x.shape[2:]) for _ in range(outputs)]
+    n, of_g = sized.shape[2] // outputs, 0 if g is None else g.shape[1]
+    out = [empty(x, x.shape[0], n, *x.shape[2:]) for _ in range(outputs)]
+    channels, windowed_maps = maps[0].shape[1] if maps else 1, of_maps is window_matrix
     run(
-        kernels.mix_kernel,
         x,
-        (tiles(x, c) * outputs, triton.cdiv(n, block_n)),
-        c,
-        t_g=pixels(g, c, block_g),
-        t_by=pixels(by, c, block_g),
-        **{f"t_x{j}": pixels(maps[j] if j < len(maps) else None, c, block_k) for j in MAPS},
-        t_wg=None if of_gradient is None else mix_weights(of_gradient, 1, outputs, x.dtype, block_g, block_n),
-        t_w=None if of_maps is None else mix_weights(of_maps, len(maps), outputs, x.dtype, block_k, block_n),
+        _mix,
+        (_tiling("mix", x, grid), grid, outputs, n, len(maps), channels, of_g, windowed_maps, slope, by_slope),
+        t_g=g,
+        t_by=by,
+        **{f"t_x{j}": f for j, f in enumerate(maps)},
+        t_wg=None if of_gradient is None else mix_weights(of_gradient, 1, outputs, x.dtype),
+        t_w=None if of_maps is None else mix_weights(of_maps, len(maps), outputs, x.dtype),
         p_bias=bias,
-        **{f"t_out{j}": pixels(out[j] if j < outputs else None, c, block_n) for j in MAPS},
-        H=x.shape[2],
-        W=x.shape[3],
+        **{f"t_out{j}": y for j, y in enumerate(out)},
+    )
+    return out
+
+
+@lru_cache(PLANS)
+def _mix(
+    t: Tiling,
+    grid: Grid,
+    outputs: int,
+    n: int,
+    maps: int,
+    channels: int,
+    of_g: int,
+    windowed_maps: bool,
+    slope: float,
+    by_slope: float,
+) -> Plan:
+    """`n` channels of an output, `channels` of a map, `of_g` of the gradient."""
+    block_k, block_g, block_n = _block(channels), _block(of_g or 1), _block(n)
+    blocks: dict[str, Block] = {"t_g": t.pixels(block_g), "t_by": t.pixels(block_g)}
+    blocks |= {f"t_x{j}": t.pixels(block_k) for j in MAPS} | {f"t_out{j}": t.pixels(block_n) for j in MAPS}
+    blocks |= {"t_wg": (1, block_g, block_n), "t_w": (1, block_k, block_n)}
+    return Plan(
+        kernels.mix_kernel,
+        (t.tiles * outputs, cdiv(n, block_n)),
+        t.config.warps,
+        blocks,
         N=n,
         OUTPUTS=outputs,
-        MAPS=len(maps),
+        MAPS=maps,
         C=channels,
         G=of_g,
-        WINDOWED_MAPS=of_maps is window_matrix,
-        **blocks_of(grid),
+        WINDOWED_MAPS=windowed_maps,
         SLOPE=slope,
         BY_SLOPE=by_slope,
-        BLOCK_H=c.height,
-        BLOCK_W=c.width,
         BLOCK_K=block_k,
         BLOCK_G=block_g,
         BLOCK_N=block_n,
-        **matrix_arithmetic(x),
+        **blocks_of(grid),
+        **t.constants(),
     )
-    return out
 
 
 def fold_into_weight(gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
@@ -171,12 +192,10 @@ def fold_into_weight_backward(
     dweight = torch.empty_like(weight).copy_(_folded(dp, m, theta, back=True).sum(0).view(weight.shape))
     de = torch.empty_like(gram)
     dtheta, dtemperature = partial(gram, b * r, (1,)), partial(gram, b * r, (1,))
-    of_row = _of_row(gram)
     run(
-        kernels.attention_backward_kernel,
         gram,
-        (r, b),
-        SMALL,
+        _attention_backward,
+        (m.shape, w.shape, by_layer),
         p_dp=dp,
         p_w=w,
         p_m=m,
@@ -186,73 +205,90 @@ def fold_into_weight_backward(
         p_de=de,
         p_dtheta=dtheta,
         p_dtemperature=dtemperature,
-        BY_LAYER=by_layer,
-        BLOCK_K=8192 // of_row["BLOCK_R"],
-        **_as_rows(w, gram),
-        **of_row,
     )
     if temperature is None:
         return de, total(dtheta), dweight, None
-    run(kernels.length_backward_kernel, gram, (r, b), SMALL, p_e=gram, p_de=de, R=r, **of_row)
+    run(gram, _length_backward, (gram.shape,), p_e=gram, p_de=de)
     return de, total(dtheta), dweight, total(dtemperature)
 
 
 def _attention(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
-    out, (b, r, _) = torch.empty_like(gram), gram.shape
-    arguments = {"p_e": gram, "p_temperature": temperature, "p_out": out, "R": r, "BY_LAYER": by_layer}
-    run(kernels.attention_kernel, gram, (r, b), SMALL, **arguments, **_of_row(gram))
+    out = torch.empty_like(gram)
+    run(gram, _attention_plan, (gram.shape, by_layer), p_e=gram, p_temperature=temperature, p_out=out)
     return out
 
 
 def _folded(x: Tensor, m: Tensor, theta: Tensor, *, back: bool) -> Tensor:
     """X (theta M + I), or with `back` X (theta M + I)^T, of [B, O, NC] or, for all images the same, [O, NC]."""
-    sizes, block_k, block_r = _as_rows(x, m), 16, 32
     out = torch.empty((m.shape[0], *x.shape[-2:]), dtype=m.dtype, device=m.device)
-    run(
+    run(m, _fold, (x.shape, m.shape, back, m.dtype, matrix_precision(m)), p_x=x, p_m=m, p_theta=theta, p_out=out)
+    return out
+
+
+@lru_cache(PLANS)
+def _attention_plan(gram: Sequence[int], by_layer: bool) -> Plan:
+    b, r, _ = gram
+    return Plan(kernels.attention_kernel, (r, b), WARPS, {}, R=r, BY_LAYER=by_layer, **_of_row(r))
+
+
+@lru_cache(PLANS)
+def _attention_backward(m: Sequence[int], weight: Sequence[int], by_layer: bool) -> Plan:
+    b, r, _ = m
+    of_row = _of_row(r)
+    constants = {"BY_LAYER": by_layer, "BLOCK_K": 8192 // of_row["BLOCK_R"], **_as_rows(weight, r), **of_row}
+    return Plan(kernels.attention_backward_kernel, (r, b), WARPS, {}, **constants)
+
+
+@lru_cache(PLANS)
+def _length_backward(gram: Sequence[int]) -> Plan:
+    b, r, _ = gram
+    return Plan(kernels.length_backward_kernel, (r, b), WARPS, {}, R=r, **_of_row(r))
+
+
+@lru_cache(PLANS)
+def _fold(x: Sequence[int], m: Sequence[int], back: bool, dtype: torch.dtype, precision: str) -> Plan:
+    b, r, _ = m
+    sizes, block_k, block_r = _as_rows(x, r), 16, 32
+    return Plan(
         kernels.fold_kernel,
-        m,
-        (triton.cdiv(sizes["ROWS"], block_k), triton.cdiv(sizes["R"], block_r), m.shape[0]),
-        SMALL,
-        p_x=x,
-        p_m=m,
-        p_theta=theta,
-        p_out=out,
-        STEP=x[0].numel() if x.ndim == 3 else 0,
+        (cdiv(sizes["ROWS"], block_k), cdiv(r, block_r), b),
+        WARPS,
+        {},
+        STEP=x[1] * x[2] if len(x) == 3 else 0,
         BACK=back,
+        ACC=accumulator(dtype),
+        PRECISION=precision,
         BLOCK_K=block_k,
         BLOCK_R=block_r,
         **sizes,
-        **matrix_arithmetic(m),
     )
-    return out
 
 
 def _matrix(weight: Tensor) -> Tensor:
     return weight.flatten(1).contiguous()
 
 
-def _as_rows(x: Tensor, m: Tensor) -> dict[str, int]:
-    """How `fold_kernel` takes a matrix [..., O, NC], given M or E."""
-    (o, size), r = x.shape[-2:], m.shape[1]
+def _as_rows(x: Sequence[int], r: int) -> dict[str, int]:
+    """How `fold_kernel` takes a matrix [..., O, NC], given the rows of M or E."""
+    o, size = x[-2:]
     return {"ROWS": o * (size // r), "R": r, "C": size // r, "SIZE": size}
 
 
-def _of_row(gram: Tensor) -> dict[str, Any]:
-    return {"BLOCK_R": block(gram.shape[1]), "SHORTEST": SHORTEST}
+def _of_row(r: int) -> dict[str, Any]:
+    return {"BLOCK_R": block(r), "SHORTEST": SHORTEST}
 
 
-def mix_weights(matrix: Tensor, maps: int, outputs: int, dtype: torch.dtype, rows: int, columns: int) -> Any:
+def mix_weights(matrix: Tensor, maps: int, outputs: int, dtype: torch.dtype) -> Tensor:
     """The blocks of `matrix` [B, maps * K, outputs * N] as matrices [K, N], image by image, output by output."""
     parts = matrix.unflatten(2, (outputs, -1)).unflatten(1, (maps, -1)).permute(0, 3, 1, 2, 4).flatten(0, 2)
     s = pitch(parts.shape[2], dtype)
     strides = (parts.shape[1] * s, s, 1)
-    return weights(
-        torch.empty_strided(parts.shape, strides, dtype=dtype, device=matrix.device).copy_(parts), rows, columns
-    )
+    return torch.empty_strided(parts.shape, strides, dtype=dtype, device=matrix.device).copy_(parts)
 
 
-def _slots(maps: Sequence[Tensor]) -> list[Slot]:
-    return [(j, first) for j in range(len(maps)) for first in range(0, maps[0].shape[1], _widest(maps[0]))]
+def _slots(maps: Sequence[Tensor]) -> tuple[Slot, ...]:
+    channels, widest = maps[0].shape[1], _widest(maps[0])
+    return tuple((j, first) for j in range(len(maps)) for first in range(0, channels, widest))
 
 
 def _widest(x: Tensor) -> int:
@@ -265,29 +301,19 @@ def _at_once(x: Tensor) -> int:
     return 4 if x.dtype.itemsize == 2 and configs.describe(x.device)[1] >= 200_000 else 2
 
 
-def _groups(slots: list[Slot], at_once: int) -> Iterator[list[Slot]]:
+def _groups(slots: tuple[Slot, ...], at_once: int) -> Iterator[tuple[Slot, ...]]:
     """Groups in which every two slots meet at least once."""
     half = at_once // 2
     parts = [slots[first : first + half] for first in range(0, len(slots), half)]
     if len(parts) == 1:
         yield slots
     for one, other in combinations(parts, 2):
-        yield [*one, *other]
+        yield *one, *other
 
 
-def _filled(maps: Sequence[Tensor], slots: list[Slot], c: Config) -> dict[str, Any]:
-    """The slots' arguments; those that stay empty have no descriptor."""
-    channels = maps[0].shape[1]
-    found: dict[str, Any] = {}
-    for i in SLOTS:
-        j, first = slots[i] if i < len(slots) else (0, 0)
-        image = maps[j] if i < len(slots) else None
-        found |= {
-            f"t_x{i}": pixels(image, c, min(_widest(maps[0]), block(channels))),
-            f"o_c{i}": first,
-            f"o_r{i}": j * channels + first,
-        }
-    return found
+def _filled(maps: Sequence[Tensor], slots: tuple[Slot, ...]) -> dict[str, Tensor]:
+    """The slots' images; those that stay empty have none."""
+    return {f"t_x{i}": maps[j] for i, (j, _) in enumerate(slots)}
 
 
 def _block(channels: int) -> int:
@@ -304,47 +330,62 @@ def blocks_of(grid: Grid) -> dict[str, Any]:
     }
 
 
-def _common(maps: Sequence[Tensor], c: Config, grid: Grid, splits: int) -> dict[str, Any]:
-    x = maps[0]
-    return {
+def _of_slots(
+    t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...]
+) -> tuple[dict[str, Block], dict[str, Any]]:
+    """Blocks and constants of kernels that take maps slot by slot."""
+    channels = t.size[1]
+    block_c = min(widest, block(channels))
+    constants = {
         "SIDE_H": grid.height,
         "SIDE_W": grid.width,
         "ROWS": grid.rows,
         "COLUMNS": grid.columns,
-        "C": x.shape[1],
-        "SIZE": len(maps) * x.shape[1],
-        "SPLITS": splits,
-        "BLOCK_H": c.height,
-        "BLOCK_W": c.width,
-        "BLOCK_C": min(_widest(x), block(x.shape[1])),
-        "STAGES": c.stages,
-        **matrix_arithmetic(x),
+        "C": channels,
+        "SIZE": size,
+        "SPLITS": _splits(grid, t),
+        "ACC": accumulator(t.dtype),
+        "PRECISION": t.precision,
+        "BLOCK_H": t.config.height,
+        "BLOCK_W": t.config.width,
+        "BLOCK_C": block_c,
+        "STAGES": t.config.stages,
     }
+    for i in SLOTS:
+        j, first = slots[i] if i < len(slots) else (0, 0)
+        constants |= {f"o_c{i}": first, f"o_r{i}": j * channels + first}
+    return {f"t_x{i}": t.pixels(block_c) for i in SLOTS}, constants
 
 
-def matrix_arithmetic(x: Tensor) -> dict[str, Any]:
-    """As `arithmetic`, but PyTorch's setting for matrix products decides on TF32: that is what the formula has.
+def _tiling(kernel: str, x: Tensor, grid: Grid) -> Tiling:
+    return within(tiling(kernel, x), grid)._replace(precision=matrix_precision(x))
+
+
+def matrix_precision(x: Tensor) -> str:
+    """As `precision`, but PyTorch's setting for matrix products decides on TF32: that is what the formula has.
 
     Full float32 on NVIDIA is three TF32 products: blocks this large spill where they are done without matrix units.
     """
-    full = "tf32x3" if torch.version.hip is None and configs.describe(x.device)[1] > 65536 else "ieee"
-    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return arithmetic(x) | {"PRECISION": "ieee" if x.dtype != torch.float32 else "tf32" if tf32 else full}
+    if x.dtype != torch.float32:
+        return "ieee"
+    if torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    return "tf32x3" if torch.version.hip is None and configs.describe(x.device)[1] > 65536 else "ieee"
 
 
-def _splits(grid: Grid, c: Config) -> int:
+def _splits(grid: Grid, t: Tiling) -> int:
     """Partial sums of a block: not a matter of the batch, so an image's result is not one either."""
-    tiles_of_block = -(-grid.height // c.height) * -(-grid.width // c.width)
-    return min(c.splits, -(-tiles_of_block // 8))
+    tiles_of_block = cdiv(grid.height, t.config.height) * cdiv(grid.width, t.config.width)
+    return min(t.config.splits, cdiv(tiles_of_block, 8))
 
 
-def within(c: Config, grid: Grid) -> Config:
-    """The config with tiles of which none lies in two blocks; `unsupported_reason` leaves 16 x 16 pixels at least."""
+def within(t: Tiling, grid: Grid) -> Tiling:
+    """With tiles of which none lies in two blocks; `unsupported_reason` leaves 16 x 16 pixels at least."""
     if grid.blocks == 1:
-        return c
-    height, width = c.height, c.width
+        return t
+    height, width = t.config.height, t.config.width
     while grid.height % height:
         height //= 2
     while grid.width % width:
         width //= 2
-    return c._replace(height=height, width=width)
+    return t._replace(config=t.config._replace(height=height, width=width))

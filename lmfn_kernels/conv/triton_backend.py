@@ -1,27 +1,30 @@
 """Convolution on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned."""
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
-import triton
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn_kernels.conv import kernels
-from lmfn_kernels.runtime.configs import config
 from lmfn_kernels.runtime.launch import (
     PLACES,
+    PLANS,
     Masked,
-    arithmetic,
+    Plan,
+    Tiling,
     block,
+    cdiv,
     empty,
     layout,
     matrix,
     parities,
     partial,
-    pixels,
     run,
-    tiles,
+    tiling,
     total,
     unmasked,
-    weights,
 )
 
 __all__ = ["conv", "convolve", "input_gradient", "layout", "masked", "weight_gradient", "written"]
@@ -60,53 +63,78 @@ def convolve(
 
     `distil` is (weight, bias, second output).
     """
-    taps, k, n = (int(size) for size in weight.shape)
-    block_k, block_n = min(64, block(k)), min(64, block(n))
-    c = config("conv", out)
-    inputs = [pixels(view, c, block_k) for view in views] + [None] * (4 - len(views))
-    z, zw = extra if extra is not None else (None, None)
-    block_z = 16 if z is None else block(z.shape[1])
-    dw, dbias, d = distil if distil is not None else (None, None, None)
-    block_d = 16 if d is None else block(d.shape[1])
-    run(
+    tensors: dict[str, Tensor | None] = {f"t_x{place}": view for place, view in zip(PLACES, views, strict=False)}
+    z = d = 1
+    if e.by is not None:
+        tensors["t_by"] = e.by
+    if residual is not None:
+        tensors |= {"t_residual": residual.gradient, "t_residual_by": residual.by}
+    if extra is not None:
+        tensors["t_z"], tensors["t_zw"] = extra
+        z = extra[0].shape[1]
+    if mask is not None:
+        tensors["t_mask"] = mask
+    if distil is not None:
+        tensors["t_dw"], tensors["p_dbias"], tensors["t_d"] = distil
+        d = distil[2].shape[1]
+    slopes = slope, e.slope, mask_slope
+    key = tiling("conv", out), weight.shape, z, d, mode, padding, odd, slopes
+    run(out, _convolution, key, t_w=weight, p_bias=bias, t_out=out, **tensors)
+
+
+@lru_cache(PLANS)
+def _convolution(
+    t: Tiling,
+    weight: Sequence[int],
+    z: int,
+    d: int,
+    mode: str,
+    padding: int,
+    odd: tuple[int, int],
+    slopes: tuple[float, float, float],
+) -> Plan:
+    """`t` is of the output, `z` and `d` are the channels of the extra image and of the second output."""
+    taps, k, n = weight
+    block_k, block_n, block_z, block_d = min(64, block(k)), min(64, block(n)), block(z), block(d)
+    return Plan(
         kernels.conv_kernel,
-        out,
-        (tiles(out, c), triton.cdiv(n, block_n)),
-        c,
-        **{f"t_x{place}": image for place, image in zip(PLACES, inputs, strict=True)},
-        t_by=pixels(e.by, c, block_k),
-        t_w=weights(weight, block_k, block_n),
-        p_bias=bias,
-        t_residual=None if residual is None else pixels(residual.gradient, c, block_n),
-        t_residual_by=None if residual is None else pixels(residual.by, c, block_n),
-        t_z=pixels(z, c, block_z),
-        t_zw=weights(zw, block_z, block_n),
-        t_mask=pixels(mask, c, block_n),
-        t_out=pixels(out, c, block_n),
-        t_dw=weights(dw, block_n, block_d),
-        p_dbias=dbias,
-        t_d=pixels(d, c, block_d),
-        H=out.shape[2],
-        W=out.shape[3],
+        (t.tiles, cdiv(n, block_n)),
+        t.config.warps,
+        {
+            **{f"t_x{place}": t.pixels(block_k) for place in PLACES},
+            "t_by": t.pixels(block_k),
+            "t_w": (1, block_k, block_n),
+            **{name: t.pixels(block_n) for name in ("t_residual", "t_residual_by", "t_mask", "t_out")},
+            "t_z": t.pixels(block_z),
+            "t_zw": (1, block_z, block_n),
+            "t_dw": (1, block_n, block_d),
+            "t_d": t.pixels(block_d),
+        },
         N=n,
-        D=0 if d is None else d.shape[1],
+        D=d,
         K=k,
         TAPS=1 if taps == 1 else 3,
         MODE=mode,
         ODD_H=odd[0],
         ODD_W=odd[1],
         PADDING=padding,
-        SLOPE=slope,
-        BY_SLOPE=e.slope,
-        MASK_SLOPE=mask_slope,
-        BLOCK_H=c.height,
-        BLOCK_W=c.width,
+        SLOPE=slopes[0],
+        BY_SLOPE=slopes[1],
+        MASK_SLOPE=slopes[2],
         BLOCK_K=block_k,
         BLOCK_N=block_n,
         BLOCK_D=block_d,
-        STAGES=c.stages,
-        **arithmetic(out),
+        STAGES=t.config.stages,
+        **t.constants(),
     )
+
+
+def _views(x: Tensor, stride: int) -> list[Tensor]:
+    """What kernels read of an input. A view without pixels, the odd rows of a single row, becomes a pixel of zeros."""
+    if stride == 1:
+        return [x]
+    views = parities(x)
+    return [v if isinstance(v, FakeTensor) or v.numel() else empty(x, 1, x.shape[1], 1, 1).zero_() for v in views]
 
 
 def conv(
@@ -123,7 +151,7 @@ def conv(
     out = empty(x, x.shape[0], weight.shape[0], height, width)
     convolve(
         out,
-        parities(x) if stride == 2 else [x],
+        _views(x, stride),
         unmasked(x),
         matrix(weight),
         mode="down" if stride == 2 else "same",
@@ -177,41 +205,38 @@ def weight_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of a convolution's weight, in its strides, and of its bias. 1x1 or 3x3, images from `layout`."""
     g, by, slope = unmasked(e)
-    n, k, taps = weight.shape[0], weight.shape[1], weight.shape[2]
-    block_k, block_n = min(64, block(k)), min(64, block(n))
-    c = config("weight_gradient", g)
-    splits = min(c.splits, tiles(g, c))
-    dw, db = partial(g, splits, (taps * taps, k, n)), partial(g, splits, (n,))
-    views = parities(x) if stride == 2 else [x, None, None, None]
-    blocks = triton.cdiv(k, block_k) * triton.cdiv(n, block_n)
+    n, k, taps = weight.shape[:3]
+    t = tiling("weight_gradient", g)
+    dw, db = partial(g, t.splits, (taps * taps, k, n)), partial(g, t.splits, (n,))
+    views = {f"t_x{place}": view for place, view in zip(PLACES, _views(x, stride), strict=False)}
     for row in range(taps) if stride == 2 else (0,):
-        run(
-            kernels.weight_gradient_kernel,
-            g,
-            (splits, 1 if stride == 2 else taps, blocks),
-            c,
-            t_g=pixels(g, c, block_n),
-            t_by=pixels(by, c, block_n),
-            **{f"t_x{place}": pixels(view, c, block_k) for place, view in zip(PLACES, views, strict=True)},
-            p_dw=dw,
-            p_db=db,
-            B=g.shape[0],
-            H=g.shape[2],
-            W=g.shape[3],
-            K=k,
-            N=n,
-            SPLITS=splits,
-            TAPS=taps,
-            ROW=row,
-            STRIDE=stride,
-            PADDING=padding,
-            SLOPE=slope,
-            BLOCK_H=c.height,
-            BLOCK_W=c.width,
-            BLOCK_K=block_k,
-            BLOCK_N=block_n,
-            STAGES=c.stages,
-            **arithmetic(g),
-        )
+        key = t, k, taps, row, stride, padding, slope
+        run(g, _weight_gradient, key, t_g=g, t_by=by, p_dw=dw, p_db=db, **views)
     taken = total(dw).permute(2, 1, 0).reshape(weight.shape)
     return torch.empty_like(weight).copy_(taken), total(db)
+
+
+@lru_cache(PLANS)
+def _weight_gradient(t: Tiling, k: int, taps: int, row: int, stride: int, padding: int, slope: float) -> Plan:
+    """`t` is of the gradient of the output, `k` is the number of inputs."""
+    b, n = t.size[:2]
+    block_k, block_n = min(64, block(k)), min(64, block(n))
+    return Plan(
+        kernels.weight_gradient_kernel,
+        (t.splits, 1 if stride == 2 else taps, cdiv(k, block_k) * cdiv(n, block_n)),
+        t.config.warps,
+        {name: t.pixels(block_n) for name in ("t_g", "t_by")} | {f"t_x{i}": t.pixels(block_k) for i in PLACES},
+        B=b,
+        K=k,
+        N=n,
+        SPLITS=t.splits,
+        TAPS=taps,
+        ROW=row,
+        STRIDE=stride,
+        PADDING=padding,
+        SLOPE=slope,
+        BLOCK_K=block_k,
+        BLOCK_N=block_n,
+        STAGES=t.config.stages,
+        **t.constants(),
+    )

@@ -3,6 +3,8 @@
 The stem's image is the exception: it is read by pointers, in any layout.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,20 +20,20 @@ from lmfn_kernels.conv.triton_backend import (
     written,
 )
 from lmfn_kernels.mshf import kernels
-from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import (
+    PLANS,
+    Block,
     Masked,
-    arithmetic,
+    Plan,
+    Tiling,
     block,
     empty,
     matrix,
     partial,
-    pixels,
     run,
-    tiles,
+    tiling,
     total,
     unmasked,
-    weights,
 )
 from lmfn_kernels.upsample.triton_backend import upsample_add, upsample_backward, upsampled_conv
 from lmfn_kernels.weights import Conv
@@ -42,50 +44,64 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _common(x: Tensor, conv0: Conv, padding: int, slope: float, d1: Tensor, c: Config) -> dict[str, Any]:
-    """What the stem's kernels have in common."""
-    channels, inputs = conv0.weight.shape[:2]
-    block_k, block_c, block_n = block(9 * inputs), block(channels), block(d1.shape[1])
-    return {
-        "p_x": x,
-        "t_w0": weights(matrix(conv0.weight).flatten(0, 1)[None], block_k, block_c),
-        "p_bias0": conv0.bias,
-        "H": x.shape[2],
-        "W": x.shape[3],
-        "OUT_H": d1.shape[2],
-        "OUT_W": d1.shape[3],
-        "C": channels,
-        "N": d1.shape[1],
-        **{f"s_{name}": stride for name, stride in zip("bchw", x.stride(), strict=True)},
-        "INPUTS": int(inputs),
-        "PADDING": padding,
-        "SLOPE": slope,
-        "BLOCK_H": c.height,
-        "BLOCK_W": c.width,
-        "BLOCK_K": block_k,
-        "BLOCK_C": block_c,
-        "BLOCK_N": block_n,
-        "STAGES": c.stages,
-        **arithmetic(x),
-    }
-
-
 def stem(x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
     height, width = ((size + 2 * padding - 1) // 2 for size in x.shape[2:])
     out = empty(x, x.shape[0], down.weight.shape[0], height, width)
-    c = config("stem", out)
-    common = _common(x, conv0, padding, slope, out, c)
-    run(
-        kernels.stem_kernel,
-        x,
-        (tiles(out, c),),
-        c,
-        t_w=weights(matrix(down.weight), common["BLOCK_C"], common["BLOCK_N"]),
-        p_bias=down.bias,
-        t_out=pixels(out, c, common["BLOCK_N"]),
-        **common,
-    )
+    key = tiling("stem", out), x.shape, x.stride(), conv0.weight.shape[0], padding, slope
+    weights = {"t_w0": _of_nine(conv0.weight), "p_bias0": conv0.bias, "t_w": matrix(down.weight), "p_bias": down.bias}
+    run(x, _stem, key, p_x=x, **weights, t_out=out)
     return out
+
+
+def _of_nine(weight: Tensor) -> Tensor:
+    """The first convolution's as one matrix [1, 9 inputs, outputs]."""
+    return matrix(weight).flatten(0, 1)[None]
+
+
+@lru_cache(PLANS)
+def _stem(t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, padding: int, slope: float) -> Plan:
+    """`t` is of the result, size and strides are the image's, and `channels` those of the map between."""
+    blocks, constants = _of_stem(t, image, strides, channels, padding, slope)
+    return Plan(kernels.stem_kernel, (t.tiles,), t.config.warps, blocks, **constants)
+
+
+@lru_cache(PLANS)
+def _stem_backward(
+    t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, padding: int, slope: float
+) -> Plan:
+    """As `_stem`, a program for each of the nine taps."""
+    blocks, constants = _of_stem(t, image, strides, channels, padding, slope)
+    of_sums = {"B": t.size[0], "SPLITS": t.splits}
+    return Plan(kernels.stem_backward_kernel, (t.splits, 9), t.config.warps, blocks, **of_sums, **constants)
+
+
+def _of_stem(
+    t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, padding: int, slope: float
+) -> tuple[dict[str, Block], dict[str, Any]]:
+    """Blocks and constants that the stem's kernels have in common."""
+    _, inputs, height, width = image
+    n = t.size[1]
+    block_k, block_c, block_n = block(9 * inputs), block(channels), block(n)
+    blocks: dict[str, Block] = {name: t.pixels(block_n) for name in ("t_out", "t_g", "t_by")}
+    blocks |= {"t_w0": (1, block_k, block_c), "t_w": (1, block_c, block_n), "t_back": (1, block_n, block_c)}
+    constants = {
+        **t.constants(),
+        "H": height,
+        "W": width,
+        "OUT_H": t.size[2],
+        "OUT_W": t.size[3],
+        "C": channels,
+        "N": n,
+        **{f"s_{dimension}": stride for dimension, stride in zip("bchw", strides, strict=True)},
+        "INPUTS": inputs,
+        "PADDING": padding,
+        "SLOPE": slope,
+        "BLOCK_K": block_k,
+        "BLOCK_C": block_c,
+        "BLOCK_N": block_n,
+        "STAGES": t.config.stages,
+    }
+    return blocks, constants
 
 
 def stem_backward(
@@ -94,26 +110,23 @@ def stem_backward(
     dconv0 = ddown = None
     if of_weights:
         g, (n, channels), values = e.gradient, down.weight.shape[:2], 9 * conv0.weight.shape[1]
-        c = config("stem_backward", g)
-        splits = min(c.splits, tiles(g, c))
-        common = _common(x, conv0, padding, slope, g, c)
-        dw0, dbias0 = partial(g, 9 * splits, (values, channels)), partial(g, 9 * splits, (channels,))
-        dw, dbias = partial(g, splits, (9, channels, n)), partial(g, splits, (n,))
+        t = tiling("stem_backward", g)
+        dw0, dbias0 = partial(g, 9 * t.splits, (values, channels)), partial(g, 9 * t.splits, (channels,))
+        dw, dbias = partial(g, t.splits, (9, channels, n)), partial(g, t.splits, (n,))
         run(
-            kernels.stem_backward_kernel,
             x,
-            (splits, 9),
-            c,
-            t_back=weights(matrix(down.weight, back=True), common["BLOCK_N"], common["BLOCK_C"]),
-            t_g=pixels(g, c, common["BLOCK_N"]),
-            t_by=pixels(e.by, c, common["BLOCK_N"]),
+            _stem_backward,
+            (t, x.shape, x.stride(), channels, padding, slope),
+            p_x=x,
+            t_w0=_of_nine(conv0.weight),
+            p_bias0=conv0.bias,
+            t_back=matrix(down.weight, back=True),
+            t_g=g,
+            t_by=e.by,
             p_dw0=dw0,
             p_dbias0=dbias0,
             p_dw=dw,
             p_dbias=dbias,
-            B=x.shape[0],
-            SPLITS=splits,
-            **common,
         )
         dconv0 = _like(conv0.weight, total(dw0)), total(dbias0)
         ddown = _like(down.weight, total(dw)), total(dbias)

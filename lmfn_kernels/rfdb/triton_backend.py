@@ -1,29 +1,38 @@
 """RFDB on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from lmfn_kernels.conv.triton_backend import conv, convolve, input_gradient, layout, masked, weight_gradient, written
 from lmfn_kernels.rfdb import kernels
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import (
-    arithmetic,
+    PLANS,
+    Block,
+    Plan,
+    Tiling,
+    accumulator,
     block,
+    cdiv,
     empty,
     matrix,
     partial,
-    pixels,
     run,
-    tiles,
+    tiling,
     total,
     unmasked,
-    weights,
 )
-from lmfn_kernels.upsample.triton_backend import strides, upsample_add, upsample_backward, upsampled_conv
+from lmfn_kernels.upsample.triton_backend import (
+    named_strides,
+    strides,
+    upsample_add,
+    upsample_backward,
+    upsampled_conv,
+)
 from lmfn_kernels.weights import Conv
 
 __all__ = [
@@ -47,10 +56,6 @@ def stage(x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, 
         distil=(matrix(distil.weight), distil.bias, d),
     )
     return out, d
-
-
-def _size(c: Config, x: Tensor) -> dict[str, Any]:
-    return {"BLOCK_H": c.height, "BLOCK_W": c.width, "H": x.shape[2], "W": x.shape[3], **arithmetic(x)}
 
 
 def fuse(
@@ -80,37 +85,54 @@ def _fuse(
     a, squeeze, squeeze_bias = after or (None, None, None)
     d1, ch = maps[0], weight.shape[0]
     assert d1 is not None
-    n, f = d1.shape[1], 1 if a is None else a.shape[1]
-    block_k, block_c, block_d, block_f = block(1 if x is None else x.shape[1]), block(ch), block(n), block(f)
-    c = config("fuse", d1)
     y = empty(d1, d1.shape[0], ch, *d1.shape[2:])
-    fuse_j = [weights(matrix(part), block_d, block_c) for part in weight.chunk(4, dim=1)]
+    key = tiling("fuse", d1), 1 if x is None else x.shape[1], ch, 1 if a is None else a.shape[1], slope
     run(
-        kernels.fuse_kernel,
         d1,
-        (tiles(d1, c),),
-        c,
-        t_x=pixels(x, c, block_k),
-        **{f"t_d{j}": pixels(d, c, block_d) for j, d in enumerate(maps, 1)},
-        t_last=None if last is None else weights(matrix(last), block_k, block_d),
+        _fuse_plan,
+        key,
+        t_x=x,
+        **{f"t_d{j}": d for j, d in enumerate(maps, 1)},
+        t_last=None if last is None else matrix(last),
         p_last_bias=last_bias,
-        **{f"t_fuse{j}": part for j, part in enumerate(fuse_j, 1)},
+        **{f"t_fuse{j}": matrix(part) for j, part in enumerate(weight.chunk(4, dim=1), 1)},
         p_fuse_bias=bias,
-        t_squeeze=None if squeeze is None else weights(matrix(squeeze), block_c, block_f),
+        t_squeeze=None if squeeze is None else matrix(squeeze),
         p_squeeze_bias=squeeze_bias,
-        t_y=pixels(y, c, block_c),
-        t_a=pixels(a, c, block_f),
-        C=ch,
-        D=n,
+        t_y=y,
+        t_a=a,
+    )
+    return y
+
+
+@lru_cache(PLANS)
+def _fuse_plan(t: Tiling, k: int, c: int, f: int, slope: float) -> Plan:
+    """Channels of x, of y and of a; `t` is of the distilled maps."""
+    d = t.size[1]
+    block_k, block_c, block_d, block_f = block(k), block(c), block(d), block(f)
+    return Plan(
+        kernels.fuse_kernel,
+        (t.tiles,),
+        t.config.warps,
+        {
+            "t_x": t.pixels(block_k),
+            **{f"t_d{j}": t.pixels(block_d) for j in (1, 2, 3, 4)},
+            "t_last": (1, block_k, block_d),
+            **{f"t_fuse{j}": (1, block_d, block_c) for j in (1, 2, 3, 4)},
+            "t_squeeze": (1, block_c, block_f),
+            "t_y": t.pixels(block_c),
+            "t_a": t.pixels(block_f),
+        },
+        C=c,
+        D=d,
         F=f,
         SLOPE=slope,
         BLOCK_C=block_c,
         BLOCK_D=block_d,
         BLOCK_F=block_f,
-        STAGES=c.stages,
-        **_size(c, d1),
+        STAGES=t.config.stages,
+        **t.constants(),
     )
-    return y
 
 
 def fuse_backward(
@@ -123,43 +145,58 @@ def fuse_backward(
     slope: float,
     d_slope: float,
 ) -> tuple[list[Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    ch, n, f = y.shape[1], d[0].shape[1], ga.shape[1]
-    block_c, block_d, block_f = block(ch), block(n), block(f)
-    c = config("fuse_backward", y)
-    splits = min(c.splits, tiles(y, c))
+    ch, n, t = y.shape[1], d[0].shape[1], tiling("fuse_backward", y)
     z = [empty(d_j, *d_j.shape) for d_j in d]
-    dfuse, dfuse_bias = partial(y, splits, (ch, 4 * n)), partial(y, splits, (ch,))
+    dfuse, dfuse_bias = partial(y, t.splits, (ch, 4 * n)), partial(y, t.splits, (ch,))
     parts = weight.chunk(4, dim=1)
     for i in (0, 2):
         run(
-            kernels.fuse_backward_kernel,
             y,
-            (splits,),
-            c,
-            t_gy=pixels(gy, c, block_c),
-            t_ga=pixels(ga, c, block_f),
-            t_squeeze=weights(matrix(squeeze, back=True), block_f, block_c),
-            t_d1=pixels(d[i], c, block_d),
-            t_d2=pixels(d[i + 1], c, block_d),
-            t_fuse1=weights(matrix(parts[i], back=True), block_c, block_d),
-            t_fuse2=weights(matrix(parts[i + 1], back=True), block_c, block_d),
-            t_z1=pixels(z[i], c, block_d),
-            t_z2=pixels(z[i + 1], c, block_d),
+            _fuse_backward,
+            (t, n, ga.shape[1], i, d_slope, d_slope if i == 0 else slope),
+            t_gy=gy,
+            t_ga=ga,
+            t_squeeze=matrix(squeeze, back=True),
+            t_d1=d[i],
+            t_d2=d[i + 1],
+            t_fuse1=matrix(parts[i], back=True),
+            t_fuse2=matrix(parts[i + 1], back=True),
+            t_z1=z[i],
+            t_z2=z[i + 1],
             p_dfuse=dfuse,
             p_dfuse_bias=dfuse_bias,
-            B=y.shape[0],
-            C=ch,
-            D=n,
-            SPLITS=splits,
-            FIRST=i,
-            SLOPE1=d_slope,
-            SLOPE2=d_slope if i == 0 else slope,
-            BLOCK_C=block_c,
-            BLOCK_D=block_d,
-            STAGES=c.stages,
-            **_size(c, y),
         )
     return z, (_like(weight, dfuse), total(dfuse_bias)), weight_gradient(ga, y, squeeze)
+
+
+@lru_cache(PLANS)
+def _fuse_backward(t: Tiling, d: int, f: int, first: int, slope1: float, slope2: float) -> Plan:
+    """`t` is of y."""
+    b, c = t.size[:2]
+    block_c, block_d, block_f = block(c), block(d), block(f)
+    return Plan(
+        kernels.fuse_backward_kernel,
+        (t.splits,),
+        t.config.warps,
+        {
+            "t_gy": t.pixels(block_c),
+            "t_ga": t.pixels(block_f),
+            "t_squeeze": (1, block_f, block_c),
+            **{name: t.pixels(block_d) for name in ("t_d1", "t_d2", "t_z1", "t_z2")},
+            **dict.fromkeys(("t_fuse1", "t_fuse2"), (1, block_c, block_d)),
+        },
+        B=b,
+        C=c,
+        D=d,
+        SPLITS=t.splits,
+        FIRST=first,
+        SLOPE1=slope1,
+        SLOPE2=slope2,
+        BLOCK_C=block_c,
+        BLOCK_D=block_d,
+        STAGES=t.config.stages,
+        **t.constants(),
+    )
 
 
 def _like(weight: Tensor, partials: Tensor) -> Tensor:
@@ -167,116 +204,131 @@ def _like(weight: Tensor, partials: Tensor) -> Tensor:
     return torch.empty_like(weight).copy_(total(partials).reshape(weight.shape))
 
 
-def _gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, c: Config) -> dict[str, Any]:
-    """What the gate's kernels have in common."""
-    block_c, block_f = block(y.shape[1]), block(a.shape[1])
-    return {
-        "t_y": pixels(y, c, block_c),
-        "t_a": pixels(a, c, block_f),
-        "p_v": v,
-        "t_skip": weights(matrix(skip.weight), block_f, block_f),
-        "p_skip_bias": skip.bias,
-        "t_expand": weights(matrix(expand.weight), block_f, block_c),
-        "p_expand_bias": expand.bias,
-        "C": y.shape[1],
-        "F": a.shape[1],
-        "LOW_H": v.shape[2],
-        "LOW_W": v.shape[3],
-        "s_b": v.stride(0),
-        "s_h": v.stride(2),
-        "s_w": v.stride(3),
-        "BLOCK_C": block_c,
-        "BLOCK_F": block_f,
-        **_size(c, y),
-    }
-
-
 def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tensor:
-    c = config("gate", y)
     out = empty(y, *y.shape)
-    common = _gate(y, a, v, skip, expand, c)
-    run(kernels.gate_kernel, y, (tiles(y, c),), c, t_out=pixels(out, c, common["BLOCK_C"]), **common)
+    key = tiling("gate", y), a.shape[1], v.shape[2:], strides(v)
+    run(y, _gate, key, t_y=y, t_a=a, p_v=v, **_weights(skip, expand), t_out=out)
     return out
 
 
 def gate_backward(
     g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    ch, f = y.shape[1], a.shape[1]
-    block_c, block_f = block(ch), block(f)
-    c = config("gate_backward", y)
-    splits = min(c.splits, tiles(y, c))
+    ch, f, t = y.shape[1], a.shape[1], tiling("gate_backward", y)
     dy, da, dt = empty(y, *y.shape), empty(a, *a.shape), empty(a, *a.shape)
-    dskip, dskip_bias = partial(y, splits, (f, f)), partial(y, splits, (f,))
-    dexpand, dexpand_bias = partial(y, splits, (ch, f)), partial(y, splits, (ch,))
+    dskip, dskip_bias = partial(y, t.splits, (f, f)), partial(y, t.splits, (f,))
+    dexpand, dexpand_bias = partial(y, t.splits, (ch, f)), partial(y, t.splits, (ch,))
     run(
-        kernels.gate_backward_kernel,
         y,
-        (splits,),
-        c,
-        t_g=pixels(g, c, block_c),
-        t_dy=pixels(dy, c, block_c),
-        t_da=pixels(da, c, block_f),
-        t_dt=pixels(dt, c, block_f),
+        _gate_backward,
+        (t, f, v.shape[2:], strides(v)),
+        t_g=g,
+        t_y=y,
+        t_a=a,
+        p_v=v,
+        **_weights(skip, expand),
+        t_dy=dy,
+        t_da=da,
+        t_dt=dt,
         p_dskip=dskip,
         p_dskip_bias=dskip_bias,
         p_dexpand=dexpand,
         p_dexpand_bias=dexpand_bias,
-        B=y.shape[0],
-        SPLITS=splits,
-        STAGES=c.stages,
-        **_gate(y, a, v, skip, expand, c),
     )
     of_skip, of_expand = _like(skip.weight, dskip), _like(expand.weight, dexpand)
     return dy, da, dt, (of_skip, total(dskip_bias)), (of_expand, total(dexpand_bias))
+
+
+def _weights(skip: Conv, expand: Conv) -> dict[str, Tensor]:
+    return {
+        "t_skip": matrix(skip.weight),
+        "p_skip_bias": skip.bias,
+        "t_expand": matrix(expand.weight),
+        "p_expand_bias": expand.bias,
+    }
+
+
+@lru_cache(PLANS)
+def _gate(t: Tiling, f: int, low: Sequence[int], strides: Sequence[int]) -> Plan:
+    """`t` is of y; `f` the channels of a and v, of which `low` is the size and `strides` those of it."""
+    blocks, constants = _of_gate(t, f, low, strides)
+    return Plan(kernels.gate_kernel, (t.tiles,), t.config.warps, blocks, **constants)
+
+
+@lru_cache(PLANS)
+def _gate_backward(t: Tiling, f: int, low: Sequence[int], strides: Sequence[int]) -> Plan:
+    blocks, constants = _of_gate(t, f, low, strides)
+    of_sums = {"B": t.size[0], "SPLITS": t.splits, "STAGES": t.config.stages}
+    return Plan(kernels.gate_backward_kernel, (t.splits,), t.config.warps, blocks, **of_sums, **constants)
+
+
+def _of_gate(t: Tiling, f: int, low: Sequence[int], strides: Sequence[int]) -> tuple[dict[str, Block], dict[str, Any]]:
+    """Blocks and constants that the gate's kernels have in common."""
+    c = t.size[1]
+    block_c, block_f = block(c), block(f)
+    blocks: dict[str, Block] = {name: t.pixels(block_c) for name in ("t_g", "t_y", "t_out", "t_dy")}
+    blocks |= {name: t.pixels(block_f) for name in ("t_a", "t_da", "t_dt")}
+    blocks |= {"t_skip": (1, block_f, block_f), "t_expand": (1, block_f, block_c)}
+    constants = {"C": c, "F": f, "LOW_H": low[0], "LOW_W": low[1], "BLOCK_C": block_c, "BLOCK_F": block_f}
+    return blocks, constants | named_strides("", strides) | t.constants()
 
 
 def pool(x: Tensor) -> tuple[Tensor, Tensor]:
     b, f, h, w = x.shape
     low = (h - 7) // 3 + 1, (w - 7) // 3 + 1
     out, index = empty(x, b, f, *low), empty(x, b, f, *low, dtype=torch.int8)
-    c = config("pool", x)
-    run(
+    key = config("pool", x), out.shape, strides(x), strides(out), strides(index)
+    run(x, _pool, key, p_x=x, p_out=out, p_index=index)
+    return out, index
+
+
+@lru_cache(PLANS)
+def _pool(c: Config, low: Sequence[int], of_x: Sequence[int], of_out: Sequence[int], of_index: Sequence[int]) -> Plan:
+    """The result's size, and the strides of all."""
+    b, f, h, w = low
+    return Plan(
         kernels.pool_kernel,
-        x,
-        (b * low[0] * triton.cdiv(low[1], c.width),),
-        c,
-        p_x=x,
-        p_out=out,
-        p_index=index,
-        LOW_H=low[0],
-        LOW_W=low[1],
+        (b * h * cdiv(w, c.width),),
+        c.warps,
+        {},
+        LOW_H=h,
+        LOW_W=w,
         F=f,
-        **strides("x", x),
-        **strides("", out),
-        **strides("i", index),
+        **named_strides("x", of_x),
+        **named_strides("", of_out),
+        **named_strides("i", of_index),
         BLOCK_W=c.width,
         BLOCK_F=block(f),
     )
-    return out, index
 
 
 def pool_backward(g: Tensor, index: Tensor, x: Tensor) -> Tensor:
     dx = empty(x, *x.shape)
-    c = config("pool_backward", x)
-    run(
-        kernels.pool_backward_kernel,
-        x,
-        (x.shape[0] * x.shape[2] * triton.cdiv(x.shape[3], c.width),),
-        c,
-        p_g=g,
-        p_index=index,
-        p_dx=dx,
-        H=x.shape[2],
-        W=x.shape[3],
-        LOW_H=g.shape[2],
-        LOW_W=g.shape[3],
-        F=x.shape[1],
-        **strides("g", g),
-        **strides("i", index),
-        **strides("", dx),
-        ACC=arithmetic(x)["ACC"],
-        BLOCK_W=c.width,
-        BLOCK_F=block(x.shape[1]),
-    )
+    key = tiling("pool_backward", x), g.shape[2:], strides(g), strides(index), strides(dx)
+    run(x, _pool_backward, key, p_g=g, p_index=index, p_dx=dx)
     return dx
+
+
+@lru_cache(PLANS)
+def _pool_backward(
+    t: Tiling, low: Sequence[int], of_g: Sequence[int], of_index: Sequence[int], of_dx: Sequence[int]
+) -> Plan:
+    """`t` is of the larger map, `low` the size of the smaller; and the strides of all."""
+    b, f, h, w = t.size
+    return Plan(
+        kernels.pool_backward_kernel,
+        (b * h * cdiv(w, t.config.width),),
+        t.config.warps,
+        {},
+        H=h,
+        W=w,
+        LOW_H=low[0],
+        LOW_W=low[1],
+        F=f,
+        **named_strides("g", of_g),
+        **named_strides("i", of_index),
+        **named_strides("", of_dx),
+        ACC=accumulator(t.dtype),
+        BLOCK_W=t.config.width,
+        BLOCK_F=block(f),
+    )

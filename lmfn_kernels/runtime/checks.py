@@ -24,7 +24,9 @@ def tensor(name: str, x: Tensor, shape: Sequence[int | None], like: Tensor) -> N
     """`x` has this shape (None is any size), the device and the dtype of `like`; autocast may bring dtypes together."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; a tensor is expected")
-    if x.ndim != len(shape) or any(e is not None and s != e for s, e in zip(x.shape, shape, strict=True)):
+    if x.shape != shape and (
+        x.ndim != len(shape) or any(e is not None and s != e for s, e in zip(x.shape, shape, strict=True))
+    ):
         expected = ", ".join("any" if e is None else str(e) for e in shape)
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected is ({expected})")
     if x.device != like.device:

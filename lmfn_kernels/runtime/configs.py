@@ -41,6 +41,9 @@ class Config(NamedTuple):
     splits: int = 128
 
 
+INTERPRETED = Config(stages=1, splits=3)
+
+
 def config(kernel: str, x: Tensor) -> Config:
     """The config for a kernel on `x` [B, C, H, W].
 
@@ -48,11 +51,14 @@ def config(kernel: str, x: Tensor) -> Config:
     """
     name, shared = describe(x.device)
     if name == "cpu":
-        return Config(stages=1, splits=3)
+        return INTERPRETED
     table = {} if torch.are_deterministic_algorithms_enabled() else tuned(name).launch
-    bits = int(x.shape[0] * x.shape[2] * x.shape[3]).bit_length() if table else 0
-    key = f"{kernel}/{_short(x.dtype)}/{bits}"
-    return table[key] if key in table else heuristic(kernel, x.dtype, shared)
+    if table:
+        bits = int(x.shape[0] * x.shape[2] * x.shape[3]).bit_length()
+        key = f"{kernel}/{_short(x.dtype)}/{bits}"
+        if key in table:
+            return table[key]
+    return heuristic(kernel, x.dtype, shared)
 
 
 def torch_is_faster(op: str, x: Tensor) -> bool:
@@ -79,6 +85,7 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@cache
 def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
     """What to do without a measurement, given a multiprocessor's shared memory in bytes.
 

@@ -1,6 +1,10 @@
-"""Tensors to kernels: memory layout, descriptors, and the launch itself."""
+"""Tensors to kernels: memory layout, descriptors, and the launch itself.
 
-from collections.abc import Callable, Sequence
+A launcher describes each of its kernels at each shape once, as a `Plan`, which `lru_cache` keeps. A launch then only
+looks at its tensors: Triton's own way to the compiled kernel is gone once for each kind of them.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -8,11 +12,18 @@ import torch
 import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from triton import knobs
+from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lmfn_kernels.runtime.assembler import compiler_options
-from lmfn_kernels.runtime.configs import Config
+from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.layout import pitch
+
+PLANS = 1024
+"""Plans of a kernel that are kept: one for each size of image, and in training some more."""
+
+Block = tuple[int, ...]
 
 
 class Masked(NamedTuple):
@@ -35,27 +46,22 @@ def empty(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype | Non
 
 def layout(x: Tensor) -> Tensor:
     """`x` as kernels read it, itself where its memory allows, else a copy."""
-    step = 16 // x.dtype.itemsize
-    aligned = all(stride % step == 0 for stride in (x.stride(0), *x.stride()[2:]))
-    inside = x.stride(3) >= x.shape[1] and x.stride(2) > 0 and x.stride(0) > 0
-    if x.stride(1) == 1 and aligned and inside and (isinstance(x, FakeTensor) or x.data_ptr() % 16 == 0):
+    step, (from_b, from_c, from_h, from_w) = 16 // x.dtype.itemsize, x.stride()
+    aligned = from_b % step == 0 and from_h % step == 0 and from_w % step == 0
+    inside = from_w >= x.shape[1] and from_h > 0 and from_b > 0
+    if from_c == 1 and aligned and inside and (isinstance(x, FakeTensor) or x.data_ptr() % 16 == 0):
         return x
     return empty(x, *x.shape).copy_(x)
+
+
+def cdiv(a: int, b: int) -> int:
+    """Triton's own takes longer than a launch."""
+    return -(-a // b)
 
 
 def block(size: int) -> int:
     """Channels a kernel's block holds: a power of two, and at least 16, which a matrix instruction needs."""
     return max(16, 1 << (int(size) - 1).bit_length())
-
-
-def pixels(x: Tensor | None, c: Config, channels: int) -> TensorDescriptor | None:
-    """An image as tiles of `channels`. One without pixels, the odd rows of a single row, becomes a pixel of zeros."""
-    if x is None or isinstance(x, FakeTensor):
-        return None
-    if x.numel() == 0:
-        x = empty(x, 1, x.shape[1], 1, 1).zero_()
-    x = x.permute(0, 2, 3, 1)
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, c.height, c.width, channels])
 
 
 PLACES = ("", "01", "10", "11")
@@ -71,52 +77,195 @@ def matrix(weight: Tensor, *, back: bool = False) -> Tensor:
 
     A view of it where it lies so already (`weight_layout`), else a copy.
     """
-    taps = weight.flatten(2).permute((2, 0, 1) if back else (2, 1, 0))
-    rows, columns = taps.shape[1:]
+    n, k, height, width = weight.shape
+    from_n, from_k, from_row, from_tap = weight.stride()
+    rows, columns, from_row_of_it, from_column = (n, k, from_n, from_k) if back else (k, n, from_k, from_n)
     s = pitch(columns, weight.dtype)
-    from_tap, from_row, from_column = taps.stride()
-    lies_so = from_column == 1 and from_row == s and from_tap >= rows * s and from_tap % s == 0
-    if lies_so and (isinstance(weight, FakeTensor) or taps.data_ptr() % 16 == 0):
-        return taps
+    lies_so = (
+        from_column == 1
+        and from_row_of_it == s
+        and from_tap >= rows * s
+        and from_tap % s == 0
+        and (height == 1 or from_row == width * from_tap)
+    )
+    if lies_so and (isinstance(weight, FakeTensor) or weight.data_ptr() % 16 == 0):
+        return weight.as_strided((height * width, rows, columns), (from_tap, s, 1))
+    taps = weight.flatten(2).permute((2, 0, 1) if back else (2, 1, 0))
     out = torch.empty_strided(taps.shape, (rows * s, s, 1), dtype=weight.dtype, device=weight.device)
     return out.copy_(taps)
 
 
-def weights(w: Tensor | None, rows: int, columns: int) -> TensorDescriptor | None:
-    if w is None or isinstance(w, FakeTensor):
-        return None
-    return TensorDescriptor(w, list(w.shape), list(w.stride()), [1, rows, columns])
-
-
 def sums(x: Tensor) -> torch.dtype:
+    """The type of sums of its values."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def arithmetic(x: Tensor) -> dict[str, Any]:
-    """The type of the sums, and what a float32 product is: PyTorch's own setting for convolutions decides."""
+def accumulator(dtype: torch.dtype) -> Any:
+    """`sums`, as kernels take it."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def precision(x: Tensor) -> str:
+    """What a float32 product is: PyTorch's own setting for convolutions decides."""
     tf32 = x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return {"ACC": tl.float64 if x.dtype == torch.float64 else tl.float32, "PRECISION": "tf32" if tf32 else "ieee"}
+    return "tf32" if tf32 else "ieee"
 
 
-def tiles(x: Tensor, c: Config) -> int:
-    return x.shape[0] * -(-x.shape[2] // c.height) * -(-x.shape[3] // c.width)
+class Tiling(NamedTuple):
+    """How a kernel takes an image: all that its plan depends on, but for channels and options."""
+
+    config: Config
+    size: tuple[int, ...]
+    """[B, C, H, W]"""
+    dtype: torch.dtype
+    precision: str
+
+    @property
+    def tiles(self) -> int:
+        """Of all images."""
+        b, _, h, w = self.size
+        return b * cdiv(h, self.config.height) * cdiv(w, self.config.width)
+
+    @property
+    def splits(self) -> int:
+        """Partial sums of a sum over all pixels."""
+        return min(self.config.splits, self.tiles)
+
+    def pixels(self, channels: int) -> Block:
+        """A tile of the image, or of another of its size."""
+        return 1, self.config.height, self.config.width, channels
+
+    def constants(self) -> dict[str, Any]:
+        return {
+            "H": self.size[2],
+            "W": self.size[3],
+            "BLOCK_H": self.config.height,
+            "BLOCK_W": self.config.width,
+            "ACC": accumulator(self.dtype),
+            "PRECISION": self.precision,
+        }
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
-    kernel[grid](**arguments)
+def tiling(kernel: str, x: Tensor) -> Tiling:
+    return Tiling(config(kernel, x), x.shape, x.dtype, precision(x))
 
 
-launcher: Callable[[Any, tuple[int, ...], dict[str, Any]], None] = _launch
+class Plan:
+    """A kernel at one shape: its grid and constants, and what Triton compiled it to for the tensors seen so far.
+
+    `blocks` names the arguments that are descriptors, and the block of each: [1, height, width, channels] of an image
+    [B, H, W, C], or of a weight as `matrix` gives it. No tensor is kept, and no address: nothing can be out of date.
+    """
+
+    def __init__(
+        self, kernel: Any, grid: tuple[int, ...], warps: int, blocks: Mapping[str, Block], **constants: Any
+    ) -> None:
+        self.kernel, self.grid, self.blocks = kernel, grid, blocks
+        self.constants = {**constants, "num_warps": warps}
+        self.compiled: dict[tuple[Any, ...], _Compiled] = {}
+
+
+class _Compiled(NamedTuple):
+    """A kernel compiled for some kinds of tensors, as `JITFunction.run` calls it."""
+
+    launch: Callable[..., Any]
+    grid: tuple[int, ...]
+    function: tuple[Any, ...]
+    """What comes after the stream, up to the kernel's arguments."""
+    arguments: list[Any]
+    """All, with None for tensors."""
+    tensors: list[tuple[int, int, bool]]
+    """Those that are there: place among the tensors given, place among the arguments, whether as a descriptor."""
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> Any:
+    return kernel[grid](**arguments)
+
+
+launcher: Callable[[Any, tuple[int, ...], dict[str, Any]], Any] = _launch
 """What a launch does. The resource table puts a compiler without a device in its place."""
 
 
-def run(kernel: Any, on: Tensor, grid: tuple[int, ...], c: Config, **arguments: Any) -> None:
-    """Launch on the device of `on`, whatever the current one is. Fake tensors have shapes only, so nothing is done."""
+def run(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], **tensors: Tensor | None) -> None:
+    """Launch `plan_of(*key)` on the device of `on`, whatever the current one is; `tensors` left out are None.
+
+    Fake tensors have shapes only, so with them nothing is done.
+    """
     if isinstance(on, FakeTensor):
         return
+    plan, device = plan_of(*key), on.get_device()
+    # All that Triton specialises a kernel on, beside the plan's constants.
+    kinds: list[Any] = [device, *tensors]
+    for tensor in tensors.values():
+        if tensor is None:
+            kinds.append(None)
+        else:
+            kinds.append(tensor.dtype)
+            kinds.append(tensor.data_ptr() % 16)
+    kind = tuple(kinds)
+    compiled = plan.compiled.get(kind)
+    if compiled is None or launcher is not _launch or _observed():
+        found = _as_documented(plan, on, tensors)
+        if launcher is _launch and getattr(found, "metadata", None) and found.metadata.target.backend == "cuda":
+            plan.compiled[kind] = _for_next_time(plan, found, tensors)
+    elif driver.active.get_current_device() == device:
+        _again(compiled, device, list(tensors.values()))
+    else:
+        with torch.get_device_module(on.device).device(device):
+            _again(compiled, device, list(tensors.values()))
+
+
+def _observed() -> bool:
+    """Whether a profiler looks at launches, which are then to be Triton's own."""
+    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
+    return any(getattr(hook, "calls", True) for hook in hooks)
+
+
+def _as_documented(plan: Plan, on: Tensor, tensors: Mapping[str, Tensor | None]) -> Any:
+    """Launch with all of Triton's checks. Gives the compiled kernel, if the launcher does."""
+    arguments: dict[str, Any] = dict.fromkeys(plan.kernel.arg_names)
+    for name, tensor in tensors.items():
+        arguments[name] = tensor
+        if tensor is not None and name in plan.blocks:
+            view = _Described(tensor)
+            arguments[name] = TensorDescriptor(tensor, list(view.shape), list(view.strides), list(plan.blocks[name]))
     guard = nullcontext() if on.device.type == "cpu" else torch.get_device_module(on.device).device(on.device)
     with guard:
-        launcher(kernel, grid, {**arguments, "num_warps": c.warps, **compiler_options()})
+        return launcher(plan.kernel, plan.grid, arguments | plan.constants | compiler_options())
+
+
+def _for_next_time(plan: Plan, found: Any, tensors: Mapping[str, Tensor | None]) -> _Compiled:
+    names: list[str] = plan.kernel.arg_names
+    return _Compiled(
+        found.run,
+        (*plan.grid, 1, 1)[:3],
+        (found.function, found.packed_metadata, None, None, None),
+        [plan.constants.get(name) for name in names],
+        [(i, names.index(n), n in plan.blocks) for i, n in enumerate(tensors) if tensors[n] is not None],
+    )
+
+
+def _again(compiled: _Compiled, device: int, tensors: list[Any]) -> None:
+    launch, grid, function, arguments, places = compiled
+    arguments = arguments.copy()
+    for i, place, described in places:
+        arguments[place] = _Described(tensors[i]) if described else tensors[i]
+    launch(*grid, driver.active.get_current_stream(device), *function, *arguments)
+
+
+class _Described:
+    """A descriptor as Triton's launcher reads it, without the checks of `TensorDescriptor`: the driver has its own."""
+
+    __slots__ = ("base", "shape", "strides")
+    padding, round_f32_to_tf32 = "zero", False
+
+    def __init__(self, x: Tensor) -> None:
+        shape: tuple[int, ...] = x.shape
+        strides = x.stride()
+        if len(shape) == 4:
+            (b, c, h, w), (from_b, from_c, from_h, from_w) = shape, strides
+            shape, strides = (b, h, w, c), (from_b, from_h, from_w, from_c)
+        self.base, self.shape, self.strides = x, shape, strides
 
 
 def partial(like: Tensor, splits: int, shape: Sequence[int]) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lmfn_kernels.runtime.schema import Argument, from_arguments, schema, sizes, to_arguments, to_lists, to_tensors
 
@@ -103,8 +104,10 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         if torch.compiler.is_compiling() and not save:
             # torch.compile would call the autograd function's forward with a context, which it does not take.
             results: Sequence[Tensor] = self.registered(backend, *to_lists(tensors, lengths), *options, save)
-        else:
+        elif save or _transformed():
             results = self.function.apply(self, backend, options, lengths, save, *tensors)
+        else:  # autograd's own function would take as long as some kernels
+            results = self.forward(backend, to_lists(tensors, lengths), options, save)
         return tuple(results[: len(self.outputs)])
 
     def forward(self, backend: str, arguments: Sequence[Argument], options: OptionsT, save: bool) -> list[Tensor]:
@@ -146,6 +149,11 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         n, m = len(self.outputs), len(self.outputs) + 1 + len(self.saves)
         gradients, saved, inputs = arguments[:n], arguments[n], arguments[n + 1 : m]
         return self.backward(backend, gradients, saved, inputs, self.options(*arguments[m:-1]), arguments[-1])
+
+
+def _transformed() -> bool:
+    """Whether `torch.func` or forward-mode differentiation has to know of a call that keeps nothing."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _autocasts(x: Tensor) -> bool:

@@ -1,75 +1,89 @@
 """Upsampling on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
-import triton
 from torch import Tensor
 
 from lmfn_kernels.conv.triton_backend import conv, input_gradient, layout, masked, weight_gradient, written
-from lmfn_kernels.runtime.configs import config
-from lmfn_kernels.runtime.launch import arithmetic, block, empty, matrix, pixels, run, tiles, weights
+from lmfn_kernels.runtime.launch import PLANS, Plan, Tiling, accumulator, block, cdiv, empty, matrix, run, tiling
 from lmfn_kernels.upsample import kernels
 
 __all__ = [
-    "conv", "input_gradient", "layout", "masked", "strides", "upsample_add", "upsample_backward", "upsampled_conv",
-    "weight_gradient", "written",
+    "conv", "input_gradient", "layout", "masked", "named_strides", "strides", "upsample_add", "upsample_backward",
+    "upsampled_conv", "weight_gradient", "written",
 ]  # fmt: skip
 
 
-def strides(name: str, x: Tensor) -> dict[str, int]:
-    return {f"s_{name}b": x.stride(0), f"s_{name}h": x.stride(2), f"s_{name}w": x.stride(3)}
+def strides(x: Tensor) -> tuple[int, int, int]:
+    """Elements from one image, row and pixel to the next."""
+    b, _, h, w = x.stride()
+    return b, h, w
+
+
+def named_strides(name: str, found: Sequence[int]) -> dict[str, int]:
+    """As kernels call them."""
+    return {f"s_{name}{dimension}": stride for dimension, stride in zip("bhw", found, strict=True)}
 
 
 def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
-    channels = low.shape[1]
-    out = empty(low, low.shape[0], channels, size[0], size[1])
+    out = empty(low, low.shape[0], low.shape[1], size[0], size[1])
+    key = tiling("upsample_add", out), low.shape[2:], strides(low)
+    run(out, _upsample_add, key, p_v=low, t_added=added, t_out=out)
+    return out
+
+
+@lru_cache(PLANS)
+def _upsample_add(t: Tiling, low: Sequence[int], of_low: Sequence[int]) -> Plan:
+    """`t` is of the result; of what is upsampled, height and width, and strides."""
+    channels = t.size[1]
     width = min(64, block(channels))
-    c = config("upsample_add", out)
-    run(
+    return Plan(
         kernels.upsample_add_kernel,
-        out,
-        (tiles(out, c), triton.cdiv(channels, width)),
-        c,
-        p_v=low,
-        t_added=pixels(added, c, width),
-        t_out=pixels(out, c, width),
-        H=out.shape[2],
-        W=out.shape[3],
-        LOW_H=low.shape[2],
-        LOW_W=low.shape[3],
+        (t.tiles, cdiv(channels, width)),
+        t.config.warps,
+        {"t_added": t.pixels(width), "t_out": t.pixels(width)},
+        H=t.size[2],
+        W=t.size[3],
+        LOW_H=low[0],
+        LOW_W=low[1],
         F=channels,
-        **strides("", low),
-        ACC=arithmetic(low)["ACC"],
-        BLOCK_H=c.height,
-        BLOCK_W=c.width,
+        **named_strides("", of_low),
+        ACC=accumulator(t.dtype),
+        BLOCK_H=t.config.height,
+        BLOCK_W=t.config.width,
         BLOCK_F=width,
     )
-    return out
 
 
 def upsample_backward(g: Tensor, v: Tensor) -> Tensor:
     dv = empty(v, *v.shape)
-    c = config("upsample_backward", g)
-    run(
-        kernels.upsample_backward_kernel,
-        g,
-        (v.shape[0] * v.shape[2] * v.shape[3],),
-        c,
-        p_g=g,
-        p_dv=dv,
-        H=g.shape[2],
-        W=g.shape[3],
-        F=g.shape[1],
-        LOW_H=v.shape[2],
-        LOW_W=v.shape[3],
-        **strides("g", g),
-        **strides("", dv),
-        ACC=arithmetic(g)["ACC"],
-        BLOCK_W=c.width,
-        BLOCK_F=block(g.shape[1]),
-    )
+    key = tiling("upsample_backward", g), v.shape[2:], strides(g), strides(dv)
+    run(g, _upsample_backward, key, p_g=g, p_dv=dv)
     return dv
+
+
+@lru_cache(PLANS)
+def _upsample_backward(t: Tiling, low: Sequence[int], of_g: Sequence[int], of_dv: Sequence[int]) -> Plan:
+    """`t` is of the larger map, `low` the size of the smaller; and the strides of both."""
+    b, channels, h, w = t.size
+    return Plan(
+        kernels.upsample_backward_kernel,
+        (b * low[0] * low[1],),
+        t.config.warps,
+        {},
+        H=h,
+        W=w,
+        F=channels,
+        LOW_H=low[0],
+        LOW_W=low[1],
+        **named_strides("g", of_g),
+        **named_strides("", of_dv),
+        ACC=accumulator(t.dtype),
+        BLOCK_W=t.config.width,
+        BLOCK_F=block(channels),
+    )
 
 
 def planes(like: Tensor, b: int, c: int, h: int, w: int) -> Tensor:
@@ -80,27 +94,27 @@ def planes(like: Tensor, b: int, c: int, h: int, w: int) -> Tensor:
 def upsampled_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
     n, k = int(folded.shape[1]), int(folded.shape[2])
     out = planes(x, x.shape[0], n // 4, 2 * x.shape[2], 2 * x.shape[3])
+    weight = matrix(folded.permute(1, 2, 0, 3, 4).reshape(n, k, 27, 3))
+    key = tiling("upsampled_conv", x), n, out.stride()
+    run(x, _upsampled_conv, key, t_x=x, t_w=weight, p_bias=bias, p_out=out)
+    return out
+
+
+@lru_cache(PLANS)
+def _upsampled_conv(t: Tiling, n: int, of_out: Sequence[int]) -> Plan:
+    """`t` is of what is upsampled, `n` the channels of the folded weight, four times the result's; its strides."""
+    k = t.size[1]
     block_k, block_n = min(64, block(k)), min(64, block(n))
-    c = config("upsampled_conv", x)
-    run(
+    return Plan(
         kernels.upsampled_conv_kernel,
-        x,
-        (tiles(x, c), triton.cdiv(n, block_n)),
-        c,
-        t_x=pixels(x, c, block_k),
-        t_w=weights(matrix(folded.permute(1, 2, 0, 3, 4).reshape(n, k, 27, 3)), block_k, block_n),
-        p_bias=bias,
-        p_out=out,
-        H=x.shape[2],
-        W=x.shape[3],
+        (t.tiles, cdiv(n, block_n)),
+        t.config.warps,
+        {"t_x": t.pixels(block_k), "t_w": (1, block_k, block_n)},
         N=n,
-        **{f"s_{name}": stride for name, stride in zip("bnhw", out.stride(), strict=True)},
+        **{f"s_{dimension}": stride for dimension, stride in zip("bnhw", of_out, strict=True)},
         K=k,
-        BLOCK_H=c.height,
-        BLOCK_W=c.width,
         BLOCK_K=block_k,
         BLOCK_N=block_n,
-        STAGES=c.stages,
-        **arithmetic(x),
+        STAGES=t.config.stages,
+        **t.constants(),
     )
-    return out
