@@ -1,0 +1,246 @@
+"""What is done per launch, looked at where Triton compiles and launches: `test_launch.py` runs this in a process.
+
+The stand-in for a GPU's driver (`bench/stand_in.py`) takes launches of kernels on CPU tensors and computes nothing.
+"""
+
+import gc
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from triton import knobs
+from triton.backends.nvidia.driver import CudaLauncher
+from triton.runtime import JITFunction, driver
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+import lmfn_kernels
+from bench.host import calls, here
+from bench.registry import OPS, PARTS
+from lmfn_kernels import conv3x3, weight_layout
+from lmfn_kernels.acfm import triton_backend as acfm
+from lmfn_kernels.alfm import triton_backend as alfm
+from lmfn_kernels.conv import triton_backend as conv
+from lmfn_kernels.mshf import triton_backend as mshf
+from lmfn_kernels.rfdb import triton_backend as rfdb
+from lmfn_kernels.runtime import configs, launch
+from lmfn_kernels.upsample import triton_backend as upsample
+
+BACKENDS = (acfm, alfm, conv, mshf, rfdb, upsample)
+Launched = list[Any]
+
+
+def plain(argument: Any) -> Any:
+    """What the launcher reads of an argument."""
+    if hasattr(argument, "strides"):
+        base = argument.base.data_ptr()
+        round_to_tf32 = getattr(argument, "round_f32_to_tf32", False)  # Triton 3.6 knows none
+        return base, list(argument.shape), list(argument.strides), argument.padding, round_to_tf32
+    return argument.data_ptr() if isinstance(argument, Tensor) else argument
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launched]]:
+    """What Triton's launcher is called with, and the descriptors that the driver encodes on the way."""
+    found: list[Launched] = []
+    inner = CudaLauncher.__call__
+    encode = next(n for n in ("fill_tma_descriptor_tiled", "fill_tma_descriptor") if hasattr(driver.active.utils, n))
+    encoding = getattr(driver.active.utils, encode)
+
+    def encoded(pointer: int, *rest: Any) -> Any:
+        found[-1].append((pointer, *(list(r) if isinstance(r, (list, tuple)) else r for r in rest)))
+        return encoding(pointer, *rest)
+
+    def called(self: Any, *arguments: Any) -> None:
+        head, hooks, values = arguments[:6], arguments[7:9], arguments[9:]
+        assert not any(hook and hook.calls for hook in hooks)
+        # A constant, and a size of 1, is compiled in, and what is passed in its place is not read.
+        taken = [plain(v) for v in values if isinstance(v, Tensor) or hasattr(v, "strides")]
+        found.append([self, *head, taken, [v for v in values if type(v) is int]])
+        inner(self, *arguments)
+
+    with mock.patch.object(CudaLauncher, "__call__", called), mock.patch.object(driver.active.utils, encode, encoded):
+        yield found
+
+
+def image(dtype: torch.dtype = torch.bfloat16, channels: int = 50, height: int = 9) -> Tensor:
+    return launch.layout(torch.zeros(1, channels, height, 8, dtype=dtype))
+
+
+def weight(dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return weight_layout(torch.zeros(50, 50, 3, 3, dtype=dtype))
+
+
+def check_as_triton_launches_it() -> None:
+    """Every kind of launch of every op, forward and backward: the arguments and descriptors of Triton's own way."""
+    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    with ExitStack() as stack:
+        for backend in BACKENDS:
+            stack.enter_context(mock.patch.object(backend, "run", lambda *a, **k: asked.append((a, k))))
+        for _, _, called in calls([op for op in OPS | PARTS if op != "lmfn"], "cpu"):
+            called()
+    assert len(asked) > 100
+    kinds = set()
+    for arguments, tensors in asked:
+        plan = arguments[1](*arguments[2])
+        kind = plan.kernel.__name__, *(name for name, tensor in tensors.items() if tensor is not None)
+        if kind in kinds:
+            continue
+        kinds.add(kind)
+        plan.compiled.clear()
+        with recorded() as found:
+            launch.run(*arguments, **tensors)
+            assert len(plan.compiled) == 1
+            launch.run(*arguments, **tensors)
+        assert len(found) == 2
+        assert found[0] == found[1], kind
+    assert len({kernel for kernel, *_ in kinds}) > 20
+
+
+def check_what_a_launch_does_not_do() -> None:
+    """From the second call on: no plan, no checked descriptor, no binding by Triton, no choice of config by shape."""
+    x, w, b = image(), weight(), torch.zeros(50, dtype=torch.bfloat16)
+    conv3x3(x, w, b)
+    refused = mock.Mock(side_effect=AssertionError("made again"))
+    with (
+        mock.patch.object(launch.Plan, "__init__", refused),
+        mock.patch.object(TensorDescriptor, "__post_init__", refused),
+        mock.patch.object(JITFunction, "run", refused),
+        mock.patch.object(launch, "_as_documented", refused),
+        recorded() as found,
+    ):
+        conv3x3(x, w, b)
+    assert len(found) == 1
+
+
+def check_memory_at_another_address() -> None:
+    b = torch.zeros(50, dtype=torch.bfloat16)
+    with recorded() as found:
+        for _ in range(3):
+            held = image(), weight(), b.clone()
+            y = conv3x3(*held)
+            taken = [t[0] if isinstance(t, tuple) else t for t in found[-1][7]]
+            assert taken == [held[0].data_ptr(), held[1].data_ptr(), held[2].data_ptr(), y.data_ptr()]
+            assert not any(t.data_ptr() in (x.data_ptr() for x in held) for t in (y,))
+
+
+def check_what_triton_specialises() -> None:
+    """Another dtype, alignment or presence of a tensor, another size or config: each is another compiled kernel."""
+    launchers = []
+    memory = torch.zeros(64, dtype=torch.bfloat16)
+    with recorded() as found:
+        for x, b, options in (
+            (image(), memory[:50], {}),
+            (image(), memory[1:51], {}),
+            (image(), memory[:50].float(), {}),
+            (image(), None, {}),
+            (image(), memory[:50], {"activation": "relu"}),
+            (image(height=1), memory[:50], {}),
+            (image(height=16), memory[:50], {}),
+        ):
+            for _ in range(2):
+                conv3x3(x, weight(), b, **options) if b is None or b.dtype == x.dtype else conv.conv(
+                    x, weight(), b, padding=1
+                )
+            assert found[-1][0] is found[-2][0]
+            launchers.append(found[-1][0])
+        before = torch.backends.cudnn.conv.fp32_precision
+        for precision in ("tf32", "ieee"):
+            torch.backends.cudnn.conv.fp32_precision = precision
+            conv3x3(image(torch.float32), weight(torch.float32))
+            launchers.append(found[-1][0])
+        torch.backends.cudnn.conv.fp32_precision = before
+        table = configs.Table({"conv/bfloat16/7": configs.Config(warps=8)}, {})
+        with mock.patch.object(configs, "tuned", return_value=table):
+            conv3x3(image(), weight(), memory[:50])
+        launchers.append(found[-1][0])
+    assert len({id(one) for one in launchers}) == len(launchers)
+
+
+def check_stream_and_device() -> None:
+    x, w = image(), weight()
+    conv3x3(x, w)
+    guarded: list[int] = []
+
+    class Guard:
+        def __init__(self, device: int) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            guarded.append(self.device)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    module = mock.Mock(device=Guard)
+    with recorded() as found, mock.patch.object(driver.active, "get_current_stream", return_value=77):
+        conv3x3(x, w)
+        assert found[-1][4] == 77
+        assert not guarded
+        with (
+            mock.patch.object(driver.active, "get_current_device", return_value=5),
+            mock.patch.object(torch, "get_device_module", return_value=module),
+        ):
+            conv3x3(x, w)
+        assert guarded == [-1], "the tensors' device for the launch, whatever is the current one"
+        compiled = [key for plan in plans() for key in plan.compiled]
+        assert all(key[0] == -1 for key in compiled), "what is compiled for a device is its own"
+
+
+def plans() -> list[launch.Plan]:
+    return [o for o in gc.get_objects() if type(o) is launch.Plan]
+
+
+def check_hooks_see_every_launch() -> None:
+    seen: list[Any] = []
+    x, w = image(), weight()
+    conv3x3(x, w)
+    knobs.runtime.launch_enter_hook.add(seen.append)
+    try:
+        conv3x3(x, w)
+        conv3x3(x, w)
+    finally:
+        knobs.runtime.launch_enter_hook.remove(seen.append)
+    conv3x3(x, w)
+    assert len(seen) == 2
+
+
+def check_no_tensor_is_kept() -> None:
+    x, w = image(), weight()
+    conv3x3(x, w)
+    kept = [chain(plan.constants.values(), *(c.arguments for c in plan.compiled.values())) for plan in plans()]
+    assert kept
+    assert not any(isinstance(value, Tensor) for values in kept for value in values)
+
+
+def check_misaligned_memory_is_refused() -> None:
+    """Which `layout` never gives."""
+    x = torch.zeros(64 * 72 + 1, dtype=torch.bfloat16)[1:].view(1, 9, 8, 64).permute(0, 3, 1, 2)
+    w = weight_layout(torch.zeros(64, 64, 3, 3, dtype=torch.bfloat16))
+    conv.conv(launch.layout(x), w, None, padding=1)
+    with pytest.raises(AssertionError, match="aligned"):
+        conv.conv(x, w, None, padding=1)
+
+
+def main() -> None:
+    checks: dict[str, Callable[[], None]] = {n: f for n, f in globals().items() if n.startswith("check_")}
+    failed = {}
+    with here("cpu"), lmfn_kernels.backend("triton"):
+        for name, check in checks.items():
+            try:
+                check()
+                failed[name] = ""
+            except Exception:
+                failed[name] = traceback.format_exc()
+    json.dump(failed, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""A launch: what is done for each, and what once; looked at by `launched.py`, where Triton compiles."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKS = Path(__file__).with_name("launched.py")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What went wrong in each check. In a process of its own: this one has Triton in its interpreter."""
+    root = CHECKS.parents[2]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(CHECKS)],
+        capture_output=True,
+        text=True,
+        env=environment | {"PYTHONPATH": str(root)},
+        cwd=tmp_path_factory.mktemp("launched"),
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    failed: dict[str, str] = json.loads(done.stdout)
+    return failed
+
+
+@pytest.mark.parametrize("check", re.findall(r"def (check_\w+)", CHECKS.read_text()))
+def test_launch(check: str, found: dict[str, str]) -> None:
+    assert not found[check], found[check]
