@@ -15,6 +15,8 @@ from test_ops import BODIES, GRID, check
 from torch import Tensor
 
 import lmfn_kernels
+from lmfn_kernels.alfm.windows import Grid
+from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.testing import assert_rounded, attention_case, attention_flat, differentiate, exactly, random
 
 FORMS = ["channels", "channels-cosine", "layers", "layers-cosine"]
@@ -320,12 +322,14 @@ def test_more_elements_than_int32_counts() -> None:
     near = [triton_backend.layout(x) for x in attention_case(2, 2, 10, 6, 16, 18, torch.float16)[:2]]
     far = [far_apart(x) for x in near]
     assert all(triton_backend.layout(x) is x for x in far), "read where it lies"
-    assert torch.equal(triton_backend.gram(near, False), triton_backend.gram(far, False))
+    grid = Grid.of(near[0], 0)
+    assert torch.equal(triton_backend.gram(near, False, grid), triton_backend.gram(far, False, grid))
     matrix = random((2, 20, 6), torch.float32)
-    assert torch.equal(triton_backend.mix(near, matrix, 1)[0], triton_backend.mix(far, matrix, 1)[0])
+    one, other = (triton_backend.mix(maps, 1, grid, window_matrix=matrix)[0] for maps in (near, far))
+    assert torch.equal(one, other)
     for a, b in zip(
-        triton_backend.products((near[0], None, 1.0), near),
-        triton_backend.products((far[0], None, 1.0), far),
+        triton_backend.products(PendingMask(near[0], None, 1.0), near, grid),
+        triton_backend.products(PendingMask(far[0], None, 1.0), far, grid),
         strict=True,
     ):
         assert torch.equal(a, b)
