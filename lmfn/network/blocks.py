@@ -44,7 +44,7 @@ def weight_and_bias(conv: nn.Module) -> Conv:
 
 def keep_scale(*convs: nn.Module) -> None:
     """Kaiming-normal weights and no bias: features keep their size through the layers, which torch's initial weights
-    shrink tenfold before the head (no source says what the paper used; `experiments/short-runs` has what this gained)."""
+    shrink tenfold before the head (no source says what the paper used; experiments/short-runs has what this gained)."""
     for conv in convs:
         nn.init.kaiming_normal_(cast(Tensor, conv.weight), a=ENCODER_SLOPE, nonlinearity="leaky_relu")
         nn.init.zeros_(cast(Tensor, conv.bias))
