@@ -15,7 +15,8 @@ edges = torch.tensor([0.04, 0.1, 0.14, 0.18, 0.22, 0.26, 0.3, 0.4, 1])
 
 def main() -> None:
     for weights in sys.argv[2:]:
-        net, before, after = LMFN.from_pretrained(weights), 0, 0
+        net = LMFN.from_pretrained(weights)
+        before, after = torch.zeros(len(edges)), torch.zeros(len(edges))
         for pair in find_pairs(sys.argv[1]).pairs:
             files = pair.blurred, pair.sharp
             blurred, sharp = (torch.from_numpy(images.read_rgb(file)).movedim(2, 0) / 255 for file in files)
