@@ -167,7 +167,7 @@ def test_the_readme_s_python_runs(photos: Path, weights: str, monkeypatch: pytes
 
 
 def test_the_demo_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not set(demo.TRAINED_ON) & set(demo.NEVER_SEEN)
+    assert not set(demo.FINE_TUNED_ON) & set(demo.NEVER_SEEN)
     monkeypatch.setattr(demo, "RUN", tmp_path / "demo")
     monkeypatch.setattr(demo, "MINUTES", 0.02)
     demo.main()

@@ -29,6 +29,8 @@ class Picture:
     orientation: int
     """What is still to be done to turn it upright, as EXIF has it."""
     blocks: Blocks
+    more: bool
+    """Whether there are gain or depth maps beside the picture."""
     decode: Callable[[], np.ndarray]
     """Makes uint8 or uint16 `[height, width, channels]`."""
 
@@ -39,6 +41,7 @@ def open_heic(path: Path) -> Picture:
 
     image = pillow_heif.open_heif(path, convert_hdr_to_8bit=False)
     colours = image.mode.partition(";")[0]
+    more = bool(image.info["depth_images"] or image.info["aux"])
     wide = image.info["bit_depth"] > 8
 
     def decode() -> np.ndarray:
@@ -50,7 +53,7 @@ def open_heic(path: Path) -> Picture:
         return samples.reshape(*samples.shape[:2], -1)
 
     width, height = image.size
-    return Picture(width, height, len(colours), 16 if wide else 8, len(image), 1, _blocks(image.info), decode)
+    return Picture(width, height, len(colours), 16 if wide else 8, len(image), 1, _blocks(image.info), more, decode)
 
 
 def open_avif(path: Path) -> Picture:
@@ -66,7 +69,7 @@ def open_avif(path: Path) -> Picture:
         return samples.reshape(*samples.shape[:2], -1)
 
     width, height = image.size
-    return Picture(width, height, len(image.mode), 8, image.n_frames, orientation, blocks, decode)
+    return Picture(width, height, len(image.mode), 8, image.n_frames, orientation, blocks, False, decode)
 
 
 def _blocks(info: Mapping[Any, Any]) -> Blocks:

@@ -146,6 +146,10 @@ class _Image:
         """All images of the file."""
         raise ImageError(f"{self.path}: {self.several}, of which the first alone can be read; make it a WebP or TIFF")
 
+    def has_more(self) -> bool:
+        """Whether there are gain maps, depth maps or films in the file, which are not kept."""
+        return False
+
     def photo(self) -> Photo:
         pixels = self.pixels()
         bits = 8 * pixels.dtype.itemsize
@@ -159,17 +163,15 @@ class _Image:
             attributes.attribute("oiio:UnassociatedAlpha", self.spec.get_int_attribute("oiio:UnassociatedAlpha", 0))
         if "Orientation" in attributes:
             attributes.attribute("Orientation", 1)
+        if self.has_more():
+            message = f"{self.path}: the gain map, depth map or film in the file is not kept"
+            warnings.warn(message, ImageWarning, stacklevel=3)
         blocks = self._upright_blocks(pixels.shape[2])
         return Photo(pixels, bits, attributes, blocks, self.duration, self.loops)
 
     def _upright_blocks(self, channels: int) -> Blocks:
         turned = self.orientation != 1
         block, packet, icc = self.blocks.exif, self.blocks.xmp, self.blocks.icc
-        if self.form == "JPEG":
-            with self.path.open("rb") as file:
-                if jpeg.has_more(file):
-                    message = f"{self.path}: a further picture or a film is in the file; it is not kept"
-                    warnings.warn(message, ImageWarning, stacklevel=4)
         # A profile of the colours before their conversion to RGB says nothing about those after it.
         return replace(
             self.blocks,
@@ -231,6 +233,12 @@ class _OpenImageIO(_Image):
             raise ImageError(f"{self.path}: broken or cut short ({_first_line(problem)})")
         return np.asarray(pixels)
 
+    def has_more(self) -> bool:
+        if self.form != "JPEG":
+            return False
+        with self.path.open("rb") as file:
+            return jpeg.has_more(file)
+
     def frames(self) -> Iterator[_Image]:
         if self.form != "TIFF":
             yield from super().frames()
@@ -288,6 +296,9 @@ class _Heif(_Image):
     """An image that pillow-heif or Pillow reads."""
 
     picture: heif.Picture = field(kw_only=True)
+
+    def has_more(self) -> bool:
+        return self.picture.more
 
     def decode(self, samples: str) -> np.ndarray:  # noqa: ARG002 (it has one type)
         try:

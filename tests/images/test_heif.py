@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from lmfn import images
-from lmfn.images import ImageError, formats, heif
+from lmfn.images import ImageError, ImageWarning, formats, heif
 from lmfn.metadata import Blocks
 
 pillow_heif = pytest.importorskip("pillow_heif")
@@ -63,6 +63,16 @@ def test_they_come_back_upright_with_their_metadata(tmp_path: Path, suffix: str,
         if target != ".tif":
             assert copied.getexif()[0x010F] == "Apple"
         assert b'tiff:Orientation="1" xmp:Rating="4"' in copied.info["xmp"]
+
+
+def test_a_gain_map_that_is_not_kept_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pillow-heif cannot write one; it lists those that there are as auxiliary images."""
+    path = save(tmp_path / "a.heic", smooth())
+    found = pillow_heif.open_heif(path, convert_hdr_to_8bit=False)
+    found.info["aux"] = {"urn:com:apple:photo:2020:aux:hdrgainmap": [2]}
+    monkeypatch.setattr(pillow_heif, "open_heif", lambda *_, **__: found)
+    with pytest.warns(ImageWarning, match=r"a\.heic: the gain map, depth map or film in the file is not kept"):
+        images.read(path)
 
 
 def test_alpha_and_gray(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_what_xmp_says_of_pictures_behind_the_picture_is_left_out_with_them(tmp_
         warnings.simplefilter("error")
         images.read(path)
     path.write_bytes(path.read_bytes() + path.read_bytes())
-    with pytest.warns(ImageWarning, match=r"a\.jpg: a further picture or a film is in the file; it is not kept"):
+    with pytest.warns(ImageWarning, match=r"a\.jpg: the gain map, depth map or film in the file is not kept"):
         photo = images.read(path)
     images.write(tmp_path / "b.jpg", photo)
     written = (tmp_path / "b.jpg").read_bytes()
