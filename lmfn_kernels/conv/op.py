@@ -44,9 +44,10 @@ def conv3x3(
     checks.tensor("weight", weight, (channels, x.shape[1], 3, 3), x)
     if bias is not None:
         checks.tensor("bias", bias, (channels,), x)
-    for name, value, allowed in (("stride", stride, (1, 2)), ("padding", padding, (0, 1))):
-        if value not in allowed:
-            raise ValueError(f"{name} is {value}; expected is {allowed[0]} or {allowed[1]}")
+    if stride not in (1, 2):
+        raise ValueError(f"stride is {stride}; expected is 1 or 2")
+    if padding not in (0, 1):
+        raise ValueError(f"padding is {padding}; expected is 0 or 1")
     if activation not in ("none", "relu", "leaky_relu"):
         raise ValueError(f"activation is {activation!r}; expected is one of none, relu, leaky_relu")
     if activation == "leaky_relu":

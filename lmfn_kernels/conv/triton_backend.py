@@ -148,18 +148,11 @@ def conv(
     slope: float = 1.0,
 ) -> Tensor:
     height, width = ((size + 2 * padding - weight.shape[2]) // stride + 1 for size in x.shape[2:])
-    out = empty(x, x.shape[0], weight.shape[0], height, width)
-    convolve(
-        out,
-        _views(x, stride),
-        unmasked(x),
-        matrix(weight),
-        mode="down" if stride == 2 else "same",
-        padding=padding,
-        bias=bias,
-        residual=None if residual is None else unmasked(residual),
-        slope=slope,
-    )
+    out, w = empty(x, x.shape[0], weight.shape[0], height, width), matrix(weight)
+    views = {"t_x": x} if stride == 1 else {f"t_x{i}": view for i, view in zip(PLACES, _views(x, stride), strict=True)}
+    mode = "same" if stride == 1 else "down"
+    key = tiling("conv", out), w.shape, 1, 1, mode, padding, (0, 0), (slope, 1.0, 1.0)
+    run(out, _convolution, key, t_w=w, p_bias=bias, t_residual=residual, t_out=out, **views)
     return out
 
 

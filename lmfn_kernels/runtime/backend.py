@@ -87,6 +87,18 @@ def _missing(x: torch.Tensor) -> str | None:
         return None if INTERPRETED else "the tensors are on the CPU, and TRITON_INTERPRET=1 was not set at the start"
     if x.dtype not in TRITON_DTYPES and not INTERPRETED:
         return f"{x.dtype} has no kernels; there are {', '.join(map(str, TRITON_DTYPES))}"
-    if x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) < (8, 0):
+    if x.is_cuda and torch.version.hip is None and _capability(x.device) < (8, 0):
         return "the GPU is older than compute capability 8.0"
     return None if x.is_cuda or x.device.type == "xpu" else f"Triton has no {x.device.type} backend"
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    if device not in _capabilities:
+        _capabilities[device] = torch.cuda.get_device_capability(device)
+    return _capabilities[device]
+
+
+# PyTorch takes longer to say it than to launch a kernel.
+_capabilities: dict[torch.device, tuple[int, int]] = {}
+# What torch.compiler.assume_constant_result does, after it has imported the compiler, which takes a second.
+_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -72,8 +72,10 @@ def torch_is_faster(op: str, x: Tensor) -> bool:
 
 def _faster_in_torch(op: str, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
     """The bits of the table's entries."""
-    start = f"{op}/{_short(dtype)}/"
     body = tuned(describe(device)[0]).body
+    if not body:
+        return ()
+    start = f"{op}/{_short(dtype)}/"
     return tuple(int(key.removeprefix(start)) for key in body if key.startswith(start) and body[key] == "torch")
 
 

@@ -87,11 +87,14 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
 
     def __call__(self, backend: str, inputs: InputsT, options: OptionsT) -> tuple[Tensor, ...]:
         """Cast for autocast, once and here: all but vectors (biases), which the backends take in float32."""
+        first = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or _transformed() or _autocasts(first)):
+            return tuple(self._forward(self._implementation(backend), inputs, options, False)[0])
         arguments = to_arguments(inputs)
         tensors, lengths = to_tensors(arguments), sizes(arguments)
-        if not _autocasts(tensors[0]):
+        if not _autocasts(first):
             return self._apply(backend, options, lengths, tensors)
-        device = tensors[0].device.type
+        device = first.device.type
         dtype = torch.get_autocast_dtype(device)
         cast = [t.to(dtype) if t is not None and t.ndim > 1 and t.dtype != torch.float64 else t for t in tensors]
         with torch.autocast(device, enabled=False):
