@@ -226,10 +226,40 @@ class Prepare:
 
 
 @dataclass(frozen=True)
+class Pack:
+    """Put training images into one file, for a machine that has no image library, or not the data."""
+
+    out: Positional[Path]
+    """The file, NAME.npz. lmfn train --packs takes it."""
+    pairs: tuple[str, ...] = ()
+    """As for lmfn train: FOLDER, or BLURRED,SHARP. =WEIGHT may follow, here and below; bytes are shared out by it."""
+    frames: tuple[str, ...] = ()
+    """Folders of neighbouring sharp frames, or videos."""
+    photos: tuple[str, ...] = ()
+    """Folders of sharp photographs."""
+    variant: Variant = "blur"
+    max_bytes: float = 60e6
+    """The file's size at most; what does not fit is left out, and counted."""
+    side: int | None = None
+    """Keep a window of this height and width of each image, at a random place: more scenes fit in."""
+    seed: int = 0
+
+    def run(self) -> bool:
+        from lmfn import data
+
+        kinds: tuple[Literal["pairs", "frames", "photos"], ...] = ("pairs", "frames", "photos")
+        sources = [data.Source.parse(kind, text, self.variant) for kind in kinds for text in getattr(self, kind)]
+        if not sources:
+            raise ValueError("nothing to pack: give at least one of --pairs, --frames, --photos")
+        print(data.pack(sources, self.out, max_bytes=self.max_bytes, side=self.side, seed=self.seed).text())
+        return True
+
+
+@dataclass(frozen=True)
 class Data:
     """Look at data sets, and make them."""
 
-    action: Check | Prepare | Synth | Cut
+    action: Check | Prepare | Synth | Cut | Pack
 
     def run(self) -> bool:
         return self.action.run()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lmfn.data.downloads import PrepareReport, prepare
     from lmfn.data.generate import SynthReport, synth
     from lmfn.data.layouts import DataError, Pair, PairSet, UnknownLayoutError, find_pairs
+    from lmfn.data.packing import PackReport, pack
     from lmfn.data.sampling import Source, TrainingSet
     from lmfn.data.windows import cut
 
@@ -21,6 +22,7 @@ __all__ = [
     "BlurOptions",
     "CheckReport",
     "DataError",
+    "PackReport",
     "Pair",
     "PairSet",
     "PrepareReport",
@@ -31,6 +33,7 @@ __all__ = [
     "check",
     "cut",
     "find_pairs",
+    "pack",
     "prepare",
     "synth",
 ]
@@ -42,5 +45,6 @@ __getattr__, __dir__ = loader(
     | dict.fromkeys(("SynthReport", "synth"), "generate")
     | dict.fromkeys(("DataError", "Pair", "PairSet", "UnknownLayoutError", "find_pairs"), "layouts")
     | dict.fromkeys(("Source", "TrainingSet"), "sampling")
+    | dict.fromkeys(("PackReport", "pack"), "packing")
     | {"cut": "windows"},
 )

@@ -2,11 +2,11 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -16,12 +16,15 @@ from torch.utils.data import Dataset
 from lmfn import images
 from lmfn.data.frames import FrameSequence, find_runs
 from lmfn.data.layouts import DataError, find_pairs, index
+from lmfn.data.packed import open_pack, read_rgb
 from lmfn.data.rendering import Part, Patch, render
 from lmfn.data.synthesis import Exposure, Image, Mean, draw_frame_count, mirrored
 from lmfn.data.synthesis.paths import Box
 from lmfn.options import BlurOptions, Variant
 
-Kind = Literal["pairs", "frames", "photos"]
+Kind = Literal["pairs", "frames", "photos", "packs"]
+Item = Sequence[int]
+"""Images by their numbers: blurred and sharp; neighbouring frames in their order; one photograph."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Source:
     kind: Kind
     """`pairs`: blurred and sharp images, in a layout that `find_pairs` knows (its train split where it has one).
     `frames`: neighbouring sharp frames, a blurred image being the mean of some: a folder of frames, a tree of such
-    folders, a video file, or a folder of videos. `photos`: sharp photographs, each made into a kind of `BlurKinds`."""
+    folders, a video file, or a folder of videos. `photos`: sharp photographs, each made into a kind of `BlurKinds`.
+    `packs`: a file of `lmfn data pack`, with sources of these kinds and their weights among themselves."""
     path: str | Path
     weight: float = 1.0
     """The share of patches from here, relative to the other sources' weights."""
@@ -47,6 +51,22 @@ class Source:
             raise ValueError(f"Source.weight of {self.path} is {self.weight}; it must be greater than 0")
         if self.sharp is not None and self.kind != "pairs":
             raise ValueError(f"Source.sharp of {self.path} is for pairs; a source of {self.kind} has none")
+
+    @classmethod
+    def parse(cls, kind: Kind, text: str, variant: Variant = "blur") -> Self:
+        """From PATH or, for pairs, BLURRED,SHARP; =WEIGHT may follow. What exists is a path as it stands."""
+        weight: float = 1.0
+        sharp: str | None = None
+        if not Path(text).exists():
+            path, equals, number = text.rpartition("=")
+            if equals:
+                try:
+                    text, weight = path, float(number)
+                except ValueError:
+                    raise ValueError(f"--{kind} {text}: {number!r} is no weight, and there is no such folder") from None
+            if kind == "pairs" and not Path(text).exists() and "," in text:
+                text, _, sharp = text.partition(",")
+        return cls(kind, text, weight, sharp, variant)
 
 
 class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
@@ -83,9 +103,41 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
         self.patch, self.seed, self.augment = patch, seed, augment
         self.blur = blur or BlurOptions()
         self.images = Images(int(cache_gib * 2**30))
-        self._sources = [_KINDS[source.kind](source, patch, self.blur, self.images) for source in sources]
-        weights = np.array([source.weight for source in sources])
+        self._sources: list[_Pairs] = []
+        shares = []
+        for source in sources:
+            for kind, share, found in self._parts_of(source):
+                self._sources.append(_KINDS[kind]([self._checked(kind, *one) for one in found], self.blur))
+                shares.append(share)
+        weights = np.array(shares)
         self._ends = np.cumsum(weights / weights.sum())[:-1]
+
+    def _parts_of(self, source: Source) -> Iterator[tuple[str, float, Iterable[tuple[Path, Item]]]]:
+        """Kind, weight, and items with their paths: of a pack those of all its sources, else of the source."""
+        if source.kind != "packs":
+            yield source.kind, source.weight, find_items(source, self.images)
+            return
+        path = Path(source.path)
+        packed = open_pack(path)
+        numbers = [self.images.add(path / str(n), size) for n, size in enumerate(packed.sizes)]
+        total = sum(part.weight for part in packed.sources)
+        for part in packed.sources:
+            items = [(path / str(item[0]), [numbers[n] for n in item]) for item in part.items]
+            yield part.kind, source.weight * part.weight / total, items
+
+    def _checked(self, kind: str, path: Path, item: Item) -> Item:
+        size = self.images.sizes[item[0]]
+        if min(size) < self.patch:
+            raise DataError(
+                f"{path} is {size[1]}x{size[0]}, smaller than the patch, {self.patch}x{self.patch}; remove it or take "
+                "smaller patches"
+            )
+        if kind == "frames" and len(item) < self.blur.frames[1]:
+            raise DataError(
+                f"{path} has {len(item)} frames, and {self.blur.frames[1]} (BlurOptions.frames) may be averaged; "
+                "remove it or average fewer"
+            )
+        return item
 
     def plan(self, n: int) -> Patch:
         """What patch n is made of: all that is random is drawn here, and no file is read."""
@@ -169,7 +221,7 @@ class Images:
         place = self._places[numbers[0]]
         if isinstance(place, Path):
             for number in numbers:
-                yield number, images.read_rgb(cast(Path, self._places[number]))
+                yield number, read_rgb(cast(Path, self._places[number]))
         else:
             run, first = place
             for n, frame in run.decode(first, first + numbers[-1] - numbers[0] + 1):
@@ -181,9 +233,7 @@ class Images:
         with ThreadPoolExecutor() as pool:  # decoding leaves Python's lock
             for start in range(0, len(files), 64):  # some at a time: all of them may be more than the memory
                 some = files[start : start + 64]
-                yield from zip(
-                    some, pool.map(lambda n: images.read_rgb(cast(Path, self._places[n])), some), strict=True
-                )
+                yield from zip(some, pool.map(lambda n: read_rgb(cast(Path, self._places[n])), some), strict=True)
         for first, place in enumerate(self._places):
             if not isinstance(place, Path) and place[1] == 0:
                 yield from self._decode(range(first, first + len(place[0])))
@@ -221,16 +271,9 @@ class _Cache:
         self._clear()
 
 
-def _check_size(path: Path, size: tuple[int, int], patch: int) -> None:
-    if min(size) < patch:
-        raise DataError(
-            f"{path} is {size[1]}x{size[0]}, smaller than the patch, {patch}x{patch}; remove it or take smaller patches"
-        )
-
-
-class _Pairs:
-    def __init__(self, source: Source, patch: int, blur: BlurOptions, files: Images) -> None:  # noqa: ARG002
-        self.pairs = []
+def find_items(source: Source, files: Images) -> Iterator[tuple[Path, Item]]:
+    """The items of a source that is no pack, each after the path by which errors name it; their images are added."""
+    if source.kind == "pairs":
         for pair in find_pairs(source.path, sharp=source.sharp, split="train", variant=source.variant).pairs:
             blurred, sharp = images.read_size(pair.blurred), images.read_size(pair.sharp)
             if blurred != sharp:
@@ -238,53 +281,44 @@ class _Pairs:
                     f"{pair.blurred} is {blurred[1]}x{blurred[0]}, but its partner {pair.sharp} is "
                     f"{sharp[1]}x{sharp[0]}; the two must be of one size"
                 )
-            _check_size(pair.blurred, blurred, patch)
-            self.pairs.append((files.add(pair.blurred, blurred), files.add(pair.sharp, sharp)))
-
-    def choose(self, rng: np.random.Generator) -> tuple[int, ...]:
-        return self.pairs[rng.integers(len(self.pairs))]
-
-    def expose(self, rng: np.random.Generator, size: tuple[int, int], area: Box) -> None:
-        """A pair is exposed already."""
-
-
-class _Photos:
-    def __init__(self, source: Source, patch: int, blur: BlurOptions, files: Images) -> None:
-        self.blur, self.photos = blur, []
+            yield pair.blurred, (files.add(pair.blurred, blurred), files.add(pair.sharp, sharp))
+    elif source.kind == "photos":
         for photo in index(Path(source.path)).values():
-            size = images.read_size(photo)
-            _check_size(photo, size, patch)
-            self.photos.append(files.add(photo, size))
+            yield photo, (files.add(photo, images.read_size(photo)),)
+    else:
+        for run in find_runs(source.path):
+            first = files.add_run(run)
+            yield run.path, range(first, first + len(run))
+
+
+class _Pairs:
+    def __init__(self, items: Sequence[Item], blur: BlurOptions) -> None:
+        self.items, self.blur = items, blur
 
     def choose(self, rng: np.random.Generator) -> tuple[int, ...]:
-        return (self.photos[rng.integers(len(self.photos))],)
+        return tuple(self.items[int(rng.integers(len(self.items)))])
 
+    def expose(self, rng: np.random.Generator, size: tuple[int, int], area: Box) -> Exposure | Mean | None:  # noqa: ARG002
+        """A pair is exposed already."""
+        return None
+
+
+class _Photos(_Pairs):
     def expose(self, rng: np.random.Generator, size: tuple[int, int], area: Box) -> Exposure:
         return Exposure.draw(rng, self.blur, size, area)
 
 
-class _Frames:
-    def __init__(self, source: Source, patch: int, blur: BlurOptions, files: Images) -> None:
-        self.blur, self.runs = blur, []
-        for run in find_runs(source.path):
-            _check_size(run.path, run.size, patch)
-            if len(run) < blur.frames[1]:
-                raise DataError(
-                    f"{run.path} has {len(run)} frames, and {blur.frames[1]} (BlurOptions.frames) may be averaged; "
-                    "remove it or average fewer"
-                )
-            self.runs.append((files.add_run(run), len(run)))
-
+class _Frames(_Pairs):
     def choose(self, rng: np.random.Generator) -> tuple[int, ...]:
         count = draw_frame_count(rng, self.blur)
-        ends = np.cumsum([length - count + 1 for _, length in self.runs])  # all places in all runs are equally likely
+        ends = np.cumsum([len(run) - count + 1 for run in self.items])  # all places in all runs are equally likely
         place = int(rng.integers(ends[-1]))
         which = int(np.searchsorted(ends, place, side="right"))
-        first = self.runs[which][0] + int(ends[which]) - 1 - place
+        first = self.items[which][0] + int(ends[which]) - 1 - place
         return tuple(range(first, first + count))
 
     def expose(self, rng: np.random.Generator, size: tuple[int, int], area: Box) -> Mean:  # noqa: ARG002
         return Mean.draw(rng, self.blur)
 
 
-_KINDS: dict[Kind, type[_Pairs | _Photos | _Frames]] = {"pairs": _Pairs, "frames": _Frames, "photos": _Photos}
+_KINDS: dict[str, type[_Pairs]] = {"pairs": _Pairs, "frames": _Frames, "photos": _Photos}

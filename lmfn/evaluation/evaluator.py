@@ -24,9 +24,9 @@ import torch.distributed.nn
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lmfn import images
 from lmfn.cuda_graphs import ImageFunction
 from lmfn.data.layouts import Pair, PairSet
+from lmfn.data.packed import read_rgb, read_size
 from lmfn.device import DTYPES, autocast, check_precision, device_name
 from lmfn.evaluation import report
 from lmfn.evaluation.complexity import fingerprint, measure_complexity
@@ -168,9 +168,9 @@ class Evaluator:
                 f"protocol {self.protocol} is for Koehler's set, and {self.pairs.root} is {self.pairs.layout}; "
                 "use plain"
             )
-        size = images.read_size(pair.blurred)
+        size = read_size(pair.blurred)
         for sharp in self._sharps(pair):
-            other = images.read_size(sharp)
+            other = read_size(sharp)
             if size != other:
                 raise ValueError(
                     f"{pair.blurred} is {size[1]}x{size[0]} but {sharp} is {other[1]}x{other[0]}; "
@@ -239,7 +239,7 @@ class Evaluator:
         the faster one for convolutions."""
         decoded = self._images.get(path)
         if decoded is None:
-            decoded = torch.from_numpy(images.read_rgb(path))
+            decoded = torch.from_numpy(read_rgb(path))
             if not self.keep:
                 self._images.clear()  # the last alone is kept: a sharp image is asked for twice in a row
             self._images[path] = decoded

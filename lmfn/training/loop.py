@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lmfn.cuda_graphs import GradientGraph
 from lmfn.data import TrainingSet, find_pairs
+from lmfn.data.packed import is_pack, packed_pairs
 from lmfn.device import choose_device
 from lmfn.evaluation import Evaluator
 from lmfn.network.activity import summarise, unit_activity
@@ -148,7 +149,10 @@ def validation_set(settings: Settings, device: torch.device) -> Evaluator | None
     """The pairs of --val, ready to measure networks on."""
     if settings.val is None:
         return None
-    pairs = find_pairs(settings.val, split="test", variant=settings.variant)
+    if is_pack(settings.val):
+        pairs = packed_pairs(settings.val)
+    else:
+        pairs = find_pairs(settings.val, split="test", variant=settings.variant)
     return Evaluator(
         pairs if settings.val_images is None else pairs.spread(settings.val_images),
         protocol="plain",

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from lmfn import atomic, images
 from lmfn.data import Pair
+from lmfn.data.packed import read_rgb
 from lmfn.evaluation import Evaluator
 from lmfn.evaluation.pictures import middle, pixels, side_by_side
 from lmfn.network import checkpoint
@@ -278,7 +279,7 @@ class Log:
     @torch.inference_mode()
     def sample(self, model: nn.Module, pair: Pair) -> tuple[np.ndarray, ...]:
         """Blurred, output and sharp of the middle of a validation pair."""
-        blurred, sharp = (middle(images.read_rgb(path), SHOWN, SHOWN) for path in (pair.blurred, pair.sharp))
+        blurred, sharp = (middle(read_rgb(path), SHOWN, SHOWN) for path in (pair.blurred, pair.sharp))
         output = model(torch.from_numpy(blurred).movedim(2, 0)[None].to(self.device) / 255)[0]
         return blurred, pixels(output), sharp
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
 import tyro
@@ -34,12 +34,14 @@ class Settings:
     """Folders of neighbouring sharp frames, or videos: their means are the blur. =WEIGHT may follow."""
     photos: tuple[str, ...] = ()
     """Folders of sharp photographs, each made into a kind of --blur.kinds. =WEIGHT may follow."""
+    packs: tuple[str, ...] = ()
+    """Files of lmfn data pack, each with sources of these kinds. =WEIGHT may follow."""
     variant: Variant = "blur"
     """Which of GoPro's two kinds of blurred images, in pairs and in validation."""
     blur: BlurOptions = field(default_factory=BlurOptions)
     """How frames and photos are blurred."""
     val: Path | None = None
-    """Pairs to validate on."""
+    """Pairs to validate on: a data set, or a pack."""
     val_images: int | None = None
     """Validate on this many of them, spread evenly (default: all)."""
 
@@ -102,8 +104,8 @@ class Settings:
 
     def check(self) -> None:
         """Raise ValueError for settings that cannot be trained with."""
-        if not (self.pairs or self.frames or self.photos):
-            raise ValueError("nothing to train on: give at least one of --pairs, --frames, --photos")
+        if not (self.pairs or self.frames or self.photos or self.packs):
+            raise ValueError("nothing to train on: give at least one of --pairs, --frames, --photos, --packs")
         for name in ("batch", "accumulate", "patch", "log_every", "val_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -150,23 +152,7 @@ class Settings:
 
     @property
     def sources(self) -> list[Source]:
-        kinds: tuple[Kind, ...] = ("pairs", "frames", "photos")
-        return [self.source(kind, text) for kind in kinds for text in getattr(self, kind)]
-
-    def source(self, kind: Kind, text: str) -> Source:
-        """From PATH or, for pairs, BLURRED,SHARP; =WEIGHT may follow. What exists is a path as it stands."""
-        weight: float = 1.0
-        sharp: str | None = None
-        if not Path(text).exists():
-            path, equals, number = text.rpartition("=")
-            if equals:
-                try:
-                    text, weight = path, float(number)
-                except ValueError:
-                    raise ValueError(f"--{kind} {text}: {number!r} is no weight, and there is no such folder") from None
-            if kind == "pairs" and not Path(text).exists() and "," in text:
-                text, _, sharp = text.partition(",")
-        return Source(kind, text, weight, sharp, self.variant)
+        return [Source.parse(kind, text, self.variant) for kind in get_args(Kind) for text in getattr(self, kind)]
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -188,7 +174,7 @@ class Settings:
                     given[name] = Path(given[name])
             if isinstance(given.get("network"), dict):
                 given["network"] = [f"{key}={value}" for key, value in given["network"].items()]
-            for name in ("pairs", "frames", "photos", "betas", "network"):
+            for name in ("pairs", "frames", "photos", "packs", "betas", "network"):
                 if name in given:
                     given[name] = tuple([given[name]] if isinstance(given[name], str) else given[name])
             if "blur" in given:
