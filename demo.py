@@ -13,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import skimage.data
 
 from lmfn import LMFN, atomic, cli, images
@@ -60,7 +59,7 @@ def sharpen() -> None:
     print(f"{time.perf_counter() - start:.1f} s")
     shown = [images.read_rgb(path) for path in (blurred, out, sharp)]
     picture = side_by_side([middle(image, 300, 300) for image in shown]).repeat(2, axis=0).repeat(2, axis=1)
-    images.write(RUN / "before-after.png", images.Photo(picture.astype(np.float32) / 255))
+    images.write(RUN / "before-after.png", images.Photo(picture))
 
 
 def measure(weights: str) -> Evaluation:

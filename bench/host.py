@@ -49,7 +49,7 @@ class Launches(TorchDispatchMode):
     """Counts, of what is called within, `ours` and by name `others`: what PyTorch would launch on a GPU."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ours, self.others = 0, Counter[str]()
 
     @property
@@ -67,11 +67,11 @@ class Launches(TorchDispatchMode):
 
         self._replaced = mock.patch.object(launch, "launcher", counted)
         self._replaced.start()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._replaced.stop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import lmfn_kernels
 from bench.devices import Call
+from lmfn.cuda_graphs import ImageFunction
 from lmfn.network import Network
 from lmfn_kernels import testing
 
@@ -128,28 +129,24 @@ def saved_bytes(function: Function, tensors: Sequence[Tensor]) -> int:
     return sum(held.values())
 
 
-Run = Callable[[Tensor], Tensor]
-"""From an image `[B, 3, H, W]`, float32 in [0, 1], to the sharp one."""
-
-
-def eager(model: Network, _x: Tensor, _dtype: torch.dtype) -> Run:
+def eager(model: Network, _x: Tensor, _dtype: torch.dtype) -> ImageFunction:
     """As PyTorch runs it if nothing is done for speed."""
     return written(model)
 
 
-def channels_last(model: Network, _x: Tensor, dtype: torch.dtype) -> Run:
+def channels_last(model: Network, _x: Tensor, dtype: torch.dtype) -> ImageFunction:
     return written(model, dtype, torch.channels_last)
 
 
-def compiled(model: Network, _x: Tensor, dtype: torch.dtype) -> Run:
+def compiled(model: Network, _x: Tensor, dtype: torch.dtype) -> ImageFunction:
     return written(torch.compile(model, dynamic=False), dtype, torch.channels_last)  # type: ignore[arg-type]
 
 
-def for_inference(model: Network, _x: Tensor, dtype: torch.dtype) -> Run:
+def for_inference(model: Network, _x: Tensor, dtype: torch.dtype) -> ImageFunction:
     return model.for_inference("cpu", dtype)
 
 
-def onnx_runtime(model: Network, x: Tensor, _dtype: torch.dtype) -> Run:
+def onnx_runtime(model: Network, x: Tensor, _dtype: torch.dtype) -> ImageFunction:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -158,7 +155,7 @@ def onnx_runtime(model: Network, x: Tensor, _dtype: torch.dtype) -> Run:
     return lambda x: torch.from_numpy(session.run(None, {"blurred": x.numpy()})[0])
 
 
-def openvino(model: Network, x: Tensor, dtype: torch.dtype) -> Run:
+def openvino(model: Network, x: Tensor, dtype: torch.dtype) -> ImageFunction:
     import openvino as ov
 
     options = {
@@ -173,7 +170,7 @@ def openvino(model: Network, x: Tensor, dtype: torch.dtype) -> Run:
 
 
 FLOAT32, BOTH = (torch.float32,), (torch.float32, torch.bfloat16)
-ENGINES: dict[str, tuple[Callable[[Network, Tensor, torch.dtype], Run], tuple[torch.dtype, ...]]] = {
+ENGINES: dict[str, tuple[Callable[[Network, Tensor, torch.dtype], ImageFunction], tuple[torch.dtype, ...]]] = {
     "eager": (eager, FLOAT32),
     "eager, channels-last": (channels_last, BOTH),
     "torch.compile": (compiled, BOTH),
@@ -186,7 +183,7 @@ ENGINES: dict[str, tuple[Callable[[Network, Tensor, torch.dtype], Run], tuple[to
 
 def written(
     model: Network, dtype: torch.dtype = torch.float32, layout: torch.memory_format = torch.contiguous_format
-) -> Run:
+) -> ImageFunction:
     model = model.to(memory_format=layout)  # type: ignore[call-overload]
 
     def run(x: Tensor) -> Tensor:
@@ -195,7 +192,8 @@ def written(
             lmfn_kernels.backend("reference"),
             torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
         ):
-            return model(x.contiguous(memory_format=layout))
+            result: Tensor = model(x.contiguous(memory_format=layout))
+            return result
 
     return run
 

@@ -119,8 +119,8 @@ def _calls(dtype: torch.dtype) -> None:
     block = rfdb.Inputs(x, (distil,) * 3, (refine,) * 3, last, fuse, squeeze, skip, low, low, low, low, expand)
     _both_passes(rfdb.RFDB, block, rfdb.Options(0.05))
     _both_passes(rfdb.DISTILL_STAGE, rfdb.StageInputs(x, distil, refine), rfdb.Options(0.05))
-    maps = [image(b, d, h, w) for _ in range(3)]
-    _both_passes(rfdb.DISTILL_FUSE, rfdb.FuseInputs(x, *maps, last, fuse, squeeze), rfdb.Options(0.05))
+    d1, d2, d3 = (image(b, d, h, w) for _ in range(3))
+    _both_passes(rfdb.DISTILL_FUSE, rfdb.FuseInputs(x, d1, d2, d3, last, fuse, squeeze), rfdb.Options(0.05))
     for n, stride, slope in ((c, 1, 0.0), (64, 1, 0.0), (64, 2, 0.1)):
         residual = image(b, n, h, w) if stride == 1 else None
         _both_passes(

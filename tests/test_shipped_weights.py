@@ -76,7 +76,7 @@ def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A photograph that no weights were trained on, blurred three times."""
     folder = tmp_path_factory.mktemp("unseen")
     photo = skimage.data.chelsea()[20:276, 80:336]
-    images.write(folder / "photos" / "cat.png", images.Photo(photo.astype(np.float32) / 255))
+    images.write(folder / "photos" / "cat.png", images.Photo(photo))
     synth(folder / "photos", folder / "pairs", seed=3, count=3, blur=BLUR)
     return folder
 
@@ -103,7 +103,7 @@ def test_fine_tuning_improves_on_its_pairs_and_loses_nothing_on_others(unseen: P
         ("own", skimage.data.coffee()[100:292, 200:392]),
         ("more", skimage.data.astronaut()[:256, 100:356]),
     ):
-        images.write(tmp_path / name / "1.png", images.Photo(photo.astype(np.float32) / 255))
+        images.write(tmp_path / name / "1.png", images.Photo(photo))
     pairs = tmp_path / "pairs"
     streak = replace(BLUR, length=(14, 14), curvature=(0, 0), rotation=(0, 0), highlights=(1, 1))
     synth(tmp_path / "own", pairs, seed=0, count=2, blur=streak)

@@ -340,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if a.crops is not None:
                 unseen = find_pairs(Path(folder) / "unseen")
                 picture = crops(model, [(measures.real, real), (measures.synthetic, unseen)])
-                images.write(a.crops, images.Photo(picture.astype(np.float32) / 255))
+                images.write(a.crops, images.Photo(picture))
         digest = weights.sha256(file) if a.out is None else ship(model, a.out, name)
         text = card(name, model, measures, history, a.average, digest)
         if a.out is not None:

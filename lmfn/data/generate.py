@@ -113,7 +113,7 @@ def _write(out: Path, name: str, blurred: Image, sharp: Image) -> None:
             raise DataError(f"{name} is the name of two inputs; rename one of them")
     try:
         for file, pixels in files.items():
-            images.write(file, images.Photo(pixels.astype(np.float32) / 255))
+            images.write(file, images.Photo(pixels))
     except images.ImageError as error:
         for file in files:
             file.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from lmfn import images
@@ -40,7 +39,7 @@ def cut(pairs: PairSet, out: str | Path, *, side: int = 512, overlap: int = 128)
         for top, left in places:
             for kind, image in (("blur", blurred), ("sharp", sharp)):
                 window = image[top : top + side, left : left + side]
-                photo = images.Photo(window.astype(np.float32) / 255)
+                photo = images.Photo(window)
                 images.write(out / kind / pair.name / f"{top:05d}_{left:05d}.png", photo)
         return len(places)
 

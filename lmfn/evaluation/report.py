@@ -79,7 +79,7 @@ def write(
         figures.append(f"<h2>The {len(rows)} that gained {word} {LABELS[first][0]}</h2>" if rows else "")
         for n, row in enumerate(rows, 1):
             shown = show(by_name[row.name])
-            strip = images.Photo(side_by_side(shown).astype(np.float32) / 255)
+            strip = images.Photo(side_by_side(shown))
             images.write(folder / "strips" / f"{end}-{n}-{row.name.replace('/', '-')}.png", strip)
             changes = ((LABELS[m][0], *cells(m, row.blurred[m], row.deblurred[m])) for m in evaluation.metrics)
             caption = "; ".join(f"{name} {a} to {b} ({change})" for name, a, b, change in changes)
@@ -118,5 +118,5 @@ def _data_url(pixels: np.ndarray) -> str:
     """The image as WebP, in the page itself."""
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary, "image.webp")
-        images.write(file, images.Photo(pixels.astype(np.float32) / 255))
+        images.write(file, images.Photo(pixels))
         return "data:image/webp;base64," + base64.b64encode(file.read_bytes()).decode()

@@ -257,7 +257,7 @@ class Log:
             self.bar.write(f"step {at.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
             strips = [self.sample(model, pair) for pair in validation.pairs.pairs[:4]]
         picture = np.concatenate([side_by_side(strip, SHOWN) for strip in strips])
-        photo = images.Photo(picture.astype(np.float32) / 255)
+        photo = images.Photo(picture)
         images.write(self.run.path / "samples" / f"step-{at.step:08d}.png", photo)
         self.board.add_image("samples", picture, at.step, dataformats="HWC")
 

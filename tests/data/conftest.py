@@ -18,7 +18,7 @@ def save() -> Callable[..., np.ndarray]:
     def write(path: Path, height: int = 24, width: int = 32, pixels: np.ndarray | None = None) -> np.ndarray:
         if pixels is None:
             pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        images.write(path, images.Photo(pixels.astype(np.float32) / 255))
+        images.write(path, images.Photo(pixels))
         return pixels
 
     return write
