@@ -17,6 +17,7 @@ import skimage.io
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn import LMFN, Deblurrer, cli, images
 from lmfn.data.layouts import Pair, PairSet, find_pairs
@@ -68,22 +69,22 @@ class Brighter(nn.Module):
         self.graphs = []
 
     def forward(self, x):
-        self.seen.append(tuple(x.shape))
+        if not isinstance(x, FakeTensor):  # on which GMACs are counted
+            self.seen.append(tuple(x.shape))
         self.graphs.append(torch.is_grad_enabled())
         return x * self.factor
 
 
 class Oracle(nn.Module):
-    """Gives what it was told, in turn: the first twice, for the warm-up, and after the two counts of GMACs."""
+    """Gives what it was told, in turn: the first twice, for the warm-up."""
 
     def __init__(self, outputs):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.outputs = [None, None, outputs[0], *outputs]
+        self.outputs = [outputs[0], *outputs]
 
     def forward(self, x):
-        output = self.outputs.pop(0)
-        return x if output is None else output
+        return x if isinstance(x, FakeTensor) else self.outputs.pop(0)
 
 
 def run(model, pairs, **options):
@@ -227,8 +228,7 @@ def test_the_network_is_run_once_to_warm_up_and_once_an_image(pairs):
     evaluator = Evaluator(pairs, protocol="plain", device="cpu", progress=False)
     evaluator(model)
     sizes = [(1, 3, height, width) for height, width in SIZES]
-    assert model.seen[:2] == [(1, 3, 256, 256), (1, 3, 720, 1280)]  # the counting of GMACs, on shapes alone
-    assert model.seen[2:] == [sizes[0], *sizes]
+    assert model.seen == [sizes[0], *sizes]
     assert not any(model.graphs)
 
 
@@ -422,7 +422,7 @@ def test_batches_change_nothing_but_rounding(pairs):
             assert b.deblurred[metric] == pytest.approx(a.deblurred[metric], abs=1e-4)
     seen = Brighter()
     run(seen, pairs, batch=3)
-    assert seen.seen[2:] == [(1, 3, *SIZES[0])] * 2 + [(2, 3, *SIZES[1])]
+    assert seen.seen == [(1, 3, *SIZES[0])] * 2 + [(2, 3, *SIZES[1])]
 
 
 def test_what_is_left_in_the_folder(pairs, tmp_path):
@@ -463,7 +463,7 @@ def test_an_evaluation_that_was_cut_off_goes_on(pairs, tmp_path):
     (tmp_path / "images.csv").write_text(lines[0] + lines[2] + lines[3][:-9])  # of the last line a part, of one nothing
     model.seen.clear()
     resumed = run(model, pairs, out=tmp_path, worst=0)
-    assert model.seen[2:] == [(1, 3, *SIZES[0])] * 2 + [(1, 3, *SIZES[2])]
+    assert model.seen == [(1, 3, *SIZES[0])] * 2 + [(1, 3, *SIZES[2])]
     assert without_times(resumed) == without_times(whole)
     assert sorted(line.split(",")[0] for line in (tmp_path / "images.csv").read_text().splitlines()) == [
         "0", "1", "2", "name"
