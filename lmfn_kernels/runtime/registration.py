@@ -8,6 +8,7 @@ launches do nothing on those.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -203,6 +204,10 @@ class _Forward(torch.autograd.Function):
         ctx.op, ctx.backend, ctx.options, ctx.lengths = op, backend, options, lengths
         n = len(op.outputs)
         ctx.mark_non_differentiable(*output[n:])
+        if not torch.compiler.is_compiling():
+            # Autograd would make zeros for the gradients of all that is only saved; a compiler drops them again.
+            ctx.set_materialize_grads(False)
+            ctx.zeros = [partial(torch.zeros, o.shape, dtype=o.dtype, device=o.device) for o in output[:n]]
         if save:
             saved = output if op.saves_outputs(options) else output[n:]
             ctx.saved = len(saved)
@@ -214,6 +219,8 @@ class _Forward(torch.autograd.Function):
         op: Op[Any, Any, Any] = ctx.op
         needs = ctx.needs_input_grad[5:]
         gradients = gradients[: len(op.outputs)]
+        if not torch.compiler.is_compiling():
+            gradients = tuple(zeros() if g is None else g for g, zeros in zip(gradients, ctx.zeros, strict=True))
         arguments = op, ctx.backend, ctx.options, ctx.lengths, needs, ctx.saved, *gradients, *ctx.saved_tensors
         # As forward was: a backward pass may be called with autocast on.
         with torch.autocast(gradients[0].device.type, enabled=False) if _autocasts(gradients[0]) else nullcontext():

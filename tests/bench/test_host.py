@@ -10,7 +10,7 @@ import torch
 
 import lmfn_kernels
 from bench.host import Launches
-from lmfn_kernels.testing import conv_case
+from lmfn_kernels.testing import conv_case, rfdb_case, rfdb_flat, stage_case, stage_flat
 
 
 def test_what_is_counted() -> None:
@@ -32,6 +32,23 @@ def test_what_is_counted() -> None:
     with Launches() as launched:
         adam.step()
     assert launched.others == {"_fused_adam_": 2, "_foreach_add_": 1}
+
+
+def test_backward_fills_no_zeros() -> None:
+    """Neither for what was only saved, nor for the gradients; but for an output that nothing came from."""
+    tensors = [t.requires_grad_() for t in rfdb_case(1, 6, 3, 2, 15, 16, torch.float32)]
+    stage = [t.requires_grad_() for t in stage_case(1, 6, 3, 9, 8, torch.float32)]
+    for backend in ("torch", "triton"):
+        with lmfn_kernels.backend(backend):
+            y, (first, _) = rfdb_flat(*tensors), stage_flat(*stage)
+        gradient = torch.ones_like(y)
+        with Launches() as launched:
+            y.backward(gradient)
+        assert not {"zeros", "fill_", "zero_"} & launched.others.keys()
+        found = torch.autograd.grad(first.sum(), stage[:2])
+        with lmfn_kernels.backend("reference"):
+            expected = torch.autograd.grad(stage_flat(*stage)[0].sum(), stage[:2], materialize_grads=True)
+        torch.testing.assert_close(found, expected)
 
 
 def test_the_command() -> None:
