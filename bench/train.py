@@ -1,8 +1,8 @@
 """A training step of the network, as `train.py` makes it: forward under autocast, MSE, backward, Adam.
 
 By the clock on the wall: what the CPU takes to launch belongs to a step. A provider whose gradients do not hold to
-those in float64 gets no row. `triton-graph` is `triton`, its forward and backward pass one CUDA graph (`train.py
---graph`).
+those in float64 gets no row. `triton-graph` is `triton`, its forward and backward pass one CUDA graph, as in
+`train.py`.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_a_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         val_every=3,
     )
     assert script.train(plain) == 0
-    monkeypatch.setattr(script, "check_can_capture", lambda *_: None)
+    monkeypatch.setattr(script, "obstacle_to_graph", lambda *_: None)
     made: list[GradientGraph] = []
 
     def graph(run: Callable[..., Any], parameters: Iterable[nn.Parameter]) -> GradientGraph:
@@ -103,19 +104,40 @@ def test_a_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return made[0]
 
     monkeypatch.setattr(script, "GradientGraph", graph)
-    assert script.train(dataclasses.replace(plain, name="graph", graph=True)) == 0
+    assert script.train(dataclasses.replace(plain, name="graph")) == 0
     assert made[0].replay is not None
     for name in ("model", "ema"):
         one, other = (checkpoint.read(tmp_path / run / f"{name}.safetensors")[0] for run in ("plain", "graph"))
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_what_cannot_be_a_graph_is_refused() -> None:
-    with pytest.raises(ValueError, match="--graph is for one process on a CUDA GPU, not for 1 on cpu; leave it out"):
-        script.check_can_capture(torch.device("cpu"), 1)
-    with pytest.raises(ValueError, match="not for 2 on cuda:0"):
-        script.check_can_capture(torch.device("cuda:0"), 2)
-    script.check_can_capture(torch.device("cuda:0"), 1)
-    for wrong in ({"accumulate": 2}, {"precision": "fp16"}):
-        with pytest.raises(ValueError, match="--graph is for --precision bf16 or fp32, and for --accumulate 1"):
-            Settings(photos=("x",), graph=True, **wrong).check()  # type: ignore[arg-type]
+def test_a_step_is_a_graph_where_it_can_be() -> None:
+    settings, cuda = Settings(photos=("x",)), torch.device("cuda:0")
+    assert settings.graph, "unless told not to"
+    assert script.obstacle_to_graph(settings, cuda, 1) is None
+    assert script.obstacle_to_graph(settings, torch.device("cpu"), 1) == "the device is cpu"
+    assert script.obstacle_to_graph(settings, cuda, 2) == "there are 2 processes"
+    for change, why in (
+        ({"accumulate": 2}, "--accumulate adds up gradients"),
+        ({"precision": "fp16"}, "fp16 scales its gradients"),
+        ({"compile": True}, "--compile launches its own"),
+    ):
+        assert script.obstacle_to_graph(dataclasses.replace(settings, **change), cuda, 1) == why  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("graph", "obstacle", "said"), [(True, None, "is captured"), (True, "why", "not captured"), (False, None, "")]
+)
+def test_what_becomes_of_the_step_is_said(
+    graph: bool, obstacle: str | None, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[object] = []
+    monkeypatch.setattr(script, "obstacle_to_graph", lambda *_: obstacle)
+    monkeypatch.setattr(script, "GradientGraph", lambda *_: made.append("graph"))
+    accelerator: Any = SimpleNamespace(device=torch.device("cuda"), num_processes=1)
+    with caplog.at_level("INFO", "lmfn"):
+        script.gradient_function(Settings(photos=("x",), graph=graph), accelerator, nn.Linear(1, 1))
+    assert bool(made) == (graph and obstacle is None)
+    assert said in caplog.text
+    assert obstacle is None or obstacle in caplog.text
+    assert said or not caplog.text

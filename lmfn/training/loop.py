@@ -25,6 +25,8 @@ from lmfn.training.objective import exponential_average, initial_network, learni
 from lmfn.training.run import Log, Progress, RunFolder, StopRequest, parse_settings
 from lmfn.training.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 MOST_SKIPPED_IN_A_ROW = 20
 
 
@@ -133,16 +135,19 @@ def join_processes(settings: Settings) -> Accelerator:
     """This process among those of torchrun, with its device and precision."""
     # Accelerate joins processes on CPUs only when told that they are; left to itself, each would be a run of its own.
     on_cpu = choose_device(None if settings.device == "auto" else settings.device).type == "cpu"
-    accelerator = Accelerator(mixed_precision="no" if settings.precision == "fp32" else settings.precision, cpu=on_cpu)
-    if settings.graph:
-        check_can_capture(accelerator.device, accelerator.num_processes)
-    return accelerator
+    return Accelerator(mixed_precision="no" if settings.precision == "fp32" else settings.precision, cpu=on_cpu)
 
 
-def check_can_capture(device: torch.device, processes: int) -> None:
-    """Raise ValueError where a training step cannot be a CUDA graph."""
-    if device.type != "cuda" or processes > 1:
-        raise ValueError(f"--graph is for one process on a CUDA GPU, not for {processes} on {device}; leave it out")
+def obstacle_to_graph(settings: Settings, device: torch.device, processes: int) -> str | None:
+    """Why a training step cannot be a CUDA graph; None if it can."""
+    obstacles = {
+        f"the device is {device}": device.type != "cuda",
+        f"there are {processes} processes": processes > 1,
+        "fp16 scales its gradients": settings.precision == "fp16",
+        "--accumulate adds up gradients": settings.accumulate > 1,
+        "--compile launches its own": settings.compile,
+    }
+    return next((obstacle for obstacle, holds in obstacles.items() if holds), None)
 
 
 def validation_set(settings: Settings, device: torch.device) -> Evaluator | None:
@@ -178,7 +183,13 @@ def gradient_function(
         accelerator.backward(share)
         return share.detach(), output.detach()
 
-    return GradientGraph(add_gradients, network.parameters()) if settings.graph else add_gradients
+    obstacle = obstacle_to_graph(settings, accelerator.device, accelerator.num_processes)
+    if not settings.graph or obstacle:
+        if settings.graph and accelerator.device.type == "cuda":
+            logger.info("the step is not captured as a CUDA graph: %s", obstacle)
+        return add_gradients
+    logger.info("the step is captured as a CUDA graph (--no-graph launches it kernel by kernel)")
+    return GradientGraph(add_gradients, network.parameters())
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -83,8 +83,9 @@ class Settings:
     device: Literal["auto", "cpu"] = "auto"
     compile: bool = False
     """torch.compile the network (a C++ compiler is needed on a CPU)."""
-    graph: bool = False
-    """A step's forward and backward pass as one CUDA graph (not for fp16, several processes, or --accumulate)."""
+    graph: bool = True
+    """Capture a step's forward and backward pass as one CUDA graph, if it can be one: one process on a CUDA GPU, not
+    fp16, no --accumulate, no --compile. Launching kernel by kernel keeps a GPU waiting for the host."""
     memory: Memory = "normal"
     """lean: keep half as much for the backward pass, and compute more again; the results are the same."""
     data_on: Literal["auto", "device", "workers"] = "auto"
@@ -119,8 +120,6 @@ class Settings:
             raise ValueError(f"data_share is {self.data_share}; it must be above 0 and at most 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1")
-        if self.graph and (self.precision == "fp16" or self.accumulate > 1):
-            raise ValueError("--graph is for --precision bf16 or fp32, and for --accumulate 1")
         if self.precision == "fp16" and (self.device == "cpu" or not torch.cuda.is_available()):
             raise ValueError("precision fp16 needs a GPU; on a CPU use bf16 or fp32")
         if self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name:
