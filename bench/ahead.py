@@ -26,7 +26,7 @@ import lmfn_kernels
 from bench.network import image, network
 from bench.ops import SIZES
 from bench.providers import PROVIDERS, is_image
-from bench.registry import OPS, Op
+from bench.registry import OPS, BenchOp
 from bench.rows import Shape
 from bench.shares import run_shares, say
 from bench.train import Step
@@ -174,7 +174,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
                 yield f"{one.name} {size}", partial(call_op, one, one.shape(*size), torch.bfloat16, train=train)
 
 
-def call_op(op: Op, shape: Shape, dtype: torch.dtype, *, train: bool) -> None:
+def call_op(op: BenchOp, shape: Shape, dtype: torch.dtype, *, train: bool) -> None:
     """An op of the registry: forward and backward pass, or without gradients on weights laid out beforehand."""
     tensors = PROVIDERS["triton"].inputs(op.make(shape, dtype, "cpu"))
     if not train:

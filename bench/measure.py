@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.devices import Call, Device, Times
 from bench.parts import TIMED, WAITING
 from bench.providers import PROVIDERS, Provider
-from bench.registry import Work
+from bench.registry import WorkEstimate
 from bench.rows import OURS, Kernel, Machine, Row, RowFile, Shape
 from lmfn_kernels import testing
 from lmfn_kernels.testing import Exact
@@ -73,7 +73,7 @@ class Session:
         print(f"left out: {what}: {first_line(why)}", file=sys.stderr)
 
     @contextmanager
-    def checking(self, subject: "Subject", provider: str) -> Iterator[None]:
+    def counting_failures(self, subject: "Measurement", provider: str) -> Iterator[None]:
         """What is within may fail: a wrong result, or one of ours that fails, is counted; others are left out."""
         what = f"{subject}, {provider}"
         try:
@@ -98,14 +98,14 @@ def short(dtype: torch.dtype) -> str:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Measurement:
     """What is measured, and what makes its rows again."""
 
     op: str
     mode: str
     dtype: torch.dtype
     shape: Shape
-    work: Work
+    work: WorkEstimate
     command: str
 
     def __str__(self) -> str:
@@ -113,7 +113,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """A provider whose result was right, ready to be timed, and what was seen while it was checked."""
 
     call: Call
@@ -127,17 +127,17 @@ class Contender:
 
 def add_rows(
     session: Session,
-    subject: Subject,
-    contenders: dict[str, Contender],
+    subject: Measurement,
+    candidates: dict[str, Candidate],
     l2: str,
     clock: Callable[[dict[str, Call], int], Times],
 ) -> None:
     """Time them all by turns and add a row for each."""
     before = session.on.clocks()
-    times = clock({name: contender.call for name, contender in contenders.items()}, session.rounds)
+    times = clock({name: candidate.call for name, candidate in candidates.items()}, session.rounds)
     after = session.on.clocks()
     machine = session.machine(subject.dtype)
-    for name, contender in contenders.items():
+    for name, candidate in candidates.items():
         found, n = times[name], len(times[name])
         seconds = 1e-3 * found[n // 2]
         tflops = subject.work.flop / seconds / 1e12
@@ -153,17 +153,17 @@ def add_rows(
             p50=found[n // 2],
             p80=found[n * 4 // 5],
             n=n,
-            peak_bytes=contender.peak_bytes,
-            saved_bytes=contender.saved_bytes,
+            peak_bytes=candidate.peak_bytes,
+            saved_bytes=candidate.saved_bytes,
             tflops=tflops,
             gbps=gbps,
             roofline=max(tflops / machine.matrix_tflops, gbps / machine.copy_gbps),
-            rms_error=contender.errors[0],
-            max_error=contender.errors[1],
+            rms_error=candidate.errors[0],
+            max_error=candidate.errors[1],
             clocks_before=before,
             clocks_after=after,
-            config=contender.config,
-            kernels=contender.kernels,
+            config=candidate.config,
+            kernels=candidate.kernels,
             machine=machine,
             command=subject.command,
         )
@@ -178,7 +178,7 @@ def add_rows(
             session.file.add(row)
 
 
-def hold(results: Sequence[Tensor], exact: Sequence[Exact]) -> tuple[float, float]:
+def check_results(results: Sequence[Tensor], exact: Sequence[Exact]) -> tuple[float, float]:
     """Hold results to the bound of `lmfn_kernels/testing.py`, which AssertionError says they break.
 
     Gives the largest RMS error as part of the RMS of the exact value, and the largest error likewise.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from bench.measure import Session
-from bench.ops import DTYPES, Wanted, measure
+from bench.ops import DTYPES, Request, measure
 from bench.registry import OPS
 from bench.rows import Shape
 
@@ -54,6 +54,6 @@ def run(session: Session, options: argparse.Namespace) -> None:
             small = op != "lmfn" or shape.h * shape.w <= LARGEST_WITH_GRADIENTS[device]
             modes = ("infer", "full") if small else ("infer",)
             try:
-                measure(session, Wanted(OPS[op], shape, dtype, modes, PROVIDERS[device]))
+                measure(session, Request(OPS[op], shape, dtype, modes, PROVIDERS[device]))
             except torch.OutOfMemoryError as error:  # of the check
                 session.left_out(f"{op} {shape}", error)

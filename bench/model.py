@@ -17,9 +17,9 @@ from torch import Tensor
 import lmfn_kernels
 from bench import tables
 from bench.devices import Call, installed, wall
-from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
+from bench.measure import Candidate, Measurement, Session, add_rows, check_results, launches, short
 from bench.network import function, image, network
-from bench.ops import DTYPES, Wanted, shape_of
+from bench.ops import DTYPES, Request, shape_of
 from bench.ops import measure as measure_op
 from bench.providers import ENGINES, PROVIDERS, SLOW
 from bench.registry import OPS, PARTS
@@ -91,7 +91,7 @@ def units(session: Session, options: argparse.Namespace) -> None:
             if (unit.op, unit.shape, dtype) not in done:
                 done.add((unit.op, unit.shape, dtype))
                 measure_op(
-                    session, Wanted((OPS | PARTS)[unit.op], unit.shape, getattr(torch, dtype), ("infer",), names)
+                    session, Request((OPS | PARTS)[unit.op], unit.shape, getattr(torch, dtype), ("infer",), names)
                 )
         if session.rows:
             print(f"\n{tables.units({'model': session.rows}, Path())}\n")
@@ -113,7 +113,7 @@ def networks(session: Session, options: argparse.Namespace) -> None:
 def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str] | None) -> None:
     on, device = session.on, session.on.torch_device
     command = f"python -m bench model --device {on.kind} --shape {shape} --dtype {short(dtype)}"
-    subject = Subject("lmfn", "infer", dtype, shape, OPS["lmfn"].work(shape, "infer"), command)
+    subject = Measurement("lmfn", "infer", dtype, shape, OPS["lmfn"].work(shape, "infer"), command)
     torch._dynamo.reset()
     torch.manual_seed(0)
     # Weights and an image that the dtype holds: the bound is for roundings within the network.
@@ -121,20 +121,20 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     seen = x.float()
     given = [x, *(t.detach() for t in (*model.parameters(), *model.buffers()))]
     (exact,), _ = testing.exactly(function(shape), given, [False] * len(given), rounds=2)
-    contenders: dict[str, Contender] = {}
+    candidates: dict[str, Candidate] = {}
     for name, make in engines(on.kind, dtype).items():
         if names and name not in names:
             continue
-        if name == SLOW and contenders:
+        if name == SLOW and candidates:
             with session.turn():
-                add_rows(session, subject, contenders, "host", partial(wall, on))
-        with session.checking(subject, name):
+                add_rows(session, subject, candidates, "host", partial(wall, on))
+        with session.counting_failures(subject, name):
             call = make(copy.deepcopy(model), x)
             timed = Call(lambda _: seen, call)
             with launches(name == "triton") as kernels:
-                errors = hold([timed()], [exact])
+                errors = check_results([timed()], [exact])
             config = {"version": installed(PACKAGES[name])} if name in PACKAGES else {}
-            contenders[name] = Contender(timed, errors, on.peak(timed), 0, config, tuple(kernels))
-    if contenders:
+            candidates[name] = Candidate(timed, errors, on.peak(timed), 0, config, tuple(kernels))
+    if candidates:
         with session.turn():
-            add_rows(session, subject, contenders, "host", partial(wall, on))
+            add_rows(session, subject, candidates, "host", partial(wall, on))

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import lmfn_kernels
 from bench.devices import Device, nbytes
-from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
+from bench.measure import Candidate, Measurement, Session, add_rows, check_results, launches, short
 from bench.providers import PROVIDERS, Provider, call, is_image, saved_bytes
-from bench.registry import OPS, PARTS, Op
+from bench.registry import OPS, PARTS, BenchOp
 from bench.rows import Shape
 from lmfn_kernels import testing, weight_layout
 from lmfn_kernels.runtime import configs
@@ -29,24 +29,24 @@ MOST_COPIES = 64
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Request:
     """An op at one shape, and the modes and providers to measure it by."""
 
-    op: Op
+    op: BenchOp
     shape: Shape
     dtype: torch.dtype
     modes: Sequence[str]
     providers: Sequence[str]
 
-    def subject(self, on: Device, mode: str) -> Subject:
+    def subject(self, on: Device, mode: str) -> Measurement:
         command = (
             f"python -m bench ops --device {on.kind} --op {self.op.name} --shape {self.shape} --mode {mode} "
             f"--dtype {short(self.dtype)}"
         )
-        return Subject(self.op.name, mode, self.dtype, self.shape, self.op.work(self.shape, mode), command)
+        return Measurement(self.op.name, mode, self.dtype, self.shape, self.op.work(self.shape, mode), command)
 
 
-def measure(session: Session, wanted: Wanted) -> None:
+def measure(session: Session, wanted: Request) -> None:
     """Rows of one op at one shape and dtype, one for each mode, provider and state of the L2."""
     on, op = session.on, wanted.op
     torch.manual_seed(0)
@@ -66,22 +66,22 @@ def measure(session: Session, wanted: Wanted) -> None:
         subject = wanted.subject(on, mode)
         exact = [*(results if mode != "bwd" else []), *(gradients if mode in ("bwd", "full") else [])]
         torch._dynamo.reset()
-        contenders: dict[str, Contender] = {}
+        candidates: dict[str, Candidate] = {}
         for name in wanted.providers:
-            with session.checking(subject, name):
+            with session.counting_failures(subject, name):
                 provider = PROVIDERS[name]
-                contenders[name] = _checked(
+                candidates[name] = _checked(
                     on, wanted, mode, provider, copies[provider.layout], [e for e in exact if e is not None]
                 )
-        if contenders:
+        if candidates:
             with session.turn():
                 for l2 in on.l2:
-                    add_rows(session, subject, contenders, l2, partial(on.time, l2=l2))
+                    add_rows(session, subject, candidates, l2, partial(on.time, l2=l2))
 
 
 def _checked(
-    on: Device, wanted: Wanted, mode: str, provider: Provider, copies: list[list[Tensor]], exact: list[testing.Exact]
-) -> Contender:
+    on: Device, wanted: Request, mode: str, provider: Provider, copies: list[list[Tensor]], exact: list[testing.Exact]
+) -> Candidate:
     """Raises AssertionError where the results are not what they must be."""
     if mode == "infer" and provider.body == "triton":  # as `for_inference` lays them out, once
         with lmfn_kernels.backend("triton"):
@@ -90,12 +90,12 @@ def _checked(
     timed = call(function, copies, mode)
     config = {"layout": str(provider.layout).removeprefix("torch.")}
     with launches(provider.body == "triton") as kernels:
-        errors = hold(timed(), exact)
+        errors = check_results(timed(), exact)
     if provider.body == "triton":
         device, _ = configs.describe(torch.device(on.torch_device))
         config["launch"] = "tuned" if configs.tuned(device).launch else "heuristic"
     saved = 0 if mode == "infer" else saved_bytes(function, copies[0])
-    return Contender(timed, errors, on.peak(timed), saved, config, tuple(kernels))
+    return Candidate(timed, errors, on.peak(timed), saved, config, tuple(kernels))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,21 +112,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--provider", nargs="+", choices=PROVIDERS, default=list(PROVIDERS), help="default: all")
 
 
-def wanted(options: argparse.Namespace, device: str, providers: Sequence[str]) -> list[Wanted]:
+def wanted(options: argparse.Namespace, device: str, providers: Sequence[str]) -> list[Request]:
     """The measurements that were asked for: the first shape of every op before the second.
 
     Raises ValueError for a shape that is none.
     """
     shapes = options.shape or ["x".join(map(str, size)) for size in SIZES[device]]
     return [
-        Wanted(op, shape_of(op, shape), getattr(torch, dtype), options.mode, providers)
+        Request(op, shape_of(op, shape), getattr(torch, dtype), options.mode, providers)
         for dtype in options.dtype or DTYPES[device]
         for shape in shapes
         for op in map((OPS | PARTS).__getitem__, options.op)
     ]
 
 
-def shape_of(op: Op, text: str) -> Shape:
+def shape_of(op: BenchOp, text: str) -> Shape:
     """`BxHxW`, `BxCxHxW` or `BxNxCxHxW`; what is left out is as in the network."""
     numbers = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
     if not 3 <= len(numbers) <= 5 or 0 in numbers:

@@ -18,21 +18,21 @@ from bench.rows import Shape
 from lmfn_kernels import conv3x3, testing, upsample_add
 
 
-class Work(NamedTuple):
+class WorkEstimate(NamedTuple):
     """Of one call: operations, and values read and written."""
 
     flop: float
     values: float
 
     @classmethod
-    def of(cls, mode: str, pixels: int, flop: float, forward: float, backward: float) -> "Work":
+    def of(cls, mode: str, pixels: int, flop: float, forward: float, backward: float) -> "WorkEstimate":
         """From those of one pixel's forward and backward pass."""
         passes = {"infer": (1, 0), "fwd": (1, 0), "bwd": (0, 1)}.get(mode, (1, 1))
         return cls(pixels * flop * (passes[0] + 2 * passes[1]), pixels * (forward * passes[0] + backward * passes[1]))
 
 
 @dataclass(frozen=True)
-class Op:
+class BenchOp:
     """`make(shape, dtype, device)` gives the tensors that `function(shape)` takes."""
 
     name: str
@@ -46,8 +46,8 @@ class Op:
     def shape(self, b: int, h: int, w: int) -> Shape:
         return Shape(b, *self.widths, h, w)
 
-    def work(self, shape: Shape, mode: str) -> Work:
-        return Work.of(mode, shape.b * shape.h * shape.w, *self.per_pixel(shape))
+    def work(self, shape: Shape, mode: str) -> WorkEstimate:
+        return WorkEstimate.of(mode, shape.b * shape.h * shape.w, *self.per_pixel(shape))
 
 
 def _passed(values_in: float, values_out: float) -> tuple[float, float]:
@@ -85,42 +85,42 @@ def _merge_work(s: Shape) -> tuple[float, float, float]:
     return flop + 2 * 12 * s.c, forward, backward
 
 
-OPS: dict[str, Op] = {
+OPS: dict[str, BenchOp] = {
     op.name: op
     for op in (
-        Op(
+        BenchOp(
             "rfdb",
             lambda s, dtype, device: testing.rfdb_case(s.b, s.c, *_widths(s.c), s.h, s.w, dtype, device),
             lambda _: testing.rfdb_flat,
             _rfdb_work,
         ),
-        Op(
+        BenchOp(
             "layer_attention",
             lambda s, dtype, device: testing.attention_case(s.b, s.n, s.c, s.c, s.h, s.w, dtype, device),
             lambda _: testing.attention_flat(),
             _attention_work,
             widths=(4, 50),
         ),
-        Op(
+        BenchOp(
             "channel_gate",
             lambda s, dtype, device: testing.channel_gate_case(s.b, s.c, s.h, s.w, dtype, device),
             lambda _: testing.channel_gate_flat(),
             lambda s: (2 * 12 * s.c, *_passed(2 * s.c, s.c)),
         ),
-        Op(
+        BenchOp(
             "attention_merge",
             lambda s, dtype, device: testing.merge_case(s.b, s.n, s.c, s.h, s.w, dtype, device),
             lambda _: testing.merge_flat(),
             _merge_work,
             widths=(4, 50),
         ),
-        Op(
+        BenchOp(
             "distill_stage",
             lambda s, dtype, device: testing.stage_case(s.b, s.c, _widths(s.c)[0], s.h, s.w, dtype, device),
             lambda _: testing.stage_flat,
             lambda s: (2 * (9 * s.c**2 + s.c * _widths(s.c)[0]), *_passed(s.c, s.c + _widths(s.c)[0])),
         ),
-        Op(
+        BenchOp(
             "distill_fuse",
             lambda s, dtype, device: testing.fuse_case(s.b, s.c, *_widths(s.c), s.h, s.w, dtype, device),
             lambda _: testing.fuse_flat,
@@ -129,7 +129,7 @@ OPS: dict[str, Op] = {
                 *_passed(s.c + 3 * _widths(s.c)[0], s.c + _widths(s.c)[1]),
             ),
         ),
-        Op(
+        BenchOp(
             "esa_gate",
             lambda s, dtype, device: testing.gate_case(
                 s.b, s.c, _widths(s.c)[1], s.h, s.w, (_low(s.h), _low(s.w)), dtype, device
@@ -137,28 +137,28 @@ OPS: dict[str, Op] = {
             lambda _: testing.gate_flat,
             lambda s: (2 * (_widths(s.c)[1] ** 2 + _widths(s.c)[1] * s.c), *_passed(s.c + _widths(s.c)[1], s.c)),
         ),
-        Op(
+        BenchOp(
             "conv3x3",
             lambda s, dtype, device: testing.conv_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
             lambda _: testing.conv_flat(activation="leaky_relu"),
             lambda s: (2 * 9 * s.c**2, *_passed(2 * s.c, s.c)),
             widths=(1, 64),
         ),
-        Op(
+        BenchOp(
             "stem",
             lambda s, dtype, device: testing.stem_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
             lambda _: testing.stem_flat(),
             lambda s: (2 * (27 * s.c + 9 * s.c**2 / 4), *_passed(3, s.c / 4)),
             widths=(1, 64),
         ),
-        Op(
+        BenchOp(
             "residual_block",
             lambda s, dtype, device: testing.block_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
             lambda _: testing.block_flat(),
             lambda s: (2 * 2 * 9 * s.c**2, *_passed(s.c, s.c)),
             widths=(1, 64),
         ),
-        Op(
+        BenchOp(
             "upsample_add",
             lambda s, dtype, device: testing.upsample_add_case(
                 s.b, s.c, s.h, s.w, (-(-s.h // 2), -(-s.w // 2)), dtype, device
@@ -167,34 +167,34 @@ OPS: dict[str, Op] = {
             lambda s: (8 * s.c, *_passed(1.25 * s.c, s.c)),
             widths=(1, 64),
         ),
-        Op(
+        BenchOp(
             "upsampled_conv3x3",
             lambda s, dtype, device: testing.upsampled_conv_case(s.b, s.c, 3, s.h, s.w, dtype, device),
             lambda _: testing.upsampled_conv_flat,
             lambda s: (4 * (2 * 9 * s.c * 3 + 7 * s.c), *_passed(s.c, 4 * 3)),
         ),
-        Op("lmfn", network.tensors, network.function, network.per_pixel, widths=(4, 50)),
+        BenchOp("lmfn", network.tensors, network.function, network.per_pixel, widths=(4, 50)),
     )
 }
 """The block and the attentions first: if time runs out, these are there."""
 
-PARTS: dict[str, Op] = {
+PARTS: dict[str, BenchOp] = {
     op.name: op
     for op in (
-        Op(
+        BenchOp(
             "residual_block_up",
             lambda s, dtype, device: testing.block_case(s.b, s.c, s.c, s.h, s.w, dtype, device),
             lambda _: testing.block_flat(upsample=True),
             lambda s: (4 * (2 * 2 * 9 * s.c**2 + 7 * s.c), *_passed(s.c, 4 * s.c)),
         ),
-        Op(
+        BenchOp(
             "conv3x3_down",
             lambda s, dtype, device: testing.conv_case(s.b, s.c, s.c, s.h, s.w, dtype, device)[:-1],
             lambda _: partial(conv3x3, stride=2, activation="leaky_relu", slope=0.1),
             lambda s: (2 * 9 * s.c**2 / 4, *_passed(s.c, s.c / 4)),
             widths=(1, 64),
         ),
-        Op(
+        BenchOp(
             "conv3x3_reduce",
             lambda s, dtype, device: testing.conv_case(s.b, s.c, 50, s.h, s.w, dtype, device)[:-1],
             lambda _: conv3x3,

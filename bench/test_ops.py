@@ -11,7 +11,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.devices import Device, device
-from bench.measure import hold
+from bench.measure import check_results
 from bench.ops import DTYPES, SIZES
 from bench.providers import PROVIDERS, call
 from bench.registry import OPS
@@ -41,7 +41,7 @@ def test_infer(benchmark: BenchmarkFixture, on: Device, name: str, provider: str
     tensors, exact = tensors_and_exact(name, on.kind, on.torch_device)
     function = PROVIDERS[provider].function(OPS[name].function(OPS[name].shape(*SIZES[on.kind][0])))
     timed = call(function, [PROVIDERS[provider].inputs(tensors)], "infer")
-    hold(timed(), exact)
+    check_results(timed(), exact)
 
     def synchronised() -> None:
         timed()

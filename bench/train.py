@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import lmfn_kernels
 from bench.devices import Call, wall
-from bench.measure import Contender, Session, Subject, add_rows, hold, launches, short
+from bench.measure import Candidate, Measurement, Session, add_rows, check_results, launches, short
 from bench.network import function, image, network
 from bench.ops import shape_of
 from bench.providers import PROVIDERS, SLOW, Provider, saved_bytes
@@ -57,7 +57,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     on, device = session.on, session.on.torch_device
     command = f"python -m bench train --device {on.kind} --shape {shape} --dtype {short(dtype)}"
     # Adam's dozen operations a parameter are not counted.
-    subject = Subject("lmfn", "step", dtype, shape, OPS["lmfn"].work(shape, "full"), command)
+    subject = Measurement("lmfn", "step", dtype, shape, OPS["lmfn"].work(shape, "full"), command)
     torch._dynamo.reset()
     torch.manual_seed(0)
     # Weights that autocast does not round: the bound is for roundings within the step.
@@ -68,22 +68,22 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     needs = [False, *(True for _ in model.parameters()), *(False for _ in model.buffers())]
     # Roundings are those of the first tensor's dtype.
     _, exact = testing.exactly(lambda *t: F.mse_loss(call(*t), sharp.double()), given, needs)
-    contenders: dict[str, Contender] = {}
+    candidates: dict[str, Candidate] = {}
     for name in names:
-        if name == SLOW and contenders:
+        if name == SLOW and candidates:
             with session.turn():
-                add_rows(session, subject, contenders, "host", partial(wall, on))
-        with session.checking(subject, name):
+                add_rows(session, subject, candidates, "host", partial(wall, on))
+        with session.counting_failures(subject, name):
             step = Step(STEPS[name], model, blurred, sharp)
             with launches(STEPS[name].body == "triton") as kernels:
-                errors = hold(step.gradients(), [e for e in exact if e is not None])
+                errors = check_results(step.gradients(), [e for e in exact if e is not None])
             timed = Call(lambda _: None, step)
             timed()  # so that Adam's state is there
             saved = saved_bytes(lambda *_, step=step: step.loss(), list(step.model.parameters()))
-            contenders[name] = Contender(timed, errors, on.peak(timed), saved, step.config, tuple(kernels))
-    if contenders:
+            candidates[name] = Candidate(timed, errors, on.peak(timed), saved, step.config, tuple(kernels))
+    if candidates:
         with session.turn():
-            add_rows(session, subject, contenders, "host", partial(wall, on))
+            add_rows(session, subject, candidates, "host", partial(wall, on))
 
 
 class Step:

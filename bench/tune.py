@@ -25,10 +25,10 @@ import torch
 
 from bench import ahead
 from bench.devices import Call, Gpu, device
-from bench.measure import first_line, hold, short
+from bench.measure import check_results, first_line, short
 from bench.ops import SIZES, shape_of
 from bench.providers import PROVIDERS, call
-from bench.registry import OPS, Op
+from bench.registry import OPS, BenchOp
 from bench.rows import Shape
 from lmfn import atomic
 from lmfn_kernels import testing
@@ -81,7 +81,7 @@ class Probe(dict[str, Config]):
         return True  # empty, too, it is to be asked
 
 
-class Work(NamedTuple):
+class Workload(NamedTuple):
     """An op's forward and backward pass on the kernels, and what must come of it."""
 
     call: Call
@@ -102,7 +102,7 @@ class Tuning:
     def out_of_time(self) -> bool:
         return time.monotonic() > self.end
 
-    def tune(self, op: Op, shape: Shape, dtype: torch.dtype) -> None:
+    def tune(self, op: BenchOp, shape: Shape, dtype: torch.dtype) -> None:
         """Find configs for the kernels of an op that have none yet, the one that takes most time first."""
         work = made(op, shape, dtype, self.on.torch_device)
         with self.using(self.launch):
@@ -127,7 +127,7 @@ class Tuning:
                     self.launch[key] = best[key]
         self.write()
 
-    def fastest(self, work: Work, key: str, best: Config, candidates: Iterable[Config]) -> Config:
+    def fastest(self, work: Workload, key: str, best: Config, candidates: Iterable[Config]) -> Config:
         """The best by the kernel's own time, of those that are right."""
         sound = [best, *(c for c in candidates if c != best and not self.fault(work, key, c, AGAIN))]
         found: dict[Config, list[float]] = {config: [] for config in sound}
@@ -139,12 +139,12 @@ class Tuning:
         winner = min(sound, key=lambda config: median[config])
         return winner if median[winner] < GAIN * median[best] else best
 
-    def fault(self, work: Work, key: str, config: Config, times: int) -> str:
+    def fault(self, work: Workload, key: str, config: Config, times: int) -> str:
         """What is wrong with a config; empty where nothing is."""
         with self.using({**self.launch, key: config}):
             try:
                 first = work.call()
-                hold(first, work.exact)
+                check_results(first, work.exact)
                 for _ in range(times):
                     if not all(torch.equal(a, b) for a, b in zip(first, work.call(), strict=True)):
                         return "the same call gave other bits"
@@ -154,7 +154,7 @@ class Tuning:
                 return first_line(error)
         return ""
 
-    def times(self, work: Work, rounds: int) -> dict[str, float]:
+    def times(self, work: Workload, rounds: int) -> dict[str, float]:
         """Milliseconds of a call, by the key of the kernels that took them."""
         found: dict[str, list[float]] = {}
         for _ in range(rounds):
@@ -167,7 +167,7 @@ class Tuning:
                 found.setdefault(key, []).append(ms)
         return {key: statistics.median(ms) for key, ms in found.items()}
 
-    def queued(self, work: Work) -> list[tuple[str, Any, Any]]:
+    def queued(self, work: Workload) -> list[tuple[str, Any, Any]]:
         """The events around every launch of a call that was all queued before the first of its kernels ran."""
         events: list[tuple[str, Any, Any]] = []
 
@@ -187,7 +187,7 @@ class Tuning:
                 if not events or not events[0][1].query() or not self.on.sleep_longer():
                     return events
 
-    def compile_ahead(self, op: Op, shape: Shape, dtype: torch.dtype, candidates: dict[str, list[Config]]) -> None:
+    def compile_ahead(self, op: BenchOp, shape: Shape, dtype: torch.dtype, candidates: dict[str, list[Config]]) -> None:
         """Compile all candidates into Triton's cache, in as many processes as there are cores: that takes longest."""
         if backend.INTERPRETED:
             return
@@ -205,7 +205,7 @@ class Tuning:
         with mock.patch.object(configs, "tuned", return_value=Table(self.table, {})):
             yield
 
-    def choose_body(self, op: Op, shape: Shape, dtype: torch.dtype) -> None:
+    def choose_body(self, op: BenchOp, shape: Shape, dtype: torch.dtype) -> None:
         """Name the plain body for an op where it is faster forward, and forward and backward."""
         tensors = op.make(shape, dtype, self.on.torch_device)
         key = f"{op.name}/{short(dtype)}/{(shape.b * shape.h * shape.w).bit_length()}"
@@ -253,12 +253,12 @@ def splits(c: Config) -> Iterator[Config]:
     yield from (c._replace(splits=n) for n in (32, 64, 128, 256, 512))
 
 
-def made(op: Op, shape: Shape, dtype: torch.dtype, on: str) -> Work:
+def made(op: BenchOp, shape: Shape, dtype: torch.dtype, on: str) -> Workload:
     torch.manual_seed(0)
     tensors, provider = op.make(shape, dtype, on), PROVIDERS["triton"]
     results, gradients = testing.exactly(op.function(shape), tensors)
     exact = [*results, *(g for g in gradients if g is not None)]
-    return Work(call(provider.function(op.function(shape)), [provider.inputs(tensors)], "full"), exact)
+    return Workload(call(provider.function(op.function(shape)), [provider.inputs(tensors)], "full"), exact)
 
 
 @contextmanager

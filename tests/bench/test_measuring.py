@@ -17,10 +17,10 @@ from bench import devices, measure, memory, model, ops, train, tune
 from bench.__main__ import main
 from bench.devices import Call, Cpu, Gpu
 from bench.measure import Session
-from bench.ops import Wanted
+from bench.ops import Request
 from bench.parts import TIMED, WAITING
 from bench.providers import PROVIDERS, SLOW, Provider
-from bench.registry import OPS, PARTS, Op
+from bench.registry import OPS, PARTS, BenchOp
 from bench.rows import RowFile, Shape, read
 from bench.units import SIZE, UNITS
 from lmfn_kernels.runtime import configs
@@ -50,7 +50,7 @@ def test_ops_on_a_gpu(gpu: Gpu, tmp_path: Path) -> None:
     shape = Shape(1, 1, 16, 6, 5)
     with RowFile(tmp_path / "ops.jsonl") as file:
         session = Session(gpu, file, rounds=2)
-        ops.measure(session, Wanted(OPS["conv3x3"], shape, torch.float32, ("infer", "full"), ("triton", "eager")))
+        ops.measure(session, Request(OPS["conv3x3"], shape, torch.float32, ("infer", "full"), ("triton", "eager")))
     assert session.wrong == 0
     rows = read(tmp_path / "ops.jsonl")
     assert [(r.mode, r.l2, r.provider) for r in rows] == [
@@ -201,14 +201,14 @@ def test_tuning_takes_a_faster_config_that_is_right(gpu: Gpu, tmp_path: Path, mo
     for step in ("stages", "splits"):
         monkeypatch.setattr(tune, step, lambda c: iter([c]))
     tuning = tune.Tuning(gpu, float("inf"), [tmp_path])
-    right, seen = tune.hold, []
+    right, seen = tune.check_results, []
 
-    def times(_: tune.Work, __: int) -> dict[str, float]:
+    def times(_: tune.Workload, __: int) -> dict[str, float]:
         config = dict.get(tuning.table, key, configs.heuristic("", torch.float32, 0))
         seen.append(config)
         return {key: 100.0 - config.width + config.warps}
 
-    def hold(results: list[Tensor], exact: list[tune.testing.Exact]) -> tuple[float, float]:
+    def check_results(results: list[Tensor], exact: list[tune.testing.Exact]) -> tuple[float, float]:
         config = dict.get(tuning.table, key)
         assert config is None or config.warps != 2, "wrong results"
         return right(results, exact)
@@ -217,7 +217,7 @@ def test_tuning_takes_a_faster_config_that_is_right(gpu: Gpu, tmp_path: Path, mo
         spent = tuning.times(tune.made(OPS["conv3x3"], shape, torch.float32, "cpu"), 1)
     assert set(spent) >= {key, "weight_gradient/float32/5"}
     monkeypatch.setattr(tuning, "times", times)
-    monkeypatch.setattr(tune, "hold", hold)
+    monkeypatch.setattr(tune, "check_results", check_results)
     tuning.tune(OPS["conv3x3"], shape, torch.float32)
     found = json.loads((tmp_path / "fake-gpu-1.json").read_text())
     assert found == {"launch": {key: configs.Config(2, 16, 4, 1, 2)._asdict()}, "body": {}}
@@ -236,7 +236,7 @@ def tune_command(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, package: Path, out: 
         monkeypatch.setattr(tune, step, lambda c: iter([c]))
     monkeypatch.setattr(tune, "device", lambda _: gpu)
 
-    def times(self: tune.Tuning, _work: tune.Work, _rounds: int) -> dict[str, float]:
+    def times(self: tune.Tuning, _work: tune.Workload, _rounds: int) -> dict[str, float]:
         key = "conv/float32/5"
         return {key: 100.0 - dict.get(self.table, key, configs.heuristic("", torch.float32, 0)).width}
 
@@ -327,7 +327,7 @@ def test_the_units_are_those_of_the_network(
 
 
 @pytest.mark.parametrize("op", (OPS | PARTS).values(), ids=lambda op: op.name)
-def test_least_work(op: Op) -> None:
+def test_least_work(op: BenchOp) -> None:
     """Full is forward and backward; it grows with pixels, and backward has twice forward's arithmetic."""
     shape = op.shape(2, 64, 80)
     infer, bwd, full = (op.work(shape, mode) for mode in ("infer", "bwd", "full"))
@@ -339,9 +339,9 @@ def test_least_work(op: Op) -> None:
 
 def test_errors_of_ours_count_and_others_are_left_out(gpu: Gpu, capsys: pytest.CaptureFixture[str]) -> None:
     session = Session(gpu)
-    subject = Wanted(OPS["conv3x3"], Shape(1, 1, 16, 6, 5), torch.float32, ("infer",), ()).subject(gpu, "infer")
+    subject = Request(OPS["conv3x3"], Shape(1, 1, 16, 6, 5), torch.float32, ("infer",), ()).subject(gpu, "infer")
     for provider, error in (("compile", RuntimeError("a")), ("triton", ValueError("b")), ("triton", RuntimeError("c"))):
-        with session.checking(subject, provider):
+        with session.counting_failures(subject, provider):
             raise error
     assert session.wrong == 1
     assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == [
@@ -349,6 +349,6 @@ def test_errors_of_ours_count_and_others_are_left_out(gpu: Gpu, capsys: pytest.C
         "left out",
         "WRONG, so no row",
     ]
-    with pytest.raises(RuntimeError), session.checking(subject, "compile"):
+    with pytest.raises(RuntimeError), session.counting_failures(subject, "compile"):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     assert measure.first_line(KeyError()) == "KeyError()"
