@@ -28,13 +28,38 @@ ahead.calls = lambda: [("wrong", wrong), ("conv", conv), ("conv again", conv)]
 sys.exit(main(["ahead", "--gpu", "some-gpu:90:232448", "--share", sys.argv[1], "--done", sys.argv[2]]))
 """
 
+LAUNCHED = """
+import sys
+from unittest.mock import patch
+
+from bench import ahead
+from bench.registry import OPS
+from bench.stand_in import gpu
+from lmfn_kernels import backend
+from lmfn_kernels.runtime import backend as backends, configs
+from triton import knobs
+from triton.backends.nvidia.compiler import CUDABackend
+
+with gpu(), backend("triton"), patch.object(backends, "INTERPRETED", True):
+    knobs.cache.dir, made, conv = sys.argv[1], CUDABackend.make_cubin, OPS["conv3x3"]
+    with patch.object(configs, "describe", return_value=("some-gpu", 232448)):
+        ahead.call_op(conv, conv.shape(2, 9, 8), ahead.torch.float16, train=False)
+        print(made.call_count)
+        ahead.call_op(conv, conv.shape(2, 9, 8), ahead.torch.bfloat16, train=False)
+        print(made.call_count)
+"""
+
 
 def share(tmp_path: Path, place: str, *done: str) -> list[str]:
     """What one process of a share prints; it is no process with Triton's interpreter."""
     (tmp_path / "done.txt").write_text("\n".join(done))
+    return in_process(tmp_path, SOME, place, str(tmp_path / "done.txt"))
+
+
+def in_process(tmp_path: Path, code: str, *arguments: str) -> list[str]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     found = subprocess.run(
-        [sys.executable, "-c", SOME, place, str(tmp_path / "done.txt")],
+        [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -56,6 +81,8 @@ def test_each_kernel_is_compiled_once_by_one_process(tmp_path: Path) -> None:
     other = share(tmp_path, "0/2")
     assert other == ["FAILED wrong: RuntimeError('cannot be called')", "COMPLETE"]
     assert share(tmp_path, "1/2", "1, conv_kernel of conv") == ["COMPLETE"]
+    # A launch then finds it in the cache, and compiles what is not there.
+    assert in_process(tmp_path, LAUNCHED, str(tmp_path / "cache")) == ["0", "1"]
 
 
 def test_the_command_ends_in_time(tmp_path: Path) -> None:
