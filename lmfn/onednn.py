@@ -31,7 +31,7 @@ from lmfn.network.blocks import (
     pad,
     weight_and_bias,
 )
-from lmfn.network.model import Network
+from lmfn.network.model import RGB_MEAN, Network
 from lmfn_kernels import Conv, fold_into_weight, fold_upsampling, layer_attention, layer_gram
 
 log = logging.getLogger(__name__)
@@ -311,7 +311,8 @@ class OneDNNNetwork:
     """
 
     def __init__(self, model: Network, dtype: torch.dtype) -> None:
-        self.dtype, self.config, self.mean = dtype, model.config, model.mean.view(3, 1, 1)
+        self.dtype, self.config = dtype, model.config
+        self.mean = torch.tensor(RGB_MEAN, dtype=torch.float32).view(3, 1, 1)
         self.buffers: dict[str, Tensor] = {}
         e, head, steep = cast(MSHF, model.encoder), model.head, ("leaky_relu", [ENCODER_SLOPE])
         self.stem = pack(e.conv0, dtype, steep, padding=(0, model.config.stem_padding))

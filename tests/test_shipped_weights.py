@@ -41,7 +41,7 @@ def test_they_are_loaded_by_name_offline_as_float32(
     def no_network(*_: object, **__: object) -> None:
         raise AssertionError("the network was asked for")
 
-    monkeypatch.setattr(checkpoint, "hf_hub_download", no_network)
+    monkeypatch.setattr(checkpoint, "_from_hub", no_network)
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()  # as in a clone, whose folder lmfn holds the code
     model = LMFN.from_pretrained(name)

@@ -6,7 +6,7 @@ and runs on the fused ops of `lmfn_kernels`. `lmfn.network.model` joins them.
 """
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +46,14 @@ def keep_scale(*convs: nn.Module) -> None:
     """Kaiming-normal weights and no bias: features keep their size through the layers, which torch's initial weights
     shrink tenfold before the head (no source says what the paper used; experiments/short-runs has what this gained)."""
     for conv in convs:
-        nn.init.kaiming_normal_(cast(Tensor, conv.weight), a=ENCODER_SLOPE, nonlinearity="leaky_relu")
+        draw(cast(Tensor, conv.weight), a=ENCODER_SLOPE, nonlinearity="leaky_relu")
         nn.init.zeros_(cast(Tensor, conv.bias))
+
+
+def draw(weight: Tensor, **options: Any) -> None:
+    """Kaiming-normal values. On the meta device, which holds none, PyTorch would take two seconds to draw them."""
+    if not weight.is_meta:
+        nn.init.kaiming_normal_(weight, **options)
 
 
 def start_small(conv: nn.Conv2d) -> None:
@@ -69,8 +75,8 @@ class RB(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         # The hidden units at full size: at a tenth of it, the first steps of Adam, which are as long for small weights
         # as for large ones, drive most of them below zero for good.
-        nn.init.kaiming_normal_(self.conv1.weight)
-        nn.init.kaiming_normal_(self.conv2.weight)
+        draw(self.conv1.weight)
+        draw(self.conv2.weight)
         nn.init.zeros_(cast(Tensor, self.conv1.bias))
         start_small(self.conv2)
 

@@ -7,19 +7,23 @@ the step) in the header, so that a file is complete on its own.
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import huggingface_hub
 import safetensors
 import safetensors.torch
-from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 
 from lmfn import atomic, weights
 
 log = logging.getLogger(__name__)
+
+FILE = "model.safetensors"
+"""The weights' file in a folder or repository."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -28,11 +32,32 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     atomic.write(path, safetensors.torch.save(on_cpu, metadata={"format": "pt", "lmfn": json.dumps(metadata)}))
 
 
+class Stored(NamedTuple):
+    """What a file's header says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors names it: `F32`, `F16`, `I64`."""
+
+
+def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """What `read` would give, without reading the tensors, however large. Raises as `read`."""
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return {n: Stored(tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}, _metadata(path, file)
+
+
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the metadata that `write` put there.
 
     Raises FileNotFoundError where there is no such file, ValueError where it is broken or not one of ours.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _metadata(path, file)  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         own = " or ".join(weights.NAMES)
         raise FileNotFoundError(
@@ -40,13 +65,22 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get("lmfn")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            yield file
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
-    if metadata is None:
+
+
+def _metadata(path: Path, file: Any) -> dict[str, Any]:
+    text = (file.metadata() or {}).get("lmfn")
+    if text is None:
         raise ValueError(f"{path} has no LMFN metadata: neither save_pretrained nor train.py wrote it")
-    return tensors, json.loads(metadata)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: the LMFN metadata in its header is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: the LMFN metadata in its header is a {type(found).__name__}, not an object")
+    return found
 
 
 def find_weights(name: str | Path, **options: Any) -> Path:
@@ -60,12 +94,27 @@ def find_weights(name: str | Path, **options: Any) -> Path:
         return weights.shipped_weights(str(name))
     path = Path(name)
     if path.is_dir():
-        return path / "model.safetensors"
+        return path / FILE
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and path.suffix != ".safetensors"
     if path.exists() or path.parent.is_dir() or not on_hub:
         return path
     log.info("there is no folder %s here; asking the Hugging Face Hub", name)
+    return _from_hub(str(name), **options)
+
+
+def _from_hub(name: str, **options: Any) -> Path:
+    where = {key: options[key] for key in ("revision", "cache_dir") if key in options}
+    if not isinstance(huggingface_hub.try_to_load_from_cache(name, FILE, **where), str):
+        # Asked once: the download asks six times, which takes half a minute where there is no network.
+        which = {key: options[key] for key in ("revision", "endpoint") if key in options}
+        url = huggingface_hub.hf_hub_url(name, FILE, **which)
+        try:
+            huggingface_hub.get_hf_file_metadata(url, token=options.get("token"), timeout=10)
+        except HfHubHTTPError:
+            pass  # the Hub's answer, which the download repeats
+        except Exception as error:  # of whichever HTTP client huggingface_hub uses
+            raise FileNotFoundError(f"{name} is no folder here, and {url} cannot be reached ({error})") from error
     try:
-        return Path(hf_hub_download(str(name), "model.safetensors", **options))
+        return Path(huggingface_hub.hf_hub_download(name, FILE, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(f"{name} is no folder here, and the Hugging Face Hub gave no such model") from error

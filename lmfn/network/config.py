@@ -4,6 +4,7 @@ Where the paper's figures and the network that its authors released later differ
 `lmfn-released`.
 """
 
+import reprlib
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -54,14 +55,15 @@ class LMFNConfig:
             if field.name == "alfm_window":
                 continue
             value = getattr(self, field.name)
+            shown = reprlib.repr(value)  # a file may hold anything, of any size
             choices = get_args(field.type)
             low, high = {"rfdbs": (1, 8), "stem_padding": (0, 1)}.get(field.name, (1, 1024))
             if choices and value not in choices:
-                raise ValueError(f"LMFNConfig.{field.name} is {value!r}; it must be one of {', '.join(choices)}")
+                raise ValueError(f"LMFNConfig.{field.name} is {shown}; it must be one of {', '.join(choices)}")
             if not choices and (not isinstance(value, int) or isinstance(value, bool)):
-                raise TypeError(f"LMFNConfig.{field.name} is {value!r}; it must be a whole number")
+                raise TypeError(f"LMFNConfig.{field.name} is {shown}; it must be a whole number")
             if not choices and not low <= value <= high:
-                raise ValueError(f"LMFNConfig.{field.name} is {value}; it must be from {low} to {high}")
+                raise ValueError(f"LMFNConfig.{field.name} is {shown}; it must be from {low} to {high}")
         if self.merge == "concat" and "none" in (self.alfm, self.acfm):
             raise ValueError('LMFNConfig.merge="concat" joins two attentions, but alfm or acfm is "none"; use "add"')
 
@@ -84,5 +86,5 @@ def preset(name: str, **overrides: Any) -> LMFNConfig:
     known = [field.name for field in fields(LMFNConfig)]
     unknown = [key for key in overrides if key not in known]
     if unknown:
-        raise ValueError(f"unknown field of LMFNConfig: {', '.join(unknown)}; there are {', '.join(known)}")
+        raise ValueError(f"unknown field of LMFNConfig: {', '.join(unknown)[:100]}; there are {', '.join(known)}")
     return replace(PRESETS[name], **overrides)

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn.network.alternatives import FUSIONS, encoder
 from lmfn.network.blocks import (
@@ -40,12 +41,10 @@ class Network(nn.Module):
     Raises TypeError for an input that is not floating point, ValueError for one that is not `[B, 3, H, W]`.
     """
 
-    mean: Tensor
-
     def __init__(self, config: LMFNConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or LMFNConfig()
-        self.register_buffer("mean", torch.tensor(RGB_MEAN), persistent=False)
+        self._means: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self.encoder: nn.Module
         if c.encoder == "mshf":
             self.encoder = MSHF(c.channels, c.stem_padding)
@@ -86,7 +85,7 @@ class Network(nn.Module):
         if blurred.shape[0] == 0:
             return blurred.clone()
         height, width = blurred.shape[2:]
-        mean = self.mean.view(3, 1, 1)
+        mean = self._mean(blurred)
         x = pad(blurred - mean)
         f = conv3x3(self.encoder(x), *weight_and_bias(self.reduce))
         out: list[Tensor] = []
@@ -105,6 +104,18 @@ class Network(nn.Module):
             y = y + f
         sharp = self.head(y)[..., :height, :width]
         return cast(Tensor, sharp + blurred if self.config.skip == "image" else sharp + mean)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """`RGB_MEAN` as `[3, 1, 1]`, of the type and on the device of `x`.
+
+        It is no buffer: no file holds what `to_empty` would leave to be filled. It is copied to a device once, and then
+        stays there: a copy in every call would wait for the device, and a CUDA graph could not capture it.
+        """
+        if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
+            return x.new_tensor(RGB_MEAN).view(3, 1, 1)
+        if (x.device, x.dtype) not in self._means:
+            self._means[x.device, x.dtype] = torch.tensor(RGB_MEAN, dtype=x.dtype, device=x.device).view(3, 1, 1)
+        return self._means[x.device, x.dtype]
 
     @classmethod
     def from_preset(cls, name: str = "lmfn", **overrides: Any) -> Self:

@@ -4,10 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 
 from lmfn.network import checkpoint
-from lmfn.network.config import preset
+from lmfn.network.config import LMFNConfig, preset
 from lmfn.network.model import Network
 
 
@@ -37,17 +38,54 @@ class LMFN(
 
         `name` is `lmfn` or `lmfn-released`, whose weights come with this package (`lmfn.weights`), a folder that
         `save_pretrained` or train.py wrote, one of its `.safetensors` files, or the name `owner/model` of a repository
-        on the Hugging Face Hub (the options are then `hf_hub_download`'s).
+        on the Hugging Face Hub (the options are then `hf_hub_download`'s). Files may hold any of PyTorch's floating
+        point types from float16 to float64.
 
-        Raises FileNotFoundError where there is no such thing, ValueError where the file is broken or does not fit.
+        Raises FileNotFoundError where there is no such thing, ValueError where the file is broken, holds values that
+        are not finite, or does not fit its own config.
         """
         path = checkpoint.find_weights(name, **options)
-        tensors, metadata = checkpoint.read(path)
-        if "config" not in metadata:
-            raise ValueError(f"{path} holds no network's weights; its metadata has {', '.join(metadata) or 'nothing'}")
-        model = cls(preset("lmfn", **metadata["config"]))
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"{path} does not fit its own config: {error}") from error
+        stored, metadata = checkpoint.read_header(path)
+        config = _config(path, metadata)
+        # Without memory: a small file may name a large network, which is refused before it is made.
+        with torch.device("meta"):
+            model = cls(config)
+        _check_fit(path, stored, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
+        tensors, _ = checkpoint.read(path)
+        if broken := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise ValueError(f"{path} holds values that are not finite, in {_some(broken)}: its training diverged")
+        model.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
         return model.eval()
+
+
+def _config(path: Path, metadata: dict[str, Any]) -> LMFNConfig:
+    if "config" not in metadata:
+        raise ValueError(f"{path} holds no network's weights; its metadata has {_some(list(metadata)) or 'nothing'}")
+    found = metadata["config"]
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: the config in its header is a {type(found).__name__}, not an object of fields")
+    try:
+        return preset("lmfn", **found)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _check_fit(path: Path, stored: dict[str, checkpoint.Stored], own: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError unless these are tensors that a network takes whose own have these shapes."""
+    differ = [key for key in own if key in stored and stored[key].shape != own[key]]
+    faults = [f"it has no {_some(missing)}"] if (missing := [key for key in own if key not in stored]) else []
+    if more := [key for key in stored if key not in own]:
+        faults.append(f"it has {_some(more)}, which the network has not")
+    if differ:
+        faults.append(f"{differ[0]} has shape {stored[differ[0]].shape} instead of {own[differ[0]]}")
+    if faults:
+        raise ValueError(f"{path} does not fit its own config: {'; '.join(faults)}")
+    for key, (_, dtype) in stored.items():
+        if dtype not in ("F16", "BF16", "F32", "F64"):
+            raise ValueError(f"{path}: {key} is stored as {dtype}; weights are F16, BF16, F32 or F64")
+
+
+def _some(names: list[str]) -> str:
+    """The first of the names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(name[:60] for name in names[:3]) + more

@@ -111,7 +111,7 @@ def lmfn_text(m: LMFN, image: Tensor) -> Tensor:
     """Sizes that need no padding."""
     c = m.config
     mean = torch.tensor([0.4488, 0.4371, 0.4040], dtype=image.dtype).view(1, 3, 1, 1)
-    f = conv(m.reduce, mshf_text(m.encoder, image - mean.float().double(), c.stem_padding))
+    f = conv(m.reduce, mshf_text(m.encoder, image - mean, c.stem_padding))
     out = []
     for block in m.rfdbs:
         out.append(rfdb_text(block, out[-1] if out else f))
@@ -135,7 +135,7 @@ def lmfn_text(m: LMFN, image: Tensor) -> Tensor:
         y = conv(m.head.conv, y)  # channel c*16 + 4*i + j goes to row i, column j of the 4x4 cell
         b, _, h, w = y.shape
         y = y.reshape(b, 3, 4, 4, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, 3, 4 * h, 4 * w)
-    return y + image if c.skip == "image" else y + mean.float().double()
+    return y + image if c.skip == "image" else y + mean
 
 
 def check(module: nn.Module, text: Callable[[nn.Module, Tensor], Tensor], x: Tensor) -> None:
