@@ -21,7 +21,7 @@ OURS = ("triton-graph", "triton", "for_inference", "torch", "torch-contiguous")
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """Images, maps an image (1 but for attention between layers; RFDBs of a network), channels, height, width."""
+    """Images, maps per image (1 but for attention between layers; RFDBs of a network), channels, height, width."""
 
     b: int
     n: int

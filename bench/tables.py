@@ -112,7 +112,7 @@ def whole(verb: str) -> Callable[[dict[str, list[Row]], Path], str]:
         rows = [row for row in verbs.get(verb, []) if row.op == "lmfn"]
         if not rows:
             return ""
-        heads = ["shape", "type", "by", "ms", "ms an image", "peak, MiB", "kept, MiB", "of the matrix rate", "again"]
+        heads = ["shape", "type", "by", "ms", "ms per image", "peak, MiB", "kept, MiB", "of the matrix rate", "again"]
         lines = [
             [
                 str(row.shape),
@@ -180,7 +180,7 @@ def units(verbs: dict[str, list[Row]], _link: Path) -> str:
         row = rows[0][1].ours
         title = f"{machine(row)} By `{row.provider}`."
         made.append(f"{title}\n\n{table([*heads, 'the formula, ms'], [*lines, ['all', '', '', '', *whole]])}")
-    return "\n\n".join([*made, "Again: `python -m bench model --units`."]) if made else ""
+    return "\n\n".join([*made, "Reproduce with `python -m bench model --units`."]) if made else ""
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def growth(verbs: dict[str, list[Row]], _link: Path) -> str:
                 f"{line.slope(lambda r: r.peak_bytes):,.0f}",
             ]
         )
-    return f"{machine(rows[0])}\n\n{table(heads, found)}\n\nAgain: `python -m bench memory`."
+    return f"{machine(rows[0])}\n\n{table(heads, found)}\n\nReproduce with `python -m bench memory`."
 
 
 def plots(verbs: dict[str, list[Row]], link: Path) -> str:

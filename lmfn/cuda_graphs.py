@@ -88,7 +88,7 @@ class GradientGraph:
 
 
 class GraphCache:
-    """Runs a function of one tensor as CUDA graphs, one a shape; `capture` makes one.
+    """Runs a function of one tensor as CUDA graphs, one per shape; `capture` makes one.
 
     The first call with a shape runs the function itself, so that no size stalls that is never seen again.
     """

@@ -306,8 +306,8 @@ class OneDNNACFM:
 class OneDNNNetwork:
     """A network that is on the CPU: `[B, 3, H, W]` float32 to the same, computed in float32 or bfloat16.
 
-    To be called without gradients, by one thread at a time. Its buffers, about 60 values a pixel of the padded images,
-    are kept for the next call where they are not larger than `MAX_BUFFER_BYTES`.
+    To be called without gradients, by one thread at a time. Its buffers, about 60 values per pixel of the padded
+    images, are kept for the next call where they are not larger than `MAX_BUFFER_BYTES`.
     """
 
     def __init__(self, model: Network, dtype: torch.dtype) -> None:

@@ -186,7 +186,7 @@ def markdown(
     """The table, and what its numbers depend on."""
     size = results[0].size
     lines = [
-        f"| {table} | parameters | GMACs 256x256 | GMACs 1280x720 | kept, bytes a pixel | PSNR (dB) | SSIM gauss2d "
+        f"| {table} | parameters | GMACs 256x256 | GMACs 1280x720 | kept, bytes per pixel | PSNR (dB) | SSIM gauss2d "
         f"| ms at {size} | the paper's PSNR |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

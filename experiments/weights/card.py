@@ -37,7 +37,7 @@ HELD_OUT = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png",
 """scikit-image's photographs in colour, which no shipped weights were trained on."""
 ORIGINS = {
     "gopro": "GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
-    "frames_240fps": "GoPro's frames at 240 a second (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
+    "frames_240fps": "GoPro's frames at 240 per second (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
     "reds": "REDS (Nah et al., NTIRE 2019), CC BY 4.0",
     "photos": "photographs of CID22 (CC BY-SA 4.0) and CLIC 2025 (Unsplash licence)",
 }

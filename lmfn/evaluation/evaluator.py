@@ -44,7 +44,7 @@ class Evaluator:
     """Measures one network after the other on the same pairs.
 
     Images are read, and the blurred inputs measured, in the first call; later calls use these metrics again and, with
-    `keep`, the decoded images too (6 bytes a pixel of a pair in the host's memory).
+    `keep`, the decoded images too (6 bytes per pixel of a pair in the host's memory).
 
     `protocol` is a name in `protocols.PROTOCOLS`; `metrics` are those of it to measure (default: all but those that are
     only measured where asked for). The network runs on `device`, on up to `batch` images of the same size at a time; an

@@ -107,7 +107,7 @@ class Evaluation:
             "weights": f"{self.weights} (parameters' sha256 {self.sha256[:12]})",
             "parameters": f"{self.complexity.parameters:,} ({self.complexity.bytes:,} bytes)",
             "GMACs": ", ".join(f"{gmacs:.2f} at {size}" for size, gmacs in self.complexity.gmacs.items()),
-            "time": f"{self.seconds * 1e3:.1f} ms an image, median at {width}x{height}, {self.precision}, "
+            "time": f"{self.seconds * 1e3:.1f} ms per image, median at {width}x{height}, {self.precision}, "
             f"batch {self.batch}",
             "device": f"{self.device}, {self.threads} CPU threads, torch {self.torch}",
         }
@@ -156,7 +156,7 @@ def _json(value: Any) -> Any:
 
 
 class Journal:
-    """`images.csv` in a folder: a line an image, added as soon as it is measured, so that an evaluation that was cut
+    """`images.csv` in a folder: one line per image, added as soon as it is measured, so that an evaluation that was cut
     off goes on where it was; and `settings.json`, which says of what the lines are.
 
     Raises ValueError where the folder holds another evaluation's lines, or broken ones, naming the file and line.

@@ -97,7 +97,7 @@ class Settings:
     """Processes that prepare patches, a training process; 0: none. (With the data on a GPU they only draw what patches
     are made of; with the data on a CPU there are none.)"""
     cache_gib: float = 4.0
-    """Decoded images kept in memory, GiB a worker that makes patches."""
+    """Decoded images kept in memory, GiB per worker that makes patches."""
 
     log_every: int = 20
     val_every: int = 1000

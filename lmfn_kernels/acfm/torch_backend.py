@@ -1,6 +1,6 @@
 """ACFM in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`.
 
-Both forms are u = a 3x3 convolution of each channel by itself, one map a channel (pseudo-3D, with bias and ReLU) or
+Both forms are u = a 3x3 convolution of each channel by itself, one map per channel (pseudo-3D, with bias and ReLU) or
 three (3x3x3), then q = u T + bias (with ReLU in pseudo-3D): T is zero but where a channel's neighbour is, so that the
 product does what a shift of channels would. A strip of rows at a time stays in the cache, in float32 (float64 for
 float64).

@@ -175,7 +175,7 @@ def weight_gradient_kernel(
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """X^T G over pixels for one row of taps, and the sum of G: a partial sum a program, over tiles a fixed step apart.
+    """X^T G over pixels for one row of taps, and the sum of G: one partial sum per program, its tiles equally spaced.
 
     `t_g` [B, H, W, N] is the gradient after the activation whose output is `t_by` (None: no activation), `t_x` the
     input; with stride 2 its four descriptors hold the even and odd rows and columns: a tap is a tile of one of them.

@@ -269,7 +269,7 @@ class _Described:
 
 
 def partial(like: Tensor, splits: int, shape: Sequence[int]) -> Tensor:
-    """Room for one partial sum a program. `total` adds them in a fixed order: the same call gives the same bits."""
+    """Room for one partial sum per program. `total` adds them in a fixed order: the same call gives the same bits."""
     return torch.empty((splits, *shape), dtype=sums(like), device=like.device)
 
 

@@ -176,7 +176,7 @@ def test_memory_of_the_attention_is_linear_in_pixels(mode: str) -> None:
         peaks.append(Cpu().peak(ops.call(provider.function(op.function(shape)), [tensors], mode)))
     slopes = [(b - a) / (64 * 64) for a, b in pairwise(peaks)]
     maps = c if mode == "infer" else (n + 2) * c  # the result and, to go with it, its gradient
-    assert slopes[0] == pytest.approx(slopes[1], rel=0.02), "bytes a pixel"
+    assert slopes[0] == pytest.approx(slopes[1], rel=0.02), "bytes per pixel"
     assert slopes[0] <= 1.05 * maps * 4
 
 

@@ -74,7 +74,7 @@ def test_tables(results: Path, tmp_path: Path) -> None:
         ["1.50", "1.00"],
         ["1.50", "1.00"],
     ]
-    assert all(line.endswith("| 100 |") for line in growth), "bytes a pixel"
+    assert all(line.endswith("| 100 |") for line in growth), "bytes per pixel"
     assert main(["report", "--results", str(results), "--docs", str(doc)]) == 0
     assert doc.read_text() == text
     for name in ("roofline", "speedup", "memory", "time"):

@@ -218,7 +218,7 @@ def test_the_table_reads_so():
         "weights        lmfn-gopro (parameters' sha256 0123456789ab)\n"
         "parameters     1,248,621 (4,994,484 bytes)\n"
         "GMACs          5.40 at 256x256, 75.83 at 1280x720\n"
-        "time           20.0 ms an image, median at 1280x720, bf16, batch 2\n"
+        "time           20.0 ms per image, median at 1280x720, bf16, batch 2\n"
         "device         NVIDIA H200, 8 CPU threads, torch 2.13.0"
     )
 
