@@ -45,9 +45,9 @@ EXTRAS = {
 """What each extra is for."""
 OPS = (
     "conv3x3", "stem", "residual_block", "upsample_add", "upsampled_conv3x3", "distill_stage", "distill_fuse",
-    "esa_gate", "rfdb", "layer_gram", "layer_apply", "layer_attention", "channel_gate",
+    "esa_gate", "rfdb", "layer_gram", "layer_apply", "layer_attention", "channel_gate", "attention_merge",
 )  # fmt: skip
-"""The public ops of `lmfn_kernels`."""
+"""The ops of `lmfn_kernels`, by the names that backends are chosen by."""
 VARIABLES = (
     "CC", "CUDA_VISIBLE_DEVICES", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HIP_VISIBLE_DEVICES", "KMP_AFFINITY", "LD_PRELOAD",
     "LMFN_BACKEND", "MKL_NUM_THREADS", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF",
@@ -232,6 +232,17 @@ def _triton() -> Lines:
     ):
         fault = (f"Triton cannot launch kernels without it; {remedy}",) if gpu and not there else ()
         yield name, "yes" if there else "no", *fault
+    if torch.version.hip or torch.xpu.is_available():
+        return
+    from lmfn_kernels.runtime.assembler import assembler, is_sound
+
+    here = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count() if gpu else 0)}
+    for capability in sorted({(8, 0), (9, 0), (10, 0)} | here):
+        arch = 10 * capability[0] + capability[1]
+        tool, fault = assembler(arch), ()
+        if capability in here and not is_sound(tool, arch):
+            fault = ("it miscompiles kernels; set TRITON_PTXAS_PATH to the ptxas of CUDA 12.9 or newer",)
+        yield f"ptxas for sm_{arch}", f"{tool.version} ({Path(tool.path).name})", *fault
 
 
 def _memory() -> Lines:

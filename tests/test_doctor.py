@@ -58,7 +58,7 @@ def test_a_probe_that_raises_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_tables_are_complete() -> None:
     assert set(doctor.EXTRAS) == set(PROJECT["optional-dependencies"])
     sources = [file.read_text() for file in Path(lmfn_kernels.__file__).parent.glob("*/op.py")]
-    assert set(doctor.OPS) == set(re.findall(r'backend\.choose\(.*"(\w+)"\)', "".join(sources)))
+    assert set(doctor.OPS) == set(re.findall(r'\bchoose\(.*"(\w+)"\)', "".join(sources)))
 
 
 def test_requirements_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,9 +118,26 @@ def test_a_gpu_needs_a_compiler_and_no_interpreter(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert not any(finding.fault for finding in probe("Triton").values()), "a CPU compiles no kernels"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     found = probe("Triton")
     assert "install gcc" in found["C compiler"].fault
     assert "unset TRITON_INTERPRET" in found["interpreter"].fault
+
+
+def test_an_assembler_that_miscompiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmfn_kernels.runtime import assembler
+
+    found = probe("Triton")
+    assert re.match(r"1\d\.\d+", found["ptxas for sm_100"].value)
+    monkeypatch.setattr(assembler, "newer", lambda: None)
+    monkeypatch.setattr(assembler, "is_sound", lambda _tool, arch: arch != 90)
+    assert not any(finding.fault for finding in probe("Triton").values()), "there is no such GPU here"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: [(9, 0), (12, 0)][i])
+    found = probe("Triton")
+    assert "TRITON_PTXAS_PATH" in found["ptxas for sm_90"].fault
+    assert not found["ptxas for sm_120"].fault
 
 
 def test_a_backend_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

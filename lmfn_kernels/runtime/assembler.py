@@ -39,7 +39,7 @@ def options(target: GPUTarget) -> dict[str, int]:
     from triton.backends.nvidia.compiler import get_ptxas
 
     usual = get_ptxas(90)
-    if _release(usual) >= SOUND:
+    if is_sound(usual, target.arch):
         return {}
     if newer() is None:
         warnings.warn(
@@ -52,6 +52,19 @@ def options(target: GPUTarget) -> dict[str, int]:
         return {}
     _use_newer()
     return {"ptx_version": PTX_VERSION}
+
+
+def assembler(arch: int) -> Any:
+    """Triton's ptxas, with `path` and `version`, that assembles these kernels for an NVIDIA GPU, e.g. 90 for sm_90."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    usual = get_ptxas(arch)
+    return usual if is_sound(usual, arch) else newer() or usual
+
+
+def is_sound(tool: Any, arch: int) -> bool:
+    """Whether what that ptxas makes of these kernels for that GPU is right."""
+    return arch != 90 or _release(tool) >= SOUND
 
 
 def newer() -> Any | None:
