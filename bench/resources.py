@@ -1,7 +1,8 @@
 """What every shipped kernel needs on every target, compiled without a GPU: `python -m bench resources`.
 
 The ops are called as ever, on small CPU tensors, with a compiler in place of the launch. So the table holds what a
-launch would compile, argument specialisation included, and cannot fall behind the launchers.
+launch would compile, argument specialisation included, and cannot fall behind the launchers. A kernel for sm_90 has two
+rows, one for each ptxas that Triton brings: which assembles it depends on the driver (`runtime/assembler.py`).
 """
 
 import re
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -19,12 +21,14 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from bench.descriptors import scan
 from lmfn_kernels.acfm import op as acfm
 from lmfn_kernels.alfm import op as alfm
 from lmfn_kernels.conv import op as convolution
 from lmfn_kernels.mshf import op as mshf
 from lmfn_kernels.rfdb import op as rfdb
 from lmfn_kernels.runtime import configs, launch
+from lmfn_kernels.runtime.assembler import assembler
 from lmfn_kernels.runtime.registration import Op
 from lmfn_kernels.runtime.schema import to_arguments, to_tensors
 from lmfn_kernels.upsample import op as upsample
@@ -32,19 +36,30 @@ from lmfn_kernels.weights import Conv
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_86": GPUTarget("cuda", 86, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+SHARED = {
+    "sm_80": 166_912,
+    "sm_86": 101_376,
+    "sm_89": 101_376,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "sm_120": 101_376,
+    "gfx942": 65_536,
+}
 """Bytes of shared memory that one program can have on each target."""
 MATRIX = {
-    "sm_80": r"\bHMMA\.",
     "sm_90": r"\b(?:HGMMA|HMMA)\.",
     "sm_100": r"\b(?:UTC\w*MMA|HMMA)\b",
     "gfx942": r"v_mfma_",
 }
+"""Matrix instructions, on the other targets HMMA alone."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,8 @@ class Compiled:
     dtype: str
     kernel: str
     """Name, with what sets this variant apart."""
+    ptxas: str
+    """The version that assembled it; LLVM does on AMD."""
     tile: str
     warps: int
     registers: int
@@ -69,6 +86,8 @@ class Compiled:
     """Whether the kernel has matrix products."""
     wide: bool
     """Whether one has 64 rows or more of 16 bits, so that sm_90 must use HGMMA."""
+    descriptors: tuple[str, ...] = ()
+    """What is wrong with wgmma's descriptors (`bench/descriptors.py`)."""
 
     def faults(self) -> list[str]:
         """What does not hold."""
@@ -80,7 +99,7 @@ class Compiled:
             "no matrix instruction": self.products and self.matrix == 0,
             "no HGMMA": self.target == "sm_90" and self.wide and self.hgmma == 0,
         }
-        return [fault for fault, holds in found.items() if holds]
+        return [fault for fault, holds in found.items() if holds] + list(self.descriptors)
 
 
 class _Compiler:
@@ -176,29 +195,29 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
         stack.enter_context(mock.patch.object(launch, "launcher", compiler.launch))
         _calls(DTYPES[dtype])
         for kernel, made, arguments in compiler.compiled.values():
-            yield _row(target, dtype, kernel, made, arguments)
+            yield from _rows(target, dtype, kernel, made, arguments)
 
 
-def _row(target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any]) -> Compiled:
-    source = kernel.src
-    numbers = _nvidia(made) if target != "gfx942" else _amd(made)
-    instructions = numbers.pop("instructions")
+def _rows(target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any]) -> Iterator[Compiled]:
     name = kernel.__name__.removesuffix("_kernel")
-    products = "tl.dot" in source
+    products = "tl.dot" in kernel.src
     rows = a["BLOCK_K"] if name == "weight_gradient" else a.get("BLOCK_H", 0) * a.get("BLOCK_W", 1)
-    return Compiled(
-        target=target,
-        dtype=dtype,
-        kernel=f"{name}{_variant(a)}",
-        tile=f"{a.get('BLOCK_H', 1)}x{a.get('BLOCK_W', 1)}",
-        warps=a["num_warps"],
-        shared=made.metadata.shared,
-        matrix=len(re.findall(MATRIX[target], instructions)),
-        hgmma=len(re.findall(r"\bHGMMA\.", instructions)),
-        products=products,
-        wide=products and rows >= 64 and DTYPES[dtype].itemsize == 2,
-        **numbers,
-    )
+    for ptxas, code, numbers in _nvidia(made) if target != "gfx942" else _amd(made):
+        yield Compiled(
+            target=target,
+            dtype=dtype,
+            kernel=f"{name}{_variant(a)}",
+            ptxas=ptxas,
+            tile=f"{a.get('BLOCK_H', 1)}x{a.get('BLOCK_W', 1)}",
+            warps=a["num_warps"],
+            shared=made.metadata.shared,
+            matrix=len(re.findall(MATRIX.get(target, r"\bHMMA\."), code)),
+            hgmma=len(re.findall(r"\bHGMMA\.", code)),
+            products=products,
+            wide=products and rows >= 64 and DTYPES[dtype].itemsize == 2,
+            descriptors=tuple(scan(code)[1]) if target == "sm_90" else (),
+            **numbers,
+        )
 
 
 def _variant(a: dict[str, Any]) -> str:
@@ -211,32 +230,52 @@ def _variant(a: dict[str, Any]) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _nvidia(made: Any) -> dict[str, Any]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        usage = _output(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
-        assembly = _output(knobs.nvidia.nvdisasm.path, "-c", file.name)
-    found = dict(re.findall(r"(REG|STACK):(\d+)", usage))
-    return {
-        "registers": int(found["REG"]),
-        "stack": int(found["STACK"]),
-        "local": len(re.findall(r"\b(?:LDL|STL)\b", assembly)),
-        "instructions": assembly,
-    }
+def _nvidia(made: Any) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """By version of ptxas: machine code, and numbers of it."""
+    arch = made.metadata.target.arch
+    usual = assembler(arch)
+    with tempfile.TemporaryDirectory() as folder:
+        ptx, cubin = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        for tool in (knobs.nvidia.ptxas, knobs.nvidia.ptxas_blackwell):
+            if tool == usual:
+                cubin.write_bytes(made.asm["cubin"])
+            elif arch == 90:
+                # What Triton made for the newer one says so, and the older one would refuse it.
+                ptx.write_text(re.sub(r"\.version \d\.\d", ".version 8.7", made.asm["ptx"]))
+                _output(tool.path, "--gpu-name=sm_90a", str(ptx), "-o", str(cubin))
+            else:
+                continue
+            usage = _output(knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin))
+            code = _output(knobs.nvidia.nvdisasm.path, "-c", str(cubin))
+            found = dict(re.findall(r"(REG|STACK):(\d+)", usage))
+            # For sm_120, ptxas has TMA call a function with 8 bytes of arguments where an address is of another program
+            # of the cluster, of which there is none.
+            calls = len(re.findall(r"\bSTL\.64 \[R1\], RZ", code)) if arch == 120 else 0
+            yield (
+                tool.version,
+                code,
+                {
+                    "registers": int(found["REG"]),
+                    "stack": int(found["STACK"]) - (8 if calls else 0),
+                    "local": len(re.findall(r"\b(?:LDL|STL)\b", code)) - calls,
+                },
+            )
 
 
-def _amd(made: Any) -> dict[str, Any]:
-    assembly = made.asm["amdgcn"]
+def _amd(made: Any) -> Iterator[tuple[str, str, dict[str, int]]]:
+    code = made.asm["amdgcn"]
     found = dict(
-        re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count|private_segment_fixed_size):\s+(\d+)", assembly)
+        re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count|private_segment_fixed_size):\s+(\d+)", code)
     )
-    return {
-        "registers": int(found["vgpr_count"]),
-        "stack": int(found["private_segment_fixed_size"]),
-        "local": int(found["vgpr_spill_count"]),
-        "instructions": assembly,
-    }
+    yield (
+        "",
+        code,
+        {
+            "registers": int(found["vgpr_count"]),
+            "stack": int(found["private_segment_fixed_size"]),
+            "local": int(found["vgpr_spill_count"]),
+        },
+    )
 
 
 def _output(*command: str) -> str:
@@ -246,7 +285,7 @@ def _output(*command: str) -> str:
 def table(targets: list[str], dtypes: list[str]) -> int:
     """Print the rows, and as the last line a summary. Gives the number of rows with a fault."""
     print(f"triton {triton.__version__}")
-    print(f"{'target':7} {'dtype':8} {'tile':5} warps  regs stack local  shared matrix hgmma  kernel")
+    print(f"{'target':7} {'dtype':8} {'ptxas':5} {'tile':5} warps  regs stack local  shared matrix hgmma  kernel")
     rows = []
     for target in targets:
         for dtype in dtypes:
@@ -254,8 +293,8 @@ def table(targets: list[str], dtypes: list[str]) -> int:
                 rows.append(row)
                 faults = "; ".join(row.faults())
                 print(
-                    f"{row.target:7} {row.dtype:8} {row.tile:5} {row.warps:5} {row.registers:5} {row.stack:5} "
-                    f"{row.local:5} {row.shared:7} {row.matrix:6} {row.hgmma:5}  {row.kernel}"
+                    f"{row.target:7} {row.dtype:8} {row.ptxas:5} {row.tile:5} {row.warps:5} {row.registers:5} "
+                    f"{row.stack:5} {row.local:5} {row.shared:7} {row.matrix:6} {row.hgmma:5}  {row.kernel}"
                     + (f"  FAULT: {faults}" if faults else ""),
                     flush=True,
                 )
