@@ -10,6 +10,8 @@ from lmfn_kernels.runtime.kernels import (
     leaky_gradient,
     load_bias,
     load_pixels,
+    load_rows,
+    load_tile,
     load_weight,
     pixel_tile,
     store_pixels,
@@ -19,64 +21,49 @@ from lmfn_kernels.upsample.kernels import upsampled
 
 @triton.jit
 def fuse_kernel(
-    t_x,
-    t_d1,
-    t_d2,
-    t_d3,
-    t_last,
-    p_last_bias,
-    t_fuse1,
-    t_fuse2,
-    t_fuse3,
-    t_fuse4,
-    p_fuse_bias,
-    t_squeeze,
-    p_squeeze_bias,
-    t_d4,
-    t_y,
-    t_a,
-    H,
-    W,
-    C,
-    D,
-    F,
-    SLOPE: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_F: tl.constexpr,
+    t_x, p_d1, p_d2, p_d3, p_d4, t_last, p_last_bias, p_fuse, p_fuse_bias, p_squeeze, p_squeeze_bias, t_d4, t_y, t_a,
+    H, W, C, D, F,
+    PITCH_C: tl.constexpr, PITCH_D: tl.constexpr, PITCH_F: tl.constexpr,
+    SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
     STAGES: tl.constexpr,
-):
+):  # fmt: skip
     """d4 = leaky(conv3x3(x)), y = conv1x1 of the four, a = conv1x1(y). d4 is written only where `t_d4` is given.
 
     y and d4 are rounded to the images' type before they are used, so that backward, which reads them, sees the same.
-    Without `t_x` d4 is read, and without `t_a` there is no a: backward makes y again so.
+    Without `t_x` d4 is read from `p_d4`, and without `t_a` there is no a: backward makes y again so.
     """
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
-    if t_x is None:
-        b_d = load_pixels(t_d4, i_b, o_h, o_w, 0)
-    else:
-        b_d = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_D], ACC)
+    if t_x is not None:
+        b_d4 = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_D], ACC)
         for i_tap in tl.range(0, 9, num_stages=STAGES):
             b_x = load_pixels(t_x, i_b, o_h + i_tap // 3 - 1, o_w + i_tap % 3 - 1, 0)
-            b_d = tl.dot(b_x, load_weight(t_last, i_tap, 0, 0), b_d, input_precision=PRECISION, out_dtype=ACC)
-        b_d = leaky(b_d + load_bias(p_last_bias, 0, D, BLOCK_D, ACC), SLOPE).to(t_y.dtype)
-        if t_d4 is not None:
-            store_pixels(t_d4, i_b, o_h, o_w, 0, b_d)
-    b_y = tl.dot(b_d, load_weight(t_fuse4, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
-    b_d1 = load_pixels(t_d1, i_b, o_h, o_w, 0)
-    b_y = tl.dot(b_d1, load_weight(t_fuse1, 0, 0, 0), b_y, input_precision=PRECISION, out_dtype=ACC)
-    b_d2 = load_pixels(t_d2, i_b, o_h, o_w, 0)
-    b_y = tl.dot(b_d2, load_weight(t_fuse2, 0, 0, 0), b_y, input_precision=PRECISION, out_dtype=ACC)
-    b_d3 = load_pixels(t_d3, i_b, o_h, o_w, 0)
-    b_y = tl.dot(b_d3, load_weight(t_fuse3, 0, 0, 0), b_y, input_precision=PRECISION, out_dtype=ACC)
-    b_y16 = (b_y + load_bias(p_fuse_bias, 0, C, BLOCK_C, ACC)).to(t_y.dtype)
-    store_pixels(t_y, i_b, o_h, o_w, 0, b_y16)
+            b_d4 = tl.dot(b_x, load_weight(t_last, i_tap, 0, 0), b_d4, input_precision=PRECISION, out_dtype=ACC)
+    # All that is left to load is asked for at once, and waited for once.
+    b_d1 = load_tile(p_d1, i_b, o_h, o_w, H, W, D, PITCH_D, BLOCK_H, BLOCK_W, BLOCK_D)
+    b_d2 = load_tile(p_d2, i_b, o_h, o_w, H, W, D, PITCH_D, BLOCK_H, BLOCK_W, BLOCK_D)
+    b_d3 = load_tile(p_d3, i_b, o_h, o_w, H, W, D, PITCH_D, BLOCK_H, BLOCK_W, BLOCK_D)
+    b_w1 = load_rows(p_fuse, D, PITCH_C, BLOCK_D, BLOCK_C)
+    b_w2 = load_rows(p_fuse + D * PITCH_C, D, PITCH_C, BLOCK_D, BLOCK_C)
+    b_w3 = load_rows(p_fuse + 2 * D * PITCH_C, D, PITCH_C, BLOCK_D, BLOCK_C)
+    b_w4 = load_rows(p_fuse + 3 * D * PITCH_C, D, PITCH_C, BLOCK_D, BLOCK_C)
     if t_a is not None:
-        b_a = tl.dot(b_y16, load_weight(t_squeeze, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        b_squeeze = load_rows(p_squeeze, C, PITCH_F, BLOCK_C, BLOCK_F)
+    if t_x is None:
+        b_d4 = load_tile(p_d4, i_b, o_h, o_w, H, W, D, PITCH_D, BLOCK_H, BLOCK_W, BLOCK_D)
+    else:
+        b_d4 = leaky(b_d4 + load_bias(p_last_bias, 0, D, BLOCK_D, ACC), SLOPE).to(t_y.dtype)
+        if t_d4 is not None:
+            store_pixels(t_d4, i_b, o_h, o_w, 0, b_d4)
+    b_y = tl.dot(b_d4, b_w4, input_precision=PRECISION, out_dtype=ACC)
+    b_y = tl.dot(b_d1, b_w1, b_y, input_precision=PRECISION, out_dtype=ACC)
+    b_y = tl.dot(b_d2, b_w2, b_y, input_precision=PRECISION, out_dtype=ACC)
+    b_y = tl.dot(b_d3, b_w3, b_y, input_precision=PRECISION, out_dtype=ACC)
+    b_y += load_bias(p_fuse_bias, 0, C, BLOCK_C, ACC)
+    b_y = tl.where((tl.arange(0, BLOCK_C) < C)[None, :], b_y, 0.0).to(t_y.dtype)
+    store_pixels(t_y, i_b, o_h, o_w, 0, b_y)
+    if t_a is not None:
+        b_a = tl.dot(b_y, b_squeeze, input_precision=PRECISION, out_dtype=ACC)
         store_pixels(t_a, i_b, o_h, o_w, 0, b_a + load_bias(p_squeeze_bias, 0, F, BLOCK_F, ACC))
 
 

@@ -16,6 +16,7 @@ from lmfn_kernels.runtime.launch import (
     Plan,
     Tiling,
     accumulator,
+    as_made,
     block,
     cdiv,
     empty,
@@ -26,6 +27,7 @@ from lmfn_kernels.runtime.launch import (
     total,
     unmasked,
 )
+from lmfn_kernels.runtime.layout import pitch
 from lmfn_kernels.upsample.triton_backend import (
     named_strides,
     strides,
@@ -64,27 +66,30 @@ def fuse(
     b, _, h, w = x.shape
     a = empty(x, b, squeeze.weight.shape[0], h, w)
     d4 = empty(x, b, last.weight.shape[0], h, w) if save else None
-    y = _fuse((x, *last), (*d, d4), *fuse, (a, *squeeze), slope)
+    y = _fuse((x, *last), d, d4, *fuse, (a, *squeeze), slope)
     return y, a, d4
 
 
 def fused(d: Sequence[Tensor], fuse: Conv) -> Tensor:
-    return _fuse(None, d, *fuse, None, 1.0)
+    return _fuse(None, d, None, *fuse, None, 1.0)
 
 
 def _fuse(
     first: tuple[Tensor, Tensor, Tensor] | None,
-    maps: Sequence[Tensor | None],
+    maps: Sequence[Tensor],
+    d4: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     after: tuple[Tensor, Tensor, Tensor] | None,
     slope: float,
 ) -> Tensor:
-    """y. `first`: x and the convolution that d4, the last of `maps`, is made by; `after`: a and that which it is."""
+    """y of four `maps`, or of three and d4, which is made, and written if it is given.
+
+    `first`: x and the convolution that makes d4; `after`: a and the convolution that makes it.
+    """
     x, last, last_bias = first or (None, None, None)
     a, squeeze, squeeze_bias = after or (None, None, None)
     d1, ch = maps[0], weight.shape[0]
-    assert d1 is not None
     y = empty(d1, d1.shape[0], ch, *d1.shape[2:])
     key = tiling("fuse", d1), 1 if x is None else x.shape[1], ch, 1 if a is None else a.shape[1], slope
     run(
@@ -92,13 +97,14 @@ def _fuse(
         _fuse_plan,
         key,
         t_x=x,
-        **{f"t_d{j}": d for j, d in enumerate(maps, 1)},
+        **{f"p_d{j}": as_made(d) for j, d in enumerate(maps, 1)},
         t_last=None if last is None else matrix(last),
         p_last_bias=last_bias,
-        **{f"t_fuse{j}": matrix(part) for j, part in enumerate(weight.chunk(4, dim=1), 1)},
+        p_fuse=matrix(weight),
         p_fuse_bias=bias,
-        t_squeeze=None if squeeze is None else matrix(squeeze),
+        p_squeeze=None if squeeze is None else matrix(squeeze),
         p_squeeze_bias=squeeze_bias,
+        t_d4=d4,
         t_y=y,
         t_a=a,
     )
@@ -116,16 +122,17 @@ def _fuse_plan(t: Tiling, k: int, c: int, f: int, slope: float) -> Plan:
         t.config.warps,
         {
             "t_x": t.pixels(block_k),
-            **{f"t_d{j}": t.pixels(block_d) for j in (1, 2, 3, 4)},
             "t_last": (1, block_k, block_d),
-            **{f"t_fuse{j}": (1, block_d, block_c) for j in (1, 2, 3, 4)},
-            "t_squeeze": (1, block_c, block_f),
+            "t_d4": t.pixels(block_d),
             "t_y": t.pixels(block_c),
             "t_a": t.pixels(block_f),
         },
         C=c,
         D=d,
         F=f,
+        PITCH_C=pitch(c, t.dtype),
+        PITCH_D=pitch(d, t.dtype),
+        PITCH_F=pitch(f, t.dtype),
         SLOPE=slope,
         BLOCK_C=block_c,
         BLOCK_D=block_d,

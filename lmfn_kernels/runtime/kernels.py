@@ -42,6 +42,38 @@ def load_weight(t_w, i_tap, o_k, o_n):
 
 
 @triton.jit
+def load_tile(
+    p_x, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """What `load_pixels` gives, by addresses: of an image that lies as `launch.empty` makes one, pixels PITCH apart.
+
+    Outside a loop Triton waits for a descriptor's load where it stands; all of these are on their way at once.
+    """
+    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
+    o_c = tl.arange(0, BLOCK_C)
+    m_x = ((o_h + o_p // BLOCK_W < H) & (o_w + o_p % BLOCK_W < W))[:, None]
+    if PITCH < BLOCK_C:
+        m_x = m_x & (o_c < PITCH)[None, :]
+    p_first = p_x + ((i_b * H + o_h).to(tl.int64) * W + o_w) * PITCH
+    o_x = (o_p // BLOCK_W * W + o_p % BLOCK_W) * PITCH
+    b_x = tl.load(p_first + o_x[:, None] + o_c[None, :], mask=m_x, other=0.0)
+    # Only here, since a load of 16 bytes has one mask.
+    return tl.where((o_c < C)[None, :], b_x, 0.0)
+
+
+@triton.jit
+def load_rows(p_w, K, PITCH: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr):
+    """K rows PITCH apart, as `launch.matrix` lays them, and zeros. Beyond a row's last column there may be anything."""
+    o_k = tl.arange(0, BLOCK_K)
+    o_n = tl.arange(0, BLOCK_N)
+    m_w = (o_k < K)[:, None]
+    if PITCH < BLOCK_N:
+        m_w = m_w & (o_n < PITCH)[None, :]
+    return tl.load(p_w + o_k[:, None] * PITCH + o_n[None, :], mask=m_w, other=0.0)
+
+
+@triton.jit
 def load_bias(p_bias, o_n, N, BLOCK: tl.constexpr, ACC: tl.constexpr):
     o_c = o_n + tl.arange(0, BLOCK)
     return tl.load(p_bias + o_c, mask=o_c < N, other=0.0).to(ACC)[None, :]
