@@ -32,6 +32,7 @@ def test_a_fault_is_found() -> None:
         "target": "sm_90",
         "dtype": "bfloat16",
         "kernel": "k",
+        "ptxas": "12.9",
         "tile": "8x16",
         "warps": 4,
         "registers": 200,
@@ -39,5 +40,5 @@ def test_a_fault_is_found() -> None:
     }
     fine |= {"local": 0, "shared": 100_000, "matrix": 8, "hgmma": 8, "products": True, "wide": True}
     assert Compiled(**fine).faults() == []  # type: ignore[arg-type]
-    for field, value in (("stack", 8), ("local", 1), ("shared", 240_000), ("matrix", 0), ("hgmma", 0)):
+    for field, value in (("stack", 8), ("local", 1), ("shared", 240_000), ("matrix", 0), ("hgmma", 0), ("descriptors", ("wrong",))):
         assert Compiled(**(fine | {field: value})).faults(), field  # type: ignore[arg-type]

@@ -9,10 +9,10 @@ mypy = pytest.importorskip("mypy.api")
 KERNELS = Path(__file__).parents[2] / "lmfn_kernels"
 CHANGES = {
     "none": ("", ""),
-    "type": ("def gram(maps: Sequence[Tensor], by_layer: bool)", "def gram(maps: Sequence[Tensor], by_layer: str)"),
-    "argument": ("def gram(maps: Sequence[Tensor], by_layer: bool)", "def gram(maps: Sequence[Tensor])"),
+    "type": ("by_layer: bool, grid: Grid) -> Tensor:", "by_layer: str, grid: Grid) -> Tensor:"),
+    "argument": ("by_layer: bool, grid: Grid) -> Tensor:", "by_layer: bool) -> Tensor:"),
     "keyword": ("    slope: float = 1.0,", "    negative: float = 1.0,"),
-    "result": ("maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:", "maps: Sequence[Tensor]) -> list[Tensor]:"),
+    "result": ("grid: Grid) -> tuple[Tensor, Tensor]:", "grid: Grid) -> list[Tensor]:"),
     "function": ("def products(", "def multiply("),
 }
 
