@@ -20,7 +20,7 @@ from lmfn_kernels.alfm import attention_matrix as algebra
 from lmfn_kernels.alfm import reference
 from lmfn_kernels.alfm.backend import ALFMBackend, implementation
 from lmfn_kernels.alfm.windows import Grid, window_sums, window_sums_backward
-from lmfn_kernels.runtime import checks
+from lmfn_kernels.runtime import checks, configs
 from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
@@ -218,11 +218,18 @@ def block_side(maps: Sequence[Tensor], window: int | None) -> int:
     return 0 if max(maps[0].shape[2:]) <= window else window // 2
 
 
+def holds_windows(x: Tensor) -> bool:
+    """Whether the kernels of windows compile without spills: in float32, only for GPUs with descriptors in hardware."""
+    return x.dtype != torch.float32 or not x.is_cuda or configs.describe(x.device)[1] >= 200_000
+
+
 def unsupported_reason(maps: Sequence[Tensor], side: int) -> str | None:
     """Why the kernels cannot take these maps, if so."""
     n, size = len(maps), len(maps) * maps[0].shape[1]
     if side % TILE:
         return f"its windows of {2 * side} pixels are no multiple of {2 * TILE}, and kernels work on whole tiles"
+    if side and not holds_windows(maps[0]):
+        return "this GPU has too few registers for windows in float32"
     if n <= MOST_MAPS and size <= MOST_CHANNELS:
         return None
     return f"it has {n} maps of {size} channels together, and the kernels take {MOST_MAPS} maps of {MOST_CHANNELS}"
