@@ -219,8 +219,8 @@ def block_side(maps: Sequence[Tensor], window: int | None) -> int:
 
 
 def holds_windows(x: Tensor) -> bool:
-    """Whether the kernels of windows compile without spills: in float32, only for GPUs with descriptors in hardware."""
-    return x.dtype != torch.float32 or not x.is_cuda or configs.describe(x.device)[1] >= 200_000
+    """Whether the kernels of windows compile without spills: on GPUs that have descriptors in hardware."""
+    return not x.is_cuda or configs.describe(x.device)[1] >= 200_000
 
 
 def unsupported_reason(maps: Sequence[Tensor], side: int) -> str | None:
@@ -229,7 +229,7 @@ def unsupported_reason(maps: Sequence[Tensor], side: int) -> str | None:
     if side % TILE:
         return f"its windows of {2 * side} pixels are no multiple of {2 * TILE}, and kernels work on whole tiles"
     if side and not holds_windows(maps[0]):
-        return "this GPU has too few registers for windows in float32"
+        return "its windows spill registers on this GPU; the kernels need sm_90 or newer"
     if n <= MOST_MAPS and size <= MOST_CHANNELS:
         return None
     return f"it has {n} maps of {size} channels together, and the kernels take {MOST_MAPS} maps of {MOST_CHANNELS}"

@@ -156,7 +156,7 @@ def _mix(
     """`n` channels of an output, `channels` of a map, `of_g` of the gradient."""
     block_k, block_g, block_n = _block(channels), _block(of_g or 1), _block(n)
     if grid.blocks > 1:
-        block_n = min(32, block_n)  # a window's sums and those of all windows: of 64 outputs they spill on sm_80
+        block_n = min(32, block_n)  # there are two sums, a window's and that of all: 64 outputs take many registers
     blocks: dict[str, Block] = {"t_g": t.pixels(block_g), "t_by": t.pixels(block_g)}
     blocks |= {f"t_x{j}": t.pixels(block_k) for j in MAPS} | {f"t_out{j}": t.pixels(block_n) for j in MAPS}
     blocks |= {"t_wg": (1, block_g, block_n), "t_w": (1, block_k, block_n)}
