@@ -207,7 +207,7 @@ def _rows(target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any]) ->
     versions = list(_nvidia(made) if target != "gfx942" else _amd(made))
     findings = [tuple(scan(code)[1]) if target == "sm_90" else () for _, code, _ in versions]
     if len(versions) > 1 and all(findings):
-        # Both versions compute a constant in a way that the scan cannot follow, as in float32's `gram`: not miscompiled.
+        # Both compute a constant in a way that the scan cannot follow, as in float32's `gram`: it is not miscompiled.
         findings = [()] * len(versions)
     for (ptxas, code, numbers), found in zip(versions, findings, strict=True):
         yield Compiled(
