@@ -13,13 +13,13 @@ from bench.resources import Compiled
 @pytest.mark.timeout(1300)
 @pytest.mark.parametrize(
     ("target", "dtype"),
-    [(target, dtype) for target in ("sm_80", "sm_90", "sm_100", "gfx942") for dtype in ("bfloat16", "float32")]
-    + [("sm_90", "float16")],
+    [(target, "bfloat16") for target in ("sm_80", "sm_90", "sm_100", "gfx942")]
+    + [("sm_80", "float32"), ("gfx942", "float32")],
 )
 def test_no_fault(target: str, dtype: str) -> None:
     """In a process of its own: this one may have Triton in its interpreter, or an LLVM assertion may end it.
 
-    float16 differs from bfloat16 in instructions, not in sizes: one target stands for all.
+    float32 takes the most registers on the targets that have the fewest; `python -m bench resources` has all of it.
     """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
