@@ -93,6 +93,8 @@ class RunFolder:
         atomic.write(owner, str(os.getpid()).encode())
         held = contextlib.ExitStack()
         held.callback(lock.release)
+        for path in (self.path / ".lock", owner):
+            held.callback(path.unlink, missing_ok=True)
         return held
 
     @property
