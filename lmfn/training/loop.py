@@ -57,20 +57,21 @@ def train(settings: Settings) -> int:
     )
 
     run = RunFolder(settings.runs / settings.name)
-    lock: contextlib.AbstractContextManager[object] = run.lock() if is_main else contextlib.nullcontext()
-    at = run.load(model, ema, adam, scaler) if settings.resume == "auto" and run.states else Progress()
-    batches = Batches(settings, data, device, at.step, accelerator.process_index, accelerator.num_processes)
-    accelerator.wait_for_everyone()  # all have read the state before one writes
-    if is_main:
-        run.begin(settings, at.step)
-        log = Log(run, settings, at, device, accelerator.num_processes)
-
-    network, optimizer = accelerator.prepare(torch.compile(model) if settings.compile else model, adam)
-    add_gradients = gradient_function(settings, accelerator, network)
-    done, skipped_in_a_row, began = at.fraction_of(settings), 0, time.perf_counter() - at.seconds
-    with lock, contextlib.closing(batches), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         if is_main:
+            stack.enter_context(run.lock())
+        at = run.load(model, ema, adam, scaler) if settings.resume == "auto" and run.states else Progress()
+        batches = Batches(settings, data, device, at.step, accelerator.process_index, accelerator.num_processes)
+        stack.enter_context(contextlib.closing(batches))
+        accelerator.wait_for_everyone()  # all have read the state before one writes
+        if is_main:
+            run.begin(settings, at.step)
+            log = Log(run, settings, at, device, accelerator.num_processes)
             stack.callback(log.bar.close)  # so that an error stands on a line of its own
+
+        network, optimizer = accelerator.prepare(torch.compile(model) if settings.compile else model, adam)
+        add_gradients = gradient_function(settings, accelerator, network)
+        done, skipped_in_a_row, began = at.fraction_of(settings), 0, time.perf_counter() - at.seconds
         upcoming = next(batches, None)
         while upcoming is not None and done < 1:
             rate = learning_rate(settings, at.step, done)

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
@@ -75,14 +75,15 @@ class RunFolder:
         self.path = path
         self.metrics = path / "metrics.jsonl"
 
-    def lock(self) -> contextlib.AbstractContextManager[Any]:
-        """Keep other processes from training in this folder until the context or this process ends.
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; one that nothing was written to is gone afterwards.
 
-        Raises ValueError where another one does, naming it.
+        Raises ValueError where another process does, naming it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         owner = self.path / ".lock-owner"
-        lock: Any = filelock.FileLock(self.path / ".lock", timeout=0)
+        lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
         except filelock.Timeout as error:
@@ -90,12 +91,15 @@ class RunFolder:
             raise ValueError(
                 f"process {process} trains in {self.path}: wait for it, stop it, or choose another --name"
             ) from error
-        atomic.write(owner, str(os.getpid()).encode())
-        held = contextlib.ExitStack()
-        held.callback(lock.release)
-        for path in (self.path / ".lock", owner):
-            held.callback(path.unlink, missing_ok=True)
-        return held
+        try:
+            atomic.write(owner, str(os.getpid()).encode())
+            yield
+        finally:
+            for path in (owner, self.path / ".lock"):
+                path.unlink(missing_ok=True)
+            lock.release()
+            with contextlib.suppress(OSError):  # it holds something, then
+                self.path.rmdir()
 
     @property
     def states(self) -> list[Path]:

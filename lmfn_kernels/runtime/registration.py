@@ -168,8 +168,9 @@ def _autocasts(x: Tensor) -> bool:
 def _register(name: str, arguments: Mapping[str, str], function: Callable[..., list[Tensor]]) -> Callable[..., Any]:
     schema = ", ".join(f"{kind} {argument}" for argument, kind in {"backend": "str", **arguments}.items())
     _library.define(f"{name}({schema}) -> Tensor[]", tags=(torch.Tag.needs_exact_strides,))
-    # Its gradients are the autograd function's: an exported program must not record the operations in it.
+    # Its gradients are the autograd function's: an exported program must not record the operations in it, nor the op.
     _library.impl(name, torch.no_grad()(function), "CompositeExplicitAutograd")
+    _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"lmfn::{name}", function, lib=_library)
     registered: Callable[..., Any] = getattr(torch.ops.lmfn, name)
     return registered

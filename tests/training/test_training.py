@@ -18,7 +18,7 @@ from torch import Tensor
 
 import lmfn.training.batches
 from lmfn import LMFN, images
-from lmfn.data import TrainingSet
+from lmfn.data import Source, TrainingSet
 from lmfn.network import checkpoint
 from lmfn.training import loop as script
 from lmfn.training.batches import StepBatches
@@ -517,15 +517,15 @@ def test_the_help_names_the_settings_file(capsys: pytest.CaptureFixture[str]) ->
     assert "--config" in capsys.readouterr().out
 
 
-def test_sources_by_path_weight_and_two_folders(settings: Settings, tmp_path: Path) -> None:
+def test_sources_by_path_weight_and_two_folders(tmp_path: Path) -> None:
     odd = tmp_path / "a,b=3"
     odd.mkdir()
-    source = settings.source("pairs", str(odd))
+    source = Source.parse("pairs", str(odd))
     assert (source.path, source.sharp, source.weight) == (str(odd), None, 1.0)
-    source = settings.source("pairs", "x/blurred,x/sharp=0.5")
+    source = Source.parse("pairs", "x/blurred,x/sharp=0.5")
     assert (source.path, source.sharp, source.weight) == ("x/blurred", "x/sharp", 0.5)
     with pytest.raises(ValueError, match="'two' is no weight"):
-        settings.source("photos", "x=two")
+        Source.parse("photos", "x=two")
 
 
 @pytest.mark.parametrize(
