@@ -299,11 +299,12 @@ class Doctor:
 
     json: bool = False
     """Print a JSON object instead."""
+    weights: Annotated[str | None, arg(aliases=["-w"], help=f"Look into this network, too: {WEIGHTS}")] = None
 
     def run(self) -> bool:
         from lmfn.doctor import examine
 
-        report = examine()
+        report = examine(self.weights)
         print(report.json() if self.json else report.text())
         return report.ok
 

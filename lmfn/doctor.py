@@ -19,7 +19,8 @@ import tempfile
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ import lmfn
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
+
+    from lmfn.network.activity import Activity
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +111,11 @@ Lines = Iterator[tuple[str, str] | tuple[str, str, str]]
 """Name, value and, where something is wrong, the fault."""
 
 
-def examine() -> Report:
-    """Look at this machine and this installation. Never raises: a probe that fails is a fault of the report."""
-    return Report(tuple(finding for section, probe in PROBES.items() for finding in _guarded(section, probe)))
+def examine(weights: str | None = None) -> Report:
+    """Look at this machine and this installation, and at the network of these weights (a name as `LMFN.from_pretrained`
+    takes it). Never raises: a probe that fails is a fault of the report."""
+    probes = PROBES | ({"network": partial(_network, weights)} if weights is not None else {})
+    return Report(tuple(finding for section, probe in probes.items() for finding in _guarded(section, probe)))
 
 
 def _guarded(section: str, probe: Callable[[], Lines]) -> Iterator[Finding]:
@@ -329,6 +334,36 @@ def _ops() -> Lines:
                 yield name, "wrong", f"{fault}; use another device, or LMFN_BACKEND=torch, and report this"
             else:
                 yield name, "forward and backward within rounding of float64"
+
+
+def _network(name: str) -> Lines:
+    """What these weights are, and how many hidden units do something."""
+    import torch
+
+    from lmfn import LMFN, LMFNConfig, weights
+    from lmfn.network.activity import Activity, sample_picture, summarise, unit_activity
+    from lmfn.network.checkpoint import find_weights
+
+    model = LMFN.from_pretrained(name).eval()
+    file = find_weights(name)
+    yield "file", f"{_short(file)}, SHA-256 {weights.sha256(file)[:16]}..."
+    config, usual = asdict(model.config), asdict(LMFNConfig())
+    yield "config", ", ".join(f"{key}={value}" for key, value in config.items() if value != usual[key]) or "the usual"
+    yield "parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"
+    shares = unit_activity(model, sample_picture())
+    blocks = summarise(shares)
+    for block, found in blocks.items():
+        yield block, _of_units(found)
+    dying = [block for block, found in blocks.items() if found.dying]
+    fault = (f"most units of {', '.join(dying)} do nothing; see docs/training.md, dead units",) if dying else ()
+    yield "hidden units", _of_units(Activity.of(torch.cat(list(shares.values())))), *fault
+
+
+def _of_units(found: "Activity") -> str:
+    return (
+        f"{found.units} units, positive at {found.firing:.1%} of the pixels; {found.dead} of them at less than 0.2%, "
+        f"{found.silent} at none"
+    )
 
 
 def _check_ops(device: str, dtype: str, ops: list[str]) -> dict[str, str | None]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lmfn_kernels
-from lmfn import cli, doctor, weights
+from lmfn import LMFN, LMFNConfig, cli, doctor, weights
 from lmfn_kernels import selftest
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -227,3 +227,34 @@ def test_an_op_that_is_wrong_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None
     found = probe("ops")
     assert "it is off" in found["rfdb: rfdb, cpu, float32"].fault
     assert not found["conv: conv3x3, cpu, float32"].fault
+
+
+@pytest.mark.usefixtures("no_ops")
+def test_weights_are_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Alive, with a block whose units never fire, with a number that is none, and missing."""
+    monkeypatch.setattr(doctor, "PROBES", {})
+    torch.manual_seed(0)
+    model = LMFN(LMFNConfig(channels=16, features=16, distilled=8, esa=4, rfdbs=1, similarity="cosine"))
+    model.save_pretrained(tmp_path / "alive")
+    assert cli.main(["doctor", "--weights", str(tmp_path / "alive")]) == 0
+    text = capsys.readouterr().out
+    assert "similarity=cosine" in text
+    assert re.search(r"hidden units +160 units, positive at [3-7]\d\.\d% of the pixels", text)
+    with torch.no_grad():
+        model.encoder.rb_16th.conv1.bias.fill_(-1e3)
+    model.save_pretrained(tmp_path / "dead")
+    assert cli.main(["doctor", "--weights", str(tmp_path / "dead")]) == 1
+    text = capsys.readouterr().out
+    assert re.search(
+        r"encoder\.rb_16th +16 units, positive at 0\.0% .* 16 of them at less than 0\.2%, 16 at none", text
+    )
+    assert "most units of encoder.rb_16th do nothing" in text
+    with torch.no_grad():
+        model.encoder.rb_16th.conv1.bias[0] = float("nan")
+    model.save_pretrained(tmp_path / "broken")
+    assert cli.main(["doctor", "--weights", str(tmp_path / "broken")]) == 1
+    assert "not finite, in encoder.rb_16th.conv1.bias" in capsys.readouterr().out
+    assert cli.main(["doctor", "--weights", str(tmp_path / "missing.safetensors")]) == 1
+    assert "missing.safetensors" in capsys.readouterr().out

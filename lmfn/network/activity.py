@@ -31,6 +31,11 @@ class Activity:
     silent: int
     """Units that fire at no pixel at all; they are dead too."""
 
+    @property
+    def dying(self) -> bool:
+        """Whether more than half of the units are dead."""
+        return self.dead > self.units / 2
+
     @classmethod
     def of(cls, shares: Tensor) -> Self:
         """From the share of the pixels at which each unit fires, `[units]`."""
@@ -70,3 +75,16 @@ def unit_activity(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 def summarise(shares: Mapping[str, Tensor]) -> dict[str, Activity]:
     """What `unit_activity` found, block by block."""
     return {name: Activity.of(share) for name, share in shares.items()}
+
+
+def sample_picture(side: int = 256) -> Tensor:
+    """A picture to look at any network with: structure at all scales, as photographs have, blurred sideways by nine
+    pixels; float32 `[1, 3, side, side]` in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.zeros(1, 3, side, side)
+    for octave in range(7):
+        cells = 4 << octave
+        grey, colour = (torch.rand(1, channels, cells, cells, generator=generator) for channels in (1, 3))
+        picture += F.interpolate(0.7 * grey + 0.3 * colour, size=(side, side), mode="bilinear") / 2**octave
+    low, high = picture.aminmax()
+    return F.avg_pool2d(F.pad((picture - low) / (high - low), (4, 4, 0, 0), mode="replicate"), (1, 9), 1)

@@ -273,7 +273,7 @@ class Log:
         for name, block in blocks.items():
             self.board.add_scalar(f"activity/{name}/firing", block.firing, at.step)
             self.board.add_scalar(f"activity/{name}/dead", block.dead / block.units, at.step)
-        dying = {name: block for name, block in blocks.items() if block.dead > block.units / 2}
+        dying = {name: block for name, block in blocks.items() if block.dying}
         if dying and not self.warned_of_dead_units:
             self.warned_of_dead_units = True
             which = ", ".join(f"{block.dead} of {block.units} in {name}" for name, block in dying.items())
