@@ -7,7 +7,7 @@ TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch==2.11.*" |
 
 BUDGET ?= 9
 
-.PHONY: demo test lint bench gpu
+.PHONY: demo test lint bench gpu gpu-train
 
 demo: .venv/installed
 	$(BIN)/python demo.py
@@ -29,6 +29,13 @@ bench: .venv/installed
 # tuning in at most BUDGET minutes; rows, log and summary are in OUT (default: bench/results/<gpu>) as they come.
 gpu:
 	$(PYTHON) -m bench all --device cuda --minutes $(BUDGET) $(if $(OUT),--out "$(OUT)")
+
+# BUDGET minutes of a training run of STEPS steps on PACK, validated on VAL (files of lmfn data pack). Everything is in OUT/gpu,
+# each state 15 MB; where that folder is brought along, the next BUDGET minutes go on from it. ARGS: more options of train.py.
+gpu-train:
+	timeout --signal TERM --kill-after 60 $(BUDGET)m $(PYTHON) train.py --runs "$(or $(OUT),runs)" --name gpu --resume auto \
+		--packs "$(PACK)" --val "$(VAL)" --steps $(or $(STEPS),100000) --precision bf16 --compact-states $(ARGS) \
+		|| test $$? -eq 124
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

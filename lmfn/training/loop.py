@@ -114,7 +114,7 @@ def train(settings: Settings) -> int:
             if is_main:
                 log.step(at, done, mean_loss, rate, norm.item(), batches.seconds)
                 if done >= 1 or any_stop or at.step % settings.save_every == 0:
-                    run.save(model, ema, adam, scaler, at)
+                    run.save(model, ema, adam, scaler, at, settings.compact_states)
                 if done >= 1 or (at.step % settings.val_every == 0 and not any_stop):
                     log.validate(at, ema.module, validation, (blurred[0], output[0], sharp[0]))
                     log.activity(at, summarise(unit_activity(model, blurred)))

@@ -128,8 +128,10 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **tidy}) + "\n")
 
-    def save(self, model: Network, ema: AveragedModel, optimizer: torch.optim.Adam, scaler: Any, at: Progress) -> None:
-        """Write the state and both weights. The two newest states stay.
+    def save(
+        self, model: Network, ema: AveragedModel, optimizer: torch.optim.Adam, scaler: Any, at: Progress, compact: bool
+    ) -> None:
+        """Write the state, `compact` with Adam's moments as bfloat16, and both weights. The two newest states stay.
 
         Nothing is written where a weight is not finite: no good state is lost to such ones.
         """
@@ -139,7 +141,8 @@ class RunFolder:
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
         for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{index}.{name}": tensor for name, tensor in moments.items()}
+            for name, tensor in moments.items():  # bfloat16 has their range, which float16 has not
+                tensors[f"adam.{index}.{name}"] = tensor.bfloat16() if compact and tensor.ndim else tensor
         metadata = {
             "progress": asdict(at),
             "scaler": scaler.state_dict() if scaler is not None else None,

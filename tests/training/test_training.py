@@ -351,7 +351,9 @@ def test_weights_that_are_not_finite_cost_no_good_state(settings: Settings, capl
     before = {state: state.read_bytes() for state in run.states}
     model = LMFN(settings.network_config)
     model.reduce.bias.data[0] = float("nan")
-    run.save(model, exponential_average(model, 0.9), torch.optim.AdamW(model.parameters()), None, Progress(step=3))
+    run.save(
+        model, exponential_average(model, 0.9), torch.optim.AdamW(model.parameters()), None, Progress(step=3), False
+    )
     assert {state: state.read_bytes() for state in run.states} == before
     assert "step 3: weights are not finite" in caplog.text
 
@@ -430,6 +432,19 @@ def test_minutes_end_the_run_and_the_cosine(settings: Settings) -> None:
     assert len(rates) > 1
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.5 * settings.lr
+
+
+def test_compact_states_are_resumed_to_bfloat16_rounding(settings: Settings) -> None:
+    compact = dataclasses.replace(settings, name="compact", compact_states=True)
+    for each in (settings, compact):
+        assert script.train(dataclasses.replace(each, steps=5)) == 0
+        assert script.train(dataclasses.replace(each, resume="auto")) == 0
+    state, small = (checkpoint.read(RunFolder(run_in(s)).states[-1])[0] for s in (settings, compact))
+    assert state.keys() == small.keys()
+    assert {t.dtype for name, t in small.items() if name.startswith("adam") and t.ndim} == {torch.bfloat16}
+    assert all(small[name].dtype == t.dtype for name, t in state.items() if not name.startswith("adam"))
+    a, b = weights(run_in(settings)), weights(run_in(compact))
+    assert 0 < max((a[key] - b[key]).abs().max() for key in a) < 1e-4
 
 
 def test_learning_rate_is_a_warm_up_times_a_cosine(settings: Settings) -> None:
