@@ -73,7 +73,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of patches (blurred, sharp), uint8 `[3, patch, patch]` each, RGB; `set[n]` for any whole number n >= 0.
 
     A patch is a pure function of the seed and n: the source (by weight), the item, the crop, the flips and quarter
-    turns (with `augment`), the blur. So there is no length, and workers, threads and the cache make no difference; give
+    turns, the blur. So there is no length, and workers, threads and the cache make no difference; give
     a DataLoader a sampler that says which n are wanted. Decoded images are kept, up to `cache_gib` GiB in every process
     (each worker of a DataLoader is one).
 
@@ -89,7 +89,6 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
         patch: int,
         seed: int,
         blur: BlurOptions | None = None,
-        augment: bool = True,
         cache_gib: float = 4.0,
     ) -> None:
         if patch < 1:
@@ -100,7 +99,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
             raise ValueError(f"cache_gib is {cache_gib}; it must not be negative")
         if not sources:
             raise ValueError("there is no source of training patches")
-        self.patch, self.seed, self.augment = patch, seed, augment
+        self.patch, self.seed = patch, seed
         self.blur = blur or BlurOptions()
         self.images = Images(int(cache_gib * 2**30))
         self._sources: list[_Pairs] = []
@@ -145,12 +144,12 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
             raise IndexError(f"patch {n} of a training set; they are counted from 0")
         rng = np.random.default_rng((self.seed, n))
         source = self._sources[np.searchsorted(self._ends, rng.random(), side="right")]
-        turns, flip = int(rng.integers(4)), bool(rng.integers(2))  # drawn in any case: augment changes nothing else
+        turns, flip = int(rng.integers(4)), bool(rng.integers(2))
         numbers = source.choose(rng)
         size = self.images.sizes[numbers[0]]
         corner = int(rng.integers(size[0] - self.patch + 1)), int(rng.integers(size[1] - self.patch + 1))
         exposure = source.expose(rng, size, (*corner, self.patch, self.patch))
-        return Patch(numbers, size, corner, exposure, *((turns, flip) if self.augment else (0, False)))
+        return Patch(numbers, size, corner, exposure, turns, flip)
 
     def __getitem__(self, n: int) -> tuple[Tensor, Tensor]:
         patch = self.plan(n)

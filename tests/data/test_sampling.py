@@ -1,5 +1,6 @@
 """Training patches: pure functions of (seed, n), whatever reads them, and faults named before training."""
 
+import dataclasses
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from lmfn import images
 from lmfn.data import BlurKinds, BlurOptions, DataError, Source, TrainingSet
+from lmfn.data.rendering import Patch
 from lmfn.data.sampling import _Cache
 
 SMALL = BlurOptions(frames=(3, 5))
@@ -90,10 +92,17 @@ def test_partners_are_cropped_and_turned_alike(save: Callable, tmp_path: Path) -
         assert torch.equal(blurred, 255 - sharp)
 
 
+class Upright(TrainingSet):
+    """The same patches, neither turned nor flipped."""
+
+    def plan(self, n: int) -> Patch:
+        return dataclasses.replace(super().plan(n), turns=0, flip=False)
+
+
 def test_augmentation_is_the_eight_symmetries_of_the_square(save: Callable, tmp_path: Path) -> None:
     save(tmp_path / "1.png", 24, 40)
     plain, turned = (
-        TrainingSet([Source("photos", tmp_path)], patch=15, seed=1, blur=CLEAN, augment=augment) for augment in (0, 1)
+        kind([Source("photos", tmp_path)], patch=15, seed=1, blur=CLEAN) for kind in (Upright, TrainingSet)
     )
     seen: Counter[tuple[int, bool]] = Counter()
     for n in range(120):
@@ -147,7 +156,7 @@ def test_frames_are_cropped_at_one_place_and_all_places_occur(save: Callable, tm
 
 def test_a_photo_as_large_as_the_patch_will_do(save: Callable, tmp_path: Path) -> None:
     pixels = save(tmp_path / "1.png", 16, 16)
-    data = TrainingSet([Source("photos", tmp_path)], patch=16, seed=0, blur=CLEAN, augment=False)
+    data = Upright([Source("photos", tmp_path)], patch=16, seed=0, blur=CLEAN)
     np.testing.assert_array_equal(data[0][1].permute(1, 2, 0), pixels)
 
 
