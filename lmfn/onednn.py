@@ -33,6 +33,7 @@ from lmfn.network.blocks import (
 )
 from lmfn.network.model import RGB_MEAN, Network
 from lmfn_kernels import Conv, fold_into_weight, fold_upsampling, layer_attention, layer_gram
+from lmfn_kernels.upsample.grid import upsample
 
 log = logging.getLogger(__name__)
 
@@ -229,6 +230,7 @@ class OneDNNRFDB:
 
     def __init__(self, block: RFDB, dtype: torch.dtype) -> None:
         e = block.esa
+        self.fixed_grid = e.fixed_grid
         self.distil = [pack(conv, dtype, LEAKY) for conv in (*block.distil, block.distil_last)]
         self.folded = dtype == torch.float32
         refine = [weight_and_bias(conv) for conv in block.refine]
@@ -268,7 +270,7 @@ class OneDNNRFDB:
         v = F.max_pool2d(self.down(without_halo(a)), 7, stride=3)
         for conv in self.low:
             v = conv(v)
-        v = F.interpolate(v, size=map_size(a), mode="bilinear", align_corners=False)
+        v = upsample(v, map_size(a), self.fixed_grid)
         for i, first, last in row_strips(out):
             s = i, first, last
             rows_of(out, s).mul_(self.expand(self.skip(rows_of(a, s), add=v[i : i + 1, :, first:last])))

@@ -51,10 +51,10 @@ def rfdb_case(
     return tensors
 
 
-def rfdb_flat(x: Tensor, *flat: Tensor, slope: float = 0.05) -> Tensor:
+def rfdb_flat(x: Tensor, *flat: Tensor, slope: float = 0.05, fixed_grid: bool = False) -> Tensor:
     convs = [Conv(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
     distil, refine = (convs[0], convs[1], convs[2]), (convs[3], convs[4], convs[5])
-    return rfdb(x, RFDBWeights(distil, refine, *convs[6:]), slope)
+    return rfdb(x, RFDBWeights(distil, refine, *convs[6:]), slope, fixed_grid=fixed_grid)
 
 
 def stage_case(b: int, c: int, d: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
@@ -81,8 +81,8 @@ def gate_case(
     return [*maps, *conv(f, f, 1, dtype, device), *conv(c, f, 1, dtype, device)]
 
 
-def gate_flat(y: Tensor, a: Tensor, v: Tensor, *flat: Tensor) -> Tensor:
-    return esa_gate(y, a, v, Conv(*flat[:2]), Conv(*flat[2:]))
+def gate_flat(y: Tensor, a: Tensor, v: Tensor, *flat: Tensor, fixed_grid: bool = False) -> Tensor:
+    return esa_gate(y, a, v, Conv(*flat[:2]), Conv(*flat[2:]), fixed_grid=fixed_grid)
 
 
 def conv_case(

@@ -6,6 +6,7 @@ and runs on the fused ops of `lmfn_kernels`. `lmfn.network.model` joins them.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -121,12 +122,14 @@ class MSHF(nn.Module):
 class ESA(nn.Module):
     """Enhanced spatial attention: y times a gate from a small, wide-sighted branch (RFDN, arXiv 2009.11551).
 
-    `[B, C, H, W]` to the same shape; H and W >= 15, which the stride-2 convolution and the 7x7 pooling need.
+    `[B, C, H, W]` to the same shape; H and W >= 15, which the stride-2 convolution and the 7x7 pooling need. The small
+    branch is stretched to the size of y (the paper), or brought up on a `fixed_grid` (`lmfn_kernels.esa_gate`).
     Raises ValueError for a smaller map.
     """
 
-    def __init__(self, features: int = 50, esa: int = 12) -> None:
+    def __init__(self, features: int = 50, esa: int = 12, fixed_grid: bool = False) -> None:
         super().__init__()
+        self.fixed_grid = fixed_grid
         self.conv1 = nn.Conv2d(features, esa, 1)
         self.conv_f = nn.Conv2d(esa, esa, 1)
         self.conv2 = nn.Conv2d(esa, esa, 3, stride=2)
@@ -142,7 +145,8 @@ class ESA(nn.Module):
         v = F.max_pool2d(self.conv2(a), 7, stride=3)
         v = F.relu(self.conv_max(v), inplace=True)
         v = F.relu(self.conv3(v), inplace=True)
-        return esa_gate(y, a, self.conv3_(v), weight_and_bias(self.conv_f), weight_and_bias(self.conv4))
+        convs = weight_and_bias(self.conv_f), weight_and_bias(self.conv4)
+        return esa_gate(y, a, self.conv3_(v), *convs, fixed_grid=self.fixed_grid)
 
 
 class RFDB(nn.Module):
@@ -151,14 +155,14 @@ class RFDB(nn.Module):
     recompute: bool = False
     """Whether backward computes the block again, from its input alone."""
 
-    def __init__(self, features: int = 50, distilled: int = 25, esa: int = 12) -> None:
+    def __init__(self, features: int = 50, distilled: int = 25, esa: int = 12, fixed_grid: bool = False) -> None:
         super().__init__()
         self.distil = nn.ModuleList([nn.Conv2d(features, distilled, 1) for _ in range(3)])
         self.refine = nn.ModuleList([nn.Conv2d(features, features, 3, padding=1) for _ in range(3)])
         self.distil_last = nn.Conv2d(features, distilled, 3, padding=1)
         self.fuse = nn.Conv2d(4 * distilled, features, 1)
         keep_scale(*self.distil, self.distil_last, self.fuse)
-        self.esa = ESA(features, esa)
+        self.esa = ESA(features, esa, fixed_grid)
 
     def forward(self, x: Tensor) -> Tensor:
         (d1, d2, d3), (r1, r2, r3) = map(weight_and_bias, self.distil), map(weight_and_bias, self.refine)
@@ -166,8 +170,9 @@ class RFDB(nn.Module):
         rest = (self.distil_last, self.fuse, e.conv1, e.conv_f, e.conv2, e.conv_max, e.conv3, e.conv3_, e.conv4)
         weights = RFDBWeights((d1, d2, d3), (r1, r2, r3), *map(weight_and_bias, rest))
         if self.recompute and torch.is_grad_enabled():
-            return cast(Tensor, recomputed(rfdb, x, weights, DECODER_SLOPE, use_reentrant=False))
-        return rfdb(x, weights, DECODER_SLOPE)
+            block = partial(rfdb, fixed_grid=e.fixed_grid)
+            return cast(Tensor, recomputed(block, x, weights, DECODER_SLOPE, use_reentrant=False))
+        return rfdb(x, weights, DECODER_SLOPE, fixed_grid=e.fixed_grid)
 
 
 class ALFM(nn.Module):

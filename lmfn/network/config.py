@@ -21,6 +21,9 @@ class LMFNConfig:
     """Channels that each stage of an RFDB distils (d)."""
     esa: int = 12
     """Channels inside ESA (f)."""
+    esa_grid: Literal["stretched", "fixed"] = "stretched"
+    """How ESA's small branch comes up to the size of its map: stretched to fit it (the paper), or every pixel as 6x6
+    from the upper left corner on, so that a tile that starts on this grid sees the same as the whole image."""
     rfdbs: int = 4
     """Number of residual feature distillation blocks (N), 1 to 8."""
     encoder: Literal["mshf", "strided", "aspp", "pyramid"] = "mshf"

@@ -52,7 +52,9 @@ class Network(nn.Module):
             self.encoder = encoder(c.encoder, c.channels)
         self.reduce = nn.Conv2d(c.channels, c.features, 3, padding=1)
         keep_scale(self.reduce)
-        self.rfdbs = nn.ModuleList([RFDB(c.features, c.distilled, c.esa) for _ in range(c.rfdbs)])
+        self.rfdbs = nn.ModuleList(
+            [RFDB(c.features, c.distilled, c.esa, c.esa_grid == "fixed") for _ in range(c.rfdbs)]
+        )
         self.alfm: nn.Module | None = None
         if c.alfm in ("channels", "layers"):
             self.alfm = ALFM(c.features, c.rfdbs, c.alfm, c.similarity, c.alfm_window and c.alfm_window // 4)

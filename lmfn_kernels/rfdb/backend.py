@@ -42,11 +42,11 @@ class RFDBBackend(UpsampleBackend, Protocol):
     ) -> tuple[list[Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Gradients before the activations of d1..d4 (of d1..d3 with `d_slope`), and of both weights and biases."""
 
-    def gate(self, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tensor:
-        """y sigmoid(expand(up(v) + skip(a)))."""
+    def gate(self, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool) -> Tensor:
+        """y sigmoid(expand(up(v) + skip(a))), up on the fixed grid or to y's size."""
 
     def gate_backward(
-        self, g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv
+        self, g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Gradients of y, of a, of up(v), and of weight and bias of both convolutions."""
 

@@ -118,13 +118,16 @@ def sigmoid(b_x):
 @triton.jit
 def gate_kernel(
     t_y, t_a, p_v, t_skip, p_skip_bias, t_expand, p_expand_bias, t_out,
-    H, W, C, F, LOW_H, LOW_W, s_b, s_h, s_w,
+    H, W, C, F, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_b, s_h, s_w,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """out = y sigmoid(expand(up(v) + skip(a)))."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
-    b_t = upsampled(p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, F, s_b, s_h, s_w, ACC, BLOCK_H, BLOCK_W, BLOCK_F)
+    b_t = upsampled(
+        p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, F, s_b, s_h, s_w,
+        ACC, BLOCK_H, BLOCK_W, BLOCK_F,
+    )  # fmt: skip
     b_a = load_pixels(t_a, i_b, o_h, o_w, 0)
     b_t = tl.dot(b_a, load_weight(t_skip, 0, 0, 0), b_t, input_precision=PRECISION, out_dtype=ACC)
     b_t = (b_t + load_bias(p_skip_bias, 0, F, BLOCK_F, ACC)).to(t_y.dtype)
@@ -137,7 +140,7 @@ def gate_kernel(
 def gate_backward_kernel(
     t_g, t_y, t_a, p_v, t_skip, p_skip_bias, t_expand, p_expand_bias,
     t_dy, t_da, t_dt, p_dskip, p_dskip_bias, p_dexpand, p_dexpand_bias,
-    B, H, W, C, F, LOW_H, LOW_W, s_b, s_h, s_w, SPLITS,
+    B, H, W, C, F, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_b, s_h, s_w, SPLITS,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -153,7 +156,10 @@ def gate_backward_kernel(
     n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
     for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES, disable_licm=True):
         i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
-        b_t = upsampled(p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, F, s_b, s_h, s_w, ACC, BLOCK_H, BLOCK_W, BLOCK_F)
+        b_t = upsampled(
+            p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, F, s_b, s_h, s_w,
+            ACC, BLOCK_H, BLOCK_W, BLOCK_F,
+        )  # fmt: skip
         b_a = load_pixels(t_a, i_b, o_h, o_w, 0)
         b_t = tl.dot(b_a, load_weight(t_skip, 0, 0, 0), b_t, input_precision=PRECISION, out_dtype=ACC)
         b_t = (b_t + load_bias(p_skip_bias, 0, F, BLOCK_F, ACC)).to(t_y.dtype)

@@ -68,11 +68,12 @@ def distill_fuse(
     return y, a
 
 
-def esa_gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tensor:
+def esa_gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, *, fixed_grid: bool = False) -> Tensor:
     """The end of ESA: y sigmoid(expand(up(v) + skip(a))), up the bilinear (align_corners False) to y's size.
 
     `y` [B, C, H, W], `a` [B, f, H, W], `v` [B, f, h, w], `skip` f to f (1x1), `expand` f to C (1x1); gives
-    [B, C, H, W]. Errors as in `conv3x3`.
+    [B, C, H, W]. With `fixed_grid`, a pixel of v becomes 6x6 of y from the upper left corner on, whatever the sizes:
+    the last ones are repeated, or what is too much is cut off. Errors as in `conv3x3`.
     """
     checks.image("y", y)
     f = a.shape[1] if isinstance(a, Tensor) and a.ndim == 4 else None
@@ -83,16 +84,16 @@ def esa_gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tenso
     check_conv("expand", expand, y.shape[1], f, 1, y)
     backend = choose(y, _unsupported_reason(y.shape[1], f), "esa_gate")
     if backend == "reference":
-        return reference.esa_gate(y, a, v, *skip, *expand)
-    return ESA_GATE(backend, GateInputs(y, a, v, skip, expand), NoOptions())[0]
+        return reference.esa_gate(y, a, v, *skip, *expand, fixed_grid)
+    return ESA_GATE(backend, GateInputs(y, a, v, skip, expand), GateOptions(fixed_grid))[0]
 
 
-def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05) -> Tensor:
+def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05, *, fixed_grid: bool = False) -> Tensor:
     """A whole residual feature distillation block, its ESA included, as one autograd function.
 
-    `x` and the result [B, C, H, W], H and W at least 15. Kept for backward, beside `x` and the weights: the three
-    stages' results, d4, ESA's first map and its low-resolution maps; with `x` itself at most 5.5 times the bytes of
-    `x`. Errors as in `conv3x3`.
+    `x` and the result [B, C, H, W], H and W at least 15; `fixed_grid` as in `esa_gate`. Kept for backward, beside `x`
+    and the weights: the three stages' results, d4, ESA's first map and its low-resolution maps; with `x` itself at most
+    5.5 times the bytes of `x`. Errors as in `conv3x3`.
     """
     checks.image("x", x, ESA_SMALLEST)
     checks.slope(slope)
@@ -112,8 +113,8 @@ def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05) -> Tensor:
     check_conv("weights.conv4", weights.conv4, c, f, 1, x)
     backend = choose(x, _unsupported_reason(c, d, f), "rfdb")
     if backend == "reference":
-        return reference.rfdb(x, weights, slope)
-    return RFDB(backend, Inputs(x, *weights), Options(slope))[0]
+        return reference.rfdb(x, weights, slope, fixed_grid)
+    return RFDB(backend, Inputs(x, *weights), BlockOptions(slope, fixed_grid))[0]
 
 
 def _unsupported_reason(*channels: int | None) -> str | None:
@@ -126,8 +127,13 @@ class Options(NamedTuple):
     slope: float
 
 
-class NoOptions(NamedTuple):
-    pass
+class GateOptions(NamedTuple):
+    fixed_grid: bool
+
+
+class BlockOptions(NamedTuple):
+    slope: float
+    fixed_grid: bool
 
 
 class StageInputs(NamedTuple):
@@ -211,9 +217,9 @@ class GateInputs(NamedTuple):
 
 
 def _esa_gate_forward(
-    f: RFDBBackend, t: GateInputs, _options: NoOptions, _save: bool
+    f: RFDBBackend, t: GateInputs, options: GateOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return (f.gate(f.layout(t.y), f.layout(t.a), f.layout(t.v), t.skip, t.expand),), ()
+    return (f.gate(f.layout(t.y), f.layout(t.a), f.layout(t.v), t.skip, t.expand, options.fixed_grid),), ()
 
 
 def _esa_gate_backward(
@@ -221,16 +227,16 @@ def _esa_gate_backward(
     gradients: Sequence[Tensor],
     _saved: Sequence[Tensor],
     t: GateInputs,
-    _options: NoOptions,
+    options: GateOptions,
     wanted: Wanted,
 ) -> Gradients:
     v = f.layout(t.v)
     dy, da, dt, dskip, dexpand = f.gate_backward(
-        f.layout(gradients[0]), f.layout(t.y), f.layout(t.a), v, t.skip, t.expand
+        f.layout(gradients[0]), f.layout(t.y), f.layout(t.a), v, t.skip, t.expand, options.fixed_grid
     )
     found: Gradients = {"y": dy, "a": da, "skip": dskip, "expand": dexpand}
     if wanted("v"):
-        found["v"] = f.upsample_backward(dt, v)
+        found["v"] = f.upsample_backward(dt, v, options.fixed_grid)
     return found
 
 
@@ -251,8 +257,10 @@ class Inputs(NamedTuple):
     conv4: Conv
 
 
-def _rfdb_forward(f: RFDBBackend, t: Inputs, options: Options, save: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    slope = options.slope
+def _rfdb_forward(
+    f: RFDBBackend, t: Inputs, options: BlockOptions, save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    slope, fixed_grid = options
     x = [f.layout(t.x)]
     d = []
     for distil, refine in zip(t.distil, t.refine, strict=True):
@@ -265,7 +273,7 @@ def _rfdb_forward(f: RFDBBackend, t: Inputs, options: Options, save: bool) -> tu
     low1 = f.conv(pooled, *t.conv_max, padding=1, slope=0.0)
     low2 = f.conv(low1, *t.conv3, padding=1, slope=0.0)
     v = f.conv(low2, *t.conv3_, padding=1)
-    out = f.gate(y, a, v, t.conv_f, t.conv4)
+    out = f.gate(y, a, v, t.conv_f, t.conv4, fixed_grid)
     return (out,), () if d4 is None else (*x[1:], d4, a, index, pooled, low1, low2, v)
 
 
@@ -274,19 +282,21 @@ def _rfdb_backward(
     gradients: Sequence[Tensor],
     saved: Sequence[Tensor],
     t: Inputs,
-    options: Options,
+    options: BlockOptions,
     wanted: Wanted,
 ) -> Gradients:
-    slope, found = options.slope, Gradients()
+    (slope, fixed_grid), found = options, Gradients()
     # In their layout already, unless something between the passes, as a compiler may, laid them out anew.
     x1, x2, x3, d4, a, index, pooled, low1, low2, v = map(f.layout, saved)
     x = f.layout(t.x), x1, x2, x3
     d1, d2, d3 = (f.conv(x_j, *distil, slope=slope) for x_j, distil in zip(x[:3], t.distil, strict=True))
     y = f.fused((d1, d2, d3, d4), t.fuse)
-    dy, da, dt, found["conv_f"], found["conv4"] = f.gate_backward(f.layout(gradients[0]), y, a, v, t.conv_f, t.conv4)
+    dy, da, dt, found["conv_f"], found["conv4"] = f.gate_backward(
+        f.layout(gradients[0]), y, a, v, t.conv_f, t.conv4, fixed_grid
+    )
 
     # ESA's low branch.
-    e = f.upsample_backward(dt, v)
+    e = f.upsample_backward(dt, v, fixed_grid)
     del dt
     if wanted("conv3_"):
         found["conv3_"] = f.weight_gradient(e, low2, t.conv3_.weight, padding=1)
@@ -342,5 +352,5 @@ DISTILL_FUSE = Op(
     _distill_fuse_backward,
     outputs=("y", "a"),
 )
-ESA_GATE = Op("esa_gate", GateInputs, NoOptions, implementation, _esa_gate_forward, _esa_gate_backward)
-RFDB = Op("rfdb", Inputs, Options, implementation, _rfdb_forward, _rfdb_backward)
+ESA_GATE = Op("esa_gate", GateInputs, GateOptions, implementation, _esa_gate_forward, _esa_gate_backward)
+RFDB = Op("rfdb", Inputs, BlockOptions, implementation, _rfdb_forward, _rfdb_backward)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmfn_kernels.upsample.grid import upsample
 from lmfn_kernels.weights import RFDBWeights
 
 
@@ -31,13 +32,20 @@ def distill_fuse(
 
 
 def esa_gate(
-    y: Tensor, a: Tensor, v: Tensor, skip: Tensor, skip_bias: Tensor, expand: Tensor, expand_bias: Tensor
+    y: Tensor,
+    a: Tensor,
+    v: Tensor,
+    skip: Tensor,
+    skip_bias: Tensor,
+    expand: Tensor,
+    expand_bias: Tensor,
+    fixed_grid: bool = False,
 ) -> Tensor:
-    v = F.interpolate(v, size=y.shape[-2:], mode="bilinear", align_corners=False)
+    v = upsample(v, y.shape[-2:], fixed_grid)
     return y * torch.sigmoid(F.conv2d(v + F.conv2d(a, skip, skip_bias), expand, expand_bias))
 
 
-def rfdb(x: Tensor, w: RFDBWeights, slope: float) -> Tensor:
+def rfdb(x: Tensor, w: RFDBWeights, slope: float, fixed_grid: bool = False) -> Tensor:
     d = []
     for distil, refine in zip(w.distil, w.refine, strict=True):
         x, d_j = distill_stage(x, *distil, *refine, slope)
@@ -47,4 +55,4 @@ def rfdb(x: Tensor, w: RFDBWeights, slope: float) -> Tensor:
     v = F.relu(F.conv2d(v, *w.conv_max, padding=1))
     v = F.relu(F.conv2d(v, *w.conv3, padding=1))
     v = F.conv2d(v, *w.conv3_, padding=1)
-    return esa_gate(y, a, v, *w.conv_f, *w.conv4)
+    return esa_gate(y, a, v, *w.conv_f, *w.conv4, fixed_grid)

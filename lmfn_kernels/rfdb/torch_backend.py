@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lmfn_kernels.conv.torch_backend import conv, input_gradient, layout, masked, masked_, weight_gradient, written
-from lmfn_kernels.upsample.torch_backend import upsample, upsample_add, upsample_backward, upsampled_conv
+from lmfn_kernels.upsample.grid import upsample
+from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward, upsampled_conv
 from lmfn_kernels.weights import Conv
 
 __all__ = [
@@ -50,15 +51,15 @@ def pool_backward(g: Tensor, index: Tensor, x: Tensor) -> Tensor:
     return layout(aten.max_pool2d_with_indices_backward.default(g, x, [7, 7], [3, 3], [0, 0], [1, 1], False, index))
 
 
-def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tensor:
-    s = conv(conv(a, *skip, upsample(v, y)), *expand)
+def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool) -> Tensor:
+    s = conv(conv(a, *skip, layout(upsample(v, y.shape[2:], fixed_grid))), *expand)
     return s.sigmoid_().mul_(y)
 
 
 def gate_backward(
-    g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv
+    g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    t = conv(a, *skip, upsample(v, y))
+    t = conv(a, *skip, layout(upsample(v, y.shape[2:], fixed_grid)))
     s = conv(t, *expand)
     dy = s.sigmoid().mul_(g)
     # Not 1 - sigmoid(s), which has no digits left in 16 bits where s is large.

@@ -30,6 +30,7 @@ from lmfn_kernels.runtime.launch import (
 from lmfn_kernels.runtime.layout import pitch
 from lmfn_kernels.upsample.triton_backend import (
     named_strides,
+    ratios,
     strides,
     upsample_add,
     upsample_backward,
@@ -211,15 +212,15 @@ def _like(weight: Tensor, partials: Tensor) -> Tensor:
     return torch.empty_like(weight).copy_(total(partials).reshape(weight.shape))
 
 
-def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv) -> Tensor:
+def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool) -> Tensor:
     out = empty(y, *y.shape)
-    key = tiling("gate", y), a.shape[1], v.shape[2:], strides(v)
+    key = tiling("gate", y), a.shape[1], v.shape[2:], fixed_grid, strides(v)
     run(y, _gate, key, t_y=y, t_a=a, p_v=v, **_weights(skip, expand), t_out=out)
     return out
 
 
 def gate_backward(
-    g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv
+    g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     ch, f, t = y.shape[1], a.shape[1], tiling("gate_backward", y)
     dy, da, dt = empty(y, *y.shape), empty(a, *a.shape), empty(a, *a.shape)
@@ -228,7 +229,7 @@ def gate_backward(
     run(
         y,
         _gate_backward,
-        (t, f, v.shape[2:], strides(v)),
+        (t, f, v.shape[2:], fixed_grid, strides(v)),
         t_g=g,
         t_y=y,
         t_a=a,
@@ -256,20 +257,22 @@ def _weights(skip: Conv, expand: Conv) -> dict[str, Tensor]:
 
 
 @lru_cache(PLANS)
-def _gate(t: Tiling, f: int, low: Sequence[int], strides: Sequence[int]) -> Plan:
+def _gate(t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, strides: Sequence[int]) -> Plan:
     """`t` is of y; `f` the channels of a and v, of which `low` is the size and `strides` those of it."""
-    blocks, constants = _of_gate(t, f, low, strides)
+    blocks, constants = _of_gate(t, f, low, fixed_grid, strides)
     return Plan(kernels.gate_kernel, (t.tiles,), t.config.warps, blocks, **constants)
 
 
 @lru_cache(PLANS)
-def _gate_backward(t: Tiling, f: int, low: Sequence[int], strides: Sequence[int]) -> Plan:
-    blocks, constants = _of_gate(t, f, low, strides)
+def _gate_backward(t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, strides: Sequence[int]) -> Plan:
+    blocks, constants = _of_gate(t, f, low, fixed_grid, strides)
     of_sums = {"B": t.size[0], "SPLITS": t.splits, "STAGES": t.config.stages}
     return Plan(kernels.gate_backward_kernel, (t.splits,), t.config.warps, blocks, **of_sums, **constants)
 
 
-def _of_gate(t: Tiling, f: int, low: Sequence[int], strides: Sequence[int]) -> tuple[dict[str, Block], dict[str, Any]]:
+def _of_gate(
+    t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, strides: Sequence[int]
+) -> tuple[dict[str, Block], dict[str, Any]]:
     """Blocks and constants that the gate's kernels have in common."""
     c = t.size[1]
     block_c, block_f = block(c), block(f)
@@ -277,7 +280,7 @@ def _of_gate(t: Tiling, f: int, low: Sequence[int], strides: Sequence[int]) -> t
     blocks |= {name: t.pixels(block_f) for name in ("t_a", "t_da", "t_dt")}
     blocks |= {"t_skip": (1, block_f, block_f), "t_expand": (1, block_f, block_c)}
     constants = {"C": c, "F": f, "LOW_H": low[0], "LOW_W": low[1], "BLOCK_C": block_c, "BLOCK_F": block_f}
-    return blocks, constants | named_strides("", strides) | t.constants()
+    return blocks, constants | ratios(t.size[2:], low, fixed_grid) | named_strides("", strides) | t.constants()
 
 
 def pool(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ class UpsampleBackend(ConvBackend, Protocol):
     def upsample_add(self, low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
         """`low` at this height and width, plus `added`."""
 
-    def upsample_backward(self, g: Tensor, v: Tensor) -> Tensor:
+    def upsample_backward(self, g: Tensor, v: Tensor, fixed_grid: bool = False) -> Tensor:
         """The gradient of `v`, of which the size alone is read, from that of v brought up to the size of `g`."""
 
     def upsampled_conv(self, x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:

@@ -12,30 +12,31 @@ from lmfn_kernels.runtime.kernels import load_pixels, load_weight, pixel_tile, s
 
 
 @triton.jit
-def bilinear_axis(o_x, SIZE, LOW, ACC: tl.constexpr):
-    """The two neighbours of position `o_x` of SIZE among LOW, and the second one's weight (align_corners False).
+def bilinear_axis(o_x, TO, FROM, LOW, ACC: tl.constexpr):
+    """The two neighbours of position `o_x` among LOW, and the second one's weight (align_corners False).
 
-    The source position (o_x + 1/2) LOW / SIZE - 1/2 is a fraction of whole numbers: only the weight is rounded.
+    FROM pixels become TO. The source position (o_x + 1/2) FROM / TO - 1/2 is a fraction of whole numbers: only the
+    weight is rounded. Positions beyond the last pixel take that one.
     """
-    o_twice = tl.maximum((2 * o_x + 1) * LOW - SIZE, 0)
-    o_first = tl.minimum(o_twice // (2 * SIZE), LOW - 1)
-    b_weight = (o_twice % (2 * SIZE)).to(ACC) / (2 * SIZE)
+    o_twice = tl.maximum((2 * o_x + 1) * FROM - TO, 0)
+    o_first = tl.minimum(o_twice // (2 * TO), LOW - 1)
+    b_weight = (o_twice % (2 * TO)).to(ACC) / (2 * TO)
     return o_first, tl.minimum(o_first + 1, LOW - 1), b_weight
 
 
 @triton.jit
 def upsampled(
-    p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, F, s_b, s_h, s_w,
+    p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, F, s_b, s_h, s_w,
     ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """A tile [pixels, F] of v [LOW_H, LOW_W, F], brought up to H x W."""
+    """A tile [pixels, F] of v [LOW_H, LOW_W, F], brought up to H x W: FROM rows and columns become TO."""
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
     o_y = o_h + o_p // BLOCK_W
     o_x = o_w + o_p % BLOCK_W
     o_f = tl.arange(0, BLOCK_F)
     m_v = ((o_y < H) & (o_x < W))[:, None] & (o_f < F)[None, :]
-    o_y0, o_y1, b_y = bilinear_axis(o_y, H, LOW_H, ACC)
-    o_x0, o_x1, b_x = bilinear_axis(o_x, W, LOW_W, ACC)
+    o_y0, o_y1, b_y = bilinear_axis(o_y, TO_H, FROM_H, LOW_H, ACC)
+    o_x0, o_x1, b_x = bilinear_axis(o_x, TO_W, FROM_W, LOW_W, ACC)
     p_f = p_v + i_b.to(tl.int64) * s_b + o_f[None, :]
     b_00 = tl.load(p_f + (o_y0 * s_h + o_x0 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
     b_01 = tl.load(p_f + (o_y0 * s_h + o_x1 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
@@ -55,8 +56,9 @@ def upsample_add_kernel(
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_f = tl.program_id(1) * BLOCK_F
     b_out = upsampled(
-        p_v + o_f, i_b, o_h, o_w, H, W, LOW_H, LOW_W, F - o_f, s_b, s_h, s_w, ACC, BLOCK_H, BLOCK_W, BLOCK_F
-    )
+        p_v + o_f, i_b, o_h, o_w, H, W, LOW_H, LOW_W, H, LOW_H, W, LOW_W, F - o_f, s_b, s_h, s_w,
+        ACC, BLOCK_H, BLOCK_W, BLOCK_F,
+    )  # fmt: skip
     if t_added is not None:
         b_out += load_pixels(t_added, i_b, o_h, o_w, o_f).to(ACC)
     store_pixels(t_out, i_b, o_h, o_w, o_f, b_out)
@@ -64,7 +66,7 @@ def upsample_add_kernel(
 
 @triton.jit
 def upsample_backward_kernel(
-    p_g, p_dv, H, W, F, LOW_H, LOW_W, s_gb, s_gh, s_gw, s_b, s_h, s_w,
+    p_g, p_dv, H, W, F, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_gb, s_gh, s_gw, s_b, s_h, s_w,
     ACC: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """One pixel of dv: the pixels of g that it was spread to, gathered in a fixed order."""
@@ -73,17 +75,17 @@ def upsample_backward_kernel(
     i_x = tl.program_id(0) % LOW_W
     o_f = tl.arange(0, BLOCK_F)
     # Pixels before the first and after the last source position belong to the edge.
-    o_first = tl.where(i_x > 0, tl.maximum((2 * i_x - 1) * W // (2 * LOW_W) - 1, 0), 0)
-    o_last = tl.where(i_x < LOW_W - 1, tl.minimum((2 * i_x + 3) * W // (2 * LOW_W) + 1, W), W)
-    o_top = tl.where(i_y > 0, tl.maximum((2 * i_y - 1) * H // (2 * LOW_H) - 1, 0), 0)
-    o_end = tl.where(i_y < LOW_H - 1, tl.minimum((2 * i_y + 3) * H // (2 * LOW_H) + 1, H), H)
+    o_first = tl.where(i_x > 0, tl.maximum((2 * i_x - 1) * TO_W // (2 * FROM_W) - 1, 0), 0)
+    o_last = tl.where(i_x < LOW_W - 1, tl.minimum((2 * i_x + 3) * TO_W // (2 * FROM_W) + 1, W), W)
+    o_top = tl.where(i_y > 0, tl.maximum((2 * i_y - 1) * TO_H // (2 * FROM_H) - 1, 0), 0)
+    o_end = tl.where(i_y < LOW_H - 1, tl.minimum((2 * i_y + 3) * TO_H // (2 * FROM_H) + 1, H), H)
     b_dv = tl.zeros([BLOCK_W, BLOCK_F], ACC)
     for o_y in range(o_top, o_end):
-        o_y0, o_y1, b_y = bilinear_axis(o_y, H, LOW_H, ACC)
+        o_y0, o_y1, b_y = bilinear_axis(o_y, TO_H, FROM_H, LOW_H, ACC)
         b_y = tl.where(o_y0 == i_y, 1 - b_y, 0.0) + tl.where(o_y1 == i_y, b_y, 0.0)
         for o_start in range(o_first, o_last, BLOCK_W):
             o_x = o_start + tl.arange(0, BLOCK_W)
-            o_x0, o_x1, b_x = bilinear_axis(o_x, W, LOW_W, ACC)
+            o_x0, o_x1, b_x = bilinear_axis(o_x, TO_W, FROM_W, LOW_W, ACC)
             b_x = tl.where(o_x0 == i_x, 1 - b_x, 0.0) + tl.where(o_x1 == i_x, b_x, 0.0)
             m_g = (o_x < o_last)[:, None] & (o_f < F)[None, :]
             p_row = p_g + i_b * s_gb + tl.cast(o_y, tl.int64) * s_gh

@@ -11,16 +11,13 @@ from torch import Tensor
 
 from lmfn_kernels.conv.torch_backend import conv, input_gradient, layout, masked, weight_gradient, written
 from lmfn_kernels.runtime.layout import constant
+from lmfn_kernels.upsample.grid import ratio
 from lmfn_kernels.upsample.polyphase import PARTS
 
 __all__ = [
-    "conv", "input_gradient", "layout", "masked", "upsample", "upsample_add", "upsample_backward", "upsampled_conv",
+    "conv", "input_gradient", "layout", "masked", "upsample_add", "upsample_backward", "upsampled_conv",
     "weight_gradient", "written",
 ]  # fmt: skip
-
-
-def upsample(v: Tensor, y: Tensor) -> Tensor:
-    return F.interpolate(v, size=y.shape[2:], mode="bilinear", align_corners=False)
 
 
 def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
@@ -28,22 +25,23 @@ def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) 
     return y if added is None else y.add_(added)
 
 
-def upsample_backward(g: Tensor, v: Tensor) -> Tensor:
+def upsample_backward(g: Tensor, v: Tensor, fixed_grid: bool = False) -> Tensor:
     # Not PyTorch's own: it is not deterministic on a GPU, and fails where sizes are symbols.
-    if g.shape[2] == 2 * v.shape[2] and g.shape[3] == 2 * v.shape[3]:
+    if not fixed_grid and g.shape[2] == 2 * v.shape[2] and g.shape[3] == 2 * v.shape[3]:
         # Every second tap of a fixed stencil; at the edge, a pixel beyond it counts for the last one.
         taps = constant((0.25, 0.75, 0.75, 0.25), g.dtype, g)
         stencil = (taps[:, None] * taps).expand(g.shape[1], 1, 4, 4)
         return layout(F.conv2d(F.pad(g, (1, 1, 1, 1), mode="replicate"), stencil, stride=2, groups=g.shape[1]))
-    rows, columns = (_bilinear(g.shape[i], v.shape[i], g) for i in (2, 3))
+    rows, columns = (_bilinear(g.shape[i], v.shape[i], fixed_grid, g) for i in (2, 3))
     return layout((rows.mT @ g.to(rows.dtype) @ columns).to(v.dtype))
 
 
-def _bilinear(size: int, low: int, like: Tensor) -> Tensor:
+def _bilinear(size: int, low: int, fixed_grid: bool, like: Tensor) -> Tensor:
     """`[size, low]`: what each of `size` places takes from each of `low` (align_corners False)."""
-    twice = ((2 * torch.arange(size, device=like.device) + 1) * low - size).clamp(min=0)[:, None]
-    first = (twice // (2 * size)).clamp(max=low - 1)
-    part = (twice % (2 * size)).to(torch.promote_types(like.dtype, torch.float32)) / (2 * size)
+    to, source = ratio(size, low, fixed_grid)
+    twice = ((2 * torch.arange(size, device=like.device) + 1) * source - to).clamp(min=0)[:, None]
+    first = (twice // (2 * to)).clamp(max=low - 1)
+    part = (twice % (2 * to)).to(torch.promote_types(like.dtype, torch.float32)) / (2 * to)
     place = torch.arange(low, device=like.device)
     return (place == first) * (1 - part) + (place == (first + 1).clamp(max=low - 1)) * part
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from lmfn_kernels.conv.triton_backend import conv, input_gradient, layout, masked, weight_gradient, written
 from lmfn_kernels.runtime.launch import PLANS, Plan, Tiling, accumulator, block, cdiv, empty, matrix, run, tiling
 from lmfn_kernels.upsample import kernels
+from lmfn_kernels.upsample.grid import ratio
 
 __all__ = [
-    "conv", "input_gradient", "layout", "masked", "named_strides", "strides", "upsample_add", "upsample_backward",
-    "upsampled_conv", "weight_gradient", "written",
+    "conv", "input_gradient", "layout", "masked", "named_strides", "ratios", "strides", "upsample_add",
+    "upsample_backward", "upsampled_conv", "weight_gradient", "written",
 ]  # fmt: skip
 
 
@@ -25,6 +26,12 @@ def strides(x: Tensor) -> tuple[int, int, int]:
 def named_strides(name: str, found: Sequence[int]) -> dict[str, int]:
     """As kernels call them."""
     return {f"s_{name}{dimension}": stride for dimension, stride in zip("bhw", found, strict=True)}
+
+
+def ratios(size: Sequence[int], low: Sequence[int], fixed_grid: bool) -> dict[str, int]:
+    """How many rows and columns of the smaller map become how many of the larger, as kernels call them."""
+    (to_h, from_h), (to_w, from_w) = (ratio(*sizes, fixed_grid) for sizes in zip(size, low, strict=True))
+    return {"TO_H": to_h, "FROM_H": from_h, "TO_W": to_w, "FROM_W": from_w}
 
 
 def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
@@ -57,15 +64,17 @@ def _upsample_add(t: Tiling, low: Sequence[int], of_low: Sequence[int]) -> Plan:
     )
 
 
-def upsample_backward(g: Tensor, v: Tensor) -> Tensor:
+def upsample_backward(g: Tensor, v: Tensor, fixed_grid: bool = False) -> Tensor:
     dv = empty(v, *v.shape)
-    key = tiling("upsample_backward", g), v.shape[2:], strides(g), strides(dv)
+    key = tiling("upsample_backward", g), v.shape[2:], fixed_grid, strides(g), strides(dv)
     run(g, _upsample_backward, key, p_g=g, p_dv=dv)
     return dv
 
 
 @lru_cache(PLANS)
-def _upsample_backward(t: Tiling, low: Sequence[int], of_g: Sequence[int], of_dv: Sequence[int]) -> Plan:
+def _upsample_backward(
+    t: Tiling, low: Sequence[int], fixed_grid: bool, of_g: Sequence[int], of_dv: Sequence[int]
+) -> Plan:
     """`t` is of the larger map, `low` the size of the smaller; and the strides of both."""
     b, channels, h, w = t.size
     return Plan(
@@ -78,6 +87,7 @@ def _upsample_backward(t: Tiling, low: Sequence[int], of_g: Sequence[int], of_dv
         F=channels,
         LOW_H=low[0],
         LOW_W=low[1],
+        **ratios((h, w), low, fixed_grid),
         **named_strides("g", of_g),
         **named_strides("", of_dv),
         ACC=accumulator(t.dtype),

@@ -1,6 +1,7 @@
 """Every op under every backend against the written formula in float64."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -93,8 +94,19 @@ def test_esa_gate(body: str, dtype: torch.dtype, low: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("body", "dtype"), GRID)
+@pytest.mark.parametrize("low", [(1, 1), (1, 2), (2, 4)])  # too few, and too many, for 9 x 19
+def test_esa_gate_on_a_fixed_grid(body: str, dtype: torch.dtype, low: tuple[int, int]) -> None:
+    check(body, partial(gate_flat, fixed_grid=True), gate_case(2, 10, 4, 9, 19, low, dtype))
+
+
+@pytest.mark.parametrize(("body", "dtype"), GRID)
 def test_rfdb(body: str, dtype: torch.dtype) -> None:
     check(body, rfdb_flat, rfdb_case(2, 10, 5, 4, 17, 21, dtype))
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_rfdb_on_a_fixed_grid(body: str) -> None:
+    check(body, partial(rfdb_flat, fixed_grid=True), rfdb_case(1, 10, 5, 4, 21, 28, torch.float32))
 
 
 @pytest.mark.parametrize("body", BODIES)

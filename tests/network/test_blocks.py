@@ -64,7 +64,13 @@ def esa_text(m: nn.Module, y: Tensor) -> Tensor:
     a = conv(m.conv1, y, padding=0)
     v = F.max_pool2d(conv(m.conv2, a, 2, 0), 7, 3)
     v = conv(m.conv3_, conv(m.conv3, conv(m.conv_max, v).relu()).relu())
-    return y * torch.sigmoid(conv(m.conv4, up(v, y.shape[2:]) + conv(m.conv_f, a, padding=0), padding=0))
+    if m.fixed_grid:
+        v = up(v, [6 * n for n in v.shape[2:]])
+        rows, columns = (torch.arange(n).clamp(max=m - 1) for n, m in zip(y.shape[2:], v.shape[2:], strict=True))
+        v = v[:, :, rows[:, None], columns]
+    else:
+        v = up(v, y.shape[2:])
+    return y * torch.sigmoid(conv(m.conv4, v + conv(m.conv_f, a, padding=0), padding=0))
 
 
 def rfdb_text(m: nn.Module, x: Tensor) -> Tensor:
@@ -197,8 +203,9 @@ def test_mshf(size: tuple[int, int]) -> None:
 
 def test_esa_and_rfdb() -> None:
     x = torch.randn(2, 10, 17, 22, dtype=torch.float64)
-    check(awake(ESA(10, 4)), esa_text, x)
-    check(awake(RFDB(10, 5, 4)), rfdb_text, x)
+    for fixed_grid in (False, True):
+        check(awake(ESA(10, 4, fixed_grid)), esa_text, x)
+        check(awake(RFDB(10, 5, 4, fixed_grid)), rfdb_text, x)
     with pytest.raises(ValueError, match="15 x 15"):
         ESA(10, 4)(torch.zeros(1, 10, 14, 40))
 
@@ -334,6 +341,16 @@ def test_channels_last_and_autocast_agree_with_plain_float32() -> None:
 def test_wrong_input_is_named(error: type[Exception], words: str, x: Tensor) -> None:
     with pytest.raises(error, match=words):
         LMFN.from_preset("lmfn", **SMALL)(x)
+
+
+def test_a_tile_on_esa_s_fixed_grid_is_part_of_the_whole():
+    """And stretched it is not: that is what the switch is for."""
+    x = torch.randn(1, 10, 90, 40, dtype=torch.float64)
+    for fixed_grid in (False, True):
+        module = awake(RFDB(10, 5, 4, fixed_grid))
+        with torch.no_grad():
+            error = (module(x)[:, :, 36:44] - module(x[:, :, 6:])[:, :, 30:38]).abs().max()
+        assert (error < 1e-12) == fixed_grid
 
 
 def test_alfm_window_is_a_switch_of_the_network():
