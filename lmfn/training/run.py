@@ -129,7 +129,14 @@ class RunFolder:
             file.write(json.dumps({"step": step, **tidy}) + "\n")
 
     def save(
-        self, model: Network, ema: AveragedModel, optimizer: torch.optim.Adam, scaler: Any, at: Progress, compact: bool
+        self,
+        model: Network,
+        ema: AveragedModel,
+        optimizer: torch.optim.Adam,
+        scaler: Any,
+        at: Progress,
+        *,
+        compact: bool = False,
     ) -> None:
         """Write the state, `compact` with Adam's moments as bfloat16, and both weights. The two newest states stay.
 

@@ -155,8 +155,8 @@ KILL_AFTER_SAVING_STEP_5 = """
 import os
 from lmfn.training.run import RunFolder
 save = RunFolder.save
-def saved(self, *rest):
-    save(self, *rest)
+def saved(self, *rest, **options):
+    save(self, *rest, **options)
     if rest[-1].step == 5:
         os.kill(os.getpid(), 9)
 RunFolder.save = saved
