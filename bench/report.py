@@ -18,11 +18,11 @@ RESULTS = ROOT / "bench" / "results"
 BLOCK = re.compile(r"(<!-- bench:(\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 Results = dict[str, dict[str, list[Row]]]
-"""By folder, which is a device, and by verb."""
+"""Rows by device (the name of the folder) and by verb."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--results", type=Path, default=RESULTS, help="a folder with one folder a device")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder with one folder per device")
     parser.add_argument("--docs", type=Path, nargs="+", default=documents(), help="default: README.md and docs/*.md")
 
 
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
             for path in draw(options.results / folder, verbs):
                 print(path)
     else:
-        print("left out: plots, which need matplotlib (pip install matplotlib)", file=sys.stderr)
+        print("no plots: they need matplotlib (pip install matplotlib)", file=sys.stderr)
     for path in options.docs:
         old = path.read_text(encoding="utf-8")
         new = filled(old, results, path.parent, options.results)
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 def load(results: Path) -> Results:
     """The rows of results/DEVICE/VERB.jsonl and, from `python -m bench submit`, of results/DEVICE.jsonl.
 
-    Raises ValueError, naming file, line and field, for one that is no row.
+    Raises ValueError, naming file, line and field, for a line that is not a row.
     """
     found: Results = {path.stem: read_submitted(path) for path in sorted(results.glob("*.jsonl"))}
     for path in sorted(results.glob("*/*.jsonl")):
@@ -64,7 +64,10 @@ def load(results: Path) -> Results:
 
 
 def filled(text: str, results: Results, beside: Path, folder: Path) -> str:
-    """`text` with its blocks made anew; links are from the folder `beside`. Raises ValueError for an unknown block."""
+    """`text` with its blocks regenerated; links are relative to the folder `beside`.
+
+    Raises ValueError for an unknown block.
+    """
 
     def block(match: re.Match[str]) -> str:
         if match[2] not in TABLES:

@@ -12,14 +12,14 @@ from bench.rows import OURS, Row, Shape
 from bench.units import SIZE, UNITS
 
 UNSEEN = ("ONNX Runtime", "OpenVINO")
-"""Whose memory is not PyTorch's, which is all that is counted on a CPU."""
+"""Providers that do not allocate through PyTorch, the only allocator that is counted on a CPU."""
 
 
 def machine(row: Row) -> str:
     m = row.machine
     threads = f", {m.threads} thread{'s' * (m.threads > 1)}" if m.threads else f", driver {m.driver}, CUDA {m.cuda}"
     dirty = " with changes" if m.dirty else ""
-    ceilings = f"copies {m.copy_gbps:.4g} GB/s, multiplies at {m.matrix_tflops:.3g} TFLOP/s in {row.dtype}"
+    ceilings = f"ceilings: {m.copy_gbps:.4g} GB/s copied, {m.matrix_tflops:.3g} TFLOP/s in {row.dtype}"
     versions = f"torch {m.torch}, Triton {m.triton}, Python {m.python}, commit {m.commit[:10]}{dirty}"
     return f"**{m.device}**{threads}, {versions}; {ceilings}."
 
@@ -29,7 +29,7 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def digits(number: float) -> str:
-    """Three that count, or all of those before the point; none of what is not a number."""
+    """Three significant digits, or all digits before the point; empty for NaN."""
     if math.isnan(number):
         return ""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
@@ -41,12 +41,12 @@ def milliseconds(row: Row) -> str:
 
 def mebibytes(row: Row) -> str:
     unseen = row.provider in UNSEEN and row.machine.threads
-    return "not seen" if unseen else f"{row.peak_bytes / 2**20:.1f}"
+    return "not counted" if unseen else f"{row.peak_bytes / 2**20:.1f}"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of one measurement: ours, and the others from the fastest on."""
+    """Rows of one measurement: ours, and the others, fastest first."""
 
     ours: Row
     others: list[Row]
@@ -54,12 +54,12 @@ class Group:
 
     @property
     def faster(self) -> float:
-        """Than the fastest other."""
+        """Our speedup over the fastest other provider; NaN if there is none."""
         return self.others[0].p50 / self.ours.p50 if self.others else math.nan
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:
-    """In the rows' order; the L2 cold, or not a matter."""
+    """Groups in the order of the rows, with a cold L2 cache where that applies."""
     by: dict[tuple[object, ...], dict[str, Row]] = defaultdict(dict)
     warm: dict[tuple[object, ...], Row] = {}
     for row in rows:
@@ -81,8 +81,8 @@ def ops(verbs: dict[str, list[Row]], _link: Path) -> str:
     rows = verbs.get("ops", [])
     if not rows:
         return ""
-    heads = ["op", "mode", "type", "shape", "ours, ms", "warm, ms", "fastest other, ms", "times as fast"]
-    heads += ["of the roofline", "peak, MiB: ours", "its", "again"]
+    heads = ["op", "mode", "dtype", "shape", "ours, ms", "warm, ms", "fastest other, ms", "speedup"]
+    heads += ["of the roofline", "our peak, MiB", "its peak, MiB", "reproduce with"]
     lines = []
     for group in groups(rows):
         row, other = group.ours, group.others[0] if group.others else None
@@ -106,13 +106,14 @@ def ops(verbs: dict[str, list[Row]], _link: Path) -> str:
 
 
 def whole(verb: str) -> Callable[[dict[str, list[Row]], Path], str]:
-    """The table of the whole network by all that ran it: fastest first."""
+    """The table of the whole network with every provider, fastest first."""
 
     def made(verbs: dict[str, list[Row]], _link: Path) -> str:
         rows = [row for row in verbs.get(verb, []) if row.op == "lmfn"]
         if not rows:
             return ""
-        heads = ["shape", "type", "by", "ms", "ms per image", "peak, MiB", "kept, MiB", "of the matrix rate", "again"]
+        heads = ["shape", "dtype", "provider", "ms", "ms per image", "peak, MiB", "kept, MiB"]
+        heads += ["of the matrix rate", "reproduce with"]
         lines = [
             [
                 str(row.shape),
@@ -133,7 +134,7 @@ def whole(verb: str) -> Callable[[dict[str, list[Row]], Path], str]:
 
 
 def frame(verbs: dict[str, list[Row]], _link: Path) -> str:
-    """One photograph of 1280x720 by all that ran the network, fastest first, a column a type."""
+    """One 1280x720 photograph with every provider, fastest first, one column per dtype."""
     rows = [row for row in verbs.get("model", []) if row.op == "lmfn"]
     rows = [row for row in rows if (row.shape.b, row.shape.h, row.shape.w) == (1, *SIZE)]
     if not rows:
@@ -149,7 +150,7 @@ def frame(verbs: dict[str, list[Row]], _link: Path) -> str:
 
 
 def units(verbs: dict[str, list[Row]], _link: Path) -> str:
-    """The network's parts in one photograph of 1280x720: what each takes, and what it would at the roofline."""
+    """The parts of the network in one 1280x720 photograph: time of each, measured and at the roofline."""
     found: dict[str, dict[tuple[str, Shape], Group]] = defaultdict(dict)
     for group in groups(row for row in verbs.get("model", []) if row.op != "lmfn"):
         found[group.ours.dtype][group.ours.op, group.ours.shape] = group
@@ -161,7 +162,7 @@ def units(verbs: dict[str, list[Row]], _link: Path) -> str:
         mine = [unit.times * group.ours.p50 for unit, group in rows]
         least = [unit.times * group.ours.p50 * group.ours.roofline for unit, group in rows]
         other = [unit.times * group.others[0].p50 if group.others else math.nan for unit, group in rows]
-        heads = ["part", "op", "shape", "times", "ours, ms", "of all", "at the roofline, ms", "of the roofline"]
+        heads = ["part", "op", "shape", "count", "ours, ms", "share", "at the roofline, ms", "of the roofline"]
         lines = [
             [
                 unit.name,
@@ -178,26 +179,26 @@ def units(verbs: dict[str, list[Row]], _link: Path) -> str:
         ]
         whole = [digits(sum(mine)), "100%", digits(sum(least)), f"{sum(least) / sum(mine):.0%}", digits(sum(other))]
         row = rows[0][1].ours
-        title = f"{machine(row)} By `{row.provider}`."
-        made.append(f"{title}\n\n{table([*heads, 'the formula, ms'], [*lines, ['all', '', '', '', *whole]])}")
+        title = f"{machine(row)} Backend: `{row.provider}`."
+        made.append(f"{title}\n\n{table([*heads, 'the formula, ms'], [*lines, ['total', '', '', '', *whole]])}")
     return "\n\n".join([*made, "Reproduce with `python -m bench model --units`."]) if made else ""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Rows that differ in one size alone, by that size."""
+    """Rows that differ in one size only, sorted by it."""
 
     axis: str
     sizes: list[int]
     rows: list[Row]
 
     def exponent(self, value: Callable[[Row], float]) -> float:
-        """Of the power of the size that fits the values best; not a number where there are none."""
+        """Exponent of the power law that fits the values best; NaN if a value is zero."""
         values = [value(row) for row in self.rows]
         return float(np.polyfit(np.log(self.sizes), np.log(values), 1)[0]) if min(values) > 0 else math.nan
 
     def slope(self, value: Callable[[Row], float]) -> float:
-        """Of the straight line that fits the values best."""
+        """Slope of the straight line that fits the values best."""
         return float(np.polyfit(self.sizes, [value(row) for row in self.rows], 1)[0])
 
 
@@ -210,7 +211,7 @@ AXES: dict[str, Callable[[Row], int]] = {
 
 
 def lines(rows: Iterable[Row]) -> list[Line]:
-    """Of at least three rows each; those of the most rows where one size grows from several others."""
+    """Lines of at least three rows; of several along one axis, the one with the most rows."""
     by: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row.l2 != "warm":
@@ -230,7 +231,7 @@ def growth(verbs: dict[str, list[Row]], _link: Path) -> str:
     rows = verbs.get("memory", [])
     if not rows:
         return ""
-    heads = ["op", "mode", "type", "by", "with", "from", "to", "time", "peak", "kept", "peak, bytes for one more"]
+    heads = ["op", "mode", "dtype", "provider", "axis", "from", "to", "time", "peak", "kept", "bytes per unit"]
     found = []
     for line in lines(rows):
         row = line.rows[0]

@@ -66,7 +66,7 @@ def test_tables(results: Path, tmp_path: Path) -> None:
     assert "| 16 (0.9 to 16) | 2 |" in text, "an image of eight takes an eighth"
     assert "float32 |\n| --- | --- |\n| for_inference | 100 |\n| eager | 1,234 |" in text, "fastest first, no exponents"
     assert "| RFDB | `rfdb` | 1x50x180x320 | 4 | 8 | 80.0% | 2 | 25% | 12 |" in text, "four of them in the network"
-    assert "| all |  |  |  | 10 | 100% | 2.5 | 25% | 15 |" in text
+    assert "| total |  |  |  | 10 | 100% | 2.5 | 25% | 15 |" in text
     growth = [line for line in text.splitlines() if line.startswith("| `layer_attention` |") and "pixels" in line]
     assert [line.split(" | ")[7:9] for line in growth] == [
         ["1.00", "1.00"],
