@@ -18,7 +18,7 @@ from tyro.conf import OmitSubcommandPrefixes, Positional, arg
 import lmfn
 from lmfn import checkout
 from lmfn.extras import require
-from lmfn.options import BlurKind, BlurKinds, BlurOptions, Frames, Guard, Precision, Variant
+from lmfn.options import BlurKind, BlurKinds, BlurOptions, ExportType, Frames, Guard, Precision, Variant
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 WEIGHTS = (
@@ -291,6 +291,29 @@ class Ablate:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write the network as one ONNX file, for programs that are not Python: images of any size, or tiles."""
+
+    out: Positional[Path]
+    """The file, NAME.onnx. One that is there is replaced."""
+    weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
+    dtype: ExportType = "float32"
+    """Type of the weights and the convolutions; images are float32 in any case."""
+    opset: int = 17
+    """Version of ONNX's operators, 13 or newer."""
+    tile_size: int | None = None
+    """Take only square images with sides of this length, one at a time: for programs that need fixed sizes."""
+
+    def run(self) -> bool:
+        from lmfn.export import export_onnx
+
+        if self.out.suffix != ".onnx":
+            raise ValueError(f"{self.out} is no name of an ONNX file; let it end in .onnx")
+        export_onnx(self.weights, self.out, dtype=self.dtype, opset=self.opset, tile_size=self.tile_size)
+        return True
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Report versions, devices and limits, and check the ops and the weights: text for an issue.
 
@@ -309,7 +332,7 @@ class Doctor:
         return report.ok
 
 
-Verb = Deblur | Evaluate | Data | Train | Ablate | Doctor
+Verb = Deblur | Evaluate | Data | Train | Ablate | Export | Doctor
 """Each is called as its class, in lower case."""
 OWN_OPTIONS = (Train, Ablate)
 """Verbs that read their arguments themselves, and end the process with their own status."""
@@ -326,7 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     _check_verb(arguments)
     if own := [verb for verb in OWN_OPTIONS if arguments[:1] == [verb.__name__.lower()]]:
-        verb: Deblur | Evaluate | Data | Train | Ablate | Doctor = own[0](tuple(arguments[1:]))
+        verb: Verb = own[0](tuple(arguments[1:]))
     else:
         verb = tyro.cli(
             Verb,

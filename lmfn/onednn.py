@@ -277,23 +277,14 @@ class OneDNNRFDB:
 
 
 class OneDNNACFM:
-    """`ACFM`: x + alpha w x, and what is to be added. Over channels a convolution is a product with a banded matrix."""
+    """`ACFM`: x + alpha w x, and what is to be added."""
 
     def __init__(self, acfm: ACFM, channels: int, dtype: torch.dtype) -> None:
-        # [3, out, in]: with tap t, a channel takes the one at distance t - 1.
-        taps = torch.stack([torch.eye(channels + 2)[t : t + channels, 1:-1] for t in range(3)])
         self.alpha = acfm.alpha.item()
-        if acfm.form == "full3d":
-            weight = torch.einsum("thw,toi->oihw", acfm.weight, taps)
-            self.convs = [Convolution(weight, acfm.bias.expand(channels), dtype)]
-            return
-        spatial, mixing = (
-            acfm.spatial_weight.expand(channels, 1, 3, 3),
-            torch.einsum("t,toi->oi", acfm.channel_weight, taps),
-        )
+        then = RELU if acfm.form == "pseudo3d" else NONE
         self.convs = [
-            Convolution(spatial, acfm.spatial_bias.expand(channels), dtype, RELU, groups=channels),
-            Convolution(mixing[:, :, None, None], acfm.channel_bias.expand(channels), dtype, RELU),
+            Convolution(weight, bias, dtype, then, groups=channels // weight.shape[1])
+            for weight, bias in acfm.in_2d(channels)
         ]
 
     def __call__(self, x: Tensor, add: Tensor | None, out: Tensor) -> None:

@@ -8,6 +8,9 @@ from typing import Literal, Self, get_args
 Precision = Literal["fp32", "bf16", "fp16"]
 """fp32, or autocast to one of the 16-bit types."""
 
+ExportType = Literal["float32", "float16"]
+"""Type of the weights and the convolutions in an exported network."""
+
 Frames = Literal["all", "first"]
 """What is taken of a file of several images (pages, frames)."""
 

@@ -219,6 +219,8 @@ def card(
 license: apache-2.0
 library_name: lmfn
 tags: [image-deblurring, image-to-image]
+training_data:
+{data or "- not known"}
 ---
 # {name}.safetensors
 

@@ -238,6 +238,22 @@ class ACFM(nn.Module):
         else:
             self.weight, self.bias = uniform(-(27**-0.5), 27**-0.5, 3, 3, 3), uniform(-(27**-0.5), 27**-0.5, 1)
 
+    def in_2d(self, channels: int) -> list[Conv]:
+        """The gate's convolutions over (channel, height, width) as 2D ones with as many channels as there are, which
+        every program has: one channel by itself (weight `[C, 1, 3, 3]`) and then 1x1, or one 3x3.
+
+        Over channels a convolution is a product with a banded matrix.
+        """
+        # [3, out, in]: with tap t, a channel takes the one at distance t - 1.
+        taps = torch.stack([torch.eye(channels + 2)[t : t + channels, 1:-1] for t in range(3)])
+        if self.form == "full3d":
+            return [Conv(torch.einsum("thw,toi->oihw", self.weight, taps), self.bias.expand(channels))]
+        mixing = torch.einsum("t,toi->oi", self.channel_weight, taps)[:, :, None, None]
+        return [
+            Conv(self.spatial_weight.expand(channels, 1, 3, 3), self.spatial_bias.expand(channels)),
+            Conv(mixing, self.channel_bias.expand(channels)),
+        ]
+
     def forward(self, x: Tensor, add: Tensor | LayerAttention | None = None) -> Tensor:
         """The gated x, plus `add` where given: the merge of the two attentions."""
         gate: Pseudo3D | Full3D

@@ -1,0 +1,98 @@
+"""A network as files for other programs: `export_onnx`.
+
+Needs the extra `export`. `docs/use-it-in.md` says how each program takes the files.
+"""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import ModelCard
+
+from lmfn import atomic
+from lmfn.extras import require
+from lmfn.network import checkpoint
+from lmfn.network.model import Network
+from lmfn.network.pretrained import LMFN
+from lmfn.options import ExportType
+from lmfn.weights import sha256
+
+if TYPE_CHECKING:
+    import onnx
+
+log = logging.getLogger(__name__)
+
+OPSET = 17
+"""ONNX's operators as of 2022, which programs that ship ONNX Runtime 1.12 or newer know."""
+OLDEST_OPSET = 13
+
+
+def export_onnx(
+    weights: str | Path,
+    path: str | Path,
+    *,
+    dtype: ExportType = "float32",
+    opset: int = OPSET,
+    tile_size: int | None = None,
+) -> None:
+    """Write a network as one ONNX file: `blurred` to `sharp`, both float32 `[B, 3, H, W]`, RGB in [0, 1].
+
+    What it computes is what `Deblurrer` does, but for the last clip to [0, 1] and, so that no size is out of reach, for
+    its check of the output. Any B, H and W >= 1; with a `tile_size`, a multiple of 16 and at least 64, of
+    `[1, 3, tile_size, tile_size]` only, without a computed size in the graph. `weights` is what
+    `LMFN.from_pretrained` takes. `dtype` float16 is that of weights and convolutions; images stay float32.
+
+    The file's metadata (`metadata_props`) has the config, the weights' SHA-256, and, as far as their card has them,
+    licence and training data. A file that is there is replaced.
+
+    Raises ValueError where the package onnx is missing, for an opset or a tile size that cannot be, and as
+    `LMFN.from_pretrained` does.
+    """
+    require("onnx", "exporting", "export")
+    model = onnx_model(LMFN.from_pretrained(weights), dtype=dtype, opset=opset, tile_size=tile_size)
+    for key, value in provenance(checkpoint.find_weights(weights)).items():
+        model.metadata_props.add(key=key, value=value)
+    atomic.write(Path(path), model.SerializeToString())
+
+
+def onnx_model(
+    model: Network, *, dtype: ExportType = "float32", opset: int = OPSET, tile_size: int | None = None
+) -> "onnx.ModelProto":
+    """What `export_onnx` writes, of a network in memory."""
+    require("onnx", "exporting", "export")
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper
+
+    from lmfn.export.network import network_graph
+    from lmfn.network.blocks import MULTIPLE, SMALLEST
+
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise ValueError(f"opset is {opset}; it must be from {OLDEST_OPSET} to {newest}, the installed onnx's newest")
+    if tile_size is not None and (tile_size < SMALLEST or tile_size % MULTIPLE):
+        raise ValueError(f"tile_size is {tile_size}; it must be a multiple of {MULTIPLE}, {SMALLEST} or more")
+    graph = network_graph(model, np.float16 if dtype == "float16" else np.float32, tile_size)
+    shape: list[int | str | None] = [1, 3, tile_size, tile_size] if tile_size else ["batch", 3, "height", "width"]
+    blurred, sharp = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("blurred", "sharp"))
+    made = graph.model([blurred], [sharp], opset)
+    made.doc_string = "LMFN (arXiv 2101.05403) removes motion blur. RGB images in [0, 1]; the result is not clipped."
+    made.metadata_props.add(key="config", value=json.dumps(asdict(model.config)))
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+def provenance(file: Path) -> dict[str, str]:
+    """What is known of a weights' file, beside what it holds: from its card, NAME.md or README.md beside it."""
+    found = {"weights": file.name, "weights_sha256": sha256(file)}
+    card = next((path for path in (file.with_suffix(".md"), file.with_name("README.md")) if path.is_file()), None)
+    if card is None:
+        log.warning("there is no card beside %s: the export says nothing of a licence and training data", file)
+        return found
+    data = ModelCard.load(card).data.to_dict()
+    for key in ("license", "training_data"):
+        if key in data:
+            found[key] = data[key] if isinstance(data[key], str) else "\n".join(data[key])
+    return found

@@ -1,0 +1,88 @@
+"""An ONNX graph, written node by node: `Graph`.
+
+Written by hand because sizes are free in it: what PyTorch's exporter makes of the network, with sizes that are not
+known, is wrong without a word where the network branches on them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+Size = int | str
+"""A length in pixels, or a count: a number, or the name of an int64 tensor [1] where it is known in a call only."""
+
+
+class Graph:
+    """Nodes and constants as they are added; a tensor is the name that it has in the graph.
+
+    What is computed of sizes that are numbers is a number: with fixed sizes nothing of it is left in the graph.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def add(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """A node with one output, whose name is given back."""
+        output = output or f"{op}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, value: npt.ArrayLike) -> str:
+        """The same value is stored once."""
+        array = np.ascontiguousarray(value)
+        key = array.dtype.str, array.shape, array.tobytes()
+        if key not in self._constants:
+            name = f"constant_{len(self.initializers)}"
+            self.initializers[name] = numpy_helper.from_array(array.reshape(np.shape(value)), name)
+            self._constants[key] = name
+        return self._constants[key]
+
+    def size(self, x: str, axis: int) -> str:
+        return self.add("Gather", self.add("Shape", x), self.constant(np.array([axis])))
+
+    def compute(self, op: Literal["Add", "Sub", "Mul", "Div", "Max", "Min"], a: Size, b: Size) -> Size:
+        """Of two sizes; `Div` rounds down."""
+        if isinstance(a, int) and isinstance(b, int):
+            return {"Add": a + b, "Sub": a - b, "Mul": a * b, "Div": a // b, "Max": max(a, b), "Min": min(a, b)}[op]
+        return self.add(op, self.vector(a), self.vector(b))
+
+    def rounded_up(self, a: Size, multiple: int) -> Size:
+        up = self.compute("Div", self.compute("Add", a, multiple - 1), multiple)
+        return self.compute("Mul", up, multiple)
+
+    def vector(self, *sizes: Size) -> str:
+        """Sizes as one tensor."""
+        if all(isinstance(size, int) for size in sizes):
+            return self.constant(np.array(sizes, np.int64))
+        parts = [self.vector(size) if isinstance(size, int) else size for size in sizes]
+        return parts[0] if len(parts) == 1 else self.add("Concat", *parts, axis=0)
+
+    def reshape(self, x: str, *sizes: Size) -> str:
+        """-1 stands for what is left."""
+        return self.add("Reshape", x, self.vector(*sizes))
+
+    def slice(self, x: str, axis: int, first: Size, last: Size) -> str:
+        return self.add("Slice", x, self.vector(first), self.vector(last), self.vector(axis))
+
+    def range(self, size: Size) -> str:
+        """0, 1, ... size - 1."""
+        if isinstance(size, int):
+            return self.constant(np.arange(size))
+        zero, one = (self.constant(np.array(value, np.int64)) for value in (0, 1))
+        return self.add("Range", zero, self.add("Squeeze", size), one)
+
+    def model(
+        self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto], opset: int
+    ) -> onnx.ModelProto:
+        graph = helper.make_graph(self.nodes, "lmfn", inputs, outputs, list(self.initializers.values()))
+        operators = [helper.make_opsetid("", opset)]
+        # The oldest file format that has these operators, so that older programs read it.
+        return helper.make_model(
+            graph, opset_imports=operators, ir_version=helper.find_min_ir_version_for(operators), producer_name="lmfn"
+        )
