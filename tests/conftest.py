@@ -5,7 +5,9 @@ bfloat16 arithmetic and products are silently wrong there, so no test runs a ker
 
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,24 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before anything imports Triton, as accelerate does: what it has decorated by then stays as it is."""
     if config.getoption("markexpr") != "gpu":
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interpreter_patched_once(pytestconfig: pytest.Config) -> None:
+    """The interpreter replaces Triton's language at every call of every function of a kernel, half of its time."""
+    if pytestconfig.getoption("markexpr") == "gpu" or not find_spec("triton"):
+        return
+    from triton.runtime import interpreter
+
+    replace, replaced = interpreter._patch_lang, set()
+
+    def replace_once(function: Callable[..., Any]) -> Any:
+        if function.__module__ not in replaced:
+            replaced.add(function.__module__)
+            replace(function)
+        return interpreter._LangPatchScope()  # which restores nothing
+
+    interpreter._patch_lang = replace_once
 
 
 @pytest.fixture(autouse=True, scope="module")
