@@ -1,7 +1,6 @@
-"""The command line as a user meets it, the README's lines among it, and the demo with seconds instead of minutes."""
+"""The command line as a user meets it, and the demo with seconds instead of minutes."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,6 @@ import lmfn
 from lmfn import LMFN, checkout, cli, images
 from lmfn.data import find_pairs
 from lmfn.extras import require
-
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -154,16 +151,6 @@ def test_data_and_evaluate(photos: Path, weights: str, capsys: pytest.CaptureFix
     assert "a.png" in capsys.readouterr().err
     assert cli.main(["data", "check", str(photos.parent / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err
-
-
-def test_the_readme_s_python_runs(photos: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(photos)
-    images.write(photos / "photo.jpg", images.read(photos / "a.png"))
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 3
-    for block in blocks:
-        exec(block.replace("runs/demo/ema.safetensors", weights), {})
-    assert images.read("sharp.jpg").pixels.shape == (40, 50, 3)
 
 
 def test_the_demo_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

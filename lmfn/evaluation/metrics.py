@@ -90,7 +90,7 @@ def lpips(output: Tensor, sharp: Tensor) -> Tensor:
     """Learned perceptual distance (Zhang et al., "The unreasonable effectiveness of deep features as a perceptual
     metric", CVPR 2018; AlexNet, version 0.1), `[B]`; lower is better.
 
-    Needs `pip install "lmfn-deblur[lpips]"`; torchvision fetches AlexNet's weights at the first use. Computed in
+    Needs `pip install ".[lpips]"`; torchvision fetches AlexNet's weights at the first use. Computed in
     float32 on the images' device.
     """
     output, sharp = _checked(output, sharp)
