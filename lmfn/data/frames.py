@@ -161,5 +161,5 @@ def _av(path: Path) -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise DataError(f'{path}: reading videos needs PyAV; install it by: pip install "lmfn-deblur[video]"') from error
+        raise DataError(f'{path}: reading videos needs PyAV: pip install "lmfn-deblur[video]"') from error
     return av
