@@ -379,35 +379,6 @@ def test_images_too_small_for_gauss2d_are_measured_by_the_other_metrics(small):
     assert run(tiny(), small, metrics=("psnr", "ssim_matlab3d")).size == (10, 40)
 
 
-def macs_of_the_paper(height, width):
-    """Convolutions and products of the paper's network, written down layer by layer."""
-    quarter = (height // 4) * (width // 4)
-    eighth, sixteenth = quarter // 4, quarter // 16
-    encoder = 64 * 9 * (3 * 16 + 64 * 4 + 64) * quarter + 64 * 64 * 9 * (eighth + sixteenth)
-    encoder += 2 * 64 * 64 * 9 * (5 * quarter + 2 * eighth + sixteenth)
-    reduce = 64 * 50 * 9 * quarter
-    strided = ((height // 4 - 3) // 2 + 1, (width // 4 - 3) // 2 + 1)
-    pooled = [(side - 7) // 3 + 1 for side in strided]
-    esa = (50 * 12 + 12 * 12 + 12 * 50) * quarter
-    esa += 12 * 12 * 9 * (strided[0] * strided[1] + 3 * pooled[0] * pooled[1])
-    rfdb = (3 * 50 * 25 + 3 * 50 * 50 * 9 + 50 * 25 * 9 + 100 * 50) * quarter + esa
-    alfm = 2 * 200 * 200 * quarter + 200 * 50 * quarter
-    acfm = 50 * (9 + 3) * quarter
-    head = 2 * 50 * 50 * 9 * (quarter + 4 * quarter) + 50 * 3 * 9 * 16 * quarter
-    return encoder + reduce + 4 * rfdb + alfm + acfm + head
-
-
-@pytest.mark.parametrize(("height", "width"), [(720, 1280), (256, 256)])
-def test_gmacs_are_those_of_a_hand_count(height, width):
-    assert count_gmacs(LMFN.from_preset("lmfn"), height, width) == pytest.approx(macs_of_the_paper(height, width) / 1e9)
-
-
-@pytest.mark.filterwarnings("ignore:Using `torch.compile")
-def test_gmacs_of_a_compiled_network_are_its_own():
-    model = tiny()
-    assert count_gmacs(torch.compile(model, backend="eager"), 64, 96) == count_gmacs(model, 64, 96) > 0
-
-
 def without_times(evaluation):
     return [replace(row, seconds=0) for row in evaluation.rows]
 

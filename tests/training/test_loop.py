@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,57 +18,15 @@ from torch import Tensor
 
 import lmfn.training.batches
 from lmfn import LMFN, images
-from lmfn.data import Source, TrainingSet
+from lmfn.data import TrainingSet
 from lmfn.network import checkpoint
 from lmfn.training import loop as script
-from lmfn.training.batches import StepBatches
 from lmfn.training.loop import train
-from lmfn.training.objective import exponential_average, initial_network, learning_rate, make_loss
+from lmfn.training.objective import exponential_average, initial_network, make_loss
 from lmfn.training.run import Log, Progress, RunFolder, parse_settings
 from lmfn.training.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("channels=8", "features=8", "distilled=4", "esa=4", "rfdbs=1")
-
-
-@pytest.fixture(autouse=True)
-def _signals_and_threads() -> Iterator[None]:
-    """Runs in this process install their own handlers."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two smooth random pictures: enough for the loss to fall."""
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for n in range(2):
-        coarse = torch.from_numpy(rng.random((1, 3, 24, 20), dtype=np.float32))
-        picture = torch.nn.functional.interpolate(coarse, (96, 80), mode="bicubic").clamp(0, 1)
-        images.write(folder / f"{n}.png", images.Photo(picture[0].movedim(0, 2).numpy()))
-    return folder
-
-
-@pytest.fixture
-def settings(tmp_path: Path, photos: Path) -> Settings:
-    return Settings(
-        name="run",
-        runs=tmp_path / "runs",
-        photos=(str(photos),),
-        network=SMALL,
-        lr=1e-3,
-        batch=4,
-        patch=32,
-        steps=10,
-        workers=0,
-        device="cpu",
-        log_every=2,
-        save_every=5,
-        val_every=5,
-    )
 
 
 def run_in(settings: Settings) -> Path:
@@ -445,148 +403,21 @@ def test_compact_states_are_resumed_to_bfloat16_rounding(settings: Settings) -> 
     assert 0 < max((a[key] - b[key]).abs().max() for key in a) < 1e-4
 
 
-def test_learning_rate_is_a_warm_up_times_a_cosine(settings: Settings) -> None:
-    settings = dataclasses.replace(settings, lr=1.0, lr_end=0.1, warmup=4)
-    assert learning_rate(settings, 0, 0.0) == pytest.approx(0.25)
-    assert learning_rate(settings, 3, 0.0) == pytest.approx(1.0)
-    assert learning_rate(settings, 50, 0.5) == pytest.approx(0.55)
-    assert learning_rate(settings, 99, 1.2) == pytest.approx(0.1)
-
-
-def test_losses(settings: Settings) -> None:
-    generator = torch.Generator().manual_seed(0)
-    output, sharp = torch.rand(2, 2, 3, 8, 9, generator=generator, dtype=torch.float64)
-    d = (output - sharp).numpy()
-    expected = {
-        "mse": (d**2).mean(),
-        "l1": abs(d).mean(),
-        "charbonnier": np.sqrt(d**2 + 1e-6).mean(),
-        "psnr": np.mean([10 * np.log10((image**2).mean() + 1e-8) for image in d]),
-    }
-    for name, value in expected.items():
-        assert make_loss(dataclasses.replace(settings, loss=name))(output, sharp).item() == pytest.approx(value)
-    spectrum = np.abs(np.fft.rfft2(d) / np.sqrt(72)).mean()
-    got = make_loss(dataclasses.replace(settings, loss="l1", fft=0.1))(output, sharp).item()
-    assert got == pytest.approx(expected["l1"] + 0.1 * spectrum)
-
-
-def test_ema_forgets_the_beginning_of_a_short_run() -> None:
-    model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1)
-    ema = exponential_average(model, 0.999)
-    expected = None
-    for n in range(6):
-        torch.nn.init.constant_(model.alfm.theta, float(n))
-        ema.update_parameters(model)
-        decay = min(0.999, (1 + n) / (10 + n))
-        expected = float(n) if expected is None else decay * expected + (1 - decay) * n
-    assert ema.module.alfm.theta.item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_processes_share_the_samples_of_a_step(settings: Settings) -> None:
-    one = dataclasses.replace(settings, batch=12, accumulate=1, steps=4)
-    shared = dataclasses.replace(settings, batch=2, accumulate=2, steps=4)
-    alone = list(StepBatches(one, 1, 0, 1))
-    parts = [list(StepBatches(shared, 1, process, 3)) for process in range(3)]
-    assert len(alone) == 3
-    for step, batch in enumerate(alone):
-        together = [n for part in parts for micro in part[2 * step : 2 * step + 2] for n in micro]
-        assert sorted(together) == sorted(batch) == list(range(12 * (step + 1), 12 * (step + 2)))
-
-
-def test_settings_from_file_and_command_line(tmp_path: Path, photos: Path) -> None:
-    file = tmp_path / "base.yaml"
-    file.write_text(
-        f"photos: {photos}=2.5\nbatch: 3\nlr: 0.01\nnetwork:\n  rfdbs: 2\n"
-        "blur:\n  length: [2, 5]\n  kinds: {comb: 0}\n"
-    )
-    settings = parse_settings(
-        [
-            "--config",
-            str(file),
-            "--batch",
-            "7",
-            "--runs",
-            str(tmp_path),
-            "--blur.curvature",
-            "0",
-            "9",
-            "--blur.kinds.zoom",
-            "3",
-        ]
-    )
-    assert (settings.batch, settings.lr, settings.network_config.rfdbs) == (7, 0.01, 2)
-    assert (settings.blur.length, settings.blur.curvature) == ((2, 5), (0, 9))
-    assert (settings.blur.kinds.comb, settings.blur.kinds.shake, settings.blur.kinds.zoom) == (0, 1, 3)
-    assert [(s.kind, str(s.path), s.weight) for s in settings.sources] == [("photos", str(photos), 2.5)]
-    again = tmp_path / "again.yaml"
-    again.write_text(settings.text())
-    assert Settings.read(again) == dataclasses.replace(settings, config=None)
-
-
-def test_the_help_names_the_settings_file(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        parse_settings(["--help"])
-    assert ended.value.code == 0
-    assert "--config" in capsys.readouterr().out
-
-
-def test_sources_by_path_weight_and_two_folders(tmp_path: Path) -> None:
-    odd = tmp_path / "a,b=3"
-    odd.mkdir()
-    source = Source.parse("pairs", str(odd))
-    assert (source.path, source.sharp, source.weight) == (str(odd), None, 1.0)
-    source = Source.parse("pairs", "x/blurred,x/sharp=0.5")
-    assert (source.path, source.sharp, source.weight) == ("x/blurred", "x/sharp", 0.5)
-    with pytest.raises(ValueError, match="'two' is no weight"):
-        Source.parse("photos", "x=two")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"photos": ()}, "at least one of --pairs, --frames, --photos"),
-        ({"batch": 0}, "batch is 0"),
-        ({"lr": -1.0}, "lr is -1.0"),
-        ({"ema": 1.0}, "ema is 1.0"),
-        ({"data_share": 0.0}, "data_share is 0.0"),
-        ({"minutes": 0.0}, "minutes is 0.0"),
-        ({"name": "a/b"}, "plain folder name"),
-        ({"network": ("depth=3",)}, "unknown field of LMFNConfig: depth"),
-        ({"network": ("rfdbs=three",)}, "rfdbs=three: rfdbs must be a whole number"),
-        ({"network": ("rfdbs",)}, "rfdbs must be a whole number"),
-        ({"precision": "fp16"}, "needs a GPU"),
-    ],
-)
-def test_wrong_settings_are_named(settings: Settings, change: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        dataclasses.replace(settings, **change).check()
-
-
-def test_broken_settings_files_are_named(tmp_path: Path) -> None:
-    file = tmp_path / "s.yaml"
-    for text, words in (
-        ("speed: 3", "unknown setting speed"),
-        ("config: other.yaml", "unknown setting config"),
-        ("- 3", "NAME: VALUE"),
-        ("batch: [", "s.yaml"),
-        ("blur: {length: [5, 2]}", "length"),
-        ("blur: {kinds: {comb: -1}}", "comb"),
-        ("blur: {kinds: {teeth: 1}}", "teeth"),
-        ("blur: {kinds: 3}", "kinds"),
-    ):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=words):
-            Settings.read(file)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        Settings.read(tmp_path / "nowhere.yaml")
-
-
 def test_a_finished_run_is_not_overwritten_by_its_name(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     script.train(settings)
     with pytest.raises(ValueError, match="holds a run already"):
         parse_settings(["--name", "run", "--runs", str(settings.runs), "--photos", *settings.photos])
     resumed = parse_settings(["--name", "run", "--runs", str(settings.runs), "--resume", "auto"])
-    again = ["--name", "run", "--photos", *settings.photos, "--network", *SMALL, "--runs", str(settings.runs)]
+    again = [
+        "--name",
+        "run",
+        "--photos",
+        *settings.photos,
+        "--network",
+        *settings.network,
+        "--runs",
+        str(settings.runs),
+    ]
     assert parse_settings([*again, "--resume", "auto"]) == resumed  # the command that began it works, too
     assert dataclasses.replace(resumed, resume="never") == settings
     assert script.train(resumed) == 0
@@ -603,4 +434,4 @@ def test_broken_data_is_named_before_anything_is_written(settings: Settings, tmp
 def test_a_state_of_another_network_is_named(settings: Settings) -> None:
     script.train(settings)
     with pytest.raises(ValueError, match="does not fit the network of these settings"):
-        script.train(dataclasses.replace(settings, resume="auto", network=(*SMALL, "rfdbs=2")))
+        script.train(dataclasses.replace(settings, resume="auto", network=(*settings.network, "rfdbs=2")))
