@@ -4,7 +4,8 @@ Written by hand because sizes are free in it: what PyTorch's exporter makes of t
 known, is wrong without a word where the network branches on them.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,16 @@ from onnx import helper, numpy_helper
 
 Size = int | str
 """A length in pixels, or a count: a number, or the name of an int64 tensor [1] where it is known in a call only."""
+
+Operation = Literal["Add", "Sub", "Mul", "Div", "Max", "Min"]
+OPERATIONS: dict[Operation, Callable[[int, int], int]] = {
+    "Add": operator.add,
+    "Sub": operator.sub,
+    "Mul": operator.mul,
+    "Div": operator.floordiv,
+    "Max": max,
+    "Min": min,
+}
 
 
 class Graph:
@@ -46,10 +57,10 @@ class Graph:
     def size(self, x: str, axis: int) -> str:
         return self.add("Gather", self.add("Shape", x), self.constant(np.array([axis])))
 
-    def compute(self, op: Literal["Add", "Sub", "Mul", "Div", "Max", "Min"], a: Size, b: Size) -> Size:
+    def compute(self, op: Operation, a: Size, b: Size) -> Size:
         """Of two sizes; `Div` rounds down."""
         if isinstance(a, int) and isinstance(b, int):
-            return {"Add": a + b, "Sub": a - b, "Mul": a * b, "Div": a // b, "Max": max(a, b), "Min": min(a, b)}[op]
+            return OPERATIONS[op](a, b)
         return self.add(op, self.vector(a), self.vector(b))
 
     def rounded_up(self, a: Size, multiple: int) -> Size:
