@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import huggingface_hub
 import safetensors
 import safetensors.torch
+import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 
@@ -24,11 +25,19 @@ log = logging.getLogger(__name__)
 
 FILE = "model.safetensors"
 """The weights' file in a folder or repository."""
+CONFIG = "lmfn.config"
+"""The tensor that has the network's config, as `config_to_tensor` makes it: programs that give their users the tensors
+of a file without its header find it there."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Replace `path` by a safetensors file with these tensors; `metadata` is kept as JSON under the key `lmfn`."""
+    """Replace `path` by a safetensors file with these tensors; `metadata` is kept as JSON under the key `lmfn`.
+
+    A `config` in it is also a tensor of the file, which `read` and `read_header` leave out.
+    """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if "config" in metadata:
+        on_cpu[CONFIG] = config_to_tensor(metadata["config"])
     atomic.write(path, safetensors.torch.save(on_cpu, metadata={"format": "pt", "lmfn": json.dumps(metadata)}))
 
 
@@ -43,7 +52,7 @@ class Stored(NamedTuple):
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     """What `read` would give, without reading the tensors, however large. Raises as `read`."""
     with _opened(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        slices = {name: file.get_slice(name) for name in _names(file)}
         return {n: Stored(tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}, _metadata(path, file)
 
 
@@ -53,7 +62,21 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises FileNotFoundError where there is no such file, ValueError where it is broken or not one of ours.
     """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, _metadata(path, file)  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in _names(file)}, _metadata(path, file)
+
+
+def config_to_tensor(config: Any) -> Tensor:
+    """As bytes of JSON, uint8."""
+    return torch.frombuffer(bytearray(json.dumps(config).encode()), dtype=torch.uint8)
+
+
+def config_from_tensor(tensor: Tensor) -> Any:
+    """Raises ValueError where the bytes are no JSON."""
+    return json.loads(bytes(tensor.to("cpu", torch.uint8).tolist()))
+
+
+def _names(file: Any) -> list[str]:
+    return [name for name in file.keys() if name != CONFIG]  # noqa: SIM118 (not a mapping)
 
 
 @contextmanager

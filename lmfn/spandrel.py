@@ -1,0 +1,67 @@
+"""LMFN for programs that load models by spandrel (chaiNNer, ComfyUI and others): `install`.
+
+    import spandrel
+    import lmfn.spandrel
+
+    lmfn.spandrel.install()
+    model = spandrel.ModelLoader().load_from_file("lmfn.safetensors")
+    sharp = model(blurred)  # [1, 3, H, W] in [0, 1], any H and W >= 1
+
+Needs the package spandrel.
+"""
+
+from typing import Any
+
+from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor, ModelTiling
+from spandrel.util import KeyCondition
+from torch import Tensor
+
+from lmfn.inference import with_border
+from lmfn.network.checkpoint import CONFIG, config_from_tensor
+from lmfn.network.config import preset
+from lmfn.network.model import Network
+
+
+class LMFNArch(Architecture[Network]):
+    """The architecture `LMFN`: what `LMFN.save_pretrained`, training and this package's own files hold."""
+
+    def __init__(self) -> None:
+        parts = "encoder.rb_16th.conv1.weight", "reduce.weight", "rfdbs.0.esa.conv_f.weight"
+        super().__init__(id="LMFN", detect=KeyCondition.has_any(CONFIG, KeyCondition.has_all(*parts)))
+
+    def load(self, state_dict: Any) -> ImageModelDescriptor[Network]:
+        """The network in that state, with the border that `Deblurrer` reflects around images.
+
+        Raises ValueError for a config that is not one, and for a file without it: not all of it can be seen from the
+        other tensors.
+        """
+        tensors = dict(state_dict)
+        if CONFIG not in tensors:
+            raise ValueError(
+                f"the LMFN weights have no tensor {CONFIG!r}, as files of lmfn 0.1.0 had none; write them again with "
+                "LMFN.from_pretrained(FILE).save_pretrained(FOLDER)"
+            )
+        model = Network(preset("lmfn", **config_from_tensor(tensors.pop(CONFIG))))
+
+        def call(network: Network, image: Tensor) -> Tensor:
+            return with_border(network)(image)
+
+        return ImageModelDescriptor(
+            model,
+            tensors,
+            architecture=self,
+            purpose="Restoration",
+            tags=[f"{model.config.features}nf"],
+            supports_half=True,
+            supports_bfloat16=True,
+            scale=1,
+            input_channels=3,
+            output_channels=3,
+            tiling=ModelTiling.DISCOURAGED,
+            call_fn=call,
+        )
+
+
+def install() -> None:
+    """Let `spandrel.ModelLoader` load LMFN's weights. A second call changes nothing."""
+    MAIN_REGISTRY.add(ArchSupport.from_architecture(LMFNArch()), ignore_duplicates=True)
