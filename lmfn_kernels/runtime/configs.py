@@ -149,7 +149,7 @@ def tuned(device: str) -> Table:
 
     Raises ValueError naming the file and the entry that is wrong.
     """
-    path = resources.files("lmfn_kernels") / "configs" / f"{device}.json"
+    path = resources.files(__name__.partition(".")[0]) / "configs" / f"{device}.json"
     if not path.is_file():
         return Table({}, {})
     try:

@@ -24,7 +24,10 @@ BackendT = TypeVar("BackendT")
 Gradients = dict[str, Any]
 """By the inputs' names, each as its input is: a tensor, or a tuple or list of them."""
 
-_library = torch.library.Library("lmfn", "FRAGMENT")
+ROOT = __name__.partition(".")[0]
+NAMESPACE = "lmfn" if ROOT == "lmfn_kernels" else ROOT
+"""Of the registered ops: a copy of this package under another name (`lmfn_kernels.hub`) has ops of its own."""
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 class Wanted:
@@ -83,8 +86,8 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
             self._backward_flat,
         )
         # Named after the op, which so is the name of its entry in a profile and of its results' grad_fn.
-        self.function: Any = type(f"lmfn::{name}", (_Forward,), {})
-        self.backward_function: Any = type(f"lmfn::{name}_backward", (_Backward,), {})
+        self.function: Any = type(f"{NAMESPACE}::{name}", (_Forward,), {})
+        self.backward_function: Any = type(f"{NAMESPACE}::{name}_backward", (_Backward,), {})
 
     def __call__(self, backend: str, inputs: InputsT, options: OptionsT) -> tuple[Tensor, ...]:
         """Cast for autocast, once and here: all but vectors (biases), which the backends take in float32."""
@@ -171,8 +174,8 @@ def _register(name: str, arguments: Mapping[str, str], function: Callable[..., l
     # Its gradients are the autograd function's: an exported program must not record the operations in it, nor the op.
     _library.impl(name, torch.no_grad()(function), "CompositeExplicitAutograd")
     _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"lmfn::{name}", function, lib=_library)
-    registered: Callable[..., Any] = getattr(torch.ops.lmfn, name)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", function, lib=_library)
+    registered: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name)
     return registered
 
 
