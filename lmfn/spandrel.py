@@ -22,7 +22,7 @@ from lmfn.network.config import preset
 from lmfn.network.model import Network
 
 
-class LMFNArch(Architecture[Network]):
+class LMFNArch(Architecture[Network]):  # type: ignore[misc]  # spandrel has no types
     """The architecture `LMFN`: what `LMFN.save_pretrained`, training and this package's own files hold."""
 
     def __init__(self) -> None:
