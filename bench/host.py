@@ -186,7 +186,7 @@ def parts(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 
     from lmfn_kernels.runtime import launch
 
-    x = launch.layout(torch.zeros(1, 64, 16, 16, dtype=torch.bfloat16, device=on))
+    x = launch.as_kernel_image(torch.zeros(1, 64, 16, 16, dtype=torch.bfloat16, device=on))
     pixels = x.permute(0, 2, 3, 1)
     shape, strides, tile = list(pixels.shape), list(pixels.stride()), [1, 8, 16, 64]
     vector, utils = torch.zeros(64, device=on), driver.active.utils
@@ -197,7 +197,7 @@ def parts(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
             pass
 
     yield "Python: a loop of 100", lambda: [None for _ in range(100)]
-    yield "PyTorch: an empty image", lambda: launch.empty(x, *x.shape)
+    yield "PyTorch: an empty image", lambda: launch.empty_image(x, *x.shape)
     yield "PyTorch: add_ of 64 values", lambda: vector.add_(1)
     yield "Triton: a TensorDescriptor", lambda: TensorDescriptor(pixels, shape, strides, tile)
     yield "driver: a descriptor encoded", lambda: encode(pixels.data_ptr(), 3, 2, 10, tile, shape, strides, 0)

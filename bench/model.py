@@ -65,7 +65,7 @@ def written(name: str, model: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
 
     def run(image: Tensor) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()
-        with lmfn_kernels.backend(provider.body), torch.inference_mode():
+        with lmfn_kernels.backend(provider.backend), torch.inference_mode():
             found: Tensor = inner(image.to(x.dtype, memory_format=provider.layout))
             return found.float()
 

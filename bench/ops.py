@@ -83,15 +83,15 @@ def _checked(
     on: Device, wanted: Request, mode: str, provider: Provider, copies: list[list[Tensor]], exact: list[testing.Exact]
 ) -> Candidate:
     """Raises AssertionError where the results are not what they must be."""
-    if mode == "infer" and provider.body == "triton":  # as `for_inference` lays them out, once
+    if mode == "infer" and provider.backend == "triton":  # as `for_inference` lays them out, once
         with lmfn_kernels.backend("triton"):
             copies = [[weight_layout(t) if t.ndim == 4 and not is_image(t) else t for t in copy] for copy in copies]
     function = provider.function(wanted.op.function(wanted.shape))
     timed = call(function, copies, mode)
     config = {"layout": str(provider.layout).removeprefix("torch.")}
-    with launches(provider.body == "triton") as kernels:
+    with launches(provider.backend == "triton") as kernels:
         errors = check_results(timed(), exact)
-    if provider.body == "triton":
+    if provider.backend == "triton":
         device, _ = configs.describe(torch.device(on.torch_device))
         config["launch"] = "tuned" if configs.tuned(device).launch else "heuristic"
     saved = 0 if mode == "infer" else saved_bytes(function, copies[0])

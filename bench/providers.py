@@ -21,11 +21,11 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Provider:
-    """A body of the ops (`lmfn_kernels.backend`), the images' memory layout, how the formula is compiled, and whether a
-    training step's forward and backward pass are one CUDA graph."""
+    """A backend of the ops (`lmfn_kernels.backend`), the images' memory layout, how the formula is compiled, and
+    whether a training step's forward and backward pass are one CUDA graph."""
 
     name: str
-    body: str
+    backend: str
     layout: torch.memory_format = torch.channels_last
     compiled: Literal["default", "max-autotune-no-cudagraphs"] | None = None
     graph: bool = False
@@ -39,7 +39,7 @@ class Provider:
         )
 
         def call(*tensors: Tensor) -> list[Tensor]:
-            with lmfn_kernels.backend(self.body):
+            with lmfn_kernels.backend(self.backend):
                 results = inner(*tensors)
             return [results] if isinstance(results, Tensor) else list(results)
 

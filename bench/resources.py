@@ -233,7 +233,7 @@ def _variant(a: dict[str, Any]) -> str:
     parts += [f"{a['TAPS']}x{a['TAPS']}"] if "TAPS" in a else []
     parts += ["down"] if a.get("STRIDE") == 2 else []
     parts += [f"{name.lower()}={a[name]}" for name in ("ROW", "ODD_H", "ODD_W", "FIRST", "SLOPE") if a.get(name)]
-    parts += [name for name in ("t_by", "t_residual", "t_z", "t_mask", "t_d", "t_d4") if a.get(name) is not None]
+    parts += [name for name in ("t_act", "t_residual", "t_z", "t_mask", "t_d", "t_d4") if a.get(name) is not None]
     return f" ({', '.join(parts)})" if parts else ""
 
 

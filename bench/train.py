@@ -75,7 +75,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
                 add_rows(session, subject, candidates, "host", partial(wall, on))
         with session.counting_failures(subject, name):
             step = Step(STEPS[name], model, blurred, sharp)
-            with launches(STEPS[name].body == "triton") as kernels:
+            with launches(STEPS[name].backend == "triton") as kernels:
                 errors = check_results(step.gradients(), [e for e in exact if e is not None])
             timed = Call(lambda _: None, step)
             timed()  # so that Adam's state is there
@@ -90,7 +90,7 @@ class Step:
     """A training step on one batch. `blurred` says by its dtype what to compute in."""
 
     def __init__(self, provider: Provider, model: nn.Module, blurred: Tensor, sharp: Tensor) -> None:
-        self.body, self.device, self.dtype = provider.body, blurred.device.type, blurred.dtype
+        self.backend, self.device, self.dtype = provider.backend, blurred.device.type, blurred.dtype
         self.blurred, self.sharp = (t.float().contiguous(memory_format=provider.layout) for t in (blurred, sharp))
         self.model = copy.deepcopy(model).train().to(memory_format=provider.layout)  # type: ignore[call-overload]
         self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-4, fused=True)
@@ -107,7 +107,7 @@ class Step:
         if self.device == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
         with (
-            lmfn_kernels.backend(self.body),
+            lmfn_kernels.backend(self.backend),
             torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32),
         ):
             output = self.network(self.blurred)

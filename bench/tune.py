@@ -2,7 +2,7 @@
 
 For every kernel that an op launches, forward and backward, tiles, warps, stages and splits are tried in this order, the
 best so far beside others, by turns and by the kernel's own time. Before a candidate may win its results hold to the
-bound against float64, and are the same bits ten times over; those of the winner a hundred times. Then the ops' bodies
+bound against float64, and are the same bits ten times over; those of the winner a hundred times. Then the ops' backends
 are compared: where PyTorch's own kernels are faster, the table says so.
 """
 
@@ -95,7 +95,7 @@ class Tuning:
         self.on, self.end, self.folders = on, end, folders
         self.name, self.shared = configs.describe(torch.device(on.torch_device))
         found = configs.tuned(self.name)
-        self.launch, self.body = Probe(found.launch), dict(found.body)
+        self.launch, self.backend = Probe(found.launch), dict(found.backend)
         self.pool: ProcessPoolExecutor | None = None
 
     @property
@@ -206,7 +206,7 @@ class Tuning:
             yield
 
     def choose_body(self, op: BenchOp, shape: Shape, dtype: torch.dtype) -> None:
-        """Name the plain body for an op where it is faster forward, and forward and backward."""
+        """Name the `torch` backend for an op where it is faster forward, and forward and backward."""
         tensors = op.make(shape, dtype, self.on.torch_device)
         key = f"{op.name}/{short(dtype)}/{(shape.b * shape.h * shape.w).bit_length()}"
         faster = []
@@ -218,15 +218,15 @@ class Tuning:
                 }
                 times = self.on.time(calls, ROUNDS, "warm")
                 faster.append(times["torch"][ROUNDS * 4 // 5] < times["triton"][ROUNDS // 5])
-        self.body.pop(key, None)
+        self.backend.pop(key, None)
         if all(faster):
-            self.body[key] = "torch"
+            self.backend[key] = "torch"
             print(f"{key}: torch", flush=True)
         self.write()
 
     def write(self) -> None:
         launch = {key: config._asdict() for key, config in sorted(self.launch.items())}
-        text = json.dumps({"launch": launch, "body": dict(sorted(self.body.items()))}, indent=1) + "\n"
+        text = json.dumps({"launch": launch, "backend": dict(sorted(self.backend.items()))}, indent=1) + "\n"
         for folder in self.folders:
             path = folder / f"{self.name}.json"
             try:

@@ -96,7 +96,7 @@ class GateOptions(NamedTuple):
 def _channel_gate_forward(
     f: ACFMBackend, t: GateInputs, _options: GateOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return (f.gate(f.layout(t.x), None if t.add is None else f.layout(t.add), t.alpha, t.gate),), ()
+    return (f.gate(f.as_kernel_image(t.x), None if t.add is None else f.as_kernel_image(t.add), t.alpha, t.gate),), ()
 
 
 def _channel_gate_backward(
@@ -108,7 +108,7 @@ def _channel_gate_backward(
     wanted: Wanted,
 ) -> Gradients:
     (g,) = gradients
-    dx, dalpha, dgate = f.gate_backward(f.layout(g), f.layout(t.x), t.alpha, t.gate)
+    dx, dalpha, dgate = f.gate_backward(f.as_kernel_image(g), f.as_kernel_image(t.x), t.alpha, t.gate)
     # `g` in memory of its own, as an op's result must have.
     return {"x": dx, "add": g.clone() if wanted("add") else None, "alpha": dalpha, "gate": dgate}
 
@@ -138,10 +138,10 @@ def _attention_merge_forward(
     f: ACFMBackend, t: MergeInputs, options: MergeOptions, save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     x = t.maps[options.x_index] if t.x is None else t.x
-    maps, grid = [f.layout(one) for one in t.maps], Grid.of(x, options.side)
+    maps, grid = [f.as_kernel_image(one) for one in t.maps], Grid.of(x, options.side)
     e = window_sums(f.gram(maps, options.by_layer, grid), grid)
     matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, options.by_layer)
-    y, added = f.merge(f.layout(x), t.alpha, t.gate, maps, matrix, grid, t.bias, options.slope, save)
+    y, added = f.merge(f.as_kernel_image(x), t.alpha, t.gate, maps, matrix, grid, t.bias, options.slope, save)
     return (y,), () if added is None else (added, e)
 
 
@@ -160,7 +160,9 @@ def _attention_merge_backward(
         found |= layer_attention_backward(f, gradients, saved, attention, of_attention, wanted)
     if wanted("x", "alpha", "gate") or (t.x is None and wanted("maps")):
         x = t.maps[options.x_index] if t.x is None else t.x
-        dx, found["alpha"], found["gate"] = f.gate_backward(f.layout(gradients[0]), f.layout(x), t.alpha, t.gate)
+        dx, found["alpha"], found["gate"] = f.gate_backward(
+            f.as_kernel_image(gradients[0]), f.as_kernel_image(x), t.alpha, t.gate
+        )
         if t.x is not None:
             found["x"] = dx
         elif wanted("maps"):

@@ -15,19 +15,26 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn_kernels.alfm.torch_backend import (
+    as_kernel_image,
     fold_into_weight,
     fold_into_weight_backward,
     gram,
-    layout,
     mix,
     products,
 )
 from lmfn_kernels.alfm.windows import Grid
 
 __all__ = [
-    "fold_into_weight", "fold_into_weight_backward", "gate", "gate_backward", "gram", "layout", "merge", "mix",
+    "as_kernel_image",
+    "fold_into_weight",
+    "fold_into_weight_backward",
+    "gate",
+    "gate_backward",
+    "gram",
+    "merge",
+    "mix",
     "products",
-]  # fmt: skip
+]
 
 VALUES = 1 << 19  # of a strip, or those of one row
 

@@ -1,4 +1,4 @@
-"""ACFM on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned."""
+"""ACFM on Triton kernels; same functions as `torch_backend.py`, on images that `as_kernel_image` returned."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,11 +9,11 @@ from torch import Tensor
 from lmfn_kernels.acfm import kernels
 from lmfn_kernels.alfm.triton_backend import (
     MAPS,
+    as_kernel_image,
     blocks_of,
     fold_into_weight,
     fold_into_weight_backward,
     gram,
-    layout,
     matrix_precision,
     mix,
     mix_weights,
@@ -21,20 +21,37 @@ from lmfn_kernels.alfm.triton_backend import (
     within,
 )
 from lmfn_kernels.alfm.windows import Grid
-from lmfn_kernels.runtime.launch import PLANS, Plan, Tiling, block, empty, partial, run, tiling, total
+from lmfn_kernels.runtime.launch import (
+    PLANS,
+    Plan,
+    Tiling,
+    channel_block,
+    empty_image,
+    launch,
+    partial_sums,
+    sum_partials,
+    tiling,
+)
 
 __all__ = [
-    "fold_into_weight", "fold_into_weight_backward", "gate", "gate_backward", "gram", "layout", "merge", "mix",
+    "as_kernel_image",
+    "fold_into_weight",
+    "fold_into_weight_backward",
+    "gate",
+    "gate_backward",
+    "gram",
+    "merge",
+    "mix",
     "products",
-]  # fmt: skip
+]
 
 SUMS = 32  # the 14 or 28 weights and alpha
 
 
 def gate(x: Tensor, add: Tensor | None, alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    out = empty(x, *x.shape)
+    out = empty_image(x, *x.shape)
     key = kernels.channel_gate_kernel, tiling("channel_gate", x), _maps(weights)
-    run(x, _gate, key, t_x=x, t_add=add, t_out=out, p_alpha=alpha, **_weights(weights))
+    launch(x, _gate, key, t_x=x, t_add=add, t_out=out, p_alpha=alpha, **_weights(weights))
     return out
 
 
@@ -49,9 +66,9 @@ def merge(
     slope: float,
     save: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    out, kept = empty(x, *x.shape), empty(x, *x.shape) if save else None
+    out, kept = empty_image(x, *x.shape), empty_image(x, *x.shape) if save else None
     key = within(tiling("merge", x), grid), grid, _maps(weights), len(maps), slope, matrix_precision(x)
-    run(
+    launch(
         x,
         _merge,
         key,
@@ -70,7 +87,7 @@ def merge(
 @lru_cache(PLANS)
 def _merge(t: Tiling, grid: Grid, maps: int, layers: int, slope: float, precision: str) -> Plan:
     c = t.size[1]
-    n = block(c)
+    n = channel_block(c)
     images = ("t_x", "t_added", "t_out", *(f"t_f{j}" for j in MAPS))
     return Plan(
         kernels.merge_kernel,
@@ -93,17 +110,17 @@ def gate_backward(
     g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients of x, of alpha, and of the weights."""
-    dx, e = empty(x, *x.shape), empty(x, *x.shape)
+    dx, e = empty_image(x, *x.shape), empty_image(x, *x.shape)
     t = tiling("channel_gate_backward", x)
-    sums = partial(x, t.splits, (SUMS,))
+    sums = partial_sums(x, t.splits, (SUMS,))
     maps = _maps(weights)
     images: dict[str, Tensor] = {"t_g": g, "t_x": x, "t_dx": dx, "t_e": e}
-    run(x, _gate_backward, (t, maps), **images, p_alpha=alpha, **_weights(weights), p_sums=sums)
+    launch(x, _gate_backward, (t, maps), **images, p_alpha=alpha, **_weights(weights), p_sums=sums)
     key = kernels.channel_gate_input_kernel, tiling("channel_gate", x), maps
-    run(x, _gate, key, t_e=e, t_dx=dx, p_spatial=weights[0])
+    launch(x, _gate, key, t_e=e, t_dx=dx, p_spatial=weights[0])
     sizes = [weight.numel() for weight in (*weights, alpha)]
     # Their own memory, as an op's results must have.
-    *found, dalpha = (gradient.clone() for gradient in total(sums)[: sum(sizes)].split(sizes))
+    *found, dalpha = (gradient.clone() for gradient in sum_partials(sums)[: sum(sizes)].split(sizes))
     return dx, dalpha, found
 
 
@@ -112,7 +129,7 @@ def _gate(kernel: Any, t: Tiling, maps: int) -> Plan:
     """The gate, or what x gets through it."""
     c = t.size[1]
     images = ("t_x", "t_add", "t_out", "t_e", "t_dx")
-    blocks = {name: t.pixels(block(c)) for name in images}
+    blocks = {name: t.pixels(channel_block(c)) for name in images}
     return Plan(kernel, (t.tiles,), t.config.warps, blocks, C=c, MAPS=maps, **t.constants())
 
 
@@ -123,7 +140,7 @@ def _gate_backward(t: Tiling, maps: int) -> Plan:
         kernels.channel_gate_backward_kernel,
         (t.splits,),
         t.config.warps,
-        {name: t.pixels(block(c)) for name in ("t_g", "t_x", "t_dx", "t_e")},
+        {name: t.pixels(channel_block(c)) for name in ("t_g", "t_x", "t_dx", "t_e")},
         B=b,
         C=c,
         SPLITS=t.splits,

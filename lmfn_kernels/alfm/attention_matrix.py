@@ -1,4 +1,4 @@
-"""From F F^T to the matrix that a pixel is multiplied with, and back: algebra of NC x NC, the same for all bodies.
+"""From F F^T to the matrix that a pixel is multiplied with, and back: algebra of NC x NC, the same for all backends.
 
 The attention is linear in F and a 1x1 convolution W follows it, so theta M + I is folded into the weights:
 W (theta M F + F) = P F with P = W (theta M + I). With rows that are layers, M [N, N] stands for M x I_C [NC, NC].

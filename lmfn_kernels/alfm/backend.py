@@ -11,7 +11,7 @@ from lmfn_kernels.runtime.gradients import PendingMask
 
 
 class ALFMBackend(Protocol):
-    def layout(self, x: Tensor) -> Tensor:
+    def as_kernel_image(self, x: Tensor) -> Tensor:
         """`x` as the other functions take it: itself where they can read it, else a copy."""
 
     def gram(self, maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:

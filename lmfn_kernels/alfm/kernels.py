@@ -136,14 +136,14 @@ def gram_kernel(
 
 @triton.jit
 def product_kernel(
-    t_g, t_by, t_x0, t_x1, t_x2, t_x3, o_c0, o_c1, o_c2, o_c3, o_r0, o_r1, o_r2, o_r3, p_out, p_sum,
+    t_g, t_act, t_x0, t_x1, t_x2, t_x3, o_c0, o_c1, o_c2, o_c3, o_r0, o_r1, o_r2, o_r3, p_out, p_sum,
     SIDE_H, SIDE_W, ROWS, COLUMNS, C, G, SIZE, SPLITS,
     WINDOWED: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Products of G channels of a gradient with up to four slots, over the pixels of a block, and the gradient's sum.
 
-    `t_g` is the gradient after the activation whose output is `t_by` (None: no activation). With `WINDOWED`, four
+    `t_g` is the gradient after the activation whose output is `t_act` (None: no activation). With `WINDOWED`, four
     programs have a block: each takes the pixels' shares of one of the windows that the block may be in.
     """
     i_split = tl.program_id(0)
@@ -161,8 +161,8 @@ def product_kernel(
         o_h += o_top
         o_w += o_left
         b_g = load_pixels(t_g, i_b, o_h, o_w, o_g)
-        if t_by is not None:
-            b_g = leaky_gradient(b_g, load_pixels(t_by, i_b, o_h, o_w, o_g), SLOPE)
+        if t_act is not None:
+            b_g = leaky_gradient(b_g, load_pixels(t_act, i_b, o_h, o_w, o_g), SLOPE)
         if WINDOWED:
             i_quarter = tl.program_id(1) % 4
             b_share, _, _ = window_share(
@@ -197,15 +197,15 @@ def product_kernel(
 
 @triton.jit
 def add_product(
-    b_out, t_x, t_by, t_w, i_w, i_b, o_h, o_w, o_n, CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
+    b_out, t_x, t_act, t_w, i_w, i_b, o_h, o_w, o_n, CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
     SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`b_out` plus a map, if there is one, times its matrix."""
     if t_x is not None:
         for o_k in tl.static_range(0, CHANNELS, BLOCK_K):
             b_x = load_pixels(t_x, i_b, o_h, o_w, o_k)
-            if t_by is not None:
-                b_x = leaky_gradient(b_x, load_pixels(t_by, i_b, o_h, o_w, o_k), SLOPE)
+            if t_act is not None:
+                b_x = leaky_gradient(b_x, load_pixels(t_act, i_b, o_h, o_w, o_k), SLOPE)
             b_w = load_weight(t_w, i_w, o_k, o_n)
             b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
     return b_out
@@ -236,11 +236,11 @@ def store_one(t_out, here, i_b, o_h, o_w, o_n, b_out):
 
 @triton.jit
 def mix_kernel(
-    t_g, t_by, t_x0, t_x1, t_x2, t_x3, t_x4, t_x5, t_x6, t_x7, t_wg, t_w, p_bias,
+    t_g, t_act, t_x0, t_x1, t_x2, t_x3, t_x4, t_x5, t_x6, t_x7, t_wg, t_w, p_bias,
     t_out0, t_out1, t_out2, t_out3, t_out4, t_out5, t_out6, t_out7,
     H, W, N, OUTPUTS, SIDE_H, SIDE_W, ROWS, COLUMNS,
     WINDOWED: tl.constexpr, WINDOWED_MAPS: tl.constexpr,
-    MAPS: tl.constexpr, C: tl.constexpr, G: tl.constexpr, SLOPE: tl.constexpr, BY_SLOPE: tl.constexpr,
+    MAPS: tl.constexpr, C: tl.constexpr, G: tl.constexpr, SLOPE: tl.constexpr, ACT_SLOPE: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -270,14 +270,14 @@ def mix_kernel(
                     )  # fmt: skip
                 else:
                     b_part = add_product(
-                        b_part, t_g, t_by, t_wg, i_g, i_b, o_h, o_w, o_n, G, BLOCK_G, BY_SLOPE, ACC, PRECISION
+                        b_part, t_g, t_act, t_wg, i_g, i_b, o_h, o_w, o_n, G, BLOCK_G, ACT_SLOPE, ACC, PRECISION
                     )  # fmt: skip
                 b_out += b_share * b_part
         i_block = i_b * ROWS * COLUMNS + o_h // SIDE_H * COLUMNS + o_w // SIDE_W
     else:
         i_block = i_b
         i_g = i_b * OUTPUTS + i_out
-        b_out = add_product(b_out, t_g, t_by, t_wg, i_g, i_b, o_h, o_w, o_n, G, BLOCK_G, BY_SLOPE, ACC, PRECISION)
+        b_out = add_product(b_out, t_g, t_act, t_wg, i_g, i_b, o_h, o_w, o_n, G, BLOCK_G, ACT_SLOPE, ACC, PRECISION)
     if not (WINDOWED and WINDOWED_MAPS):
         i_w = (i_block * OUTPUTS + i_out) * MAPS
         b_out = add_layers(

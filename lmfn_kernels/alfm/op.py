@@ -249,7 +249,7 @@ def _layer_gram_forward(
     f: ALFMBackend, t: GramInputs, options: GramOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     grid = Grid.of(t.maps[0], options.side)
-    return (f.gram([f.layout(x) for x in t.maps], options.by_layer, grid),), ()
+    return (f.gram([f.as_kernel_image(x) for x in t.maps], options.by_layer, grid),), ()
 
 
 def _layer_gram_backward(
@@ -261,7 +261,7 @@ def _layer_gram_backward(
     _wanted: Wanted,
 ) -> Gradients:
     (de,) = gradients
-    maps = [f.layout(x) for x in t.maps]
+    maps = [f.as_kernel_image(x) for x in t.maps]
     grid = Grid.of(maps[0], options.side)
     return {"maps": f.mix(maps, len(maps), grid, block_matrix=_of_rows(de, maps))}
 
@@ -287,7 +287,7 @@ def _layer_attention_forward(
     f: ALFMBackend, t: AttentionInputs, options: AttentionOptions, save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     by_layer, slope, side = options
-    maps, grid = [f.layout(x) for x in t.maps], Grid.of(t.maps[0], side)
+    maps, grid = [f.as_kernel_image(x) for x in t.maps], Grid.of(t.maps[0], side)
     of_blocks = f.gram(maps, by_layer, grid) if t.gram is None else _square(t.gram, maps, by_layer)
     e = window_sums(of_blocks, grid)
     matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, by_layer)
@@ -304,9 +304,9 @@ def layer_attention_backward(
     wanted: Wanted,
 ) -> Gradients:
     by_layer, slope, side = options
-    maps, g = [f.layout(x) for x in t.maps], f.layout(gradients[0])
+    maps, g = [f.as_kernel_image(x) for x in t.maps], f.as_kernel_image(gradients[0])
     grid = Grid.of(g, side)
-    gradient = PendingMask(g, f.layout(saved[0]) if slope != 1 else None, slope)
+    gradient = PendingMask(g, f.as_kernel_image(saved[0]) if slope != 1 else None, slope)
     e = saved[-1] if t.gram is None else window_sums(_square(t.gram, maps, by_layer), grid)
     dp, dbias = f.products(gradient, maps, grid)
     de, dtheta, dweight, dtemperature = f.fold_into_weight_backward(dp, e, t.theta, t.weight, t.temperature, by_layer)

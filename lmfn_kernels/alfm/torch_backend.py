@@ -17,7 +17,7 @@ from lmfn_kernels.alfm.attention_matrix import fold_into_weight, fold_into_weigh
 from lmfn_kernels.alfm.windows import Grid, shares
 from lmfn_kernels.runtime.gradients import PendingMask
 
-__all__ = ["fold_into_weight", "fold_into_weight_backward", "gram", "layout", "mix", "products"]
+__all__ = ["as_kernel_image", "fold_into_weight", "fold_into_weight_backward", "gram", "mix", "products"]
 
 CHUNK = 4096  # pixels
 
@@ -32,7 +32,7 @@ class Chunk(NamedTuple):
     """Among those of all images."""
 
 
-def layout(x: Tensor) -> Tensor:
+def as_kernel_image(x: Tensor) -> Tensor:
     """`x` as the pieces take it: as it is."""
     return x
 

@@ -1,4 +1,4 @@
-"""ALFM on Triton kernels; same functions as `torch_backend.py`, on maps that `layout` returned."""
+"""ALFM on Triton kernels; same functions as `torch_backend.py`, on maps that `as_kernel_image` returned."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -20,22 +20,22 @@ from lmfn_kernels.runtime.launch import (
     Plan,
     Tiling,
     accumulator,
-    block,
+    as_kernel_image,
     cdiv,
-    empty,
-    layout,
-    partial,
-    run,
+    channel_block,
+    empty_image,
+    launch,
+    partial_sums,
+    sum_partials,
     tiling,
-    total,
 )
 from lmfn_kernels.runtime.layout import pitch
 
 __all__ = [
+    "as_kernel_image",
     "fold_into_weight",
     "fold_into_weight_backward",
     "gram",
-    "layout",
     "matrix_precision",
     "mix",
     "mix_weights",
@@ -55,10 +55,10 @@ def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
     """F F^T of every block: [B * blocks, NC, NC] or, of whole layers, [B * blocks, N, N]."""
     x, size = maps[0], len(maps) * maps[0].shape[1]
     t = _tiling("gram", x, grid)
-    out = partial(x, _splits(grid, t), (x.shape[0] * grid.blocks, size, size))
+    out = partial_sums(x, _splits(grid, t), (x.shape[0] * grid.blocks, size, size))
     for slots in _groups(_slots(maps), _at_once(x)):
-        run(x, _gram, (t, grid, _widest(x), size, slots), **_filled(maps, slots), p_out=out)
-    found = total(out)
+        launch(x, _gram, (t, grid, _widest(x), size, slots), **_filled(maps, slots), p_out=out)
+    found = sum_partials(out)
     return layers(found, len(maps)) if by_layer else found
 
 
@@ -72,18 +72,18 @@ def _gram(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...]
 
 def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
     """G F^T of every window [B * windows, O, NC], with the pixels' shares of it, and the sum of G [O]."""
-    g, by, slope = gradient
+    g, activation_output, slope = gradient
     x, o, size = maps[0], g.shape[1], len(maps) * maps[0].shape[1]
     t = _tiling("product", x, grid)
     splits, parts = _splits(grid, t), x.shape[0] * _parts(grid)
-    out, sums = partial(x, splits, (parts, o, size)), partial(x, splits, (parts, o))
+    out, sums = partial_sums(x, splits, (parts, o, size)), partial_sums(x, splits, (parts, o))
     slots, n = _slots(maps), _at_once(x)
     for first in range(0, len(slots), n):
         these = slots[first : first + n]
         key = t, grid, _widest(x), size, these, o, slope
-        run(x, _product, key, t_g=g, t_by=by, p_out=out, p_sum=sums, **_filled(maps, these))
-    found = total(out)
-    return found if grid.blocks == 1 else windows_from_quarters(found, grid), total(sums).sum(0)
+        launch(x, _product, key, t_g=g, t_act=activation_output, p_out=out, p_sum=sums, **_filled(maps, these))
+    found = sum_partials(out)
+    return found if grid.blocks == 1 else windows_from_quarters(found, grid), sum_partials(sums).sum(0)
 
 
 def _parts(grid: Grid) -> int:
@@ -96,7 +96,7 @@ def _product(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, .
     """As `_gram`; `o` channels of the gradient."""
     blocks, constants = _of_slots(t, grid, widest, size, slots)
     block_g = _block(o)
-    blocks |= {"t_g": t.pixels(block_g), "t_by": t.pixels(block_g)}
+    blocks |= {"t_g": t.pixels(block_g), "t_act": t.pixels(block_g)}
     constants |= {"G": o, "WINDOWED": grid.blocks > 1, "SLOPE": slope, "BLOCK_G": block_g}
     programs = constants["SPLITS"], t.size[0] * _parts(grid), cdiv(o, block_g)
     return Plan(kernels.product_kernel, programs, t.config.warps, blocks, **constants)
@@ -114,7 +114,7 @@ def mix(
     gradient: PendingMask | None = None,
 ) -> list[Tensor]:
     """As many images: the maps, or with a gradient it and the maps, times matrices, plus bias, through a leaky ReLU."""
-    g, by, by_slope = gradient or (None, None, 1.0)
+    g, activation_output, act_slope = gradient or (None, None, 1.0)
     x = maps[0] if maps else g
     assert x is not None
     of_gradient, of_maps = (window_matrix, block_matrix) if gradient else (None, block_matrix)
@@ -123,14 +123,14 @@ def mix(
     sized = of_gradient if of_maps is None else of_maps
     assert sized is not None
     n, of_g = sized.shape[2] // outputs, 0 if g is None else g.shape[1]
-    out = [empty(x, x.shape[0], n, *x.shape[2:]) for _ in range(outputs)]
+    out = [empty_image(x, x.shape[0], n, *x.shape[2:]) for _ in range(outputs)]
     channels, windowed_maps = maps[0].shape[1] if maps else 1, of_maps is window_matrix
-    run(
+    launch(
         x,
         _mix,
-        (_tiling("mix", x, grid), grid, outputs, n, len(maps), channels, of_g, windowed_maps, slope, by_slope),
+        (_tiling("mix", x, grid), grid, outputs, n, len(maps), channels, of_g, windowed_maps, slope, act_slope),
         t_g=g,
-        t_by=by,
+        t_act=activation_output,
         **{f"t_x{j}": f for j, f in enumerate(maps)},
         t_wg=None if of_gradient is None else mix_weights(of_gradient, 1, outputs, x.dtype),
         t_w=None if of_maps is None else mix_weights(of_maps, len(maps), outputs, x.dtype),
@@ -151,13 +151,13 @@ def _mix(
     of_g: int,
     windowed_maps: bool,
     slope: float,
-    by_slope: float,
+    act_slope: float,
 ) -> Plan:
     """`n` channels of an output, `channels` of a map, `of_g` of the gradient."""
     block_k, block_g, block_n = _block(channels), _block(of_g or 1), _block(n)
     if grid.blocks > 1:
         block_n = min(32, block_n)  # there are two sums, a window's and that of all: 64 outputs take many registers
-    blocks: dict[str, Block] = {"t_g": t.pixels(block_g), "t_by": t.pixels(block_g)}
+    blocks: dict[str, Block] = {"t_g": t.pixels(block_g), "t_act": t.pixels(block_g)}
     blocks |= {f"t_x{j}": t.pixels(block_k) for j in MAPS} | {f"t_out{j}": t.pixels(block_n) for j in MAPS}
     blocks |= {"t_wg": (1, block_g, block_n), "t_w": (1, block_k, block_n)}
     return Plan(
@@ -172,7 +172,7 @@ def _mix(
         G=of_g,
         WINDOWED_MAPS=windowed_maps,
         SLOPE=slope,
-        BY_SLOPE=by_slope,
+        ACT_SLOPE=act_slope,
         BLOCK_K=block_k,
         BLOCK_G=block_g,
         BLOCK_N=block_n,
@@ -193,8 +193,8 @@ def fold_into_weight_backward(
     (b, r, _), w, m = gram.shape, _matrix(weight), _attention(gram, temperature, by_layer)
     dweight = torch.empty_like(weight).copy_(_folded(dp, m, theta, back=True).sum(0).view(weight.shape))
     de = torch.empty_like(gram)
-    dtheta, dtemperature = partial(gram, b * r, (1,)), partial(gram, b * r, (1,))
-    run(
+    dtheta, dtemperature = partial_sums(gram, b * r, (1,)), partial_sums(gram, b * r, (1,))
+    launch(
         gram,
         _attention_backward,
         (m.shape, w.shape, by_layer),
@@ -209,21 +209,21 @@ def fold_into_weight_backward(
         p_dtemperature=dtemperature,
     )
     if temperature is None:
-        return de, total(dtheta), dweight, None
-    run(gram, _length_backward, (gram.shape,), p_e=gram, p_de=de)
-    return de, total(dtheta), dweight, total(dtemperature)
+        return de, sum_partials(dtheta), dweight, None
+    launch(gram, _length_backward, (gram.shape,), p_e=gram, p_de=de)
+    return de, sum_partials(dtheta), dweight, sum_partials(dtemperature)
 
 
 def _attention(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
     out = torch.empty_like(gram)
-    run(gram, _attention_plan, (gram.shape, by_layer), p_e=gram, p_temperature=temperature, p_out=out)
+    launch(gram, _attention_plan, (gram.shape, by_layer), p_e=gram, p_temperature=temperature, p_out=out)
     return out
 
 
 def _folded(x: Tensor, m: Tensor, theta: Tensor, *, back: bool) -> Tensor:
     """X (theta M + I), or with `back` X (theta M + I)^T, of [B, O, NC] or, for all images the same, [O, NC]."""
     out = torch.empty((m.shape[0], *x.shape[-2:]), dtype=m.dtype, device=m.device)
-    run(m, _fold, (x.shape, m.shape, back, m.dtype, matrix_precision(m)), p_x=x, p_m=m, p_theta=theta, p_out=out)
+    launch(m, _fold, (x.shape, m.shape, back, m.dtype, matrix_precision(m)), p_x=x, p_m=m, p_theta=theta, p_out=out)
     return out
 
 
@@ -277,7 +277,7 @@ def _as_rows(x: Sequence[int], r: int) -> dict[str, int]:
 
 
 def _of_row(r: int) -> dict[str, Any]:
-    return {"BLOCK_R": block(r), "SHORTEST": SHORTEST}
+    return {"BLOCK_R": channel_block(r), "SHORTEST": SHORTEST}
 
 
 def mix_weights(matrix: Tensor, maps: int, outputs: int, dtype: torch.dtype) -> Tensor:
@@ -319,7 +319,7 @@ def _filled(maps: Sequence[Tensor], slots: tuple[Slot, ...]) -> dict[str, Tensor
 
 
 def _block(channels: int) -> int:
-    return min(WIDEST, block(channels))
+    return min(WIDEST, channel_block(channels))
 
 
 def blocks_of(grid: Grid) -> dict[str, Any]:
@@ -337,7 +337,7 @@ def _of_slots(
 ) -> tuple[dict[str, Block], dict[str, Any]]:
     """Blocks and constants of kernels that take maps slot by slot."""
     channels = t.size[1]
-    block_c = min(widest, block(channels))
+    block_c = min(widest, channel_block(channels))
     constants = {
         "SIDE_H": grid.height,
         "SIDE_W": grid.width,

@@ -1,4 +1,4 @@
-"""The functions that both backends of convolutions have. Images are `[B, C, H, W]`, as `layout` gives them.
+"""The functions that both backends of convolutions have. Images are `[B, C, H, W]`, as `as_kernel_image` gives them.
 
 `slope` is that of an activation's negative side: 1 none, 0 ReLU.
 """
@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-Masked = Any
-"""A gradient before an activation, as the backend's `masked` gives it: a tensor, or one with a mask to be applied."""
+MaskedGradient = Any
+"""A gradient before an activation, as `mask_gradient` gives it: a tensor, or one with a mask still to be applied."""
 
 
 class ConvBackend(Protocol):
-    def layout(self, x: Tensor) -> Tensor:
+    def as_kernel_image(self, x: Tensor) -> Tensor:
         """`x` as the other functions take it: itself where they can read it, else a copy."""
 
     def conv(
@@ -29,15 +29,15 @@ class ConvBackend(Protocol):
     ) -> Tensor:
         """LR(convolution of x + bias + residual), 1x1 or 3x3."""
 
-    def masked(self, g: Tensor, y: Tensor, slope: float) -> Masked:
+    def mask_gradient(self, g: Tensor, y: Tensor, slope: float) -> MaskedGradient:
         """The gradient before an activation, from that after it and the activation's output."""
 
-    def written(self, e: Masked) -> Tensor:
-        """What `masked` gave, as a tensor of its own."""
+    def materialize(self, e: MaskedGradient) -> Tensor:
+        """What `mask_gradient` gave, as a tensor of its own."""
 
     def input_gradient(
         self,
-        e: Masked,
+        e: MaskedGradient,
         weight: Tensor,
         x: Tensor,
         *,
@@ -54,7 +54,7 @@ class ConvBackend(Protocol):
         """
 
     def weight_gradient(
-        self, e: Masked, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
+        self, e: MaskedGradient, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
     ) -> tuple[Tensor, Tensor]:
         """The gradients of a convolution's weight, in its strides, and of its bias."""
 

@@ -18,8 +18,8 @@ from lmfn_kernels.runtime.kernels import (
 
 @triton.jit
 def parity_taps(
-    b_out, t_x, t_by, t_w, i_b, o_h, o_w, o_n,
-    ODD_H: tl.constexpr, ODD_W: tl.constexpr, SIGN: tl.constexpr, PADDING: tl.constexpr, BY_SLOPE: tl.constexpr,
+    b_out, t_x, t_act, t_w, i_b, o_h, o_w, o_n,
+    ODD_H: tl.constexpr, ODD_W: tl.constexpr, SIGN: tl.constexpr, PADDING: tl.constexpr, ACT_SLOPE: tl.constexpr,
     K: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Add the taps of a 3x3 of stride 2 that meet the input's rows and columns of one parity.
@@ -38,8 +38,8 @@ def parity_taps(
         o_x = o_h + SIGN * ((i - PADDING - ODD_H) // 2)
         o_y = o_w + SIGN * ((j - PADDING - ODD_W) // 2)
         b_x = load_pixels(t_x, i_b, o_x, o_y, o_k)
-        if t_by is not None:
-            b_x = leaky_gradient(b_x, load_pixels(t_by, i_b, o_x, o_y, o_k), BY_SLOPE)
+        if t_act is not None:
+            b_x = leaky_gradient(b_x, load_pixels(t_act, i_b, o_x, o_y, o_k), ACT_SLOPE)
         b_w = load_weight(t_w, i * 3 + j, o_k, o_n)
         b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=b_out.dtype)
     return b_out
@@ -51,11 +51,11 @@ def conv_kernel(
     t_x01,
     t_x10,
     t_x11,
-    t_by,
+    t_act,
     t_w,
     p_bias,
     t_residual,
-    t_residual_by,
+    t_residual_act,
     t_z,
     t_zw,
     t_mask,
@@ -74,7 +74,7 @@ def conv_kernel(
     ODD_W: tl.constexpr,
     PADDING: tl.constexpr,
     SLOPE: tl.constexpr,
-    BY_SLOPE: tl.constexpr,
+    ACT_SLOPE: tl.constexpr,
     MASK_SLOPE: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -89,7 +89,7 @@ def conv_kernel(
 
     MODE: `same` stride 1; `down` stride 2, the input's even and odd rows and columns in four descriptors; `back` the
     input gradient of `same`; `up` that of `down`, for the input pixels of one parity.
-    With `t_by`, x is a gradient after the activation whose output that is, and its mask is applied where it is loaded.
+    With `t_act`, x is a gradient after the activation whose output that is, and its mask is applied where it is loaded.
     `t_z`, `t_zw`: another image through a 1x1, added. `t_mask`: out is masked as the gradient before that activation.
     `t_d`: a second output, leaky(conv1x1(residual) + bias), from the centre tile that is in registers already.
     """
@@ -104,27 +104,27 @@ def conv_kernel(
             o_x = o_h + i_tap // TAPS - PADDING
             o_y = o_w + i_tap % TAPS - PADDING
             b_x = load_pixels(t_x, i_b, o_x, o_y, o_k)
-            if t_by is not None:
-                b_x = leaky_gradient(b_x, load_pixels(t_by, i_b, o_x, o_y, o_k), BY_SLOPE)
+            if t_act is not None:
+                b_x = leaky_gradient(b_x, load_pixels(t_act, i_b, o_x, o_y, o_k), ACT_SLOPE)
             b_w = load_weight(t_w, i_tap if MODE == "same" else TAPS * TAPS - 1 - i_tap, o_k, o_n)
             b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
     elif MODE == "up":
         b_out = parity_taps(
-            b_out, t_x, t_by, t_w, i_b, o_h, o_w, o_n, ODD_H, ODD_W, -1,
-            PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES,
+            b_out, t_x, t_act, t_w, i_b, o_h, o_w, o_n, ODD_H, ODD_W, -1,
+            PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES,
         )  # fmt: skip
     else:
         b_out = parity_taps(
-            b_out, t_x, None, t_w, i_b, o_h, o_w, o_n, 0, 0, 1, PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES
+            b_out, t_x, None, t_w, i_b, o_h, o_w, o_n, 0, 0, 1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
         )  # fmt: skip
         b_out = parity_taps(
-            b_out, t_x01, None, t_w, i_b, o_h, o_w, o_n, 0, 1, 1, PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES
+            b_out, t_x01, None, t_w, i_b, o_h, o_w, o_n, 0, 1, 1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
         )  # fmt: skip
         b_out = parity_taps(
-            b_out, t_x10, None, t_w, i_b, o_h, o_w, o_n, 1, 0, 1, PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES
+            b_out, t_x10, None, t_w, i_b, o_h, o_w, o_n, 1, 0, 1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
         )  # fmt: skip
         b_out = parity_taps(
-            b_out, t_x11, None, t_w, i_b, o_h, o_w, o_n, 1, 1, 1, PADDING, BY_SLOPE, K, BLOCK_K, PRECISION, STAGES
+            b_out, t_x11, None, t_w, i_b, o_h, o_w, o_n, 1, 1, 1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
         )  # fmt: skip
     if t_z is not None:
         b_z = load_pixels(t_z, i_b, o_h, o_w, 0)
@@ -133,8 +133,8 @@ def conv_kernel(
         b_out += load_bias(p_bias, o_n, N, BLOCK_N, ACC)
     if t_residual is not None:
         b_residual = load_pixels(t_residual, i_b, o_h, o_w, o_n)
-        if t_residual_by is not None:
-            b_residual = leaky_gradient(b_residual, load_pixels(t_residual_by, i_b, o_h, o_w, o_n), BY_SLOPE)
+        if t_residual_act is not None:
+            b_residual = leaky_gradient(b_residual, load_pixels(t_residual_act, i_b, o_h, o_w, o_n), ACT_SLOPE)
         b_out += b_residual.to(ACC)
         if t_d is not None:
             b_d = tl.dot(b_residual, load_weight(t_dw, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
@@ -149,7 +149,7 @@ def conv_kernel(
 @triton.jit
 def weight_gradient_kernel(
     t_g,
-    t_by,
+    t_act,
     t_x,
     t_x01,
     t_x10,
@@ -177,7 +177,7 @@ def weight_gradient_kernel(
 ):
     """X^T G over pixels for one row of taps, and the sum of G: one partial sum per program, its tiles equally spaced.
 
-    `t_g` [B, H, W, N] is the gradient after the activation whose output is `t_by` (None: no activation), `t_x` the
+    `t_g` [B, H, W, N] is the gradient after the activation whose output is `t_act` (None: no activation), `t_x` the
     input; with stride 2 its four descriptors hold the even and odd rows and columns: a tap is a tile of one of them.
     """
     i_split = tl.program_id(0)
@@ -193,8 +193,8 @@ def weight_gradient_kernel(
     for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
         i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
         b_g = load_pixels(t_g, i_b, o_h, o_w, o_n)
-        if t_by is not None:
-            b_g = leaky_gradient(b_g, load_pixels(t_by, i_b, o_h, o_w, o_n), SLOPE)
+        if t_act is not None:
+            b_g = leaky_gradient(b_g, load_pixels(t_act, i_b, o_h, o_w, o_n), SLOPE)
         if STRIDE == 1:
             o_x = o_h + i_row - PADDING
             b_x = load_pixels(t_x, i_b, o_x, o_w - PADDING, o_k)

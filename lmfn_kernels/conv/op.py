@@ -87,9 +87,11 @@ class Options(NamedTuple):
 
 
 def _forward(f: ConvBackend, t: Inputs, options: Options, _save: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    residual = None if t.residual is None else f.layout(t.residual)
+    residual = None if t.residual is None else f.as_kernel_image(t.residual)
     stride, padding, slope = options
-    return (f.conv(f.layout(t.x), t.weight, t.bias, residual, stride=stride, padding=padding, slope=slope),), ()
+    return (
+        f.conv(f.as_kernel_image(t.x), t.weight, t.bias, residual, stride=stride, padding=padding, slope=slope),
+    ), ()
 
 
 def _backward(
@@ -100,15 +102,15 @@ def _backward(
     options: Options,
     wanted: Wanted,
 ) -> Gradients:
-    x, g, found = f.layout(t.x), f.layout(gradients[0]), Gradients()
+    x, g, found = f.as_kernel_image(t.x), f.as_kernel_image(gradients[0]), Gradients()
     stride, padding, slope = options
-    e = f.masked(g, f.layout(saved[0]), slope) if saved else g
+    e = f.mask_gradient(g, f.as_kernel_image(saved[0]), slope) if saved else g
     if wanted("x"):
         found["x"] = f.input_gradient(e, t.weight, x, stride=stride, padding=padding)
     if wanted("weight", "bias"):
         found["weight"], found["bias"] = f.weight_gradient(e, x, t.weight, stride=stride, padding=padding)
     if wanted("residual"):
-        found["residual"] = f.written(e)
+        found["residual"] = f.materialize(e)
     return found
 
 

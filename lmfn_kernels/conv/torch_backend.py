@@ -10,25 +10,25 @@ from torch import Tensor
 aten = torch.ops.aten
 
 
-def layout(x: Tensor) -> Tensor:
+def as_kernel_image(x: Tensor) -> Tensor:
     """`x` as the pieces take it: itself where it fits, else a copy."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def masked(g: Tensor, y: Tensor, slope: float) -> Tensor:
+def mask_gradient(g: Tensor, y: Tensor, slope: float) -> Tensor:
     """The gradient before an activation, from that after it and the activation's output."""
     return g if slope == 1 else aten.leaky_relu_backward.default(g, y, slope, True)
 
 
-def masked_(g: Tensor, y: Tensor, slope: float) -> Tensor:
-    """`masked` in the memory of `g`, which is the caller's own."""
+def mask_gradient_(g: Tensor, y: Tensor, slope: float) -> Tensor:
+    """`mask_gradient` in the memory of `g`, which is the caller's own."""
     if slope != 1:
         aten.leaky_relu_backward.grad_input(g, y, slope, True, grad_input=g)
     return g
 
 
-def written(e: Tensor) -> Tensor:
-    """What `masked` gave, as a tensor of its own."""
+def materialize(e: Tensor) -> Tensor:
+    """What `mask_gradient` gave, as a tensor of its own."""
     return e.clone()
 
 
@@ -42,7 +42,7 @@ def conv(
     padding: int = 0,
     slope: float = 1.0,
 ) -> Tensor:
-    y = layout(F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding))
+    y = as_kernel_image(F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding))
     if residual is not None:
         y += residual
     return y if slope == 1 else F.leaky_relu_(y, slope)
@@ -68,12 +68,12 @@ def input_gradient(
         # As a convolution of its own: a product of matrices takes three times as long.
         dx = conv(e, weight.transpose(0, 1), None)
     else:
-        dx = layout(_convolution_backward(e, x, weight, stride, padding, (True, False, False))[0])
+        dx = as_kernel_image(_convolution_backward(e, x, weight, stride, padding, (True, False, False))[0])
     if residual:
         dx += e
     if extra is not None:
         dx += input_gradient(*extra, x)
-    return masked_(dx, x, mask)
+    return mask_gradient_(dx, x, mask)
 
 
 def weight_gradient(

@@ -1,4 +1,4 @@
-"""Convolution on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned."""
+"""Convolution on Triton kernels; same functions as `torch_backend.py`, on images that `as_kernel_image` returned."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -8,50 +8,58 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn_kernels.conv import kernels
+from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.launch import (
-    PLACES,
+    PARITIES,
     PLANS,
-    Masked,
     Plan,
     Tiling,
-    block,
+    as_kernel_image,
+    as_pending,
     cdiv,
-    empty,
-    layout,
-    matrix,
-    parities,
-    partial,
-    run,
+    channel_block,
+    empty_image,
+    even_odd_views,
+    launch,
+    partial_sums,
+    sum_partials,
     tiling,
-    total,
-    unmasked,
+    weight_as_taps,
 )
 
-__all__ = ["conv", "convolve", "input_gradient", "layout", "masked", "weight_gradient", "written"]
+__all__ = [
+    "as_kernel_image",
+    "conv",
+    "input_gradient",
+    "launch_conv",
+    "mask_gradient",
+    "materialize",
+    "weight_gradient",
+]
 
 
-def masked(g: Tensor, y: Tensor, slope: float) -> Tensor | Masked:
+def mask_gradient(g: Tensor, y: Tensor, slope: float) -> Tensor | PendingMask:
     """The gradient before an activation: the mask is applied by whoever loads it."""
-    return g if slope == 1 else Masked(g, y, slope)
+    return g if slope == 1 else PendingMask(g, y, slope)
 
 
-def written(e: Tensor | Masked) -> Tensor:
-    """What `masked` gave, as a tensor of its own."""
-    g, by, slope = unmasked(e)
-    out = empty(g, *g.shape)
-    return out.copy_(g if by is None else torch.where(by > 0, g, g * slope))
+def materialize(e: Tensor | PendingMask) -> Tensor:
+    """What `mask_gradient` gave, as a tensor of its own."""
+    g, activation_output, slope = as_pending(e)
+    out = empty_image(g, *g.shape)
+    return out.copy_(g if activation_output is None else torch.where(activation_output > 0, g, g * slope))
 
 
-def convolve(
+def launch_conv(
     out: Tensor,
     views: list[Tensor],
-    e: Masked,
+    e: PendingMask,
     weight: Tensor,
     *,
     mode: str,
     padding: int,
     bias: Tensor | None = None,
-    residual: Masked | None = None,
+    residual: PendingMask | None = None,
     extra: tuple[Tensor, Tensor] | None = None,
     mask: Tensor | None = None,
     mask_slope: float = 1.0,
@@ -63,12 +71,12 @@ def convolve(
 
     `distil` is (weight, bias, second output).
     """
-    tensors: dict[str, Tensor | None] = {f"t_x{place}": view for place, view in zip(PLACES, views, strict=False)}
+    tensors: dict[str, Tensor | None] = {f"t_x{place}": view for place, view in zip(PARITIES, views, strict=False)}
     z = d = 1
-    if e.by is not None:
-        tensors["t_by"] = e.by
+    if e.activation_output is not None:
+        tensors["t_act"] = e.activation_output
     if residual is not None:
-        tensors |= {"t_residual": residual.gradient, "t_residual_by": residual.by}
+        tensors |= {"t_residual": residual.gradient, "t_residual_act": residual.activation_output}
     if extra is not None:
         tensors["t_z"], tensors["t_zw"] = extra
         z = extra[0].shape[1]
@@ -79,7 +87,7 @@ def convolve(
         d = distil[2].shape[1]
     slopes = slope, e.slope, mask_slope
     key = tiling("conv", out), weight.shape, z, d, mode, padding, odd, slopes
-    run(out, _convolution, key, t_w=weight, p_bias=bias, t_out=out, **tensors)
+    launch(out, _convolution, key, t_w=weight, p_bias=bias, t_out=out, **tensors)
 
 
 @lru_cache(PLANS)
@@ -95,16 +103,21 @@ def _convolution(
 ) -> Plan:
     """`t` is of the output, `z` and `d` are the channels of the extra image and of the second output."""
     taps, k, n = weight
-    block_k, block_n, block_z, block_d = min(64, block(k)), min(64, block(n)), block(z), block(d)
+    block_k, block_n, block_z, block_d = (
+        min(64, channel_block(k)),
+        min(64, channel_block(n)),
+        channel_block(z),
+        channel_block(d),
+    )
     return Plan(
         kernels.conv_kernel,
         (t.tiles, cdiv(n, block_n)),
         t.config.warps,
         {
-            **{f"t_x{place}": t.pixels(block_k) for place in PLACES},
-            "t_by": t.pixels(block_k),
+            **{f"t_x{place}": t.pixels(block_k) for place in PARITIES},
+            "t_act": t.pixels(block_k),
             "t_w": (1, block_k, block_n),
-            **{name: t.pixels(block_n) for name in ("t_residual", "t_residual_by", "t_mask", "t_out")},
+            **{name: t.pixels(block_n) for name in ("t_residual", "t_residual_act", "t_mask", "t_out")},
             "t_z": t.pixels(block_z),
             "t_zw": (1, block_z, block_n),
             "t_dw": (1, block_n, block_d),
@@ -119,7 +132,7 @@ def _convolution(
         ODD_W=odd[1],
         PADDING=padding,
         SLOPE=slopes[0],
-        BY_SLOPE=slopes[1],
+        ACT_SLOPE=slopes[1],
         MASK_SLOPE=slopes[2],
         BLOCK_K=block_k,
         BLOCK_N=block_n,
@@ -133,8 +146,8 @@ def _views(x: Tensor, stride: int) -> list[Tensor]:
     """What kernels read of an input. A view without pixels, the odd rows of a single row, becomes a pixel of zeros."""
     if stride == 1:
         return [x]
-    views = parities(x)
-    return [v if isinstance(v, FakeTensor) or v.numel() else empty(x, 1, x.shape[1], 1, 1).zero_() for v in views]
+    views = even_odd_views(x)
+    return [v if isinstance(v, FakeTensor) or v.numel() else empty_image(x, 1, x.shape[1], 1, 1).zero_() for v in views]
 
 
 def conv(
@@ -148,16 +161,18 @@ def conv(
     slope: float = 1.0,
 ) -> Tensor:
     height, width = ((size + 2 * padding - weight.shape[2]) // stride + 1 for size in x.shape[2:])
-    out, w = empty(x, x.shape[0], weight.shape[0], height, width), matrix(weight)
-    views = {"t_x": x} if stride == 1 else {f"t_x{i}": view for i, view in zip(PLACES, _views(x, stride), strict=True)}
+    out, w = empty_image(x, x.shape[0], weight.shape[0], height, width), weight_as_taps(weight)
+    views = (
+        {"t_x": x} if stride == 1 else {f"t_x{i}": view for i, view in zip(PARITIES, _views(x, stride), strict=True)}
+    )
     mode = "same" if stride == 1 else "down"
     key = tiling("conv", out), w.shape, 1, 1, mode, padding, (0, 0), (slope, 1.0, 1.0)
-    run(out, _convolution, key, t_w=w, p_bias=bias, t_residual=residual, t_out=out, **views)
+    launch(out, _convolution, key, t_w=w, p_bias=bias, t_residual=residual, t_out=out, **views)
     return out
 
 
 def input_gradient(
-    e: Tensor | Masked,
+    e: Tensor | PendingMask,
     weight: Tensor,
     x: Tensor,
     *,
@@ -168,11 +183,11 @@ def input_gradient(
     mask: float = 1.0,
 ) -> Tensor:
     """The gradient of a convolution's input `x`, as in `torch_backend.py`."""
-    e = unmasked(e)
-    dx = empty(x, *x.shape)
-    back = matrix(weight, back=True)
+    e = as_pending(e)
+    dx = empty_image(x, *x.shape)
+    back = weight_as_taps(weight, back=True)
     if stride == 1:
-        convolve(
+        launch_conv(
             dx,
             [e.gradient],
             e,
@@ -180,45 +195,45 @@ def input_gradient(
             mode="back",
             padding=weight.shape[2] - 1 - padding,
             residual=e if residual else None,
-            extra=None if extra is None else (extra[0], matrix(extra[1], back=True)),
+            extra=None if extra is None else (extra[0], weight_as_taps(extra[1], back=True)),
             mask=None if mask == 1 else x,
             mask_slope=mask,
         )
         return dx
     assert (residual, extra, mask) == (False, None, 1), "no block hangs these on a convolution of stride 2"
     # An input row of one parity meets only the taps of one: four launches, and no product with a zero between pixels.
-    for place, view in enumerate(parities(dx)):
+    for place, view in enumerate(even_odd_views(dx)):
         if view.numel() > 0:
-            convolve(view, [e.gradient], e, back, mode="up", padding=padding, odd=(place // 2, place % 2))
+            launch_conv(view, [e.gradient], e, back, mode="up", padding=padding, odd=(place // 2, place % 2))
     return dx
 
 
 def weight_gradient(
-    e: Tensor | Masked, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
+    e: Tensor | PendingMask, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of a convolution's weight, in its strides, and of its bias. 1x1 or 3x3, images from `layout`."""
-    g, by, slope = unmasked(e)
+    """The gradients of a convolution's weight, in its strides, and of its bias. 1x1 or 3x3."""
+    g, activation_output, slope = as_pending(e)
     n, k, taps = weight.shape[:3]
     t = tiling("weight_gradient", g)
-    dw, db = partial(g, t.splits, (taps * taps, k, n)), partial(g, t.splits, (n,))
-    views = {f"t_x{place}": view for place, view in zip(PLACES, _views(x, stride), strict=False)}
+    dw, db = partial_sums(g, t.splits, (taps * taps, k, n)), partial_sums(g, t.splits, (n,))
+    views = {f"t_x{place}": view for place, view in zip(PARITIES, _views(x, stride), strict=False)}
     for row in range(taps) if stride == 2 else (0,):
         key = t, k, taps, row, stride, padding, slope
-        run(g, _weight_gradient, key, t_g=g, t_by=by, p_dw=dw, p_db=db, **views)
-    taken = total(dw).permute(2, 1, 0).reshape(weight.shape)
-    return torch.empty_like(weight).copy_(taken), total(db)
+        launch(g, _weight_gradient, key, t_g=g, t_act=activation_output, p_dw=dw, p_db=db, **views)
+    taken = sum_partials(dw).permute(2, 1, 0).reshape(weight.shape)
+    return torch.empty_like(weight).copy_(taken), sum_partials(db)
 
 
 @lru_cache(PLANS)
 def _weight_gradient(t: Tiling, k: int, taps: int, row: int, stride: int, padding: int, slope: float) -> Plan:
     """`t` is of the gradient of the output, `k` is the number of inputs."""
     b, n = t.size[:2]
-    block_k, block_n = min(64, block(k)), min(64, block(n))
+    block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
     return Plan(
         kernels.weight_gradient_kernel,
         (t.splits, 1 if stride == 2 else taps, cdiv(k, block_k) * cdiv(n, block_n)),
         t.config.warps,
-        {name: t.pixels(block_n) for name in ("t_g", "t_by")} | {f"t_x{i}": t.pixels(block_k) for i in PLACES},
+        {name: t.pixels(block_n) for name in ("t_g", "t_act")} | {f"t_x{i}": t.pixels(block_k) for i in PARITIES},
         B=b,
         K=k,
         N=n,

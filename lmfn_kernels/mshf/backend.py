@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lmfn_kernels.conv.backend import Masked
+from lmfn_kernels.conv.backend import MaskedGradient
 from lmfn_kernels.upsample.backend import UpsampleBackend
 from lmfn_kernels.weights import Conv
 
@@ -16,7 +16,7 @@ class MSHFBackend(UpsampleBackend, Protocol):
 
     def stem_backward(
         self,
-        e: Masked,
+        e: MaskedGradient,
         x: Tensor,
         conv0: Conv,
         down: Conv,

@@ -68,7 +68,7 @@ def stem_kernel(
 
 @triton.jit
 def stem_backward_kernel(
-    p_x, t_w0, p_bias0, t_back, t_g, t_by, p_dw0, p_dbias0, p_dw, p_dbias,
+    p_x, t_w0, p_bias0, t_back, t_g, t_act, p_dw0, p_dbias0, p_dw, p_dbias,
     B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, s_w, SPLITS,
     INPUTS: tl.constexpr, PADDING: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -90,7 +90,7 @@ def stem_backward_kernel(
     n_tiles = B * tl.cdiv(OUT_H, BLOCK_H) * tl.cdiv(OUT_W, BLOCK_W)
     for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
         i_b, o_h, o_w = pixel_tile(i_tile, OUT_H, OUT_W, BLOCK_H, BLOCK_W)
-        b_e = leaky_gradient(load_pixels(t_g, i_b, o_h, o_w, 0), load_pixels(t_by, i_b, o_h, o_w, 0), SLOPE)
+        b_e = leaky_gradient(load_pixels(t_g, i_b, o_h, o_w, 0), load_pixels(t_act, i_b, o_h, o_w, 0), SLOPE)
         b_x, b_f, m_f = f0_tile(
             p_x, b_w0, b_bias0, i_b, o_h, o_w, i_tap, H, W, s_b, s_c, s_h, s_w, t_g.dtype,
             INPUTS, PADDING, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K,

@@ -98,7 +98,7 @@ def _stem_backward(
     options: StemOptions,
     wanted: Wanted,
 ) -> Gradients:
-    e = f.masked(f.layout(gradients[0]), f.layout(saved[0]), options.slope)
+    e = f.mask_gradient(f.as_kernel_image(gradients[0]), f.as_kernel_image(saved[0]), options.slope)
     dx, dconv0, ddown = f.stem_backward(
         e, t.x, t.conv0, t.down, options.padding, options.slope, wanted("x"), wanted("conv0", "down")
     )
@@ -119,7 +119,7 @@ class BlockOptions(NamedTuple):
 def _residual_block_forward(
     f: MSHFBackend, t: BlockInputs, options: BlockOptions, save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    x = f.layout(t.x)
+    x = f.as_kernel_image(t.x)
     if options.upsample:
         x = _twice_as_large(f, x)
     middle = f.conv(x, *t.conv1, padding=1, slope=0.0)
@@ -135,9 +135,9 @@ def _residual_block_backward(
     options: BlockOptions,
     wanted: Wanted,
 ) -> Gradients:
-    low, g, found = f.layout(t.x), f.layout(gradients[0]), Gradients()
+    low, g, found = f.as_kernel_image(t.x), f.as_kernel_image(gradients[0]), Gradients()
     x = _twice_as_large(f, low) if options.upsample else low
-    middle = f.layout(saved[0]) if saved else f.conv(x, *t.conv1, padding=1, slope=0.0)
+    middle = f.as_kernel_image(saved[0]) if saved else f.conv(x, *t.conv1, padding=1, slope=0.0)
     if wanted("conv2"):
         found["conv2"] = f.weight_gradient(g, middle, t.conv2.weight, padding=1)
     e = f.input_gradient(g, t.conv2.weight, middle, padding=1, mask=0.0)

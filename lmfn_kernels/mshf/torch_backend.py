@@ -2,25 +2,42 @@
 
 from torch import Tensor
 
-from lmfn_kernels.conv.torch_backend import conv, input_gradient, layout, masked, weight_gradient, written
+from lmfn_kernels.conv.torch_backend import (
+    as_kernel_image,
+    conv,
+    input_gradient,
+    mask_gradient,
+    materialize,
+    weight_gradient,
+)
 from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward, upsampled_conv
 from lmfn_kernels.weights import Conv
 
 __all__ = [
-    "conv", "input_gradient", "layout", "masked", "skip_gradient", "stem", "stem_backward", "upsample_add",
-    "upsample_backward", "upsampled_conv", "weight_gradient", "written",
-]  # fmt: skip
+    "as_kernel_image",
+    "conv",
+    "input_gradient",
+    "mask_gradient",
+    "materialize",
+    "skip_gradient",
+    "stem",
+    "stem_backward",
+    "upsample_add",
+    "upsample_backward",
+    "upsampled_conv",
+    "weight_gradient",
+]
 
 
 def stem(x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
-    f0 = conv(layout(x), *conv0, padding=padding, slope=slope)
+    f0 = conv(as_kernel_image(x), *conv0, padding=padding, slope=slope)
     return conv(f0, *down, stride=2, padding=1, slope=slope)
 
 
 def stem_backward(
     e: Tensor, x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float, of_input: bool, of_weights: bool
 ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
-    x = layout(x)
+    x = as_kernel_image(x)
     f0 = conv(x, *conv0, padding=padding, slope=slope)
     ddown = weight_gradient(e, f0, down.weight, stride=2, padding=1) if of_weights else None
     e0 = input_gradient(e, down.weight, f0, stride=2, padding=1, mask=slope)

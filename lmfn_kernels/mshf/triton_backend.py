@@ -1,4 +1,4 @@
-"""MSHF on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned.
+"""MSHF on Triton kernels; same functions as `torch_backend.py`, on images that `as_kernel_image` returned.
 
 The stem's image is the exception: it is read by pointers, in any layout.
 """
@@ -11,51 +11,66 @@ import torch
 from torch import Tensor
 
 from lmfn_kernels.conv.triton_backend import (
+    as_kernel_image,
     conv,
-    convolve,
     input_gradient,
-    layout,
-    masked,
+    launch_conv,
+    mask_gradient,
+    materialize,
     weight_gradient,
-    written,
 )
 from lmfn_kernels.mshf import kernels
+from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.launch import (
     PLANS,
     Block,
-    Masked,
     Plan,
     Tiling,
-    block,
-    empty,
-    matrix,
-    partial,
-    run,
+    as_pending,
+    channel_block,
+    empty_image,
+    launch,
+    partial_sums,
+    sum_partials,
     tiling,
-    total,
-    unmasked,
+    weight_as_taps,
 )
 from lmfn_kernels.upsample.triton_backend import upsample_add, upsample_backward, upsampled_conv
 from lmfn_kernels.weights import Conv
 
 __all__ = [
-    "conv", "input_gradient", "layout", "masked", "skip_gradient", "stem", "stem_backward", "upsample_add",
-    "upsample_backward", "upsampled_conv", "weight_gradient", "written",
-]  # fmt: skip
+    "as_kernel_image",
+    "conv",
+    "input_gradient",
+    "mask_gradient",
+    "materialize",
+    "skip_gradient",
+    "stem",
+    "stem_backward",
+    "upsample_add",
+    "upsample_backward",
+    "upsampled_conv",
+    "weight_gradient",
+]
 
 
 def stem(x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
     height, width = ((size + 2 * padding - 1) // 2 for size in x.shape[2:])
-    out = empty(x, x.shape[0], down.weight.shape[0], height, width)
+    out = empty_image(x, x.shape[0], down.weight.shape[0], height, width)
     key = tiling("stem", out), x.shape, x.stride(), conv0.weight.shape[0], padding, slope
-    weights = {"t_w0": _of_nine(conv0.weight), "p_bias0": conv0.bias, "t_w": matrix(down.weight), "p_bias": down.bias}
-    run(x, _stem, key, p_x=x, **weights, t_out=out)
+    weights = {
+        "t_w0": _of_nine(conv0.weight),
+        "p_bias0": conv0.bias,
+        "t_w": weight_as_taps(down.weight),
+        "p_bias": down.bias,
+    }
+    launch(x, _stem, key, p_x=x, **weights, t_out=out)
     return out
 
 
 def _of_nine(weight: Tensor) -> Tensor:
     """The first convolution's as one matrix [1, 9 inputs, outputs]."""
-    return matrix(weight).flatten(0, 1)[None]
+    return weight_as_taps(weight).flatten(0, 1)[None]
 
 
 @lru_cache(PLANS)
@@ -81,8 +96,8 @@ def _of_stem(
     """Blocks and constants that the stem's kernels have in common."""
     _, inputs, height, width = image
     n = t.size[1]
-    block_k, block_c, block_n = block(9 * inputs), block(channels), block(n)
-    blocks: dict[str, Block] = {name: t.pixels(block_n) for name in ("t_out", "t_g", "t_by")}
+    block_k, block_c, block_n = channel_block(9 * inputs), channel_block(channels), channel_block(n)
+    blocks: dict[str, Block] = {name: t.pixels(block_n) for name in ("t_out", "t_g", "t_act")}
     blocks |= {"t_w0": (1, block_k, block_c), "t_w": (1, block_c, block_n), "t_back": (1, block_n, block_c)}
     constants = {
         **t.constants(),
@@ -105,36 +120,36 @@ def _of_stem(
 
 
 def stem_backward(
-    e: Masked, x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float, of_input: bool, of_weights: bool
+    e: PendingMask, x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float, of_input: bool, of_weights: bool
 ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
     dconv0 = ddown = None
     if of_weights:
         g, (n, channels), values = e.gradient, down.weight.shape[:2], 9 * conv0.weight.shape[1]
         t = tiling("stem_backward", g)
-        dw0, dbias0 = partial(g, 9 * t.splits, (values, channels)), partial(g, 9 * t.splits, (channels,))
-        dw, dbias = partial(g, t.splits, (9, channels, n)), partial(g, t.splits, (n,))
-        run(
+        dw0, dbias0 = partial_sums(g, 9 * t.splits, (values, channels)), partial_sums(g, 9 * t.splits, (channels,))
+        dw, dbias = partial_sums(g, t.splits, (9, channels, n)), partial_sums(g, t.splits, (n,))
+        launch(
             x,
             _stem_backward,
             (t, x.shape, x.stride(), channels, padding, slope),
             p_x=x,
             t_w0=_of_nine(conv0.weight),
             p_bias0=conv0.bias,
-            t_back=matrix(down.weight, back=True),
+            t_back=weight_as_taps(down.weight, back=True),
             t_g=g,
-            t_by=e.by,
+            t_act=e.activation_output,
             p_dw0=dw0,
             p_dbias0=dbias0,
             p_dw=dw,
             p_dbias=dbias,
         )
-        dconv0 = _like(conv0.weight, total(dw0)), total(dbias0)
-        ddown = _like(down.weight, total(dw)), total(dbias)
+        dconv0 = _like(conv0.weight, sum_partials(dw0)), sum_partials(dbias0)
+        ddown = _like(down.weight, sum_partials(dw)), sum_partials(dbias)
     if not of_input:
         return None, dconv0, ddown
-    x = layout(x)
+    x = as_kernel_image(x)
     f0 = conv(x, *conv0, padding=padding, slope=slope)
-    e0 = masked(input_gradient(e, down.weight, f0, stride=2, padding=1), f0, slope)
+    e0 = mask_gradient(input_gradient(e, down.weight, f0, stride=2, padding=1), f0, slope)
     return input_gradient(e0, conv0.weight, x, padding=padding), dconv0, ddown
 
 
@@ -145,7 +160,7 @@ def _like(weight: Tensor, found: Tensor) -> Tensor:
 
 
 def skip_gradient(e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
-    dx = empty(x, *x.shape)
-    back = matrix(weight, back=True)
-    convolve(dx, [e], unmasked(e), back, mode="back", padding=1, residual=unmasked(g))
+    dx = empty_image(x, *x.shape)
+    back = weight_as_taps(weight, back=True)
+    launch_conv(dx, [e], as_pending(e), back, mode="back", padding=1, residual=as_pending(g))
     return dx

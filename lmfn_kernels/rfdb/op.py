@@ -145,7 +145,7 @@ class StageInputs(NamedTuple):
 def _distill_stage_forward(
     f: RFDBBackend, t: StageInputs, options: Options, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return f.stage(f.layout(t.x), t.distil, t.refine, options.slope), ()
+    return f.stage(f.as_kernel_image(t.x), t.distil, t.refine, options.slope), ()
 
 
 def _distill_stage_backward(
@@ -156,12 +156,12 @@ def _distill_stage_backward(
     options: Options,
     wanted: Wanted,
 ) -> Gradients:
-    x, found = f.layout(t.x), Gradients()
-    e, z = map(f.layout, gradients)
+    x, found = f.as_kernel_image(t.x), Gradients()
+    e, z = map(f.as_kernel_image, gradients)
     if saved:
-        e, z = (f.masked(g, f.layout(of), options.slope) for g, of in zip((e, z), saved, strict=True))
+        e, z = (f.mask_gradient(g, f.as_kernel_image(of), options.slope) for g, of in zip((e, z), saved, strict=True))
     if wanted("x"):
-        extra = f.written(z), t.distil.weight
+        extra = f.materialize(z), t.distil.weight
         found["x"] = f.input_gradient(e, t.refine.weight, x, padding=1, residual=True, extra=extra)
     if wanted("distil"):
         found["distil"] = f.weight_gradient(z, x, t.distil.weight)
@@ -183,8 +183,8 @@ class FuseInputs(NamedTuple):
 def _distill_fuse_forward(
     f: RFDBBackend, t: FuseInputs, options: Options, save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    d = f.layout(t.d1), f.layout(t.d2), f.layout(t.d3)
-    y, a, d4 = f.fuse(f.layout(t.x), d, t.last, t.fuse, t.squeeze, options.slope, save)
+    x, *d = map(f.as_kernel_image, (t.x, t.d1, t.d2, t.d3))
+    y, a, d4 = f.fuse(x, d, t.last, t.fuse, t.squeeze, options.slope, save)
     return (y, a), () if d4 is None else (d4,)
 
 
@@ -196,8 +196,8 @@ def _distill_fuse_backward(
     options: Options,
     wanted: Wanted,
 ) -> Gradients:
-    gy, ga = map(f.layout, gradients)
-    x, d = f.layout(t.x), (f.layout(t.d1), f.layout(t.d2), f.layout(t.d3), f.layout(saved[0]))
+    gy, ga = map(f.as_kernel_image, gradients)
+    x, *d = map(f.as_kernel_image, (t.x, t.d1, t.d2, t.d3, saved[0]))
     y = f.fused(d, t.fuse)
     z, dfuse, dsqueeze = f.fuse_backward(gy, ga, y, d, t.fuse.weight, t.squeeze.weight, options.slope, 1.0)
     found: Gradients = {"d1": z[0], "d2": z[1], "d3": z[2], "fuse": dfuse, "squeeze": dsqueeze}
@@ -219,7 +219,8 @@ class GateInputs(NamedTuple):
 def _esa_gate_forward(
     f: RFDBBackend, t: GateInputs, options: GateOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return (f.gate(f.layout(t.y), f.layout(t.a), f.layout(t.v), t.skip, t.expand, options.fixed_grid),), ()
+    y, a, v = map(f.as_kernel_image, (t.y, t.a, t.v))
+    return (f.gate(y, a, v, t.skip, t.expand, options.fixed_grid),), ()
 
 
 def _esa_gate_backward(
@@ -230,10 +231,8 @@ def _esa_gate_backward(
     options: GateOptions,
     wanted: Wanted,
 ) -> Gradients:
-    v = f.layout(t.v)
-    dy, da, dt, dskip, dexpand = f.gate_backward(
-        f.layout(gradients[0]), f.layout(t.y), f.layout(t.a), v, t.skip, t.expand, options.fixed_grid
-    )
+    g, y, a, v = map(f.as_kernel_image, (gradients[0], t.y, t.a, t.v))
+    dy, da, dt, dskip, dexpand = f.gate_backward(g, y, a, v, t.skip, t.expand, options.fixed_grid)
     found: Gradients = {"y": dy, "a": da, "skip": dskip, "expand": dexpand}
     if wanted("v"):
         found["v"] = f.upsample_backward(dt, v, options.fixed_grid)
@@ -261,7 +260,7 @@ def _rfdb_forward(
     f: RFDBBackend, t: Inputs, options: BlockOptions, save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     slope, fixed_grid = options
-    x = [f.layout(t.x)]
+    x = [f.as_kernel_image(t.x)]
     d = []
     for distil, refine in zip(t.distil, t.refine, strict=True):
         x_j, d_j = f.stage(x[-1], distil, refine, slope)
@@ -287,12 +286,12 @@ def _rfdb_backward(
 ) -> Gradients:
     (slope, fixed_grid), found = options, Gradients()
     # In their layout already, unless something between the passes, as a compiler may, laid them out anew.
-    x1, x2, x3, d4, a, index, pooled, low1, low2, v = map(f.layout, saved)
-    x = f.layout(t.x), x1, x2, x3
+    x1, x2, x3, d4, a, index, pooled, low1, low2, v = map(f.as_kernel_image, saved)
+    x = f.as_kernel_image(t.x), x1, x2, x3
     d1, d2, d3 = (f.conv(x_j, *distil, slope=slope) for x_j, distil in zip(x[:3], t.distil, strict=True))
     y = f.fused((d1, d2, d3, d4), t.fuse)
     dy, da, dt, found["conv_f"], found["conv4"] = f.gate_backward(
-        f.layout(gradients[0]), y, a, v, t.conv_f, t.conv4, fixed_grid
+        f.as_kernel_image(gradients[0]), y, a, v, t.conv_f, t.conv4, fixed_grid
     )
 
     # ESA's low branch.

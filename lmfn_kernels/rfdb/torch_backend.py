@@ -8,15 +8,38 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmfn_kernels.conv.torch_backend import conv, input_gradient, layout, masked, masked_, weight_gradient, written
+from lmfn_kernels.conv.torch_backend import (
+    as_kernel_image,
+    conv,
+    input_gradient,
+    mask_gradient,
+    mask_gradient_,
+    materialize,
+    weight_gradient,
+)
 from lmfn_kernels.upsample.grid import upsample
 from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward, upsampled_conv
 from lmfn_kernels.weights import Conv
 
 __all__ = [
-    "conv", "fuse", "fuse_backward", "fused", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool",
-    "pool_backward", "stage", "upsample_add", "upsample_backward", "upsampled_conv", "weight_gradient", "written",
-]  # fmt: skip
+    "as_kernel_image",
+    "conv",
+    "fuse",
+    "fuse_backward",
+    "fused",
+    "gate",
+    "gate_backward",
+    "input_gradient",
+    "mask_gradient",
+    "materialize",
+    "pool",
+    "pool_backward",
+    "stage",
+    "upsample_add",
+    "upsample_backward",
+    "upsampled_conv",
+    "weight_gradient",
+]
 
 aten = torch.ops.aten
 
@@ -44,22 +67,24 @@ def fused(d: Sequence[Tensor], fuse: Conv) -> Tensor:
 
 def pool(x: Tensor) -> tuple[Tensor, Tensor]:
     values, index = aten.max_pool2d_with_indices.default(x, [7, 7], [3, 3])
-    return layout(values), layout(index)
+    return as_kernel_image(values), as_kernel_image(index)
 
 
 def pool_backward(g: Tensor, index: Tensor, x: Tensor) -> Tensor:
-    return layout(aten.max_pool2d_with_indices_backward.default(g, x, [7, 7], [3, 3], [0, 0], [1, 1], False, index))
+    return as_kernel_image(
+        aten.max_pool2d_with_indices_backward.default(g, x, [7, 7], [3, 3], [0, 0], [1, 1], False, index)
+    )
 
 
 def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool) -> Tensor:
-    s = conv(conv(a, *skip, layout(upsample(v, y.shape[2:], fixed_grid))), *expand)
+    s = conv(conv(a, *skip, as_kernel_image(upsample(v, y.shape[2:], fixed_grid))), *expand)
     return s.sigmoid_().mul_(y)
 
 
 def gate_backward(
     g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    t = conv(a, *skip, layout(upsample(v, y.shape[2:], fixed_grid)))
+    t = conv(a, *skip, as_kernel_image(upsample(v, y.shape[2:], fixed_grid)))
     s = conv(t, *expand)
     dy = s.sigmoid().mul_(g)
     # Not 1 - sigmoid(s), which has no digits left in 16 bits where s is large.
@@ -84,5 +109,8 @@ def fuse_backward(
     of_parts, of_biases = zip(*map(weight_gradient, [dy] * 4, d, parts), strict=True)
     dweight = torch.empty_like(weight).copy_(torch.cat(of_parts, dim=1))
     slopes = (d_slope, d_slope, d_slope, slope)
-    z = [masked_(input_gradient(dy, part, d_j), d_j, of_d) for part, d_j, of_d in zip(parts, d, slopes, strict=True)]
+    z = [
+        mask_gradient_(input_gradient(dy, part, d_j), d_j, of_d)
+        for part, d_j, of_d in zip(parts, d, slopes, strict=True)
+    ]
     return z, (dweight, of_biases[0]), weight_gradient(ga, y, squeeze)

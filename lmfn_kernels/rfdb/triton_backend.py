@@ -1,4 +1,4 @@
-"""RFDB on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned."""
+"""RFDB on Triton kernels; same functions as `torch_backend.py`, on images that `as_kernel_image` returned."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmfn_kernels.conv.triton_backend import conv, convolve, input_gradient, layout, masked, weight_gradient, written
+from lmfn_kernels.conv.triton_backend import (
+    as_kernel_image,
+    conv,
+    input_gradient,
+    launch_conv,
+    mask_gradient,
+    materialize,
+    weight_gradient,
+)
 from lmfn_kernels.rfdb import kernels
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.launch import (
@@ -16,16 +24,16 @@ from lmfn_kernels.runtime.launch import (
     Plan,
     Tiling,
     accumulator,
-    as_made,
-    block,
+    as_pending,
+    as_pitched_image,
     cdiv,
-    empty,
-    matrix,
-    partial,
-    run,
+    channel_block,
+    empty_image,
+    launch,
+    partial_sums,
+    sum_partials,
     tiling,
-    total,
-    unmasked,
+    weight_as_taps,
 )
 from lmfn_kernels.runtime.layout import pitch
 from lmfn_kernels.upsample.triton_backend import (
@@ -39,24 +47,39 @@ from lmfn_kernels.upsample.triton_backend import (
 from lmfn_kernels.weights import Conv
 
 __all__ = [
-    "conv", "fuse", "fuse_backward", "fused", "gate", "gate_backward", "input_gradient", "layout", "masked", "pool",
-    "pool_backward", "stage", "upsample_add", "upsample_backward", "upsampled_conv", "weight_gradient", "written",
-]  # fmt: skip
+    "as_kernel_image",
+    "conv",
+    "fuse",
+    "fuse_backward",
+    "fused",
+    "gate",
+    "gate_backward",
+    "input_gradient",
+    "mask_gradient",
+    "materialize",
+    "pool",
+    "pool_backward",
+    "stage",
+    "upsample_add",
+    "upsample_backward",
+    "upsampled_conv",
+    "weight_gradient",
+]
 
 
 def stage(x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, Tensor]:
-    out, d = empty(x, *x.shape), empty(x, x.shape[0], distil.weight.shape[0], *x.shape[2:])
-    convolve(
+    out, d = empty_image(x, *x.shape), empty_image(x, x.shape[0], distil.weight.shape[0], *x.shape[2:])
+    launch_conv(
         out,
         [x],
-        unmasked(x),
-        matrix(refine.weight),
+        as_pending(x),
+        weight_as_taps(refine.weight),
         mode="same",
         padding=1,
         bias=refine.bias,
-        residual=unmasked(x),
+        residual=as_pending(x),
         slope=slope,
-        distil=(matrix(distil.weight), distil.bias, d),
+        distil=(weight_as_taps(distil.weight), distil.bias, d),
     )
     return out, d
 
@@ -65,8 +88,8 @@ def fuse(
     x: Tensor, d: Sequence[Tensor], last: Conv, fuse: Conv, squeeze: Conv, slope: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     b, _, h, w = x.shape
-    a = empty(x, b, squeeze.weight.shape[0], h, w)
-    d4 = empty(x, b, last.weight.shape[0], h, w) if save else None
+    a = empty_image(x, b, squeeze.weight.shape[0], h, w)
+    d4 = empty_image(x, b, last.weight.shape[0], h, w) if save else None
     y = _fuse((x, *last), d, d4, *fuse, (a, *squeeze), slope)
     return y, a, d4
 
@@ -91,19 +114,19 @@ def _fuse(
     x, last, last_bias = first or (None, None, None)
     a, squeeze, squeeze_bias = after or (None, None, None)
     d1, ch = maps[0], weight.shape[0]
-    y = empty(d1, d1.shape[0], ch, *d1.shape[2:])
+    y = empty_image(d1, d1.shape[0], ch, *d1.shape[2:])
     key = tiling("fuse", d1), 1 if x is None else x.shape[1], ch, 1 if a is None else a.shape[1], slope
-    run(
+    launch(
         d1,
         _fuse_plan,
         key,
         t_x=x,
-        **{f"p_d{j}": as_made(d) for j, d in enumerate(maps, 1)},
-        t_last=None if last is None else matrix(last),
+        **{f"p_d{j}": as_pitched_image(d) for j, d in enumerate(maps, 1)},
+        t_last=None if last is None else weight_as_taps(last),
         p_last_bias=last_bias,
-        p_fuse=matrix(weight),
+        p_fuse=weight_as_taps(weight),
         p_fuse_bias=bias,
-        p_squeeze=None if squeeze is None else matrix(squeeze),
+        p_squeeze=None if squeeze is None else weight_as_taps(squeeze),
         p_squeeze_bias=squeeze_bias,
         t_d4=d4,
         t_y=y,
@@ -116,7 +139,7 @@ def _fuse(
 def _fuse_plan(t: Tiling, k: int, c: int, f: int, slope: float) -> Plan:
     """Channels of x, of y and of a; `t` is of the distilled maps."""
     d = t.size[1]
-    block_k, block_c, block_d, block_f = block(k), block(c), block(d), block(f)
+    block_k, block_c, block_d, block_f = channel_block(k), channel_block(c), channel_block(d), channel_block(f)
     return Plan(
         kernels.fuse_kernel,
         (t.tiles,),
@@ -154,34 +177,34 @@ def fuse_backward(
     d_slope: float,
 ) -> tuple[list[Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     ch, n, t = y.shape[1], d[0].shape[1], tiling("fuse_backward", y)
-    z = [empty(d_j, *d_j.shape) for d_j in d]
-    dfuse, dfuse_bias = partial(y, t.splits, (ch, 4 * n)), partial(y, t.splits, (ch,))
+    z = [empty_image(d_j, *d_j.shape) for d_j in d]
+    dfuse, dfuse_bias = partial_sums(y, t.splits, (ch, 4 * n)), partial_sums(y, t.splits, (ch,))
     parts = weight.chunk(4, dim=1)
     for i in (0, 2):
-        run(
+        launch(
             y,
             _fuse_backward,
             (t, n, ga.shape[1], i, d_slope, d_slope if i == 0 else slope),
             t_gy=gy,
             t_ga=ga,
-            t_squeeze=matrix(squeeze, back=True),
+            t_squeeze=weight_as_taps(squeeze, back=True),
             t_d1=d[i],
             t_d2=d[i + 1],
-            t_fuse1=matrix(parts[i], back=True),
-            t_fuse2=matrix(parts[i + 1], back=True),
+            t_fuse1=weight_as_taps(parts[i], back=True),
+            t_fuse2=weight_as_taps(parts[i + 1], back=True),
             t_z1=z[i],
             t_z2=z[i + 1],
             p_dfuse=dfuse,
             p_dfuse_bias=dfuse_bias,
         )
-    return z, (_like(weight, dfuse), total(dfuse_bias)), weight_gradient(ga, y, squeeze)
+    return z, (_like(weight, dfuse), sum_partials(dfuse_bias)), weight_gradient(ga, y, squeeze)
 
 
 @lru_cache(PLANS)
 def _fuse_backward(t: Tiling, d: int, f: int, first: int, slope1: float, slope2: float) -> Plan:
     """`t` is of y."""
     b, c = t.size[:2]
-    block_c, block_d, block_f = block(c), block(d), block(f)
+    block_c, block_d, block_f = channel_block(c), channel_block(d), channel_block(f)
     return Plan(
         kernels.fuse_backward_kernel,
         (t.splits,),
@@ -209,13 +232,13 @@ def _fuse_backward(t: Tiling, d: int, f: int, first: int, slope1: float, slope2:
 
 def _like(weight: Tensor, partials: Tensor) -> Tensor:
     """The sum of the partials in the weight's dtype and strides."""
-    return torch.empty_like(weight).copy_(total(partials).reshape(weight.shape))
+    return torch.empty_like(weight).copy_(sum_partials(partials).reshape(weight.shape))
 
 
 def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool) -> Tensor:
-    out = empty(y, *y.shape)
+    out = empty_image(y, *y.shape)
     key = tiling("gate", y), a.shape[1], v.shape[2:], fixed_grid, strides(v)
-    run(y, _gate, key, t_y=y, t_a=a, p_v=v, **_weights(skip, expand), t_out=out)
+    launch(y, _gate, key, t_y=y, t_a=a, p_v=v, **_weights(skip, expand), t_out=out)
     return out
 
 
@@ -223,10 +246,10 @@ def gate_backward(
     g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     ch, f, t = y.shape[1], a.shape[1], tiling("gate_backward", y)
-    dy, da, dt = empty(y, *y.shape), empty(a, *a.shape), empty(a, *a.shape)
-    dskip, dskip_bias = partial(y, t.splits, (f, f)), partial(y, t.splits, (f,))
-    dexpand, dexpand_bias = partial(y, t.splits, (ch, f)), partial(y, t.splits, (ch,))
-    run(
+    dy, da, dt = empty_image(y, *y.shape), empty_image(a, *a.shape), empty_image(a, *a.shape)
+    dskip, dskip_bias = partial_sums(y, t.splits, (f, f)), partial_sums(y, t.splits, (f,))
+    dexpand, dexpand_bias = partial_sums(y, t.splits, (ch, f)), partial_sums(y, t.splits, (ch,))
+    launch(
         y,
         _gate_backward,
         (t, f, v.shape[2:], fixed_grid, strides(v)),
@@ -244,14 +267,14 @@ def gate_backward(
         p_dexpand_bias=dexpand_bias,
     )
     of_skip, of_expand = _like(skip.weight, dskip), _like(expand.weight, dexpand)
-    return dy, da, dt, (of_skip, total(dskip_bias)), (of_expand, total(dexpand_bias))
+    return dy, da, dt, (of_skip, sum_partials(dskip_bias)), (of_expand, sum_partials(dexpand_bias))
 
 
 def _weights(skip: Conv, expand: Conv) -> dict[str, Tensor]:
     return {
-        "t_skip": matrix(skip.weight),
+        "t_skip": weight_as_taps(skip.weight),
         "p_skip_bias": skip.bias,
-        "t_expand": matrix(expand.weight),
+        "t_expand": weight_as_taps(expand.weight),
         "p_expand_bias": expand.bias,
     }
 
@@ -275,7 +298,7 @@ def _of_gate(
 ) -> tuple[dict[str, Block], dict[str, Any]]:
     """Blocks and constants that the gate's kernels have in common."""
     c = t.size[1]
-    block_c, block_f = block(c), block(f)
+    block_c, block_f = channel_block(c), channel_block(f)
     blocks: dict[str, Block] = {name: t.pixels(block_c) for name in ("t_g", "t_y", "t_out", "t_dy")}
     blocks |= {name: t.pixels(block_f) for name in ("t_a", "t_da", "t_dt")}
     blocks |= {"t_skip": (1, block_f, block_f), "t_expand": (1, block_f, block_c)}
@@ -286,9 +309,9 @@ def _of_gate(
 def pool(x: Tensor) -> tuple[Tensor, Tensor]:
     b, f, h, w = x.shape
     low = (h - 7) // 3 + 1, (w - 7) // 3 + 1
-    out, index = empty(x, b, f, *low), empty(x, b, f, *low, dtype=torch.int8)
+    out, index = empty_image(x, b, f, *low), empty_image(x, b, f, *low, dtype=torch.int8)
     key = config("pool", x), out.shape, strides(x), strides(out), strides(index)
-    run(x, _pool, key, p_x=x, p_out=out, p_index=index)
+    launch(x, _pool, key, p_x=x, p_out=out, p_index=index)
     return out, index
 
 
@@ -308,14 +331,14 @@ def _pool(c: Config, low: Sequence[int], of_x: Sequence[int], of_out: Sequence[i
         **named_strides("", of_out),
         **named_strides("i", of_index),
         BLOCK_W=c.width,
-        BLOCK_F=block(f),
+        BLOCK_F=channel_block(f),
     )
 
 
 def pool_backward(g: Tensor, index: Tensor, x: Tensor) -> Tensor:
-    dx = empty(x, *x.shape)
+    dx = empty_image(x, *x.shape)
     key = tiling("pool_backward", x), g.shape[2:], strides(g), strides(index), strides(dx)
-    run(x, _pool_backward, key, p_g=g, p_index=index, p_dx=dx)
+    launch(x, _pool_backward, key, p_g=g, p_index=index, p_dx=dx)
     return dx
 
 
@@ -340,5 +363,5 @@ def _pool_backward(
         **named_strides("", of_dx),
         ACC=accumulator(t.dtype),
         BLOCK_W=t.config.width,
-        BLOCK_F=block(f),
+        BLOCK_F=channel_block(f),
     )

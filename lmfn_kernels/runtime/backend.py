@@ -1,4 +1,4 @@
-"""Which body carries out an op."""
+"""Which backend carries out an op."""
 
 import importlib.util
 import os
@@ -46,37 +46,38 @@ def backend(name: str) -> Iterator[None]:
         _chosen = before
 
 
-def choose(x: torch.Tensor, refusal: str | None, op: str) -> str:
-    """The body for an op on `x`: `triton`, `torch` or `reference`. `refusal`: why its kernels cannot take this call.
+def choose(x: torch.Tensor, unsupported_reason: str | None, op: str) -> str:
+    """The backend for an op on `x`: `triton`, `torch` or `reference`.
 
-    `op` is the public function's name, by which the device's table knows it.
+    `unsupported_reason` says why its kernels cannot take this call, if so. `op` is the public function's name, by which
+    the device's table knows it.
 
     Raises RuntimeError where `triton` was asked for and cannot be had, ValueError where it refuses the call.
     """
-    return explain_backend(op, x, refusal)[0]
+    return explain_backend(op, x, unsupported_reason)[0]
 
 
-def explain_backend(op: str, x: torch.Tensor, refusal: str | None = None) -> tuple[str, str]:
+def explain_backend(op: str, x: torch.Tensor, unsupported_reason: str | None = None) -> tuple[str, str]:
     """The backend that the op of that name takes for an image `x`, and why.
 
-    `refusal` is why the op's kernels cannot take the call, which an op itself finds out. Raises as `choose`.
+    `unsupported_reason` is why the op's kernels cannot take the call, which an op itself finds out. Raises as `choose`.
     """
     if _chosen in ("torch", "reference"):
         return _chosen, "chosen by LMFN_BACKEND or lmfn_kernels.backend"
     if _chosen == "auto" and not x.is_cuda and x.device.type != "xpu":
         return "torch", "the kernels run on GPUs that Triton supports"
     missing = _missing(x)
-    if missing is None and refusal is None:
+    if missing is None and unsupported_reason is None:
         if _chosen == "triton":
             return "triton", "chosen by LMFN_BACKEND or lmfn_kernels.backend"
         if configs.torch_is_faster(op, x):
             return "torch", "PyTorch's kernels are faster at this size, says the device's table"
         return "triton", "the device runs the kernels"
     if _chosen == "auto":
-        return "torch", missing or refusal or ""
+        return "torch", missing or unsupported_reason or ""
     if missing is not None:
         raise RuntimeError(f'backend "triton" cannot run here: {missing}')
-    raise ValueError(f'backend "triton" cannot take this call: {refusal}')
+    raise ValueError(f'backend "triton" cannot take this call: {unsupported_reason}')
 
 
 def _missing(x: torch.Tensor) -> str | None:

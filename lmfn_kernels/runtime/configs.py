@@ -1,18 +1,18 @@
-"""How a kernel is launched and which body carries out an op: a heuristic, and over it a table a device.
+"""How a kernel is launched and which backend carries out an op: a heuristic, and over it a table per device.
 
 A table is `configs/<device>.json` in this package, written by tuning; `<device>` is what `describe` calls the device,
 its name in lower case with dashes for spaces. It is one object with two members, either of which may be left out:
 
     {
       "launch": {"conv/bfloat16/16": {"height": 8, "width": 16, "warps": 4, "stages": 3, "splits": 128}},
-      "body": {"rfdb/bfloat16/12": "torch"}
+      "backend": {"rfdb/bfloat16/12": "torch"}
     }
 
 `launch` maps `kernel/dtype/bits` to the fields of `Config`, those left out having its defaults. `kernel` is the name
 that the launcher asks `config` for, `dtype` float32, float16 or bfloat16, and `bits` the number of binary digits of
 B H W of the image that the launcher asks for, so that a new crop size finds the entry of its like.
 
-`body` maps `op/dtype/bits`, with the public function's name and its first image, to `torch` where PyTorch's own
+`backend` maps `op/dtype/bits`, with the public function's name and its first image, to `torch` where PyTorch's own
 kernels (cuDNN) are faster, or to `triton`, which is also what holds where there is no entry. Backend `auto` on a GPU
 goes by it; a backend that was asked for by name does not.
 
@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BODIES = ("triton", "torch")
+TABLE_BACKENDS = ("triton", "torch")
 
 
 class Config(NamedTuple):
@@ -62,7 +62,7 @@ def config(kernel: str, x: Tensor) -> Config:
 
 
 def torch_is_faster(op: str, x: Tensor) -> bool:
-    """Whether the table of the device of `x` [B, C, H, W] names the `torch` body for an op on it."""
+    """Whether the table of the device of `x` [B, C, H, W] names the `torch` backend for an op on it."""
     if torch.are_deterministic_algorithms_enabled():
         return False
     # Compared, not converted: a compiler for any size turns this into a guard on a range of sizes.
@@ -72,11 +72,11 @@ def torch_is_faster(op: str, x: Tensor) -> bool:
 
 def _faster_in_torch(op: str, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
     """The bits of the table's entries."""
-    body = tuned(describe(device)[0]).body
-    if not body:
+    backend = tuned(describe(device)[0]).backend
+    if not backend:
         return ()
     start = f"{op}/{_short(dtype)}/"
-    return tuple(int(key.removeprefix(start)) for key in body if key.startswith(start) and body[key] == "torch")
+    return tuple(int(key.removeprefix(start)) for key in backend if key.startswith(start) and backend[key] == "torch")
 
 
 # What torch.compiler.assume_constant_result does, after it has imported the compiler, which takes a second.
@@ -140,7 +140,7 @@ class Table(NamedTuple):
     """What tuning found for a device; the keys are those of the file."""
 
     launch: dict[str, Config]
-    body: dict[str, str]
+    backend: dict[str, str]
 
 
 @cache
@@ -157,10 +157,10 @@ def tuned(device: str) -> Table:
         for member in found.keys() - Table._fields:
             raise ValueError(f"{member!r} is none of {', '.join(Table._fields)}")
         launch = {key: _launch(key, fields) for key, fields in found.get("launch", {}).items()}
-        body = {key: _body(key, name) for key, name in found.get("body", {}).items()}
+        backend = {key: _backend(key, name) for key, name in found.get("backend", {}).items()}
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}; correct it, or remove the file to go without") from error
-    return Table(launch, body)
+    return Table(launch, backend)
 
 
 def _launch(key: str, fields: dict[str, int]) -> Config:
@@ -173,10 +173,10 @@ def _launch(key: str, fields: dict[str, int]) -> Config:
     return Config(**fields)
 
 
-def _body(key: str, name: str) -> str:
+def _backend(key: str, name: str) -> str:
     _check_key(key)
-    if name not in BODIES:
-        raise ValueError(f"{key} is {name!r}; expected is {' or '.join(BODIES)}")
+    if name not in TABLE_BACKENDS:
+        raise ValueError(f"{key} is {name!r}; expected is {' or '.join(TABLE_BACKENDS)}")
     return name
 
 

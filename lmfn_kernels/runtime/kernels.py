@@ -46,7 +46,7 @@ def load_tile(
     p_x, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """What `load_pixels` gives, by addresses: of an image that lies as `launch.empty` makes one, pixels PITCH apart.
+    """What `load_pixels` gives, by addresses: of an image as `empty_image` makes it, pixels PITCH apart.
 
     Outside a loop Triton waits for a descriptor's load where it stands; all of these are on their way at once.
     """
@@ -64,7 +64,7 @@ def load_tile(
 
 @triton.jit
 def load_rows(p_w, K, PITCH: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr):
-    """K rows PITCH apart, as `launch.matrix` lays them, and zeros. Beyond a row's last column there may be anything."""
+    """K rows PITCH apart, as `weight_as_taps` lays them, and zeros. Beyond a row's last column may be anything."""
     o_k = tl.arange(0, BLOCK_K)
     o_n = tl.arange(0, BLOCK_N)
     m_w = (o_k < K)[:, None]

@@ -18,6 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lmfn_kernels.runtime.assembler import compiler_options
 from lmfn_kernels.runtime.configs import Config, config
+from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.layout import pitch
 
 PLANS = 1024
@@ -26,39 +27,31 @@ PLANS = 1024
 Block = tuple[int, ...]
 
 
-class Masked(NamedTuple):
-    """A gradient whose activation's mask is still to be applied, where it is loaded: that of a slope and its output."""
-
-    gradient: Tensor
-    by: Tensor | None
-    slope: float
+def as_pending(e: Tensor | PendingMask) -> PendingMask:
+    return e if isinstance(e, PendingMask) else PendingMask(e, None, 1.0)
 
 
-def unmasked(e: Tensor | Masked) -> Masked:
-    return e if isinstance(e, Masked) else Masked(e, None, 1.0)
-
-
-def empty(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype | None = None) -> Tensor:
+def empty_image(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised image `[b, c, h, w]` as kernels write it: channels last, pixels a `pitch` apart."""
     s = pitch(c, dtype or like.dtype)
     return torch.empty_strided((b, c, h, w), (h * w * s, 1, w * s, s), dtype=dtype or like.dtype, device=like.device)
 
 
-def layout(x: Tensor) -> Tensor:
+def as_kernel_image(x: Tensor) -> Tensor:
     """`x` as kernels read it, itself where its memory allows, else a copy."""
     step, (from_b, from_c, from_h, from_w) = 16 // x.dtype.itemsize, x.stride()
     aligned = from_b % step == 0 and from_h % step == 0 and from_w % step == 0
     inside = from_w >= x.shape[1] and from_h > 0 and from_b > 0
     if from_c == 1 and aligned and inside and (isinstance(x, FakeTensor) or x.data_ptr() % 16 == 0):
         return x
-    return empty(x, *x.shape).copy_(x)
+    return empty_image(x, *x.shape).copy_(x)
 
 
-def as_made(x: Tensor) -> Tensor:
-    """`x` where it lies as `empty` makes an image, else a copy that does: what kernels read by addresses."""
+def as_pitched_image(x: Tensor) -> Tensor:
+    """`x` where it lies as `empty_image` makes an image, else a copy that does: what kernels read by addresses."""
     b, c, h, w = x.shape
     s = pitch(c, x.dtype)
-    return x if x.stride() == (h * w * s, 1, w * s, s) else empty(x, b, c, h, w).copy_(x)
+    return x if x.stride() == (h * w * s, 1, w * s, s) else empty_image(x, b, c, h, w).copy_(x)
 
 
 def cdiv(a: int, b: int) -> int:
@@ -66,20 +59,21 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def block(size: int) -> int:
+def channel_block(size: int) -> int:
     """Channels a kernel's block holds: a power of two, and at least 16, which a matrix instruction needs."""
     return max(16, 1 << (int(size) - 1).bit_length())
 
 
-PLACES = ("", "01", "10", "11")
+PARITIES = ("", "01", "10", "11")
+"""Endings of the names of the four arguments that `even_odd_views` become."""
 
 
-def parities(x: Tensor) -> list[Tensor]:
+def even_odd_views(x: Tensor) -> list[Tensor]:
     """Even rows' even and odd columns, odd rows' even and odd columns."""
     return [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
 
 
-def matrix(weight: Tensor, *, back: bool = False) -> Tensor:
+def weight_as_taps(weight: Tensor, *, back: bool = False) -> Tensor:
     """A weight `[N, K, k, k]` as `[taps, K, N]`, or with `back` as `[taps, N, K]`, rows a `pitch` apart.
 
     A view of it where it lies so already (`weight_layout`), else a copy.
@@ -102,7 +96,7 @@ def matrix(weight: Tensor, *, back: bool = False) -> Tensor:
     return out.copy_(taps)
 
 
-def sums(x: Tensor) -> torch.dtype:
+def accumulator_dtype(x: Tensor) -> torch.dtype:
     """The type of sums of its values."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -161,7 +155,7 @@ class Plan:
     """A kernel at one shape: its grid and constants, and what Triton compiled it to for the tensors seen so far.
 
     `blocks` names the arguments that are descriptors, and the block of each: [1, height, width, channels] of an image
-    [B, H, W, C], or of a weight as `matrix` gives it. No tensor is kept, and no address: nothing can be out of date.
+    [B, H, W, C], or of a weight as `weight_as_taps` gives it. No tensor is kept and no address: nothing can be stale.
     """
 
     def __init__(
@@ -185,15 +179,15 @@ class _Compiled(NamedTuple):
     """Those that are there: place among the tensors given, place among the arguments, whether as a descriptor."""
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> Any:
+def _triton_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> Any:
     return kernel[grid](**arguments)
 
 
-launcher: Callable[[Any, tuple[int, ...], dict[str, Any]], Any] = _launch
+launcher: Callable[[Any, tuple[int, ...], dict[str, Any]], Any] = _triton_launch
 """What a launch does. The resource table puts a compiler without a device in its place."""
 
 
-def run(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], **tensors: Tensor | None) -> None:
+def launch(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], **tensors: Tensor | None) -> None:
     """Launch `plan_of(*key)` on the device of `on`, whatever the current one is; `tensors` left out are None.
 
     Fake tensors have shapes only, so with them nothing is done.
@@ -211,9 +205,9 @@ def run(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], **t
             kinds.append(tensor.data_ptr() % 16)
     kind = tuple(kinds)
     compiled = plan.compiled.get(kind)
-    if compiled is None or launcher is not _launch or _observed():
+    if compiled is None or launcher is not _triton_launch or _observed():
         found = _as_documented(plan, on, tensors)
-        if launcher is _launch and getattr(found, "metadata", None) and found.metadata.target.backend == "cuda":
+        if launcher is _triton_launch and getattr(found, "metadata", None) and found.metadata.target.backend == "cuda":
             plan.compiled[kind] = _for_next_time(plan, found, tensors)
     elif driver.active.get_current_device() == device:
         _again(compiled, device, list(tensors.values()))
@@ -275,10 +269,10 @@ class _Described:
         self.base, self.shape, self.strides = x, shape, strides
 
 
-def partial(like: Tensor, splits: int, shape: Sequence[int]) -> Tensor:
-    """Room for one partial sum per program. `total` adds them in a fixed order: the same call gives the same bits."""
-    return torch.empty((splits, *shape), dtype=sums(like), device=like.device)
+def partial_sums(like: Tensor, splits: int, shape: Sequence[int]) -> Tensor:
+    """Room for one partial sum per program. `sum_partials` adds them in a fixed order: the bits are always the same."""
+    return torch.empty((splits, *shape), dtype=accumulator_dtype(like), device=like.device)
 
 
-def total(partials: Tensor) -> Tensor:
+def sum_partials(partials: Tensor) -> Tensor:
     return partials.sum(0)

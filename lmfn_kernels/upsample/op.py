@@ -61,7 +61,7 @@ class AddInputs(NamedTuple):
 def _upsample_add_forward(
     f: UpsampleBackend, t: AddInputs, _options: NoOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    a, b = f.layout(t.a), f.layout(t.b)
+    a, b = f.as_kernel_image(t.a), f.as_kernel_image(t.b)
     # Backward needs the size of b alone, and this has it without a byte.
     return (f.upsample_add(b, a.shape[2:], a),), (b.new_empty((*b.shape[2:], 0)),)
 
@@ -79,7 +79,7 @@ def _upsample_add_backward(
         found["a"] = g.clone()  # its own memory, as an op's result must have
     if wanted("b"):
         b = g.new_empty(()).expand(*g.shape[:2], *size.shape[:2])
-        found["b"] = f.upsample_backward(f.layout(g), b)
+        found["b"] = f.upsample_backward(f.as_kernel_image(g), b)
     return found
 
 
@@ -91,7 +91,7 @@ class ConvInputs(NamedTuple):
 def _upsampled_conv3x3_forward(
     f: UpsampleBackend, t: ConvInputs, _options: NoOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return (f.upsampled_conv(f.layout(t.x), fold_upsampling(t.conv.weight), t.conv.bias),), ()
+    return (f.upsampled_conv(f.as_kernel_image(t.x), fold_upsampling(t.conv.weight), t.conv.bias),), ()
 
 
 def _upsampled_conv3x3_backward(
@@ -102,10 +102,10 @@ def _upsampled_conv3x3_backward(
     _options: NoOptions,
     wanted: Wanted,
 ) -> Gradients:
-    x, e, found = f.layout(t.x), f.layout(F.pixel_unshuffle(gradients[0], 2)), Gradients()
+    x, e, found = f.as_kernel_image(t.x), f.as_kernel_image(F.pixel_unshuffle(gradients[0], 2)), Gradients()
     of_x, of_weights = [], []
     for (rows, columns), weight in zip(PARTS, fold_upsampling(t.conv.weight), strict=True):
-        x_there, e_there = (f.layout(image[:, :, rows, columns]) for image in (x, e))
+        x_there, e_there = (f.as_kernel_image(image[:, :, rows, columns]) for image in (x, e))
         if wanted("x"):
             of_x.append(f.input_gradient(e_there, weight, x_there, padding=1))
         if wanted("conv"):

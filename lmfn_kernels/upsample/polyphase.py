@@ -1,4 +1,4 @@
-"""Upsampling folded into the weights of the convolution after it; the same for all bodies.
+"""Upsampling folded into the weights of the convolution after it; the same for all backends.
 
 Along one axis, up = up2(x) has up[2i] = x[i - 1] / 4 + 3 x[i] / 4 and up[2i + 1] = 3 x[i] / 4 + x[i + 1] / 4. So a
 3-tap convolution of it has, at every place i of x, two results (2i and 2i + 1), each again of three taps of x: along

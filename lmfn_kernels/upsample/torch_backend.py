@@ -9,19 +9,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmfn_kernels.conv.torch_backend import conv, input_gradient, layout, masked, weight_gradient, written
+from lmfn_kernels.conv.torch_backend import (
+    as_kernel_image,
+    conv,
+    input_gradient,
+    mask_gradient,
+    materialize,
+    weight_gradient,
+)
 from lmfn_kernels.runtime.layout import constant
 from lmfn_kernels.upsample.grid import ratio
 from lmfn_kernels.upsample.polyphase import PARTS
 
 __all__ = [
-    "conv", "input_gradient", "layout", "masked", "upsample_add", "upsample_backward", "upsampled_conv",
-    "weight_gradient", "written",
-]  # fmt: skip
+    "as_kernel_image",
+    "conv",
+    "input_gradient",
+    "mask_gradient",
+    "materialize",
+    "upsample_add",
+    "upsample_backward",
+    "upsampled_conv",
+    "weight_gradient",
+]
 
 
 def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
-    y = layout(F.interpolate(low, size=size, mode="bilinear", align_corners=False))
+    y = as_kernel_image(F.interpolate(low, size=size, mode="bilinear", align_corners=False))
     return y if added is None else y.add_(added)
 
 
@@ -31,9 +45,9 @@ def upsample_backward(g: Tensor, v: Tensor, fixed_grid: bool = False) -> Tensor:
         # Every second tap of a fixed stencil; at the edge, a pixel beyond it counts for the last one.
         taps = constant((0.25, 0.75, 0.75, 0.25), g.dtype, g)
         stencil = (taps[:, None] * taps).expand(g.shape[1], 1, 4, 4)
-        return layout(F.conv2d(F.pad(g, (1, 1, 1, 1), mode="replicate"), stencil, stride=2, groups=g.shape[1]))
+        return as_kernel_image(F.conv2d(F.pad(g, (1, 1, 1, 1), mode="replicate"), stencil, stride=2, groups=g.shape[1]))
     rows, columns = (_bilinear(g.shape[i], v.shape[i], fixed_grid, g) for i in (2, 3))
-    return layout((rows.mT @ g.to(rows.dtype) @ columns).to(v.dtype))
+    return as_kernel_image((rows.mT @ g.to(rows.dtype) @ columns).to(v.dtype))
 
 
 def _bilinear(size: int, low: int, fixed_grid: bool, like: Tensor) -> Tensor:
@@ -49,5 +63,5 @@ def _bilinear(size: int, low: int, fixed_grid: bool, like: Tensor) -> Tensor:
 def upsampled_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
     y = conv(x, folded[0], bias.repeat_interleave(4), padding=1)
     for (rows, columns), weight in zip(PARTS[1:], folded[1:], strict=True):
-        y[:, :, rows, columns] += conv(layout(x[:, :, rows, columns]), weight, None, padding=1)
+        y[:, :, rows, columns] += conv(as_kernel_image(x[:, :, rows, columns]), weight, None, padding=1)
     return F.pixel_shuffle(y, 2)

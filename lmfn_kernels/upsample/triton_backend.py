@@ -1,4 +1,4 @@
-"""Upsampling on Triton kernels; same functions as `torch_backend.py`, on images that `layout` returned."""
+"""Upsampling on Triton kernels; same functions as `torch_backend.py`, on images that `as_kernel_image` returned."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -6,15 +6,43 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lmfn_kernels.conv.triton_backend import conv, input_gradient, layout, masked, weight_gradient, written
-from lmfn_kernels.runtime.launch import PLANS, Plan, Tiling, accumulator, block, cdiv, empty, matrix, run, tiling
+from lmfn_kernels.conv.triton_backend import (
+    as_kernel_image,
+    conv,
+    input_gradient,
+    mask_gradient,
+    materialize,
+    weight_gradient,
+)
+from lmfn_kernels.runtime.launch import (
+    PLANS,
+    Plan,
+    Tiling,
+    accumulator,
+    cdiv,
+    channel_block,
+    empty_image,
+    launch,
+    tiling,
+    weight_as_taps,
+)
 from lmfn_kernels.upsample import kernels
 from lmfn_kernels.upsample.grid import ratio
 
 __all__ = [
-    "conv", "input_gradient", "layout", "masked", "named_strides", "ratios", "strides", "upsample_add",
-    "upsample_backward", "upsampled_conv", "weight_gradient", "written",
-]  # fmt: skip
+    "as_kernel_image",
+    "conv",
+    "input_gradient",
+    "mask_gradient",
+    "materialize",
+    "named_strides",
+    "ratios",
+    "strides",
+    "upsample_add",
+    "upsample_backward",
+    "upsampled_conv",
+    "weight_gradient",
+]
 
 
 def strides(x: Tensor) -> tuple[int, int, int]:
@@ -35,9 +63,9 @@ def ratios(size: Sequence[int], low: Sequence[int], fixed_grid: bool) -> dict[st
 
 
 def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
-    out = empty(low, low.shape[0], low.shape[1], size[0], size[1])
+    out = empty_image(low, low.shape[0], low.shape[1], size[0], size[1])
     key = tiling("upsample_add", out), low.shape[2:], strides(low)
-    run(out, _upsample_add, key, p_v=low, t_added=added, t_out=out)
+    launch(out, _upsample_add, key, p_v=low, t_added=added, t_out=out)
     return out
 
 
@@ -45,7 +73,7 @@ def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) 
 def _upsample_add(t: Tiling, low: Sequence[int], of_low: Sequence[int]) -> Plan:
     """`t` is of the result; of what is upsampled, height and width, and strides."""
     channels = t.size[1]
-    width = min(64, block(channels))
+    width = min(64, channel_block(channels))
     return Plan(
         kernels.upsample_add_kernel,
         (t.tiles, cdiv(channels, width)),
@@ -65,9 +93,9 @@ def _upsample_add(t: Tiling, low: Sequence[int], of_low: Sequence[int]) -> Plan:
 
 
 def upsample_backward(g: Tensor, v: Tensor, fixed_grid: bool = False) -> Tensor:
-    dv = empty(v, *v.shape)
+    dv = empty_image(v, *v.shape)
     key = tiling("upsample_backward", g), v.shape[2:], fixed_grid, strides(g), strides(dv)
-    run(g, _upsample_backward, key, p_g=g, p_dv=dv)
+    launch(g, _upsample_backward, key, p_g=g, p_dv=dv)
     return dv
 
 
@@ -92,7 +120,7 @@ def _upsample_backward(
         **named_strides("", of_dv),
         ACC=accumulator(t.dtype),
         BLOCK_W=t.config.width,
-        BLOCK_F=block(channels),
+        BLOCK_F=channel_block(channels),
     )
 
 
@@ -104,9 +132,9 @@ def planes(like: Tensor, b: int, c: int, h: int, w: int) -> Tensor:
 def upsampled_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
     n, k = int(folded.shape[1]), int(folded.shape[2])
     out = planes(x, x.shape[0], n // 4, 2 * x.shape[2], 2 * x.shape[3])
-    weight = matrix(folded.permute(1, 2, 0, 3, 4).reshape(n, k, 27, 3))
+    weight = weight_as_taps(folded.permute(1, 2, 0, 3, 4).reshape(n, k, 27, 3))
     key = tiling("upsampled_conv", x), n, out.stride()
-    run(x, _upsampled_conv, key, t_x=x, t_w=weight, p_bias=bias, p_out=out)
+    launch(x, _upsampled_conv, key, t_x=x, t_w=weight, p_bias=bias, p_out=out)
     return out
 
 
@@ -114,7 +142,7 @@ def upsampled_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
 def _upsampled_conv(t: Tiling, n: int, of_out: Sequence[int]) -> Plan:
     """`t` is of what is upsampled, `n` the channels of the folded weight, four times the result's; its strides."""
     k = t.size[1]
-    block_k, block_n = min(64, block(k)), min(64, block(n))
+    block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
     return Plan(
         kernels.upsampled_conv_kernel,
         (t.tiles, cdiv(n, block_n)),

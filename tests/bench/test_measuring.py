@@ -220,7 +220,7 @@ def test_tuning_takes_a_faster_config_that_is_right(gpu: Gpu, tmp_path: Path, mo
     monkeypatch.setattr(tune, "check_results", check_results)
     tuning.tune(OPS["conv3x3"], shape, torch.float32)
     found = json.loads((tmp_path / "fake-gpu-1.json").read_text())
-    assert found == {"launch": {key: configs.Config(2, 16, 4, 1, 2)._asdict()}, "body": {}}
+    assert found == {"launch": {key: configs.Config(2, 16, 4, 1, 2)._asdict()}, "backend": {}}
     assert all(config.warps == 4 for config in seen), "what is wrong is never timed"
     tuning.tune(OPS["conv3x3"], shape, torch.float32)
     assert len(tuning.launch) == 1
@@ -290,7 +290,7 @@ def test_a_turn_is_waited_for(
 
 def test_a_step_as_a_graph_on_a_gpu(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows for the step as it is and as a graph, which here is the step again; the kernels are PyTorch's."""
-    monkeypatch.setitem(train.STEPS, "triton-graph", replace(train.STEPS["triton-graph"], body="torch"))
+    monkeypatch.setitem(train.STEPS, "triton-graph", replace(train.STEPS["triton-graph"], backend="torch"))
     with RowFile(tmp_path / "train.jsonl") as file:
         session = Session(gpu, file, rounds=1)
         train.measure(session, Shape(1, 1, 16, 64, 64), torch.float32, ["triton-graph", "eager-channels-last"])

@@ -124,9 +124,9 @@ def test_compiled(name: str) -> None:
 
 def large(b: int, c: int, h: int, w: int, scale: float) -> Tensor:
     """A random map as kernels write it, so that none copies it."""
-    from lmfn_kernels.runtime.launch import empty
+    from lmfn_kernels.runtime.launch import empty_image
 
-    return empty(torch.empty(0, dtype=torch.bfloat16, device=DEVICE), b, c, h, w).normal_(std=scale)
+    return empty_image(torch.empty(0, dtype=torch.bfloat16, device=DEVICE), b, c, h, w).normal_(std=scale)
 
 
 @pytest.mark.parametrize("name", ["attention", "gate"])
@@ -164,9 +164,9 @@ def test_peak_memory(name: str) -> None:
         function, tensors = channel_gate_flat(), channel_gate_case(b, c, h, w, torch.bfloat16, DEVICE)
         matrices = 0
     images = [t for t in tensors if t.ndim == 4 and t.shape[3] == w]
-    from lmfn_kernels.runtime.launch import layout
+    from lmfn_kernels.runtime.launch import as_kernel_image
 
-    leaves = [(layout(t) if any(t is i for i in images) else t).requires_grad_() for t in tensors]
+    leaves = [(as_kernel_image(t) if any(t is i for i in images) else t).requires_grad_() for t in tensors]
 
     def peak(backend: str, train: bool) -> int:
         def step() -> None:

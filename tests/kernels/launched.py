@@ -71,7 +71,7 @@ def recorded() -> Iterator[list[Launched]]:
 
 
 def image(dtype: torch.dtype = torch.bfloat16, channels: int = 50, height: int = 9) -> Tensor:
-    return launch.layout(torch.zeros(1, channels, height, 8, dtype=dtype))
+    return launch.as_kernel_image(torch.zeros(1, channels, height, 8, dtype=dtype))
 
 
 def weight(dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -83,7 +83,7 @@ def check_as_triton_launches_it() -> None:
     asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     with ExitStack() as stack:
         for backend in BACKENDS:
-            stack.enter_context(mock.patch.object(backend, "run", lambda *a, **k: asked.append((a, k))))
+            stack.enter_context(mock.patch.object(backend, "launch", lambda *a, **k: asked.append((a, k))))
         for _, _, called in calls([op for op in OPS | PARTS if op != "lmfn"], "cpu"):
             called()
     assert len(asked) > 100
@@ -96,9 +96,9 @@ def check_as_triton_launches_it() -> None:
         kinds.add(kind)
         plan.compiled.clear()
         with recorded() as found:
-            launch.run(*arguments, **tensors)
+            launch.launch(*arguments, **tensors)
             assert len(plan.compiled) == 1
-            launch.run(*arguments, **tensors)
+            launch.launch(*arguments, **tensors)
         assert len(found) == 2
         assert found[0] == found[1], kind
     assert len({kernel for kernel, *_ in kinds}) > 20
@@ -221,10 +221,10 @@ def check_no_tensor_is_kept() -> None:
 
 
 def check_misaligned_memory_is_refused() -> None:
-    """Which `layout` never gives."""
+    """Which `as_kernel_image` never gives."""
     x = torch.zeros(64 * 72 + 1, dtype=torch.bfloat16)[1:].view(1, 9, 8, 64).permute(0, 3, 1, 2)
     w = weight_layout(torch.zeros(64, 64, 3, 3, dtype=torch.bfloat16))
-    conv.conv(launch.layout(x), w, None, padding=1)
+    conv.conv(launch.as_kernel_image(x), w, None, padding=1)
     with pytest.raises(AssertionError, match="aligned"):
         conv.conv(x, w, None, padding=1)
 

@@ -180,9 +180,9 @@ def test_what_is_added_is_written_for_backward_alone(monkeypatch: pytest.MonkeyP
         made.append(empty(*args))  # type: ignore[arg-type]
         return made[-1]
 
-    empty = acfm_launch.empty
-    monkeypatch.setattr(acfm_launch, "empty", counted)
-    monkeypatch.setattr("lmfn_kernels.alfm.triton_backend.empty", counted)
+    empty = acfm_launch.empty_image
+    monkeypatch.setattr(acfm_launch, "empty_image", counted)
+    monkeypatch.setattr("lmfn_kernels.alfm.triton_backend.empty_image", counted)
     x, *others = merge_case(1, 2, 5, 6, 7, torch.float32)
     with lmfn_kernels.backend("triton"):
         result = merge_flat()(x, *others)
@@ -208,7 +208,7 @@ def test_nothing_beyond_the_image_is_read_or_written(
     from lmfn_kernels.alfm import triton_backend as alfm_launch
     from lmfn_kernels.runtime import launch
 
-    for name in ("empty", "partial"):
+    for name in ("empty_image", "partial_sums"):
         monkeypatch.setattr(acfm_launch, name, getattr(launch, name))
         monkeypatch.setattr(alfm_launch, name, getattr(launch, name))
     sizes = (2, 10, 9, 19) if case is channel_gate_case else (2, 2, 10, 9, 19)

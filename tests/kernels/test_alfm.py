@@ -288,7 +288,7 @@ def poisoned_here(
     from lmfn_kernels.alfm import triton_backend as alfm_launch
     from lmfn_kernels.runtime import launch
 
-    for name in ("empty", "partial"):
+    for name in ("empty_image", "partial_sums"):
         monkeypatch.setattr(alfm_launch, name, getattr(launch, name))
     return poisoned
 

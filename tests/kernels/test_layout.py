@@ -65,7 +65,7 @@ def test_kernels_read_it_in_place(name: str, monkeypatch: pytest.MonkeyPatch) ->
     function, tensors, images = CASES[name]
     weights = [i for i, t in enumerate(tensors) if i >= images and t.shape[2:] in ((1, 1), (3, 3))]
     with lmfn_kernels.backend("triton"), torch.no_grad():
-        tensors = [launch.layout(t) if t.ndim == 4 and i not in weights else t for i, t in enumerate(tensors)]
+        tensors = [launch.as_kernel_image(t) if t.ndim == 4 and i not in weights else t for i, t in enumerate(tensors)]
         laid_out = [amid_nan(weight_layout(t)) if i in weights else t for i, t in enumerate(tensors)]
         torch.testing.assert_close(function(*laid_out), function(*tensors), rtol=0, atol=0)
         monkeypatch.setattr(launch, "launcher", lambda *_: None)

@@ -47,10 +47,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
         return made[-1][0]
 
     def partial(like: Tensor, splits: int, shape: tuple[int, ...]) -> Tensor:
-        return torch.full((splits, *shape), float("nan"), dtype=launch.sums(like))
+        return torch.full((splits, *shape), float("nan"), dtype=launch.accumulator_dtype(like))
 
     for module in (launch, conv, bilinear, rfdb):
-        for name, made_here in (("empty", empty), ("partial", partial)):
+        for name, made_here in (("empty_image", empty), ("partial_sums", partial)):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, made_here)
     return made

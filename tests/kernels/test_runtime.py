@@ -216,7 +216,7 @@ class OnGPU(Tensor):
 def test_auto_takes_the_faster_body(table: Callable[[object], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the table names `torch`, and only if nobody asked for another; kernels in deterministic mode."""
     monkeypatch.setattr(backend, "_missing", lambda _: None)
-    table({"body": {"rfdb/float16/14": "torch", "rfdb/float16/13": "triton", "conv3x3/float32/14": "torch"}})
+    table({"backend": {"rfdb/float16/14": "torch", "rfdb/float16/13": "triton", "conv3x3/float32/14": "torch"}})
     image = torch.zeros(1, 8, 128, 64, dtype=torch.float16).as_subclass(OnGPU)  # 2^13 pixels: 14 digits
     assert backend.choose(image, None, "rfdb") == "torch"
     assert backend.choose(image[:, :, 1:], None, "rfdb") == "triton", "13 digits"
@@ -232,7 +232,7 @@ def test_auto_takes_the_faster_body(table: Callable[[object], Path], monkeypatch
 
 def test_table_is_read_while_compiling(table: Callable[[object], Path]) -> None:
     """Without a break of the graph, and for all sizes of a range at once."""
-    table({"body": {"rfdb/float32/14": "torch"}})
+    table({"backend": {"rfdb/float32/14": "torch"}})
 
     def call(x: Tensor) -> Tensor:
         return x + 1 if configs.torch_is_faster("rfdb", x) else x - 1
@@ -250,13 +250,13 @@ def test_table_is_read_while_compiling(table: Callable[[object], Path]) -> None:
     [
         (
             {"conv/float16/14": ENTRY},
-            r"some-gpu.json: 'conv/float16/14' is none of launch, body; correct it, or remove",
+            r"some-gpu.json: 'conv/float16/14' is none of launch, backend; correct it, or remove",
         ),
         ([], "some-gpu.json: "),
         ({"launch": {"conv/float16": ENTRY}}, "an entry is called 'conv/float16'; expected is name/dtype/bits"),
         ({"launch": {"conv/float16/14": {"tile": 4}}}, "conv/float16/14 has tile = 4; expected are whole numbers for"),
         ({"launch": {"conv/float16/14": {"warps": "4"}}}, "conv/float16/14 has warps = '4'; expected are whole"),
-        ({"body": {"rfdb/float16/14": "cudnn"}}, "rfdb/float16/14 is 'cudnn'; expected is triton or torch"),
+        ({"backend": {"rfdb/float16/14": "cudnn"}}, "rfdb/float16/14 is 'cudnn'; expected is triton or torch"),
     ],
 )
 def test_errors_name_the_table_and_the_entry(table: Callable[[object], Path], content: object, message: str) -> None:
