@@ -22,6 +22,7 @@ from lmfn.evaluation import Evaluation, evaluate
 from lmfn.evaluation.pictures import middle, side_by_side
 
 RUN = Path("runs/demo")
+MARK = "made-by-demo"  # an empty file: a folder without it is somebody's own, and stays
 MINUTES = 1.0
 PATCH = 256
 BLUR = BlurOptions(
@@ -38,7 +39,11 @@ SHOWN = "coffee/2"  # the most blurred of the nine: on the others there is less 
 def prepare() -> None:
     """Photographs to fine-tune on, and blurred pairs of the others."""
     if RUN.exists():
+        if not (RUN / MARK).exists():
+            sys.exit(f"{RUN} was not made by this demo: move it away, or rename it")
         shutil.rmtree(RUN)
+    RUN.mkdir(parents=True)
+    (RUN / MARK).touch()
     shipped = Path(skimage.data.__file__).parent
     for folder, names in (("photos", FINE_TUNED_ON), ("unseen", NEVER_SEEN)):
         (RUN / "data" / folder).mkdir(parents=True)

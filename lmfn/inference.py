@@ -1,7 +1,10 @@
 """A network made ready to be run, not trained: `for_inference`, what `LMFN.for_inference` does."""
 
 import copy
+import os
 import threading
+import weakref
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +35,7 @@ def for_inference(
     On a CPU the function is a `OneDNNNetwork`, if PyTorch has oneDNN and the network is made of the paper's parts; on
     CUDA the first call with a shape runs as it is, the second is captured as a graph, and the graphs of the last 8
     shapes are kept. Everywhere else it is the network itself. Calls from several threads take turns. The number of
-    threads is PyTorch's (`torch.set_num_threads`).
+    threads is PyTorch's (`torch.set_num_threads`); in a forked process, which has none of its parent's, it becomes 1.
 
     Raises ValueError for a dtype that cannot be had there. The function raises TypeError for an input that is no
     floating point tensor, ValueError for one of another shape or on another device.
@@ -50,7 +53,7 @@ def for_inference(
         run = plain(model, device, dtype)
     if device.type == "cuda":
         run = GraphCache(run)
-    lock = threading.Lock()
+    turns = Turns()
 
     def checked(blurred: Tensor) -> Tensor:
         if not isinstance(blurred, Tensor) or not blurred.is_floating_point():
@@ -63,10 +66,37 @@ def for_inference(
         if len(blurred) == 0:
             return blurred.clone()
         # Buffers that were made in inference mode could not be written to outside it.
-        with lock, torch.inference_mode(False), torch.no_grad():
+        with turns, torch.inference_mode(False), torch.no_grad():
             return run(blurred.float()).to(blurred.dtype)
 
     return checked
+
+
+class Turns:
+    """One call at a time; in a forked process nobody holds the lock, whoever held it in the parent."""
+
+    all: ClassVar[weakref.WeakSet["Turns"]] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.all.add(self)
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """In the child, whose OpenMP would wait for the parent's threads for ever if it were to use several."""
+        torch.set_num_threads(1)
+        for turns in cls.all:
+            turns.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Turns.after_fork)
 
 
 def with_border(run: ImageFunction) -> ImageFunction:

@@ -157,6 +157,10 @@ def test_the_demo_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not set(demo.FINE_TUNED_ON) & set(demo.NEVER_SEEN)
     monkeypatch.setattr(demo, "RUN", tmp_path / "demo")
     monkeypatch.setattr(demo, "MINUTES", 0.02)
+    (tmp_path / "demo").mkdir()
+    with pytest.raises(SystemExit, match="was not made by this demo"):
+        demo.main()
+    (tmp_path / "demo").rmdir()
     demo.main()
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     for kind, evaluation in (("deblurred", "evaluation"), ("tuned", "evaluation_tuned")):

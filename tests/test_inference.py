@@ -1,6 +1,8 @@
 """The network made ready for inference, against the network as written in float64."""
 
 import copy
+import multiprocessing
+import os
 import threading
 from dataclasses import fields
 from typing import get_args, get_type_hints
@@ -15,7 +17,7 @@ import lmfn.inference
 import lmfn.onednn
 from lmfn import LMFN
 from lmfn.cuda_graphs import GraphCache
-from lmfn.inference import for_inference, plain
+from lmfn.inference import Turns, for_inference, plain
 from lmfn.network.config import PRESETS, LMFNConfig
 from lmfn.onednn import OneDNNNetwork, for_onednn, is_supported
 from lmfn_kernels import backend
@@ -289,6 +291,26 @@ def test_several_threads_take_turns():
         thread.join()
     assert all(torch.equal(result, expected[i]) for i in range(4) for result in found[i])
     assert all(len(results) == 5 for results in found)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_computes_whoever_had_the_turn_in_its_parent():
+    threads, before = torch.get_num_threads(), set(Turns.all)
+    torch.set_num_threads(2)
+    try:
+        run, x = for_inference(network(), dtype=torch.float32), image(1, 3, 64, 80)
+        expected = run(x)
+        (turns,) = set(Turns.all) - before
+        with turns:  # as another thread would have it
+            child = multiprocessing.get_context("fork").Process(
+                target=lambda: os._exit(0 if torch.equal(run(x), expected) and torch.get_num_threads() == 1 else 1)
+            )
+            child.start()
+        child.join(60)
+        child.kill()
+        assert child.exitcode == 0
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_what_cannot_be_had_is_refused():
