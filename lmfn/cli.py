@@ -314,6 +314,23 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Web:
+    """Sharpen photographs in a browser, on a page that this computer serves to itself. Nothing is uploaded."""
+
+    weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
+    port: int = 8650
+    """Where the page is: http://127.0.0.1:PORT/. 0 takes any free port."""
+    open: bool = True
+    """Open the page in the default browser."""
+
+    def run(self) -> bool:
+        from lmfn.web import serve
+
+        serve(self.weights, self.port, self.open)
+        return True
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Report versions, devices and limits, and check the ops and the weights: text for an issue.
 
@@ -332,7 +349,7 @@ class Doctor:
         return report.ok
 
 
-Verb = Deblur | Evaluate | Data | Train | Ablate | Export | Doctor
+Verb = Deblur | Evaluate | Data | Train | Ablate | Export | Web | Doctor
 """Each is called as its class, in lower case."""
 OWN_OPTIONS = (Train, Ablate)
 """Verbs that read their arguments themselves, and end the process with their own status."""

@@ -1,0 +1,136 @@
+"""The page that sharpens photographs in a browser, and the server that hands its files out: `lmfn web`.
+
+The photograph stays in the browser. The server hands out files and takes none; it listens on 127.0.0.1 alone.
+"""
+
+import base64
+import json
+import logging
+import tempfile
+import webbrowser
+from contextlib import suppress
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from pathlib import Path, PurePath
+
+from lmfn.extras import require
+from lmfn.web.runtime import runtime_files
+
+log = logging.getLogger(__name__)
+
+ADDRESS = "127.0.0.1"
+TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".onnx": "application/octet-stream",
+    ".svg": "image/svg+xml",
+    ".wasm": "application/wasm",
+}
+HEADERS = {
+    # WebAssembly has threads only in a page that shares its process with nothing from elsewhere.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # Nothing may be loaded from elsewhere or sent there: the photograph cannot leave the page.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; style-src 'self'; "
+        "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    # After an update, the page and the network must be of one version.
+    "Cache-Control": "no-store",
+}
+SELF_TEST_SIZE = 80, 464
+"""Height and width of the image of the self-test; wide enough for several of the attention's windows."""
+
+
+def page_files(weights: str | Path) -> dict[str, bytes]:
+    """All that the page consists of, by the path that it is asked for: the page itself, ONNX Runtime, the network of
+    these weights as ONNX, and a small image with what PyTorch makes of it, for the page to check its results with.
+
+    Raises ValueError where the package onnx is missing, and as `LMFN.from_pretrained` and `runtime_files` do.
+    """
+    require("onnx", "lmfn web", "export")
+    folder = resources.files(__name__) / "page"
+    files = {f"/{file.name}": file.read_bytes() for file in folder.iterdir()}
+    files["/"] = files.pop("/index.html")
+    files |= {f"/runtime/{name}": data for name, data in runtime_files().items()}
+    files["/network.onnx"], files["/self-test.json"] = _network(weights)
+    return files
+
+
+def _network(weights: str | Path) -> tuple[bytes, bytes]:
+    import numpy as np
+
+    from lmfn.deblur import Deblurrer
+    from lmfn.export import export_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "network.onnx")
+        export_onnx(weights, file)
+        network = file.read_bytes()
+    # Noise in patches of 8 pixels: edges of all contrasts, and flat parts.
+    height, width = SELF_TEST_SIZE
+    patches = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    blurred = patches.repeat(8, axis=0).repeat(8, axis=1)
+    sharp = Deblurrer(weights, device="cpu", guard="off")(blurred.astype(np.float32) / 255)
+    check = {"height": height, "width": width, "blurred": _text(blurred.tobytes()), "sharp": _text(sharp.tobytes())}
+    return network, json.dumps(check).encode()
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def server(files: dict[str, bytes], port: int = 0) -> ThreadingHTTPServer:
+    """A server of these files on 127.0.0.1, at this port, or with 0 at one that is free; `serve_forever` runs it.
+
+    A path that is not among them is not found, whatever is on the disk. Raises OSError for a port that is taken.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        server_version, sys_version, protocol_version = "lmfn", "", "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            found = files.get(path)
+            status = HTTPStatus.OK if found is not None else HTTPStatus.NOT_FOUND
+            body = found if found is not None else b"not found\n"
+            self.send_response(status)
+            kind = TYPES[PurePath(path).suffix or ".html"] if found is not None else "text/plain; charset=utf-8"
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            for name, value in HEADERS.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815 (the name that http.server looks for)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    try:
+        return ThreadingHTTPServer((ADDRESS, port), Handler)
+    except OSError as error:
+        raise OSError(f"port {port} cannot be had ({error.strerror}); name another, or 0 for any free one") from error
+
+
+def serve(weights: str | Path = "lmfn", port: int = 8650, open_browser: bool = True) -> None:
+    """Make the page's files, serve them until the process is interrupted, and open the page in the user's browser.
+
+    Raises as `page_files` and `server` do.
+    """
+    with server(page_files(weights), port) as running:
+        url = f"http://{ADDRESS}:{running.server_port}/"
+        log.info("The page is at %s (Ctrl+C stops it). Photographs stay in the browser.", url)
+        if open_browser and not webbrowser.open(url):
+            log.info("No browser could be opened; open that address in one.")
+        with suppress(KeyboardInterrupt):
+            running.serve_forever()

@@ -1,0 +1,68 @@
+"""ONNX Runtime for browsers: downloaded once from the npm registry, checked, and kept in the user's cache folder.
+
+It is 27 MB, which nobody but the page needs, so it comes with the first `lmfn web` and not with the package.
+"""
+
+import base64
+import hashlib
+import io
+import os
+import tarfile
+import urllib.request
+from pathlib import Path
+
+from lmfn import atomic
+
+VERSION = "1.30.0"
+INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+"""As `npm view onnxruntime-web@VERSION dist.integrity` prints it."""
+URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
+FILES = (
+    "ort.webgpu.min.mjs",
+    "ort-wasm-simd-threaded.asyncify.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm",
+)
+"""What the page loads, of the archive's folder package/dist: for WebGPU and for the processor alike."""
+TIMEOUT = 60
+"""Seconds without a byte after which a download has failed."""
+
+
+def cache_folder() -> Path:
+    """The user's folder for what can be had again: `$XDG_CACHE_HOME/lmfn`, or `~/.cache/lmfn`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmfn"
+
+
+def runtime_files() -> dict[str, bytes]:
+    """`FILES` by name, out of the archive, which is downloaded where it is not in the cache.
+
+    Raises OSError where it cannot be downloaded or kept, ValueError where it is not the one that was published.
+    """
+    archive = cache_folder() / Path(URL).name
+    if archive.is_file():
+        data = archive.read_bytes()
+        if not _is_genuine(data):
+            raise ValueError(f"{archive} is damaged; remove it, and it will be downloaded again")
+    else:
+        data = _download(archive)
+        if not _is_genuine(data):
+            raise ValueError(f"what {URL} gave is not onnxruntime-web {VERSION} as it was published; nothing was kept")
+        atomic.write(archive, data)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        members = {name: tar.extractfile(f"package/dist/{name}") for name in FILES}
+        return {name: member.read() for name, member in members.items() if member is not None}
+
+
+def _download(archive: Path) -> bytes:
+    try:
+        with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
+            data: bytes = response.read()
+            return data
+    except OSError as error:
+        raise OSError(
+            f"onnxruntime-web, which the page runs on, cannot be downloaded ({error}); where there is a network, "
+            f"download {URL} and put it at {archive}"
+        ) from error
+
+
+def _is_genuine(data: bytes) -> bool:
+    return "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode() == INTEGRITY
