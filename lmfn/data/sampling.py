@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +138,24 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
             )
         return item
 
+    def groups(self) -> list[list[int]]:
+        """All images by their numbers, in groups: what a patch is made of is in one of them."""
+        heads = list(range(len(self.images.sizes)))
+
+        def head(number: int) -> int:
+            while heads[number] != number:
+                heads[number] = number = heads[heads[number]]
+            return number
+
+        for source in self._sources:
+            for item in source.items:
+                for number in item:
+                    heads[head(number)] = head(item[0])
+        groups: dict[int, list[int]] = {}
+        for number in range(len(heads)):
+            groups.setdefault(head(number), []).append(number)
+        return list(groups.values())
+
     def plan(self, n: int) -> Patch:
         """What patch n is made of: all that is random is drawn here, and no file is read."""
         if n < 0:
@@ -226,15 +244,15 @@ class Images:
             for n, frame in run.decode(first, first + numbers[-1] - numbers[0] + 1):
                 yield numbers[0] - first + n, frame
 
-    def decode(self) -> Iterator[tuple[int, Image]]:
-        """All images, each after its number, without keeping any."""
-        files = [n for n, place in enumerate(self._places) if isinstance(place, Path)]
+    def decode(self, wanted: Container[int]) -> Iterator[tuple[int, Image]]:
+        """The images wanted, each after its number, without keeping any; of a run all or none."""
+        files = [n for n, place in enumerate(self._places) if isinstance(place, Path) and n in wanted]
         with ThreadPoolExecutor() as pool:  # decoding leaves Python's lock
             for start in range(0, len(files), 64):  # some at a time: all of them may be more than the memory
                 some = files[start : start + 64]
                 yield from zip(some, pool.map(lambda n: read_rgb(cast(Path, self._places[n])), some), strict=True)
         for first, place in enumerate(self._places):
-            if not isinstance(place, Path) and place[1] == 0:
+            if not isinstance(place, Path) and place[1] == 0 and first in wanted:
                 yield from self._decode(range(first, first + len(place[0])))
 
 

@@ -7,15 +7,17 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from lmfn.data import TrainingSet
-from lmfn.data.resident import Plans, ResidentSet
+from lmfn.data.resident import Plans, ResidentSet, SharedSet, largest_share
 from lmfn.memory import available_memory
 from lmfn.training.settings import Settings
 
@@ -67,13 +69,19 @@ class Batches:
         self, settings: Settings, data: TrainingSet, device: torch.device, start: int, process: int, processes: int
     ) -> None:
         self.device, self.seconds = device, 0.0
-        self.resident: ResidentSet | None = None
-        if settings.data_on != "workers" and self._fits(settings, data, processes):
+        self.resident: ResidentSet | SharedSet | None = None
+        place = "workers" if settings.data_on == "workers" else self._place(settings, data, processes)
+        sampler = StepBatches(settings, start, process, processes)
+        if place == "each":
             self.resident = ResidentSet(data, device, progress=process == 0)
+        elif place == "shared":
+            self.resident = SharedSet(data, device, process, processes, progress=process == 0)
+            # Every process plans the patches of all: which of them it makes is where their images are.
+            sampler = StepBatches(replace(settings, batch=settings.batch * processes), start, 0, 1)
         self._closed = multiprocessing.RawValue(ctypes.c_bool, False)
         loader: DataLoader[Any] = DataLoader(
             Plans(data) if self.resident else data,
-            batch_sampler=StepBatches(settings, start, process, processes),
+            batch_sampler=sampler,
             num_workers=0 if self.resident and device.type == "cpu" else settings.workers,
             collate_fn=list if self.resident else None,
             pin_memory=device.type == "cuda" and not self.resident,
@@ -81,20 +89,37 @@ class Batches:
         )
         self._batches = (batch for batch in loader)
 
-    def _fits(self, settings: Settings, data: TrainingSet, processes: int) -> bool:
-        available = available_memory(self.device)
+    def _place(self, settings: Settings, data: TrainingSet, processes: int) -> Literal["each", "shared", "workers"]:
+        """Where the decoded images stay: with each process, shared out among all, or nowhere: workers make patches."""
+        available = self._least_available()
         if available is None:
-            return settings.data_on == "device"
-        share = settings.data_share / (processes if self.device.type == "cpu" else 1)
-        fits = data.images.bytes <= share * available
+            return "each" if settings.data_on == "device" else "workers"
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # processes on this machine
+        share = settings.data_share / (beside if self.device.type == "cpu" else 1)
         text = (
             f"{len(data.images.sizes):,} images, {data.images.bytes / 1e9:.2f} GB decoded; {share:.0%} of what is free "
             f"on {self.device}, {available / 1e9:.1f} GB, may be used"
         )
-        if not fits and settings.data_on == "device":
+        place: Literal["each", "shared", "workers"] = "workers"
+        if data.images.bytes <= share * available:
+            place, outcome = "each", "they stay there"
+        elif processes > 1 and largest_share(data, processes) <= share * available:
+            place, outcome = "shared", f"they stay there, shared out among {processes} processes"
+        elif settings.data_on == "device":
             raise ValueError(f"{text}: too little; take --data-on workers, or a larger --data-share")
-        log.info("%s: %s", text, "they stay there" if fits else "workers make the patches")
-        return fits
+        else:
+            outcome = "workers make the patches"
+        log.info("%s: %s", text, outcome)
+        return place
+
+    def _least_available(self) -> int | None:
+        """Bytes available on the device, of all processes' the least, so that all decide alike."""
+        available = available_memory(self.device)
+        if available is None or not dist.is_initialized():
+            return available
+        least = torch.tensor(available, device=self.device)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return int(least)
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         begin = time.perf_counter()

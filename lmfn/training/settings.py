@@ -89,8 +89,9 @@ class Settings:
     memory: Memory = "normal"
     """lean: keep half as much for the backward pass, and compute more again; the results are the same."""
     data_on: Literal["auto", "device", "workers"] = "auto"
-    """device: the decoded images stay on the device, and patches are made there; workers: processes make them. auto:
-    device where the images fit into --data-share of its memory."""
+    """device: the decoded images stay on the device, and patches are made there; workers: processes read them from the
+    disk and make the patches. auto: device where the images fit into --data-share of its memory. Several processes keep
+    them shared out where they fit into all devices' memory together, and send each other the patches."""
     data_share: float = 0.5
     """Share of the device's free memory that the images may take."""
     workers: int = 2

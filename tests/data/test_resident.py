@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lmfn.data import BlurOptions, Source, TrainingSet
-from lmfn.data.resident import Plans, ResidentSet
+from lmfn.data.resident import Plans, ResidentSet, SharedSet, largest_share, owners
 from lmfn.data.synthesis import mirrored
 
 BLUR = BlurOptions(frames=(3, 7), length=(0, 30), rotation=(0, 20), highlights=(1, 3))
@@ -95,3 +95,37 @@ def test_mirrored_is_numpys_symmetric_padding(size: int) -> None:
     expected = np.pad(np.arange(size), 20, mode="symmetric")[index + 20]
     np.testing.assert_array_equal(mirrored(index, size), expected)
     np.testing.assert_array_equal(mirrored(torch.from_numpy(index), torch.tensor([size])), expected)
+
+
+def one_of_four(rank: int, folder: str, data: TrainingSet) -> None:
+    """Write what this process keeps, and the patches that it gets of four steps."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=4)
+    shared = SharedSet(data, CPU, rank, 4, progress=False)
+    made = [shared([data.plan(n) for n in range(step, step + 20)]) for step in range(0, 80, 20)]
+    kept = torch.tensor(shared.kept._pixels.numel())
+    torch.save((kept, *(torch.cat(images) for images in zip(*made, strict=True))), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_share_the_images_and_get_the_same_patches(data: TrainingSet, tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(one_of_four, (str(tmp_path), data), nprocs=4, start_method="fork")
+    got = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
+    kept = [int(size) for size, _, _ in got]
+    assert sum(kept) == data.images.bytes
+    assert max(kept) == largest_share(data, 4) < data.images.bytes / 2
+    resident = ResidentSet(data, CPU)
+    for rank, (_, *images) in enumerate(got):
+        numbers = [step + 5 * rank + n for step in range(0, 80, 20) for n in range(5)]
+        blurred, sharp = resident([data.plan(n) for n in numbers])
+        assert torch.equal(images[1], sharp)
+        difference = (images[0].int() - blurred.int()).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 1e-4
+
+
+def test_what_a_patch_may_be_made_of_is_in_one_place(data: TrainingSet) -> None:
+    owner = owners(data, 3)
+    for n in range(200):
+        assert len({owner[number] for number in data.plan(n).images}) == 1
+    assert set(owner) == {0, 1, 2}
+    assert owners(data, 1) == [0] * len(owner)

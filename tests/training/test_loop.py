@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 import lmfn.training.batches
@@ -168,6 +170,34 @@ def test_two_processes_train_on_what_one_with_twice_the_batch_does(settings: Set
         initial = LMFN(one.network_config).state_dict()
         assert max((a[key] - initial[key]).abs().max() for key in a) > 1e-3  # they did learn
         assert max((a[key] - b[key]).abs().max() for key in a) < 1e-6
+
+
+def one_of_four(rank: int, settings: Settings, port: int) -> None:
+    """Train as torchrun's process of this number, with memory for half of the images."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="4", LOCAL_WORLD_SIZE="4", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    pixels = 96 * 80 * 3
+    lmfn.training.batches.available_memory = lambda _: 4 * 2 * pixels  # each may take a quarter of half of this
+    os._exit(script.train(settings))
+
+
+def test_four_processes_that_share_the_images_train_as_one_does(settings: Settings) -> None:
+    one = dataclasses.replace(settings, name="one", batch=4, steps=4, log_every=1)
+    assert script.train(one) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    four = dataclasses.replace(one, name="four", batch=1, data_on="device")
+    torch.multiprocessing.start_processes(one_of_four, (four, port), nprocs=4, start_method="fork")
+    a, b = weights(run_in(one)), weights(run_in(four))
+    assert max((a[key] - b[key]).abs().max() for key in a) < 1e-6
+    losses = [[record["loss"] for record in records(run_in(run)) if "loss" in record] for run in (one, four)]
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_the_data_may_be_on_the_device_or_with_workers(
