@@ -2,11 +2,9 @@
 
 import os
 import re
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +12,9 @@ from tqdm import tqdm
 
 from lmfn import images
 from lmfn.atomic import LONGEST_NAME
-from lmfn.images import ImageError, ImageWarning, Photo, heif
+from lmfn.images import ImageError, heif
+from lmfn.jobs import Outcome, run_jobs
 from lmfn.options import Frames
-from lmfn.plausibility import DoubtfulOutput
 
 INSTEAD = ".jpg"  # of HEIC and AVIF, which are not written
 FORMAT_LIKE = re.compile(r"\.[A-Za-z]\w{1,3}")  # a suffix that was meant as a format, unlike those of trip.2024 or v1.2
@@ -36,6 +34,24 @@ class Plan:
     """Results of earlier runs among what was given."""
     others: list[Path] = field(default_factory=list)
     """Files in the folders that are no images to us, and links to folders."""
+
+    def part(self, shard: tuple[int, int]) -> "Plan":
+        """The share of the k-th of n processes, all of which have the same plan: each n-th file. What is not about one
+        file's result is the first's."""
+        k, n = shard
+        first = k == 1
+        return Plan(
+            self.jobs[k - 1 :: n],
+            self.existing[k - 1 :: n],
+            self.failed if first else [],
+            self.results if first else [],
+            self.others if first else [],
+        )
+
+    def without(self, is_done: Callable[[Path, Path], bool]) -> "Plan":
+        """The same without the sources whose result is done."""
+        jobs, existing = ([job for job in part if not is_done(*job)] for part in (self.jobs, self.existing))
+        return replace(self, jobs=jobs, existing=existing)
 
     def left_out(self) -> list[str]:
         """A line for the results of earlier runs and one for the other files, if there are any."""
@@ -70,6 +86,17 @@ class DeblurSummary:
     """Images among those done whose output looks broken, each with a message that names the file and the reason."""
     notes: list[str] = field(default_factory=list)
     """What could not be kept of an image that was done, and what was left out; each names the files or their kinds."""
+
+    def add(self, outcome: Outcome) -> None:
+        """Count what became of a file."""
+        if outcome.status == "done":
+            self.done.append(outcome.target)
+        elif outcome.status == "there":
+            self.skipped.append(outcome.target)
+        else:
+            self.failed.append((outcome.source, outcome.reason))
+        self.doubtful += [(outcome.source, doubt) for doubt in outcome.doubts]
+        self.notes += outcome.notes
 
     def __str__(self) -> str:
         """One line of counts, and one for each failure, doubt and note."""
@@ -114,51 +141,37 @@ def deblur_files(
     result, and where `out` or `extension` cannot be used.
     """
     planned = plan(paths, out, suffix=suffix, extension=extension, overwrite=overwrite)
-    return carry_out(planned, deblurrer, frames)
+    return carry_out(planned, deblurrer, frames, overwrite=overwrite)
 
 
-def carry_out(planned: Plan, deblurrer: Callable[[np.ndarray], np.ndarray], frames: Frames | None) -> DeblurSummary:
-    """Do what was planned; see `deblur_files`."""
+def parse_shard(text: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
+    """`3/8` as (3, 8); without a text what torchrun says of this process, or else (1, 1), all of it. Raises ValueError
+    for another text."""
+    if text is None:
+        return int(environment.get("RANK", 0)) + 1, int(environment.get("WORLD_SIZE", 1))
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"the shard is {text!r}; the third of eight is 3/8")
+    return int(found[1]), int(found[2])
+
+
+def carry_out(
+    planned: Plan,
+    deblurrer: Callable[[np.ndarray], np.ndarray],
+    frames: Frames | None,
+    *,
+    overwrite: bool = False,
+    report: Callable[[Outcome], object] = lambda _: None,
+) -> DeblurSummary:
+    """Do what was planned; see `deblur_files`. `report` gets each outcome as soon as it is there."""
     summary = DeblurSummary(
         skipped=[target for _, target in planned.existing], failed=list(planned.failed), notes=planned.left_out()
     )
-    for source, target in tqdm(planned.jobs, disable=len(planned.jobs) < 2, unit="image"):
-        try:
-            with warnings.catch_warnings(record=True) as raised:
-                for category in (DoubtfulOutput, ImageWarning):
-                    warnings.simplefilter("always", category)  # one per file, not one per process
-                _deblur_file(source, target, deblurrer, frames)
-        except ImageError as error:
-            summary.failed.append((source, str(error)))
-        except (OSError, MemoryError, ArithmeticError, RuntimeError) as error:
-            summary.failed.append((source, f"{source}: {str(error) or type(error).__name__}"))
-        else:
-            summary.done.append(target)
-            for warning in raised:
-                if issubclass(warning.category, DoubtfulOutput):
-                    summary.doubtful.append((source, f"{source}: {warning.message}"))
-                elif issubclass(warning.category, ImageWarning):
-                    summary.notes.append(str(warning.message))
-                else:
-                    warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    jobs = run_jobs(planned.jobs, deblurrer, frames, overwrite=overwrite)
+    for outcome in tqdm(jobs, total=len(planned.jobs), disable=len(planned.jobs) < 2, unit="image"):
+        report(outcome)
+        summary.add(outcome)
     return summary
-
-
-def _deblur_file(
-    source: Path, target: Path, deblurrer: Callable[[np.ndarray], np.ndarray], frames: Frames | None
-) -> None:
-    def sharpened(photo: Photo) -> Photo:
-        return replace(photo, pixels=deblurrer(photo.pixels))
-
-    if frames != "all":
-        images.write(target, sharpened(images.read(source, first=frames == "first")))
-        return
-    photos = images.read_frames(source)
-    first, *second = islice(photos, 2)
-    if second:
-        images.write_frames(target, map(sharpened, chain([first], second, photos)))
-    else:
-        images.write(target, sharpened(first))
 
 
 def plan(
@@ -270,6 +283,23 @@ def _target(source: Path, folder: Path | None, out: Path | None, suffix: str, ex
         target = source.with_stem(source.stem + suffix) if out is None else out / source.name
     kept = INSTEAD if source.suffix.lower() in heif.SUFFIXES else source.suffix
     return target.with_suffix(extension or kept)
+
+
+def checked_target(source: Path, root: Path | None, out: Path | None, suffix: str, extension: str | None) -> Path:
+    """The file for one image's result, where the images of a run are not known together.
+
+    It is below `out`, where the image is below `root`, or else in `out`, or beside the image. Raises ImageError where
+    there can be no such file, or it would overwrite the image.
+    """
+    if root is not None and not source.is_relative_to(root):
+        raise ImageError(f"{source}: it is not in {root}")
+    target = _target(source, root, out, suffix, extension and "." + extension.lower().lstrip("."))
+    if not os.path.lexists(source):
+        raise ImageError(f"{source}: there is no such file")
+    _check(source, target)
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise ImageError(f"{source}: its result would overwrite it; choose another output")
+    return target
 
 
 def _check(source: Path, target: Path) -> None:

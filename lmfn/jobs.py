@@ -1,0 +1,191 @@
+"""From image files to their results: reading, network and writing side by side, in bounded memory."""
+
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lmfn import images
+from lmfn.claims import MOST_DEATHS, Claim
+from lmfn.images import ImageError, ImageWarning, Photo
+from lmfn.options import Frames
+from lmfn.overlap import ahead, heard, warnings_by_thread
+from lmfn.plausibility import DoubtfulOutput
+
+Sharpen = Callable[[np.ndarray], np.ndarray]
+Status = Literal["done", "there", "failed"]
+"""Of a file: written, there already and left as it was, or without a result."""
+
+AHEAD = 2**28
+"""Bytes of decoded images beyond which no further one is read ahead, and no further result waits to be written."""
+LEAST = AHEAD / 32  # what an image counts for at least: of small ones, this many are on their way
+ERRORS = (OSError, MemoryError, ArithmeticError, RuntimeError)
+
+
+@dataclass
+class Outcome:
+    """What became of an image file."""
+
+    source: Path
+    target: Path
+    status: Status = "done"
+    reason: str = ""
+    """Of a failure; it names the file."""
+    doubts: list[str] = field(default_factory=list)
+    """Why the output looks broken; each names the file."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be kept; each names the file."""
+    seconds: float = 0.0
+    """Spent on reading, sharpening and writing it."""
+    size: tuple[int, int] | None = None
+    """Height and width."""
+
+
+@dataclass
+class _Work:
+    """A file on its way."""
+
+    outcome: Outcome
+    claim: Claim
+    photo: Photo | None = None
+    messages: list[warnings.WarningMessage] = field(default_factory=list)
+
+    @property
+    def goes_on(self) -> bool:
+        return self.outcome.status == "done"
+
+    def weight(self) -> float:
+        return max(LEAST, 0 if self.photo is None else self.photo.pixels.nbytes)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A part of the work: its time, its warnings, and its errors, which are the file's."""
+        outcome, began = self.outcome, time.perf_counter()
+        try:
+            with heard(self.messages):
+                yield
+        except ImageError as error:
+            outcome.status, outcome.reason = "failed", str(error)
+        except ERRORS as error:
+            outcome.status, outcome.reason = "failed", f"{outcome.source}: {str(error) or type(error).__name__}"
+        outcome.seconds += time.perf_counter() - began
+
+
+def run_jobs(
+    jobs: Iterable[tuple[Path, Path]], sharpen: Sharpen, frames: Frames | None = None, *, overwrite: bool = False
+) -> Iterator[Outcome]:
+    """Make a result of each source; an outcome for each, in the order of the jobs but for what is done last.
+
+    While the network is at one image, the next are read and the last are written, by a thread each; `sharpen` is called
+    in the caller's. A result that has appeared in the meantime is left as it is, unless `overwrite` is set.
+
+    A file at which a process has died before (`lmfn.claims`) is done last and by itself, so that its neighbours are not
+    taken for what kills; one at which two have died fails.
+    """
+    line = _Line(sharpen, frames, overwrite)
+    with warnings_by_thread(DoubtfulOutput, ImageWarning), ThreadPoolExecutor(1) as writer:
+        try:
+            finishing: deque[tuple[Future[Outcome], float]] = deque()
+            with closing(ahead(line.read(jobs), AHEAD, _Work.weight)) as works:
+                for work in works:
+                    line.sharpen(work)
+                    finishing.append((writer.submit(line.finish, work), work.weight()))
+                    while finishing and (finishing[0][0].done() or sum(weight for _, weight in finishing) > AHEAD):
+                        yield finishing.popleft()[0].result()
+            while finishing:
+                yield finishing.popleft()[0].result()
+            for work in line.suspects:
+                line.begin(work)
+                line.sharpen(work)
+                yield line.finish(work)
+        finally:
+            line.release()
+
+
+class _Line:
+    """The steps that files go through, each called in one thread."""
+
+    def __init__(self, sharpen: Sharpen, frames: Frames | None, overwrite: bool) -> None:
+        self._sharpen, self._frames, self._overwrite = sharpen, frames, overwrite
+        self.suspects: list[_Work] = []
+        self._claimed: set[Claim] = set()
+
+    def read(self, jobs: Iterable[tuple[Path, Path]]) -> Iterator[_Work]:
+        """Work on each job, as far as reading; the suspects are put aside."""
+        for source, target in jobs:
+            work = _Work(Outcome(source, target), Claim(target))
+            with work.step():
+                deaths = work.claim.deaths()
+                if not self._overwrite and os.path.lexists(target):
+                    work.outcome.status = "there"
+                elif deaths >= MOST_DEATHS:
+                    raise ImageError(
+                        f"{source}: given up, since {deaths} processes died at it; to try again, remove "
+                        f"{work.claim.path}"
+                    )
+                elif deaths:
+                    self.suspects.append(work)
+                    continue
+            if work.goes_on:
+                self.begin(work)
+            yield work
+
+    def begin(self, work: _Work) -> None:
+        """Claim the file and read it."""
+        with work.step():
+            self._claimed.add(work.claim)
+            work.claim.take()
+            if self._frames != "all":
+                work.photo = images.read(work.outcome.source, first=self._frames == "first")
+
+    def sharpen(self, work: _Work) -> None:
+        """Run the network. Files of several images are done whole, one of them after the other."""
+        if not work.goes_on:
+            return
+        with work.step():
+            if work.photo is not None:
+                work.photo = self._sharpened(work.photo)
+            else:
+                photos = images.read_frames(work.outcome.source)
+                first, *second = islice(photos, 2)
+                if second:
+                    images.write_frames(work.outcome.target, map(self._sharpened, chain([first], second, photos)))
+                else:
+                    work.photo = self._sharpened(first)
+
+    def _sharpened(self, photo: Photo) -> Photo:
+        return replace(photo, pixels=self._sharpen(photo.pixels))
+
+    def finish(self, work: _Work) -> Outcome:
+        """Write the result, and let go of the file."""
+        outcome = work.outcome
+        if work.photo is not None and work.goes_on:
+            outcome.size = work.photo.pixels.shape[0], work.photo.pixels.shape[1]
+            with work.step():
+                images.write(outcome.target, work.photo)
+        work.photo = None
+        if work.claim in self._claimed:
+            work.claim.release()
+            self._claimed.discard(work.claim)
+        for warning in work.messages if outcome.status == "done" else ():
+            if issubclass(warning.category, DoubtfulOutput):
+                outcome.doubts.append(f"{outcome.source}: {warning.message}")
+            elif issubclass(warning.category, ImageWarning):
+                outcome.notes.append(str(warning.message))
+            else:
+                warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+        return outcome
+
+    def release(self) -> None:
+        """Let go of what was on its way when it was interrupted: no process has died."""
+        for claim in self._claimed:
+            claim.release()

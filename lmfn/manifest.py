@@ -1,0 +1,88 @@
+"""The manifest of a run over many files: a line of JSON for each, from which a later run goes on."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from lmfn.jobs import Outcome
+
+
+def row(outcome: Outcome, weights: str) -> dict[str, Any]:
+    """What a line of the manifest says of a file: `path`, `output`, `status` (done, there or failed), `reason`,
+    `doubts`, `notes`, `seconds`, `height` and `width`, `bytes_in` and `bytes_out`, and the weights' digest."""
+    height, width = outcome.size or (None, None)
+    return {
+        "path": str(outcome.source),
+        "output": str(outcome.target),
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "doubts": outcome.doubts,
+        "notes": outcome.notes,
+        "seconds": round(outcome.seconds, 3),
+        "height": height,
+        "width": width,
+        "bytes_in": _bytes(outcome.source),
+        "bytes_out": _bytes(outcome.target) if outcome.status == "done" else None,
+        "weights": weights,
+    }
+
+
+class Manifest:
+    """A manifest that is being written, line by line, behind what is there of an earlier run.
+
+    `shard` (k of n) has a file of its own beside `path`, so that processes do not write into one; what is done is read
+    from all of them. Raises ValueError for a file that is no manifest.
+    """
+
+    def __init__(self, path: Path, weights: str, shard: tuple[int, int] = (1, 1)) -> None:
+        self.weights = weights
+        self._path = path if shard[1] == 1 else path.with_stem(f"{path.stem}-{shard[0]}-of-{shard[1]}")
+        self._done: dict[str, dict[str, Any]] = {}
+        for file in (path, *path.parent.glob(f"{path.stem}-*-of-*{path.suffix}")):
+            for line in _lines(file):
+                if line["status"] == "done":
+                    self._done[line["path"]] = line
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("ab+")
+        if self._file.tell() and (self._file.seek(-1, os.SEEK_END), self._file.read(1))[1] != b"\n":
+            self._file.write(b"\n")  # behind the line that a kill has cut
+
+    def is_done(self, source: Path, target: Path) -> bool:
+        """Whether an earlier run made this result of this file, as it is now, with these weights."""
+        line = self._done.get(str(source))
+        return (
+            line is not None
+            and (line["output"], line["weights"]) == (str(target), self.weights)
+            and line["bytes_in"] == _bytes(source)
+            and line["bytes_out"] == _bytes(target)
+        )
+
+    def add(self, outcome: Outcome) -> None:
+        """Write a file's line."""
+        self._file.write(json.dumps(row(outcome, self.weights)).encode() + b"\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    if not file.exists():
+        return
+    for number, text in enumerate(file.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue  # cut by a kill
+        if not isinstance(line, dict) or not {"path", "output", "status", "weights"} <= line.keys():
+            raise ValueError(f"{file}, line {number}: no line of a manifest; choose another name")
+        yield line
+
+
+def _bytes(path: Path) -> int | None:
+    return os.stat(path).st_size if path.exists() else None
