@@ -58,13 +58,13 @@ class Claim:
 @functools.lru_cache(maxsize=1)
 def _created(process: int) -> float:
     """When this process began: numbers are given again."""
-    return psutil.Process(process).create_time()
+    return float(psutil.Process(process).create_time())
 
 
 def _is_alive(host: str, process: int, created: float) -> bool:
     if host != socket.gethostname():
         return False
     try:
-        return abs(psutil.Process(process).create_time() - created) < 1
+        return bool(abs(psutil.Process(process).create_time() - created) < 1)
     except psutil.Error:
         return False

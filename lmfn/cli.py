@@ -3,11 +3,12 @@
 Those are imported in `run`: PyTorch takes seconds, and nobody waits for it to read the help.
 """
 
+import contextlib
 import difflib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -29,10 +30,11 @@ WEIGHTS = (
 
 @dataclass(frozen=True)
 class Deblur:
-    """Sharpen photographs: files, and folders with all that is below them. The inputs stay as they are."""
+    """Sharpen photographs: files, and folders with all that is below them; and video clips, frame by frame. The inputs
+    stay as they are."""
 
     paths: Positional[tuple[Path, ...]]
-    """Files and folders."""
+    """Files and folders. (In a folder, clips are left out.)"""
     out: Annotated[Path | None, arg(aliases=["-o"])] = None
     """Folder (trees are kept) or, for one file, file to write. Default: NAME_deblurred beside the input."""
     weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
@@ -57,23 +59,108 @@ class Deblur:
     input, or not looked for."""
     strength: float = 1.0
     """How much of the change to apply: 0 is the input, 1 the network's output; more exaggerates."""
+    crf: float | None = None
+    """Quality of a clip on its codec's scale, lower being better (default: 16)."""
+    codec: str | None = None
+    """Encoder of a clip, such as libx264, libx265, libvpx-vp9, libsvtav1. Default: VP9 in WebM, elsewhere H.264 for 8
+    bits and HEVC for more."""
+    deinterlace: bool = False
+    """Make whole frames of an interlaced clip's, which is refused otherwise."""
+    resume: bool = False
+    """Go on with clips where a run that was cut off has stopped. (Images: --manifest.)"""
+    manifest: Path | None = None
+    """Write a line of JSON for each image: path, output, status, reason, seconds, sizes, the weights' digest. What it
+    says is done is not done again, so the same command goes on where a run was cut off."""
+    shard: str | None = None
+    """Do a share of the files: 3/8 is the third of eight. Default: that of torchrun's process, or all."""
 
     def run(self) -> bool:
-        from lmfn.files import carry_out, plan
+        from lmfn.video import is_clip
 
         if not self.paths:
             raise ValueError("no file or folder was given; see lmfn deblur --help")
+        clips = tuple(path for path in self.paths if is_clip(path) and not path.is_dir())
+        others = tuple(path for path in self.paths if path not in clips)
+        done = self._deblur_clips(clips) if clips else True
+        return (replace(self, paths=others)._deblur_photos() if others else True) and done
+
+    def _deblur_clips(self, paths: Sequence[Path]) -> bool:
+        require("av", "lmfn deblur of a clip", "video")
+        from lmfn.video import VideoError, clip_target
+
+        targets = [clip_target(path, self.out, self.suffix, self.ext) for path in paths]
+        if twice := {str(target) for target in targets if targets.count(target) > 1}:
+            raise ValueError(f"more than one clip would become {', '.join(twice)}; run them apart")
+        if self.dry_run:
+            print("\n".join(f"{path} -> {target}" for path, target in zip(paths, targets, strict=True)))
+            return True
+
+        from lmfn.network.fingerprint import fingerprint
+        from lmfn.video import deblur_clip
+
+        deblurrer = self._deblurrer()
+        weights = f"{fingerprint(deblurrer.model)} {self.precision} {self.guard} {self.strength:g}"
+        ok = True
+        for path, target in zip(paths, targets, strict=True):
+            if target.exists() and not self.overwrite:
+                print(f"{target} is there already (--overwrite replaces it)", file=sys.stderr)
+                ok &= self.skip_existing
+                continue
+            try:
+                summary = deblur_clip(
+                    path,
+                    target,
+                    deblurrer,
+                    weights=weights,
+                    codec=self.codec,
+                    crf=self.crf,
+                    deinterlace=self.deinterlace,
+                    resume=self.resume,
+                    overwrite=self.overwrite,
+                )
+            except VideoError as error:
+                print(f"lmfn: {error}", file=sys.stderr)
+                ok = False
+            else:
+                print(summary, file=sys.stderr)
+        return ok
+
+    def _deblurrer(self) -> Any:
+        import torch
+
+        from lmfn.deblur import Deblurrer
+
+        device = self.device
+        if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        return Deblurrer(
+            self.weights, device=device, precision=self.precision, guard=self.guard, strength=self.strength
+        )
+
+    def _deblur_photos(self) -> bool:
+        from lmfn.files import carry_out, parse_shard, plan
+
+        shard = parse_shard(self.shard, os.environ)
         planned = plan(self.paths, self.out, suffix=self.suffix, extension=self.ext, overwrite=self.overwrite)
+        planned = planned.part(shard)
         if self.dry_run:
             print(planned)
             return not planned.failed
 
-        from lmfn.deblur import Deblurrer
+        from lmfn.manifest import Manifest
+        from lmfn.network.fingerprint import fingerprint
 
-        deblurrer = Deblurrer(
-            self.weights, device=self.device, precision=self.precision, guard=self.guard, strength=self.strength
-        )
-        summary = carry_out(planned, deblurrer, self.frames)
+        deblurrer = self._deblurrer()
+        with contextlib.ExitStack() as stack:
+            report: Callable[[Any], object] = lambda _: None  # noqa: E731
+            if self.manifest is not None:
+                manifest = stack.enter_context(Manifest(self.manifest, fingerprint(deblurrer.model), shard))
+                before = len(planned.jobs) + len(planned.existing)
+                planned = planned.without(manifest.is_done)
+                if done := before - len(planned.jobs) - len(planned.existing):
+                    print(f"{done} done by an earlier run, as {self.manifest} says", file=sys.stderr)
+                report = manifest.add
+            summary = carry_out(planned, deblurrer, self.frames, overwrite=self.overwrite, report=report)
         print(summary, file=sys.stderr)
         return not summary.failed and (self.skip_existing or not summary.skipped)
 

@@ -205,7 +205,8 @@ def plan(
         except ImageError as error:
             planned.failed.append((source, str(error)))
             continue
-        if os.path.realpath(source) != os.path.realpath(targets.setdefault(target, source)):
+        other = targets.setdefault(target, source)
+        if other is not source and os.path.realpath(source) != os.path.realpath(other):
             raise ValueError(f"{targets[target]} and {source} would both become {target}; run them apart")
     sources = {os.path.realpath(source): source for source in targets.values()}
     for target, source in targets.items():

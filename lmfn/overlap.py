@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import TypeVar
@@ -13,7 +13,7 @@ T = TypeVar("T")
 _heard: ContextVar[list[warnings.WarningMessage] | None] = ContextVar("_heard", default=None)
 
 
-def ahead(items: Iterable[T], limit: float, weigh: Callable[[T], float] = lambda _: 1) -> Iterator[T]:
+def ahead(items: Iterable[T], limit: float, weigh: Callable[[T], float] = lambda _: 1) -> Generator[T, None, None]:
     """The same items, made by a thread that runs ahead: it makes no further one while those that were made and not
     taken weigh `limit` or more. So they weigh less than `limit` and one item together.
 

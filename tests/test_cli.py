@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -171,3 +172,31 @@ def test_the_demo_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert report.keys() >= {"ssim_blurred", "ssim_deblurred", "ssim_tuned", "seconds"}
     picture = images.read_rgb(tmp_path / "demo" / "before-after.png")
     assert picture.shape == (600, 1800, 3)
+
+
+def test_deblur_a_clip(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = tmp_path / "clip.mp4"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for n in range(3):
+            pixels = np.full((32, 48, 3), 90 + n, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    out = tmp_path / "out"
+    out.mkdir()
+    command = ["deblur", str(clip), "-o", str(out), "-w", weights, "--guard", "off"]
+    assert cli.main([*command, "--dry-run"]) == 0
+    assert capsys.readouterr().out == f"{clip} -> {out / 'clip.mp4'}\n"
+    assert cli.main([*command, "--crf", "20", "--resume"]) == 0
+    assert f"{clip} -> {out / 'clip.mp4'}: 3 frames, each by itself" in capsys.readouterr().err
+    with av.open(str(out / "clip.mp4")) as container:
+        assert len(list(container.decode(video=0))) == 3
+    assert cli.main(command) == 1
+    assert "is there already (--overwrite replaces it)" in capsys.readouterr().err
+    assert cli.main([*command, "--skip-existing"]) == 0
+    assert cli.main([*command[:1], str(clip), *command[1:]]) == 1
+    assert "more than one clip would become" in capsys.readouterr().err
+    (tmp_path / "broken.mp4").write_text("no clip")
+    assert cli.main([*command[:1], str(tmp_path / "broken.mp4"), *command[2:]]) == 1
+    assert "broken.mp4 cannot be read as a video" in capsys.readouterr().err

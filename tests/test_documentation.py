@@ -20,6 +20,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
+import av
+import numpy as np
 import pytest
 import skimage.data
 import tyro
@@ -223,6 +225,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (f"RealBlur/RealBlur_J_{split}_list.txt", "RealBlur-J/scene", "gt/gt_0 blur/blur_0"),
         ):
             (root / "data" / name).write_text(" ".join(f"{folder}/{name}.png" for name in names.split()))
+    with av.open(str(root / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for n in range(2):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(scene[100:164, 150 + n : 214 + n]), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
     with zipfile.ZipFile(root / "GOPRO_Large.zip", "w") as archive:
         for path in sorted((root / "data" / "GoPro").rglob("*.png")):
             archive.write(path, path.relative_to(root / "data"))

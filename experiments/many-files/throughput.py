@@ -28,7 +28,7 @@ STRIP = 768
 
 def photograph(width: int, height: int) -> images.Photo:
     """A photograph of that size, mirrored together from a small one."""
-    scene = skimage.data.astronaut()
+    scene = skimage.data.astronaut()  # type: ignore[no-untyped-call]
     repeats = height // len(scene) + 1, width // scene.shape[1] + 1
     rows = np.concatenate([scene[:: (-1) ** n] for n in range(repeats[0])])
     return images.Photo(np.concatenate([rows[:, :: (-1) ** n] for n in range(repeats[1])], axis=1)[:height, :width])
@@ -74,7 +74,7 @@ def batches(side: int, count: int) -> str:
     return f"{side}x{side}: {min(together):.1f} ms in a batch of {count}, {min(alone):.1f} ms alone"
 
 
-def overlap(width: int, height: int, count: int = 6, rounds: int = 3) -> None:
+def overlap(width: int, height: int, count: int = 3, rounds: int = 2) -> None:
     """Seconds by the clock, by turns, of files one after the other and overlapped. The network is a stand-in that waits
     as long as reading and writing take, as for another device."""
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from lmfn import images
 from lmfn.data.layouts import DataError
 from lmfn.data.synthesis import Image
@@ -47,7 +49,9 @@ class VideoSequence:
 
     path: Path
     size: tuple[int, int]
-    """Height and width of every frame."""
+    """Height and width of every frame, upright."""
+    quarters: int
+    """Quarter turns to the left that bring a frame upright."""
     times: tuple[int, ...]
     """When each frame is shown, in the stream's units; ascending."""
     keys: tuple[int, ...]
@@ -61,7 +65,7 @@ class VideoSequence:
         return f"{n:06d}"
 
     def decode(self, first: int, last: int) -> Iterator[tuple[int, Image]]:
-        """The frames from `first` up to, not including, `last`, uint8 `[H, W, 3]`, each after its number.
+        """The frames from `first` up to, not including, `last`, uint8 `[H, W, 3]`, upright, each after its number.
 
         Decoding starts at a key frame, and the frames from there on are given, too. A frame is told by its time, so
         that it is the same from wherever decoding starts. Raises DataError where the file does not hold what its index
@@ -77,7 +81,7 @@ class VideoSequence:
                     n = numbers.get(frame.pts)
                     if n is not None:
                         missing.discard(n)
-                        yield n, frame.to_ndarray(format="rgb24")
+                        yield n, np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), self.quarters))
                     if not missing:
                         return
         except av.FFmpegError as error:
@@ -139,7 +143,7 @@ def _folder(folder: Path, files: list[Path]) -> FolderSequence:
 
 
 def _video(path: Path) -> VideoSequence:
-    """Index a video by reading its packets without decoding them."""
+    """Index a video by reading its packets; the first frame alone is decoded."""
     av = _av(path)
     try:
         with av.open(str(path)) as container:
@@ -147,14 +151,17 @@ def _video(path: Path) -> VideoSequence:
                 raise DataError(f"{path} holds no video")
             stream = container.streams.video[0]
             packets = [p for p in container.demux(stream) if p.size and p.pts is not None and not p.is_discard]
-            size = stream.codec_context.height, stream.codec_context.width
             keys = tuple(sorted(p.pts for p in packets if p.is_keyframe))
             times = tuple(sorted(p.pts for p in packets))
+        with av.open(str(path)) as container:
+            first = next(container.decode(video=0), None)
     except av.FFmpegError as error:
         raise DataError(f"{path} cannot be read as a video ({error.strerror})") from error
-    if not times or not keys:
+    if not times or not keys or first is None:
         raise DataError(f"{path} holds no frames with time stamps; convert it to MP4 first")
-    return VideoSequence(path, size, times, keys)
+    quarters = round(first.rotation / 90) % 4
+    size = (first.width, first.height) if quarters % 2 else (first.height, first.width)
+    return VideoSequence(path, size, quarters, times, keys)
 
 
 def _av(path: Path) -> ModuleType:

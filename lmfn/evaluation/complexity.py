@@ -1,6 +1,4 @@
-"""What a network costs: parameters, multiply-adds, and the digest that its weights are known by."""
-
-import hashlib
+"""What a network costs: parameters and multiply-adds."""
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +7,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lmfn_kernels
 from lmfn.evaluation.results import Complexity
-
-
-def fingerprint(model: nn.Module) -> str:
-    """The SHA-256 of a network's parameters and buffers: names, shapes, types and values."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def measure_complexity(model: nn.Module) -> Complexity:

@@ -29,13 +29,14 @@ from lmfn.data.layouts import Pair, PairSet
 from lmfn.data.packed import read_rgb, read_size
 from lmfn.device import DTYPES, autocast, check_precision, device_name
 from lmfn.evaluation import report
-from lmfn.evaluation.complexity import fingerprint, measure_complexity
+from lmfn.evaluation.complexity import measure_complexity
 from lmfn.evaluation.metrics import SMALLEST
 from lmfn.evaluation.pictures import pixels
 from lmfn.evaluation.protocols import PROTOCOLS
 from lmfn.evaluation.results import Evaluation, ImageResult, Journal
 from lmfn.extras import require
 from lmfn.inference import for_inference, with_border
+from lmfn.network.fingerprint import fingerprint
 from lmfn.network.model import Network
 from lmfn.options import Precision
 

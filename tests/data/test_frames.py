@@ -47,6 +47,22 @@ def test_a_videos_frames_do_not_depend_on_where_decoding_starts(
             np.testing.assert_array_equal(frame, expected[n])
 
 
+@pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (-90, 3), (180, 2)])
+def test_frames_of_a_turned_video_come_upright(degrees: int, turns: int, make_video: Callable, tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", count=3)
+    with av.open(str(tmp_path / "a.mp4")) as flat, av.open(str(tmp_path / "b.mp4"), "w") as turned:
+        stream = turned.add_stream_from_template(flat.streams.video[0])
+        stream.set_display_rotation(degrees)
+        for packet in flat.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                turned.mux(packet)
+    [before], [after] = find_runs(tmp_path / "a.mp4"), find_runs(tmp_path / "b.mp4")
+    assert after.size == (before.size if turns == 2 else before.size[::-1])
+    for (_, upright), (_, frame) in zip(after.decode(0, 3), before.decode(0, 3), strict=True):
+        np.testing.assert_array_equal(upright, np.rot90(frame, turns))
+
+
 def test_videos_in_a_folder_and_names(make_video: Callable, tmp_path: Path) -> None:
     make_video(tmp_path / "x" / "clip.mp4", count=5)
     make_video(tmp_path / "other.mov", count=7)
@@ -81,5 +97,5 @@ def test_faults_are_named(
     with pytest.raises(DataError, match=r"cut\.mkv.* cannot be decoded"):
         list(run.decode(30, 41))
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(DataError, match=r"broken\.mp4: reading videos needs PyAV; .*pip install lmfn-deblur\[video\]"):
+    with pytest.raises(DataError, match=r'broken\.mp4: reading videos needs PyAV: pip install "lmfn-deblur\[video\]"$'):
         find_runs(tmp_path / "broken.mp4")

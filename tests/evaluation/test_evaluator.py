@@ -24,12 +24,12 @@ from lmfn.data.layouts import Pair, PairSet, find_pairs
 from lmfn.device import device_name
 from lmfn.evaluation import Evaluation, Evaluator, count_gmacs, evaluate
 from lmfn.evaluation import evaluator as module
-from lmfn.evaluation.complexity import fingerprint
 from lmfn.evaluation.metrics import psnr, ssim_gauss2d, ssim_matlab3d
 from lmfn.evaluation.protocols import METRICS as ALL_METRICS
 from lmfn.evaluation.protocols import PROTOCOLS
 from lmfn.evaluation.results import Complexity, ImageResult
 from lmfn.extras import require
+from lmfn.network.fingerprint import fingerprint
 
 METRICS = {"psnr": psnr, "ssim_gauss2d": ssim_gauss2d, "ssim_matlab3d": ssim_matlab3d}
 

@@ -1,0 +1,167 @@
+"""`deblur_clip`: from a clip to a sharp clip, in segments that a run which was cut off goes on from."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+from tqdm import tqdm
+
+from lmfn import atomic
+from lmfn.video.encoding import choose_encoding
+from lmfn.video.flicker import Flicker
+from lmfn.video.joining import join, try_out
+from lmfn.video.probing import probe
+from lmfn.video.segments import FRAMES, Segment, Sharpen, interlaced, whole_segments, write_segments
+from lmfn.video.suffixes import WRITABLE, VideoError
+
+JOB = "job.json"
+"""In the folder of segments: what they are of. Only the same job goes on from them."""
+
+
+@dataclass
+class ClipSummary:
+    """What became of a clip."""
+
+    source: Path
+    target: Path
+    frames: int = 0
+    resumed: int = 0
+    """Frames among them that an earlier run had made."""
+    flicker: Flicker = field(default_factory=Flicker)
+    doubts: list[tuple[float, str]] = field(default_factory=list)
+    """Second and reason of each frame whose output looks broken."""
+    notes: list[str] = field(default_factory=list)
+    """What is not kept, and what to know."""
+
+    def __str__(self) -> str:
+        """Some lines for the user."""
+        lines = [f"{self.source} -> {self.target}: {self.frames} frames, each by itself"]
+        if self.resumed:
+            lines[0] += f" ({self.resumed} of them made before)"
+        if (levels := self.flicker.levels()) is not None:
+            lines.append(
+                "flicker where the picture stands still, RMS in levels of 255: "
+                f"{levels[0]:.2f} in the input, {levels[1]:.2f} in the output"
+            )
+        if self.doubts:
+            second, reason = self.doubts[0]
+            lines.append(f"{len(self.doubts)} frames look broken, the first at {second:.2f} s: {reason}")
+        return "\n  ".join([*lines, *self.notes])
+
+
+def clip_target(source: Path, out: Path | None, suffix: str = "_deblurred", extension: str | None = None) -> Path:
+    """The file for a clip's result: `out` if that is a clip's name, one in the folder `out`, or one beside the clip.
+
+    A clip that is in a container which is not written becomes MKV, which holds all that others do. Raises VideoError
+    for an extension that is not written.
+    """
+    if extension is not None and (extension := "." + extension.lower().lstrip(".")) not in WRITABLE:
+        raise VideoError(f"the extension is {extension}; of a clip it must be one of {', '.join(WRITABLE)}")
+    if out is not None and out.suffix.lower() in WRITABLE and not out.is_dir():
+        return out
+    kept = extension or (source.suffix if source.suffix.lower() in WRITABLE else ".mkv")
+    beside = source.with_stem(source.stem + suffix) if out is None else out / source.name
+    return beside.with_suffix(kept)
+
+
+def deblur_clip(
+    source: str | Path,
+    target: str | Path,
+    sharpen: Sharpen,
+    *,
+    weights: str = "",
+    codec: str | None = None,
+    crf: float | None = None,
+    deinterlace: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    frames: int = FRAMES,
+    progress: bool = True,
+) -> ClipSummary:
+    """Sharpen a clip, frame by frame, into a new file; the clip stays as it is.
+
+    Times, sound, rotation, colours, chapters, tags and subtitles stay as they are, as far as the container can hold
+    them; so do bits and chroma sampling, and HDR. `sharpen` takes and gives float32 `[H, W, 3]` in [0, 1].
+
+    The work is done in segments of so many `frames`, in a folder `.NAME.parts` beside the target that is removed in the
+    end. A run that was killed goes on from them with `resume`, and ends with the same frames, if the clip, `weights`
+    (any text that tells them), codec and quality are the same.
+
+    Raises VideoError before any work for a clip or a target that cannot be used; for parts of an earlier run that would
+    be lost; and where the clip cannot be read, or the result not be written, to the end.
+    """
+    source, target = Path(source), Path(target)
+    if not source.is_file():
+        raise VideoError(f"{source}: there is no such file")
+    if target.suffix.lower() not in WRITABLE:
+        raise VideoError(f"{target}: a clip is written as one of {', '.join(WRITABLE)}")
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise VideoError(f"the result of {source} would overwrite it; choose another output")
+    if os.path.lexists(target) and not overwrite:
+        raise VideoError(f"{target} is there already; --overwrite replaces it")
+    clip = probe(source)
+    if clip.interlaced and not deinterlace:
+        raise VideoError(interlaced(clip))
+    encoding = choose_encoding(clip, target, codec, crf)
+    job: dict[str, object] = {
+        "source": str(source.resolve()),
+        "bytes": source.stat().st_size,
+        "modified": source.stat().st_mtime_ns,
+        "weights": weights,
+        "deinterlace": deinterlace,
+        "frames": frames,
+        "codec": encoding.codec,
+        "samples": encoding.pix_fmt,
+        "options": dict(encoding.options),
+        "libraries": {name: list(version) for name, version in av.library_versions.items()},
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.with_name(f".{target.name}.parts")
+    _check_parts(folder, job, resume)
+    folder.mkdir(exist_ok=True)
+    for leftover in folder.glob(".*"):
+        leftover.unlink()
+    segments: list[Segment] = []
+    bar_format = "{l_bar}{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}]"
+    seconds = clip.end - clip.start
+    try:
+        try_out(clip, folder, target, encoding)
+        summary = ClipSummary(source, target, notes=list(clip.notes))
+        summary.resumed = sum(segment.frames for segment in whole_segments(folder))
+        atomic.write(folder / JOB, json.dumps(job).encode())
+        with tqdm(total=seconds, desc=target.name, bar_format=bar_format, disable=not progress) as bar:
+            for segment in write_segments(clip, folder, encoding, sharpen, deinterlace=deinterlace, frames=frames):
+                segments.append(segment)
+                bar.update(max(0.0, min(float(segment.end * clip.time_base) - clip.start, seconds) - bar.n))
+        if not segments:
+            raise VideoError(f"{source}: no frame can be decoded")
+    finally:
+        if not whole_segments(folder):
+            shutil.rmtree(folder)
+    for segment in segments:
+        summary.frames += segment.frames
+        summary.flicker += segment.flicker
+        summary.doubts += segment.doubts
+    summary.notes += join(clip, folder, segments, target, encoding)
+    shutil.rmtree(folder)
+    return summary
+
+
+def _check_parts(folder: Path, job: dict[str, object], resume: bool) -> None:
+    """Raise VideoError where parts of an earlier run are there and are not what is asked for; remove useless ones."""
+    if not folder.is_dir():
+        return
+    if not whole_segments(folder):
+        shutil.rmtree(folder)
+    elif not resume:
+        raise VideoError(f"a run that was cut off left {folder}: add --resume to go on from it, or remove the folder")
+    else:
+        before = json.loads((folder / JOB).read_text())
+        if changed := [key for key in job if before.get(key) != job[key]]:
+            raise VideoError(
+                f"{folder} is of a run with another {', '.join(changed)}; remove the folder to start again, or run as "
+                "before"
+            )

@@ -1,0 +1,120 @@
+"""How the result is encoded: the codec, its samples, and what makes a stream of them."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+from lmfn.video.probing import Clip
+from lmfn.video.suffixes import VideoError
+
+CRF = 16
+"""Quality by default: hard to tell from the frames as they were encoded."""
+QUIET = {"libx265": {"x265-params": "log-level=error"}}
+CONSTANT_QUALITY = {"libvpx-vp9": {"b": "0"}}  # without it, crf is only the best quality that a bit rate may buy
+SMALLEST = {"libx265": 64}
+"""Pixels of the shortest side. Below, x265 writes past its buffers with 10 bits, which ends the process."""
+RGB = "gbrpf32le"
+"""How frames are given to the network: float32. Through it and back, 8 bits stay as they are but for one level."""
+SCALING = (
+    Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
+)
+RGB_SPACE, UNSPECIFIED = 0, 2  # of H.273's matrix coefficients
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A codec, and the samples and options that it is given."""
+
+    codec: str
+    pix_fmt: str
+    options: tuple[tuple[str, str], ...]
+
+    def to_yuv(self, frame: Any, clip: Clip) -> Any:
+        """A frame in `RGB` as one in `pix_fmt`, by the matrix and the range of the clip's colours."""
+        space, value_range = clip.colours.colorspace, clip.colours.color_range
+        matrix = Colorspace.ITU601 if space in (RGB_SPACE, UNSPECIFIED) else space
+        full = value_range == ColorRange.JPEG
+        made = frame.reformat(
+            format=self.pix_fmt,
+            src_colorspace=matrix,
+            dst_colorspace=matrix,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
+            interpolation=SCALING,
+        )
+        made.pts, made.time_base, made.duration = frame.pts, frame.time_base, frame.duration
+        return made
+
+
+def choose_encoding(clip: Clip, target: Path, codec: str | None = None, crf: float | None = None) -> Encoding:
+    """The encoding for a clip: by default VP9 in WebM, elsewhere H.264 for 8 bits and HEVC for more.
+
+    Bits and chroma sampling are the clip's; `crf` is the codec's scale of quality, lower being better (default `CRF`,
+    where the codec has the option).
+
+    Raises VideoError for a codec that is not there, has no such samples or no such option.
+    """
+    bits = max(component.bits for component in av.VideoFormat(clip.pix_fmt).components)
+    if codec is None:
+        codec = "libvpx-vp9" if target.suffix.lower() == ".webm" else "libx264" if bits == 8 else "libx265"
+    try:
+        encoder = av.Codec(codec, "w")
+    except ValueError as error:
+        raise VideoError(f"there is no encoder {codec!r}; some are libx264, libx265, libvpx-vp9, libsvtav1") from error
+    if encoder.type != "video":
+        raise VideoError(f"{codec} is no video encoder; some are libx264, libx265, libvpx-vp9, libsvtav1")
+    if min(clip.width, clip.height) < (least := SMALLEST.get(codec, 1)):
+        raise VideoError(
+            f"{clip.path} is {clip.width}x{clip.height}, and {codec} takes {least} pixels a side at least; "
+            "try --codec libx264"
+        )
+    pix_fmt = _nearest(clip.pix_fmt, encoder)
+    if pix_fmt is None:
+        known = ", ".join(form.name for form in encoder.video_formats or ())
+        raise VideoError(f"{clip.path} has samples {clip.pix_fmt}, which {codec} cannot write; it writes {known}")
+    options = {**QUIET.get(codec, {}), **CONSTANT_QUALITY.get(codec, {})}
+    if "crf" in {option.name for option in av.CodecContext.create(codec, "w").supported_options.private}:
+        options["crf"] = f"{CRF if crf is None else crf:g}"
+    elif crf is not None:
+        raise VideoError(f"{codec} has no option crf; leave --crf out")
+    return Encoding(codec, pix_fmt, tuple(options.items()))
+
+
+def _nearest(pix_fmt: str, encoder: Any) -> str | None:
+    """The encoder's format with the fewest bits that loses nothing of this one, alpha aside."""
+    wanted = av.VideoFormat(pix_fmt.replace("yuvj", "yuv"))
+    bits = max(component.bits for component in wanted.components)
+
+    def area(form: Any) -> int:
+        return 1 if len(form.components) < 3 else int(form.chroma_width(64) * form.chroma_height(64))
+
+    candidates = [
+        form
+        for form in encoder.video_formats or ()
+        if not form.name.startswith(("yuvj", "nv", "gbrap", "yuva", "bgra"))
+        and form.is_planar  # and so not gray, which decoders and scalers take for different ranges
+        and form.is_rgb <= wanted.is_rgb
+        and max(component.bits for component in form.components) >= bits
+        and area(form) >= area(wanted)
+    ]
+    ranked = sorted(candidates, key=lambda form: (form.components[0].bits, area(form), form.is_rgb != wanted.is_rgb))
+    return ranked[0].name if ranked else None
+
+
+def add_pictures(container: Any, clip: Clip, encoding: Encoding) -> Any:
+    """A stream for the clip's pictures in a container that is being written."""
+    stream = container.add_stream(encoding.codec, rate=clip.rate, options=dict(encoding.options))
+    codec = stream.codec_context
+    codec.width, codec.height, codec.pix_fmt = clip.width, clip.height, encoding.pix_fmt
+    codec.time_base = stream.time_base = clip.time_base
+    codec.sample_aspect_ratio = clip.pixel_aspect
+    for name, value in asdict(clip.colours).items():
+        setattr(codec, name, value)
+    if codec.colorspace == RGB_SPACE and not av.VideoFormat(encoding.pix_fmt).is_rgb:
+        codec.colorspace = Colorspace.ITU601
+    if clip.matrix is not None:
+        stream.set_display_matrix(clip.matrix)
+    return stream

@@ -1,0 +1,176 @@
+"""One clip of the segments: their packets as they are, and beside them all that the input has besides pictures."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from heapq import merge
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+
+from lmfn.video.encoding import RGB, Encoding, add_pictures
+from lmfn.video.probing import Clip, opened
+from lmfn.video.segments import Segment, segment_file
+from lmfn.video.suffixes import VideoError
+from lmfn.video.writing import whole_file
+
+MUXER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # of the container, not of the film
+
+
+class Timed(NamedTuple):
+    """A packet and when its turn is."""
+
+    seconds: float
+    packet: Any
+
+
+@dataclass
+class _Output:
+    """What is being written."""
+
+    pictures: Any
+    """The stream of the pictures."""
+    copied: dict[int, Any] = field(default_factory=dict)
+    """The streams that are copied, by their numbers in the input."""
+    notes: list[str] = field(default_factory=list)
+    """What the container cannot hold."""
+
+
+def join(clip: Clip, folder: Path, segments: list[Segment], target: Path, encoding: Encoding) -> list[str]:
+    """Write the clip of the segments in the folder; the notes on what its container cannot hold.
+
+    Sound, subtitles, chapters, tags and attached files are copied bit for bit, times as exactly as the container has
+    them: Matroska and WebM to 1 ms. Raises VideoError for sound that it cannot hold, and where it cannot be written.
+    """
+    written: Counter[int] = Counter()
+    with (
+        whole_file(target, folder, written) as beside,
+        av.open(str(clip.path)) as source,
+        av.open(str(beside), "w", options=_options(target)) as container,
+    ):
+        output = _streams(clip, source, container, target, encoding)
+        container.start_encoding()
+        pictures = _pictures(clip, folder, segments, output.pictures)
+        for timed in merge(pictures, _beside(source, output.copied), key=lambda timed: timed.seconds):
+            written[timed.packet.stream.index] += 1
+            container.mux_one(timed.packet)
+    return output.notes
+
+
+def try_out(clip: Clip, folder: Path, target: Path, encoding: Encoding) -> None:
+    """Write one frame with all streams' headers to a file in the folder, and remove it.
+
+    Raises VideoError where the codec or the container will not take what is to come.
+    """
+    trial = folder / f".trial{target.suffix}"
+    try:
+        with av.open(str(clip.path)) as source, av.open(str(trial), "w", options=_options(target)) as container:
+            output = _streams(clip, source, container, target, encoding)
+            frame = av.VideoFrame(clip.width, clip.height, RGB)
+            frame.pts, frame.time_base = 0, clip.time_base
+            container.mux(output.pictures.encode(encoding.to_yuv(frame, clip)))
+            container.mux(output.pictures.encode())
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, VideoError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, OSError):
+            raise VideoError(f"{target} cannot be written ({reason})") from error
+        odd = clip.width % 2 or clip.height % 2
+        remedy = "the size is odd: try --codec libvpx-vp9" if odd else "try another --codec or another container"
+        raise VideoError(
+            f"{target}: {encoding.codec} cannot write {clip.width}x{clip.height} pixels of {encoding.pix_fmt} "
+            f"({reason}); {remedy}"
+        ) from error
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+def _options(target: Path) -> dict[str, str]:
+    """The index of an MP4 goes to its beginning, so that it plays while it is being downloaded."""
+    return {"movflags": "+faststart"} if target.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
+
+
+def _streams(clip: Clip, source: Any, container: Any, target: Path, encoding: Encoding) -> _Output:
+    """Add all streams in the input's order, and the tags, before the first packet."""
+    container.metadata.update({key: text for key, text in source.metadata.items() if key not in MUXER_TAGS})
+    output = _Output(None)
+    for stream in source.streams:
+        copied = None
+        if stream.index == clip.index:
+            copied = output.pictures = add_pictures(container, clip, encoding)
+        elif stream.type == "video":
+            continue  # the probe has said so
+        elif stream.type == "attachment" and container.format.name == "matroska":
+            container.add_attachment(stream.name or "attachment", stream.mimetype or "", stream.data)
+            continue
+        elif stream.type in ("audio", "subtitle") and stream.codec_context.name in container.supported_codecs:
+            copied = output.copied[stream.index] = container.add_stream_from_template(stream)
+        elif stream.type == "audio":
+            raise VideoError(
+                f"{target}: {target.suffix} cannot hold the sound of {clip.path} ({stream.codec_context.name}); "
+                "write .mkv, which holds any"
+            )
+        elif not (stream.type == "data" and source.chapters()):  # in an MP4, chapters are a stream too
+            name = stream.codec_context.name if stream.codec_context else stream.name or "unknown"
+            output.notes.append(
+                f"{clip.path}: its {stream.type} stream {stream.index} ({name}) is left out: {target.suffix} cannot "
+                "hold it"
+            )
+        if copied is not None:
+            copied.metadata.update({key: text for key, text in stream.metadata.items() if key not in MUXER_TAGS})
+            copied.disposition = stream.disposition
+    if chapters := source.chapters():
+        container.set_chapters(chapters)
+    return output
+
+
+def _pictures(clip: Clip, folder: Path, segments: list[Segment], stream: Any) -> Iterator[Timed]:
+    """The segments' packets, with times of decoding that rise over all of them, each as long as to the next frame."""
+    shifts, times = [], []
+    for number, segment in enumerate(segments):
+        found = [packet.pts for packet in _packets(clip, segment_file(folder, number))]
+        shifts.append(segment.start - min(found))
+        times += [pts + shifts[-1] for pts in found]
+    shown = sorted(times)
+    following = dict(zip(shown, [*shown[1:], max(segments[-1].end, shown[-1] + 1)], strict=True))
+    # The k-th packet is decoded when the k-th frame is shown, all of them earlier by the longest wait for another.
+    wait = max(nth - own for nth, own in zip(shown, times, strict=True))
+    decoded = iter(shown)
+    for number, shift in enumerate(shifts):
+        for packet in _packets(clip, segment_file(folder, number), stream):
+            packet.pts, packet.dts, packet.stream = packet.pts + shift, next(decoded) - wait, stream
+            packet.duration = following[packet.pts] - packet.pts
+            yield Timed(float(packet.dts * packet.time_base), packet)
+
+
+def _packets(clip: Clip, file: Path, stream: Any = None) -> Iterator[Any]:
+    """A segment's packets, in the clip's units. With a stream, its decoder must be set up as that of the segment."""
+    with opened(file) as container:
+        own = container.streams[0]
+        if stream is not None and (own.codec_context.extradata or b"") != (stream.codec_context.extradata or b""):
+            raise VideoError(f"{file} was encoded in another way; remove the folder {file.parent} and start again")
+        for packet in container.demux(own):
+            if packet.size:
+                packet.pts = int(packet.pts * packet.time_base / clip.time_base)  # NUT has finer units
+                packet.time_base = clip.time_base
+                yield packet
+
+
+def _beside(source: Any, copied: dict[int, Any]) -> Iterator[Timed]:
+    """The packets of the streams that are copied."""
+    if not copied:
+        return
+    for packet in source.demux([source.streams[index] for index in copied]):
+        if packet.size and packet.dts is not None and not _is_gap(packet):
+            stream = copied[packet.stream.index]
+            seconds = float(packet.dts * (packet.time_base or Fraction(0)))
+            packet.stream = stream
+            yield Timed(seconds, packet)
+
+
+def _is_gap(packet: Any) -> bool:
+    """Whether it is the empty text that stands between subtitles in an MP4, which its writer puts there by itself."""
+    return packet.stream.type == "subtitle" and bytes(packet) == b"\0\0"

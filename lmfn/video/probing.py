@@ -1,0 +1,148 @@
+"""What is in a clip, found out before any work: the one pass over its packets costs no decoding."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+from av.sidedata.sidedata import Type
+from av.stream import Disposition
+
+from lmfn.video.suffixes import VideoError
+
+HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
+FEW = 8  # frames that are decoded to see whether they are interlaced
+MISSING = 0.5  # seconds by which a clip may end before the time that it declares
+ALPHA = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya")
+
+
+@dataclass(frozen=True)
+class Colours:
+    """The tags by ITU-T H.273 that say what the samples mean, as PyAV numbers them."""
+
+    color_range: int
+    color_primaries: int
+    color_trc: int
+    colorspace: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The pictures of a clip, and how they are to be shown."""
+
+    path: Path
+    index: int
+    """Of the stream that holds the pictures."""
+    width: int
+    height: int
+    pix_fmt: str
+    time_base: Fraction
+    """Seconds in one unit of the frames' time stamps."""
+    rate: Fraction
+    """Frames per second, nominally: the time stamps say when each is shown."""
+    pixel_aspect: Fraction
+    """Width of a pixel divided by its height."""
+    matrix: tuple[int, ...] | None
+    """How the pictures are turned for display, as containers store it; None: not at all."""
+    colours: Colours
+    start: float
+    """Seconds at which the first frame is shown."""
+    end: float
+    """Seconds at which the last frame's time is over."""
+    interlaced: bool
+    notes: tuple[str, ...]
+    """What the user should know before the result is looked at."""
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The clip's container. Errors of FFmpeg's libraries become VideoError."""
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except av.FFmpegError as error:
+        raise VideoError(f"{path} cannot be read as a video ({error.strerror})") from error
+
+
+def probe(path: Path) -> Clip:
+    """Look at a clip: its headers, the times of all its packets, and its first frames.
+
+    Raises VideoError for a file without moving pictures, without time stamps, or that ends too early.
+    """
+    with opened(path) as container:
+        stream = picture_stream(path, container)
+        index = stream.index
+        times, ends = [], []
+        for packet in container.demux():
+            if packet.pts is None or not packet.size:
+                continue
+            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            ends.append(end)
+            if packet.stream.index == index and not packet.is_discard:
+                times.append((float(packet.pts * packet.time_base), end))
+        if not times:
+            raise VideoError(f"{path} holds no frames with time stamps; convert it to MP4 first")
+        declared = (container.duration or 0) / av.time_base
+        length = max(ends) - min(0, (container.start_time or 0) / av.time_base, *(begin for begin, _ in times))
+        if declared - length > MISSING:
+            raise VideoError(
+                f"{path} ends after {length:.1f} of the {declared:.1f} s that it declares, so it is not whole; "
+                f"to use what is there, copy it first: ffmpeg -i {path.name} -c copy copied{path.suffix}"
+            )
+        notes = [f"{path}: {text}" for text in _other_pictures(container, stream)]
+    with opened(path) as container:
+        stream = container.streams[index]
+        frames = list(islice(container.decode(stream), FEW))
+        if not frames:
+            raise VideoError(f"{path}: no frame can be decoded")
+        first, codec = frames[0], stream.codec_context
+        matrix = first.side_data.get(Type.DISPLAYMATRIX)
+        colours = Colours(first.color_range, first.color_primaries, first.color_trc, first.colorspace)
+        if (hdr := HDR.get(colours.color_trc)) is not None:
+            notes.append(f"{path}: HDR ({hdr}) stays as it is, not tone-mapped; the network has seen none in training")
+            if any(first.side_data.get(kind) for kind in (Type.MASTERING_DISPLAY_METADATA, Type.CONTENT_LIGHT_LEVEL)):
+                notes.append(f"{path}: what it says of the display that it was mastered on is not kept")
+        if first.format.name.startswith(ALPHA):
+            notes.append(f"{path}: its transparency is not kept")
+        return Clip(
+            path=path,
+            index=index,
+            width=first.width,
+            height=first.height,
+            pix_fmt=first.format.name,
+            time_base=stream.time_base,
+            rate=stream.guessed_rate or stream.average_rate or Fraction(30),
+            pixel_aspect=stream.sample_aspect_ratio or codec.sample_aspect_ratio or Fraction(1),
+            matrix=None if matrix is None else tuple(memoryview(matrix).cast("B").cast("i")),
+            colours=colours,
+            start=min(begin for begin, _ in times),
+            end=max(end for _, end in times),
+            interlaced=any(frame.interlaced_frame for frame in frames),
+            notes=tuple(notes),
+        )
+
+
+def picture_stream(path: Path, container: Any) -> Any:
+    """The first stream of moving pictures. Raises VideoError where there is none."""
+    moving = [stream for stream in container.streams.video if not is_cover(stream)]
+    if moving:
+        return moving[0]
+    held = "no moving pictures, but " + ("sound" if container.streams.audio else "neither pictures nor sound")
+    held += " and a cover picture" if container.streams.video else ""
+    raise VideoError(f"{path} holds {held}; lmfn deblur takes clips and photographs")
+
+
+def is_cover(stream: Any) -> bool:
+    """Whether the stream is a picture of the whole file, as audio files have it."""
+    return bool(stream.disposition & Disposition.attached_pic)
+
+
+def _other_pictures(container: Any, chosen: Any) -> Iterator[str]:
+    for stream in container.streams.video:
+        if stream.index != chosen.index:
+            kind = "cover picture" if is_cover(stream) else "second stream of pictures"
+            yield f"its {kind} (stream {stream.index}) is left out"

@@ -1,0 +1,232 @@
+"""Segments of the result: some frames each, encoded by themselves into files that are whole or not there.
+
+Decoding, the network and encoding run side by side, each a few frames ahead of the next. No container can be read whose
+writer was killed, so a clip is not one file until it is done: a run that goes on takes the whole segments as they are.
+"""
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.reformatter import ColorRange
+
+from lmfn import atomic
+from lmfn.overlap import ahead, heard, warnings_by_thread
+from lmfn.plausibility import DoubtfulOutput
+from lmfn.video.encoding import RGB, SCALING, Encoding, add_pictures
+from lmfn.video.flicker import Flicker, FlickerMeter
+from lmfn.video.probing import Clip, opened
+from lmfn.video.suffixes import VideoError
+from lmfn.video.writing import whole_file
+
+FRAMES = 64
+"""Frames of a segment: what a kill costs at most, and how far key frames are apart."""
+AHEAD = 3  # frames that a step may be ahead of the next
+
+Sharpen = Callable[[np.ndarray], np.ndarray]
+
+
+class Picture(NamedTuple):
+    """A frame on its way."""
+
+    pts: int
+    duration: int
+    blurred: np.ndarray
+    """float32 `[H, W, 3]` in [0, 1]."""
+    sharp: np.ndarray | None = None
+    """The same, sharpened."""
+    doubt: str | None = None
+    """Why the output looks broken, if it does."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is known of a segment that is whole."""
+
+    frames: int
+    start: int
+    """When its first frame is shown, in the clip's units. In its file all times are shifted: NUT knows none below 0,
+    where those of decoding may be."""
+    end: int
+    """When its last frame's time is over."""
+    doubts: list[tuple[float, str]] = field(default_factory=list)
+    """Second and reason of each frame whose output looks broken."""
+    flicker: Flicker = field(default_factory=Flicker)
+
+    def text(self) -> str:
+        """As JSON, to the same bits."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> "Segment":
+        """Of what `text` gave."""
+        values = json.loads(text)
+        flicker = Flicker(**values.pop("flicker"))
+        doubts = [tuple(doubt) for doubt in values.pop("doubts")]
+        return cls(**values, doubts=doubts, flicker=flicker)
+
+
+def segment_file(folder: Path, number: int) -> Path:
+    """The file of a segment; it is there when the segment is whole. What is known of it is beside it, as JSON."""
+    return folder / f"{number:06d}.nut"
+
+
+def whole_segments(folder: Path) -> list[Segment]:
+    """The segments that are there, from the first to the first that is not."""
+    found: list[Segment] = []
+    while (file := segment_file(folder, len(found))).is_file():
+        found.append(Segment.parse(file.with_suffix(".json").read_text()))
+    return found
+
+
+def write_segments(
+    clip: Clip, folder: Path, encoding: Encoding, sharpen: Sharpen, *, deinterlace: bool, frames: int = FRAMES
+) -> Iterator[Segment]:
+    """Decode, sharpen and encode what is not in the folder yet; gives each segment when it is whole, the found first.
+
+    Raises VideoError for a clip that cannot be decoded to its end, whose frames change their size, that have no time
+    stamps or go back in time, and that are interlaced without `deinterlace`; OSError where nothing can be written.
+    """
+    found = whole_segments(folder)
+    yield from found
+    if found and found[-1].frames < frames:
+        return  # the last one of the clip is there
+    decoded = decode(clip, deinterlace=deinterlace, skip=sum(segment.frames for segment in found))
+    with warnings_by_thread(DoubtfulOutput):
+        pictures = ahead(_sharpened(ahead(decoded, AHEAD), sharpen), AHEAD)
+        try:
+            for number, first in enumerate(pictures, start=len(found)):
+                part = chain([first], islice(pictures, frames - 1))
+                yield _write(clip, segment_file(folder, number), encoding, first.pts, part)
+        finally:
+            pictures.close()
+
+
+def decode(clip: Clip, *, deinterlace: bool, skip: int = 0) -> Iterator[Picture]:
+    """The frames of a clip in the order in which they are shown, without the first `skip`; see `write_segments`.
+
+    Decoding starts at the beginning in any case: not every container can be entered elsewhere, and it costs little
+    beside the network.
+    """
+    with opened(clip.path) as container:
+        stream = container.streams[clip.index]
+        stream.thread_type = "AUTO"
+        last: int | None = None
+        frames = _checked(clip, _frames(clip, container, stream), deinterlace)
+        for number, frame in enumerate(_deinterlaced(clip, frames, stream) if deinterlace else frames):
+            pts = int(frame.pts * frame.time_base / clip.time_base)
+            if last is not None and pts <= last:
+                raise VideoError(f"{clip.path}: the frames at {_at(clip, pts)} have no rising time stamps; convert it")
+            last = pts
+            if number >= skip:
+                # RGB in a clip has the full range, whatever its tag says.
+                full = ColorRange.JPEG if frame.format.is_rgb else None
+                rgb = frame.reformat(
+                    format=RGB, src_color_range=full, dst_color_range=ColorRange.JPEG, interpolation=SCALING
+                )
+                duration = int((frame.duration or 0) * frame.time_base / clip.time_base)
+                yield Picture(pts, duration, rgb.to_ndarray().clip(0, 1))
+
+
+def _frames(clip: Clip, container: Any, stream: Any) -> Iterator[Any]:
+    """The decoded frames. Raises VideoError where one cannot be decoded."""
+    last = None
+    decoded = container.decode(stream)
+    while True:
+        try:
+            frame = next(decoded)
+        except StopIteration:
+            return
+        except av.FFmpegError as error:
+            raise VideoError(
+                f"{clip.path} cannot be decoded after {_at(clip, last)} ({error.strerror}); it is damaged"
+            ) from error
+        last = frame.pts
+        yield frame
+
+
+def _checked(clip: Clip, frames: Iterator[Any], deinterlace: bool) -> Iterator[Any]:
+    """The frames, if they are what the result can hold."""
+    for frame in frames:
+        if frame.pts is None:
+            raise VideoError(f"{clip.path} has frames without time stamps; convert it to MP4 first")
+        if (frame.width, frame.height) != (clip.width, clip.height):
+            raise VideoError(
+                f"{clip.path} changes its size at {_at(clip, frame.pts)}, from {clip.width}x{clip.height} to "
+                f"{frame.width}x{frame.height}; cut it there first"
+            )
+        if frame.is_corrupt:
+            raise VideoError(f"{clip.path} is damaged at {_at(clip, frame.pts)}")
+        if frame.interlaced_frame and not deinterlace:
+            raise VideoError(interlaced(clip))
+        yield frame
+
+
+def interlaced(clip: Clip) -> str:
+    """What is said of an interlaced clip."""
+    return f"{clip.path} is interlaced: its frames are of two moments each; add --deinterlace, which makes one of them"
+
+
+def _deinterlaced(clip: Clip, frames: Iterator[Any], stream: Any) -> Iterator[Any]:
+    """As many frames, those that are interlaced by bwdif."""
+    graph = Graph()
+    source = graph.add_buffer(template=stream, time_base=clip.time_base)
+    bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+    sink = graph.add("buffersink")
+    source.link_to(bwdif)
+    bwdif.link_to(sink)
+    graph.configure()
+    for frame in chain(frames, [None]):
+        graph.push(frame)
+        while True:
+            try:
+                yield graph.pull()
+            except (av.BlockingIOError, av.EOFError):
+                break
+
+
+def _sharpened(pictures: Generator[Picture, None, None], sharpen: Sharpen) -> Iterator[Picture]:
+    try:
+        for picture in pictures:
+            messages: list[warnings.WarningMessage] = []
+            with heard(messages):
+                sharp = sharpen(picture.blurred)
+            doubt = "; ".join(str(message.message) for message in messages) or None
+            yield picture._replace(sharp=sharp, doubt=doubt)
+    finally:
+        pictures.close()
+
+
+def _write(clip: Clip, file: Path, encoding: Encoding, start: int, pictures: Iterator[Picture]) -> Segment:
+    """Encode the pictures into a file that appears whole."""
+    meter, doubts, end = FlickerMeter(), [], start
+    written: Counter[int] = Counter()
+    with whole_file(file, file.parent, written) as beside:
+        with av.open(str(beside), "w", format="nut") as container:
+            stream = add_pictures(container, clip, encoding)
+            for picture in pictures:
+                assert picture.sharp is not None
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture.sharp), format=RGB)
+                frame.pts, frame.time_base, frame.duration = picture.pts, clip.time_base, picture.duration
+                container.mux(stream.encode(encoding.to_yuv(frame, clip)))
+                meter.add(picture.blurred, picture.sharp)
+                written[0] += 1
+                end = picture.pts + picture.duration
+                if picture.doubt:
+                    doubts.append((float(picture.pts * clip.time_base), picture.doubt))
+            container.mux(stream.encode())
+        segment = Segment(written[0], start, end, doubts, meter.total)
+        atomic.write(file.with_suffix(".json"), segment.text().encode())
+    return segment
+
+
+def _at(clip: Clip, pts: int | None) -> str:
+    return "its beginning" if pts is None else f"{float(pts * clip.time_base):.2f} s"

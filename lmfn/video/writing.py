@@ -1,0 +1,40 @@
+"""Video files that are there whole or not at all."""
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+
+from lmfn.video.suffixes import VideoError
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, folder: Path, number_of_packets: Counter[int]) -> Iterator[Path]:
+    """A hidden path in the folder to write to; what is there in the end takes the place of `path`, if it can be read
+    back and has, in each stream, as many packets as were counted. Otherwise nothing is left.
+
+    Raises VideoError where it does not, and where FFmpeg's libraries cannot write it.
+    """
+    beside = folder / f".{path.stem}.{os.getpid()}{path.suffix}"
+    try:
+        yield beside
+        _check(path, beside, number_of_packets)
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path} cannot be written ({error.strerror})") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _check(path: Path, beside: Path, expected: Counter[int]) -> None:
+    """FFmpeg does not tell of every write that failed at the end."""
+    found: Counter[int] = Counter()
+    with av.open(str(beside)) as container:
+        found.update(packet.stream.index for packet in container.demux() if packet.size)
+    if lost := {index: count for index, count in expected.items() if found[index] < count}:
+        raise VideoError(f"{path} cannot be written whole (of streams and packets, {lost} were given; no space left?)")
