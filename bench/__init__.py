@@ -1,6 +1,6 @@
-"""What is measured: the kernels' resources without a GPU, and the ops' and the network's times and memory."""
+"""Benchmarks: resources of the kernels without a GPU; times and memory of the ops and of the network."""
 
 import os
 
-# PyTorch's profiler, which counts the CPU's memory here, says on stderr when it starts and stops.
+# PyTorch's profiler, which counts CPU memory here, logs to stderr whenever it starts and stops.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")

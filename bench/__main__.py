@@ -1,6 +1,6 @@
-"""`python -m bench VERB`: what the ops and the network cost, beside what one would use instead.
+"""`python -m bench VERB`: the cost of the ops and of the network, compared with the alternatives.
 
-Without --out a verb prints what it measures; with it, rows go to OUT/VERB.jsonl, each as soon as it is there.
+Without --out a verb only prints what it measures; with it, each row is appended to OUT/VERB.jsonl at once.
 """
 
 import argparse
@@ -11,25 +11,28 @@ from importlib import import_module
 from pathlib import Path
 
 MEASURING = {
-    "ops": ("bench.ops", "the ops by all providers"),
-    "model": ("bench.model", "the whole network, a photograph at a time"),
+    "ops": ("bench.ops", "the ops with all providers"),
+    "model": ("bench.model", "the whole network on one photograph, and its parts"),
     "train": ("bench.train", "a training step of the network"),
     "memory": ("bench.memory", "memory and time by image size, batch, maps and channels"),
 }
 OTHERS = {
-    "resources": ("bench.resources", "registers, spills, shared memory, matrix units of every kernel, without a GPU"),
-    "host": ("bench.host", "launches of every op, a frame and a training step, and the time they take the host"),
+    "resources": (
+        "bench.resources",
+        "registers, spills, shared memory and matrix instructions of every kernel, without a GPU",
+    ),
+    "host": ("bench.host", "launches of every op, a frame and a training step, and their host time"),
     "profile": ("bench.profile", "a frame and a training step kernel by kernel: shape, launches, time, roofline"),
     "tune": ("bench.tune", "time launch configs on this GPU and write lmfn_kernels/configs/<gpu>.json"),
-    "all": ("bench.all", "tests and tune (on a GPU), ops, model, train and memory within some minutes"),
-    "report": ("bench.report", "tables and plots out of rows, and the docs' tables"),
-    "submit": ("bench.submit", "check a folder of rows, and make one file of it for a pull request"),
+    "all": ("bench.all", "all of the above within --minutes; on a GPU also the tests and tuning"),
+    "report": ("bench.report", "make tables and plots from rows, and fill the tables in the docs"),
+    "submit": ("bench.submit", "check a folder of rows and collect it in one file for a pull request"),
     "ahead": ("bench.ahead", "compile the kernels of tests and benchmarks for this GPU, in as many processes as cores"),
-    "tests": ("bench.gpu_tests", "the GPU's tests in several processes, of which none takes others with it"),
-    "compare": ("bench.compare", "two files of rows, or two commits: what differs, and what is noise"),
+    "tests": ("bench.gpu_tests", "run the GPU tests in several processes, so that a crash does not affect the others"),
+    "compare": ("bench.compare", "compare two files of rows, or two commits, and tell differences from noise"),
 }
-"""Verb: module, with `add_arguments` and `run`, and what it does. A module is imported when it is asked for: each needs
-something that another machine has not."""
+"""Verb: its module (with `add_arguments` and `run`) and its help. Modules are imported on use, since each needs
+packages that not every machine has."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,11 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         if verb in MEASURING:
             sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-            sub.add_argument("--threads", type=int, help="of the CPU; default: as PyTorch has it")
-            sub.add_argument("--rounds", type=int, default=20, help="timed calls of each provider")
-            sub.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so long")
-            sub.add_argument("--out", type=Path, help="a folder; rows are added to OUT/VERB.jsonl there")
-            sub.add_argument("--turns", action="store_true", help="print a line and read one before anything is timed")
+            sub.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's")
+            sub.add_argument("--rounds", type=int, default=20, help="timed calls per provider")
+            sub.add_argument(
+                "--minutes", type=float, default=float("inf"), help="start no new measurement after this time"
+            )
+            sub.add_argument("--out", type=Path, help="folder; rows are appended to OUT/VERB.jsonl")
+            sub.add_argument(
+                "--turns", action="store_true", help="print a line and wait for one on stdin before timing anything"
+            )
         if verb == "resources":
             sub.add_argument("--target", nargs="+", default=["sm_80", "sm_90", "sm_100", "gfx942"])
             sub.add_argument("--dtype", nargs="+", default=["bfloat16", "float16", "float32"])
@@ -70,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Run a measuring verb; 1 where a result was wrong."""
+    """Run a measuring verb; 1 if a result was wrong."""
     import torch
 
     from bench.devices import device
@@ -79,7 +86,7 @@ def measure(options: argparse.Namespace) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    # Bounds are those of float32, not of TF32; cuDNN may look for its fastest way.
+    # The bounds are for float32, not TF32; cuDNN may search for its fastest algorithm.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
     with ExitStack() as stack:

@@ -1,8 +1,8 @@
-"""Kernels compiled into Triton's cache before a GPU waits for them: `python -m bench ahead`.
+"""Compile kernels into Triton's cache before they are needed: `python -m bench ahead`.
 
-What tests and benchmarks call is called at their sizes, on CPU tensors, with a compiler in place of the launch: no
-process needs the GPU, and as many compile as there are cores. What is needed first is compiled first. A kernel that
-ends its compiler is named, and another process goes on.
+The calls of the tests and benchmarks are made at their sizes, on CPU tensors, with a compiler in place of the launch,
+in one process per core; none needs the GPU. What is needed first is compiled first. If a kernel crashes its compiler,
+the kernel is reported and another process continues.
 """
 
 import argparse
@@ -35,13 +35,13 @@ from lmfn_kernels import testing, weight_layout
 from lmfn_kernels.runtime import backend, configs, launch
 
 ODD = (3, 37, 61)
-"""Images, height and width as tests have them: neither 1 nor divided by 16, for which kernels are compiled apart."""
+"""Images, height and width as in the tests: neither 1 nor a multiple of 16, for which Triton specialises."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no kernel after so long")
-    parser.add_argument("--gpu", help="NAME:ARCH:SHARED, as in h100:90:232448; default: the GPU that is there")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no new kernel after this time")
+    parser.add_argument("--gpu", help="NAME:ARCH:SHARED, as in h100:90:232448; default: the present GPU")
     parser.add_argument("--share", help=argparse.SUPPRESS)
     parser.add_argument("--done", type=Path, help=argparse.SUPPRESS)
 
@@ -62,7 +62,7 @@ def this_gpu() -> str:
 
 
 def work(options: argparse.Namespace) -> int:
-    """Compile every so-manieth of the different launches, in the order in which they come."""
+    """Compile every n-th of the distinct launches, in the order of the calls."""
     place, of = map(int, options.share.split("/"))
     done = set(options.done.read_text(encoding="utf-8").splitlines())
     end = time.monotonic() + 60 * options.minutes
@@ -100,13 +100,13 @@ def work(options: argparse.Namespace) -> int:
 
 
 def build_launcher(compiled: Any) -> None:
-    """Triton's launcher is C, compiled for each signature; where it cannot be linked, the first launch will say so."""
+    """Triton's launcher is C, compiled per signature; if it cannot be linked here, the first launch reports that."""
     with suppress(Exception):
         CudaLauncher(compiled.src, compiled.metadata)
 
 
 def specialisation(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
-    """What Triton compiles a kernel apart for: constants, types, and whether 16 divides a number or it is 1."""
+    """What Triton specialises a kernel for: constants, types, and numbers that are 1 or a multiple of 16."""
     constants = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
 
     def of(name: str, value: Any) -> Any:
@@ -123,7 +123,8 @@ def specialisation(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
 
 @contextmanager
 def in_place_of_launches(gpu: str, call: Callable[[Any, Any, dict[str, Any]], None]) -> Iterator[None]:
-    """Ops take CPU tensors, and `call` is given kernel, grid and arguments of what they would launch on that GPU."""
+    """Let ops take CPU tensors; `call` receives the kernel, grid and arguments of every launch they would make on the
+    GPU."""
     name, arch, shared = gpu.rsplit(":", 2)
 
     def unfilled(shape: Any, dtype: Any = torch.float64, device: str = "cpu", scale: float = 1.0) -> Any:  # noqa: ARG001
@@ -147,7 +148,7 @@ def in_place_of_launches(gpu: str, call: Callable[[Any, Any, dict[str, Any]], No
 
 
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Frame and step first, then what the tests and the other benchmarks call."""
+    """The frame and the step first, then the calls of the tests and the other benchmarks."""
 
     def frame(dtype: torch.dtype) -> object:
         shape = Shape(1, 4, 50, 720, 1280)
@@ -175,7 +176,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def call_op(op: BenchOp, shape: Shape, dtype: torch.dtype, *, train: bool) -> None:
-    """An op of the registry: forward and backward pass, or without gradients on weights laid out beforehand."""
+    """An op of the registry: forward and backward, or without gradients and with weights in the kernels' layout."""
     tensors = PROVIDERS["triton"].inputs(op.make(shape, dtype, "cpu"))
     if not train:
         tensors = [weight_layout(t) if t.ndim == 4 and not is_image(t) else t for t in tensors]

@@ -1,11 +1,11 @@
-"""Everything within some minutes, the most telling first: `python -m bench all`.
+"""All benchmarks within a time limit, the most informative first: `python -m bench all`.
 
-Each part is a process of its own with a share of the time that is left: one that fails, crashes or hangs takes no other
-with it. Rows, the kernels' table, the log and a summary are on the disk as soon as they are known.
+Each part is a process of its own with a share of the remaining time, so a part that fails, crashes or hangs does not
+affect the others. Rows, the table of kernels, the log and a summary are written as soon as they are known.
 
-On a CPU: the network, a training step, growth, the ops. On a GPU all kernels are compiled first, on all cores, then
-come the tests, the frame and the step beside eager PyTorch, their kernels, the ops, growth and tuning. What
-torch.compile needs minutes for is compiled beside these, and is timed between them when it is ready.
+On a CPU: the network, a training step, growth, the ops. On a GPU all kernels are compiled first, on all cores; then
+follow the tests, the frame and the step against eager PyTorch, their kernels, the ops, growth and tuning. What
+torch.compile takes minutes to compile is compiled in the background and timed between the parts once it is ready.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from pathlib import Path
 from bench.parts import ROOT, Log, Part, run_parts
 from bench.summary import Summary
 
-# Not imported: whatever is broken in what is measured must not end this.
+# Not imported: a defect in the measured code must not end this process.
 FRAME, STEP = "1x720x1280", "16x256x256"
 OPS = ("rfdb", "layer_attention", "channel_gate", "conv3x3")
 Command = Callable[[float], list[str]]
-"""From minutes to a command line."""
+"""A command line for the given number of minutes."""
 
 EAGER, COMPILED = ("triton", "torch", "eager", "eager-channels-last"), ("compile", "compile-max-autotune")
 
@@ -32,11 +32,11 @@ EAGER, COMPILED = ("triton", "torch", "eager", "eager-channels-last"), ("compile
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--out", type=Path, help="where all results go; default: bench/results/<device>")
+    parser.add_argument("--out", type=Path, help="folder for all results; default: bench/results/<device>")
 
 
 def parts(device: str, out: Path) -> tuple[list[Part], list[Part]]:
-    """Those that follow one another, and those beside them."""
+    """The parts that run one after the other, and those in the background."""
 
     def bench(verb: str, *more: str, told: tuple[str, ...] = ("device", "minutes", "out")) -> Command:
         def command(minutes: float) -> list[str]:
@@ -74,7 +74,7 @@ def parts(device: str, out: Path) -> tuple[list[Part], list[Part]]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """1 where a part or a test failed."""
+    """1 if a part or a test failed."""
     from bench.devices import device, folder_name
 
     on = device(options.device)
@@ -94,7 +94,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def make_room_for_kernels() -> None:
-    """All processes share Triton's cache, which is in the home folder; another one where that cannot be written."""
+    """The folder of Triton's cache, which all processes share: in the home folder, or elsewhere if that is not
+    writable."""
     cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Two files of rows, or two commits: what differs, and what is noise: `python -m bench compare A B`.
+"""Compare two files of rows, or two commits, and tell differences from noise: `python -m bench compare A B`.
 
-Commits are measured by turns, A B A B, each by its own benchmark in a worktree of its own, so that a machine that gets
-slower or faster meanwhile does so for both.
+Commits are measured alternately, A B A B, each by its own benchmark in its own worktree, so that drift of the machine
+affects both alike.
 """
 
 import argparse
@@ -21,14 +21,16 @@ ROOT = Path(__file__).parents[1]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help="a file of rows, or a commit")
     parser.add_argument("b", help="likewise")
-    parser.add_argument("--run", default="ops", help='of commits: what to measure, as in "ops --op rfdb --mode full"')
-    parser.add_argument("--turns", type=int, default=3, help="of commits: how often to measure each")
+    parser.add_argument("--run", default="ops", help='for commits: what to measure, as in "ops --op rfdb --mode full"')
+    parser.add_argument("--turns", type=int, default=3, help="for commits: how often to measure each")
 
 
 def run(options: argparse.Namespace) -> int:
     files = [Path(name).is_file() for name in (options.a, options.b)]
     if any(files) and not all(files):
-        raise ValueError(f"{options.a} and {options.b}: one is a file of rows and the other is not; give two of a kind")
+        raise ValueError(
+            f"{options.a} and {options.b}: one is a file of rows and the other is not; give two files or two commits"
+        )
     if all(files):
         a, b = ({row.key: row for row in read(Path(name))} for name in (options.a, options.b))
     else:
@@ -38,10 +40,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def compared(a: dict[Key, Row], b: dict[Key, Row]) -> str:
-    """A table of what both have.
+    """A table of the measurements that both have.
 
-    A difference is noise where the ranges from p20 to p80 meet: that a fifth of A's calls was as fast as a fifth of
-    B's leaves it open which is faster.
+    A difference counts as noise if the ranges from p20 to p80 overlap.
     """
     both = [key for key in a if key in b]
     if not both:
@@ -61,7 +62,7 @@ def compared(a: dict[Key, Row], b: dict[Key, Row]) -> str:
 
 
 def measured(commits: tuple[str, str], arguments: list[str], turns: int) -> tuple[dict[Key, Row], dict[Key, Row]]:
-    """Of each measurement the turn with the median p50."""
+    """The turn with the median p50 of each measurement."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         trees = [stack.enter_context(Worktree(folder / f"tree{i}", commit)) for i, commit in enumerate(commits)]
@@ -84,7 +85,7 @@ def measured(commits: tuple[str, str], arguments: list[str], turns: int) -> tupl
 
 
 class Worktree:
-    """A commit's files in a folder, for as long as they are needed."""
+    """A commit's files in a temporary folder."""
 
     def __init__(self, path: Path, commit: str) -> None:
         self.path, self.commit = path, commit

@@ -1,17 +1,17 @@
-"""wgmma descriptors in Hopper's machine code: is the upper half of each the constant that it must be?
+"""Check in Hopper machine code that the upper half of every wgmma descriptor is a valid constant.
 
-A wgmma instruction finds a matrix in shared memory by a descriptor of 64 bits in uniform registers. The lower half is
+A wgmma instruction addresses a matrix in shared memory by a 64-bit descriptor in uniform registers. The lower half is
 the address; the upper half, the distance between rows and the swizzle, is known to the compiler. For one kernel of this
 package ptxas 12.8 took it from a register that held an address: an "illegal memory access" on the GPU that neither
-registers, spills nor the interpreter show. So constants are followed here through what `nvdisasm -c` prints, along all
-paths: an upper half that is not surely a constant of the right form is a fault.
+register counts, spills nor the interpreter reveal. This module therefore propagates constants through the output of
+`nvdisasm -c`, along all paths; an upper half that is not provably a constant of the right form is a fault.
 """
 
 import re
 from typing import NamedTuple
 
 Values = dict[str, int]
-"""The registers that hold a known constant."""
+"""Registers that hold a known constant, with its value."""
 
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _LABEL = re.compile(r"(\.\w+):")
@@ -20,7 +20,7 @@ _REGISTER = re.compile(r"(U?R)(\d+)")
 _VALUE = re.compile(r"[-~]?(?:U?R(?:\d+|Z)|0x[0-9a-f]+)")
 _BITS = 0xFFFFFFFF
 _MEANING = 0xC00E3FFF
-"""Bits of the upper half that mean something: distance between rows, start of the swizzle's pattern, its kind."""
+"""The used bits of the upper half: distance between rows, offset of the swizzle pattern, swizzle mode."""
 
 
 class _Instruction(NamedTuple):
@@ -29,23 +29,23 @@ class _Instruction(NamedTuple):
     op: str
     operands: list[str]
     written: list[str]
-    """The registers that it changes."""
+    """The registers it writes."""
     target: str | None
-    """The label that it names: where it may go on."""
+    """The label it may jump to."""
 
 
 class _Block(NamedTuple):
-    """Instructions that begin at a label."""
+    """The instructions that follow a label."""
 
     label: str
     instructions: list[_Instruction]
 
 
 def scan(disassembly: str) -> tuple[int, list[str]]:
-    """The number of wgmma instructions, and what is wrong with their descriptors."""
+    """The number of wgmma instructions, and the faults of their descriptors."""
     blocks = _blocks(disassembly)
     places = {block.label: place for place, block in enumerate(blocks)}
-    # What is known where a block begins, of those that can be reached.
+    # The constants known at the start of each reachable block.
     known: dict[int, Values] = {0: {}}
     todo = [0]
     while todo:
@@ -84,7 +84,7 @@ def _blocks(disassembly: str) -> list[_Block]:
 
 
 def _written(op: str, operands: list[str]) -> list[str]:
-    """The first operand, but for predicates, and the registers after it that belong to it."""
+    """The first operand other than a predicate, with the consecutive registers that belong to it."""
     first = next((operand for operand in operands if not _PREDICATE.fullmatch(operand)), "")
     found = _REGISTER.fullmatch(first)
     if not found:
@@ -99,7 +99,7 @@ def _written(op: str, operands: list[str]) -> list[str]:
 
 
 def _after(block: _Block, place: int, places: dict[str, int], values: Values) -> list[tuple[int, Values]]:
-    """Where it goes on after a block, and what is known there."""
+    """The successors of a block, with the constants known there."""
     values, found = dict(values), []
     for instruction in block.instructions:
         if instruction.target in places:
@@ -115,28 +115,28 @@ def _common(a: Values, b: Values) -> Values:
 
 
 def _wrong(instruction: _Instruction, values: Values) -> list[str]:
-    """Four registers hold both operands' descriptors, the first unused where that operand is in registers itself."""
+    """Four registers hold the descriptors of both operands; the first is unused if that operand is in registers."""
     place = next(i for i, operand in enumerate(instruction.operands) if "gdesc[" in operand)
     first = int(re.sub(r"\D*(\d+).*", r"\1", instruction.operands[place]))
     found = []
     for register in [f"UR{first + 1}", f"UR{first + 3}"][0 if place == 1 else 1 :]:
         value = values.get(register)
         if value is None:
-            found.append(f"{instruction.at}: {register} of a wgmma descriptor is no constant")
+            found.append(f"{instruction.at}: {register} of a wgmma descriptor is not a constant")
         elif value & ~_MEANING:
             found.append(f"{instruction.at}: {register} of a wgmma descriptor is {value:#x}")
     return found
 
 
 def _step(instruction: _Instruction, values: Values) -> None:
-    """What is known after an instruction."""
+    """The constants known after an instruction."""
     if instruction.op.startswith("CALL"):
         values.clear()
         return
     results = _results(instruction, values)
     for place, register in enumerate(instruction.written):
         value = results[place] if place < len(results) else None
-        # One that may not be carried out leaves what was there.
+        # A predicated instruction may leave the old value.
         if value is None or (instruction.conditional and values.get(register) != value):
             values.pop(register, None)
         else:
@@ -144,9 +144,9 @@ def _step(instruction: _Instruction, values: Values) -> None:
 
 
 def _results(instruction: _Instruction, values: Values) -> list[int | None]:
-    """What an instruction writes, of those kinds by which descriptors are made. None is what is no known constant.
+    """The constants an instruction writes, for the kinds that build descriptors; None for an unknown value.
 
-    No carry is looked at: the lower half of a descriptor is far from overflowing.
+    Carries are ignored: the lower half of a descriptor is far from overflowing.
     """
     op, sources = instruction.op, [operand for operand in instruction.operands[1:] if _VALUE.fullmatch(operand)]
     known = [_value(source, values) for source in sources]
@@ -172,7 +172,7 @@ def _value(operand: str, values: Values) -> int | None:
 
 
 def _upper_half(operand: str) -> str:
-    """Of an operand of 64 bits: the next register, or the sign of a constant."""
+    """The upper half of a 64-bit operand: the next register, or the sign extension of a constant."""
     if operand.lstrip("-~").startswith("0x"):
         return "0xffffffff" if operand.startswith("-") else "0x0"
     return re.sub(r"\d+", lambda number: str(int(number[0]) + 1), operand)
@@ -184,7 +184,7 @@ def _sum(terms: list[int | None]) -> int | None:
 
 
 def _by_table(a: int | None, b: int | None, c: int | None, table: int | None) -> int | None:
-    """Each bit is that of `table` which the three bits of a, b and c name."""
+    """Bitwise lookup (LOP3): each result bit is the bit of `table` selected by the bits of a, b and c."""
     if a is None or b is None or c is None or table is None:
         return None
     result = 0

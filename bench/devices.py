@@ -1,4 +1,4 @@
-"""The device that is measured: its clock, its memory, its ceilings, and what it says about itself."""
+"""The measured device: its clock, its memory, its ceilings, and its description."""
 
 import os
 import platform
@@ -21,12 +21,12 @@ from bench.rows import Machine
 from lmfn.device import device_name
 
 LONGEST_SLEEP = 400_000_000
-"""Cycles, some 0.2 s."""
+"""GPU cycles, about 0.2 s."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What is timed: `timed`, on what `before` makes of the turn's number. `before` is not timed."""
+    """`timed` is timed, on the result of `before(turn)`, which is not."""
 
     before: Callable[[int], Any]
     timed: Callable[[Any], Any]
@@ -36,16 +36,16 @@ class Call:
 
 
 Times = dict[str, list[float]]
-"""Milliseconds of every call, sorted."""
+"""Milliseconds of all calls, sorted."""
 
 
 class Cpu:
-    """Wall clock; the bytes of PyTorch's own allocator (what a library takes past it is not seen)."""
+    """Wall clock, and the bytes of PyTorch's allocator (memory that a library allocates by itself is not counted)."""
 
     kind = torch_device = "cpu"
     l2: tuple[str, ...] = ("host",)
     copies_bytes = 0
-    """Bytes that the copies of an input together must have; the CPU's caches are left as calls leave them."""
+    """Minimum total size of the copies of an input; 0 on a CPU, whose caches are not flushed."""
 
     @property
     def name(self) -> str:
@@ -55,7 +55,7 @@ class Cpu:
         return wall(self, calls, rounds)
 
     def peak(self, call: Call) -> int:
-        """Bytes that a call holds at most, its results among them, beside what was there before all of it."""
+        """Peak bytes of a call, including its results, in addition to what was allocated before."""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             result = call()
         del result
@@ -77,7 +77,7 @@ class Cpu:
         return f"{max(map(float, found)):.0f} MHz" if found else "unknown"
 
     def ceilings(self, dtype: torch.dtype) -> tuple[float, float]:
-        """Copy bandwidth in GB/s, read and write together, and the rate of products in TFLOP/s."""
+        """Copy bandwidth in GB/s, reads plus writes, and the matrix rate in TFLOP/s."""
         return _ceilings(self, dtype, numbers=2**25, side=2048, rounds=5)
 
     def machine(self, dtype: torch.dtype) -> Machine:
@@ -85,10 +85,10 @@ class Cpu:
 
 
 class Gpu:
-    """CUDA events. Before each timed call the GPU sleeps until the CPU has queued the call: no launch gap is timed.
+    """CUDA events. Before each timed call the GPU sleeps until the CPU has queued all of it, so gaps are not timed.
 
-    `cold`: every call has another copy of its inputs, of which there are more than the L2 holds twice; `warm`: the same
-    call went before it. `cuda` is `torch.cuda`, or what a test puts in its place.
+    `cold`: every call uses another copy of its inputs, which together exceed twice the L2; `warm`: the same call ran
+    immediately before. `cuda` is `torch.cuda`, or its replacement in a test.
     """
 
     kind = "cuda"
@@ -116,9 +116,9 @@ class Gpu:
         return {name: sorted(found[1:]) for name, found in times.items()}
 
     def _queue(self, call: Call, warm: bool) -> tuple[Any, Any]:
-        """The events around a call that was all queued before the first of its kernels ran."""
+        """Events around a call that was fully queued before its first kernel ran."""
         while True:
-            # The copies go by turns over all providers: none finds what the one before it has read.
+            # Providers cycle through the copies, so none finds in the cache what the previous one read.
             turn = 0 if warm else next(self._turns)
             if warm:
                 call(turn)
@@ -132,7 +132,7 @@ class Gpu:
                 return start, end
 
     def sleep_longer(self) -> bool:
-        """From now on, since the GPU woke before all was queued; False where it sleeps as long as it may."""
+        """Sleep longer from now on, because the GPU woke too early; False if it already sleeps as long as allowed."""
         longer = self.sleep < LONGEST_SLEEP
         self.sleep = min(2 * self.sleep, LONGEST_SLEEP)
         return longer
@@ -150,7 +150,7 @@ class Gpu:
         self.cuda.synchronize()
 
     def kernels(self, call: Callable[[], Any]) -> list[tuple[str, float]]:
-        """The kernels (and copies) of a call in the order in which they ran, and the microseconds of each."""
+        """The kernels and copies of a call in order of execution, with the microseconds of each."""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             call()
             self.synchronize()
@@ -181,7 +181,7 @@ Device = Cpu | Gpu
 
 
 def wall(on: Device, calls: Mapping[str, Call], rounds: int) -> Times:
-    """Call by call in turn by the clock on the wall, synchronised, after one round that does not count."""
+    """Time the calls in turns by wall clock, synchronised, after one warm-up round."""
     times: Times = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
@@ -195,12 +195,12 @@ def wall(on: Device, calls: Mapping[str, Call], rounds: int) -> Times:
 
 
 def device(name: str) -> Device:
-    """`cpu`, `cuda`, or `auto`: `cuda` where there is one."""
+    """`cpu`, `cuda`, or `auto`: `cuda` if available, else `cpu`."""
     return Gpu() if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else Cpu()
 
 
 def folder_name(name: str) -> str:
-    """A device's name as a folder's."""
+    """The folder name for a device."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -210,7 +210,7 @@ def _ceilings(on: Device, dtype: torch.dtype, numbers: int, side: int, rounds: i
 
     a, m = rand(numbers), rand(side, side)
     b = torch.empty_like(a)
-    # The matrix product is not always the fastest: on an AMD CPU MKL's has half the rate of oneDNN's convolution.
+    # The matrix product is not always the fastest: on AMD CPUs MKL's reaches half the rate of oneDNN's convolution.
     x, w = rand(1, 256, side // 16, 128), rand(256, 256, 3, 3)
     x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
     calls = {
@@ -219,16 +219,16 @@ def _ceilings(on: Device, dtype: torch.dtype, numbers: int, side: int, rounds: i
         "convolution": Call(lambda _: None, lambda _: F.conv2d(x, w, padding=1)),
     }
     found = on.time(calls, rounds, on.l2[0])
-    copy, matrix, convolution = (found[name][0] for name in calls)  # the fastest: they are to be ceilings
+    copy, matrix, convolution = (found[name][0] for name in calls)  # the fastest, since they serve as ceilings
     rates = 2 * side**3 / matrix, 2 * w.numel() * x[0, 0].numel() / convolution
     return 2 * a.nbytes / copy / 1e6, max(rates) / 1e9
 
 
 def _machine(on: Device, dtype: torch.dtype, threads: int, driver: str, cuda: str, cudnn: str) -> Machine:
     copy, matrix = on.ceilings(dtype)
-    # Outside a checkout, as where a copy of the tree is all there is, whoever made the copy may say.
+    # Outside a checkout, whoever copied the tree can name the commit.
     commit = _output("git", "rev-parse", "HEAD")
-    # Rows that the same run has written are no changes to what is measured.
+    # Rows written by the same run do not change what is measured.
     dirty = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ":!bench/results") != ""
     if commit == "unknown":
         commit, dirty = os.environ.get("COMMIT", "unknown"), "COMMIT" not in os.environ

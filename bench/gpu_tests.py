@@ -1,8 +1,8 @@
-"""The GPU's tests in several processes, the most telling first: `python -m bench tests`.
+"""Run the GPU tests in several processes, the most informative first: `python -m bench tests`.
 
-After a CUDA error, which no later call of its process survives, after a crash, and where a test hangs, another process
-goes on with the tests that are left. pytest-xdist, which a machine that only measures may lack, leaves a worker with a
-dead CUDA context to fail all its other tests, and cannot free one that a kernel holds.
+After a CUDA error, which makes every later call of the process fail, after a crash, and if a test hangs, another
+process continues with the remaining tests. pytest-xdist, which a machine that only measures may lack, would let a
+worker with a dead CUDA context fail all its other tests, and cannot recover one that is stuck in a kernel.
 """
 
 import argparse
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """1 where a test failed or none ran."""
+    """1 if a test failed or none ran."""
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # what is installed makes no difference
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-qq", "--tb=short", "--no-summary"]
     command += ["-p", "no:cacheprovider", "-p", "bench.pytest_share", *options.paths]

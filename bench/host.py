@@ -1,9 +1,9 @@
-"""What the host is asked for: launches of every op, a frame and a training step, and the time they take it.
+"""Launches of every op, of a frame and of a training step, and the host time they take.
 
-Counted are this package's kernels and PyTorch's, in eager calls, without a graph. Without a GPU, the time is that of
-everything above its driver (`bench/stand_in.py`), on tensors on the CPU so small that PyTorch's own kernels take next
-to none; with one (`--device cuda`), that of a call until the GPU has been asked for all of it. The time is the least of
-many calls, without a GPU in processor time: what else the host had to do is not counted.
+Counts this package's kernels and PyTorch's, in eager calls, without a graph. Without a GPU, the time is that of
+everything above the driver (`bench/stand_in.py`), with CPU tensors so small that PyTorch's own kernels take almost
+none; with one (`--device cuda`), the time until a call has been queued completely. It is the minimum over many calls,
+without a GPU in processor time, so that other work on the host is not counted.
 """
 
 import argparse
@@ -31,22 +31,22 @@ from lmfn_kernels import weight_layout
 from lmfn_kernels.runtime import backend, configs
 
 SIZE = (1, 32, 32)
-"""Images, height and width of an op's call: the least that all ops take, since launches are as many at any size."""
+"""Images, height and width of an op's call: the smallest that all ops take, since every size needs as many launches."""
 FRAME = Shape(1, 4, 50, 64, 64)
 STEP = Shape(2, 4, 50, 64, 64)
 SECONDS, CALLS = 1.0, 3
-"""For which a call is repeated, and how often at least."""
+"""Duration and minimum number of the repetitions of a call."""
 
 NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_", "_unsafe_view"}
-"""Ops that are no view, and launch nothing."""
+"""Ops that are not views and launch nothing."""
 PAIRS = {"mse_loss", "mse_loss_backward", "linalg_vector_norm"}
 """Ops that launch two kernels."""
 TENSORS = (110, 64, 48, 36, 30)
-"""Of one, two, ... lists, that one launch of PyTorch's kernels for lists of tensors takes (MultiTensorApply.cuh)."""
+"""Tensors per launch of PyTorch's multi-tensor kernels, for one, two, ... lists (MultiTensorApply.cuh)."""
 
 
 class Launches(TorchDispatchMode):
-    """Counts, of what is called within, `ours` and by name `others`: what PyTorch would launch on a GPU."""
+    """Counts what is launched within the context: `ours`, and `others`, PyTorch's on a GPU, by name."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -81,7 +81,7 @@ class Launches(TorchDispatchMode):
             lists = [a for a in args if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor)]
             lists += [result] if isinstance(result, (list, tuple)) and result else []
             if name.startswith("_fused_adam"):
-                lists = lists[:4]  # the numbers of steps come along in the launch's own arguments
+                lists = lists[:4]  # the step counts are part of the launch's own arguments
             self.others[name] += -(-len(lists[0]) // TENSORS[len(lists) - 1])
         elif not func.is_view and name not in NOTHING and any(written.numel() for written in _tensors(result)):
             self.others[name] += 2 if name in PAIRS else 1
@@ -95,13 +95,13 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--op", nargs="*", choices=OPS | PARTS, default=[op for op in OPS | PARTS if op != "lmfn"])
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for which each call is repeated")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds for which each call is repeated")
 
 
 def run(options: argparse.Namespace) -> int:
     on = device(options.device)
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # where no kernel ran, memory holds anything
+    torch.set_flush_denormal(True)  # no kernel ran, so memory is uninitialised
     torch.manual_seed(0)
     with here(on.kind), lmfn_kernels.backend("triton"):
         print(f"{'':18} {'':5} {'ours':>5} {'torch':>5} {'us':>8}   on {on.name}")
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def here(kind: str) -> Iterator[None]:
-    """Kernels are launched: on a GPU as ever, else on the stand-in for one, for tensors on the CPU."""
+    """Launch kernels: on a GPU as usual, otherwise on its stand-in, with CPU tensors."""
     if kind == "cuda":
         yield
         return
@@ -131,21 +131,21 @@ def here(kind: str) -> Iterator[None]:
 
     with (
         gpu(),
-        mock.patch.object(backend, "INTERPRETED", True),  # so CPU tensors are taken
+        mock.patch.object(backend, "INTERPRETED", True),  # so that CPU tensors are accepted
         mock.patch.object(configs, "describe", return_value=("sm_90", SHARED)),
     ):
         yield
 
 
 def count(called: Callable[[], Any]) -> Launches:
-    called()  # what is made at a first call is no part of it
+    called()  # exclude what only the first call does
     with Launches() as launched:
         called()
     return launched
 
 
 def least_time(called: Callable[[], Any], on: Device, seconds: float) -> float:
-    """Seconds of the fastest call. On a GPU the queue is empty before each, so that none waits for room in it."""
+    """Seconds of the fastest call. On a GPU the queue is emptied before each, so that no call waits for space in it."""
     clock = time.perf_counter if on.kind == "cuda" else time.process_time
     least, end, times = float("inf"), time.perf_counter() + seconds, 0
     while times < CALLS or time.perf_counter() < end:
@@ -158,7 +158,8 @@ def least_time(called: Callable[[], Any], on: Device, seconds: float) -> float:
 
 
 def calls(names: Sequence[str], on: str) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """Of each op in bfloat16: without gradients, weights laid out beforehand; forward and backward, weights as made."""
+    """Each op in bfloat16: without gradients on weights in the kernels' layout; forward and backward on plain
+    weights."""
     for name in names:
         op = (OPS | PARTS)[name]
         shape = op.shape(*SIZE)
@@ -170,7 +171,7 @@ def calls(names: Sequence[str], on: str) -> Iterator[tuple[str, str, Callable[[]
 
 
 def wholes(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """A frame, as `for_inference` has it without a graph, and a training step."""
+    """A frame, as `for_inference` computes it without a graph, and a training step."""
     model = network(FRAME, device=on)
     x = image(FRAME, torch.float32, on)
     frame = plain(network(FRAME, device=on).requires_grad_(False), x.device, torch.bfloat16)
@@ -180,7 +181,7 @@ def wholes(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def parts(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What a launch is made of, and what a host's speed shows in."""
+    """The parts of a launch, and calls that show the speed of the host."""
     from triton.runtime import driver
     from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -190,7 +191,8 @@ def parts(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     pixels = x.permute(0, 2, 3, 1)
     shape, strides, tile = list(pixels.shape), list(pixels.stride()), [1, 8, 16, 64]
     vector, utils = torch.zeros(64, device=on), driver.active.utils
-    encode = getattr(utils, "fill_tma_descriptor_tiled", None) or utils.fill_tma_descriptor  # the name before 3.7
+    # its name before Triton 3.7 is the second
+    encode = getattr(utils, "fill_tma_descriptor_tiled", None) or utils.fill_tma_descriptor
 
     def guard() -> None:
         with torch.cuda.device(x.device):
