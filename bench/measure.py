@@ -1,4 +1,4 @@
-"""From a call to rows: checked against the exact result first, then timed by turns with the others, each a row."""
+"""From calls to rows: each is checked against the float64 reference, then timed in turns with the others."""
 
 import sys
 import time
@@ -22,37 +22,37 @@ from lmfn_kernels.testing import Exact
 
 @dataclass
 class Session:
-    """A run of a benchmark: what it measures on, where its rows go, and when it has to end."""
+    """A benchmark run: its device, the file of its rows, and its time limit."""
 
     on: Device
     file: RowFile | None = None
     rounds: int = 20
     end: float = float("inf")
-    """By `time.monotonic`: nothing new is begun after it."""
+    """In `time.monotonic`: no new measurement starts after it."""
     turns: bool = False
-    """Whether to wait for a turn before anything is timed."""
+    """Whether to wait for permission before timing anything."""
     wrong: int = 0
-    """Results that were wrong, and calls of ours that failed."""
+    """The number of wrong results and of failures of our own calls."""
     rows: list[Row] = field(default_factory=list)
-    """All that were made."""
+    """The rows made so far."""
     _machines: dict[torch.dtype, Machine] = field(default_factory=dict)
 
     def out_of_time(self, left: int) -> bool:
-        """Says so, too, with the number of measurements that are left."""
+        """Whether time is up; if so, prints the number of measurements that are left."""
         out = time.monotonic() > self.end
         if out:
-            print(f"out of time: {left} measurements were not begun", file=sys.stderr)
+            print(f"out of time: {left} measurements were not started", file=sys.stderr)
         return out
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Where other commands run beside this one (`bench/parts.py`), wait until nothing else does."""
+        """Wait until no other command is being timed, if this one runs in the background (`bench/parts.py`)."""
         if not self.turns:
             yield
             return
         print(WAITING, flush=True)
         if not sys.stdin.readline():
-            raise RuntimeError("whoever gave turns is gone")
+            raise RuntimeError("the process that grants turns has ended")
         yield
         print(TIMED, flush=True)
 
@@ -62,7 +62,7 @@ class Session:
         return self._machines[dtype]
 
     def running_here(self, names: Sequence[str], providers: Mapping[str, Provider] = PROVIDERS) -> list[str]:
-        """Those of `providers` that run on this device."""
+        """The `providers` that run on this device."""
         here = [name for name in names if self.on.kind in providers[name].devices]
         for name in names:
             if name not in here:
@@ -74,12 +74,12 @@ class Session:
 
     @contextmanager
     def counting_failures(self, subject: "Measurement", provider: str) -> Iterator[None]:
-        """What is within may fail: a wrong result, or one of ours that fails, is counted; others are left out."""
+        """Count wrong results and failures of our own code within the context; skip failures of other providers."""
         what = f"{subject}, {provider}"
         try:
             yield
         except Exception as error:
-            if "CUDA error" in str(error):  # nothing that comes after it could be trusted
+            if "CUDA error" in str(error):  # no later result could be trusted
                 raise
             refused = isinstance(error, (ValueError, torch.OutOfMemoryError)) or provider not in OURS
             if refused and not isinstance(error, AssertionError):
@@ -99,7 +99,7 @@ def short(dtype: torch.dtype) -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured, and what makes its rows again."""
+    """What is measured, and the command that reproduces its rows."""
 
     op: str
     mode: str
@@ -114,11 +114,11 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A provider whose result was right, ready to be timed, and what was seen while it was checked."""
+    """A provider with a correct result, ready to be timed, and the observations of its check."""
 
     call: Call
     errors: tuple[float, float]
-    """RMS and largest, as in `Row`."""
+    """RMS and maximum, as in `Row`."""
     peak_bytes: int
     saved_bytes: int = 0
     config: dict[str, str] = field(default_factory=dict)
@@ -132,7 +132,7 @@ def add_rows(
     l2: str,
     clock: Callable[[dict[str, Call], int], Times],
 ) -> None:
-    """Time them all by turns and add a row for each."""
+    """Time all of them in turns and add a row for each."""
     before = session.on.clocks()
     times = clock({name: candidate.call for name, candidate in candidates.items()}, session.rounds)
     after = session.on.clocks()
@@ -179,9 +179,9 @@ def add_rows(
 
 
 def check_results(results: Sequence[Tensor], exact: Sequence[Exact]) -> tuple[float, float]:
-    """Hold results to the bound of `lmfn_kernels/testing.py`, which AssertionError says they break.
+    """Check results against the bound of `lmfn_kernels/testing.py`; raises AssertionError if one exceeds it.
 
-    Gives the largest RMS error as part of the RMS of the exact value, and the largest error likewise.
+    Returns the largest RMS error relative to the RMS of the exact value, and the largest error likewise.
     """
     rms = largest = 0.0
     for i, (result, e) in enumerate(zip(results, exact, strict=True)):
@@ -194,7 +194,7 @@ def check_results(results: Sequence[Tensor], exact: Sequence[Exact]) -> tuple[fl
 
 @contextmanager
 def launches(any_are: bool) -> Iterator[list[Kernel]]:
-    """The different kernels that are launched within, in order; nothing is looked at where `any_are` is not set."""
+    """The distinct kernels launched within the context, in order; empty unless `any_are`."""
     found: list[Kernel] = []
     if not any_are:
         yield found
@@ -205,7 +205,7 @@ def launches(any_are: bool) -> Iterator[list[Kernel]]:
         made = kernel[grid](**arguments)
         names: tuple[str, ...] = ("BLOCK_H", "BLOCK_W", "num_warps", "STAGES")
         config = {name: int(arguments[name]) for name in names if name in arguments}
-        # Interpreted, a kernel is no compiled one, and has none of these.
+        # An interpreted kernel is not compiled and has none of these.
         registers, spills = (int(getattr(made, name, 0) or 0) for name in ("n_regs", "n_spills"))
         shared = int(made.metadata.shared) if hasattr(made, "metadata") else 0
         one = Kernel(kernel.__name__.removesuffix("_kernel"), config, registers, spills, shared)

@@ -1,7 +1,7 @@
-"""How memory and time grow with the image, the batch, the number of maps and of channels: `python -m bench memory`.
+"""Growth of memory and time with the image, the batch, and the number of maps and channels: `python -m bench memory`.
 
-Rows as those of `ops`; `report` fits the exponents. Sizes are the image's: the decoder's ops run on maps of a quarter
-of its height and width.
+Rows are like those of `ops`; `report` fits the exponents. Sizes are those of the image: the decoder's ops run on maps
+of a quarter of its height and width.
 """
 
 import argparse
@@ -19,16 +19,16 @@ SIZES = {
     "cuda": [(256, 256), (720, 1280), (1088, 1920), (2160, 3840), (4320, 7680)],
 }
 OTHERS = {"b": (1, 2, 4), "n": (1, 2, 4), "c": (16, 32, 64)}
-"""At 256x256; c is what the matrix units take whole, so that padding is no part of the growth."""
+"""At 256x256, with channel counts that need no padding, so that padding does not affect the growth."""
 PROVIDERS = {"cpu": ["eager-channels-last", "torch"], "cuda": ["eager-channels-last", "triton"]}
 GROWING = ("layer_attention", "rfdb", "lmfn")
 LARGEST_WITH_GRADIENTS = {"cpu": 256 * 256, "cuda": 1088 * 1920}
-"""Pixels of the whole network's image."""
+"""Pixels of the image for the whole network."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--op", nargs="+", choices=GROWING, default=list(GROWING), help="default: all")
-    parser.add_argument("--largest", type=int, default=4320, help="image height up to which to go; default: all sizes")
+    parser.add_argument("--largest", type=int, default=4320, help="largest image height; default: all sizes")
 
 
 def shapes(op: str, device: str, largest: int) -> Iterator[Shape]:
@@ -55,5 +55,5 @@ def run(session: Session, options: argparse.Namespace) -> None:
             modes = ("infer", "full") if small else ("infer",)
             try:
                 measure(session, Request(OPS[op], shape, dtype, modes, PROVIDERS[device]))
-            except torch.OutOfMemoryError as error:  # of the check
+            except torch.OutOfMemoryError as error:  # from the check
                 session.left_out(f"{op} {shape}", error)

@@ -1,7 +1,7 @@
-"""The whole network, a photograph at a time, and its parts: `python -m bench model`.
+"""The whole network on one photograph, and its parts: `python -m bench model`.
 
-By the clock on the wall, launch gaps included: that is what a user waits. On a CPU beside ONNX Runtime and OpenVINO, in
-bfloat16 too where the processor has instructions for it.
+Wall-clock time, including gaps between launches: the time a user waits. On a CPU also ONNX Runtime and OpenVINO, in
+bfloat16 as well if the processor has instructions for it.
 """
 
 import argparse
@@ -32,14 +32,14 @@ SHAPES = {"cuda": ["1x720x1280", "8x720x1280", "1x2160x3840"], "cpu": ["1x256x25
 PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
 
 Make = Callable[[Any, Tensor], Callable[[Tensor], Tensor]]
-"""From the network, float32, and an image, in the dtype to compute in, to a function of the image in float32."""
+"""From the float32 network and an image in the dtype to compute in, to a function of the image in float32."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", nargs="+", help="BxHxW of the image, or BxNxCxHxW with N RFDBs of C channels")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--provider", nargs="+", help="of the network; default: all")
-    parser.add_argument("--units", action="store_true", help="the parts alone; without it, they come after the network")
+    parser.add_argument("--provider", nargs="+", help="providers for the network; default: all")
+    parser.add_argument("--units", action="store_true", help="only the parts; without it, they follow the network")
 
 
 def dtypes(device: str) -> list[str]:
@@ -80,7 +80,7 @@ def run(session: Session, options: argparse.Namespace) -> None:
 
 
 def units(session: Session, options: argparse.Namespace) -> None:
-    """Each part of the network at the size that it has in one photograph, beside the written formula."""
+    """Each part of the network at its size in one photograph, compared with the written formula."""
     device = session.on.kind
     names = ["triton" if device == "cuda" else "torch", "eager-channels-last"]
     done = set()
@@ -116,7 +116,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     subject = Measurement("lmfn", "infer", dtype, shape, OPS["lmfn"].work(shape, "infer"), command)
     torch._dynamo.reset()
     torch.manual_seed(0)
-    # Weights and an image that the dtype holds: the bound is for roundings within the network.
+    # Weights and image are representable in the dtype: the bound is for rounding within the network.
     model, x = network(shape, dtype, device).float(), image(shape, dtype, device)
     seen = x.float()
     given = [x, *(t.detach() for t in (*model.parameters(), *model.buffers()))]

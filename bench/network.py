@@ -1,4 +1,4 @@
-"""The whole network, as an op among ops: its tensors are the image and then all parameters."""
+"""The whole network as an op whose tensors are the image and all parameters."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +15,8 @@ from lmfn.network import Network
 
 
 def network(shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Network:
-    """`shape`: n RFDBs, c channels in the decoder. Attentions that start at 0 are set to 0.1, so that they count."""
+    """`shape`: n RFDBs, c channels in the decoder. Attention weights that start at 0 are set to 0.1, to have an
+    effect."""
     made = Network.from_preset("lmfn", rfdbs=shape.n, features=shape.c, distilled=max(1, shape.c // 2))
     for name, parameter in made.named_parameters():
         if name.endswith((".theta", ".alpha")):
@@ -28,7 +29,7 @@ def image(shape: Shape, dtype: torch.dtype, device: str) -> Tensor:
 
 
 def tensors(shape: Shape, dtype: torch.dtype, device: str) -> list[Tensor]:
-    """The image, and the network's parameters and its one buffer, the mean of RGB."""
+    """The image, the parameters, and the only buffer, the RGB mean."""
     made = network(shape, dtype, device)
     return [image(shape, dtype, device), *(t.detach() for t in (*made.parameters(), *made.buffers()))]
 
@@ -46,7 +47,7 @@ def function(shape: Shape) -> Callable[..., Tensor]:
 
 @cache
 def per_pixel(shape: Shape) -> tuple[float, float, float]:
-    """Operations of the written formula at 256x256, and three values in and three out: the least that there are."""
+    """Operations of the written formula at 256x256, and three values read and three written per pixel, the minimum."""
     small, mode = replace(shape, b=1, h=256, w=256), FakeTensorMode(allow_non_fake_inputs=True)
     call = function(small)
     on = [mode.from_tensor(t) for t in tensors(small, torch.float32, "cpu")]

@@ -1,7 +1,7 @@
-"""Times and memory of the ops by all providers: `python -m bench ops`.
+"""Times and memory of the ops with all providers: `python -m bench ops`.
 
-A provider whose result does not hold to its bound against float64 gets no row. The providers are timed by turns, call
-by call. What a row says is in `bench/rows.py`, how time is taken in `bench/devices.py`.
+A provider whose result exceeds the bound against float64 gets no row. Providers are timed in turns, call by call.
+`bench/rows.py` defines the rows, `bench/devices.py` how time is measured.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from lmfn_kernels import testing, weight_layout
 from lmfn_kernels.runtime import configs
 
 SIZES = {"cuda": [(1, 180, 320), (1, 540, 960), (16, 64, 64)], "cpu": [(1, 180, 320)]}
-"""Images, height and width that are measured where none are asked for: a quarter of a 720p frame and of a 4K frame, the
-maps of a training batch."""
+"""Default images, height and width: a quarter of a 720p frame, a quarter of a 4K frame, and the maps of a training
+batch."""
 DTYPES = {"cuda": ["bfloat16"], "cpu": ["float32"]}
 MOST_COPIES = 64
 
 
 @dataclass(frozen=True)
 class Request:
-    """An op at one shape, and the modes and providers to measure it by."""
+    """An op at one shape, with the modes and providers to measure."""
 
     op: BenchOp
     shape: Shape
@@ -47,13 +47,13 @@ class Request:
 
 
 def measure(session: Session, wanted: Request) -> None:
-    """Rows of one op at one shape and dtype, one for each mode, provider and state of the L2."""
+    """Rows of one op at one shape and dtype, one per mode, provider and L2 state."""
     on, op = session.on, wanted.op
     torch.manual_seed(0)
     tensors = op.make(wanted.shape, wanted.dtype, on.torch_device)
     needs = [tuple(wanted.modes) != ("infer",)] * len(tensors)
-    # Few random roundings of the whole network's image, which may be large: it has values enough to show what they do.
-    # Not of an op's: what a rounding does to a row of ALFM's matrix it does to all pixels alike.
+    # Few random perturbations for the whole network, whose image may be large: it has enough values to show their
+    # effect. Not so for an op: rounding in a row of ALFM's matrix affects all pixels alike.
     rounds = 2 if op.name == "lmfn" and not any(needs) else testing.ROUNDS
     results, gradients = testing.exactly(op.function(wanted.shape), tensors, needs, rounds)
     number = min(on.copies_bytes // nbytes(tensors) + 1, MOST_COPIES)
@@ -82,8 +82,8 @@ def measure(session: Session, wanted: Request) -> None:
 def _checked(
     on: Device, wanted: Request, mode: str, provider: Provider, copies: list[list[Tensor]], exact: list[testing.Exact]
 ) -> Candidate:
-    """Raises AssertionError where the results are not what they must be."""
-    if mode == "infer" and provider.backend == "triton":  # as `for_inference` lays them out, once
+    """Raises AssertionError if the results are wrong."""
+    if mode == "infer" and provider.backend == "triton":  # once, as `for_inference` does
         with lmfn_kernels.backend("triton"):
             copies = [[weight_layout(t) if t.ndim == 4 and not is_image(t) else t for t in copy] for copy in copies]
     function = provider.function(wanted.op.function(wanted.shape))
@@ -113,9 +113,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def wanted(options: argparse.Namespace, device: str, providers: Sequence[str]) -> list[Request]:
-    """The measurements that were asked for: the first shape of every op before the second.
+    """The requested measurements: the first shape of every op before the second.
 
-    Raises ValueError for a shape that is none.
+    Raises ValueError for an invalid shape.
     """
     shapes = options.shape or ["x".join(map(str, size)) for size in SIZES[device]]
     return [
@@ -127,7 +127,7 @@ def wanted(options: argparse.Namespace, device: str, providers: Sequence[str]) -
 
 
 def shape_of(op: BenchOp, text: str) -> Shape:
-    """`BxHxW`, `BxCxHxW` or `BxNxCxHxW`; what is left out is as in the network."""
+    """`BxHxW`, `BxCxHxW` or `BxNxCxHxW`; omitted numbers are as in the network."""
     numbers = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
     if not 3 <= len(numbers) <= 5 or 0 in numbers:
         raise ValueError(f"--shape {text}: expected are three to five numbers, BxHxW, BxCxHxW or BxNxCxHxW")

@@ -1,8 +1,8 @@
-"""Commands with time limits, one after the other; beside them, others that wait for their turn to be timed.
+"""Run commands with time limits one after the other, and others in the background that wait for their turn to be timed.
 
-Each command is a process group of its own, so one that crashes, hangs or prints without end takes no other with it. A
-command that runs beside the others prints `WAITING` when it is ready to time something and reads a line before it
-does; it prints `TIMED` afterwards. While a part is timed, all commands beside it are stopped.
+Each command is a process group of its own, so one that crashes, hangs or prints endlessly does not affect the others. A
+background command prints `WAITING` when it is ready to time something, reads a line before it does, and prints `TIMED`
+afterwards. While a part is timed, all background commands are stopped.
 """
 
 import contextlib
@@ -19,31 +19,31 @@ from typing import NamedTuple, Self
 
 ROOT = Path(__file__).parents[1]
 LEAST_SECONDS = 5.0
-"""A part that would get less is not begun."""
+"""A part that would get less is not started."""
 TURN_SECONDS = 60.0
-"""A command beside the others that takes longer for one turn is killed."""
+"""A background command that takes longer for one turn is killed."""
 LONGEST_LINE, MOST_BYTES = 10_000, 2**20
-"""Of a line, and of all that a command prints: what is more is counted, not kept."""
+"""Characters kept of a line, and of all output of a command; the rest is only counted."""
 WAITING, TIMED = "[waits for its turn]", "[timed]"
 
 
 class Part(NamedTuple):
-    """A share of the time, and a command that is given minutes to keep to.
+    """A share of the time, and a command that takes the number of minutes it may use.
 
-    Without a command the time is for the commands beside the parts.
+    Without a command the time belongs to the background commands.
     """
 
     name: str
     share: float
     command: Callable[[float], list[str]] | None
     timed: bool = True
-    """Whether the commands beside it must be still meanwhile."""
+    """Whether the background commands must be stopped meanwhile."""
 
 
 class Outcome(NamedTuple):
     name: str
     status: str
-    """`done`, `failed with 1`, `died of SIGABRT`, `out of time` or `not begun`."""
+    """`done`, `failed with 1`, `died of SIGABRT`, `out of time` or `not started`."""
     seconds: float
 
     @property
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 
 
 class Log:
-    """What is said goes to the console and to a file, line by line."""
+    """Writes lines to the console and to a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,15 +70,15 @@ class Log:
     def say(self, text: str) -> None:
         with self._lock:
             print(text, flush=True)
-            if not self._file.closed:  # a command that was killed may still have something to say
+            if not self._file.closed:  # a killed command may still print
                 self._file.write(text + "\n")
                 self._file.flush()
 
 
 class Command:
-    """A running command; `heard` gets each line that it prints, from a thread of its own.
+    """A running command; `heard` receives each line that it prints, from a separate thread.
 
-    `grouped`: whether it is a process group of its own. `answered`: whether it can be written to.
+    `grouped`: whether it is a process group of its own. `answered`: whether its stdin can be written to.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Command:
     ) -> None:
         self.began = time.monotonic()
         self._heard, self._grouped, self._bytes, self._left_out = heard, grouped, 0, 0
-        # A group, not a session: whoever ends the session of the run ends all of it.
+        # A group, not a session, so that ending the session of the run ends all of it.
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -127,7 +127,7 @@ class Command:
             self._left_out += 1
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to all processes of the group, or to this one alone where it has none of its own."""
+        """Send a signal to all processes of the group, or to this process alone if it has no group of its own."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if self._grouped:
                 os.killpg(self.process.pid, number)
@@ -135,7 +135,7 @@ class Command:
                 os.kill(self.process.pid, number)
 
     def wait(self, seconds: float) -> str:
-        """Wait for the end, or kill it after so long; its status, as in `Outcome`. Nothing of it is left running."""
+        """Wait for the end, or kill it after the time limit; its status, as in `Outcome`. No process of it is left."""
         status = None
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -153,15 +153,15 @@ class Command:
         )
 
     def kill(self) -> None:
-        """Also what the command has started and left behind."""
+        """Includes the processes that the command started and left behind."""
         self.signal(signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # held by a driver, it may not even die
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process stuck in a driver may not die at once
             self.process.wait(10)
-        self._reader.join(2)  # a process that left the group may hold the pipe open
+        self._reader.join(2)  # a process that left the group may keep the pipe open
 
 
 class Beside:
-    """A command beside the parts."""
+    """A background command."""
 
     def __init__(self, name: str, command: list[str], say: Callable[[str], None]) -> None:
         self.name, self._say = name, say
@@ -169,7 +169,7 @@ class Beside:
         self._state = "working"  # or "waiting" for its turn, or "timing"
         self.outcome: Outcome | None = None
         self._command = Command(command, self._hear, answered=True)
-        with contextlib.suppress(OSError):  # the parts go first
+        with contextlib.suppress(OSError):  # the parts have priority
             os.setpriority(os.PRIO_PROCESS, self._command.process.pid, 10)
 
     def _hear(self, line: str) -> None:
@@ -198,7 +198,7 @@ class Beside:
             self._command.signal(signal.SIGCONT)
 
     def take_turn(self, seconds: float) -> None:
-        """Let it time what it is ready to time; it is killed if that takes longer."""
+        """Let it time one measurement; it is killed if that takes too long."""
         assert self._command.process.stdin is not None
         end = time.monotonic() + seconds
         self._state = "timing"
@@ -214,13 +214,13 @@ class Beside:
             self.stop()
 
     def stop(self) -> None:
-        """Note the outcome, and kill what still runs."""
+        """Record the outcome, and kill what still runs."""
         if self.outcome is None:
             self.outcome = Outcome(self.name, self._command.wait(0), self._command.seconds)
 
 
 def take_turns(others: Sequence[Beside], end: float) -> None:
-    """Let those that wait time what they wait for, one at a time and with nothing beside them."""
+    """Let waiting commands time their measurements, one at a time and with everything else stopped."""
     for one in others:
         left = end - time.monotonic()
         if one.waits and left > 0:
@@ -233,7 +233,7 @@ def take_turns(others: Sequence[Beside], end: float) -> None:
 
 
 def give_time(others: Sequence[Beside], seconds: float) -> float:
-    """Let them work and time until all have ended, at most so long; the seconds that it took."""
+    """Let them work and time until all have ended or time is up; the seconds it took."""
     began = time.monotonic()
     while (left := began + seconds - time.monotonic()) > 0 and any(one.running for one in others):
         take_turns(others, began + seconds)
@@ -250,9 +250,9 @@ def run_parts(
     hear: Callable[[str, str], None] = lambda _part, _line: None,
     report: Callable[[list[Outcome]], None] = lambda _outcomes: None,
 ) -> list[Outcome]:
-    """Run the parts, each with its share of what is left, and `beside` from the beginning on; how each ended.
+    """Run the parts, each with its share of the remaining time, and `beside` in the background; the outcome of each.
 
-    `hear` gets every line with the name of its part, `report` after each part the outcomes up to then.
+    `hear` receives every line with the name of its part; `report` the outcomes so far, after each part.
     """
     end = time.monotonic() + seconds
     outcomes: list[Outcome] = []
@@ -277,7 +277,7 @@ def run_parts(
             left = end - time.monotonic()
             mine = left * part.share / sum(one.share for one in todo[place:])
             if mine < LEAST_SECONDS:
-                note(Outcome(part.name, "not begun", 0.0))
+                note(Outcome(part.name, "not started", 0.0))
                 continue
             log.say(f"{part.name}: {mine:.0f} seconds of {left:.0f}")
             if part.command is None:
@@ -285,7 +285,7 @@ def run_parts(
                 continue
             for one in others if part.timed else ():
                 one.pause()
-            # A part begins nothing after four fifths of its time, and has the last one to end what it has begun.
+            # A part starts nothing new after four fifths of its time, and finishes in the last fifth.
             running = Command(part.command(0.8 * mine / 60), partial(say, part.name, ""))
             status = running.wait(mine)
             for one in others:

@@ -1,4 +1,4 @@
-"""The plots of `python -m bench report`, a folder of PNG files a device."""
+"""The plots of `python -m bench report`: one folder of PNG files per device."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,11 +32,11 @@ COLOURS = {
     "upsampled_conv3x3": "#aaaaaa",
     "lmfn": "#222222",
 }
-"""Okabe and Ito's, and after them Tol's, told apart by the colour-blind."""
+"""Okabe and Ito's colours, then Tol's, distinguishable for the colour-blind."""
 
 
 def draw(folder: Path, verbs: dict[str, list[Row]]) -> Iterator[Path]:
-    """Draw what there are rows for, and give the files."""
+    """Draw every plot that has rows; the files."""
     made: list[tuple[str, str, Callable[[list[Row]], Figure]]] = [
         ("ops", "roofline", roofline),
         ("ops", "speedup", speedup),
@@ -58,7 +58,7 @@ def title(row: Row) -> str:
 
 
 def roofline(rows: list[Row]) -> Figure:
-    """Arithmetic rate by operations a byte, ours filled, the fastest other hollow, under the measured ceilings."""
+    """Arithmetic rate by operations per byte under the measured ceilings; ours filled, the fastest other hollow."""
     figure, ax = plt.subplots(figsize=(8, 5.5), layout="constrained")
 
     def intensity(row: Row) -> float:
@@ -82,7 +82,7 @@ def roofline(rows: list[Row]) -> Figure:
     x = np.geomspace(min(at) / 4, max(at) * 4, 200)
     copy, matrix = first.machine.copy_gbps, first.machine.matrix_tflops
     ax.plot(x, np.minimum(x * copy / 1e3, matrix), color="black", linewidth=1)
-    ax.set(xscale="log", yscale="log", xlabel="least operations a byte of least traffic", ylabel="TFLOP/s")
+    ax.set(xscale="log", yscale="log", xlabel="operations per byte (minimum arithmetic and traffic)", ylabel="TFLOP/s")
     ax.set_title(
         f"Roofline: {title(first)}\nceilings: {copy:.3g} GB/s copied, {matrix:.3g} TFLOP/s multiplied", fontsize=10
     )
@@ -98,7 +98,7 @@ def roofline(rows: list[Row]) -> Figure:
 
 
 def speedup(rows: list[Row]) -> Figure:
-    """Times as fast as the fastest other, a bar for each op, mode and shape."""
+    """Speedup over the fastest other provider, one bar per op, mode and shape."""
     found = [group for group in groups(rows) if group.others][::-1]
     figure, ax = plt.subplots(figsize=(8, 1.4 + 0.27 * len(found)), layout="constrained")
     for y, group in enumerate(found):
@@ -110,14 +110,14 @@ def speedup(rows: list[Row]) -> Figure:
     )
     ax.axvline(1, color="black", linewidth=1)
     ax.set_xlim(0, 1.25 * max([group.faster for group in found], default=1))
-    ax.set_xlabel("times as fast as the fastest other, whose name stands at the bar")
+    ax.set_xlabel("speedup over the fastest other provider, named at the bar")
     ax.set_title(f"{title(rows[0])}: ours is {groups(rows)[0].ours.provider}", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def by_size(rows: list[Row], value: Callable[[Row], float], label: str, exponents: bool) -> Figure:
-    """A panel for inference and one for forward and backward; ours solid, the others dashed."""
+    """One panel for inference and one for forward and backward; ours solid, the others dashed."""
     found = [line for line in lines(rows) if line.axis == "pixels"]
     modes = list(dict.fromkeys(line.rows[0].mode for line in found))
     figure, axes = plt.subplots(

@@ -1,8 +1,8 @@
-"""Kernel by kernel, what a GPU does in a frame and in a training step: `python -m bench profile`.
+"""Profile a frame and a training step on a GPU kernel by kernel: `python -m bench profile`.
 
-Times are the kernels' own, as the profiler saw them while the CUDA graph was replayed, medians of several replays; gaps
-are not included. The roofline is the time that a kernel's arithmetic, or what it reads and writes, needs at the rates
-that were measured in the same run. Every tensor counts once, whatever cache it is in; padding does not count.
+Times are those of the kernels, as the profiler records them while the CUDA graph is replayed, medians of several
+replays, without gaps. The roofline is the time that a kernel's arithmetic, or its reads and writes, take at the rates
+measured in the same run. Every tensor counts once, whatever cache it is in; padding does not count.
 """
 
 import argparse
@@ -36,7 +36,7 @@ TILE = ("BLOCK_H", "BLOCK_W", "num_warps", "STAGES")
 
 
 class Launch(NamedTuple):
-    """A launch of ours, as its arguments have it."""
+    """A launch of ours, described by its arguments."""
 
     kernel: str
     shape: str
@@ -44,23 +44,23 @@ class Launch(NamedTuple):
     bytes: int
 
     def floor_us(self, machine: Machine) -> float:
-        """At the roofline."""
+        """Microseconds at the roofline."""
         return max(self.flop / machine.matrix_tflops / 1e6, self.bytes / machine.copy_gbps / 1e3)
 
 
 @dataclass
 class KernelTime:
-    """All launches of a kernel with the same shape, in a frame or in a step."""
+    """All launches of a kernel with the same shape within a frame or a step."""
 
     first: int
-    """Place of the first in order."""
+    """Position of the first launch."""
     kernel: str
     shape: str
-    """What sets it apart, image and tile; empty for a kernel of PyTorch's."""
+    """Image and tile; empty for a kernel of PyTorch's."""
     launches: int
     us: float
     floor_us: float
-    """At the roofline; 0 where it is not known."""
+    """Microseconds at the roofline; 0 if not known."""
 
     @property
     def share(self) -> float:
@@ -72,14 +72,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--what", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: both")
     parser.add_argument("--shape", help="BxHxW; default: 1x720x1280 for a frame, 16x256x256 for a step")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16")
-    parser.add_argument("--format", choices=("text", "tsv", "json"), default="text", help="of what is printed")
-    parser.add_argument("--out", type=Path, help="a folder; the tables are written to OUT/profile.tsv, too")
+    parser.add_argument(
+        "--format", choices=("text", "tsv", "json"), default="text", help="format of the printed tables"
+    )
+    parser.add_argument("--out", type=Path, help="folder; also write the tables to OUT/profile.tsv")
 
 
 def run(options: argparse.Namespace) -> int:
     on = device(options.device)
     if isinstance(on, Cpu):
-        raise ValueError("a CPU runs no kernels to profile; this is for a GPU (--device cuda)")
+        raise ValueError("profile needs a GPU (--device cuda)")
     dtype = getattr(torch, options.dtype)
     machine, tables = on.machine(dtype), {}
     for what in options.what:
@@ -96,15 +98,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 Prepared = tuple[Callable[[], Any], Callable[[], Any]]
-"""A call as it is, and one of the same whose kernels are timed."""
+"""A call, and an equivalent one whose kernels are timed."""
 
 
 def frame(on: Gpu, shape: Shape, dtype: torch.dtype) -> Prepared:
-    """A frame as `for_inference` has it."""
+    """A frame as `for_inference` computes it."""
     torch.manual_seed(0)
     x, model = image(shape, torch.float32, on.torch_device), network(shape, device=on.torch_device)
     function = model.for_inference(dtype=dtype)
-    return partial(function, x), partial(function, x)  # its first call is no graph
+    return partial(function, x), partial(function, x)  # its first call runs without a graph
 
 
 def step(on: Gpu, shape: Shape, dtype: torch.dtype) -> Prepared:
@@ -116,9 +118,9 @@ def step(on: Gpu, shape: Shape, dtype: torch.dtype) -> Prepared:
 
 
 def profiled(on: Gpu, call: Callable[[], Any], replay: Callable[[], Any], machine: Machine) -> list[KernelTime]:
-    """The kernels of a call in the order of their first launch; times are those of `replay`, which launches the same.
+    """The kernels of a call in the order of their first launch, with the times of `replay`, which launches the same.
 
-    Raises RuntimeError where the profiler sees nothing, or something else.
+    Raises RuntimeError if the profiler sees no kernels, or others than were launched.
     """
     launches: list[Launch] = []
 
@@ -129,14 +131,14 @@ def profiled(on: Gpu, call: Callable[[], Any], replay: Callable[[], Any], machin
     with lmfn_kernels.backend("triton"):
         with launching(noted):
             call()
-        for _ in range(3):  # a graph is captured
+        for _ in range(3):  # captures a graph
             replay()
         seen = [on.kernels(replay) for _ in range(REPLAYS)]
     names, _ = Counter(tuple(name for name, _ in one) for one in seen).most_common(1)[0]
     rounds = [one for one in seen if tuple(name for name, _ in one) == names]
     ours = {launch.kernel for launch in launches}
     if [name for name in names if name in ours] != [launch.kernel for launch in launches]:
-        raise RuntimeError(f"the profiler saw {len(names)} kernels, and not those that were launched; is CUPTI there?")
+        raise RuntimeError(f"the profiler saw {len(names)} kernels, which are not those launched; is CUPTI available?")
     left = iter(launches)
     found: dict[tuple[str, str], KernelTime] = {}
     for place, name in enumerate(names):
@@ -150,7 +152,7 @@ def profiled(on: Gpu, call: Callable[[], Any], replay: Callable[[], Any], machin
 
 
 def described(kernel: str, a: dict[str, Any]) -> Launch:
-    """What the arguments of a launch say of its size and its work."""
+    """The size and work of a launch, from its arguments."""
     descriptors = [value for value in a.values() if hasattr(value, "block_shape")]
     tensors = [value for value in a.values() if isinstance(value, Tensor)]
     images = [tuple(map(int, d.shape[:3])) for d in descriptors if len(d.shape) == 4]
@@ -180,8 +182,8 @@ PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
     "fuse_backward": lambda _, weights, __: 2 * weights,
     "gate_backward": lambda _, weights, __: 3 * weights,
 }
-"""Multiplications per pixel of the largest descriptor where they are not one per value of the weights; from arguments,
-number of weights, number of images."""
+"""Multiplications per pixel of the largest descriptor, for kernels where that is not one per weight; computed from the
+arguments, the number of weights, and the number of images."""
 
 
 Tables = dict[str, list[KernelTime]]

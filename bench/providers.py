@@ -1,4 +1,5 @@
-"""What carries out an op, or on a CPU the whole network, in a benchmark: ours, and what one would use instead."""
+"""The implementations that a benchmark compares, of an op or, on a CPU, of the whole network: ours, and the
+alternatives."""
 
 import io
 import tempfile
@@ -21,8 +22,8 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Provider:
-    """A backend of the ops (`lmfn_kernels.backend`), the images' memory layout, how the formula is compiled, and
-    whether a training step's forward and backward pass are one CUDA graph."""
+    """A backend of the ops (`lmfn_kernels.backend`), the memory layout of images, how the formula is compiled, and
+    whether the forward and backward pass of a training step are one CUDA graph."""
 
     name: str
     backend: str
@@ -32,7 +33,7 @@ class Provider:
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def function(self, function: Function) -> Function:
-        """`function` as this provider has it, results as a list."""
+        """`function` as this provider runs it, with its results as a list."""
         # Without CUDA graphs: launch gaps are not timed, so graphs would only add copies of the inputs.
         inner = (
             torch.compile(function, fullgraph=True, dynamic=False, mode=self.compiled) if self.compiled else function
@@ -46,7 +47,7 @@ class Provider:
         return call
 
     def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors in this provider's layout; what is in it already is not copied."""
+        """The tensors in this provider's layout, copied only if necessary."""
         return [t.contiguous(memory_format=self.layout) if t.ndim == 4 else t.contiguous() for t in tensors]
 
 
@@ -62,28 +63,28 @@ PROVIDERS: dict[str, Provider] = {
         Provider("compile-max-autotune", "reference", compiled="max-autotune-no-cudagraphs", devices=("cuda",)),
     )
 }
-"""`triton` and `torch` are ours (`torch-contiguous` on NCHW images, which the network does not have); the others are
-the written formula: eager in NCHW, eager channels-last (on a GPU cuDNN with its own tuning on), and torch.compile.
-Triton needs a GPU; on a CPU, max-autotune compiles for minutes."""
+"""`triton` and `torch` are ours (`torch-contiguous` on NCHW images, which the network does not use); the others are the
+written formula: eager in NCHW, eager in channels-last (on a GPU with cuDNN's own tuning), and torch.compile. Triton
+needs a GPU; on a CPU, max-autotune takes minutes to compile."""
 
 SLOW = "compile-max-autotune"
-"""What takes so long to compile that all else is measured before it, in case it does not end."""
+"""Providers that take so long to compile that all others are measured first."""
 
 
 def call(function: Function, copies: Sequence[Sequence[Tensor]], mode: str) -> Call:
-    """One call in that mode, ready to be timed, on the copies of its inputs by turns.
+    """One call in that mode, ready to be timed, cycling through copies of its inputs.
 
-    Gives the results, or for `bwd` the gradients, or for `full` both.
+    It returns the results, for `bwd` the gradients, for `full` both.
     """
     needs = mode != "infer"
     leaves = [[t.detach().requires_grad_(needs and t.is_floating_point()) for t in copy] for copy in copies]
-    gradients: list[Tensor] = []  # those that `testing.exactly` takes
+    gradients: list[Tensor] = []  # as in the reference
 
     def forward(turn: int) -> tuple[list[Tensor], list[Tensor]]:
         mine = leaves[turn % len(leaves)]
         results = function(*mine)
         if not gradients:
-            # Laid out as the results are, as those of the layers after them would be.
+            # In the layout of the results, as the gradients from later layers would be.
             drawn = testing.gradients_for(results)
             gradients.extend(torch.empty_like(r).copy_(g) for r, g in zip(results, drawn, strict=True))
         return results, mine
@@ -108,12 +109,12 @@ def call(function: Function, copies: Sequence[Sequence[Tensor]], mode: str) -> C
 
 
 def is_image(t: Tensor) -> bool:
-    """And no weight: those of convolutions are 3x3 at most."""
+    """Whether it is an image rather than a weight: convolutions are at most 3x3."""
     return t.ndim == 4 and t.shape[3] > 3
 
 
 def saved_bytes(function: Function, tensors: Sequence[Tensor]) -> int:
-    """Bytes of all memory that autograd holds after a forward pass, images that came in included, weights not."""
+    """Bytes that autograd holds after a forward pass, including input images but not weights."""
     leaves = [t.detach().requires_grad_() for t in tensors]
     weights = {t.untyped_storage().data_ptr() for t in leaves if not is_image(t)}
     held: dict[int, int] = {}
@@ -130,7 +131,7 @@ def saved_bytes(function: Function, tensors: Sequence[Tensor]) -> int:
 
 
 def eager(model: Network, _x: Tensor, _dtype: torch.dtype) -> ImageFunction:
-    """As PyTorch runs it if nothing is done for speed."""
+    """Plain eager PyTorch."""
     return written(model)
 
 
@@ -174,11 +175,11 @@ ENGINES: dict[str, tuple[Callable[[Network, Tensor, torch.dtype], ImageFunction]
     "eager": (eager, FLOAT32),
     "eager, channels-last": (channels_last, BOTH),
     "torch.compile": (compiled, BOTH),
-    "ONNX Runtime": (onnx_runtime, FLOAT32),  # whose CPU has no convolution in bfloat16
+    "ONNX Runtime": (onnx_runtime, FLOAT32),  # it has no bfloat16 convolution on a CPU
     "OpenVINO": (openvino, BOTH),
     "for_inference": (for_inference, BOTH),
 }
-"""How each is made, and in which precisions it exists. All but ours get the network as written (`reference`)."""
+"""How each is made, and in which dtypes it exists. All but ours run the network as written (`reference`)."""
 
 
 def written(

@@ -9,15 +9,15 @@ import pytest
 from bench.shares import say
 
 FIRST = ("bfloat16", "float32", "float16")
-"""Tests with these in their names come first, in this order."""
+"""Tests with these words in their names come first, in this order."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--share", default="0/1", help="PLACE/OF: every OF-th test, from number PLACE on")
-    parser.addoption("--done", type=Path, help="a file with the names of tests that are not to be run")
+    parser.addoption("--share", default="0/1", help="PLACE/OF: every OF-th test, starting at number PLACE")
+    parser.addoption("--done", type=Path, help="file with the names of tests to skip")
 
 
-@pytest.hookimpl(trylast=True)  # after what -m leaves out
+@pytest.hookimpl(trylast=True)  # after -m has deselected tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     place, of = map(int, config.getoption("--share").split("/"))
     done = set(config.getoption("--done").read_text(encoding="utf-8").splitlines())
@@ -39,7 +39,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def context_lives() -> bool:
-    """Whether this process can still use its GPU: after an illegal access it can not."""
+    """Whether this process can still use its GPU, which it cannot after an illegal access."""
     import torch
 
     try:
@@ -71,7 +71,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_report_teststatus() -> tuple[str, str, str]:
-    """No dots between the lines."""
+    """Suppress the progress dots."""
     return "", "", ""
 
 

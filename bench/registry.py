@@ -1,8 +1,8 @@
-"""The ops that are measured: inputs, and the least that a call has to compute and to move.
+"""The measured ops: their inputs, and the minimum that a call has to compute and move.
 
-Least traffic: what has to be read and written if nothing is kept between the passes over the image that the op cannot
-do without, weights not counted. Forward reads and writes so much; backward reads the gradient of each result and each
-input again, and writes each input's gradient. Backward has twice forward's arithmetic.
+Minimum traffic is what has to be read and written, without weights, if nothing stays on chip between the unavoidable
+passes over the image. Backward reads the gradient of each result and each input, and writes the gradient of each input;
+it takes twice the arithmetic of forward.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class WorkEstimate(NamedTuple):
 
     @classmethod
     def of(cls, mode: str, pixels: int, flop: float, forward: float, backward: float) -> "WorkEstimate":
-        """From those of one pixel's forward and backward pass."""
+        """From operations and values per pixel of the forward and backward pass."""
         passes = {"infer": (1, 0), "fwd": (1, 0), "bwd": (0, 1)}.get(mode, (1, 1))
         return cls(pixels * flop * (passes[0] + 2 * passes[1]), pixels * (forward * passes[0] + backward * passes[1]))
 
@@ -39,7 +39,7 @@ class BenchOp:
     make: Callable[[Shape, torch.dtype, str], list[Tensor]]
     function: Callable[[Shape], Callable[..., Any]]
     per_pixel: Callable[[Shape], tuple[float, float, float]]
-    """Operations of forward, and values that forward and backward move, a pixel."""
+    """Per pixel: operations of forward, and values that forward and backward move."""
     widths: tuple[int, int] = (1, 50)
     """Maps and channels in the network."""
 
@@ -51,22 +51,22 @@ class BenchOp:
 
 
 def _passed(values_in: float, values_out: float) -> tuple[float, float]:
-    """Forward's and backward's traffic of an op that is one pass over its inputs."""
+    """Traffic of forward and backward for an op that is one pass over its inputs."""
     return values_in + values_out, 2 * values_in + values_out
 
 
 def _widths(c: int) -> tuple[int, int]:
-    """Distilled and ESA's channels, in the network's proportions: 25 and 12 for 50."""
+    """Distilled and ESA channels in the network's proportions: 25 and 12 for 50."""
     return max(1, c // 2), max(1, c // 4)
 
 
 def _low(size: int) -> int:
-    """A length on ESA's low-resolution maps."""
+    """A height or width on ESA's low-resolution maps."""
     return ((size - 3) // 2 + 1 - 7) // 3 + 1
 
 
 def _rfdb_work(s: Shape) -> tuple[float, float, float]:
-    """Three stages, the fusion and the gate: six passes, since what is below them needs what is around a pixel."""
+    """Three stages, the fusion and the gate: six passes, since ESA needs the surroundings of a pixel."""
     c, (d, f) = s.c, _widths(s.c)
     flop = 2 * (3 * (9 * c * c + c * d) + 9 * c * d + 4 * d * c + c * f + f * f + f * c + 9 * f * f / 4)
     passes = [_passed(c, c + d)] * 3 + [_passed(c + 3 * d, c + f), _passed(c + f, c)]
@@ -80,7 +80,7 @@ def _attention_work(s: Shape) -> tuple[float, float, float]:
 
 
 def _merge_work(s: Shape) -> tuple[float, float, float]:
-    """As if x were one of the maps, as it is in the network: attention's passes alone, with the gate's arithmetic."""
+    """x counts as one of the maps, as in the network: the passes of the attention, with the arithmetic of the gate."""
     flop, forward, backward = _attention_work(s)
     return flop + 2 * 12 * s.c, forward, backward
 
@@ -176,7 +176,7 @@ OPS: dict[str, BenchOp] = {
         BenchOp("lmfn", network.tensors, network.function, network.per_pixel, widths=(4, 50)),
     )
 }
-"""The block and the attentions first: if time runs out, these are there."""
+"""The block and the attentions first, in case time runs out."""
 
 PARTS: dict[str, BenchOp] = {
     op.name: op
@@ -203,4 +203,4 @@ PARTS: dict[str, BenchOp] = {
         ),
     )
 }
-"""Ops of `OPS` as other parts of the network have them; they are measured in a photograph alone (`bench/units.py`)."""
+"""Ops of `OPS` as other parts of the network use them, measured only as parts of a photograph (`bench/units.py`)."""

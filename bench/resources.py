@@ -1,8 +1,8 @@
-"""What every shipped kernel needs on every target, compiled without a GPU: `python -m bench resources`.
+"""Resources of every kernel on every target, compiled without a GPU: `python -m bench resources`.
 
-The ops are called as ever, on small CPU tensors, with a compiler in place of the launch. So the table holds what a
-launch would compile, argument specialisation included, and cannot fall behind the launchers. A kernel for sm_90 has two
-rows, one for each ptxas that Triton brings: which assembles it depends on the driver (`runtime/assembler.py`).
+The ops are called as usual, on small CPU tensors, with a compiler in place of the launch. The table therefore contains
+what a launch would compile, including argument specialisation, and cannot go out of date. A kernel for sm_90 has two
+rows, one for each ptxas in Triton's wheel: which of them is used depends on the driver (`runtime/assembler.py`).
 """
 
 import re
@@ -53,13 +53,13 @@ SHARED = {
     "sm_120": 101_376,
     "gfx942": 65_536,
 }
-"""Bytes of shared memory that one program can have on each target."""
+"""Bytes of shared memory available to one program on each target."""
 MATRIX = {
     "sm_90": r"\b(?:HGMMA|HMMA)\.",
     "sm_100": r"\b(?:UTC\w*MMA|HMMA)\b",
     "gfx942": r"v_mfma_",
 }
-"""Matrix instructions, on the other targets HMMA alone."""
+"""Matrix instructions; on the other targets HMMA only."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Compiled:
     target: str
     dtype: str
     kernel: str
-    """Name, with what sets this variant apart."""
+    """Name, and what distinguishes this variant."""
     ptxas: str
-    """The version that assembled it; LLVM does on AMD."""
+    """The version of ptxas; empty on AMD, where LLVM assembles."""
     tile: str
     warps: int
     registers: int
     stack: int
-    """Bytes: of the stack on NVIDIA, of scratch on AMD."""
+    """Bytes of stack on NVIDIA, of scratch memory on AMD."""
     local: int
     """Loads and stores of spilt registers."""
     shared: int
@@ -85,12 +85,12 @@ class Compiled:
     products: bool
     """Whether the kernel has matrix products."""
     wide: bool
-    """Whether one has 64 rows or more of 16 bits, so that sm_90 must use HGMMA."""
+    """Whether one has at least 64 rows in 16 bits, so that sm_90 must use HGMMA."""
     descriptors: tuple[str, ...] = ()
-    """What is wrong with wgmma's descriptors (`bench/descriptors.py`)."""
+    """Faults of wgmma descriptors (`bench/descriptors.py`)."""
 
     def faults(self) -> list[str]:
-        """What does not hold."""
+        """The requirements that it fails."""
         limit = SHARED[self.target]
         found = {
             f"stack {self.stack} bytes": self.stack > 0,
@@ -103,7 +103,7 @@ class Compiled:
 
 
 class _Compiler:
-    """In the place of a GPU's driver, and of the launch."""
+    """Replacement for a GPU driver and for the launch."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -124,7 +124,7 @@ class _Compiler:
 
 
 def _calls(dtype: torch.dtype) -> None:
-    """Every op, forward and backward, with the network's widths."""
+    """Every op, forward and backward, at the network's widths."""
 
     def image(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)
@@ -149,7 +149,7 @@ def _calls(dtype: torch.dtype) -> None:
         )
     # The attentions.
     maps, fusion = [image(b, c, h, w) for _ in range(4)], (image(1), image(c, 4 * c, 1, 1), image(c))
-    # Windows are for GPUs with much shared memory alone (`holds_windows` in `lmfn_kernels/alfm/op.py`).
+    # Windows need a GPU with enough shared memory (`holds_windows` in `lmfn_kernels/alfm/op.py`).
     sides = (0, 16) if configs.describe(torch.device("cpu"))[1] >= 200_000 else (0,)
     for temperature in (None, image(1)):
         attention = alfm.AttentionInputs(maps, None, *fusion, temperature)
@@ -175,7 +175,7 @@ def _calls(dtype: torch.dtype) -> None:
 
 
 def _both_passes(op: Op[Any, Any, Any], inputs: Any, options: Any) -> None:
-    """Forward with and without a backward pass, which differ in what they launch, and backward."""
+    """Forward without and with a backward pass, which launch different kernels, and backward."""
     arguments = to_arguments(inputs)
     op.forward("triton", arguments, options, False)
     results = op.forward("triton", arguments, options, True)
@@ -207,7 +207,7 @@ def _rows(target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any]) ->
     versions = list(_nvidia(made) if target != "gfx942" else _amd(made))
     findings = [tuple(scan(code)[1]) if target == "sm_90" else () for _, code, _ in versions]
     if len(versions) > 1 and all(findings):
-        # Both compute a constant in a way that the scan cannot follow, as in float32's `gram`: it is not miscompiled.
+        # Both compute a constant in a way that the scan cannot follow, as in `gram` in float32; it is not miscompiled.
         findings = [()] * len(versions)
     for (ptxas, code, numbers), found in zip(versions, findings, strict=True):
         yield Compiled(
@@ -238,7 +238,7 @@ def _variant(a: dict[str, Any]) -> str:
 
 
 def _nvidia(made: Any) -> Iterator[tuple[str, str, dict[str, int]]]:
-    """By version of ptxas: machine code, and numbers of it."""
+    """By version of ptxas: machine code, and its resources."""
     arch = made.metadata.target.arch
     usual = assembler(arch)
     with tempfile.TemporaryDirectory() as folder:
@@ -247,7 +247,7 @@ def _nvidia(made: Any) -> Iterator[tuple[str, str, dict[str, int]]]:
             if tool == usual:
                 cubin.write_bytes(made.asm["cubin"])
             elif arch == 90:
-                # What Triton made for the newer one says so, and the older one would refuse it.
+                # PTX that Triton generated for the newer ptxas says so, and the older one would refuse it.
                 ptx.write_text(re.sub(r"\.version \d\.\d", ".version 8.7", made.asm["ptx"]))
                 _output(tool.path, "--gpu-name=sm_90a", str(ptx), "-o", str(cubin))
             else:
@@ -255,8 +255,8 @@ def _nvidia(made: Any) -> Iterator[tuple[str, str, dict[str, int]]]:
             usage = _output(knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin))
             code = _output(knobs.nvidia.nvdisasm.path, "-c", str(cubin))
             found = dict(re.findall(r"(REG|STACK):(\d+)", usage))
-            # For sm_120, ptxas has TMA call a function with 8 bytes of arguments where an address is of another program
-            # of the cluster, of which there is none.
+            # For sm_120, TMA calls a function with 8 bytes of arguments if an address belongs to another program of the
+            # cluster, which never happens here.
             calls = len(re.findall(r"\bSTL\.64 \[R1\], RZ", code)) if arch == 120 else 0
             yield (
                 tool.version,
@@ -290,7 +290,7 @@ def _output(*command: str) -> str:
 
 
 def table(targets: list[str], dtypes: list[str]) -> int:
-    """Print the rows, and as the last line a summary. Gives the number of rows with a fault."""
+    """Print the rows and a summary as the last line; the number of rows with a fault."""
     print(f"triton {triton.__version__}")
     print(f"{'target':7} {'dtype':8} {'ptxas':5} {'tile':5} warps  regs stack local  shared matrix hgmma  kernel")
     rows = []

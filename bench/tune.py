@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     todo = [(OPS[op], shape_of(OPS[op], size), dtype) for dtype in options.dtype for size in sizes for op in options.op]
     for place, (op, shape, dtype) in enumerate(todo):
         if tuning.out_of_time:
-            print(f"out of time: {len(todo) - place} of {len(todo)} ops and shapes were not begun", file=sys.stderr)
+            print(f"out of time: {len(todo) - place} of {len(todo)} ops and shapes were not started", file=sys.stderr)
             break
         tuning.tune(op, shape, getattr(torch, dtype))
         tuning.choose_body(op, shape, getattr(torch, dtype))

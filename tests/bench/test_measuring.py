@@ -119,7 +119,7 @@ def test_a_shape_that_is_none(shape: str, capsys: pytest.CaptureFixture[str]) ->
 
 def test_out_of_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ops", "--device", "cpu", "--op", "conv3x3", "rfdb", "--minutes", "0"]) == 0
-    assert "out of time: 2 measurements were not begun" in capsys.readouterr().err
+    assert "out of time: 2 measurements were not started" in capsys.readouterr().err
 
 
 def test_the_network_and_a_training_step(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_turn_is_waited_for(
     assert [lines[0], lines[-1]] == [WAITING, TIMED]
     assert len(lines) == 4
     assert main([*few, "--provider", "torch", "--turns", "--out", str(tmp_path)]) == 1
-    assert "error: whoever gave turns is gone" in capsys.readouterr().err
+    assert "error: the process that grants turns has ended" in capsys.readouterr().err
     assert read(tmp_path / "ops.jsonl") == []
 
 

@@ -53,7 +53,7 @@ def test_each_ends_for_itself(log: Log, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_no_time_left(log: Log) -> None:
-    assert statuses(run_parts(0.01, [Part("late", 1, python("pass"))], log)) == {"late": "not begun"}
+    assert statuses(run_parts(0.01, [Part("late", 1, python("pass"))], log)) == {"late": "not started"}
 
 
 def test_what_prints_without_end(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
