@@ -191,7 +191,7 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
     gpu, shared = TARGETS[target], SHARED[target]
     compiler = _Compiler(gpu)
     with ExitStack() as stack:
-        # Not set_active and reset_active: the second looks for a GPU's driver, and there may be none to go back to.
+        # Not set_active and reset_active: the second looks for a GPU driver, which may not exist.
         stack.enter_context(mock.patch.object(driver, "_active", compiler))
         stack.enter_context(mock.patch.object(configs, "describe", return_value=(target, shared)))
         stack.enter_context(mock.patch.object(launch, "launcher", compiler.launch))

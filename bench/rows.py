@@ -1,4 +1,4 @@
-"""Measurements as lines of JSON: what a row holds, how rows are written, and a reader that refuses half a row."""
+"""Measurements as lines of JSON: the fields of a row, a writer, and a reader that rejects incomplete rows."""
 
 import json
 import math
@@ -11,12 +11,12 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 Mode = Literal["infer", "fwd", "bwd", "full", "step"]
-"""Forward without gradients; forward that keeps what backward needs; backward alone; both; both and the optimizer."""
+"""Forward without gradients; forward that saves for backward; backward alone; both; both and the optimizer."""
 L2 = Literal["cold", "warm", "host"]
-"""Inputs that the GPU's L2 cannot hold any more; inputs of the call before; not a GPU's matter: wall clock."""
+"""`cold`: inputs not in the GPU's L2; `warm`: the inputs of the previous call; `host`: timed by wall clock."""
 
 OURS = ("triton-graph", "triton", "for_inference", "torch", "torch-contiguous")
-"""The providers that are ours; the first that there is stands for us."""
+"""Our providers; the first one present represents us."""
 
 
 @dataclass(frozen=True, order=True)
@@ -38,11 +38,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A Triton kernel that a call launched, as its compiler left it."""
+    """A compiled Triton kernel that a call launched."""
 
     name: str
     config: dict[str, int]
-    """Rows and columns of its tile, warps, pipeline stages."""
+    """Rows and columns of the tile, warps, pipeline stages."""
     registers: int
     spills: int
     shared: int
@@ -51,11 +51,11 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a row was measured, and with what."""
+    """The machine, the software, and the ceilings of a row."""
 
     device: str
     threads: int
-    """Of the CPU; 0 for a GPU."""
+    """CPU threads; 0 for a GPU."""
     driver: str
     cuda: str
     cudnn: str
@@ -64,16 +64,17 @@ class Machine:
     python: str
     commit: str
     dirty: bool
-    """Whether files differed from the commit, or nobody could tell."""
+    """Whether files differed from the commit, or this is not known."""
     copy_gbps: float
-    """The device's own copy bandwidth, bytes read and written, measured in the same run."""
+    """Copy bandwidth of the device, bytes read plus written, measured in the same run."""
     matrix_tflops: float
-    """Its rate in a large product or 3x3 convolution, the faster, in the row's dtype, measured in the same run."""
+    """Its rate in a large matrix product or 3x3 convolution, whichever is faster, in the row's dtype and the same
+    run."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One provider of one op in one mode, dtype and shape. It passed its check against the exact result."""
+    """One provider of one op in one mode, dtype and shape. Its results passed the check."""
 
     op: str
     provider: str
@@ -82,33 +83,33 @@ class Row:
     shape: Shape
     l2: L2
     p20: float
-    """Milliseconds, as p50 and p80."""
+    """Milliseconds, as are p50 and p80."""
     p50: float
     p80: float
     n: int
-    """Timed calls."""
+    """The number of timed calls."""
     peak_bytes: int
-    """Most that a call holds at once beside its inputs, its results included."""
+    """Peak bytes of a call in addition to its inputs, including results."""
     saved_bytes: int
-    """What autograd holds after the forward pass, inputs included, weights not; 0 without gradients."""
+    """Bytes that autograd holds after forward, including inputs but not weights; 0 without gradients."""
     tflops: float
-    """Least arithmetic of the op over p50."""
+    """Minimum arithmetic of the op divided by p50."""
     gbps: float
-    """Least traffic of the op over p50."""
+    """Minimum traffic of the op divided by p50."""
     roofline: float
-    """The time that the ceilings allow over p50; with inputs in the L2 it may pass 1."""
+    """The time at the ceilings divided by p50; it may exceed 1 if inputs are in the L2."""
     rms_error: float
-    """RMS of the error as part of the RMS of the exact result, the largest of all results and gradients."""
+    """RMS error relative to the RMS of the exact result; the largest of all results and gradients."""
     max_error: float
-    """Largest error as part of the largest exact value, likewise."""
+    """Largest error relative to the largest exact value, likewise."""
     clocks_before: str
     clocks_after: str
     config: dict[str, str]
-    """What else sets this provider apart: the versions of a runtime, settings."""
+    """What else identifies this provider: the version of a runtime, settings."""
     kernels: tuple[Kernel, ...]
     machine: Machine
     command: str
-    """What makes this row again."""
+    """The command that reproduces this row."""
 
     @property
     def key(self) -> "Key":
@@ -125,7 +126,7 @@ class Row:
 
 
 class Key(NamedTuple):
-    """What two rows of the same measurement have in common."""
+    """Identifies the measurement."""
 
     op: str
     mode: str
@@ -142,8 +143,8 @@ def text(row: Row) -> str:
 
 
 class RowFile:
-    """Adds rows to a file, each on the disk before the next is measured. What is there already is checked first; a last
-    line that was cut off, as by a kill, is taken out."""
+    """Appends rows to a file, each written before the next is measured. Existing rows are checked first; an incomplete
+    last line, left by a kill, is removed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -153,7 +154,7 @@ class RowFile:
         if self.path.exists():
             whole, _, cut = self.path.read_bytes().rpartition(b"\n")
             if cut:
-                print(f"{self.path}: the last line was cut off, and is taken out: {cut[:60]!r}...", file=sys.stderr)
+                print(f"{self.path}: the last line is incomplete and was removed: {cut[:60]!r}...", file=sys.stderr)
                 os.truncate(self.path, len(whole) + 1 if whole else 0)
             read(self.path)
         self._file = self.path.open("ab", buffering=0)
@@ -165,14 +166,14 @@ class RowFile:
         self._file.close()
 
     def add(self, row: Row) -> None:
-        self._file.write(f"{text(row)}\n".encode())  # in one piece: a kill cuts none in two
+        self._file.write(f"{text(row)}\n".encode())  # in one piece, so that a kill leaves no half row
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file, of those measured more than once the last.
+    """The rows of a file; of repeated measurements the last.
 
-    Raises ValueError, naming file, line and field, for a row that lacks a field, has one too many, or has one that
-    cannot be; FileNotFoundError where there is no file.
+    Raises ValueError, naming file, line and field, for a missing, superfluous or invalid field; FileNotFoundError if
+    the file does not exist.
     """
     return last(parse(value, where) for value, where in _lines(path))
 
@@ -182,13 +183,13 @@ def read_submitted(path: Path) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for value, where in _lines(path):
         if not isinstance(value, Mapping) or set(value) != {"verb", "row"} or not isinstance(value["verb"], str):
-            raise ValueError(f"{where}: it must hold a verb and its row; make the file by python -m bench submit")
+            raise ValueError(f"{where}: it must contain a verb and its row; make the file with python -m bench submit")
         found.setdefault(value["verb"], []).append(parse(value["row"], where))
     return {verb: last(rows) for verb, rows in found.items()}
 
 
 def parse(value: Any, where: str) -> Row:
-    """A row out of JSON. Raises ValueError, with `where` it stands, as `read` does."""
+    """A row from JSON. Raises ValueError as `read` does; `where` names the line."""
     row: Row = _parsed(Row, value, where)
     if not 0 <= row.p20 <= row.p50 <= row.p80 or row.n < 1:
         raise ValueError(f"{where}: p20, p50, p80, n are {row.p20}, {row.p50}, {row.p80}, {row.n}; out of order")
@@ -201,11 +202,11 @@ def _lines(path: Path) -> Iterator[tuple[Any, str]]:
         try:
             yield json.loads(line), where
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: this is no JSON ({error}); take the line out and measure it again") from error
+            raise ValueError(f"{where}: not valid JSON ({error}); remove the line and measure it again") from error
 
 
 def last(rows: Iterable[Row]) -> list[Row]:
-    """Of the rows of the same measurement the last, in the order of these."""
+    """The last row of each measurement, in the order of first rows."""
     found: dict[Key, Row] = {}
     for row in rows:
         found.pop(row.key, None)
@@ -214,7 +215,7 @@ def last(rows: Iterable[Row]) -> list[Row]:
 
 
 def _parsed(kind: Any, value: Any, where: str, field: str = "the row") -> Any:
-    """`value` of JSON as `kind`: a dataclass, number, text, or tuple or dict of these."""
+    """The JSON `value` as `kind`: a dataclass, number, string, or tuple or dict of these."""
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         if not isinstance(value, Mapping):
@@ -232,9 +233,9 @@ def _parsed(kind: Any, value: Any, where: str, field: str = "the row") -> Any:
         return {key: _parsed(inner[1], v, where, field) for key, v in value.items()}
     if origin is Literal and value in inner:
         return value
-    # A whole number is a float, too; true is no number.
+    # An integer is accepted as a float; true is not a number.
     if kind is float and type(value) in (int, float) and math.isfinite(value) and value >= 0:
         return float(value)
     if (kind in (str, bool) and type(value) is kind) or (kind is int and type(value) is int and value >= 0):
         return value
-    raise ValueError(f"{where}: the field {field!r} is {value!r}, which it cannot be; measure the row again")
+    raise ValueError(f"{where}: the field {field!r} is {value!r}, which is invalid; measure the row again")

@@ -1,8 +1,8 @@
-"""Work in several processes, of which none takes the others' with it.
+"""Divide work among several processes, so that a crash of one does not affect the others.
 
-Each process is told its share, `--share PLACE/OF`, and what is done already, `--done FILE`, a name a line. It prints
-`BEGIN name` before each piece and `PASSED name`, `SKIPPED name: why` or `FAILED name: why` after it, and `COMPLETE` at
-the end. After a crash, and where a piece hangs, another process goes on with what is left.
+Each process receives its share, `--share PLACE/OF`, and the names of what is done already, one per line of `--done
+FILE`. It prints `BEGIN name` before each piece and `PASSED name`, `SKIPPED name: why` or `FAILED name: why` after it,
+and `COMPLETE` at the end. After a crash, or if a piece hangs, another process continues with the rest.
 """
 
 import queue
@@ -15,14 +15,14 @@ from pathlib import Path
 from bench.parts import Command
 
 HANGS, STARTS = 90.0, 180.0
-"""Seconds without a word after which a piece, and a process before its first, are taken to hang."""
+"""Seconds without output after which a piece, or a process before its first piece, is considered hung."""
 OUTCOMES = ("PASSED", "FAILED", "SKIPPED")
 
 
 def run_shares(command: list[str], processes: int) -> dict[str, int]:
-    """Run the command in so many processes: how many pieces had each of `OUTCOMES`, and `broken` shares.
+    """Run the command in several processes; the number of pieces with each of `OUTCOMES`, and of `broken` shares.
 
-    A share is broken where a process ended early and no piece is to blame.
+    A share is broken if a process ended early outside any piece.
     """
     shares = [Share([*command, "--share", f"{place}/{processes}"]) for place in range(processes)]
     threads = [threading.Thread(target=share.run) for share in shares]
@@ -35,13 +35,13 @@ def run_shares(command: list[str], processes: int) -> dict[str, int]:
 
 
 class Share:
-    """One share, in as many processes, one after the other, as it takes."""
+    """One share, in as many consecutive processes as it takes."""
 
     _printing = threading.Lock()
 
     def __init__(self, command: list[str]) -> None:
         self.ends: dict[str, str] = {}
-        """By piece, one of `OUTCOMES`."""
+        """Outcome (one of `OUTCOMES`) by piece."""
         self.broken = False
         self._command, self._complete, self._piece = command, False, ""
 
@@ -56,7 +56,7 @@ class Share:
         with tempfile.TemporaryDirectory() as folder:
             done = Path(folder) / "done.txt"
             done.write_text("\n".join(self.ends), encoding="utf-8")
-            # In this process's group, so that whoever ends that ends all.
+            # In this process's group, so that ending the group ends all.
             command = Command([*self._command, "--done", str(done)], lines.put, grouped=False)
             heard = time.monotonic()
             while command.process.poll() is None and time.monotonic() - heard < (HANGS if self._piece else STARTS):
@@ -69,7 +69,7 @@ class Share:
         while not lines.empty():
             self._hear(lines.get())
         if self._piece:
-            why = f"no word for {HANGS:.0f} seconds" if status == "out of time" else f"its process {status}"
+            why = f"no output for {HANGS:.0f} seconds" if status == "out of time" else f"its process {status}"
             self._hear(f"FAILED {self._piece}: {why}")
 
     def _hear(self, line: str) -> None:
@@ -87,6 +87,6 @@ class Share:
 
 
 def say(text: str) -> None:
-    """What a process of a share prints, at once."""
+    """Print a line of the protocol and flush it."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()

@@ -1,6 +1,6 @@
-"""A GPU's driver that does nothing, so that a machine without a GPU can say what a launch costs the host.
+"""A GPU driver that does nothing, to measure the host cost of a launch on a machine without a GPU.
 
-Triton compiles down to the layout of the arguments, and its own launcher takes them apart, encodes descriptors and
+Triton compiles as usual up to the layout of the arguments, and its own launcher parses them, encodes descriptors and
 calls the driver, which here is a library that returns at once. Tensors are on the CPU.
 """
 
@@ -19,12 +19,12 @@ from triton import knobs
 from triton.runtime import driver
 
 SHARED = 232_448
-"""Bytes of shared memory that a program may have on sm_90."""
+"""Bytes of shared memory available to a program on sm_90."""
 
 LIBCUDA = """
 #include <stdint.h>
 
-/* What they are asked for; 1 where no value is asked for that Triton reads. */
+/* Return the requested values, or 1 where Triton does not read them. */
 int cuCtxGetCurrent(uint64_t *context) { *context = 1; return 0; }
 int cuCtxGetDevice(int *device) { *device = 0; return 0; }
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
@@ -37,7 +37,7 @@ int cuModuleGetFunction(uint64_t *function, uint64_t module, const char *name) {
 int cuPointerGetAttribute(uint64_t *data, int attribute, uint64_t pointer) { *data = pointer; return 0; }
 int cuStreamIsCapturing(uint64_t stream, int *status) { *status = 0; return 0; }
 
-/* Every limit of a device as large as its shared memory; a function takes 1,024 threads. */
+/* Every limit of the device equals its shared memory; a function takes 1,024 threads. */
 int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = 232448; return 0; }
 int cuFuncGetAttribute(int *value, int attribute, uint64_t function) { *value = attribute == 0 ? 1024 : 0; return 0; }
 
@@ -57,23 +57,23 @@ int cuTensorMapEncodeTiled() { return 0; }
 
 @contextmanager
 def gpu(device: int = -1) -> Iterator[Any]:
-    """Triton's NVIDIA driver over that library, as the active one; `device` is its number, of CPU tensors -1.
+    """Make Triton's NVIDIA driver on top of that library the active one; `device` is its number, -1 for CPU tensors.
 
-    For the rest of the process no other driver can be had. Raises RuntimeError where there is no C compiler.
+    The rest of the process cannot use another driver. Raises RuntimeError without a C compiler.
     """
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise RuntimeError("no C compiler was found, which Triton's launcher needs, too; install gcc or clang")
+        raise RuntimeError("no C compiler found, which Triton's launcher needs; install gcc or clang")
     with TemporaryDirectory() as folder, ExitStack() as stack:
         source, library = Path(folder) / "cuda.c", Path(folder) / "libcuda.so.1"
         source.write_text(LIBCUDA)
         name = f"-Wl,-soname,{library.name}"
         subprocess.run([compiler, "-w", "-O2", "-shared", "-fPIC", name, source, "-o", library], check=True)
-        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # whoever opens libcuda.so.1 later is given this one
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # later loads of libcuda.so.1 return this library
         stack.enter_context(knobs.nvidia.scope())
         stack.enter_context(knobs.cache.scope())
         knobs.nvidia.libcuda_path = folder
-        knobs.cache.dir = str(Path(folder) / "cache")  # nothing without machine code into the user's
+        knobs.cache.dir = str(Path(folder) / "cache")  # keep kernels without machine code out of the user's cache
 
         from triton.backends.nvidia.compiler import CUDABackend
         from triton.backends.nvidia.driver import CudaDriver
@@ -85,13 +85,13 @@ def gpu(device: int = -1) -> Iterator[Any]:
         active.get_current_device = lambda: device
         active.get_current_stream = lambda _device: 0
         active.get_device_capability = lambda _device: (9, 0)
-        # Not set_active and reset_active: the second looks for a GPU's driver, and there may be none to go back to.
+        # Not set_active and reset_active: the second looks for a GPU driver, which may not exist.
         stack.enter_context(mock.patch.object(driver, "_active", active))
         yield active
 
 
 def _only_numbers(_backend: Any, source: Any, metadata: dict[str, Any], *_: Any) -> str:
-    """What the launcher reads of a compiled kernel, but for its machine code."""
+    """What the launcher reads of a compiled kernel, except its machine code."""
     metadata |= {"name": "kernel", "shared": 0, "tmem_size": 0}
     metadata |= {f"{kind}_scratch_{of}": of == "align" for kind in ("global", "profile") for of in ("size", "align")}
     return str(source)

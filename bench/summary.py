@@ -1,4 +1,4 @@
-"""What a run of `python -m bench all` found, in some ten lines, written anew after every part."""
+"""The results of `python -m bench all` in about ten lines, rewritten after every part."""
 
 import csv
 import time
@@ -15,7 +15,7 @@ MOST_NAMES = 6
 
 
 class Summary:
-    """OUT/summary.txt. `hear` is given what the parts print, `write` how they ended."""
+    """OUT/summary.txt. `hear` receives the output of the parts, `write` their outcomes."""
 
     def __init__(self, out: Path, device: str, minutes: float) -> None:
         self.path = out / "summary.txt"
@@ -43,7 +43,7 @@ class Summary:
             try:
                 yield from make()
             except (ValueError, OSError) as error:
-                yield f"not to be read: {error}"
+                yield f"unreadable: {error}"
         ended = {status: [o.name for o in outcomes if o.status == status] for _, status, _ in outcomes}
         yield "; ".join(f"{status}: {', '.join(names)}" for status, names in ended.items())
         yield f"faults: {some(self._faults)}" if self._faults else "no faults"
@@ -68,7 +68,7 @@ class Summary:
                 if row.op == "lmfn" and row.l2 == "host":
                     by[f"{row.shape} {row.dtype}"].append(row)
             if by:
-                most = max(by, key=lambda of: len(by[of]))  # what has most beside it
+                most = max(by, key=lambda of: len(by[of]))  # the dtype with the most providers
                 times = (f"{row.provider} {digits(row.p50)}" for row in sorted(by[most], key=lambda row: row.p50))
                 yield f"{what} {most}, ms: {', '.join(times)}"
 

@@ -1,7 +1,7 @@
 """The ops of the registry under pytest-benchmark: `pytest bench --benchmark-only`.
 
-On a GPU where there is one, else on the CPU, inference at the first of the sizes of `python -m bench ops`; `-k "rfdb
-and torch"` chooses. A wrong result fails. Synchronised, by the clock on the wall: launch gaps are part of these times.
+On a GPU if available, otherwise on the CPU; inference at the first size of `python -m bench ops`; `-k "rfdb and torch"`
+selects. A wrong result fails. Wall-clock times with synchronisation, including gaps between launches.
 """
 
 from functools import cache

@@ -1,8 +1,7 @@
-"""A training step of the network, as `train.py` makes it: forward under autocast, MSE, backward, Adam.
+"""A training step of the network as in `train.py`: forward under autocast, MSE, backward, Adam.
 
-By the clock on the wall: what the CPU takes to launch belongs to a step. A provider whose gradients do not hold to
-those in float64 gets no row. `triton-graph` is `triton`, its forward and backward pass one CUDA graph, as in
-`train.py`.
+Wall-clock time, including launches by the CPU. A provider whose gradients exceed the bound against float64 gets no row.
+`triton-graph` is `triton` with forward and backward as one CUDA graph, as in `train.py`.
 """
 
 import argparse
@@ -28,9 +27,9 @@ from lmfn.cuda_graphs import GradientGraph
 from lmfn_kernels import testing
 
 SHAPES = {"cuda": ["16x256x256", "32x256x256"], "cpu": ["8x64x64"]}
-"""Of the network's default patches, and of the demo's."""
+"""Batches of the default patches, and of the demo's."""
 STEPS = {"triton-graph": replace(PROVIDERS["triton"], name="triton-graph", graph=True), **PROVIDERS}
-"""All providers, and one that is of use for a step alone."""
+"""All providers, and one that only applies to a training step."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,17 +55,17 @@ def run(session: Session, options: argparse.Namespace) -> None:
 def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]) -> None:
     on, device = session.on, session.on.torch_device
     command = f"python -m bench train --device {on.kind} --shape {shape} --dtype {short(dtype)}"
-    # Adam's dozen operations a parameter are not counted.
+    # Adam's dozen operations per parameter are not counted.
     subject = Measurement("lmfn", "step", dtype, shape, OPS["lmfn"].work(shape, "full"), command)
     torch._dynamo.reset()
     torch.manual_seed(0)
-    # Weights that autocast does not round: the bound is for roundings within the step.
+    # Weights that autocast does not round: the bound is for rounding within the step.
     model = network(shape, dtype, device).float()
     blurred, sharp = image(shape, dtype, device), image(shape, torch.float32, device)
     call = function(shape)
     given = [blurred, *(t.detach() for t in (*model.parameters(), *model.buffers()))]
     needs = [False, *(True for _ in model.parameters()), *(False for _ in model.buffers())]
-    # Roundings are those of the first tensor's dtype.
+    # The bound uses the rounding of the first tensor's dtype.
     _, exact = testing.exactly(lambda *t: F.mse_loss(call(*t), sharp.double()), given, needs)
     candidates: dict[str, Candidate] = {}
     for name in names:
@@ -78,7 +77,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
             with launches(STEPS[name].backend == "triton") as kernels:
                 errors = check_results(step.gradients(), [e for e in exact if e is not None])
             timed = Call(lambda _: None, step)
-            timed()  # so that Adam's state is there
+            timed()  # so that Adam's state exists
             saved = saved_bytes(lambda *_, step=step: step.loss(), list(step.model.parameters()))
             candidates[name] = Candidate(timed, errors, on.peak(timed), saved, step.config, tuple(kernels))
     if candidates:
@@ -87,7 +86,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
 
 
 class Step:
-    """A training step on one batch. `blurred` says by its dtype what to compute in."""
+    """A training step on one batch, computed in the dtype of `blurred`."""
 
     def __init__(self, provider: Provider, model: nn.Module, blurred: Tensor, sharp: Tensor) -> None:
         self.backend, self.device, self.dtype = provider.backend, blurred.device.type, blurred.dtype
@@ -95,7 +94,7 @@ class Step:
         self.model = copy.deepcopy(model).train().to(memory_format=provider.layout)  # type: ignore[call-overload]
         self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-4, fused=True)
         self.config = {"layout": str(provider.layout).removeprefix("torch.")}
-        # With CUDA graphs where the mode has them: launch gaps count here.
+        # With CUDA graphs if the mode has them: gaps between launches count here.
         mode = provider.compiled and provider.compiled.removesuffix("-no-cudagraphs")
         self.network = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode) if mode else self.model
         self.one = torch.ones((), device=blurred.device)
@@ -114,7 +113,7 @@ class Step:
         return F.mse_loss(output.float(), self.sharp)
 
     def gradients(self) -> list[Tensor]:
-        """Of all parameters, times the gradient that `testing.exactly` takes for the loss."""
+        """The gradients of all parameters, scaled by the reference's gradient of the loss."""
         self.backward(testing.gradients_for([self.one])[0])
         found = [p.grad.clone() for p in self.model.parameters() if p.grad is not None]
         self.adam.zero_grad()

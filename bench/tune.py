@@ -1,9 +1,9 @@
-"""Launch configs timed on this GPU: writes lmfn_kernels/configs/<gpu>.json, whose format `runtime/configs.py` states.
+"""Time launch configs on this GPU and write lmfn_kernels/configs/<gpu>.json, in the format of `runtime/configs.py`.
 
-For every kernel that an op launches, forward and backward, tiles, warps, stages and splits are tried in this order, the
-best so far beside others, by turns and by the kernel's own time. Before a candidate may win its results hold to the
-bound against float64, and are the same bits ten times over; those of the winner a hundred times. Then the ops' backends
-are compared: where PyTorch's own kernels are faster, the table says so.
+For every kernel that an op launches, forward and backward, tiles, warps, stages and splits are tried in this order, in
+turns with the best config so far, by the time of the kernel alone. A candidate can win only if its results are within
+the bound against float64 and bit-identical in ten runs, and the winner's in a hundred. Then the backends of the ops are
+compared: the table records where PyTorch's own kernels are faster.
 """
 
 import argparse
@@ -38,18 +38,18 @@ from lmfn_kernels.runtime.configs import Config, Table
 CONFIGS = Path(configs.__file__).parents[1] / "configs"
 TILES = [(4, 8), (8, 8), (16, 8), (4, 16), (8, 16), (16, 16), (4, 32), (8, 32)]
 GAIN = 0.98
-"""A candidate wins if its median is less than this part of the best so far: less is noise."""
+"""A candidate wins if its median is below this fraction of the best so far; smaller gains are noise."""
 ROUNDS = 15
 AGAIN, WINNER_AGAIN = 10, 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [op for op in OPS if op != "lmfn"]
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing new after so long")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after this time")
     parser.add_argument("--op", nargs="+", choices=names, default=names, help="default: all")
-    parser.add_argument("--shape", nargs="+", help="as for `ops`; default: its sizes")
+    parser.add_argument("--shape", nargs="+", help="as for `ops`; default: the sizes of `ops`")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "float16", "bfloat16"), default=["bfloat16"])
-    parser.add_argument("--out", type=Path, help="a folder for a copy of the table, which is written first")
+    parser.add_argument("--out", type=Path, help="folder for a copy of the table, written first")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 class Probe(dict[str, Config]):
-    """A table of configs that knows which of its keys a launcher asked for last."""
+    """A table of configs that records the last key a launcher looked up."""
 
     asked: str = ""
 
@@ -78,18 +78,18 @@ class Probe(dict[str, Config]):
         return super().__contains__(key)
 
     def __bool__(self) -> bool:
-        return True  # empty, too, it is to be asked
+        return True  # consulted even when empty
 
 
 class Workload(NamedTuple):
-    """An op's forward and backward pass on the kernels, and what must come of it."""
+    """Forward and backward pass of an op on the kernels, and the expected results."""
 
     call: Call
     exact: list[testing.Exact]
 
 
 class Tuning:
-    """The table of a device, as it grows; what is in the device's own table already is kept."""
+    """The growing table of a device; entries of its existing table are kept."""
 
     def __init__(self, on: Gpu, end: float, folders: Sequence[Path]) -> None:
         self.on, self.end, self.folders = on, end, folders
@@ -103,10 +103,10 @@ class Tuning:
         return time.monotonic() > self.end
 
     def tune(self, op: BenchOp, shape: Shape, dtype: torch.dtype) -> None:
-        """Find configs for the kernels of an op that have none yet, the one that takes most time first."""
+        """Find configs for the kernels of an op that have none yet, the slowest first."""
         work = made(op, shape, dtype, self.on.torch_device)
         with self.using(self.launch):
-            work.call()  # compile what there is
+            work.call()  # compile with the present table
             spent = {key: ms for key, ms in self.times(work, ROUNDS).items() if not dict.__contains__(self.launch, key)}
         best = {key: configs.heuristic(key.split("/")[0], dtype, self.shared) for key in spent}
         order = sorted(spent, key=lambda key: -spent[key])
@@ -128,7 +128,7 @@ class Tuning:
         self.write()
 
     def fastest(self, work: Workload, key: str, best: Config, candidates: Iterable[Config]) -> Config:
-        """The best by the kernel's own time, of those that are right."""
+        """The fastest correct config, by the time of the kernel alone."""
         sound = [best, *(c for c in candidates if c != best and not self.fault(work, key, c, AGAIN))]
         found: dict[Config, list[float]] = {config: [] for config in sound}
         for _ in range(ROUNDS):
@@ -140,22 +140,22 @@ class Tuning:
         return winner if median[winner] < GAIN * median[best] else best
 
     def fault(self, work: Workload, key: str, config: Config, times: int) -> str:
-        """What is wrong with a config; empty where nothing is."""
+        """What is wrong with a config; empty if nothing is."""
         with self.using({**self.launch, key: config}):
             try:
                 first = work.call()
                 check_results(first, work.exact)
                 for _ in range(times):
                     if not all(torch.equal(a, b) for a, b in zip(first, work.call(), strict=True)):
-                        return "the same call gave other bits"
+                        return "a repeated call returned different bits"
             except Exception as error:
-                if "CUDA error" in str(error):  # nothing that comes after it could be trusted
+                if "CUDA error" in str(error):  # no later result could be trusted
                     raise
                 return first_line(error)
         return ""
 
     def times(self, work: Workload, rounds: int) -> dict[str, float]:
-        """Milliseconds of a call, by the key of the kernels that took them."""
+        """Milliseconds of a call by the key of its kernels."""
         found: dict[str, list[float]] = {}
         for _ in range(rounds):
             events = self.queued(work)
@@ -168,7 +168,7 @@ class Tuning:
         return {key: statistics.median(ms) for key, ms in found.items()}
 
     def queued(self, work: Workload) -> list[tuple[str, Any, Any]]:
-        """The events around every launch of a call that was all queued before the first of its kernels ran."""
+        """Events around every launch of a call that was fully queued before its first kernel ran."""
         events: list[tuple[str, Any, Any]] = []
 
         def timed(launch: Callable[..., Any], kernel: Any, grid: Any, arguments: Any) -> None:
@@ -188,25 +188,25 @@ class Tuning:
                     return events
 
     def compile_ahead(self, op: BenchOp, shape: Shape, dtype: torch.dtype, candidates: dict[str, list[Config]]) -> None:
-        """Compile all candidates into Triton's cache, in as many processes as there are cores: that takes longest."""
+        """Compile all candidates into Triton's cache, in one process per core, since this takes longest."""
         if backend.INTERPRETED:
             return
         tables = [{**self.launch, key: config} for key, found in candidates.items() for config in found]
         self.pool = self.pool or ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
         try:
             list(self.pool.map(_compile, [(ahead.this_gpu(), op.name, shape, dtype, one) for one in tables]))
-        except BrokenProcessPool:  # a compiler that crashed: what is left is compiled when it is tried
+        except BrokenProcessPool:  # the compiler crashed: the rest is compiled when tried
             self.pool = None
 
     @contextmanager
     def using(self, table: dict[str, Config]) -> Iterator[None]:
-        """Launch by this table."""
+        """Launch with this table."""
         self.table = table if isinstance(table, Probe) else Probe(table)
         with mock.patch.object(configs, "tuned", return_value=Table(self.table, {})):
             yield
 
     def choose_body(self, op: BenchOp, shape: Shape, dtype: torch.dtype) -> None:
-        """Name the `torch` backend for an op where it is faster forward, and forward and backward."""
+        """Record the `torch` backend for an op if it is faster both forward, and forward with backward."""
         tensors = op.make(shape, dtype, self.on.torch_device)
         key = f"{op.name}/{short(dtype)}/{(shape.b * shape.h * shape.w).bit_length()}"
         faster = []
@@ -263,7 +263,7 @@ def made(op: BenchOp, shape: Shape, dtype: torch.dtype, on: str) -> Workload:
 
 @contextmanager
 def launching(replaced: Callable[[Callable[..., Any], Any, Any, Any], None]) -> Iterator[None]:
-    """`replaced` is given the launch itself, and kernel, grid and arguments of each."""
+    """`replaced` receives the original launch, and the kernel, grid and arguments of each call."""
     from lmfn_kernels.runtime import launch
 
     inner = launch.launcher
@@ -272,7 +272,7 @@ def launching(replaced: Callable[[Callable[..., Any], Any, Any, Any], None]) -> 
 
 
 def _compile(job: tuple[str, str, Shape, torch.dtype, dict[str, Config]]) -> None:
-    """Compile what an op launches by a table; what cannot be compiled is found again when it is tried."""
+    """Compile what an op launches with a table; configs that fail to compile are found when tried."""
     gpu, name, shape, dtype, table = job
 
     def compiled(kernel: Any, grid: Any, arguments: Any) -> None:

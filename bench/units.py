@@ -1,4 +1,4 @@
-"""The parts of the network that a photograph passes through, each an op of the registry: how often, at what size."""
+"""The parts of the network for one photograph: the op of the registry, its size, and how often it occurs."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Unit:
     op: str
     channels: int
     part: int
-    """The op's maps have the photograph's height and width divided by this, rounded up."""
+    """The height and width of the op's maps are the photograph's divided by this, rounded up."""
     times: int = 1
     maps: int = 1
 

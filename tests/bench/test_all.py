@@ -138,7 +138,7 @@ def test_a_broken_file_of_rows_breaks_no_summary(tmp_path: Path, monkeypatch: py
     code = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{')"
     status, lines = run(monkeypatch, tmp_path, [Part("frame", 1, python(code, tmp_path / "model.jsonl"))])
     assert status == 0
-    assert any(line.startswith("not to be read: ") and "model.jsonl" in line for line in lines)
+    assert any(line.startswith("unreadable: ") and "model.jsonl" in line for line in lines)
 
 
 def test_the_command_on_a_cpu(tmp_path: Path, bare: dict[str, str]) -> None:

@@ -79,7 +79,7 @@ def test_every_field_is_needed(row: Make, tmp_path: Path) -> None:
 def test_a_broken_line_stops_a_run_before_it_measures(row: Make, tmp_path: Path) -> None:
     path = tmp_path / "ops.jsonl"
     path.write_text(text(row()) + "\n" + text(row())[:40] + "\n")
-    with pytest.raises(ValueError, match="line 2: this is no JSON"), RowFile(path):
+    with pytest.raises(ValueError, match="line 2: not valid JSON"), RowFile(path):
         pass
 
 
@@ -92,7 +92,7 @@ def test_a_line_that_a_kill_has_cut_off_is_taken_out(
     with RowFile(path) as file:
         file.add(row(mode="bwd"))
     assert [r.mode for r in read(path)] == ["infer"] * whole + ["bwd"]
-    assert "the last line was cut off" in capsys.readouterr().err
+    assert "the last line is incomplete" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -46,14 +46,14 @@ def test_one_file_with_all_rows(row: Make, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("fields", "machine", "fault"),
     [
-        ({}, {"dirty": True}, "measured with changes to the commit"),
+        ({}, {"dirty": True}, "measured with uncommitted changes"),
         ({}, {"commit": "unknown"}, "commit 'unknown'"),
         ({}, {"driver": "unknown", "triton": "none"}, "driver, triton not known"),
         ({}, {"device": ""}, "device not known"),
         ({"p20": 0.0, "p50": 0.0}, {}, "p50 of 0.0 ms"),
-        ({"gbps": 4000.0}, {}, "4000 GB/s, and copies have 3000"),
+        ({"gbps": 4000.0}, {}, "4000 GB/s, while copies reach 3000"),
         ({"gbps": 16_000.0, "l2": "warm"}, {}, "16000 GB/s"),
-        ({"tflops": 1100.0}, {}, "1.1e+03 TFLOP/s, and products have 800"),
+        ({"tflops": 1100.0}, {}, "1.1e+03 TFLOP/s, while products reach 800"),
         ({"rms_error": 0.5}, {}, "an RMS error of 0.5"),
         ({"rms_error": 0.02, "dtype": "float32"}, {}, "an RMS error of 0.02"),
         ({"dtype": "int8"}, {}, "dtype int8"),
@@ -95,12 +95,12 @@ def test_one_run_on_one_device(row: Make, tmp_path: Path, capsys: pytest.Capture
 
 def test_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", str(tmp_path)]) == 1
-    assert "holds no rows" in capsys.readouterr().err
+    assert "contains no rows" in capsys.readouterr().err
 
 
 def test_a_line_of_a_submission_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "some-device.jsonl").write_text('{"verb": "ops"}\n')
-    with pytest.raises(ValueError, match=r"some-device\.jsonl, line 1: it must hold a verb and its row"):
+    with pytest.raises(ValueError, match=r"some-device\.jsonl, line 1: it must contain a verb and its row"):
         report.load(tmp_path)
 
 
