@@ -379,24 +379,33 @@ class Ablate:
 
 @dataclass(frozen=True)
 class Export:
-    """Write the network as one ONNX file, for programs that are not Python: images of any size, or tiles."""
+    """Write the network as a file for other programs: NAME.onnx, or for ncnn NAME.param and NAME.bin."""
 
     out: Positional[Path]
-    """The file, NAME.onnx. One that is there is replaced."""
+    """The file, by its suffix .onnx or .param. One that is there is replaced."""
     weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
     dtype: ExportType = "float32"
-    """Type of the weights and the convolutions; images are float32 in any case."""
-    opset: int = 17
-    """Version of ONNX's operators, 13 or newer."""
+    """Type of the weights and, in ONNX, of the convolutions; images are float32 in any case."""
+    opset: int | None = None
+    """Version of ONNX's operators, 13 or newer; default: 17."""
     tile_size: int | None = None
-    """Take only square images with sides of this length, one at a time: for programs that need fixed sizes."""
+    """Take square images with sides of this length alone, one at a time. ONNX takes any size without it; for ncnn it is
+    256 by default."""
 
     def run(self) -> bool:
-        from lmfn.export import export_onnx
+        from lmfn.export import OPSET, export_onnx
+        from lmfn.export.ncnn import export_ncnn
 
-        if self.out.suffix != ".onnx":
-            raise ValueError(f"{self.out} is no name of an ONNX file; let it end in .onnx")
-        export_onnx(self.weights, self.out, dtype=self.dtype, opset=self.opset, tile_size=self.tile_size)
+        if self.out.suffix == ".onnx":
+            opset = OPSET if self.opset is None else self.opset
+            export_onnx(self.weights, self.out, dtype=self.dtype, opset=opset, tile_size=self.tile_size)
+        elif self.out.suffix == ".param":
+            if self.opset is not None:
+                raise ValueError("--opset is for ONNX; ncnn has none")
+            tile_size = 256 if self.tile_size is None else self.tile_size
+            export_ncnn(self.weights, self.out, dtype=self.dtype, tile_size=tile_size)
+        else:
+            raise ValueError(f"{self.out} names no known kind of file; let it end in .onnx, or for ncnn in .param")
         return True
 
 

@@ -1,4 +1,4 @@
-"""A network as files for other programs: `export_onnx`.
+"""A network as files for other programs: `export_onnx`, and for ncnn `lmfn.export.ncnn.export_ncnn`.
 
 Needs the extra `export`. `docs/use-it-in.md` says how each program takes the files.
 """
@@ -13,7 +13,9 @@ from huggingface_hub import ModelCard
 
 from lmfn import atomic
 from lmfn.extras import require
+from lmfn.inference import BORDER
 from lmfn.network import checkpoint
+from lmfn.network.blocks import MULTIPLE, SMALLEST
 from lmfn.network.model import Network
 from lmfn.network.pretrained import LMFN
 from lmfn.options import ExportType
@@ -67,7 +69,6 @@ def onnx_model(
     from onnx import TensorProto, helper
 
     from lmfn.export.network import network_graph
-    from lmfn.network.blocks import MULTIPLE, SMALLEST
 
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
@@ -82,6 +83,12 @@ def onnx_model(
     made.metadata_props.add(key="config", value=json.dumps(asdict(model.config)))
     onnx.checker.check_model(made, full_check=True)
     return made
+
+
+def largest_tile(weights: str | Path) -> int | None:
+    """The largest `tile_size` that one window of the network's attention holds with its border; None for any."""
+    window = LMFN.from_pretrained(weights).config.alfm_window
+    return None if window is None else (window - 2 * BORDER) // MULTIPLE * MULTIPLE
 
 
 def provenance(file: Path) -> dict[str, str]:

@@ -192,24 +192,30 @@ class _Writer:
     def folded(self, gram: str, alfm: ALFM) -> str:
         """The fusion of the maps that attend to each other, `[B, C, NC]`: theta W M + W."""
         g, e, (outputs, size) = self.g, gram, alfm.fuse.weight.shape[:2]
+        scale = 1.0
         if alfm.temperature is not None:
             n = alfm.layers if alfm.rows == "layers" else size
-            squares = g.add("Gather", g.reshape(e, -1, n * n), g.vector(*range(0, n * n, n + 1)), axis=1)
+            # The diagonal, by operators that every program has: pnnx does not read the axes of a sum.
+            diagonal = g.add("Mul", e, g.constant(np.eye(n, dtype=np.float32)))
+            squares = g.add("MatMul", diagonal, g.constant(np.ones((n, 1), np.float32)))
             lengths = g.add("Sqrt", g.add("Max", squares, g.constant(np.float32(SHORTEST))))
-            e = g.add("Div", g.add("Div", e, g.reshape(lengths, -1, n, 1)), g.reshape(lengths, -1, 1, n))
-            e = g.add("Mul", e, g.constant(alfm.temperature.detach().numpy()))
+            e = g.add("Div", g.add("Div", e, lengths), g.add("Transpose", lengths, perm=[0, 2, 1]))
+            scale = alfm.temperature.item()
+        # By layers, softmax(rowmax(E) - E), which is softmax(-E).
+        scale = -scale if alfm.rows == "layers" else scale
+        e = e if scale == 1 else g.add("Mul", e, g.constant(np.float32(scale)))
+        m = g.add("Softmax", e, axis=-1)
         weight = alfm.fuse.weight.detach()[:, :, 0, 0]
         scaled = alfm.theta.detach() * weight
         if alfm.rows == "layers":
             # Each layer takes the others whole: M is between layers, the same for all of their channels.
-            m = g.add("Softmax", g.add("Neg", e), axis=-1)
             by_channel = scaled.unflatten(1, (alfm.layers, -1)).transpose(1, 2).flatten(0, 1)  # [C C, N]
             p = g.reshape(
                 g.add("MatMul", g.constant(by_channel.numpy()), m), -1, outputs, size // alfm.layers, alfm.layers
             )
             p = g.reshape(g.add("Transpose", p, perm=[0, 1, 3, 2]), -1, outputs, size)
         else:
-            p = g.add("MatMul", g.constant(scaled.numpy()), g.add("Softmax", e, axis=-1))
+            p = g.add("MatMul", g.constant(scaled.numpy()), m)
         return self.cast(g.add("Add", p, g.constant(weight.numpy())), self.dtype)
 
     def fused(self, y: str, alfm: ALFM) -> str:

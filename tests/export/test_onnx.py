@@ -117,7 +117,7 @@ def test_weights_without_a_card_say_nothing_of_a_licence(tmp_path, caplog):
         (["m.onnx", "--tile-size", "72"], "tile_size is 72; it must be a multiple of 16, 64 or more"),
         (["m.onnx", "--tile-size", "48"], "tile_size is 48"),
         (["m.onnx", "--opset", "12"], "opset is 12; it must be from 13 to"),
-        (["m.pt"], "m.pt is no name of an ONNX file"),
+        (["m.pt"], "m.pt names no known kind of file"),
     ],
 )
 def test_bad_arguments_are_one_line_and_no_file(arguments, message, tmp_path, monkeypatch, capsys):
