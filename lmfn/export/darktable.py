@@ -1,0 +1,164 @@
+"""The folder that a model is in https://github.com/darktable-org/darktable-ai: `write_folder`."""
+
+from pathlib import Path
+
+from lmfn import atomic
+from lmfn.network import checkpoint
+from lmfn.network.pretrained import LMFN
+from lmfn.weights import Name, sha256
+
+TILE = 768
+OVERLAP = 64
+"""Pixels that darktable 5.6 cuts off at each side of a tile, in a task that keeps the size."""
+
+MODEL = """id: deblur-{name}
+name: "deblur {name}"
+description: "LMFN, a lightweight network that removes motion blur"
+task: deblur
+version: "1.0"
+arch: lmfn
+backend: onnx
+tiling: true
+type: single
+dep_group: lmfn
+
+attributes:
+  input_sizes: [{tile}]
+
+model_card:
+  long_description: "LMFN, {parameters:,} parameters, trained on real and synthetic motion blur"
+  scope: "motion deblurring of photographs"
+  author: "LMFN project; network by Zhang et al."
+  source: "https://pypi.org/project/lmfn-deblur"
+  paper: "https://arxiv.org/abs/2101.05403"
+  license: "Apache-2.0"
+  training_data: "GoPro, REDS, CID22 and CLIC 2025 photographs"
+  training_data_license: "CC BY 4.0 (GoPro, REDS), CC BY-SA 4.0 (CID22), Unsplash licence (CLIC 2025)"
+  notes: "weights, training code and the record of every training run are public"
+
+convert:
+  - script: convert.py
+    args:
+      output: "{{output}}/model.onnx"
+      tile_size: {tile}
+"""
+
+CONVERT = '''"""Write LMFN as ONNX: pip install "lmfn-deblur[export]==0.1.0", then this script."""
+
+import argparse
+import hashlib
+
+from lmfn.export import export_onnx
+from lmfn.weights import shipped_weights
+
+WEIGHTS = "{name}"
+SHA256 = "{digest}"
+
+
+def convert(output: str, tile_size: int = {tile}, opset: int = 17) -> None:
+    found = hashlib.sha256(shipped_weights(WEIGHTS).read_bytes()).hexdigest()
+    if found != SHA256:
+        raise ValueError(f"the installed weights have SHA-256 {{found}} instead of {{SHA256}}")
+    export_onnx(WEIGHTS, output, opset=opset, tile_size=int(tile_size))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--tile-size", type=int, default={tile})
+    parser.add_argument("--opset", type=int, default=17)
+    convert(**vars(parser.parse_args()))
+'''
+
+DEMO = '''"""Deblur an image with the ONNX model, in tiles as darktable cuts them."""
+
+import argparse
+import os
+
+import cv2
+import numpy as np
+import onnxruntime
+
+OVERLAP = {overlap}
+
+
+def deblur(session: onnxruntime.InferenceSession, image: np.ndarray) -> np.ndarray:
+    """RGB [H, W, 3] in [0, 1], float32, to the same."""
+    tile = session.get_inputs()[0].shape[2]
+    step = tile - 2 * OVERLAP
+    height, width = image.shape[:2]
+    rows, columns = -(-height // step), -(-width // step)
+    after = [(count - 1) * step + tile - size - OVERLAP for count, size in ((rows, height), (columns, width))]
+    padded = np.pad(image, ((OVERLAP, after[0]), (OVERLAP, after[1]), (0, 0)), mode="reflect")
+    sharp = np.zeros((rows * step, columns * step, 3), np.float32)
+    for y in range(0, rows * step, step):
+        for x in range(0, columns * step, step):
+            part = padded[None, y : y + tile, x : x + tile].transpose(0, 3, 1, 2)
+            (found,) = session.run(None, {{"blurred": np.ascontiguousarray(part)}})
+            sharp[y : y + step, x : x + step] = found[0].transpose(1, 2, 0)[OVERLAP:-OVERLAP, OVERLAP:-OVERLAP]
+    return sharp[:height, :width].clip(0, 1)
+
+
+def demo(model_dir: str, image: str, output: str) -> None:
+    session = onnxruntime.InferenceSession(os.path.join(model_dir, "model.onnx"), providers=["CPUExecutionProvider"])
+    blurred = cv2.imread(image)
+    if blurred is None:
+        raise ValueError(f"{{image}} cannot be read")
+    sharp = deblur(session, blurred[:, :, ::-1].astype(np.float32) / 255)
+    cv2.imwrite(output, np.rint(255 * sharp[:, :, ::-1]).astype(np.uint8))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model-dir", required=True)
+    parser.add_argument("--image", required=True)
+    parser.add_argument("--output", required=True)
+    demo(**vars(parser.parse_args()))
+'''
+
+README = """# LMFN
+
+A lightweight network that removes motion blur from photographs: {parameters:,} parameters, from
+[Image deblurring based on lightweight multi-information fusion network](https://arxiv.org/abs/2101.05403).
+
+## ONNX model
+
+| Property | |
+|---|---|
+| Input | `blurred`, float32 [1, 3, {tile}, {tile}], RGB in [0, 1] |
+| Output | `sharp`, float32 [1, 3, {tile}, {tile}], to be clipped to [0, 1] |
+| Opset | 17 |
+| Tiling | yes, {tile} pixels with an overlap of {overlap} |
+
+The network reflects a border around each tile by itself.
+
+## Selection criteria
+
+| Property | |
+|---|---|
+| Model licence | Apache-2.0 (weights and code) |
+| Training data | GoPro, REDS (CC BY 4.0), photographs of CID22 (CC BY-SA 4.0) and CLIC 2025 (Unsplash licence) |
+| Training code | public: `lmfn train`; the card of the weights lists every run |
+| Published research | https://arxiv.org/abs/2101.05403 (ICIP 2021) |
+| Inference | local only |
+| Reproducibility | `convert.py` writes the file from the package's weights, whose SHA-256 it checks |
+| Known limitations | blur of about ten pixels is removed; longer smears, defocus and noise are not |
+"""
+
+
+def write_folder(folder: Path, name: Name = "lmfn") -> None:
+    """Write `model.yaml`, `convert.py`, `demo.py` and `README.md` for one of the package's weights.
+
+    Files that are there are replaced. Raises ValueError as `shipped_weights`.
+    """
+    model = LMFN.from_pretrained(name)
+    facts = {
+        "name": name,
+        "tile": TILE,
+        "overlap": OVERLAP,
+        "digest": sha256(checkpoint.find_weights(name)),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    texts = {"model.yaml": MODEL, "convert.py": CONVERT, "demo.py": DEMO, "README.md": README}
+    for file, text in texts.items():
+        atomic.write(folder / file, text.format(**facts).encode())

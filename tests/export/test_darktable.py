@@ -1,0 +1,32 @@
+"""The folder for darktable-ai, against what its programs read of it, and its tiles against the whole image."""
+
+import runpy
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from skimage.data import astronaut
+
+from lmfn.export import darktable
+from lmfn.weights import NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_folder_is_whole(name, tmp_path):
+    darktable.write_folder(tmp_path / name, name)
+    model = yaml.safe_load((tmp_path / name / "model.yaml").read_text())
+    assert {"id", "name", "description", "task", "version", "backend"} <= model.keys()
+    assert (model["id"], model["type"], model["tiling"]) == (f"deblur-{name}", "single", True)
+    assert all(isinstance(value, str) for value in model["model_card"].values())
+    (step,) = model["convert"]
+    convert = runpy.run_path(str(tmp_path / name / step["script"]))["convert"]
+    arguments = {key: str(value).format(output=tmp_path) for key, value in step["args"].items()}
+    convert(**arguments | {"tile_size": 192})  # smaller than darktable's, and soon done
+    cv2.imwrite(str(tmp_path / "blurred.png"), astronaut()[:70, :90])
+    runpy.run_path(str(tmp_path / name / "demo.py"))["demo"](
+        model_dir=str(tmp_path), image=str(tmp_path / "blurred.png"), output=str(tmp_path / "sharp.png")
+    )
+    sharp = cv2.imread(str(tmp_path / "sharp.png"))
+    assert sharp.shape == (70, 90, 3)
+    assert np.abs(sharp.astype(float) - astronaut()[:70, :90]).mean() < 6
