@@ -1,8 +1,8 @@
 """LMFN in three minutes: `make demo`.
 
-A photograph is sharpened with the weights that come with the package, these are measured on photographs they have never
-seen, and then fine-tuned for a minute to one kind of blur, straight streaks. The photographs are scikit-image's.
-Everything is in runs/demo: report.json, before-after.png.
+Sharpens a photograph with the included weights, measures these on photographs they have never seen, and fine-tunes them
+for a minute to one kind of blur, straight motion. The photographs are scikit-image's. The results are in runs/demo:
+report.json, before-after.png.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from lmfn.evaluation import Evaluation, evaluate
 from lmfn.evaluation.pictures import middle, side_by_side
 
 RUN = Path("runs/demo")
-MARK = "made-by-demo"  # an empty file: a folder without it is somebody's own, and stays
+MARK = "made-by-demo"  # an empty file: a folder without it belongs to the user and is left alone
 MINUTES = 1.0
 PATCH = 256
 BLUR = BlurOptions(
@@ -33,14 +33,14 @@ FINE_TUNED_ON = (
     *("hubble_deep_field.jpg", "retina.jpg", "ihc.png", "brick.png", "grass.png", "gravel.png"),
 )
 NEVER_SEEN = ("chelsea.png", "coffee.png", "rocket.jpg")
-SHOWN = "coffee/2"  # the most blurred of the nine: on the others there is less to see
+SHOWN = "coffee/2"  # the most blurred of the nine
 
 
 def prepare() -> None:
-    """Photographs to fine-tune on, and blurred pairs of the others."""
+    """Prepare photographs to fine-tune on, and blurred pairs of the others."""
     if RUN.exists():
         if not (RUN / MARK).exists():
-            sys.exit(f"{RUN} was not made by this demo: move it away, or rename it")
+            sys.exit(f"{RUN} was not made by this demo: move or rename it")
         shutil.rmtree(RUN)
     RUN.mkdir(parents=True)
     (RUN / MARK).touch()
@@ -53,7 +53,7 @@ def prepare() -> None:
 
 
 def sharpen() -> None:
-    """A blurred photograph on the command line, and a picture of before, after and the truth."""
+    """Sharpen a blurred photograph by the command line, and save an image of before, after and the sharp original."""
     blurred, sharp = (RUN / "data" / "pairs" / kind / f"{SHOWN}.png" for kind in ("blur", "sharp"))
     out = RUN / "deblurred.png"
     command = ["deblur", str(blurred), "-o", str(out)]
@@ -75,7 +75,7 @@ def measure(weights: str) -> Evaluation:
 
 
 def tune() -> None:
-    """The command of docs/training.md, as a settings file."""
+    """Fine-tune as docs/training.md recommends, with a settings file."""
     settings = {
         "name": RUN.name,
         "runs": str(RUN.parent),
@@ -102,7 +102,7 @@ def tune() -> None:
 
 
 def report(shipped: Evaluation, tuned: Evaluation, seconds: float) -> None:
-    """The figures on the screen and in report.json."""
+    """Print the figures and write report.json."""
     content = {
         "psnr_blurred": shipped.blurred["psnr"],
         "psnr_deblurred": shipped.deblurred["psnr"],
@@ -121,7 +121,7 @@ def report(shipped: Evaluation, tuned: Evaluation, seconds: float) -> None:
     for label, metric, digits in (("PSNR (dB)", "psnr", 2), ("SSIM gauss2d", "ssim_gauss2d", 4)):
         figures = (shipped.blurred[metric], shipped.deblurred[metric], tuned.deblurred[metric])
         print(f"{label:<15}" + "".join(f"{f:>{w}.{digits}f}" for f, w in zip(figures, (10, 10, 14), strict=True)))
-    print(f"\nAll of it in {seconds:.0f} s. Blurred, deblurred and sharp, side by side: {RUN / 'before-after.png'}")
+    print(f"\nTotal: {seconds:.0f} s. Blurred, deblurred and sharp, side by side: {RUN / 'before-after.png'}")
 
 
 def main() -> None:
@@ -129,7 +129,7 @@ def main() -> None:
     prepare()
     sharpen()
     shipped = measure("lmfn")
-    print(f"\nThe shipped weights are tuned to this kind of blur, for {60 * MINUTES:.0f} s:\n")
+    print(f"\nFine-tuning the shipped weights to this kind of blur for {60 * MINUTES:.0f} s:\n")
     tune()
     report(shipped, measure(str(RUN / "ema.safetensors")), time.perf_counter() - start)
 

@@ -1,4 +1,4 @@
-"""The paper's ablations: the networks of one of its tables, trained and measured alike, beside the paper's figures.
+"""The paper's ablations: the networks of one of its tables, trained and measured alike, with the paper's figures.
 
     python -m experiments.ablations.ablate encoder --data data/GoPro -o runs/ablations --steps 3000 \\
         -- --pairs data/GoPro --batch 8 --patch 128
@@ -37,12 +37,12 @@ class Variant:
     changes: dict[str, Any] = field(default_factory=dict)
     """Fields of LMFNConfig."""
     paper: str = ""
-    """PSNR in dB on GoPro that the paper reports, where it does."""
+    """PSNR in dB on GoPro as reported in the paper, if it is."""
     preset: str = "lmfn"
 
     @property
     def run(self) -> str:
-        """Name of its training run: the network alone decides it, so that tables share their runs."""
+        """Name of its training run. It depends only on the network, so that tables share their runs."""
         return "-".join([self.preset, *(f"{key}-{value}" for key, value in self.changes.items())])
 
 
@@ -77,16 +77,16 @@ TABLES: dict[str, tuple[Variant, ...]] = {
 
 @dataclass(frozen=True)
 class VariantResult:
-    """A network's figures; those of several seeds in the order of the seeds."""
+    """The figures of a network, by seed in the order of the seeds."""
 
     variant: Variant
     complexity: Complexity
     saved: float
-    """Bytes kept for the backward pass a pixel of the image, float32."""
+    """Bytes saved for backward per pixel of the image, float32."""
     psnr: tuple[float, ...]
     ssim: tuple[float, ...]
     seconds: float
-    """Of a forward pass at `size`, median."""
+    """Median time of a forward pass at `size`."""
     size: str
 
 
@@ -104,12 +104,12 @@ def ablate(
     """Train every row of a table of `TABLES` for `steps` steps and every seed, on the same patches in the same order;
     measure each on the pairs (`images` of them, spread evenly) by protocol `plain`; write and return OUT/TABLE.md.
 
-    `settings` are options of `lmfn train` beside the network, the steps and the seed: data, batch, patch, rate. Runs
-    are in OUT/runs and are shared by tables with the same OUT; one that was cut off is continued, one that is measured
-    stays.
+    `settings` are options of `lmfn train` other than the network, the steps and the seed: data, batch, patch, rate.
+    Runs are in OUT/runs and are shared by tables with the same OUT; interrupted runs are resumed, measured ones are
+    kept.
 
-    Raises ValueError for an unknown table, bad pairs, no seed, and where OUT holds runs with other settings, and
-    ChildProcessError where a training run fails.
+    Raises ValueError for an unknown table, bad pairs, no seed, and an OUT that contains runs with other settings;
+    ChildProcessError if a training run fails.
     """
     if table not in TABLES:
         raise ValueError(f"unknown table {table!r}; there are {', '.join(TABLES)}")
@@ -145,19 +145,19 @@ def ablate(
 
 
 def check_run_settings(out: Path, run_settings: dict[str, Any]) -> None:
-    """Note the settings of the runs in `out`; raise ValueError where runs with other settings are there already."""
+    """Record the settings of the runs in `out`; raises ValueError if it contains runs with other settings."""
     file = out / "settings.json"
     if not (out / "runs").exists():
         atomic.write(file, (json.dumps(run_settings, indent=2) + "\n").encode())
     before = json.loads(file.read_text(encoding="utf-8"))
     if different := [name for name in run_settings if before.get(name) != run_settings[name]]:
-        raise ValueError(f"{out} holds runs with another {', '.join(different)} ({file}); name another folder")
+        raise ValueError(f"{out} contains runs with another {', '.join(different)} ({file}); name another folder")
 
 
 def train_and_evaluate(
     variant: Variant, seed: int, runs: Path, evaluator: Evaluator, steps: int, settings: Sequence[str]
 ) -> dict[str, Any]:
-    """The evaluation of a network after training, as `Evaluation.to_dict` has it; kept in the run's folder."""
+    """The evaluation of a network after training, as from `Evaluation.to_dict`; cached in the run's folder."""
     name = f"{variant.run}-seed-{seed}"
     file = runs / name / "evaluation.json"
     if not file.exists():
@@ -168,7 +168,7 @@ def train_and_evaluate(
         ended = subprocess.run([sys.executable, "-m", "lmfn", "train", *settings, *run, *network], check=False)
         if ended.returncode:
             raise ChildProcessError(
-                f"{name}: training ended with status {ended.returncode}; the same command goes on from there"
+                f"{name}: training ended with status {ended.returncode}; the same command resumes it"
             )
         weights = runs / name / "ema.safetensors"
         evaluator(LMFN.from_pretrained(weights), str(weights)).write(file)
@@ -183,10 +183,10 @@ def markdown(
     run_settings: dict[str, Any],
     seeds: Sequence[int],
 ) -> str:
-    """The table, and what its numbers depend on."""
+    """The table, and everything its figures depend on."""
     size = results[0].size
     lines = [
-        f"| {table} | parameters | GMACs 256x256 | GMACs 1280x720 | kept, bytes per pixel | PSNR (dB) | SSIM gauss2d "
+        f"| {table} | parameters | GMACs 256x256 | GMACs 1280x720 | saved, bytes per pixel | PSNR (dB) | SSIM gauss2d "
         f"| ms at {size} | the paper's PSNR |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -199,7 +199,7 @@ def markdown(
         )
     blurred = measured["means"]["blurred"]
     several = (
-        f"mean of seeds {', '.join(map(str, seeds))}, least to most in brackets"
+        f"mean of seeds {', '.join(map(str, seeds))}, minimum and maximum in parentheses"
         if len(seeds) > 1
         else f"seed {seeds[0]}"
     )
@@ -221,25 +221,25 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train the networks of one of the paper's tables alike, measure them alike, and write the table.
+    """Train and measure the networks of one of the paper's tables alike, and write the table.
 
     lmfn ablate encoder --data data/GoPro -o runs/ablations --steps 3000 -- --pairs data/GoPro --batch 8 --patch 128
     """
 
     table: Positional[Literal["rfdbs", "encoder", "attention", "similarity", "presets"]]
     train: Positional[tuple[str, ...]]
-    """After --, options of `lmfn train` beside the network, steps and seed: data, batch, patch, rate."""
+    """After --, options of `lmfn train` other than the network, steps and seed: data, batch, patch, rate."""
     data: Path
-    """Pairs to measure on (their test part, where they have parts)."""
+    """Pairs to measure on (their test split, if they have splits)."""
     out: Annotated[Path, arg(aliases=["-o"])]
-    """Folder for runs and tables. Tables share their runs; what was cut off is continued."""
+    """Folder for runs and tables. Tables share their runs; interrupted runs are resumed."""
     steps: int
     seeds: tuple[int, ...] = (0,)
-    """Train each network once with each of these."""
+    """Train each network once with each of these seeds."""
     images: int | None = None
     """Measure on this many of the pairs, spread evenly (default: all)."""
     device: str | None = None
-    """A torch device to measure on; default: a GPU where there is one."""
+    """A torch device to measure on; default: a GPU if available."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,9 @@
-"""How far ALFM's attention is from a choice, by the size of the image: `python -m experiments.attention.row_maximum`.
+"""How close ALFM's attention is to selecting a single row, by image size: `python -m
+experiments.attention.row_maximum`.
 
-The network's features are those of crops of one photograph (corners and middle of 1280x720 pixels of it, mirrored
-beyond its borders where it is smaller). The measure is the mean over M's rows of their largest value: 1 / NC where a
-row attends to all alike, 1 where it has chosen one.
+The features are those of crops of one photograph (corners and centre of 1280x720 pixels, mirrored beyond the borders if
+it is smaller). The measure is the mean over M's rows of their largest value: 1 / NC if a row attends to all rows
+equally, 1 if it selects one.
 """
 
 import argparse
@@ -24,15 +25,15 @@ from lmfn_kernels import attention_matrix, layer_gram
 SIZES = [(64, 64), (128, 128), (256, 256), (384, 384), (640, 360), (960, 540), (1280, 720)]
 """Width and height of the crops."""
 PHOTO = Path(skimage.data.__file__).with_name("motorcycle_left.png")
-TEMPERATURE = 10.0  # of cosines, where the weights have none of their own: what training begins with
+TEMPERATURE = 10.0  # initial temperature of cosines, for weights without one
 STYLES = {"dot": ("#d55e00", "o"), "cosine": ("#0072b2", "s")}
 
 Curves = dict[str, list[float]]
-"""By similarity, one value for each size."""
+"""One value per size, by similarity."""
 
 
 def extended(photo: Tensor, width: int, height: int) -> Tensor:
-    """The middle of an image [1, 3, H, W], mirrored beyond its borders where it is smaller."""
+    """The centre of an image [1, 3, H, W], mirrored beyond its borders if it is smaller."""
     for dim, size in ((2, height), (3, width)):
         n = photo.shape[dim]
         place = np.pad(np.arange(n), max(0, size - n), mode="symmetric")
@@ -42,7 +43,7 @@ def extended(photo: Tensor, width: int, height: int) -> Tensor:
 
 
 def crops(frame: Tensor, width: int, height: int) -> list[Tensor]:
-    """Its corners and its middle; where the frame is no larger, the frame alone."""
+    """Corners and centre of a frame; only the frame if it is no larger."""
     down, right = frame.shape[2] - height, frame.shape[3] - width
     places = {(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)}
     return [frame[:, :, top : top + height, left : left + width] for top, left in sorted(places)]
@@ -50,7 +51,7 @@ def crops(frame: Tensor, width: int, height: int) -> list[Tensor]:
 
 @torch.inference_mode()
 def measure(model: LMFN, frame: Tensor) -> Curves:
-    """Both similarities' mean row maximum at every size, averaged over the crops."""
+    """The mean row maximum of both similarities at every size, averaged over the crops."""
     found: Curves = {name: [] for name in STYLES}
     temperature = getattr(model.alfm, "temperature", None)
     scales = {"dot": None, "cosine": torch.tensor([TEMPERATURE]) if temperature is None else temperature}
@@ -71,7 +72,7 @@ def measure(model: LMFN, frame: Tensor) -> Curves:
 
 
 def draw(panels: dict[str, Curves], rows: int, out: Path) -> None:
-    """One panel a set of weights, the size of the image along the horizontal axis, by its pixels."""
+    """One panel per set of weights, over the number of pixels of the image."""
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 4.6), sharey=True, layout="constrained", squeeze=False)
     pixels = [width * height for width, height in SIZES]
     for ax, (title, curves) in zip(axes[0], panels.items(), strict=True):
@@ -95,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="row_maximum", description=__doc__)
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).with_name("row-maximum.png"), help="the plot")
     parser.add_argument("--image", type=Path, default=PHOTO, help="a photograph (default: one of scikit-image's)")
-    parser.add_argument("--weights", default="lmfn", help="trained weights (default: lmfn, those of the package)")
+    parser.add_argument("--weights", default="lmfn", help="trained weights (default: lmfn, included in the package)")
     options = parser.parse_args()
     trained = LMFN.from_pretrained(options.weights)
     config = trained.config

@@ -1,4 +1,4 @@
-"""How many hidden units of residual blocks die in a short training from nothing, by initial weights and rate.
+"""Count the hidden units of residual blocks that die in a short training from random weights, by initial size and rate.
 
 python experiments/weights/alive.py
 """
@@ -17,13 +17,13 @@ SMALL = {"channels": 16, "features": 16, "distilled": 8, "esa": 4, "rfdbs": 1, "
 
 
 def squares(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two patches of random squares, blurred sideways by nine pixels, and sharp."""
+    """Two patches of random squares: blurred horizontally by nine pixels, and sharp."""
     sharp = F.interpolate(torch.rand(2, 3, 10, 10, generator=generator), size=64)
     return F.avg_pool2d(F.pad(sharp, (4, 4, 0, 0), mode="replicate"), (1, 9), 1), sharp
 
 
 def train(hidden: float, rate: float) -> str:
-    """Train a small network whose hidden units begin at `hidden` times their usual size; a row of the table."""
+    """Train a small network whose first convolutions start at `hidden` times their usual size; a row of the table."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     model = Network(preset("lmfn", **SMALL))
@@ -51,7 +51,7 @@ def train(hidden: float, rate: float) -> str:
 
 
 if __name__ == "__main__":
-    print("| hidden units begin at | rate | dead of 128 | silent | firing | gain of the last 50 steps, dB |")
+    print("| initial size | rate | dead of 128 | silent | firing | gain over the last 50 steps (dB) |")
     print("|---|---|---|---|---|---|")
     for rate, hidden in itertools.product((3e-4, 1e-3, 3e-3), (0.1, 1.0)):
         print(train(hidden, rate), flush=True)

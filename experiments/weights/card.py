@@ -3,8 +3,8 @@
     python -m experiments.weights.card runs/first --val data/GoPro      # measure, and print the card
     python -m experiments.weights.card runs/first --val data/GoPro -o lmfn/weights --name lmfn      # ship them in lmfn
 
-What is measured: pairs of real blur, synthetic blur on photographs that were never trained on, and how far sharp
-photographs are from what the network makes of them.
+Measures pairs with real blur, synthetic blur on photographs that were never trained on, and how much the network
+changes sharp photographs.
 """
 
 import json
@@ -34,31 +34,31 @@ from lmfn.training.settings import Settings
 
 BLUR = BlurOptions(BlurKinds.only("shake"), length=(2, 16), contrast=(0, 0), labels=0, mosaic=0, jpeg=0)
 HELD_OUT = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
-"""scikit-image's photographs in colour, which no shipped weights were trained on."""
+"""scikit-image's colour photographs, on which no shipped weights were trained."""
 ORIGINS = {
     "gopro": "GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
     "frames_240fps": "GoPro's frames at 240 per second (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
     "reds": "REDS (Nah et al., NTIRE 2019), CC BY 4.0",
     "photos": "photographs of CID22 (CC BY-SA 4.0) and CLIC 2025 (Unsplash licence)",
 }
-"""Where training data comes from, by the name of its folder."""
+"""Origin and licence of training data, by the name of its folder."""
 FAILURES = Path(__file__).with_name("failures.md")
-"""What the shipped weights are known to do badly; of other weights it says nothing."""
+"""Known failures of the shipped weights only."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What is said about weights."""
+    """The measurements of a model card."""
 
     real: Evaluation
-    """Pairs of real blur."""
+    """Pairs with real blur."""
     synthetic: Evaluation
     """Unseen photographs, each blurred three times by random camera paths."""
     sharp: Evaluation
-    """The same photographs, unblurred: the input is the truth."""
+    """The same photographs without blur, compared with their output."""
 
     def table(self) -> str:
-        """Lines of a Markdown table."""
+        """The rows of a Markdown table."""
         lines = ["| on | metric | blurred | deblurred | gain |", "|---|---|---|---|---|"]
         for name, evaluation in (("real blur", self.real), ("synthetic blur, unseen photographs", self.synthetic)):
             for metric, digits in (("psnr", 2), ("ssim_gauss2d", 4), ("ssim_matlab3d", 4)):
@@ -76,8 +76,8 @@ class Measures:
 def measure(model: LMFN, real: PairSet, photos: Path | None, folder: Path) -> Measures:
     """Measure a network on real pairs and on sharp photographs (default: `HELD_OUT` of scikit-image).
 
-    The blurred photographs are made in `folder`, an empty one. Raises what `find_pairs`, `synth` and `evaluate` raise,
-    and ModuleNotFoundError without photographs and scikit-image.
+    The blurred photographs are written to `folder`, which must be empty. Raises what `find_pairs`, `synth` and
+    `evaluate` raise, and ModuleNotFoundError without photographs and scikit-image.
     """
     if photos is None:
         import skimage.data
@@ -106,19 +106,19 @@ class Stage:
     settings: Settings
     steps: int
     lr: float
-    """The last rate on record: that of the cosine's end, but for a run that was stopped."""
+    """The last recorded learning rate: the end of the cosine, unless the run was stopped."""
     torch: str
     device: str
-    """Its kind, without a number."""
+    """The kind of device, without a number."""
     processes: int
     hours: float
-    """Time spent training, of each CPU thread or each GPU."""
+    """Training time, summed over CPU threads or GPUs."""
 
     def text(self) -> str:
-        """The run as an item of a Markdown list. Of paths, only the last name is told."""
+        """The run as an item of a Markdown list, with only the last component of paths."""
         s = self.settings
         data = ", ".join(f"{source_name(source)} ({source.kind}, {source.weight:g})" for source in s.sources)
-        before = f"from nothing, seed {s.seed}"
+        before = f"from random weights, seed {s.seed}"
         if s.start_from:
             fitting = " that fit another network" if s.preset or s.network else ""
             before = f"from the weights of `{run_folder(s.start_from).name}`{fitting}"
@@ -133,25 +133,25 @@ class Stage:
 
     @property
     def unit(self) -> str:
-        """What its hours are of."""
+        """The unit of its hours."""
         return "core-hours" if self.device == "cpu" else "GPU-hours"
 
 
 def source_name(source: Source) -> str:
-    """The end of a source's path: the rest is this machine's business."""
+    """The end of a source's path, without the part that is specific to the machine."""
     path = Path(source.path)
     last = f"{path.parent.name}/{path.name}" if path.name in ("blur", "sharp") else path.name
     return last + (" unblurred" if source.sharp == source.path else "")
 
 
 def origin(source: Source) -> str:
-    """Where a source's data comes from and its licence, by the names in its path."""
+    """Origin and licence of a source's data, by the names in its path."""
     known = [ORIGINS[part] for part in reversed(Path(source.path).parts) if part in ORIGINS]
     return known[0] if known else f"{source_name(source)}, of their own"
 
 
 def stages(run: Path) -> list[Stage]:
-    """The runs that led to a run's weights, the first one first, as far as their folders are still there."""
+    """The runs that led to a run's weights, oldest first, as far as their folders still exist."""
     if not (run / "config.yaml").is_file():
         return []
     settings = Settings.read(run / "config.yaml")
@@ -160,7 +160,7 @@ def stages(run: Path) -> list[Stage]:
     lr = next((record["lr"] for record in reversed(records) if "lr" in record), settings.lr)
     hours = seconds = 0.0
     for record in records:
-        if record.get("event") == "start":  # one for each part of a run that was resumed
+        if record.get("event") == "start":  # one for each part of a resumed run
             start = {**record, "device": record["device"].partition(":")[0]}
         if "seconds" in record:
             units = start["processes"] * (start["threads"] if start["device"] == "cpu" else 1)
@@ -171,7 +171,7 @@ def stages(run: Path) -> list[Stage]:
 
 
 def run_folder(start: Path) -> Path:
-    """The folder of the run that a start is of: it is named by that, or by a file in it."""
+    """The folder of a run, given that folder or a file in it."""
     return start.parent if start.suffix == ".safetensors" else start
 
 
@@ -181,10 +181,10 @@ def weights_file(run: Path) -> Path:
 
 
 def averaged(model: LMFN, earlier: Path, share: float) -> LMFN:
-    """The network with `share` of each weight from an earlier run. Raises ValueError where the networks differ."""
+    """The network averaged with `share` of an earlier run's weights. Raises ValueError if the networks differ."""
     other = LMFN.from_pretrained(weights_file(earlier))
     if other.config != model.config or not 0 < share < 1:
-        raise ValueError(f"--average {earlier} {share:g}: it must be the same network, its share between 0 and 1")
+        raise ValueError(f"--average {earlier} {share:g}: it must be the same network, with a share between 0 and 1")
     for mine, its in zip(model.parameters(), other.parameters(), strict=True):
         mine.data.lerp_(its.data, share)
     return model
@@ -201,7 +201,7 @@ def card(
     """The model card, in Markdown."""
     shipped = name in weights.NAMES
     choice = "" if name == "lmfn" else f" --weights {name if shipped else f'{name}.safetensors'}"
-    failures = FAILURES.read_text(encoding="utf-8") if shipped else "Not known: nobody has looked for them.\n"
+    failures = FAILURES.read_text(encoding="utf-8") if shipped else "Not known: they have not been looked for.\n"
     config = ", ".join(f"{key}={value}" for key, value in asdict(model.config).items())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recipe = "\n".join(stage.text() for stage in history) or "Not known: the run's folder was not given."
@@ -244,7 +244,7 @@ Real blur is measured by protocol `gopro`, the other sets by `plain` (the same r
 
 {recipe}
 
-In brackets: the kind of source and its share. What the runs were trained on:
+In parentheses: the kind of source and its share. Training data:
 
 {data or "- not known"}
 
@@ -255,11 +255,11 @@ In brackets: the kind of source and its share. What the runs were trained on:
 
 
 def ship(model: LMFN, out: Path, name: str) -> str:
-    """Write a network's weights as float16 into a folder, and their checksum into its list; the checksum."""
+    """Write the weights as float16 and add their checksum to the folder's list; the checksum."""
     tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"the weights' {key} holds values that float16 cannot hold; they cannot be shipped")
+            raise ValueError(f"the weights' {key} has values outside the range of float16; they cannot be shipped")
     file = out / f"{name}.safetensors"
     checkpoint.write(file, tensors, {"config": asdict(model.config)})
     digests = weights.checksums(out) | {file.name: weights.sha256(file)}
@@ -272,8 +272,8 @@ SIDE = 192
 
 
 def crops(model: LMFN, evaluations: Sequence[tuple[Evaluation, PairSet]]) -> np.ndarray:
-    """Blurred, deblurred and sharp, side by side, uint8: of each set (a column) the image that gained most, the middle
-    one, and the one that gained least; each where most is gained, the last where most is lost."""
+    """Blurred, deblurred and sharp crops side by side, uint8, one column per set: the images with the largest, the
+    median and the smallest gain, each at its most improved crop, the last at its least improved one."""
     columns = []
     for evaluation, pairs in evaluations:
         gains = sorted(evaluation.rows, key=lambda row: row.blurred["psnr"] - row.deblurred["psnr"])
@@ -286,7 +286,7 @@ def crops(model: LMFN, evaluations: Sequence[tuple[Evaluation, PairSet]]) -> np.
 
 @torch.inference_mode()
 def triple(model: LMFN, pair: Pair, best: bool) -> np.ndarray:
-    """A part of one pair, and of the output between them, where the squared error falls most (or grows most)."""
+    """A crop of one pair and its output, where the squared error falls most (or grows most)."""
     blurred, sharp = (
         torch.from_numpy(images.read_rgb(path)).movedim(2, 0)[None] / 255 for path in (pair.blurred, pair.sharp)
     )
@@ -306,20 +306,20 @@ class Arguments:
     """Measure weights and print their model card; ship them with --out."""
 
     run: Positional[Path]
-    """A run's folder (its averaged weights are taken), or a file of weights."""
+    """A run's folder (its averaged weights are used), or a weights file."""
     val: Path
-    """Pairs of real blur that were never trained on."""
+    """Pairs with real blur that were never trained on."""
     photos: Path | None = None
-    """Sharp photographs that were never trained on (default: five that scikit-image ships)."""
+    """Sharp photographs that were never trained on (default: five from scikit-image)."""
     out: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """Write NAME.safetensors (float16), NAME.md (the card) and the checksum, a line of SHA256SUMS, into this folder."""
+    """Write NAME.safetensors (float16), NAME.md (the card) and a line of SHA256SUMS into this folder."""
     name: str | None = None
-    """What they are called (default: as the run or the file)."""
+    """Their name (default: that of the run or the file)."""
     average: tuple[Path, float] | None = None
-    """An earlier run's folder, or weights, and its share in the average that is shipped: between two runs of which one
-    began at the other lie weights that do better on new scenes than either (arXiv 2203.05482)."""
+    """An earlier run's folder or weights, and its share in the shipped average: the average of a run and the run it
+    started from can be better on new scenes than either (arXiv 2203.05482)."""
     crops: Path | None = None
-    """Write six crops, blurred, deblurred and sharp, the failures among them, to this image."""
+    """Write six crops, blurred, deblurred and sharp, including failures, to this image."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Measure what networks leave of the error, by frequency.
+"""Measure the error that networks leave, by frequency.
 
 python experiments/weights/frequencies.py PAIRS WEIGHTS ...
 """

@@ -1,4 +1,4 @@
-"""Measure weights on every kind of synthetic picture, made of photographs that no weights were trained on.
+"""Measure weights on every kind of synthetic image, from photographs that no weights were trained on.
 
 python experiments/weights/kinds.py lmfn runs/first/ema.safetensors
 """
@@ -21,7 +21,7 @@ PER_PHOTO = 1
 
 
 def pictures(kind: BlurKind) -> list[tuple[Image, Image]]:
-    """Blurred and sharp: the middle of each photograph, a few times."""
+    """Blurred and sharp images of the centre of each photograph, `PER_PHOTO` times."""
     made = []
     for n, name in enumerate(HELD_OUT):
         photo = images.read_rgb(Path(skimage.data.__file__).parent / name)
@@ -33,7 +33,7 @@ def pictures(kind: BlurKind) -> list[tuple[Image, Image]]:
 
 
 def psnr(image: np.ndarray, sharp: Image) -> float:
-    """In dB, of 8-bit values; 99 where they are equal."""
+    """PSNR in dB of 8-bit values; 99 if they are equal."""
     error = np.square(image.astype(np.float64) - sharp).mean()
     return float(10 * np.log10(255**2 / error)) if error else 99.0
 

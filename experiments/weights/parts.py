@@ -1,4 +1,4 @@
-"""Measure networks on frames that are cut into parts of several sizes.
+"""Measure networks on frames cut into parts of several sizes.
 
 python experiments/weights/parts.py DATA/val/gopro WEIGHTS ...
 """

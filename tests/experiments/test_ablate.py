@@ -83,7 +83,7 @@ def test_a_table_is_trained_measured_and_not_made_twice(pairs, tmp_path, monkeyp
     again = {"steps": 2, "images": 2, "settings": [str(word) for word in settings]}
     assert ablate("encoder", find_pairs(pairs), tmp_path / "out", **again) == text
     with pytest.raises(
-        ValueError, match=r"out holds runs with another steps \(.*settings\.json\); name another folder"
+        ValueError, match=r"out contains runs with another steps \(.*settings\.json\); name another folder"
     ):
         ablate("encoder", find_pairs(pairs), tmp_path / "out", **(again | {"steps": 3}))
     with pytest.raises(ValueError, match="unknown table 'decoder'; there are rfdbs, encoder"):
@@ -108,7 +108,7 @@ def test_several_seeds_show_their_spread():
     told = {"steps": 7, "settings": ["--batch", "4"], "data": "d", "pairs": 3}
     text = markdown("rfdbs", [result], measured, told, (0, 1))
     assert "| 26.25 (26.00 to 26.50) | 0.8500 (0.8000 to 0.9000) | 12 |" in text
-    assert "mean of seeds 0, 1, least to most in brackets" in text
+    assert "mean of seeds 0, 1, minimum and maximum in parentheses" in text
 
 
 def test_a_failed_training_run_is_named(pairs, tmp_path, capsys):
@@ -125,7 +125,7 @@ def test_a_failed_training_run_is_named(pairs, tmp_path, capsys):
     ]
     assert script.main([*command, "--", "--pairs", str(tmp_path / "nowhere")]) == 1
     said = capsys.readouterr().err
-    assert "lmfn ablate: lmfn-seed-0: training ended with status 1; the same command goes on from there" in said
+    assert "lmfn ablate: lmfn-seed-0: training ended with status 1; the same command resumes it" in said
     assert not (tmp_path / "out" / "similarity.md").exists()
     assert not (tmp_path / "out" / "runs").exists()  # so that a corrected command may use the folder
     script.check_run_settings(tmp_path / "out", {"steps": 2})

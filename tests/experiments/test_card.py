@@ -61,7 +61,7 @@ def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[s
         "| real blur: gopro (2 pairs) | psnr |",
         "| synthetic blur, unseen photographs: unseen (6 pairs) | ssim_gauss2d |",
         "| 2 sharp photographs against themselves | psnr | | ",
-        "- `first`, from nothing, seed 0: 2 steps of 2 patches of 32x32: gopro (pairs, 2), photos unblurred (",
+        "- `first`, from random weights, seed 0: 2 steps of 2 patches of 32x32: gopro (pairs, 2), photos unblurred (",
         "rate 0.0001 to 5e-05 by a cosine",  # the last one on record, not that of the end
         "- `second`, from the weights of `first`: 1 steps of",
         "\n\nTogether 0.0 core-hours.\n\n",
@@ -96,7 +96,7 @@ def test_the_shipped_weights_failures_are_not_those_of_other_weights(
     text = capsys.readouterr().out
     assert "# second.safetensors" in text
     assert "lmfn deblur photo.jpg --weights second.safetensors" in text
-    assert "## Known failures\n\nNot known: nobody has looked for them.\n\n## Training" in text
+    assert "## Known failures\n\nNot known: they have not been looked for.\n\n## Training" in text
     assert (tmp_path / "second.md").read_text() + "\n" == text
     assert LMFN.from_pretrained(tmp_path / "second.safetensors").config.channels == 8
 
@@ -145,7 +145,7 @@ def test_weights_too_large_for_float16_are_not_shipped(tmp_path: Path) -> None:
     model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1)
     with torch.no_grad():
         model.reduce.bias[0] = 70000
-    with pytest.raises(ValueError, match=r"reduce\.bias holds values that float16 cannot hold"):
+    with pytest.raises(ValueError, match=r"reduce\.bias has values outside the range of float16"):
         card.ship(model, tmp_path, "lmfn")
     assert not list(tmp_path.iterdir())
 
@@ -164,7 +164,7 @@ def test_each_set_of_weights_has_its_line_in_the_checksums(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("start", "network", "words"),
     [
-        (None, ("rfdbs=2",), "from nothing, seed 0"),
+        (None, ("rfdbs=2",), "from random weights, seed 0"),
         (Path("runs/first"), (), "from the weights of `first`:"),
         (Path("runs/first/ema.safetensors"), ("rfdbs=2",), "from the weights of `first` that fit another network:"),
         (Path("lmfn"), (), "from the weights of `lmfn`:"),
