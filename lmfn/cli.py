@@ -1,6 +1,6 @@
-"""`lmfn VERB`: the command line. Arguments in, calls out; what the verbs do is in the modules that they call.
+"""`lmfn VERB`: the command line. It parses arguments and calls the modules that do the work.
 
-Those are imported in `run`: PyTorch takes seconds, and nobody waits for it to read the help.
+These are imported in `run`, because PyTorch takes seconds and the help should be quick.
 """
 
 import contextlib
@@ -23,62 +23,62 @@ from lmfn.options import BlurKind, BlurKinds, BlurOptions, ExportType, Frames, G
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 WEIGHTS = (
-    "lmfn or lmfn-released, which come with the package; what save_pretrained or train.py wrote (a folder, a "
-    ".safetensors file); or owner/model on the Hugging Face Hub."
+    "lmfn or lmfn-released (included in the package); the output of save_pretrained or lmfn train (a folder or "
+    "a .safetensors file); or owner/model on the Hugging Face Hub."
 )
 
 
 @dataclass(frozen=True)
 class Deblur:
-    """Sharpen photographs: files, and folders with all that is below them; and video clips, frame by frame. The inputs
-    stay as they are."""
+    """Sharpen photographs: files and folders with their subfolders; and video clips, frame by frame. The inputs are not
+    changed."""
 
     paths: Positional[tuple[Path, ...]]
-    """Files and folders. (In a folder, clips are left out.)"""
+    """Files and folders. (Clips inside folders are skipped.)"""
     out: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """Folder (trees are kept) or, for one file, file to write. Default: NAME_deblurred beside the input."""
+    """Output folder (subfolders are kept) or, for one file, output file. Default: NAME_deblurred next to the input."""
     weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
     suffix: str = "_deblurred"
-    """What is put behind the name of an output beside its input."""
+    """Suffix of the names of outputs next to their inputs."""
     ext: str | None = None
-    """Write this format instead of the input's: png, jpg, webp, tiff."""
+    """Output format, if not the input's: png, jpg, webp, tiff."""
     overwrite: bool = False
-    """Replace outputs that are there already. Otherwise they are left as they are, and the status is 1."""
+    """Replace existing outputs. Otherwise they are left unchanged, and the exit status is 1."""
     skip_existing: bool = False
-    """Outputs that are there already are as they should be: the status is 0."""
+    """Existing outputs are expected: the exit status is 0."""
     frames: Frames | None = None
-    """Of files with several images (pages, animations), which are an error otherwise: write all (TIFF, WebP), or the
-    first alone."""
+    """For files with several images (pages, animations), which are an error otherwise: write all (TIFF, WebP), or only
+    the first."""
     dry_run: bool = False
-    """Say what would become what, and do nothing."""
+    """Print the planned outputs, and do nothing."""
     device: str | None = None
-    """A torch device; default: a GPU where there is one."""
+    """A torch device; default: a GPU if available."""
     precision: Precision = "fp32"
     guard: Guard = "warn"
-    """What becomes of an output, or of those parts of it, that look broken: written with a warning, replaced by the
-    input, or not looked for."""
+    """Implausible outputs, or parts of them, are written with a warning, replaced by the input, or not looked for."""
     strength: float = 1.0
-    """How much of the change to apply: 0 is the input, 1 the network's output; more exaggerates."""
+    """Fraction of the change to apply: 0 is the input, 1 the network's output; more exaggerates."""
     crf: float | None = None
     """Quality of a clip on its codec's scale, lower being better (default: 16)."""
     codec: str | None = None
     """Encoder of a clip, such as libx264, libx265, libvpx-vp9, libsvtav1. Default: VP9 in WebM, elsewhere H.264 for 8
     bits and HEVC for more."""
     deinterlace: bool = False
-    """Make whole frames of an interlaced clip's, which is refused otherwise."""
+    """Deinterlace interlaced clips, which are refused otherwise."""
     resume: bool = False
-    """Go on with clips where a run that was cut off has stopped. (Images: --manifest.)"""
+    """Resume clips where an interrupted run stopped. (Images: --manifest.)"""
     manifest: Path | None = None
-    """Write a line of JSON for each image: path, output, status, reason, seconds, sizes, the weights' digest. What it
-    says is done is not done again, so the same command goes on where a run was cut off."""
+    """Write one line of JSON per image: path, output, status, reason, seconds, sizes, the digest of the weights. Images
+    listed as done are skipped, so the same command resumes an interrupted run."""
     shard: str | None = None
-    """Do a share of the files: 3/8 is the third of eight. Default: that of torchrun's process, or all."""
+    """Process only a share of the files: 3/8 is the third of eight. Default: the share of torchrun's process, or
+    all."""
 
     def run(self) -> bool:
         from lmfn.video import is_clip
 
         if not self.paths:
-            raise ValueError("no file or folder was given; see lmfn deblur --help")
+            raise ValueError("no file or folder given; see lmfn deblur --help")
         clips = tuple(path for path in self.paths if is_clip(path) and not path.is_dir())
         others = tuple(path for path in self.paths if path not in clips)
         done = self._deblur_clips(clips) if clips else True
@@ -90,7 +90,7 @@ class Deblur:
 
         targets = [clip_target(path, self.out, self.suffix, self.ext) for path in paths]
         if twice := {str(target) for target in targets if targets.count(target) > 1}:
-            raise ValueError(f"more than one clip would become {', '.join(twice)}; run them apart")
+            raise ValueError(f"several clips would be written to {', '.join(twice)}; run them separately")
         if self.dry_run:
             print("\n".join(f"{path} -> {target}" for path, target in zip(paths, targets, strict=True)))
             return True
@@ -103,7 +103,7 @@ class Deblur:
         ok = True
         for path, target in zip(paths, targets, strict=True):
             if target.exists() and not self.overwrite:
-                print(f"{target} is there already (--overwrite replaces it)", file=sys.stderr)
+                print(f"{target} exists already (--overwrite replaces it)", file=sys.stderr)
                 ok &= self.skip_existing
                 continue
             try:
@@ -167,30 +167,30 @@ class Deblur:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure weights on pairs by a named protocol, beside the blurred input's own figures. With torchrun, the images
-    are shared out among its processes."""
+    """Measure weights on pairs by a named protocol, together with the blurred input. With torchrun, the images are
+    distributed over its processes."""
 
     data: Path
-    """Pairs in a layout that is known (GoPro, HIDE, RealBlur, RSBlur, Koehler, REDS, flat pairs), or the folder of
-    the blurred ones."""
+    """Pairs in a known layout (GoPro, HIDE, RealBlur, RSBlur, Koehler, REDS, flat pairs), or the folder of the blurred
+    images."""
     sharp: Path | None = None
-    """The folder of the sharp ones, where the layout is just two folders with equal names."""
+    """The folder of the sharp images, if the layout is two folders with equal names."""
     weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
     protocol: Literal["plain", "gopro", "hide", "realblur", "rsblur", "koehler"] = "plain"
     metrics: tuple[str, ...] | None = None
-    """Measure these instead of all that the protocol has; lpips is measured only where it is named here."""
+    """Measure these instead of all metrics of the protocol; lpips is measured only if named here."""
     split: Literal["train", "val", "test"] = "test"
-    """The part to measure on, where the data set has parts."""
+    """The split to measure on, if the data set has splits."""
     variant: Variant = "blur"
     """Which of GoPro's two kinds of blurred images."""
     out: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """Folder for images.csv (an evaluation that was cut off goes on from it), summary.json, report.html, strips."""
+    """Folder for images.csv (from which an interrupted evaluation resumes), summary.json, report.html, strips."""
     worst: int = 4
-    """This many images that gained least, and as many that gained most, become strips and sliders in OUT."""
+    """Number of best and of worst images shown in the report."""
     batch: int = 1
-    """Run the network on up to this many images of the same size at once."""
+    """Run the network on up to this many images of one size at once."""
     device: str | None = None
-    """A torch device; default: a GPU where there is one, one each for torchrun's processes."""
+    """A torch device; default: a GPU if available, one for each of torchrun's processes."""
     precision: Precision = "fp32"
 
     def run(self) -> bool:
@@ -220,16 +220,16 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Check:
-    """Look at a data set: counts, sizes, PSNR of the blurred images, and what does not fit."""
+    """Check a data set: counts, sizes, PSNR of the blurred images, and inconsistencies."""
 
     path: Positional[Path]
-    """Pairs in any layout that is known, or a folder of photographs or frames."""
+    """Pairs in any known layout, or a folder of photographs or frames."""
     sharp: Path | None = None
-    """The folder of the sharp ones, where the layout is just two folders with equal names."""
+    """The folder of the sharp images, if the layout is two folders with equal names."""
     split: Literal["train", "val", "test"] | None = None
     variant: Variant = "blur"
     sample: int = 100
-    """Decode this many, spread evenly; of the others only the headers are read."""
+    """Decode this many images, spread evenly; of the others only read the headers."""
 
     def run(self) -> bool:
         from lmfn import data
@@ -241,7 +241,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Synth:
-    """Make pairs from sharp photographs (motion of many kinds) or from frames (means of neighbours)."""
+    """Make pairs from sharp photographs (motion of many kinds) or from frames (means of consecutive ones)."""
 
     source: Positional[Path]
     """Folder of photographs; with --frames: a folder of frames, a tree of such folders, or videos."""
@@ -249,11 +249,11 @@ class Synth:
     """Folder for OUT/blur and OUT/sharp; it must be new or empty."""
     seed: int = 0
     count: int = 1
-    """Pairs from each photograph."""
+    """Number of pairs per photograph."""
     frames: bool = False
-    """Make pairs from neighbouring frames."""
+    """Make pairs from consecutive frames."""
     kind: tuple[BlurKind, ...] = ()
-    """Of photographs, make these kinds alone, in equal shares; otherwise the shares are those of --blur.kinds."""
+    """Make only these kinds from photographs, in equal shares; otherwise the shares of --blur.kinds apply."""
     blur: BlurOptions = field(default_factory=lambda: BlurOptions(kinds=BlurKinds.moving()))
 
     def run(self) -> bool:
@@ -269,21 +269,21 @@ class Synth:
 
 @dataclass(frozen=True)
 class Cut:
-    """Cut pairs into windows: a data set that is larger than the memory then trains several times as fast."""
+    """Cut pairs into windows: a data set larger than the memory then loads several times as fast."""
 
     path: Positional[Path]
-    """Pairs in any layout that is known."""
+    """Pairs in any known layout."""
     out: Output
     """Folder for OUT/blur and OUT/sharp; it must be new or empty."""
     sharp: Path | None = None
-    """The folder of the sharp ones, where the layout is just two folders with equal names."""
+    """The folder of the sharp images, if the layout is two folders with equal names."""
     split: Literal["train", "val", "test"] = "train"
-    """The part to cut, where the data set has parts."""
+    """The split to cut, if the data set has splits."""
     variant: Variant = "blur"
     side: int = 512
     """Height and width of a window, in pixels."""
     overlap: int = 128
-    """Pixels that neighbouring windows share, at least."""
+    """Minimum overlap of neighbouring windows, in pixels."""
 
     def run(self) -> bool:
         from lmfn import data
@@ -296,13 +296,13 @@ class Cut:
 
 @dataclass(frozen=True)
 class Prepare:
-    """See whether a data set that was downloaded is whole, and list its pairs in an index that all verbs take."""
+    """Check that a downloaded data set is complete, and list its pairs in an index that all commands use."""
 
     name: Positional[Literal["gopro", "hide", "realblur-j", "realblur-r", "rsblur", "koehler", "reds"]]
     path: Positional[Path]
-    """Its folder, or the archive (zip, tar) as it was downloaded."""
+    """Its folder, or the downloaded archive (zip, tar)."""
     out: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """Unpack an archive into this new folder; without it, archives are only looked into."""
+    """Unpack an archive into this new folder; without it, archives are only checked."""
 
     def run(self) -> bool:
         from lmfn import data
@@ -314,21 +314,22 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Pack:
-    """Put training images into one file, for a machine that has no image library, or not the data."""
+    """Pack training images into one file, for a machine without an image library or without the data."""
 
     out: Positional[Path]
-    """The file, NAME.npz. lmfn train --packs takes it."""
+    """Output file, NAME.npz, for lmfn train --packs."""
     pairs: tuple[str, ...] = ()
-    """As for lmfn train: FOLDER, or BLURRED,SHARP. =WEIGHT may follow, here and below; bytes are shared out by it."""
+    """As for lmfn train: FOLDER, or BLURRED,SHARP. =WEIGHT may follow, here and below, and sets the share of the
+    bytes."""
     frames: tuple[str, ...] = ()
-    """Folders of neighbouring sharp frames, or videos."""
+    """Folders of consecutive sharp frames, or videos."""
     photos: tuple[str, ...] = ()
     """Folders of sharp photographs."""
     variant: Variant = "blur"
     max_bytes: float = 60e6
-    """The file's size at most; what does not fit is left out, and counted."""
+    """Maximum size of the file; what does not fit is left out and counted."""
     side: int | None = None
-    """Keep a window of this height and width of each image, at a random place: more scenes fit in."""
+    """Keep one window of this height and width per image, at a random position, so that more scenes fit."""
     seed: int = 0
 
     def run(self) -> bool:
@@ -344,7 +345,7 @@ class Pack:
 
 @dataclass(frozen=True)
 class Data:
-    """Look at data sets, and make them."""
+    """Check data sets, and make them."""
 
     action: Check | Prepare | Synth | Cut | Pack
 
@@ -411,11 +412,11 @@ class Export:
 
 @dataclass(frozen=True)
 class Web:
-    """Sharpen photographs in a browser, on a page that this computer serves to itself. Nothing is uploaded."""
+    """Sharpen photographs in a browser, on a page that this computer serves to itself only. Nothing is uploaded."""
 
     weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
     port: int = 8650
-    """Where the page is: http://127.0.0.1:PORT/. 0 takes any free port."""
+    """Port of the page, http://127.0.0.1:PORT/. 0 takes any free port."""
     open: bool = True
     """Open the page in the default browser."""
 
@@ -430,12 +431,12 @@ class Web:
 class Doctor:
     """Report versions, devices and limits, and check the ops and the weights: text for an issue.
 
-    The status is 1 where something is wrong; the report says what, and the remedy.
+    The exit status is 1 if something is wrong; the report names the problem and the remedy.
     """
 
     json: bool = False
     """Print a JSON object instead."""
-    weights: Annotated[str | None, arg(aliases=["-w"], help=f"Look into this network, too: {WEIGHTS}")] = None
+    weights: Annotated[str | None, arg(aliases=["-w"], help=f"Also examine this network: {WEIGHTS}")] = None
 
     def run(self) -> bool:
         from lmfn.doctor import examine
@@ -446,15 +447,15 @@ class Doctor:
 
 
 Verb = Deblur | Evaluate | Data | Train | Ablate | Export | Web | Doctor
-"""Each is called as its class, in lower case."""
+"""Each command is named after its class, in lower case."""
 OWN_OPTIONS = (Train, Ablate)
-"""Verbs that read their arguments themselves, and end the process with their own status."""
+"""Commands that parse their own arguments and set the exit status."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `lmfn` with these arguments (default: the process's).
 
-    Returns 0, or 1 where something went wrong and was reported. Wrong arguments end the process with status 2.
+    Returns 0, or 1 if an error was reported. Wrong arguments end the process with status 2.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
@@ -483,7 +484,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check_verb(arguments: Sequence[str], verbs: Any = Verb) -> None:
-    """End the process for a verb that does not exist: with --help behind it, tyro would print another's help."""
+    """End the process for an unknown command: followed by --help, tyro would print another command's help."""
     known = {verb.__name__.lower(): verb for verb in get_args(verbs)}
     if not arguments or arguments[0].startswith("-"):
         return

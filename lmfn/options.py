@@ -1,4 +1,4 @@
-"""The values that a command line can name, without PyTorch, which takes seconds to import: `lmfn --help` is quick."""
+"""Option values of the command line, without importing PyTorch, which takes seconds, so that `lmfn --help` is quick."""
 
 import math
 from dataclasses import dataclass, field, fields
@@ -6,20 +6,20 @@ from numbers import Integral, Real
 from typing import Literal, Self, get_args
 
 Precision = Literal["fp32", "bf16", "fp16"]
-"""fp32, or autocast to one of the 16-bit types."""
+"""fp32, or autocast to one of the 16-bit dtypes."""
 
 ExportType = Literal["float32", "float16"]
-"""Type of the weights and the convolutions in an exported network."""
+"""Dtype of the weights and the convolutions in an exported network."""
 
 Frames = Literal["all", "first"]
-"""What is taken of a file of several images (pages, frames)."""
+"""The images to use from a file with several (pages, frames)."""
 
 Guard = Literal["warn", "input", "off"]
-"""What becomes of an output, or of those parts of it, that look broken: `warn` keeps them, `input` gives the input back
-instead, each with a warning; `off` does not look."""
+"""Treatment of implausible outputs, or parts of outputs: `warn` keeps them, `input` restores the input, each with a
+warning; `off` skips the check."""
 
 Variant = Literal["blur", "blur_gamma"]
-"""Which of GoPro's two kinds of blurred images: the mean of the frames, or with a gamma of 2.2 undone."""
+"""One of GoPro's two kinds of blurred images: the mean of the frames, or their mean with a gamma of 2.2 undone."""
 
 BlurKind = Literal[
     "shake", "uneven", "comb", "curve", "zoom", "object", "depth", "sharp", "soft", "jpeg", "text", "pattern", "flat"
@@ -29,37 +29,37 @@ BlurKind = Literal[
 
 @dataclass(frozen=True)
 class BlurKinds:
-    """How often each kind of picture is made from a photograph, relative to the others; 0 leaves a kind out.
+    """Relative frequency of each kind of image made from photographs; 0 excludes a kind.
 
     Raises ValueError for a share that is negative or not finite, naming the field, and if all are 0.
     """
 
     shake: float = 1.0
-    """A camera held by hand: a smooth path at a changing speed, and a rotation."""
+    """A hand-held camera: a smooth path at varying speed, with a rotation."""
     uneven: float = 1.0
-    """The same with pauses, in which light gathers at a point, and jerks, at which the direction jumps."""
+    """The same with pauses, during which light accumulates at a point, and jerks, at which the direction jumps."""
     comb: float = 0.6
-    """The mean of a few discrete positions along the path, as cameras' multiple frames and flickering light make it."""
+    """The mean of a few discrete positions along the path, as from multiple exposures and flickering light."""
     curve: float = 0.4
     """Paths that turn by up to one and a half circles."""
     zoom: float = 0.4
     """Rotation and zoom about a point."""
     object: float = 0.7
-    """An object, cut from another part of the photograph, that moves by itself over a ground that may stand still."""
+    """An object cut from another part of the photograph that moves in front of a background, which may stand still."""
     depth: float = 0.6
-    """A camera path whose effect depends on the depth: near things move, far ones less."""
+    """A camera path whose effect depends on depth: distant things move less."""
     sharp: float = 0.25
-    """Left alone: the photograph as it is."""
+    """To be left alone: the photograph as it is."""
     soft: float = 0.15
-    """Left alone: the photograph out of focus by a pixel or so and compressed, like a frame of a video."""
+    """To be left alone: the photograph out of focus by about a pixel and compressed, like a video frame."""
     jpeg: float = 0.1
-    """Left alone: the photograph with the artefacts of JPEG compression."""
+    """To be left alone: the photograph with JPEG artefacts."""
     text: float = 0.1
-    """Left alone: text."""
+    """To be left alone: text."""
     pattern: float = 0.2
-    """Left alone: checks, bars, gratings, dots, lines, zone plates, stars, on a part of the photograph or all of it."""
+    """To be left alone: checks, bars, gratings, dots, lines, zone plates, stars, on all or part of the photograph."""
     flat: float = 0.1
-    """Left alone: borders and areas of one colour, mostly white or black."""
+    """To be left alone: borders and areas of one colour, mostly white or black."""
 
     def __post_init__(self) -> None:
         for kind in fields(self):
@@ -76,12 +76,12 @@ class BlurKinds:
 
     @classmethod
     def moving(cls) -> Self:
-        """The kinds that blur a photograph, in their usual shares, and none of those that are to be left alone."""
+        """The kinds that blur a photograph, in their default shares, without those that are to be left alone."""
         return cls(sharp=0, soft=0, jpeg=0, text=0, pattern=0, flat=0)
 
     @classmethod
     def only(cls, *kinds: BlurKind) -> Self:
-        """These kinds in equal shares and no other. Raises ValueError for an unknown one."""
+        """Only these kinds, in equal shares. Raises ValueError for an unknown one."""
         known = get_args(BlurKind)
         for kind in kinds:
             if kind not in known:
@@ -91,44 +91,44 @@ class BlurKinds:
 
 @dataclass(frozen=True)
 class BlurOptions:
-    """The ranges that synthetic blur is drawn from, each (least, most); equal ends fix a value.
+    """The ranges from which synthetic blur is drawn, each (minimum, maximum); equal ends fix a value.
 
     Raises ValueError for a range or a probability that is not one, naming the field.
     """
 
     kinds: BlurKinds = field(default_factory=BlurKinds)
-    """What is made from photographs."""
+    """The kinds of images made from photographs."""
     length: tuple[float, float] = (2.0, 24.0)
-    """Length, in pixels, of the path that the whole picture, or an object, travels during the exposure; with `zoom`,
-    that of the corner that travels farthest."""
+    """Length in pixels of the path that the image or object travels during the exposure; for `zoom`, that of the corner
+    that travels farthest."""
     curvature: tuple[float, float] = (0.0, 180.0)
     """Degrees between the extreme directions of that path: 0 is a straight line, 180 a hook or a wave. The kind `curve`
-    has 180 to 540 in any case."""
+    always has 180 to 540."""
     rotation: tuple[float, float] = (0.0, 8.0)
-    """Pixels that a corner of the photograph travels because the camera turns about the photograph's centre."""
+    """Pixels that a corner of the photograph travels by rotation about the centre."""
     teeth: tuple[int, int] = (5, 9)
     """Number of positions of a `comb`."""
     highlights: tuple[float, float] = (1.0, 2.0)
-    """How many times brighter than white a clipped pixel (255) really was. Its streak then stays white."""
+    """Factor by which the light of a clipped pixel (255) exceeded white, so that its streak stays white."""
     contrast: tuple[float, float] = (0.0, 0.4)
-    """Share of an S-shaped curve in the tone curve of the camera that took the photograph: 0 is sRGB's curve alone."""
+    """Share of an S-shaped curve in the tone curve of the camera that took the photograph: 0 is the sRGB curve."""
     labels: float = 0.08
-    """Probability that there is text in a photograph that is blurred."""
+    """Probability of text in a blurred photograph."""
     frames: tuple[int, int] = (7, 13)
-    """Number of neighbouring frames whose mean is a blurred picture; odd, so that there is a middle one."""
+    """Number of consecutive frames whose mean is a blurred image; odd, so that there is a middle one."""
     linear_light: float = 0.5
-    """Probability that frames are averaged with a gamma of 2.2 undone (as GoPro's `blur_gamma`), not as they are."""
+    """Probability that frames are averaged with a gamma of 2.2 undone (as in GoPro's `blur_gamma`), not as they are."""
     shot_noise: tuple[float, float] = (0.0, 3e-4)
     """Variance of the noise in linear light that grows with the light: at value x in [0, 1] it is shot_noise * x."""
     read_noise: tuple[float, float] = (0.0, 5e-4)
     """Standard deviation of the noise in linear light that does not depend on the light."""
     mosaic: float = 0.5
-    """Probability that noise is added to the raw values of a sensor with a Bayer mosaic, which are then interpolated,
-    white-balanced and turned into sRGB, as a camera does. Otherwise it is added to each channel by itself."""
+    """Probability that noise is added to the raw values of a Bayer sensor, which are then demosaiced, white-balanced
+    and converted to sRGB as in a camera. Otherwise it is added to each channel independently."""
     jpeg: float = 0.3
-    """Probability that a blurred picture is compressed."""
+    """Probability that a blurred image is compressed by JPEG."""
     jpeg_quality: tuple[int, int] = (50, 95)
-    """Quality of JPEG compression on the usual scale of 1 to 100 (that of the Independent JPEG Group)."""
+    """JPEG quality on the usual scale of 1 to 100 (of the Independent JPEG Group)."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -157,7 +157,7 @@ class BlurOptions:
 
     @property
     def margin(self) -> int:
-        """Pixels around a part of a photograph that the longest path, or softness, may bring into it."""
+        """Pixels around a crop of a photograph that the longest path, or softness, may bring into it."""
         return math.ceil(self.length[1] + self.rotation[1]) + 6
 
 

@@ -193,7 +193,7 @@ def test_deblur_a_clip(weights: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     with av.open(str(out / "clip.mp4")) as container:
         assert len(list(container.decode(video=0))) == 3
     assert cli.main(command) == 1
-    assert "is there already (--overwrite replaces it)" in capsys.readouterr().err
+    assert "exists already (--overwrite replaces it)" in capsys.readouterr().err
     assert cli.main([*command, "--skip-existing"]) == 0
     assert cli.main([*command[:1], str(clip), *command[1:]]) == 1
     assert "more than one clip would become" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The batches of a training run, from any step on, whatever the number of processes."""
+"""The batches of a training run, starting at any step, for any number of processes."""
 
 import ctypes
 import logging
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class StepBatches(Sampler[list[int]]):
-    """Sample numbers of one process, batch by batch, from a step on.
+    """Sample numbers of one process, batch by batch, starting at a step.
 
-    The step's samples are the same whatever the number of processes: two processes with a batch of 8 draw what one
-    with a batch of 16 draws.
+    The samples of a step do not depend on the number of processes: two processes with a batch of 8 draw the same as one
+    with a batch of 16.
     """
 
     def __init__(self, settings: Settings, start: int, process: int, processes: int) -> None:
@@ -45,9 +45,9 @@ class StepBatches(Sampler[list[int]]):
 
 
 def leave_signals_to_main_process(closed: Any, _worker: int) -> None:
-    """In a worker: a signal to the whole group is the main process's business, which finishes its step.
+    """In a worker: ignore signals to the group, which the main process handles by finishing its step.
 
-    Once that has closed the batches, SIGTERM is how it ends a worker that has not ended by itself, after an error.
+    After closing the batches, the main process uses SIGTERM to end a worker that has not ended by itself.
     """
 
     def end_if_closed(_number: int, _frame: Any) -> None:
@@ -59,10 +59,11 @@ def leave_signals_to_main_process(closed: Any, _worker: int) -> None:
 
 
 class Batches:
-    """The batches of one process, from a step on: `next` gives blurred and sharp, float32 `[B, 3, patch, patch]` in
-    [0, 1], channels-last on the device; to be closed. `seconds` is the time that was spent waiting for them.
+    """The batches of one process, starting at a step: `next` returns blurred and sharp images, float32
+    `[B, 3, patch, patch]` in [0, 1], channels-last on the device. `seconds` is the time spent waiting for them. Close
+    it after use.
 
-    Raises ValueError where the images must be on the device and do not fit there.
+    Raises ValueError if the images must be on the device and do not fit there.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Batches:
             self.resident = ResidentSet(data, device, progress=process == 0)
         elif place == "shared":
             self.resident = SharedSet(data, device, process, processes, progress=process == 0)
-            # Every process plans the patches of all: which of them it makes is where their images are.
+            # Every process plans the patches of all; it makes those whose images it holds.
             sampler = StepBatches(replace(settings, batch=settings.batch * processes), start, 0, 1)
         self._closed = multiprocessing.RawValue(ctypes.c_bool, False)
         loader: DataLoader[Any] = DataLoader(
@@ -90,30 +91,31 @@ class Batches:
         self._batches = (batch for batch in loader)
 
     def _place(self, settings: Settings, data: TrainingSet, processes: int) -> Literal["each", "shared", "workers"]:
-        """Where the decoded images stay: with each process, shared out among all, or nowhere: workers make patches."""
+        """Where decoded images are kept: in each process, distributed over all, or nowhere, so that workers make
+        patches."""
         available = self._least_available()
         if available is None:
             return "each" if settings.data_on == "device" else "workers"
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # processes on this machine
         share = settings.data_share / (beside if self.device.type == "cpu" else 1)
         text = (
-            f"{len(data.images.sizes):,} images, {data.images.bytes / 1e9:.2f} GB decoded; {share:.0%} of what is free "
-            f"on {self.device}, {available / 1e9:.1f} GB, may be used"
+            f"{len(data.images.sizes):,} images, {data.images.bytes / 1e9:.2f} GB decoded; {share:.0%} of the free "
+            f"{available / 1e9:.1f} GB on {self.device} may be used"
         )
         place: Literal["each", "shared", "workers"] = "workers"
         if data.images.bytes <= share * available:
             place, outcome = "each", "they stay there"
         elif processes > 1 and largest_share(data, processes) <= share * available:
-            place, outcome = "shared", f"they stay there, shared out among {processes} processes"
+            place, outcome = "shared", f"they stay there, distributed over {processes} processes"
         elif settings.data_on == "device":
-            raise ValueError(f"{text}: too little; take --data-on workers, or a larger --data-share")
+            raise ValueError(f"{text}: too little; use --data-on workers, or a larger --data-share")
         else:
             outcome = "workers make the patches"
         log.info("%s: %s", text, outcome)
         return place
 
     def _least_available(self) -> int | None:
-        """Bytes available on the device, of all processes' the least, so that all decide alike."""
+        """The minimum over all processes of the bytes available on the device, so that all decide alike."""
         available = available_memory(self.device)
         if available is None or not dist.is_initialized():
             return available
@@ -132,6 +134,6 @@ class Batches:
         return blurred, sharp
 
     def close(self) -> None:
-        """End the workers, or let Python end them at its exit: after an error, some of them wait for ever."""
+        """End the workers, also at exit: after an error some of them would wait for ever."""
         self._closed.value = True
         self._batches.close()

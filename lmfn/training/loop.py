@@ -1,7 +1,7 @@
 """The training loop: from settings to a trained network in RUNS/NAME.
 
-What it is made of has files beside this one: settings, batches, the objective (initial weights, loss, learning rate,
-average of the weights), and the run's folder and log.
+Its parts are in the neighbouring files: settings, batches, the objective (initial weights, loss, learning rate, average
+of the weights), and the run's folder and log.
 """
 
 import contextlib
@@ -32,10 +32,9 @@ MOST_SKIPPED_IN_A_ROW = 20
 
 
 def train(settings: Settings) -> int:
-    """Run a training run, or the rest of one; its exit status: 0, or 128 + the number of the signal that stopped it.
+    """Start or resume a training run; its exit status: 0, or 128 + the number of the signal that stopped it.
 
-    Raises ValueError for settings or data that cannot be trained with, FloatingPointError where the loss stays not
-    finite.
+    Raises ValueError for unusable settings or data, FloatingPointError if the loss stays infinite or NaN.
     """
     stop = StopRequest()
     accelerator = join_processes(settings)
@@ -68,11 +67,11 @@ def train(settings: Settings) -> int:
         at = run.load(model, ema, adam, scaler) if settings.resume == "auto" and run.states else Progress()
         batches = Batches(settings, data, device, at.step, accelerator.process_index, accelerator.num_processes)
         stack.enter_context(contextlib.closing(batches))
-        accelerator.wait_for_everyone()  # all have read the state before one writes
+        accelerator.wait_for_everyone()  # all processes have read the state before one writes
         if is_main:
             run.begin(settings, at.step)
             log = Log(run, settings, at, device, accelerator.num_processes)
-            stack.callback(log.bar.close)  # so that an error stands on a line of its own
+            stack.callback(log.bar.close)  # so that an error starts a new line
 
         network, optimizer = accelerator.prepare(torch.compile(model) if settings.compile else model, adam)
         add_gradients = gradient_function(settings, accelerator, network)
@@ -84,20 +83,20 @@ def train(settings: Settings) -> int:
                 group["lr"] = rate
             loss = torch.zeros((), device=device)
             for part in range(settings.accumulate):
-                assert upcoming is not None  # a step's batches are all there, or none is
+                assert upcoming is not None  # either all batches of a step exist, or none
                 blurred, sharp = upcoming
                 last = part == settings.accumulate - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(network):
                     share, output = add_gradients(blurred, sharp)
                 loss += share
-                upcoming = next(batches, None)  # made while a GPU is still at work on this one
+                upcoming = next(batches, None)  # prepared while a GPU still works on this one
             norm = accelerator.clip_grad_norm_(network.parameters(), settings.clip or float("inf"))
 
             at.step += 1
             seconds = time.perf_counter() - began if is_main else 0.0
             ended = agree(accelerator, loss, norm, stop.signal is not None, seconds)
             at.seconds, done = ended.seconds, at.fraction_of(settings)
-            if accelerator.scaler or not ended.bad:  # the scaler skips by itself, and lowers its scale
+            if accelerator.scaler or not ended.bad:  # the scaler skips the step itself, and lowers its scale
                 optimizer.step()
             if not ended.bad:
                 ema.update_parameters(model)
@@ -117,7 +116,7 @@ def train(settings: Settings) -> int:
                 if done >= 1 or (at.step % settings.val_every == 0 and not ended.stop):
                     log.validate(at, ema.module, validation, (blurred[0], output[0], sharp[0]))
                     log.activity(at, summarise(unit_activity(model, blurred)))
-                    began = time.perf_counter() - at.seconds  # validating is not training
+                    began = time.perf_counter() - at.seconds  # validation does not count as training time
             if ended.stop:
                 break
 
@@ -135,19 +134,19 @@ class StepEnd(NamedTuple):
     """What all processes agree on at the end of a step."""
 
     bad: bool
-    """A loss or a gradient is not finite, in one of them."""
+    """A loss or gradient is not finite in at least one process."""
     stop: bool
-    """One of them was asked to stop."""
+    """At least one process was asked to stop."""
     seconds: float
-    """Spent training, by the main process's clock."""
+    """Training time, by the main process's clock."""
     loss: float
     norm: float
-    """Of the gradient; both are means over the processes."""
+    """Norm of the gradient; both are means over the processes."""
 
 
 def agree(accelerator: Accelerator, loss: Tensor, norm: Tensor, stop: bool, seconds: float) -> StepEnd:
     """One exchange, and one wait for the device, per step, so that all processes skip, stop and end at the same one."""
-    # With fp16 a gradient that is not finite is the scaler's business.
+    # With fp16 the scaler handles gradients that are not finite.
     finite = loss.isfinite() if accelerator.scaler else loss.isfinite() & norm.isfinite()
     known = torch.tensor([stop, seconds], dtype=torch.float32).to(loss.device, non_blocking=True)
     means = torch.stack([loss, norm]).float() / accelerator.num_processes
@@ -157,7 +156,7 @@ def agree(accelerator: Accelerator, loss: Tensor, norm: Tensor, stop: bool, seco
 
 def join_processes(settings: Settings) -> Accelerator:
     """This process among those of torchrun, with its device and precision."""
-    # Accelerate joins processes on CPUs only when told that they are; left to itself, each would be a run of its own.
+    # Accelerate joins CPU processes only if told to; otherwise each would be a run of its own.
     on_cpu = choose_device(None if settings.device == "auto" else settings.device).type == "cpu"
     return Accelerator(mixed_precision="no" if settings.precision == "fp32" else settings.precision, cpu=on_cpu)
 
@@ -175,7 +174,7 @@ def obstacle_to_graph(settings: Settings, device: torch.device, processes: int) 
 
 
 def validation_set(settings: Settings, device: torch.device) -> Evaluator | None:
-    """The pairs of --val, ready to measure networks on."""
+    """An evaluator for the pairs of --val."""
     if settings.val is None:
         return None
     if is_pack(settings.val):
@@ -196,8 +195,8 @@ def validation_set(settings: Settings, device: torch.device) -> Evaluator | None
 def gradient_function(
     settings: Settings, accelerator: Accelerator, network: nn.Module
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """From blurred and sharp to the loss's share in the step's, and the output; gradients are added to the network's
-    parameters'."""
+    """From blurred and sharp images to their share of the step's loss, and the output; gradients are accumulated in the
+    network's parameters."""
     loss_of = make_loss(settings)
 
     def add_gradients(blurred: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,8 +216,7 @@ def gradient_function(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train as the arguments of `lmfn train` ask; the exit status: that of `train`, or 1 for an error, which is
-    printed."""
+    """Run `lmfn train` with these arguments; the exit status: that of `train`, or 1 for an error, which is printed."""
     logging.basicConfig(format="%(message)s")
     try:
         settings = parse_settings(arguments)

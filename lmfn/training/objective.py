@@ -1,4 +1,4 @@
-"""What a training run minimises, from which weights, at which rate, and the average of its weights."""
+"""The objective of a training run: initial weights, loss, learning rate, and the average of the weights."""
 
 import logging
 import math
@@ -25,15 +25,15 @@ def learning_rate(settings: Settings, step: int, progress: float) -> float:
 
 
 def initial_network(settings: Settings) -> LMFN:
-    """The network to train: a new one, or one with the weights of `settings.start_from`, as far as they fit it.
+    """The network to train: a new one, or one with those weights of `settings.start_from` that fit.
 
     Raises FileNotFoundError and ValueError for weights that cannot be read.
     """
     if settings.start_from is None:
-        log.info("begins with new weights; --from lmfn begins with those of the package")
+        log.info("starts from random weights; --from lmfn starts from those of the package")
         return LMFN(settings.network_config)
     given = LMFN.from_pretrained(settings.start_from)
-    log.info(f"begins with the weights of {settings.start_from}")
+    log.info(f"starts from the weights of {settings.start_from}")
     config = settings.network_config if settings.preset else replace(given.config, **settings.changes)
     if config == given.config:
         return given
@@ -55,7 +55,7 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     # Minus the PSNR in dB, image by image.
     "psnr": lambda difference: 10 * (difference.square().mean(dim=(1, 2, 3)) + 1e-8).log10().mean(),
 }
-"""A scalar from output minus sharp, `[B, 3, H, W]` float32, by their names in `Settings.loss`."""
+"""By name in `Settings.loss`: a scalar from output minus sharp, `[B, 3, H, W]` float32."""
 
 
 def make_loss(settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:
@@ -72,11 +72,11 @@ def make_loss(settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def exponential_average(model: LMFN, decay: float) -> AveragedModel:
-    """The average of a network's weights over the steps, a step's weight falling by `decay` per later step. The decay
-    grows as (1 + n) / (10 + n) with the steps n, so that the initial weights do not dominate a short run's average."""
+    """The exponential moving average of a network's weights. The decay grows as (1 + n) / (10 + n) with the number of
+    steps n, up to `decay`, so that the initial weights do not dominate the average of a short run."""
 
     def average(averaged: Tensors, current: Tensors, n: Tensor | int) -> None:
-        # All at once: for each tensor by itself, a GPU would be waited for as often as there are tensors.
+        # All at once: one by one, the host would wait for the GPU once per tensor.
         get_ema_multi_avg_fn(min(decay, (1 + float(n)) / (10 + float(n))))(averaged, current, n)
 
     return AveragedModel(model, multi_avg_fn=average)

@@ -1,4 +1,4 @@
-"""A run's folder, a state that resumes exactly, and what it shows while it lasts."""
+"""A run's folder, its states, which resume exactly, and its progress reports."""
 
 import contextlib
 import hashlib
@@ -36,11 +36,11 @@ from lmfn.training.settings import Settings
 log = logging.getLogger(__name__)
 
 SHOWN = 320
-"""Height and width of what samples show of an image: its middle."""
+"""Height and width of the central crop that samples show."""
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a wish to stop after this step; a second one stops at once."""
+    """Turns the first SIGINT or SIGTERM into a request to stop after this step; a second one stops at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -58,12 +58,12 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
-    """Time spent training, over all parts of a resumed run."""
+    """Training time, over all parts of a resumed run."""
     skipped: int = 0
-    """Steps left out because the loss or the gradient was not finite."""
+    """Steps skipped because the loss or the gradient was not finite."""
 
     def fraction_of(self, settings: Settings) -> float:
-        """How much of a run of these settings is done, by its steps or by its clock; 1 or more at its end."""
+        """The fraction of a run with these settings that is done, by steps or by time; 1 or more at its end."""
         by_steps = self.step / settings.length if settings.length else 0.0
         return max(by_steps, self.seconds / (60 * settings.minutes) if settings.minutes else 0.0)
 
@@ -77,9 +77,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from training in this folder; one that nothing was written to is gone afterwards.
+        """Lock the folder against other training processes; removes it afterwards if nothing was written to it.
 
-        Raises ValueError where another process does, naming it.
+        Raises ValueError, naming the process, if another one trains in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         owner = self.path / ".lock-owner"
@@ -98,7 +98,7 @@ class RunFolder:
             for path in (owner, self.path / ".lock"):
                 path.unlink(missing_ok=True)
             lock.release()
-            with contextlib.suppress(OSError):  # it holds something, then
+            with contextlib.suppress(OSError):  # it is not empty
                 self.path.rmdir()
 
     @property
@@ -107,7 +107,7 @@ class RunFolder:
         return sorted((self.path / "state").glob("step-*.safetensors"))
 
     def begin(self, settings: Settings, step: int) -> None:
-        """Make the folder; where the run resumes at `step`, forget the records that came after it."""
+        """Create the folder; for a run that resumes at `step`, drop later records."""
         (self.path / "samples").mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.path / "state"):
             atomic.remove_leftovers(folder)
@@ -116,7 +116,7 @@ class RunFolder:
         for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:  # cut off by a kill
+            except json.JSONDecodeError:  # incomplete after a kill
                 continue
             if record["step"] <= step:
                 kept.append(line + "\n")
@@ -138,17 +138,18 @@ class RunFolder:
         *,
         compact: bool = False,
     ) -> None:
-        """Write the state, `compact` with Adam's moments as bfloat16, and both weights. The two newest states stay.
+        """Write the state (`compact`: Adam's moments as bfloat16) and both sets of weights; keeps the two newest
+        states.
 
-        Nothing is written where a weight is not finite: no good state is lost to such ones.
+        Nothing is written if a weight is not finite, so that no good state is lost.
         """
         if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
-            log.warning(f"step {at.step}: weights are not finite; the state is not saved, the ones before it stay")
+            log.warning(f"step {at.step}: weights are not finite; the state is not saved, earlier ones are kept")
             return
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
         for index, moments in optimizer.state_dict()["state"].items():
-            for name, tensor in moments.items():  # bfloat16 has their range, which float16 has not
+            for name, tensor in moments.items():  # bfloat16 has the range for them, float16 does not
                 tensors[f"adam.{index}.{name}"] = tensor.bfloat16() if compact and tensor.ndim else tensor
         metadata = {
             "progress": asdict(at),
@@ -163,10 +164,10 @@ class RunFolder:
             old.unlink()
 
     def load(self, model: Network, ema: AveragedModel, optimizer: torch.optim.Adam, scaler: Any) -> Progress:
-        """Put the newest state that is undamaged into these.
+        """Load the newest undamaged state into these.
 
-        A damaged one is named in a warning and set aside as FILE.damaged. Raises ValueError where all are damaged, and
-        where the state does not fit.
+        A damaged one is reported in a warning and renamed to FILE.damaged. Raises ValueError if all are damaged, or if
+        the state does not fit.
         """
         path, tensors, metadata = self._newest_state()
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "adam": {}}
@@ -181,7 +182,7 @@ class RunFolder:
         state, parameters = optimizer.state_dict(), list(model.parameters())
         for name, tensor in parts["adam"].items():
             index, _, moment = name.partition(".")
-            if tensor.ndim:  # in its parameter's memory layout, as Adam made it
+            if tensor.ndim:  # in the memory layout of its parameter, as Adam created it
                 tensor = torch.empty_like(parameters[int(index)]).copy_(tensor)
             state["state"].setdefault(int(index), {})[moment] = tensor
         optimizer.load_state_dict(state)
@@ -198,10 +199,10 @@ class RunFolder:
                     raise ValueError(f"{path} is damaged: its tensors are not those that were saved")
                 return path, tensors, metadata
             except ValueError as error:
-                log.warning(f"{error}; trying the state before it")
-                with contextlib.suppress(FileNotFoundError):  # another process of the run has been here
+                log.warning(f"{error}; trying the previous state")
+                with contextlib.suppress(FileNotFoundError):  # another process of the run has renamed it
                     path.rename(path.with_suffix(".damaged"))
-        raise ValueError(f"all states in {self.path / 'state'} are damaged; begin anew with another --name")
+        raise ValueError(f"all states in {self.path / 'state'} are damaged; start again with another --name")
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -214,7 +215,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 class Log:
-    """What a run shows: a progress bar, metrics.jsonl, TensorBoard, and strips of sample images."""
+    """Progress reports: a progress bar, metrics.jsonl, TensorBoard, and strips of sample images."""
 
     def __init__(self, run: RunFolder, settings: Settings, at: Progress, device: torch.device, processes: int) -> None:
         self.run, self.settings, self.device = run, settings, device
@@ -233,7 +234,7 @@ class Log:
         run.record(at.step, event="start", **start, threads=torch.get_num_threads())
 
     def step(self, at: Progress, done: float, loss: float, rate: float, norm: float, waited: float) -> None:
-        """Note a step: its loss, learning rate and gradient norm, and the seconds waited for data up to now."""
+        """Record a step: loss, learning rate, gradient norm, and the total seconds spent waiting for data."""
         if math.isfinite(loss):
             self.losses.append(loss)
         self.bar.update(min(done, 1.0) - self.bar.n)
@@ -259,9 +260,9 @@ class Log:
     def validate(
         self, at: Progress, model: nn.Module, validation: Evaluator | None, sample: tuple[Tensor, Tensor, Tensor]
     ) -> None:
-        """PSNR and SSIM of the averaged weights beside the blurred input's own, and strips of blurred, output, sharp.
+        """PSNR and SSIM of the averaged weights and of the blurred input, and strips of blurred, output and sharp.
 
-        Without validation pairs the strip shows `sample` of the training step.
+        Without validation pairs the strip shows `sample` from the training step.
         """
         strips = [tuple(middle(pixels(image), SHOWN, SHOWN) for image in sample)]
         if validation is not None:
@@ -278,7 +279,7 @@ class Log:
         self.board.add_image("samples", picture, at.step, dataformats="HWC")
 
     def activity(self, at: Progress, blocks: dict[str, Activity]) -> None:
-        """How alive the residual blocks are, by name; one warning per process where most units of a block are dead."""
+        """Activity of the residual blocks by name; warns once per process if most units of a block are dead."""
         self.run.record(at.step, event="activity", **{name: asdict(block) for name, block in blocks.items()})
         for name, block in blocks.items():
             self.board.add_scalar(f"activity/{name}/firing", block.firing, at.step)
@@ -288,33 +289,33 @@ class Log:
             self.warned_of_dead_units = True
             which = ", ".join(f"{block.dead} of {block.units} in {name}" for name, block in dying.items())
             log.warning(
-                f"step {at.step}: hidden units of residual blocks hardly ever fire ({which}), and such units do not "
-                "learn any more; start again with a lower --lr, a longer --warmup or a smaller --clip"
+                f"step {at.step}: hidden units of residual blocks hardly ever fire ({which}); such units no longer "
+                "learn. Start again with a lower --lr, a longer --warmup or a smaller --clip"
             )
 
     @torch.inference_mode()
     def sample(self, model: nn.Module, pair: Pair) -> tuple[np.ndarray, ...]:
-        """Blurred, output and sharp of the middle of a validation pair."""
+        """Blurred image, output and sharp image of the central crop of a validation pair."""
         blurred, sharp = (middle(read_rgb(path), SHOWN, SHOWN) for path in (pair.blurred, pair.sharp))
         output = model(torch.from_numpy(blurred).movedim(2, 0)[None].to(self.device) / 255)[0]
         return blurred, pixels(output), sharp
 
     def close(self, at: Progress, stopped_by: int | None) -> None:
-        """Say how the run ended and where it is."""
+        """Report how the run ended and where its results are."""
         self.bar.close()
         self.board.close()
         if stopped_by:
-            how = f"stopped by {signal.Signals(stopped_by).name} at step {at.step}; --resume auto goes on from there"
+            how = f"stopped by {signal.Signals(stopped_by).name} at step {at.step}; --resume auto continues from there"
         else:
             how = f"done: {at.step} steps in {at.seconds / 60:.1f} minutes"
         print(f"{how}; weights in {self.run.path}", file=sys.stderr)
 
 
 def parse_settings(arguments: Sequence[str]) -> Settings:
-    """The settings that a command line asks for: its own, over the resumed run's or those of `--config FILE`.
+    """The settings of a command line, which override those of the resumed run or of `--config FILE`.
 
-    Raises ValueError or FileNotFoundError for a broken file or a name that is taken; a wrong command line ends the
-    process with status 2.
+    Raises ValueError or FileNotFoundError for an invalid file or an existing run of that name; a wrong command line
+    ends the process with status 2.
     """
 
     def parse(default: Settings) -> Settings:
@@ -330,7 +331,7 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
         for field in fields(settings):
             old, new = getattr(before, field.name), getattr(settings, field.name)
             if old != new and field.name != "resume":
-                log.warning(f"the run goes on with another {field.name}: {new}; it was {old}")
+                log.warning(f"the run continues with another {field.name}: {new}; it was {old}")
     elif run.states:
-        raise ValueError(f"{run.path} holds a run already: continue it with --resume auto, or choose another --name")
+        raise ValueError(f"{run.path} already contains a run: continue it with --resume auto, or choose another --name")
     return settings

@@ -20,22 +20,22 @@ class Settings:
     """Train LMFN. Example: lmfn train --name first --pairs data/GoPro --val data/GoPro --steps 100000"""
 
     config: Path | None = None
-    """A YAML file of settings, such as a run's own config.yaml; the command line overrides it."""
+    """A YAML file of settings, such as a run's config.yaml; the command line overrides it."""
     name: str = "lmfn"
     """Name of the run: everything is written to RUNS/NAME."""
     runs: Path = Path("runs")
     """Folder that holds the runs."""
     resume: Literal["never", "auto"] = "never"
-    """auto: go on from the run's last state where there is one, with its settings; exact to the bit on a CPU."""
+    """auto: resume from the run's last state, if there is one, with its settings; bit-identical on a CPU."""
 
     pairs: tuple[str, ...] = ()
     """Data sets of blurred and sharp photographs: FOLDER, or BLURRED,SHARP for two folders; =WEIGHT may follow."""
     frames: tuple[str, ...] = ()
-    """Folders of neighbouring sharp frames, or videos: their means are the blur. =WEIGHT may follow."""
+    """Folders of consecutive sharp frames, or videos, whose means are the blurred images. =WEIGHT may follow."""
     photos: tuple[str, ...] = ()
-    """Folders of sharp photographs, each made into a kind of --blur.kinds. =WEIGHT may follow."""
+    """Folders of sharp photographs, from which images of --blur.kinds are made. =WEIGHT may follow."""
     packs: tuple[str, ...] = ()
-    """Files of lmfn data pack, each with sources of these kinds. =WEIGHT may follow."""
+    """Files of lmfn data pack, with sources of these kinds. =WEIGHT may follow."""
     variant: Variant = "blur"
     """Which of GoPro's two kinds of blurred images, in pairs and in validation."""
     blur: BlurOptions = field(default_factory=BlurOptions)
@@ -50,33 +50,33 @@ class Settings:
     network: tuple[str, ...] = ()
     """Fields of LMFNConfig to change: --network skip=feature similarity=cosine rfdbs=3."""
     start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Weights to begin with: what save_pretrained or an earlier run wrote. With --preset or --network, as far as they
-    fit that network by name and shape; the rest begins anew."""
+    """Weights to start from: the output of save_pretrained or of an earlier run. With --preset or --network, those that
+    fit that network by name and shape; the rest starts at random."""
 
     loss: Literal["mse", "l1", "charbonnier", "psnr"] = "mse"
     fft: float = 0.0
-    """Weight of an added L1 loss between the images' Fourier transforms."""
+    """Weight of an additional L1 loss between the Fourier transforms of the images."""
     lr: float = 1e-4
-    """Adam's rate at the beginning of the cosine."""
+    """Adam's learning rate at the start of the cosine schedule."""
     lr_end: float = 1e-7
     warmup: int = 0
-    """Steps over which the rate grows from zero."""
+    """Steps over which the learning rate grows from zero."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
-    """AdamW's: the share of each weight, times the rate, that a step takes away. 0 is Adam."""
+    """AdamW's weight decay; 0 is Adam."""
     batch: int = 16
-    """Patches in a step of one process."""
+    """Patches per step and process."""
     accumulate: int = 1
-    """Batches whose gradients make one step."""
+    """Batches whose gradients are accumulated into one step."""
     patch: int = 256
     clip: float | None = None
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
     ema: float = 0.999
     """Decay of the averaged weights; it grows from 0.1 to this in the first steps."""
     steps: int | None = None
     """Length of the run (default 100,000 unless --minutes is given)."""
     minutes: float | None = None
-    """Length of the run by the clock; the cosine follows the clock. Earlier parts of a resumed run count."""
+    """Length of the run in minutes; the cosine follows the clock. Earlier parts of a resumed run count."""
 
     seed: int = 0
     precision: Precision = "fp32"
@@ -84,25 +84,25 @@ class Settings:
     compile: bool = False
     """torch.compile the network (a C++ compiler is needed on a CPU)."""
     graph: bool = True
-    """Capture a step's forward and backward pass as one CUDA graph, if it can be one: one process on a CUDA GPU, not
-    fp16, no --accumulate, no --compile. Launching kernel by kernel keeps a GPU waiting for the host."""
+    """Capture the forward and backward pass as one CUDA graph, if possible: one process on a CUDA GPU, not fp16, no
+    --accumulate, no --compile. Launching kernel by kernel keeps a GPU waiting for the host."""
     memory: Memory = "normal"
-    """lean: keep half as much for the backward pass, and compute more again; the results are the same."""
+    """lean: save half as much for backward, and recompute more; the results are the same."""
     data_on: Literal["auto", "device", "workers"] = "auto"
-    """device: the decoded images stay on the device, and patches are made there; workers: processes read them from the
-    disk and make the patches. auto: device where the images fit into --data-share of its memory. Several processes keep
-    them shared out where they fit into all devices' memory together, and send each other the patches."""
+    """device: the decoded images stay on the device, and patches are made there; workers: processes read them from disk
+    and make the patches. auto: device if the images fit into --data-share of its memory. Several processes distribute
+    them if they only fit into the memory of all devices together, and exchange patches."""
     data_share: float = 0.5
-    """Share of the device's free memory that the images may take."""
+    """Share of the device's free memory that the images may use."""
     workers: int = 2
-    """Processes that prepare patches, a training process; 0: none. (With the data on a GPU they only draw what patches
-    are made of; with the data on a CPU there are none.)"""
+    """Worker processes per training process that prepare patches; 0: none. (With the data on a GPU they only draw the
+    random parameters of patches; with the data on a CPU there are none.)"""
     cache_gib: float = 4.0
     """Decoded images kept in memory, GiB per worker that makes patches."""
 
     compact_states: bool = False
-    """Keep Adam's moments as bfloat16 in the states: 15 MB each instead of 20, to be carried between machines. Resuming
-    is exact to the bit no longer."""
+    """Store Adam's moments as bfloat16 in the states: 15 MB each instead of 20, for moving them between machines.
+    Resuming is then no longer bit-identical."""
     log_every: int = 20
     val_every: int = 1000
     save_every: int = 500
@@ -127,23 +127,23 @@ class Settings:
         if self.precision == "fp16" and (self.device == "cpu" or not torch.cuda.is_available()):
             raise ValueError("precision fp16 needs a GPU; on a CPU use bf16 or fp32")
         if self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name:
-            raise ValueError(f"name is {self.name!r}; it must be a plain folder name (its place is --runs)")
+            raise ValueError(f"name is {self.name!r}; it must be a plain folder name (its location is --runs)")
         self.network_config  # noqa: B018 (an unknown field of the network is an error now)
         self.sources  # noqa: B018
 
     @property
     def length(self) -> int | None:
-        """Steps of the run; None where only the clock ends it."""
+        """Steps of the run; None if only the clock ends it."""
         return 100_000 if self.steps is None and self.minutes is None else self.steps
 
     @property
     def network_config(self) -> LMFNConfig:
-        """The network that --preset and --network name."""
+        """The network selected by --preset and --network."""
         return preset(self.preset or "lmfn", **self.changes)
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The fields of --network. Raises ValueError for a value that is no whole number where one is needed."""
+        """The fields of --network. Raises ValueError for a value that must be a whole number and is not."""
         numbers = {f.name for f in fields(LMFNConfig) if f.type is int}
         changes: dict[str, Any] = {}
         for text in self.network:
@@ -159,16 +159,16 @@ class Settings:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The settings in a YAML file, those that it leaves out at their defaults.
+        """The settings in a YAML file, with defaults for those it omits.
 
-        Raises ValueError naming the file for unknown or wrong entries, FileNotFoundError where there is none.
+        Raises ValueError naming the file for unknown or invalid entries, FileNotFoundError if it does not exist.
         """
         if not path.is_file():
             raise FileNotFoundError(f"there is no settings file {path}")
         try:
             given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
             if not isinstance(given, dict):
-                raise ValueError("it must hold lines of NAME: VALUE")
+                raise ValueError("it must contain lines of NAME: VALUE")
             known = {f.name for f in fields(cls)} - {"config"}
             if unknown := [str(key) for key in given if key not in known]:
                 raise ValueError(f"unknown setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")

@@ -210,7 +210,7 @@ def test_the_data_may_be_on_the_device_or_with_workers(
         caplog.clear()
         assert script.train(dataclasses.replace(settings, name=name, data_on=name)) == 0
         made[name] = weights(run_in(settings).with_name(name))
-        said = {"device": "they stay there", "workers": "", "auto": "50% of what is free on cpu, 0.0 GB"}[name]
+        said = {"device": "they stay there", "workers": "", "auto": "50% of the free 0.0 GB on cpu"}[name]
         assert said in caplog.text
         assert ("workers make the patches" in caplog.text) == (name == "auto")
         waiting = [r["waiting"] for r in records(run_in(settings).with_name(name)) if "loss" in r]
@@ -218,7 +218,7 @@ def test_the_data_may_be_on_the_device_or_with_workers(
     initial = LMFN(settings.network_config).state_dict()
     for name in ("workers", "auto"):
         assert max((made[name][key] - made["device"][key]).abs().max() for key in initial) < 1e-5
-    with pytest.raises(ValueError, match=r"2 images, 0\.00 GB.*too little; take --data-on workers, or a larger"):
+    with pytest.raises(ValueError, match=r"2 images, 0\.00 GB.*too little; use --data-on workers, or a larger"):
         script.train(dataclasses.replace(settings, name="small", data_on="device"))
     assert not run_in(settings).with_name("small").exists()
 
@@ -327,7 +327,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_taken(
     assert all(torch.equal(tensor, finished[name]) for name, tensor in again.items())
     for state in (*run.states,):
         state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"all states in .* are damaged; begin anew with another --name"):
+    with pytest.raises(ValueError, match=r"all states in .* are damaged; start again with another --name"):
         train(replace(settings, resume="auto"))
     assert not older.exists()
 
@@ -435,7 +435,7 @@ def test_compact_states_are_resumed_to_bfloat16_rounding(settings: Settings) -> 
 
 def test_a_finished_run_is_not_overwritten_by_its_name(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     script.train(settings)
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(ValueError, match="already contains a run"):
         parse_settings(["--name", "run", "--runs", str(settings.runs), "--photos", *settings.photos])
     resumed = parse_settings(["--name", "run", "--runs", str(settings.runs), "--resume", "auto"])
     again = [
