@@ -36,6 +36,7 @@ from lmfn.network.blocks import (
 )
 from lmfn.network.model import RGB_MEAN, Network
 from lmfn_kernels import fold_upsampling
+from lmfn_kernels.upsample.grid import GRID
 
 SHORTEST = 1e-12
 """Squared length that a row of the attention is taken to have at least, as in `lmfn_kernels`."""
@@ -161,9 +162,24 @@ class _Writer:
         v = self.conv(v, e.conv_max, 0, padding=1)
         v = self.conv(v, e.conv3, 0, padding=1)
         v = self.conv(v, e.conv3_, padding=1)
-        v = self.resize(v, "", g.vector(self.batch, self.config.esa, self.height, self.width))
+        v = self.as_large(v) if e.fixed_grid else self.resize(v, "", self.map_shape(self.config.esa))
         gate = self.conv(g.add("Add", v, self.conv(a, e.conv_f)), e.conv4)
         return g.add("Mul", y, g.add("Sigmoid", gate))
+
+    def map_shape(self, channels: int) -> str:
+        return self.g.vector(self.batch, channels, self.height, self.width)
+
+    def as_large(self, v: str) -> str:
+        """ESA's small branch on the fixed grid: every pixel as 6x6, and the last ones again. It is always too small,
+        by the 9 pixels or more that a convolution and a pooling without padding take away."""
+        g = self.g
+        large = self.resize(v, g.constant(np.array([1, 1, GRID, GRID], np.float32)))
+        missing = []
+        for size in (self.height, self.width):
+            convolved = g.compute("Div", g.compute("Sub", size, 1), 2)
+            pooled = g.compute("Div", g.compute("Sub", convolved, 4), 3)
+            missing.append(g.compute("Sub", size, g.compute("Mul", pooled, GRID)))
+        return g.add("Pad", large, g.vector(0, 0, 0, 0, 0, 0, *missing), mode="edge")
 
     def fuse(self, maps: list[str]) -> str:
         """ALFM, or the fusion without attention."""
@@ -176,7 +192,7 @@ class _Writer:
         size = len(maps) * self.config.features
         f = g.reshape(f, self.batch, size, -1)
         y = g.add("MatMul", self.folded(self.gram(f, alfm), alfm), f)
-        return g.reshape(self.fused(y, alfm), self.batch, self.config.features, self.height, self.width)
+        return g.add("Reshape", self.fused(y, alfm), self.map_shape(self.config.features))
 
     def is_one_window(self, window: int) -> bool:
         """Whether this is known of all images."""

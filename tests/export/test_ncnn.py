@@ -25,7 +25,11 @@ def in_ncnn(path, x):
 
 
 @pytest.mark.parametrize(
-    "options", [{"similarity": "cosine", "alfm_window": 128}, {"name": "lmfn-released", "similarity": "cosine"}]
+    "options",
+    [
+        {"similarity": "cosine", "alfm_window": 128, "esa_grid": "fixed"},
+        {"name": "lmfn-released", "similarity": "cosine"},
+    ],
 )
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("float16", 5e-3)])
 def test_a_tile_gives_what_the_deblurrer_does(options, dtype, bound, tmp_path):

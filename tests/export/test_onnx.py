@@ -20,7 +20,7 @@ SIZES = [(1, 1), (100, 77), (1, 90), (16, 16), (17, 17), (16, 40), (31, 33), (13
 """Around what the border reflects (more than 16), and the multiples of 16 and the 64 that are padded to."""
 NETWORKS = {
     "lmfn": {},
-    "windows": {"similarity": "cosine", "alfm_window": 64},
+    "windows": {"similarity": "cosine", "alfm_window": 64, "esa_grid": "fixed"},
     "windows of layers": {"name": "lmfn-released", "alfm_window": 64},
     "lmfn-released": {"name": "lmfn-released", "similarity": "cosine"},
     "released's parts joined otherwise": {"stem_padding": 0, "acfm": "none", "skip": "none", "rfdbs": 1},
