@@ -1,4 +1,4 @@
-"""CUDA graphs: what a GPU does in a call, captured once and replayed, so that the host has next to nothing to do."""
+"""CUDA graphs: the GPU work of a call, captured once and replayed, which relieves the host."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 ImageFunction = Callable[[Tensor], Tensor]
-"""From images `[B, 3, H, W]` to images of that shape."""
+"""From images `[B, 3, H, W]` to images of the same shape."""
 
 WARM_UPS = 3
-"""Calls before a capture with gradients: what is made at first (plans, workspaces, streams) must be there."""
+"""Calls before a capture with gradients, so that plans, workspaces and streams exist."""
 GRAPHS = 8
-"""Shapes whose CUDA graph is kept."""
+"""Number of shapes whose CUDA graphs are kept."""
 LARGEST_GRAPH = 1 << 22
-"""Pixels of a batch above which kernels take so long that a graph gains nothing, and its memory would be held."""
+"""Pixels of a batch above which kernels take so long that a graph gains nothing, while holding memory."""
 
 
 class GraphCapture:
@@ -26,10 +26,11 @@ class GraphCapture:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, run: Callable[..., Any], *examples: Tensor, warm_ups: int = 0) -> Callable[..., Any]:
-        """`run` of tensors of these shapes and strides, all on one CUDA device, as a graph.
+        """`run` for tensors of these shapes and strides, all on one CUDA device, as a graph.
 
-        It must have run on such before, or be given `warm_ups`: no kernel may be compiled in a capture. What comes back
-        takes such tensors and gives what `run` gave at the capture: the same tensors every time, with new values.
+        It must have run with such tensors before, or with `warm_ups`, because no kernel may be compiled during a
+        capture. The returned function takes such tensors and returns the same result tensors every time, with new
+        values.
         """
         with torch.cuda.device(examples[0].device):
             given = [example.clone() for example in examples]
@@ -40,7 +41,7 @@ class GraphCapture:
                     run(*given)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            # Other threads may bring images to the device meanwhile, and back.
+            # Other threads may copy images to and from the device meanwhile.
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 made = run(*given)
 
@@ -56,8 +57,8 @@ class GraphCapture:
 class GradientGraph:
     """A function that leaves gradients in `parameters`, as a CUDA graph from the first call on.
 
-    `run` takes tensors that always have the same shapes, and adds to the gradients. Here they are its own: the same
-    memory in every call, whatever was in them before. What it gives is overwritten by the next call.
+    `run` takes tensors of constant shapes and accumulates gradients. Here each call sets the gradients, in the same
+    memory, whatever they were before. The next call overwrites the results.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class GradientGraph:
         return made
 
     def _anew(self, *tensors: Tensor) -> Any:
-        # Without gradients there, backward puts its own in their place, and a replay has nothing to add to.
+        # Without existing gradients, backward would create new tensors, and a replay could not accumulate into them.
         for parameter in self.parameters:
             parameter.grad = None
         return self.run(*tensors)
@@ -90,7 +91,7 @@ class GradientGraph:
 class GraphCache:
     """Runs a function of one tensor as CUDA graphs, one per shape; `capture` makes one.
 
-    The first call with a shape runs the function itself, so that no size stalls that is never seen again.
+    The first call with a shape runs the function itself, so that sizes seen only once are not captured.
     """
 
     def __init__(self, run: ImageFunction, capture: Callable[..., ImageFunction] | None = None) -> None:
@@ -99,7 +100,7 @@ class GraphCache:
         self.graphs: OrderedDict[torch.Size, ImageFunction | None] = OrderedDict()
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.contiguous()  # kernels are compiled for strides, and none may be compiled in a capture
+        x = x.contiguous()  # kernels are compiled per stride pattern, and none may be compiled during a capture
         if x.shape[0] * x.shape[2] * x.shape[3] > LARGEST_GRAPH:
             return self.run(x)
         if x.shape not in self.graphs:

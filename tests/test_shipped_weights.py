@@ -65,7 +65,7 @@ def test_a_damaged_file_is_named(harm: str, monkeypatch: pytest.MonkeyPatch, tmp
     if harm == "gone":
         file.unlink()
     monkeypatch.setattr(weights, "FOLDER", file.parent)
-    with pytest.raises(ValueError, match=r"weights/lmfn\.safetensors is missing or damaged; install lmfn-deblur anew"):
+    with pytest.raises(ValueError, match=r"weights/lmfn\.safetensors is missing or damaged; reinstall lmfn-deblur"):
         Deblurrer()
 
 

@@ -1,4 +1,4 @@
-"""What a network does for pairs of photographs: metrics, protocols, and reports of both."""
+"""Evaluation of networks on pairs of photographs: metrics, protocols, reports."""
 
 from lmfn.evaluation.complexity import count_gmacs, measure_complexity, saved_bytes
 from lmfn.evaluation.evaluator import Evaluator, evaluate

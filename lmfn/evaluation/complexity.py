@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds."""
+"""The cost of a network: parameters, multiply-adds, memory saved for backward."""
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,12 @@ def measure_complexity(model: nn.Module) -> Complexity:
 def count_gmacs(model: nn.Module, height: int, width: int) -> float:
     """1e9 multiply-adds of the convolutions and matrix products in a forward pass over one image `[1, 3, H, W]`.
 
-    Half of what torch's FlopCounterMode counts in the written formulas, whatever fused ops leave out of them;
-    additions, activations and resampling are not. The pass runs on fake tensors: only shapes are computed.
+    Half of what torch's FlopCounterMode counts in the written formulas, even where fused ops save some;
+    additions, activations and resampling are not counted. The pass runs on fake tensors: only shapes are computed.
     """
     device = next(model.parameters()).device
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    eager = torch.compiler.set_stance("force_eager")  # a compiled network is counted, not compiled again
+    eager = torch.compiler.set_stance("force_eager")  # count a compiled network without recompiling it
     written = lmfn_kernels.backend("reference")
     with eager, fake, written, FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, height, width, device=device))

@@ -1,4 +1,4 @@
-"""What a network does for a set of pairs: PSNR and SSIM by a named protocol, those of the blurred input, and time.
+"""Evaluate a network on a set of pairs: PSNR and SSIM by a named protocol, those of the blurred input, and time.
 
 pairs = find_pairs("GoPro", split="test")
 evaluation = evaluate(LMFN.from_pretrained("runs/first"), pairs, protocol="gopro", device="cuda", out=Path("results"))
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-# Imported while a process group is there (by DistributedDataParallel), its functions' default values keep that group
-# and gloo's threads for ever, and these may abort Python's own end ("terminate called without an active exception").
+# If imported while a process group exists (by DistributedDataParallel), the default arguments of its functions keep
+# that group and gloo's threads alive, which may abort the interpreter's exit ("terminate called without an active
+# exception").
 import torch.distributed.nn
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -44,17 +45,17 @@ from lmfn.options import Precision
 class Evaluator:
     """Measures one network after the other on the same pairs.
 
-    Images are read, and the blurred inputs measured, in the first call; later calls use these metrics again and, with
-    `keep`, the decoded images too (6 bytes per pixel of a pair in the host's memory).
+    The first call reads the images and measures the blurred inputs; later calls reuse these metrics and, with `keep`,
+    the decoded images (6 bytes of host memory per pixel of a pair).
 
-    `protocol` is a name in `protocols.PROTOCOLS`; `metrics` are those of it to measure (default: all but those that are
-    only measured where asked for). The network runs on `device`, on up to `batch` images of the same size at a time; an
-    image's result depends on the others of its batch at most by rounding. A `Network` runs as `Deblurrer` runs it, any
-    other module as it is, under autocast where `precision` is not `fp32`.
+    `protocol` is a name in `protocols.PROTOCOLS`; `metrics` are those of its metrics to measure (default: all except
+    those that have to be requested). The network runs on `device`, on up to `batch` images of one size at a time; the
+    other images of a batch affect a result by rounding only. A `Network` runs as in `Deblurrer`, any other module as it
+    is, under autocast unless `precision` is `fp32`.
 
     Raises ValueError, before any image is decoded, for an empty set, an unknown protocol, metric or precision, a
-    package that is missing, a batch below 1, pairs whose images differ in size or are too small to be measured, pairs
-    that the protocol is not for, and for fp16 on a CPU.
+    missing package, a batch below 1, pairs whose images differ in size or are too small, pairs that do not fit the
+    protocol, and for fp16 on a CPU.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Evaluator:
         self._images: dict[Path, Tensor] = {}
         self._blurred: dict[Pair, dict[str, float]] = {}
         if not len(pairs):
-            raise ValueError(f"{pairs.root} holds no pairs; there is nothing to evaluate")
+            raise ValueError(f"{pairs.root} contains no pairs; there is nothing to evaluate")
         self._sizes = {pair: self._checked_size(pair) for pair in pairs}
 
     def __call__(
@@ -103,15 +104,15 @@ class Evaluator:
         process: int = 0,
         processes: int = 1,
     ) -> Evaluation:
-        """Measure a network that takes and gives `[B, 3, H, W]` in [0, 1]. It is moved to the device, and afterwards in
-        the mode (training or evaluation) it was in. `weights` is what the report calls its weights.
+        """Measure a network from `[B, 3, H, W]` to `[B, 3, H, W]` in [0, 1]. It is moved to the device; its mode
+        (training or evaluation) is restored afterwards. `weights` names its weights in the report.
 
-        With a folder `out`, every image's row is kept there as soon as it is known (`Journal`), and rows that are there
-        are not measured again. Where this is one of several processes of a torch.distributed group, each measures its
-        share, and all get the whole.
+        With a folder `out`, the row of every image is stored there as soon as it is known (`Journal`), and stored rows
+        are not measured again. In a torch.distributed group each process measures its share, and all return the
+        complete result.
 
-        Raises FloatingPointError, naming the image, where an output is not finite, ArithmeticError where the protocol
-        cannot measure it, and ValueError where `out` holds another evaluation.
+        Raises FloatingPointError, naming the image, if an output is not finite; ArithmeticError if the protocol cannot
+        measure it; ValueError if `out` contains another evaluation.
         """
         training = model.training
         model.to(self.device).eval()
@@ -155,7 +156,7 @@ class Evaluator:
 
     @torch.inference_mode()
     def show(self, model: nn.Module, pair: Pair) -> list[np.ndarray]:
-        """Blurred, deblurred and sharp, uint8 `[H, W, 3]`, for the eye; of the network that was measured last."""
+        """Blurred, deblurred (by the last measured network) and sharp image, uint8 `[H, W, 3]`."""
         blurred, training = self._read(pair.blurred), model.training
         model.eval()
         output, _ = self._forward(self._run, blurred)
@@ -163,7 +164,7 @@ class Evaluator:
         return [pixels(image[0]) for image in (blurred, output, self._read(pair.sharp))]
 
     def _checked_size(self, pair: Pair) -> tuple[int, int]:
-        """Height and width of a pair's images, from their headers. Raises ValueError where they cannot be measured."""
+        """Height and width of a pair's images, from their headers. Raises ValueError if they cannot be measured."""
         if self.rules.frames and not pair.frames:
             raise ValueError(
                 f"protocol {self.protocol} is for Koehler's set, and {self.pairs.root} is {self.pairs.layout}; "
@@ -202,7 +203,7 @@ class Evaluator:
         return self._run
 
     def _batches(self, pairs: Sequence[Pair]) -> list[list[Pair]]:
-        """Pairs of the same size together, up to `batch`, in their order."""
+        """Batches of up to `batch` pairs of one size, in order."""
         by_size: dict[tuple[int, int], list[Pair]] = {}
         for pair in pairs:
             by_size.setdefault(self._sizes[pair], []).append(pair)
@@ -227,7 +228,7 @@ class Evaluator:
                     if not output.isfinite().all():
                         raise FloatingPointError(
                             f"the network's output for {pair.name} ({pair.blurred}) is not finite at precision "
-                            f"{self.precision}; try fp32, and if it stays so, the weights are broken"
+                            f"{self.precision}; try fp32; if that does not help, the weights are broken"
                         )
                     deblurred = self._measure(output, pair, "network's output")
                     yield ImageResult(
@@ -236,18 +237,18 @@ class Evaluator:
                     bar.update()
 
     def _read(self, path: Path) -> Tensor:
-        """Float64 `[1, 3, H, W]`, so that the 256 levels are exact; in channels-last order as files are, which is also
-        the faster one for convolutions."""
+        """Float64 `[1, 3, H, W]`, so that the 256 levels are exact; channels-last, as in files and faster for
+        convolutions."""
         decoded = self._images.get(path)
         if decoded is None:
             decoded = torch.from_numpy(read_rgb(path))
             if not self.keep:
-                self._images.clear()  # the last alone is kept: a sharp image is asked for twice in a row
+                self._images.clear()  # only the last is cached: a sharp image is requested twice in a row
             self._images[path] = decoded
         return decoded.to(self.measured_on)[None].permute(0, 3, 1, 2).double() / 255
 
     def _forward(self, run: ImageFunction, blurred: Tensor) -> tuple[Tensor, float]:
-        """The output, float64, and the seconds from one idle moment of the device to the next."""
+        """The output in float64, and the seconds between two synchronisations of the device."""
         x = blurred.float().to(self.device)
         self._synchronise()
         start = time.perf_counter()
@@ -281,11 +282,11 @@ def evaluate(
     worst: int = 4,
     progress: bool = True,
 ) -> Evaluation:
-    """Measure one network once: an `Evaluator` made and called, which see for what is raised; shared out among the
-    processes where torchrun started several.
+    """Measure one network with an `Evaluator`, which documents the arguments and errors; with torchrun, the images are
+    distributed over its processes.
 
-    With a folder `out`, it is left there: `images.csv` and `settings.json` (from which a run that was cut off goes on),
-    `summary.json`, and the `report.html` and strips of `report.write`, of the `worst` images (and as many best).
+    A folder `out` receives `images.csv` and `settings.json` (from which an interrupted run resumes), `summary.json`,
+    and the `report.html` and strips of `report.write`, with the `worst` images (and as many best).
     """
     if worst < 0:
         raise ValueError(f"worst is {worst}; it must not be negative")
@@ -303,11 +304,11 @@ def evaluate(
 
 @contextlib.contextmanager
 def process_group() -> Iterator[tuple[int, int]]:
-    """This process's number and how many there are: those that torchrun started, or 0 and 1."""
+    """The rank of this process and the number of processes that torchrun started, or 0 and 1."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield 0, 1
         return
-    # Rows are exchanged, nothing on the device; whoever is done first may have to wait for long.
+    # Only rows are exchanged, nothing on the device; the first process to finish may wait for long.
     dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
     try:
         yield dist.get_rank(), dist.get_world_size()
@@ -316,12 +317,12 @@ def process_group() -> Iterator[tuple[int, int]]:
 
 
 def _continued(journal: Journal, process: int, processes: int) -> dict[str, ImageResult]:
-    """The rows that an earlier evaluation left in the journal, the same for all processes."""
+    """The rows that an earlier evaluation left in the journal, the same in all processes."""
     if process == 0:
         journal.begin()
     _wait(processes)
     done = journal.rows()
-    _wait(processes)  # all have read before one writes
+    _wait(processes)  # all processes have read before one writes
     return done
 
 

@@ -1,9 +1,9 @@
-"""PSNR, the two SSIMs that papers report under one name, MS-SSIM, and LPIPS where its package is there.
+"""PSNR, the two SSIMs that papers report under one name, MS-SSIM, and LPIPS if its package is installed.
 
-Every metric takes an output and the sharp image, both `[B, C, H, W]`, floating point, in [0, 1], and gives one float64
-number an image, `[B]`; the sums are made in float64 on the device where the images are. Each raises TypeError for
-images that are not floating point and ValueError for shapes that differ or are not `[B, C, H, W]`. What is measured of
-which images is a protocol's business: `lmfn.evaluation.protocols`.
+Every metric takes an output and the sharp image, both `[B, C, H, W]`, floating point, in [0, 1], and returns one
+float64 number per image, `[B]`; sums are computed in float64 on the images' device. Each raises TypeError for images
+that are not floating point, and ValueError for shapes that differ or are not `[B, C, H, W]`.
+`lmfn.evaluation.protocols` defines which metrics are measured, and how images are prepared.
 """
 
 import functools
@@ -23,12 +23,12 @@ WINDOW = tuple(tap / sum(_taps) for tap in _taps)
 structural similarity", IEEE TIP 2004, section III.C)."""
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SMALLEST = {"ssim_gauss2d": 11, "ms_ssim": 161, "lpips": 32}
-"""The shortest side of an image that a metric can be taken of, where there is one."""
+"""The minimum side of an image, for metrics that have one."""
 
 
 def to_8bit(x: Tensor) -> Tensor:
-    """What is left of an image after it was stored in 8 bits: clamped to [0, 1] and rounded to the nearest of 256
-    levels. Any shape, the same type."""
+    """The image as stored in 8 bits: clamped to [0, 1] and rounded to the nearest of 256 levels. Any shape; the dtype
+    is kept."""
     return (x.clamp(0, 1) * 255).round() / 255
 
 
@@ -36,15 +36,15 @@ def psnr(output: Tensor, sharp: Tensor, mask: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio in dB, 10 log10(1 / MSE) over all channels and pixels of an image, `[B]`; with a mask
     `[B, 1, H, W]` of ones and zeros, over those where it is one.
 
-    Identical images have an infinite PSNR, and so has the mean of a set that holds one.
+    Identical images have an infinite PSNR, and so does the mean of a set that contains such a pair.
     """
     output, sharp = _checked(output, sharp)
     return -10 * _mean((output - sharp).square(), mask).log10()
 
 
 def ssim_gauss2d(output: Tensor, sharp: Tensor, mask: Tensor | None = None) -> Tensor:
-    """SSIM channel by channel: an 11x11 Gaussian window, sigma 1.5, wherever it lies whole inside the image, `[B]`;
-    with a mask `[B, 1, H, W]` of ones and zeros, the mean of the windows whose middle it keeps.
+    """SSIM channel by channel: an 11x11 Gaussian window, sigma 1.5, at all positions inside the image, `[B]`;
+    with a mask `[B, 1, H, W]` of ones and zeros, the mean over the windows whose centre it keeps.
 
     It is scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
     data_range=1, channel_axis=...)`. Raises ValueError for an image with a side below 11.
@@ -56,10 +56,10 @@ def ssim_gauss2d(output: Tensor, sharp: Tensor, mask: Tensor | None = None) -> T
 
 
 def ssim_matlab3d(output: Tensor, sharp: Tensor) -> Tensor:
-    """SSIM with an 11x11x11 Gaussian window over channel, height and width, sigma 1.5, the image continued by its edge
-    values (the edge channels too), `[B]`. Any size.
+    """SSIM with an 11x11x11 Gaussian window over channel, height and width, sigma 1.5, with replicated borders
+    (including the channels), `[B]`. Any size.
 
-    Most tables of deblurring papers hold this one; it is not comparable with `ssim_gauss2d`.
+    Most tables in deblurring papers use this one; it is not comparable with `ssim_gauss2d`.
     """
     luminance, structure = _ssim(output, sharp, axes=(1, 2, 3), replicate=True)
     return (luminance * structure).mean((1, 2, 3))
@@ -70,8 +70,8 @@ def ms_ssim(output: Tensor, sharp: Tensor) -> Tensor:
     pixels, the last row or column repeated where the side is odd), and the luminance of the last, each to the power of
     its weight (Wang, Simoncelli, Bovik, "Multi-scale structural similarity for image quality assessment", 2003).
 
-    The windows are `ssim_gauss2d`'s. A scale's negative mean counts as zero. Raises ValueError for an image with a side
-    below 161, whose last scale has less than 11.
+    The windows are those of `ssim_gauss2d`. A negative mean of a scale counts as zero. Raises ValueError for an image
+    with a side below 161, whose last scale has less than 11.
     """
     output, sharp = _checked(output, sharp)
     if min(output.shape[2:]) < SMALLEST["ms_ssim"]:
@@ -90,7 +90,7 @@ def lpips(output: Tensor, sharp: Tensor) -> Tensor:
     """Learned perceptual distance (Zhang et al., "The unreasonable effectiveness of deep features as a perceptual
     metric", CVPR 2018; AlexNet, version 0.1), `[B]`; lower is better.
 
-    Needs `pip install ".[lpips]"`; torchvision fetches AlexNet's weights at the first use. Computed in
+    Needs `pip install ".[lpips]"`; torchvision downloads AlexNet's weights on first use. Computed in
     float32 on the images' device.
     """
     output, sharp = _checked(output, sharp)
@@ -126,7 +126,7 @@ def _halved(x: Tensor) -> Tensor:
 
 
 def _ssim(output: Tensor, sharp: Tensor, axes: Sequence[int], replicate: bool) -> tuple[Tensor, Tensor]:
-    """At every place of the window SSIM's two factors: luminance, and contrast with structure."""
+    """The two factors of SSIM at every position of the window: luminance, and contrast with structure."""
 
     def mean(x: Tensor) -> Tensor:
         return _gaussian(x, axes, replicate)
@@ -140,13 +140,13 @@ def _ssim(output: Tensor, sharp: Tensor, axes: Sequence[int], replicate: bool) -
 
 
 def _gaussian(x: Tensor, axes: Sequence[int], replicate: bool) -> Tensor:
-    """The Gaussian window's mean at every place, one axis after the other; `replicate` keeps the size."""
+    """The Gaussian-weighted mean at every position, one axis after the other; `replicate` keeps the size."""
     for axis in axes:
         size = x.shape[axis]
         if replicate:
             places = torch.arange(-RADIUS, size + RADIUS, device=x.device).clamp(0, size - 1)
             x = x.index_select(axis, places)
-        # Sums of shifted views: ten times faster in float64 than a convolution, and no copy of the eleven neighbours.
+        # Sums of shifted views: ten times as fast in float64 as a convolution, without a copy of the eleven neighbours.
         inside = x.shape[axis] - 2 * RADIUS
         total = WINDOW[0] * x.narrow(axis, 0, inside)
         for k in range(1, len(WINDOW)):
@@ -161,4 +161,4 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ssim_matlab3d": ssim_matlab3d,
     "lpips": lpips,
 }
-"""What can be measured of any pair of images."""
+"""The metrics for any pair of images."""

@@ -1,4 +1,4 @@
-"""Named protocols: what the tables of a data set's papers measure, so that a number never stands without its name.
+"""Named protocols: how the papers on a data set measure, so that no figure is given without its protocol.
 
 The same images differ by up to 5 dB and 0.1 SSIM between protocols in use.
 """
@@ -14,8 +14,8 @@ from torch import Tensor
 from lmfn.evaluation.metrics import METRICS, ms_ssim, psnr, ssim_gauss2d, to_8bit
 
 Measure = Callable[[Tensor, Iterable[Tensor], Sequence[str]], dict[str, float]]
-"""An output (or the blurred input) and its sharp images, each `[1, 3, H, W]` float64 in [0, 1], and the names of the
-metrics, to their values."""
+"""From an output (or the blurred input), its sharp images, each `[1, 3, H, W]` float64 in [0, 1], and the names of
+metrics to their values."""
 
 
 @dataclass(frozen=True)
@@ -24,33 +24,33 @@ class Protocol:
 
     description: str
     metrics: tuple[str, ...]
-    """What is measured image by image, and then averaged over the set."""
+    """Metrics measured per image and averaged over the set."""
     measure: Measure
     more: tuple[str, ...] = ()
-    """What is measured, too, where it is asked for."""
+    """Metrics measured only on request."""
     frames: bool = False
-    """Whether an output is held against the sharp images of all moments of the exposure, as in Koehler's set."""
+    """Whether an output is compared with the sharp images of all moments of the exposure, as in Koehler's set."""
     needs: str | None = None
-    """A package that must be installed."""
+    """A package it requires."""
 
 
 def of_pairs(image: Tensor, sharps: Iterable[Tensor], metrics: Sequence[str]) -> dict[str, float]:
-    """The image as 8 bits hold it against the one sharp image."""
+    """Compare the image, rounded to 8 bits, with its sharp image."""
     [sharp] = sharps
     stored = to_8bit(image)
     return {metric: METRICS[metric](stored, sharp).item() for metric in metrics}
 
 
 def realblur(image: Tensor, sharps: Iterable[Tensor], metrics: Sequence[str]) -> dict[str, float]:
-    """RealBlur's (Rim et al., ECCV 2020): the image as 8 bits hold it is scaled and aligned to the sharp one, and what
-    both show is compared."""
+    """RealBlur's (Rim et al., ECCV 2020): the image, rounded to 8 bits, is scaled and aligned to the sharp one, and
+    compared where both overlap."""
     [sharp] = sharps
     aligned, mask = align(to_8bit(image), sharp)
     return _masked(aligned, sharp, mask, metrics)
 
 
 def rsblur(image: Tensor, sharps: Iterable[Tensor], metrics: Sequence[str]) -> dict[str, float]:
-    """RSBlur's (Rim et al., ECCV 2022): as `realblur`, but the aligned image is clipped to [0, 1]."""
+    """RSBlur's (Rim et al., ECCV 2022): as `realblur`, with the aligned image clipped to [0, 1]."""
     [sharp] = sharps
     aligned, mask = align(to_8bit(image), sharp)
     return _masked(aligned.clamp(0, 1), sharp, mask, metrics)
@@ -64,11 +64,11 @@ def _masked(aligned: Tensor, sharp: Tensor, mask: Tensor, metrics: Sequence[str]
 
 
 def align(image: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
-    """The image with the sharp one's intensity and geometry, and the mask `[1, 1, H, W]` of what it shows.
+    """The image with the intensity and geometry of the sharp one, and the mask `[1, 1, H, W]` of its valid area.
 
     Scaled by sum(sharp * image) / sum(image^2); warped bicubically, with reflection beyond the edge, by the homography
     that maximises the enhanced correlation coefficient of the gray images (Evangelidis, Psarakis, PAMI 2008; 100
-    iterations, a Gaussian of 5). Raises ArithmeticError where no homography is found.
+    iterations, a Gaussian of 5). Raises ArithmeticError if no homography is found.
     """
     import cv2
 
@@ -93,8 +93,8 @@ def align(image: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def koehler(image: Tensor, sharps: Iterable[Tensor], metrics: Sequence[str]) -> dict[str, float]:
-    """That of Koehler et al., ECCV 2012: the image as 8 bits hold it is scaled and shifted to each sharp image of the
-    exposure; the best value over all of them, of the luminance, what is shifted in being zero in both."""
+    """Koehler's (Koehler et al., ECCV 2012): the image, rounded to 8 bits, is scaled and shifted to each sharp image of
+    the exposure; the best value over all of them, on luminance, with pixels shifted in from outside zero in both."""
     measured = {"psnr": psnr, "ms_ssim": ms_ssim}
     stored = to_8bit(image)
     spectrum = torch.fft.fft2(stored.mean(1))
@@ -111,12 +111,12 @@ def koehler(image: Tensor, sharps: Iterable[Tensor], metrics: Sequence[str]) -> 
 
 
 def _scale(image: Tensor, sharp: Tensor) -> Tensor:
-    """The factor of the image that brings it nearest to the sharp one, in squares."""
+    """The scale factor of the image with the least squared error from the sharp one."""
     return (sharp * image).sum() / image.square().sum().clamp(min=torch.finfo(image.dtype).tiny)
 
 
 def _moved(image: Tensor, down: int, right: int) -> Tensor:
-    """Moved by whole pixels; zero where nothing comes from."""
+    """Shifted by whole pixels, zero where nothing is shifted in."""
     return F.pad(image, (right, -right, down, -down))
 
 
@@ -128,23 +128,26 @@ _PAIRS = ("psnr", "ssim_gauss2d", "ssim_matlab3d")
 PROTOCOLS: dict[str, Protocol] = {
     "plain": Protocol("as `gopro`, for any set of pairs", _PAIRS, of_pairs, ("lpips",)),
     "gopro": Protocol(
-        "as GoPro's tables: RGB rounded to 8 bits, PSNR and SSIM an image, then their means",
+        "as in GoPro's tables: RGB rounded to 8 bits, PSNR and SSIM per image, then their means",
         _PAIRS,
         of_pairs,
         ("lpips",),
     ),
-    "hide": Protocol("as HIDE's tables: `gopro` on HIDE", _PAIRS, of_pairs, ("lpips",)),
+    "hide": Protocol("as in HIDE's tables: `gopro` on HIDE", _PAIRS, of_pairs, ("lpips",)),
     "realblur": Protocol(
-        "as RealBlur's tables: scaled, aligned by an ECC homography, and compared where both show something",
+        "as in RealBlur's tables: scaled, aligned by an ECC homography, and compared where both overlap",
         ("psnr", "ssim_gauss2d"),
         realblur,
         needs="cv2",
     ),
     "rsblur": Protocol(
-        "as RSBlur's tables: `realblur`, clipped to [0, 1] once aligned", ("psnr", "ssim_gauss2d"), rsblur, needs="cv2"
+        "as in RSBlur's tables: `realblur`, clipped to [0, 1] after the alignment",
+        ("psnr", "ssim_gauss2d"),
+        rsblur,
+        needs="cv2",
     ),
     "koehler": Protocol(
-        "as Koehler's tables: scaled and shifted, luminance, the maximum over the frames of the exposure",
+        "as in Koehler's tables: scaled and shifted, luminance, the maximum over the frames of the exposure",
         ("psnr", "ms_ssim"),
         koehler,
         frames=True,

@@ -1,4 +1,4 @@
-"""What an evaluation looks like: strips of images, and a page in one file that needs no network."""
+"""Reports of an evaluation: strips of images, and a self-contained HTML page."""
 
 import base64
 import html
@@ -65,8 +65,8 @@ FIGURE = """<figure>
 def write(
     folder: Path, evaluation: Evaluation, pairs: PairSet, show: Callable[[Pair], list[np.ndarray]], worst: int
 ) -> None:
-    """Write `report.html` and, of the images that gained least and most PSNR, `worst` each, the strips
-    `strips/worst-1-NAME.png`, `strips/best-1-NAME.png`, ...: blurred, deblurred and sharp side by side.
+    """Write `report.html` and, for the `worst` images with the least and as many with the largest gain in PSNR, the
+    strips `strips/worst-1-NAME.png`, `strips/best-1-NAME.png`, ...: blurred, deblurred and sharp side by side.
 
     `show` gives these three of a pair, uint8 `[H, W, 3]`. The page has sliders between the first two.
     """
@@ -115,7 +115,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], attributes: str 
 
 
 def _data_url(pixels: np.ndarray) -> str:
-    """The image as WebP, in the page itself."""
+    """The image as WebP in a data URI."""
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary, "image.webp")
         images.write(file, images.Photo(pixels))

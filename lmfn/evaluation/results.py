@@ -1,4 +1,4 @@
-"""What an evaluation found, row by row and on the whole, and all that it depends on: as a table, as JSON, as CSV."""
+"""The results of an evaluation, per image and in total, with everything they depend on: as a table, JSON or CSV."""
 
 import csv
 import io
@@ -22,16 +22,16 @@ LABELS = {
     "ms_ssim": ("MS-SSIM", 4),
     "lpips": ("LPIPS", 4),
 }
-"""How a metric is called in a table, and with how many decimals."""
+"""The label of a metric in tables, and its number of decimals."""
 
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a network costs, in the same words wherever it is told."""
+    """The cost of a network."""
 
     parameters: int
     bytes: int
-    """Of the parameters, as they are held."""
+    """Bytes of the parameters in their dtype."""
     gmacs: dict[str, float]
     """1e9 multiply-adds of the convolutions and matrix products for one image of that size (`256x256`, `1280x720`,
     `1920x1200`)."""
@@ -45,30 +45,29 @@ class ImageResult:
     height: int
     width: int
     blurred: dict[str, float]
-    """The metrics of the blurred input itself."""
+    """The metrics of the blurred input."""
     deblurred: dict[str, float]
     """The metrics of the network's output."""
     seconds: float
-    """Time of the forward pass alone; an image's share of its batch's."""
+    """Time of the forward pass; for a batch, the image's share."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Numbers with all that they depend on."""
+    """Results with everything they depend on."""
 
     protocol: str
     metrics: tuple[str, ...]
     layout: str
-    """The layout that the data set was recognised by; of GoPro, with the folder of blurred images, e.g. `GoPro (blur)`,
-    `GoPro (blur_gamma)`."""
+    """The layout of the data set; for GoPro with the folder of blurred images: `GoPro (blur)`, `GoPro (blur_gamma)`."""
     data: str
     """Name of the data set's folder."""
     split: str | None
     weights: str
     sha256: str
-    """Of the weights' values, as `fingerprint` has it."""
+    """SHA-256 of the weights' values, as from `fingerprint`."""
     config: dict[str, Any]
-    """The network's `LMFNConfig`; empty for a network that has none."""
+    """The network's `LMFNConfig`; empty for a network without one."""
     complexity: Complexity
     precision: str
     batch: int
@@ -79,17 +78,17 @@ class Evaluation:
 
     @property
     def blurred(self) -> dict[str, float]:
-        """Means over the set of the blurred inputs' metrics; infinite where an image's is."""
+        """Means of the metrics of the blurred inputs; infinite if one image's is."""
         return {metric: statistics.fmean(row.blurred[metric] for row in self.rows) for metric in self.metrics}
 
     @property
     def deblurred(self) -> dict[str, float]:
-        """Means over the set of the outputs' metrics; infinite where an image's is."""
+        """Means of the metrics of the outputs; infinite if one image's is."""
         return {metric: statistics.fmean(row.deblurred[metric] for row in self.rows) for metric in self.metrics}
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width that most images have."""
+        """The most common height and width."""
         return Counter((row.height, row.width) for row in self.rows).most_common(1)[0][0]
 
     @property
@@ -98,7 +97,7 @@ class Evaluation:
         return statistics.median(row.seconds for row in self.rows if (row.height, row.width) == self.size)
 
     def facts(self) -> dict[str, str]:
-        """What the numbers depend on, in words by name."""
+        """What the results depend on, as text by name."""
         height, width = self.size
         split = f", {self.split}" if self.split else ""
         return {
@@ -113,7 +112,7 @@ class Evaluation:
         }
 
     def table(self) -> str:
-        """The means and what they depend on, as text of a dozen lines."""
+        """The means and what they depend on, as about a dozen lines of text."""
         before, after = self.blurred, self.deblurred
         lines = [("", "blurred", "deblurred", "gain")]
         lines += [(LABELS[metric][0], *cells(metric, before[metric], after[metric])) for metric in self.metrics]
@@ -121,8 +120,8 @@ class Evaluation:
         return "\n".join([*means, "", *(f"{name:<15}{text}" for name, text in self.facts().items())])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON knows it. An infinite PSNR, which JSON does not know, is the string "inf": Python's
-        `float` reads both."""
+        """Everything, as JSON values. An infinite PSNR, which JSON cannot represent, is the string "inf", which
+        Python's `float` accepts."""
         height, width = self.size
         means = {"blurred": self.blurred, "deblurred": self.deblurred}
         timing = {"seconds": self.seconds, "size": f"{width}x{height}"}
@@ -131,7 +130,7 @@ class Evaluation:
         return cast(dict[str, Any], _json(content | {"pairs": len(rows), "means": means, "time": timing, "rows": rows}))
 
     def write(self, path: Path) -> None:
-        """Replace `path` by `to_dict` as a JSON file."""
+        """Write `to_dict` as a JSON file, replacing `path`."""
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
         atomic.write(path, (text + "\n").encode())
 
@@ -143,7 +142,7 @@ def cells(metric: str, before: float, after: float) -> tuple[str, str, str]:
 
 
 def gain(before: float, after: float) -> float:
-    """The difference; that of two infinite values, which is not a number, is none."""
+    """The difference; empty for two infinite values."""
     return 0.0 if before == after else after - before
 
 
@@ -156,10 +155,10 @@ def _json(value: Any) -> Any:
 
 
 class Journal:
-    """`images.csv` in a folder: one line per image, added as soon as it is measured, so that an evaluation that was cut
-    off goes on where it was; and `settings.json`, which says of what the lines are.
+    """`images.csv` in a folder: one line per image, appended as soon as it is measured, so that an interrupted
+    evaluation can resume; and `settings.json`, which records what the lines were measured with.
 
-    Raises ValueError where the folder holds another evaluation's lines, or broken ones, naming the file and line.
+    Raises ValueError if the folder contains another evaluation, or, naming file and line, a broken line.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], metrics: Sequence[str]) -> None:
@@ -169,14 +168,14 @@ class Journal:
         self.settings = folder / "settings.json", json.dumps(settings, indent=2) + "\n"
 
     def begin(self) -> None:
-        """Make the folder, or see that it is this evaluation's, and drop a line that was cut off."""
+        """Create the folder, or check that it belongs to this evaluation; drop an incomplete last line."""
         path, text = self.settings
         if self.file.exists():
             before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             now = json.loads(text)
             if different := [name for name in now if before.get(name) != now[name]]:
                 raise ValueError(
-                    f"{path.parent} holds an evaluation with another {', '.join(different)}; name another folder"
+                    f"{path.parent} contains an evaluation with another {', '.join(different)}; name another folder"
                 )
             whole, newline, _ = self.file.read_text(encoding="utf-8").rpartition("\n")
             atomic.write(self.file, (whole + newline).encode())
@@ -185,7 +184,7 @@ class Journal:
             self.add([])
 
     def rows(self) -> dict[str, ImageResult]:
-        """What was measured before, by name."""
+        """Stored rows by name."""
         rows = {}
         with self.file.open(newline="", encoding="utf-8") as lines:
             table = csv.DictReader(lines, strict=True)

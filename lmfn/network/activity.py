@@ -1,8 +1,8 @@
-"""How alive a network is: where the hidden units of its residual blocks fire.
+"""Activity of the hidden units of a network's residual blocks.
 
-A hidden unit is a channel between the two convolutions of a residual block, and fires where it is positive: elsewhere
-the ReLU makes it zero, and it neither does anything nor learns. Too high a rate, or an exploding gradient, can leave
-units that never fire again.
+A hidden unit is a channel between the two convolutions of a residual block, and fires where it is positive; elsewhere
+the ReLU sets it to zero, and it neither contributes nor learns. Too high a learning rate, or an exploding gradient, can
+leave units that never fire again.
 """
 
 from collections.abc import Mapping
@@ -25,11 +25,11 @@ class Activity:
 
     units: int
     firing: float
-    """Share of the pixels at which a unit fires, mean over the units."""
+    """Share of the pixels at which a unit fires, averaged over the units."""
     dead: int
     """Units that fire at less than 0.2 % of the pixels."""
     silent: int
-    """Units that fire at no pixel at all; they are dead too."""
+    """Units that fire at no pixel; they also count as dead."""
 
     @property
     def dying(self) -> bool:
@@ -47,8 +47,8 @@ class Activity:
 def unit_activity(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """For each residual block of a network, by its name, the share of the pixels at which each hidden unit fires.
 
-    `images` is what the network takes, `[B, 3, H, W]` in [0, 1] on its device; the shares are float32 `[channels]`, on
-    that device. The network runs once, in whatever mode it is.
+    `images` are `[B, 3, H, W]` in [0, 1] on the network's device; the shares are float32 `[channels]` on that device.
+    The network runs once, in its current mode.
     """
     shares: dict[str, Tensor] = {}
 
@@ -73,13 +73,13 @@ def unit_activity(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 def summarise(shares: Mapping[str, Tensor]) -> dict[str, Activity]:
-    """What `unit_activity` found, block by block."""
+    """The result of `unit_activity` per block."""
     return {name: Activity.of(share) for name, share in shares.items()}
 
 
 def sample_picture(side: int = 256) -> Tensor:
-    """A picture to look at any network with: structure at all scales, as photographs have, blurred sideways by nine
-    pixels; float32 `[1, 3, side, side]` in [0, 1]."""
+    """A test image with structure at all scales, as in photographs, blurred horizontally by nine pixels; float32
+    `[1, 3, side, side]` in [0, 1]."""
     generator = torch.Generator().manual_seed(0)
     picture = torch.zeros(1, 3, side, side)
     for octave in range(7):

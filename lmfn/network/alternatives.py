@@ -1,7 +1,7 @@
-"""What stands in the place of the paper's parts in its ablations, to show what those are worth.
+"""Replacements for parts of the network in the paper's ablations.
 
-The paper names these replacements but draws none of them: each is built here as the text that introduced it has it, at
-the encoder's 64 or the decoder's 50 channels.
+The paper names these but does not specify them: each is built as in the publication that introduced it, at the
+encoder's 64 or the decoder's 50 channels.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from lmfn.network.blocks import DECODER_SLOPE, ENCODER_SLOPE, RB, keep_scale
 
 
 def up_to(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear (align_corners False) to the height and width of `like`; exactly x2 where `like` is twice as large."""
+    """Bilinear (align_corners False) to the height and width of `like`; exactly x2 if `like` is twice as large."""
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -35,11 +35,11 @@ def lrelu(x: Tensor) -> Tensor:
 
 
 class StridedEncoder(nn.Module):
-    """In MSHF's place: four times a stride-2 convolution and two RBs down, three times up2, a convolution and two RBs
+    """Replaces MSHF: four times a stride-2 convolution and two RBs down, three times up2, a convolution and two RBs
     up, no fusion of scales. `[B, 3, H, W]` to `[B, channels, H/4, W/4]`, H and W multiples of 4.
 
     Inferred: the paper says only that stride-2 convolutions with two residual blocks each cost 0.55 M parameters more,
-    which this does (553,920), with a first convolution that halves, too, so that the decoder runs at 1/4.
+    which this does (553,920), with a first convolution that also halves, so that the decoder runs at 1/4.
     """
 
     def __init__(self, channels: int = 64) -> None:
@@ -64,7 +64,7 @@ def _scale(channels: int, stride: int) -> nn.Sequential:
 
 
 class QuarterEncoder(nn.Module):
-    """MSHF without what it does below 1/4: three convolutions down, two RBs, a `context` in place of the smaller
+    """MSHF without its scales below 1/4: three convolutions down, two RBs, a `context` in place of the smaller
     scales, three RBs. `[B, 3, H, W]` to `[B, channels, ceil(H/4), ceil(W/4)]`."""
 
     def __init__(self, channels: int, context: nn.Module) -> None:
@@ -122,14 +122,14 @@ def encoder(name: str, channels: int) -> nn.Module:
 
 
 class Concat(nn.Module):
-    """In ALFM's place: LR(conv1x1(concatenated layers)), no attention. N maps `[B, C, H, W]` to one."""
+    """Replaces ALFM: LR(conv1x1(concatenated layers)), no attention. N maps `[B, C, H, W]` to one."""
 
     def __init__(self, features: int = 50, layers: int = 4) -> None:
         super().__init__()
         self.fuse = convolution(layers * features, features, 1)
 
     def gate(self, x: Tensor) -> Tensor:
-        """The concatenated layers `[B, NC, H, W]`, weighted where there is attention."""
+        """The concatenated layers `[B, NC, H, W]`, weighted by the attention, if any."""
         return x
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -137,7 +137,7 @@ class Concat(nn.Module):
 
 
 class PooledAttention(Concat):
-    """In ALFM's place: channels weighted by what the means of all of them say (squeeze and excitation, arXiv
+    """Replaces ALFM: channels weighted by a function of the means of all channels (squeeze and excitation, arXiv
     1709.01507, reduction 16), then `Concat`."""
 
     def __init__(self, features: int = 50, layers: int = 4) -> None:
@@ -152,7 +152,7 @@ class PooledAttention(Concat):
 
 
 class SpatialAttention(Concat):
-    """In ALFM's place: pixels weighted by a 7x7 convolution over the channels' mean and maximum (CBAM, arXiv
+    """Replaces ALFM: pixels weighted by a 7x7 convolution over the channels' mean and maximum (CBAM, arXiv
     1807.06521, section 3), then `Concat`."""
 
     def __init__(self, features: int = 50, layers: int = 4) -> None:
@@ -164,4 +164,4 @@ class SpatialAttention(Concat):
 
 
 FUSIONS: dict[str, type[Concat]] = {"concat": Concat, "pooled": PooledAttention, "spatial": SpatialAttention}
-"""By their names in `LMFNConfig.alfm`."""
+"""Replacements of ALFM by name in `LMFNConfig.alfm`."""

@@ -1,7 +1,7 @@
-"""One safetensors file with JSON metadata, written so that the file that stood there before is never lost.
+"""Safetensors files with JSON metadata, written so that an existing file is never lost.
 
-Weights and the state of a training run are such files: the tensors by name, and what they mean (the network's config,
-the step) in the header, so that a file is complete on its own.
+Weights and training states are such files: the tensors by name, and their meaning (the network's config, the step) in
+the header, so that each file is complete on its own.
 """
 
 import json
@@ -24,14 +24,14 @@ from lmfn import atomic, weights
 log = logging.getLogger(__name__)
 
 FILE = "model.safetensors"
-"""The weights' file in a folder or repository."""
+"""Name of the weights file in a folder or repository."""
 CONFIG = "lmfn.config"
-"""The tensor that has the network's config, as `config_to_tensor` makes it: programs that give their users the tensors
-of a file without its header find it there."""
+"""The tensor that stores the network's config, from `config_to_tensor`, for programs that read the tensors of a file
+without its header."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Replace `path` by a safetensors file with these tensors; `metadata` is kept as JSON under the key `lmfn`.
+    """Write these tensors as a safetensors file, replacing `path`; `metadata` is stored as JSON under the key `lmfn`.
 
     A `config` in it is also a tensor of the file, which `read` and `read_header` leave out.
     """
@@ -42,24 +42,24 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 
 
 class Stored(NamedTuple):
-    """What a file's header says of a tensor."""
+    """The header entry of a tensor."""
 
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors names it: `F32`, `F16`, `I64`."""
+    """The safetensors dtype: `F32`, `F16`, `I64`."""
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
-    """What `read` would give, without reading the tensors, however large. Raises as `read`."""
+    """The result of `read` without reading the tensors. Raises as `read`."""
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in _names(file)}
         return {n: Stored(tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}, _metadata(path, file)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and the metadata that `write` put there.
+    """The tensors (on the CPU) and the metadata written by `write`.
 
-    Raises FileNotFoundError where there is no such file, ValueError where it is broken or not one of ours.
+    Raises FileNotFoundError if the file does not exist, ValueError if it is broken or was not written by `write`.
     """
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in _names(file)}, _metadata(path, file)
@@ -71,7 +71,7 @@ def config_to_tensor(config: Any) -> Tensor:
 
 
 def config_from_tensor(tensor: Tensor) -> Any:
-    """Raises ValueError where the bytes are no JSON."""
+    """Raises ValueError if the bytes are not JSON."""
     return json.loads(bytes(tensor.to("cpu", torch.uint8).tolist()))
 
 
@@ -107,11 +107,11 @@ def _metadata(path: Path, file: Any) -> dict[str, Any]:
 
 
 def find_weights(name: str | Path, **options: Any) -> Path:
-    """The weights' file that is meant by a name in `lmfn.weights.NAMES`, a folder, a file, or a Hugging Face Hub
-    repository `owner/model` (fetched). A folder that is called as one of the names is meant by its whole path only.
+    """The weights file for a name in `lmfn.weights.NAMES`, a folder, a file, or a Hugging Face Hub repository
+    `owner/model` (downloaded). A folder with one of these names has to be given by a longer path.
 
-    The options are `hf_hub_download`'s. Raises ValueError where the package's own are damaged, FileNotFoundError where
-    the Hub gives no such model; of a path on this machine nothing is checked.
+    The options are those of `hf_hub_download`. Raises ValueError if the package's own weights are damaged,
+    FileNotFoundError if the Hub has no such model; local paths are not checked.
     """
     if str(name) in weights.NAMES:
         return weights.shipped_weights(str(name))
@@ -128,16 +128,16 @@ def find_weights(name: str | Path, **options: Any) -> Path:
 def _from_hub(name: str, **options: Any) -> Path:
     where = {key: options[key] for key in ("revision", "cache_dir") if key in options}
     if not isinstance(huggingface_hub.try_to_load_from_cache(name, FILE, **where), str):
-        # Asked once: the download asks six times, which takes half a minute where there is no network.
+        # Asked once: the download retries six times, which takes half a minute without a network.
         which = {key: options[key] for key in ("revision", "endpoint") if key in options}
         url = huggingface_hub.hf_hub_url(name, FILE, **which)
         try:
             huggingface_hub.get_hf_file_metadata(url, token=options.get("token"), timeout=10)
         except HfHubHTTPError:
-            pass  # the Hub's answer, which the download repeats
-        except Exception as error:  # of whichever HTTP client huggingface_hub uses
-            raise FileNotFoundError(f"{name} is no folder here, and {url} cannot be reached ({error})") from error
+            pass  # the Hub's answer, which the download reports again
+        except Exception as error:  # from whichever HTTP client huggingface_hub uses
+            raise FileNotFoundError(f"{name} is not a folder here, and {url} cannot be reached ({error})") from error
     try:
         return Path(huggingface_hub.hf_hub_download(name, FILE, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(f"{name} is no folder here, and the Hugging Face Hub gave no such model") from error
+        raise FileNotFoundError(f"{name} is not a folder here, and the Hugging Face Hub has no such model") from error

@@ -1,7 +1,6 @@
-"""What one LMFN can differ from another in, and the two networks that have names.
+"""The configuration of a network, and the two presets.
 
-Where the paper's figures and the network that its authors released later differ, both are built: presets `lmfn` and
-`lmfn-released`.
+The paper and the network that its authors released later differ; both are presets: `lmfn` and `lmfn-released`.
 """
 
 import reprlib
@@ -11,7 +10,7 @@ from typing import Any, Literal, get_args
 
 @dataclass(frozen=True)
 class LMFNConfig:
-    """What distinguishes one LMFN from another. The defaults are the paper's network (preset `lmfn`)."""
+    """Configuration of a network. The defaults are the paper's network (preset `lmfn`)."""
 
     channels: int = 64
     """Channels of the encoder."""
@@ -22,27 +21,27 @@ class LMFNConfig:
     esa: int = 12
     """Channels inside ESA (f)."""
     esa_grid: Literal["stretched", "fixed"] = "stretched"
-    """How ESA's small branch comes up to the size of its map: stretched to fit it (the paper), or every pixel as 6x6
-    from the upper left corner on, so that a tile that starts on this grid sees the same as the whole image."""
+    """How ESA's small branch is upsampled to its map: stretched to fit (the paper), or every pixel to 6x6 from the
+    upper left corner, so that a tile that starts on this grid sees the same as the whole image."""
     rfdbs: int = 4
     """Number of residual feature distillation blocks (N), 1 to 8."""
     encoder: Literal["mshf", "strided", "aspp", "pyramid"] = "mshf"
-    """The paper's encoder, or what stands in its place in ablations (`lmfn.network.alternatives`)."""
+    """The paper's encoder, or a replacement for ablations (`lmfn.network.alternatives`)."""
     stem_padding: int = 1
     """Padding of the very first convolution of `mshf`: 1, or 0 as in the released network."""
     alfm: Literal["channels", "layers", "concat", "pooled", "spatial", "none"] = "channels"
     """Rows of the attention between layers: every channel of every layer (NC x NC, the paper), every layer (N x N, the
-    released network); `concat` fuses the layers without attention, `pooled` and `spatial` with another one
-    (`lmfn.network.alternatives`); `none` takes the last RFDB's output alone."""
+    released network). `concat` fuses the layers without attention, `pooled` and `spatial` with another one
+    (`lmfn.network.alternatives`); `none` uses only the last RFDB's output."""
     similarity: Literal["dot", "cosine"] = "dot"
     """Similarity of two rows in ALFM. `dot` grows with the image; `cosine` does not depend on its size."""
     alfm_window: int | None = None
-    """Side, in pixels of the image, of the windows whose attention ALFM takes: a multiple of 8, or None for the whole
-    image (the paper). A network that was trained on patches sees, on larger images, the attention that it knows."""
+    """Side, in pixels of the image, of the windows in which ALFM attends: a multiple of 8, or None for the whole image
+    (the paper). With windows, a network trained on patches sees the same attention on larger images."""
     acfm: Literal["pseudo3d", "full3d", "none"] = "pseudo3d"
     """Attention between channels: 1x3x3 then 3x1x1 (the paper), one 3x3x3 convolution (released), or none."""
     merge: Literal["add", "concat"] = "add"
-    """How the two attentions' results are joined: a sum (the paper), or concatenation and a 3x3 convolution."""
+    """How the results of the two attentions are merged: a sum (the paper), or concatenation and a 3x3 convolution."""
     head: Literal["bilinear", "pixelshuffle"] = "bilinear"
     """RB, up, RB, up, conv (the paper), or one convolution and PixelShuffle(4) (released)."""
     skip: Literal["image", "feature", "none"] = "image"
@@ -58,7 +57,7 @@ class LMFNConfig:
             if field.name == "alfm_window":
                 continue
             value = getattr(self, field.name)
-            shown = reprlib.repr(value)  # a file may hold anything, of any size
+            shown = reprlib.repr(value)  # a file may contain anything, of any length
             choices = get_args(field.type)
             low, high = {"rfdbs": (1, 8), "stem_padding": (0, 1)}.get(field.name, (1, 1024))
             if choices and value not in choices:

@@ -1,4 +1,4 @@
-"""LMFN with its weights in files: those of this package, a training run's, or a Hugging Face Hub repository's."""
+"""LMFN with weights from files: of this package, of a training run, or of a Hugging Face Hub repository."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,9 +23,10 @@ class LMFN(
     __doc__ = Network.__doc__
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write `model.safetensors` (weights and config), `config.json` and a model card into a folder, made if needed.
+        """Write `model.safetensors` (weights and config), `config.json` and a model card into a folder, which is
+        created if needed.
 
-        The options are `huggingface_hub.PyTorchModelHubMixin`'s (`push_to_hub`, `repo_id`).
+        The options are those of `huggingface_hub.PyTorchModelHubMixin` (`push_to_hub`, `repo_id`).
         """
         return super().save_pretrained(save_directory, **(options | {"config": asdict(self.config)}))
 
@@ -36,31 +37,33 @@ class LMFN(
     def from_pretrained(cls, name: str | Path = "lmfn", **options: Any) -> Self:  # type: ignore[override]
         """A trained network, in evaluation mode, on the CPU, float32.
 
-        `name` is `lmfn` or `lmfn-released`, whose weights come with this package (`lmfn.weights`), a folder that
-        `save_pretrained` or train.py wrote, one of its `.safetensors` files, or the name `owner/model` of a repository
-        on the Hugging Face Hub (the options are then `hf_hub_download`'s). Files may hold any of PyTorch's floating
-        point types from float16 to float64.
+        `name` is `lmfn` or `lmfn-released`, whose weights are included in this package (`lmfn.weights`), a folder
+        written by `save_pretrained` or train.py, one of its `.safetensors` files, or the name `owner/model` of a
+        repository on the Hugging Face Hub (with the options of `hf_hub_download`). Files may use float16, bfloat16,
+        float32 or float64.
 
-        Raises FileNotFoundError where there is no such thing, ValueError where the file is broken, holds values that
-        are not finite, or does not fit its own config.
+        Raises FileNotFoundError if it does not exist, ValueError if the file is broken, contains values that are not
+        finite, or does not fit its own config.
         """
         path = checkpoint.find_weights(name, **options)
         stored, metadata = checkpoint.read_header(path)
         config = _config(path, metadata)
-        # Without memory: a small file may name a large network, which is refused before it is made.
+        # On the meta device: a small file may name a large network, which is refused before it is created.
         with torch.device("meta"):
             model = cls(config)
         _check_fit(path, stored, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
         tensors, _ = checkpoint.read(path)
         if broken := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
-            raise ValueError(f"{path} holds values that are not finite, in {_some(broken)}: its training diverged")
+            raise ValueError(f"{path} contains values that are not finite, in {_some(broken)}: its training diverged")
         model.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
         return model.eval()
 
 
 def _config(path: Path, metadata: dict[str, Any]) -> LMFNConfig:
     if "config" not in metadata:
-        raise ValueError(f"{path} holds no network's weights; its metadata has {_some(list(metadata)) or 'nothing'}")
+        raise ValueError(
+            f"{path} contains no weights of a network; its metadata has {_some(list(metadata)) or 'nothing'}"
+        )
     found = metadata["config"]
     if not isinstance(found, dict):
         raise ValueError(f"{path}: the config in its header is a {type(found).__name__}, not an object of fields")
@@ -71,11 +74,11 @@ def _config(path: Path, metadata: dict[str, Any]) -> LMFNConfig:
 
 
 def _check_fit(path: Path, stored: dict[str, checkpoint.Stored], own: dict[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless these are tensors that a network takes whose own have these shapes."""
+    """Raise ValueError unless these are tensors for a network with these shapes."""
     differ = [key for key in own if key in stored and stored[key].shape != own[key]]
     faults = [f"it has no {_some(missing)}"] if (missing := [key for key in own if key not in stored]) else []
     if more := [key for key in stored if key not in own]:
-        faults.append(f"it has {_some(more)}, which the network has not")
+        faults.append(f"it has {_some(more)}, which the network lacks")
     if differ:
         faults.append(f"{differ[0]} has shape {stored[differ[0]].shape} instead of {own[differ[0]]}")
     if faults:
@@ -86,6 +89,6 @@ def _check_fit(path: Path, stored: dict[str, checkpoint.Stored], own: dict[str, 
 
 
 def _some(names: list[str]) -> str:
-    """The first of the names, and how many more there are."""
+    """The first names, and the number of further ones."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(name[:60] for name in names[:3]) + more

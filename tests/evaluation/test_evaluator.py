@@ -356,7 +356,7 @@ def test_pairs_of_two_sizes_are_refused_before_any_is_read(pairs):
 
 @pytest.mark.usefixtures("unread")
 def test_an_empty_set_is_refused(pairs):
-    with pytest.raises(ValueError, match=r"Photos.* holds no pairs"):
+    with pytest.raises(ValueError, match=r"Photos.* contains no pairs"):
         run(Brighter(), replace(pairs, pairs=()))
 
 
@@ -446,7 +446,7 @@ def test_an_evaluation_that_was_cut_off_goes_on(pairs, tmp_path):
 def test_a_folder_of_another_evaluation_is_refused(pairs, tmp_path):
     run(tiny(), pairs, out=tmp_path, worst=0)
     before = (tmp_path / "images.csv").read_text()
-    with pytest.raises(ValueError, match=r"holds an evaluation with another protocol; name another folder"):
+    with pytest.raises(ValueError, match=r"contains an evaluation with another protocol; name another folder"):
         run(tiny(), pairs, out=tmp_path, protocol="gopro")
     with pytest.raises(ValueError, match=r"another sha256"):
         run(LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1), pairs, out=tmp_path)

@@ -70,5 +70,5 @@ def test_what_is_pushed_is_fetched(hub, tmp_path, monkeypatch):
         assert torch.equal(fetched.state_dict()[key], tensor)
     (blob,) = (tmp_path / "cache").rglob("snapshots/*/model.safetensors")
     assert sha256(blob) == sha256(pushed / "model.safetensors")
-    with pytest.raises(FileNotFoundError, match="the Hugging Face Hub gave no such model"):
+    with pytest.raises(FileNotFoundError, match="the Hugging Face Hub has no such model"):
         LMFN.from_pretrained("owner/other", endpoint=hub, cache_dir=tmp_path / "cache", token=False)

@@ -407,7 +407,7 @@ def test_broken_weights_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"model\.safetensors is not a readable safetensors file"):
         LMFN.from_pretrained(tmp_path)
     checkpoint.write(file, {"x": torch.zeros(1)}, {"progress": {}})
-    with pytest.raises(ValueError, match="holds no network's weights"):
+    with pytest.raises(ValueError, match="contains no weights of a network"):
         LMFN.from_pretrained(file)
     checkpoint.write(file, {"x": torch.zeros(1)}, {"config": {}})
     with pytest.raises(ValueError, match="does not fit its own config"):

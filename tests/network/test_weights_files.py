@@ -40,7 +40,7 @@ def file_of(
         ({"text": "[" * 20_000 + "]" * 20_000}, "is not JSON"),
         ({"text": '{"config": ' + '{"a": ' * 20_000 + "1" + "}" * 20_001}, "is not JSON"),
         ({"text": '{"config": {"channels": 1' + "0" * 5000 + "}}"}, "is not JSON"),
-        ({"metadata": {}}, "holds no network's weights; its metadata has nothing"),
+        ({"metadata": {}}, "contains no weights of a network; its metadata has nothing"),
         ({"metadata": {"config": 5}}, "is a int, not an object of fields"),
         ({"metadata": {"config": None}}, "is a NoneType"),
         ({"metadata": {"config": [["channels", 8]]}}, "is a list"),
@@ -55,7 +55,7 @@ def file_of(
         ({"metadata": {"config": SMALL | {"name": "lmfn"}}}, "name"),
         ({"metadata": {"config": SMALL | {"depth": 3}}}, "unknown field of LMFNConfig: depth"),
         ({"metadata": {"config": SMALL | {"rfdbs": 2}}}, "does not fit its own config: it has no rfdbs.1.* more"),
-        ({"tensors": {"other": torch.ones(1)}}, "it has other, which the network has not"),
+        ({"tensors": {"other": torch.ones(1)}}, "it has other, which the network lacks"),
         ({"tensors": {"alfm.theta": torch.ones(2)}}, r"alfm.theta has shape \(2,\) instead of \(1,\)"),
         ({"tensors": {"alfm.theta": torch.ones(())}}, r"alfm.theta has shape \(\) instead of \(1,\)"),
         ({"tensors": {"alfm.theta": torch.ones(1, dtype=torch.int64)}}, "alfm.theta is stored as I64"),
@@ -146,7 +146,7 @@ def refused(*_: object, **__: object) -> None:
 def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits to try again"))
     with pytest.raises(
-        FileNotFoundError, match=r"no/body is no folder here, and http://127.0.0.1:9/.* cannot be reached"
+        FileNotFoundError, match=r"no/body is not a folder here, and http://127.0.0.1:9/.* cannot be reached"
     ):
         LMFN.from_pretrained("no/body", endpoint="http://127.0.0.1:9", cache_dir=tmp_path)
 
@@ -155,7 +155,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
     ("metadata", "download", "message"),
     [
         (unreachable, None, "cannot be reached"),
-        (refused, refused, "gave no such model"),
+        (refused, refused, "has no such model"),
         (lambda *_, **__: None, None, ""),
     ],
 )
@@ -170,7 +170,7 @@ def test_what_the_hub_says(
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download or (lambda *_, **__: str(file)))
     if message:
-        with pytest.raises(FileNotFoundError, match=f"no/body is no folder here, and .*{message}"):
+        with pytest.raises(FileNotFoundError, match=f"no/body is not a folder here, and .*{message}"):
             LMFN.from_pretrained("no/body", cache_dir=tmp_path)
     else:
         assert LMFN.from_pretrained("no/body", cache_dir=tmp_path).config.channels == 8
