@@ -15,7 +15,7 @@ from lmfn.video.flicker import Flicker
 from lmfn.video.joining import join, try_out
 from lmfn.video.probing import probe
 from lmfn.video.segments import FRAMES, Segment, Sharpen, interlaced, whole_segments, write_segments
-from lmfn.video.suffixes import WRITABLE, VideoError
+from lmfn.video.suffixes import WRITABLE, VideoError, is_clip
 
 JOB = "job.json"
 """In the folder of segments: what they are of. Only the same job goes on from them."""
@@ -62,6 +62,8 @@ def clip_target(source: Path, out: Path | None, suffix: str = "_deblurred", exte
         raise VideoError(f"the extension is {extension}; of a clip it must be one of {', '.join(WRITABLE)}")
     if out is not None and out.suffix.lower() in WRITABLE and not out.is_dir():
         return out
+    if out is not None and is_clip(out) and not out.is_dir():
+        raise VideoError(f"{out}: a clip is written as one of {', '.join(WRITABLE)}")
     kept = extension or (source.suffix if source.suffix.lower() in WRITABLE else ".mkv")
     beside = source.with_stem(source.stem + suffix) if out is None else out / source.name
     return beside.with_suffix(kept)

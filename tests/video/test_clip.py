@@ -381,6 +381,8 @@ def test_targets(tmp_path: Path) -> None:
     assert clip_target(clip, tmp_path / "b.mp4") == tmp_path / "b.mp4"
     with pytest.raises(VideoError, match=r"the extension is \.png"):
         clip_target(clip, None, extension="png")
+    with pytest.raises(VideoError, match=r"b\.avi: a clip is written as one of \.mp4"):
+        clip_target(clip, tmp_path / "b.avi")
 
 
 def test_names_of_clips_cost_no_pyav() -> None:
