@@ -163,10 +163,15 @@ def carry_out(
     overwrite: bool = False,
     report: Callable[[Outcome], object] = lambda _: None,
 ) -> DeblurSummary:
-    """Do what was planned; see `deblur_files`. `report` gets each outcome as soon as it is there."""
+    """Do what was planned; see `deblur_files`. `report` gets each outcome as soon as it is there, also of what the plan
+    has found to be there or impossible."""
     summary = DeblurSummary(
         skipped=[target for _, target in planned.existing], failed=list(planned.failed), notes=planned.left_out()
     )
+    for source, target in planned.existing:
+        report(Outcome(source, target, "there"))
+    for source, reason in planned.failed:
+        report(Outcome(source, Path(), "failed", reason))
     jobs = run_jobs(planned.jobs, deblurrer, frames, overwrite=overwrite)
     for outcome in tqdm(jobs, total=len(planned.jobs), disable=len(planned.jobs) < 2, unit="image"):
         report(outcome)

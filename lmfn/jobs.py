@@ -92,17 +92,20 @@ def run_jobs(
     taken for what kills; one at which two have died fails.
     """
     line = _Line(sharpen, frames, overwrite)
-    with warnings_by_thread(DoubtfulOutput, ImageWarning), ThreadPoolExecutor(1) as writer:
+    with warnings_by_thread(DoubtfulOutput, ImageWarning):
         try:
-            finishing: deque[tuple[Future[Outcome], float]] = deque()
-            with closing(ahead(line.read(jobs), AHEAD, _Work.weight)) as works:
+            with (
+                ThreadPoolExecutor(1) as writer,
+                closing(ahead(line.read(jobs), AHEAD, _Work.weight)) as works,
+            ):
+                finishing: deque[tuple[Future[Outcome], float]] = deque()
                 for work in works:
                     line.sharpen(work)
                     finishing.append((writer.submit(line.finish, work), work.weight()))
                     while finishing and (finishing[0][0].done() or sum(weight for _, weight in finishing) > AHEAD):
                         yield finishing.popleft()[0].result()
-            while finishing:
-                yield finishing.popleft()[0].result()
+                while finishing:
+                    yield finishing.popleft()[0].result()
             for work in line.suspects:
                 line.begin(work)
                 line.sharpen(work)
@@ -127,6 +130,8 @@ class _Line:
                 deaths = work.claim.deaths()
                 if not self._overwrite and os.path.lexists(target):
                     work.outcome.status = "there"
+                    if deaths:  # right after it was written
+                        work.claim.release()
                 elif deaths >= MOST_DEATHS:
                     raise ImageError(
                         f"{source}: given up, since {deaths} processes died at it; to try again, remove "

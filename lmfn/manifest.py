@@ -15,7 +15,7 @@ def row(outcome: Outcome, weights: str) -> dict[str, Any]:
     height, width = outcome.size or (None, None)
     return {
         "path": str(outcome.source),
-        "output": str(outcome.target),
+        "output": "" if outcome.target == Path() else str(outcome.target),
         "status": outcome.status,
         "reason": outcome.reason,
         "doubts": outcome.doubts,

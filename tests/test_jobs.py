@@ -14,7 +14,7 @@ import pytest
 from lmfn import LMFN, cli, images
 from lmfn.batch import Deblur
 from lmfn.claims import Claim
-from lmfn.files import deblur_files, parse_shard, plan
+from lmfn.files import carry_out, deblur_files, parse_shard, plan
 from lmfn.jobs import AHEAD, run_jobs
 from lmfn.manifest import Manifest
 
@@ -235,6 +235,22 @@ def test_a_manifest_is_the_way_to_go_on(
     (tmp_path / "0.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match=r"0\.jsonl, line 1: no line of a manifest"):
         Manifest(tmp_path / "0.jsonl", "")
+
+
+def test_what_the_plan_has_found_is_reported_too(tmp_path: Path) -> None:
+    done, new = save(tmp_path / "a.png"), save(tmp_path / "b.png")
+    deblur_files([done], tmp_path / "out", deblurrer=negative)
+    planned, reported = plan([done, new, tmp_path / "gone.png"], tmp_path / "out"), []
+    carry_out(planned, negative, None, report=lambda outcome: reported.append((outcome.source, outcome.status)))
+    assert reported == [(done, "there"), (tmp_path / "gone.png", "failed"), (new, "done")]
+
+
+def test_a_claim_goes_whose_process_died_right_after_its_work(tmp_path: Path) -> None:
+    [(source, target)] = jobs_of(tmp_path, 1)
+    assert in_a_child(lambda: (Claim(target).take(), save(target), os.kill(os.getpid(), 9))) == -9
+    assert Claim(target).deaths() == 1
+    assert [outcome.status for outcome in run_jobs([(source, target)], negative)] == ["there"]
+    assert [path.name for path in target.parent.iterdir()] == ["0.png"]
 
 
 def test_the_class_for_schedulers(weights: str, tmp_path: Path) -> None:
