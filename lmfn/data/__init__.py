@@ -1,6 +1,7 @@
-"""Data to train and to measure on: layouts of data sets, blur synthesis, training patches, checks.
+"""Data for training and evaluation: layouts of data sets, blur synthesis, training patches, checks.
 
-What reads files is loaded on first use: blur synthesis and the rendering of patches need PyTorch and NumPy alone.
+Modules that read files are loaded on first use: blur synthesis and the rendering of patches need only PyTorch and
+NumPy.
 """
 
 from typing import TYPE_CHECKING

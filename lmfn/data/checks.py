@@ -1,4 +1,4 @@
-"""A look at data before training on it: layout, sizes, and the pairs that do not fit each other."""
+"""Check data before training: layout, sizes, and pairs that do not match."""
 
 import math
 from collections import Counter
@@ -14,27 +14,27 @@ from lmfn.options import Variant
 
 SAMPLE = 100
 DIFFERENT = 12.0
-"""PSNR in dB below which two images are taken for different pictures: blur seldom costs so much."""
+"""PSNR in dB below which two images are considered different pictures: blur seldom costs as much."""
 
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found; print its `text()`."""
+    """The result of `check`; print its `text()`."""
 
     root: Path
     layout: str
-    """As `PairSet.layout`, or `images` for a folder without pairs."""
+    """`PairSet.layout`, or `images` for a folder without pairs."""
     split: str | None
     count: int
-    """Pairs, or images where there are no pairs."""
+    """The number of pairs, or of images if there are no pairs."""
     sizes: Counter[Size]
-    """How often each (height, width) occurs among the sharp images."""
+    """The number of sharp images of each (height, width)."""
     psnr: dict[str, float]
-    """PSNR in dB of the blurred image against the sharp one, 8 bits, RGB, by the pair's name, where decoded."""
+    """PSNR in dB of the blurred image, 8 bits, RGB, by name of the decoded pairs."""
     decoded: int
-    """How many pairs or images were decoded, spread evenly; of all others only the headers were read."""
+    """How many pairs or images were decoded, spread evenly; of the others only the headers were read."""
     problems: tuple[str, ...]
     """A sentence for everything that is wrong, naming the file."""
 
@@ -74,11 +74,11 @@ def check(
     variant: Variant = "blur",
     sample: int = SAMPLE,
 ) -> CheckReport:
-    """Look at pairs (arguments as for `find_pairs`), or at a folder of photographs or frames.
+    """Check pairs (arguments as for `find_pairs`), or a folder of photographs or frames.
 
-    Every header is read; of `sample` pairs or images, spread evenly, the pixels, too. Problems are: an unreadable
-    image, partners of different sizes, of different pictures (PSNR below 12 dB), identical partners, and whatever else
-    keeps `find_pairs` from matching. Raises DataError where there is nothing to look at, ValueError for sample < 1.
+    Reads every header, and the pixels of `sample` pairs or images, spread evenly. Problems are unreadable images,
+    partners of different sizes or of different pictures (PSNR below 12 dB), identical partners, and anything that
+    prevents `find_pairs` from matching. Raises DataError if there is nothing to check, ValueError for sample < 1.
     """
     if sample < 1:
         raise ValueError(f"sample is {sample}; it must be at least 1")

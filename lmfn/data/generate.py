@@ -1,4 +1,4 @@
-"""Pairs on the disk: blurred and sharp images made from photographs or from neighbouring frames."""
+"""Write pairs of blurred and sharp images made from photographs or from consecutive frames."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ PairStream = Iterator[tuple[str, Image, Image]]
 
 @dataclass(frozen=True)
 class SynthReport:
-    """What `synth` wrote and what it could not."""
+    """The result of `synth`."""
 
     out: Path
     written: int
     """Number of pairs."""
     failed: tuple[str, ...]
-    """A sentence for every input that could not be used, naming it."""
+    """A sentence for every unusable input, naming it."""
 
     @property
     def ok(self) -> bool:
-        """Whether everything could be used."""
+        """Whether all inputs were usable."""
         return not self.failed
 
     def text(self) -> str:
@@ -49,21 +49,21 @@ def synth(
 ) -> SynthReport:
     """Write pairs OUT/blur/NAME.png and OUT/sharp/NAME.png, to be read back by `find_pairs(out)`.
 
-    From every photograph below `source`, `count` pairs of its whole size, of the kinds of `blur.kinds`
-    (default: all that blur, none that is to be left alone). NAME is its
-    path below `source` without the suffix, followed by /0, /1, ... where count is above 1. With `frames`, `source` is
-    what `find_runs` takes, and each run is cut into neighbouring stretches of `blur.frames` frames, one pair each,
-    named after the run and the middle frame. The seed and the order of names decide every pixel.
+    Every photograph below `source` yields `count` pairs of its full size, of the kinds in `blur.kinds` (default: all
+    that blur). NAME is its path below `source` without the suffix, followed by /0, /1, ... if count is above 1. With
+    `frames`, `source` is an argument for `find_runs`, and each run is cut into consecutive stretches of `blur.frames`
+    frames, one pair each, named after the run and the middle frame. Every pixel depends only on the seed and the order
+    of names.
 
-    A broken photograph or run is reported, and the others are done. Raises DataError where `source` holds nothing that
-    `index` or `find_runs` takes or OUT is not empty, ValueError for a negative seed, a count below 1, and a count with
-    `frames`, OSError where a file cannot be written.
+    A broken photograph or run is reported and does not stop the others. Raises DataError if `source` contains no input
+    or OUT is not empty; ValueError for a negative seed, a count below 1, and a count with `frames`; OSError if a file
+    cannot be written.
     """
     source, out, blur = Path(source), Path(out), blur or BlurOptions(kinds=BlurKinds.moving())
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must not be negative")
     if count < 1 or (frames and count != 1):
-        raise ValueError(f"count is {count}; it must be at least 1, and 1 where pairs are made from frames")
+        raise ValueError(f"count is {count}; it must be at least 1, and exactly 1 for pairs made from frames")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not an empty folder; remove it or name another one")
     if frames:

@@ -1,8 +1,8 @@
-"""Training images in one file, for machines without an image library, or without the data.
+"""Training images in one file, for machines without an image library or without the data.
 
-A pack is an .npz file of two arrays: `index`, which is JSON (sources, sizes, places, the SHA-256 of `data`), and
-`data`, the images one after the other. Each is stored as differences between neighbours, compressed by zlib: a quarter
-to half of the size of its pixels, and lossless. An image in a pack is read by the path PACK/NUMBER.
+A pack is an .npz file of two arrays: `index`, which is JSON (sources, sizes, offsets, the SHA-256 of `data`), and
+`data`, the concatenated images. Each is stored losslessly as differences between neighbours, compressed by zlib, in a
+quarter to half of the bytes of its pixels. The path of an image in a pack is PACK/NUMBER.
 """
 
 import functools
@@ -25,7 +25,7 @@ from lmfn.data.synthesis import Image
 FORMAT = 1
 SUFFIX = ".npz"
 PER_IMAGE = 64
-"""Bytes of the index for an image, at most."""
+"""Maximum bytes of an image's entry in the index."""
 
 
 @dataclass
@@ -33,18 +33,18 @@ class PackedSource:
     """A source of training patches, its images by their numbers in the pack."""
 
     kind: str
-    """`pairs`, `frames` or `photos`, as `Source` has them."""
+    """`pairs`, `frames` or `photos`, as in `Source`."""
     path: str
     """Where the images came from."""
     weight: float
     items: list[list[int]] = field(default_factory=list)
-    """Blurred and sharp; neighbouring frames in their order; one photograph."""
+    """Numbers of a blurred and a sharp image, of consecutive frames, or of one photograph."""
 
 
 class Pack:
-    """A pack, read: sources, sizes (height and width), and images by their numbers.
+    """A pack in memory: sources, sizes (height and width), and images by number.
 
-    Raises DataError for a file that is missing, no pack, damaged, or of another format.
+    Raises DataError for a file that is missing, not a pack, damaged, or of another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,13 +58,13 @@ class Pack:
             self.sizes: list[tuple[int, int]] = [(height, width) for height, width in index["sizes"]]
             self._ends: list[int] = index["ends"]
         except FileNotFoundError:
-            raise DataError(f"there is no pack {path}; make one by lmfn data pack") from None
+            raise DataError(f"there is no pack {path}; make one with lmfn data pack") from None
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"{path} is no pack, or damaged ({error}); make one by lmfn data pack") from error
+            raise DataError(f"{path} is not a pack, or damaged ({error}); make one with lmfn data pack") from error
         if hashlib.sha256(self._data).hexdigest() != self.sha256:
-            raise DataError(f"{path} is damaged: its SHA-256 is not the one that it names; copy it again")
+            raise DataError(f"{path} is damaged: its SHA-256 differs from the recorded one; copy it again")
 
     def read(self, number: int) -> Image:
         """An image, uint8 `[H, W, 3]`."""
@@ -80,7 +80,7 @@ def open_pack(path: Path) -> Pack:
 
 
 def is_pack(path: Path) -> bool:
-    """Whether a path is meant as a pack's; of an image in one, it is the parent's."""
+    """Whether a path names a pack; the path of an image in it is a child."""
     return path.suffix == SUFFIX
 
 
@@ -95,22 +95,22 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def packed_pairs(path: Path) -> PairSet:
-    """All pairs of a pack. Raises DataError where it has none."""
+    """All pairs of a pack. Raises DataError if it has none."""
     items = [item for source in open_pack(path).sources if source.kind == "pairs" for item in source.items]
     if not items:
-        raise DataError(f"{path} holds no pairs; lmfn data pack takes them by --pairs")
+        raise DataError(f"{path} contains no pairs; add them with lmfn data pack --pairs")
     return PairSet("pack", path, None, tuple(Pair(str(b), path / str(b), path / str(s)) for b, s in items))
 
 
 class PackWriter:
-    """A pack in the making, of at most so many bytes."""
+    """Builds a pack of at most a given number of bytes."""
 
     def __init__(self, most: float) -> None:
         self.sizes: list[tuple[int, int]] = []
         self._most, self._parts, self.bytes = most, list[bytes](), 0
 
     def add(self, images: Sequence[Image]) -> list[int] | None:
-        """The images' numbers; None, with none of them added, where the pack would be too large."""
+        """The numbers of the added images; None, with nothing added, if the pack would be too large."""
         parts = [zlib.compress(to_differences(image).tobytes(), 6) for image in images]
         more = sum(len(part) + PER_IMAGE for part in parts)
         if self.bytes + more > self._most:
@@ -122,7 +122,7 @@ class PackWriter:
         return list(range(first, len(self.sizes)))
 
     def content(self, sources: Sequence[PackedSource]) -> bytes:
-        """The file."""
+        """The content of the file."""
         joined = b"".join(self._parts)
         ends = np.cumsum([len(part) for part in self._parts], dtype=int).tolist()
         index: dict[str, Any] = {"format": FORMAT, "sha256": hashlib.sha256(joined).hexdigest()}
@@ -133,7 +133,7 @@ class PackWriter:
 
 
 def to_differences(image: Image) -> np.ndarray:
-    """`[3, H, W]`: red and blue less green, then each value less its neighbours above and to the left, modulo 256."""
+    """`[3, H, W]`: red and blue minus green, then each value minus its prediction from the neighbours, modulo 256."""
     planes = image.transpose(2, 0, 1).copy(order="C")
     planes[[0, 2]] -= planes[1]
     planes[:, 1:] -= planes[:, :-1].copy()
@@ -142,7 +142,7 @@ def to_differences(image: Image) -> np.ndarray:
 
 
 def from_differences(differences: np.ndarray) -> Image:
-    """The image that `to_differences` was given."""
+    """The inverse of `to_differences`."""
     planes = differences.cumsum(axis=2, dtype=np.uint8).cumsum(axis=1, dtype=np.uint8)
     planes[[0, 2]] += planes[1]
     return np.ascontiguousarray(planes.transpose(1, 2, 0))

@@ -1,4 +1,4 @@
-"""Making a pack: as much of some sources as fits into one file (`lmfn data pack`)."""
+"""Pack as much of the sources as fits into one file (`lmfn data pack`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from lmfn.options import BlurOptions
 
 @dataclass(frozen=True)
 class PackReport:
-    """What a pack holds, and what was left out."""
+    """The content of a pack, and what was left out."""
 
     path: Path
     bytes: int
     sha256: str
-    """Of the images."""
+    """SHA-256 of the images."""
     kept: tuple[tuple[Source, int, int], ...]
-    """By source: items in the pack, and all that it has."""
+    """Per source: items in the pack, and in total."""
 
     def text(self) -> str:
         lines = [f"{self.path}: {self.bytes / 1e6:.1f} MB, SHA-256 of the images {self.sha256}"]
@@ -43,16 +43,16 @@ def pack(
     seed: int = 0,
     blur: BlurOptions | None = None,
 ) -> PackReport:
-    """Write as much of the sources as fits into a file of `max_bytes`: bytes are shared out as the weights are.
+    """Write as much of the sources as fits into a file of `max_bytes`, divided in proportion to their weights.
 
-    Which items, the seed decides; a run of frames is cut into stretches of twice as many as `blur.frames` may average.
-    With `side`, each item is one window of that height and width at a random place, so that more scenes fit in.
+    The seed selects the items; a run of frames is cut into stretches of twice the maximum of `blur.frames`. With
+    `side`, each item is one window of that height and width at a random position, so that more scenes fit.
 
-    Raises DataError for a source that cannot be read or of which nothing fits, and for a suffix that is not .npz.
+    Raises DataError for a source that cannot be read or of which nothing fits, and for a suffix other than .npz.
     """
     out = Path(out)
     if out.suffix != SUFFIX:
-        raise DataError(f"{out}: a pack is called NAME{SUFFIX}")
+        raise DataError(f"{out}: the name of a pack must be NAME{SUFFIX}")
     files, rng = Images(0), np.random.default_rng(seed)
     stretch = 2 * (blur or BlurOptions()).frames[1]
     queues = []
@@ -68,13 +68,13 @@ def pack(
         unique = list(dict.fromkeys(item))  # a pair may be a photograph with itself
         numbers = writer.add(_windows(files, unique, side, rng))
         if numbers is None:
-            queues[n].clear()  # nothing more of this source; smaller items of another may still fit
+            queues[n].clear()  # this source is done; smaller items of others may still fit
             continue
         used[n] += writer.bytes - before
         packed[n].items.append([numbers[unique.index(number)] for number in item])
     for source, part in zip(sources, packed, strict=True):
         if not part.items:
-            raise DataError(f"{source.path}: nothing fits into {max_bytes / 1e6:.3g} MB; allow more by --max-bytes")
+            raise DataError(f"{source.path}: nothing fits into {max_bytes / 1e6:.3g} MB; raise --max-bytes")
     content = writer.content(packed)
     atomic.write(out, content)
     kept = tuple(zip(sources, (len(part.items) for part in packed), totals, strict=True))
@@ -82,7 +82,7 @@ def pack(
 
 
 def _stretches(source: Source, item: Item, length: int) -> list[Item]:
-    """A run of frames in parts of that length, the last one up to twice as long; anything else as it is."""
+    """A run of frames in parts of that length, the last up to twice as long; other items unchanged."""
     if source.kind != "frames" or len(item) < 2 * length:
         return [item]
     starts = range(0, len(item) - length + 1, length)

@@ -1,4 +1,4 @@
-"""The pixels of training patches, made on any device. Needs PyTorch and NumPy alone."""
+"""Render training patches on any device. Needs only PyTorch and NumPy."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -13,33 +13,33 @@ from lmfn.data.synthesis import Exposure, Mean, expose, mean_of_windows
 
 @dataclass(frozen=True)
 class Patch:
-    """All that a training patch is made of, but the pixels."""
+    """The complete description of a training patch, without pixels."""
 
     images: tuple[int, ...]
-    """By number: blurred and sharp, or neighbouring frames in their order, or one photograph."""
+    """Image numbers: blurred and sharp, or consecutive frames, or one photograph."""
     size: tuple[int, int]
-    """Height and width of each of them."""
+    """Height and width of these images."""
     corner: tuple[int, int]
-    """Top and left of the part that is cut out of them."""
+    """Top and left of the crop."""
     exposure: Exposure | Mean | None
-    """How the blurred patch is made; None: it is there already."""
+    """How to synthesise the blurred patch; None for a pair."""
     turns: int
     """Quarter turns of the finished patch, counter-clockwise."""
     flip: bool
-    """Whether it is mirrored, left to right, before it is turned."""
+    """Whether it is flipped horizontally before it is turned."""
 
 
 Part = tuple[int, int, int]
-"""A square part of an image: the image's number, top and left; beyond its border an image is mirrored."""
+"""A square crop: the number of the image, top and left; images are mirrored beyond their borders."""
 Cut = Callable[[Sequence[Part], int], Tensor]
-"""Cuts parts of a given side out of images: uint8 `[len(parts), side, side, 3]`, on the device of the images."""
+"""Crops of a given side: uint8 `[len(parts), side, side, 3]`, on the device of the images."""
 
 
 def render(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> tuple[Tensor, Tensor]:
-    """Make the pixels of patches: blurred and sharp, uint8 `[B, 3, side, side]`, channels-last in memory.
+    """Render patches: blurred and sharp, uint8 `[B, 3, side, side]`, channels-last in memory.
 
-    `margin` is `BlurOptions.margin` of the blur that the patches were drawn with. A patch does not depend on the others
-    that are made with it, but for the last bit of a float32 before it is rounded to 8.
+    `margin` is `BlurOptions.margin` of the blur that the patches were drawn with. A patch does not depend on the rest
+    of its batch, except for the last bit of a float32 before rounding to 8 bits.
     """
     kinds: dict[type, list[int]] = {type(None): [], Mean: [], Exposure: []}
     for n, patch in enumerate(patches):
@@ -77,7 +77,7 @@ def render(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> tuple[
 
 @functools.cache
 def symmetries(side: int, device: torch.device) -> Tensor:
-    """Which pixel of a square comes where, `[8, side * side]`: by quarter turns, 4 more where it is flipped first."""
+    """Permutations of the pixels of a square, `[8, side * side]`, by quarter turns, plus 4 if flipped first."""
     square = torch.arange(side * side, device=device).view(side, side)
     turned = [torch.rot90(s, turns) for s in (square, square.flip(1)) for turns in range(4)]
     return torch.stack(turned).flatten(1)

@@ -1,6 +1,6 @@
-"""Training patches made on the device: the decoded images stay there, and only what is drawn goes there.
+"""Training patches rendered on the device, which keeps the decoded images; only random parameters are sent there.
 
-Each process keeps all images (`ResidentSet`), or, where they do not fit, its share of them (`SharedSet`).
+Each process keeps all images (`ResidentSet`) or, if they do not fit, a share of them (`SharedSet`).
 """
 
 from collections.abc import Collection, Sequence
@@ -19,9 +19,9 @@ from lmfn.data.synthesis import mirrored
 class ResidentSet:
     """A training set whose images are decoded once and kept on a device as 8-bit pixels.
 
-    `resident([data.plan(n), ...])` gives the patches that `data[n]` gives, equal up to rounding (by 1 of 255, rarely),
-    as a batch: blurred and sharp, uint8 `[B, 3, patch, patch]`, channels-last in memory. It keeps `data.images.bytes`,
-    or, of the images in `kept` alone, theirs.
+    `resident([data.plan(n), ...])` returns the same patches as `data[n]`, up to rare differences of 1 of 255 by
+    rounding, as a batch: blurred and sharp, uint8 `[B, 3, patch, patch]`, channels-last in memory. It holds
+    `data.images.bytes`, or only the bytes of the images in `kept`.
 
     Raises ImageError or DataError for an image that cannot be decoded.
     """
@@ -59,8 +59,8 @@ class ResidentSet:
 
 
 def owners(data: TrainingSet, processes: int) -> list[int]:
-    """Which process keeps each image. All that a patch may be made of is in one place, and the bytes are about equal:
-    the largest group first, each to the process that has the least."""
+    """The process that keeps each image. All images that a patch may use are in one process, and bytes are balanced:
+    groups are assigned, largest first, to the process with the fewest bytes."""
     areas = [height * width for height, width in data.images.sizes]
     groups = sorted(data.groups(), key=lambda group: (-sum(areas[number] for number in group), group))
     load, owner = [0] * processes, [0] * len(areas)
@@ -73,7 +73,7 @@ def owners(data: TrainingSet, processes: int) -> list[int]:
 
 
 def largest_share(data: TrainingSet, processes: int) -> int:
-    """Bytes that the process keeps which keeps most."""
+    """Bytes kept by the process that keeps the most."""
     load = [0] * processes
     for owner, (height, width) in zip(owners(data, processes), data.images.sizes, strict=True):
         load[owner] += 3 * height * width
@@ -81,10 +81,10 @@ def largest_share(data: TrainingSet, processes: int) -> int:
 
 
 class SharedSet:
-    """A `ResidentSet` whose images are shared out among the processes of torch's process group.
+    """A `ResidentSet` whose images are distributed over the processes of torch's process group.
 
-    Called in all of them with the same patches, those of all processes in turn, it gives each the patches that are its
-    own. A patch is made where its images are, and sent: 6 bytes a pixel.
+    Called in all of them with the patches of all processes in turn, it returns to each its own patches. A patch is
+    rendered where its images are, and sent: 6 bytes per pixel.
     """
 
     def __init__(
@@ -111,14 +111,14 @@ class SharedSet:
             [mine.count(process) for process in range(self.processes)],
             [sum(n // each == process for n in here) for process in range(self.processes)],
         )
-        come = sorted(range(each), key=mine.__getitem__)  # from the first process those that are its, and so on
+        come = sorted(range(each), key=mine.__getitem__)  # ordered by the process that renders them
         place = torch.tensor([come.index(n) for n in range(each)], device=self.device)
         blurred, sharp = received[place].unbind(1)
         return blurred, sharp
 
 
 class Plans(Dataset[Patch]):
-    """What the patches of a training set are made of, by number: work for a DataLoader's workers."""
+    """The plans of a training set by number, for the workers of a DataLoader."""
 
     def __init__(self, data: TrainingSet) -> None:
         self.data = data

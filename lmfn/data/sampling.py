@@ -1,4 +1,4 @@
-"""Training patches out of pairs, frames and photographs: patch n of a seed is always the same patch."""
+"""Training patches from pairs, frames and photographs: patch n of a seed is always the same."""
 
 import math
 from collections import OrderedDict
@@ -24,23 +24,23 @@ from lmfn.options import BlurOptions, Variant
 
 Kind = Literal["pairs", "frames", "photos", "packs"]
 Item = Sequence[int]
-"""Images by their numbers: blurred and sharp; neighbouring frames in their order; one photograph."""
+"""Image numbers: blurred and sharp; consecutive frames; or one photograph."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One place that training patches come from. Raises ValueError for an unknown kind or a weight not above 0."""
+    """A source of training patches. Raises ValueError for an unknown kind or a weight not above 0."""
 
     kind: Kind
-    """`pairs`: blurred and sharp images, in a layout that `find_pairs` knows (its train split where it has one).
-    `frames`: neighbouring sharp frames, a blurred image being the mean of some: a folder of frames, a tree of such
-    folders, a video file, or a folder of videos. `photos`: sharp photographs, each made into a kind of `BlurKinds`.
-    `packs`: a file of `lmfn data pack`, with sources of these kinds and their weights among themselves."""
+    """`pairs`: blurred and sharp images in a layout known to `find_pairs` (the train split, if there is one). `frames`:
+    consecutive sharp frames, whose mean is a blurred image: a folder of frames, a tree of such folders, a video file,
+    or a folder of videos. `photos`: sharp photographs, for the kinds of `BlurKinds`. `packs`: a file of `lmfn data
+    pack`, which contains sources of these kinds with their weights."""
     path: str | Path
     weight: float = 1.0
-    """The share of patches from here, relative to the other sources' weights."""
+    """The share of patches from this source, relative to the weights of the others."""
     sharp: str | Path | None = None
-    """For pairs in two folders with equal names: the folder of the sharp ones, `path` holding the blurred ones."""
+    """For pairs in two folders: the folder of the sharp images; `path` is that of the blurred images."""
     variant: Variant = "blur"
     """For GoPro's pairs: `blur` or `blur_gamma`."""
 
@@ -54,7 +54,7 @@ class Source:
 
     @classmethod
     def parse(cls, kind: Kind, text: str, variant: Variant = "blur") -> Self:
-        """From PATH or, for pairs, BLURRED,SHARP; =WEIGHT may follow. What exists is a path as it stands."""
+        """Parse PATH or, for pairs, BLURRED,SHARP; =WEIGHT may follow. An existing path is never split."""
         weight: float = 1.0
         sharp: str | None = None
         if not Path(text).exists():
@@ -63,7 +63,9 @@ class Source:
                 try:
                     text, weight = path, float(number)
                 except ValueError:
-                    raise ValueError(f"--{kind} {text}: {number!r} is no weight, and there is no such folder") from None
+                    raise ValueError(
+                        f"--{kind} {text}: {number!r} is not a weight, and there is no such folder"
+                    ) from None
             if kind == "pairs" and not Path(text).exists() and "," in text:
                 text, _, sharp = text.partition(",")
         return cls(kind, text, weight, sharp, variant)
@@ -73,13 +75,13 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of patches (blurred, sharp), uint8 `[3, patch, patch]` each, RGB; `set[n]` for any whole number n >= 0.
 
     A patch is a pure function of the seed and n: the source (by weight), the item, the crop, the flips and quarter
-    turns, the blur. So there is no length, and workers, threads and the cache make no difference; give
-    a DataLoader a sampler that says which n are wanted. Decoded images are kept, up to `cache_gib` GiB in every process
-    (each worker of a DataLoader is one).
+    turns, the blur. The set is therefore unbounded, and its samples do not depend on workers, threads or the cache;
+    give a DataLoader a sampler of the wanted n. Up to `cache_gib` GiB of decoded images are kept in every process (each
+    worker of a DataLoader is one).
 
-    All files are looked at first, by their headers alone. Raises ValueError (DataError and ImageError are such) naming
-    the file that is missing, unreadable, without a partner, of another size than its partner or smaller than the patch,
-    and sequences with fewer frames than `blur.frames` asks for.
+    All headers are read first. Raises ValueError (including DataError and ImageError) naming a file that is missing,
+    unreadable, without a partner, of another size than its partner or smaller than the patch, and sequences with fewer
+    frames than `blur.frames` needs.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
         if not cache_gib >= 0:
             raise ValueError(f"cache_gib is {cache_gib}; it must not be negative")
         if not sources:
-            raise ValueError("there is no source of training patches")
+            raise ValueError("no source of training patches given")
         self.patch, self.seed = patch, seed
         self.blur = blur or BlurOptions()
         self.images = Images(int(cache_gib * 2**30))
@@ -112,7 +114,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
         self._ends = np.cumsum(weights / weights.sum())[:-1]
 
     def _parts_of(self, source: Source) -> Iterator[tuple[str, float, Iterable[tuple[Path, Item]]]]:
-        """Kind, weight, and items with their paths: of a pack those of all its sources, else of the source."""
+        """Kind, weight, and items with their paths; for a pack those of all its sources."""
         if source.kind != "packs":
             yield source.kind, source.weight, find_items(source, self.images)
             return
@@ -139,7 +141,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
         return item
 
     def groups(self) -> list[list[int]]:
-        """All images by their numbers, in groups: what a patch is made of is in one of them."""
+        """All image numbers in groups; the images of any patch are in one group."""
         heads = list(range(len(self.images.sizes)))
 
         def head(number: int) -> int:
@@ -157,7 +159,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
         return list(groups.values())
 
     def plan(self, n: int) -> Patch:
-        """What patch n is made of: all that is random is drawn here, and no file is read."""
+        """The plan of patch n: everything random is drawn here, and no file is read."""
         if n < 0:
             raise IndexError(f"patch {n} of a training set; they are counted from 0")
         rng = np.random.default_rng((self.seed, n))
@@ -187,9 +189,9 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Images:
-    """The images that patches are cut from, each with a number, from 0 on; decoded ones are kept up to `limit` bytes.
+    """The images for patches, numbered from 0; up to `limit` bytes of decoded images are kept.
 
-    An image that several sources name has one number.
+    An image named by several sources has one number.
     """
 
     def __init__(self, limit: int) -> None:
@@ -202,7 +204,7 @@ class Images:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all images, decoded."""
+        """Total bytes of all decoded images."""
         return sum(3 * height * width for height, width in self.sizes)
 
     def add(self, path: Path, size: tuple[int, int]) -> int:
@@ -214,7 +216,7 @@ class Images:
         return self._numbers[path]
 
     def add_run(self, run: FrameSequence) -> int:
-        """The number of a run's first frame; the others' follow."""
+        """The number of a run's first frame; the others follow."""
         if run.path not in self._numbers:
             self._numbers[run.path] = len(self.sizes)
             self._places += [(run, n) for n in range(len(run))]
@@ -222,8 +224,8 @@ class Images:
         return self._numbers[run.path]
 
     def read(self, numbers: Sequence[int]) -> dict[int, Image]:
-        """Images by their numbers, uint8 `[H, W, 3]`: files, or neighbouring frames of one run. Raises ImageError, and
-        DataError for a video."""
+        """Images by number, uint8 `[H, W, 3]`: files, or consecutive frames of one run. Raises ImageError, or DataError
+        for a video."""
         held = {number: self._cache.get(number) for number in numbers}
         missing = [number for number, image in held.items() if image is None]
         if missing:
@@ -234,7 +236,7 @@ class Images:
         return cast(dict[int, Image], held)
 
     def _decode(self, numbers: Sequence[int]) -> Iterator[tuple[int, Image]]:
-        """These images, and of a run all frames between them."""
+        """These images, and for a run all frames between them."""
         place = self._places[numbers[0]]
         if isinstance(place, Path):
             for number in numbers:
@@ -245,10 +247,10 @@ class Images:
                 yield numbers[0] - first + n, frame
 
     def decode(self, wanted: Container[int]) -> Iterator[tuple[int, Image]]:
-        """The images wanted, each after its number, without keeping any; of a run all or none."""
+        """The wanted images with their numbers, without caching any; of a run all or none."""
         files = [n for n, place in enumerate(self._places) if isinstance(place, Path) and n in wanted]
-        with ThreadPoolExecutor() as pool:  # decoding leaves Python's lock
-            for start in range(0, len(files), 64):  # some at a time: all of them may be more than the memory
+        with ThreadPoolExecutor() as pool:  # decoding releases the GIL
+            for start in range(0, len(files), 64):  # a few at a time: together they may exceed the memory
                 some = files[start : start + 64]
                 yield from zip(some, pool.map(lambda n: read_rgb(cast(Path, self._places[n])), some), strict=True)
         for first, place in enumerate(self._places):
@@ -257,7 +259,7 @@ class Images:
 
 
 class _Cache:
-    """Decoded images by key, the least recently used ones dropped where they pass `limit` bytes."""
+    """Decoded images by key; the least recently used are dropped beyond `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -281,7 +283,7 @@ class _Cache:
             self._bytes -= self._held.popitem(last=False)[1].nbytes
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"limit": self.limit}  # a worker that is started afresh fills a cache of its own
+        return {"limit": self.limit}  # a spawned worker fills a cache of its own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.limit = state["limit"]
@@ -289,14 +291,14 @@ class _Cache:
 
 
 def find_items(source: Source, files: Images) -> Iterator[tuple[Path, Item]]:
-    """The items of a source that is no pack, each after the path by which errors name it; their images are added."""
+    """The items of a source other than a pack, each with the path that errors name; registers their images."""
     if source.kind == "pairs":
         for pair in find_pairs(source.path, sharp=source.sharp, split="train", variant=source.variant).pairs:
             blurred, sharp = images.read_size(pair.blurred), images.read_size(pair.sharp)
             if blurred != sharp:
                 raise DataError(
                     f"{pair.blurred} is {blurred[1]}x{blurred[0]}, but its partner {pair.sharp} is "
-                    f"{sharp[1]}x{sharp[0]}; the two must be of one size"
+                    f"{sharp[1]}x{sharp[0]}; both must have the same size"
                 )
             yield pair.blurred, (files.add(pair.blurred, blurred), files.add(pair.sharp, sharp))
     elif source.kind == "photos":
@@ -316,7 +318,7 @@ class _Pairs:
         return tuple(self.items[int(rng.integers(len(self.items)))])
 
     def expose(self, rng: np.random.Generator, size: tuple[int, int], area: Box) -> Exposure | Mean | None:  # noqa: ARG002
-        """A pair is exposed already."""
+        """A pair needs no exposure."""
         return None
 
 
@@ -328,7 +330,7 @@ class _Photos(_Pairs):
 class _Frames(_Pairs):
     def choose(self, rng: np.random.Generator) -> tuple[int, ...]:
         count = draw_frame_count(rng, self.blur)
-        ends = np.cumsum([len(run) - count + 1 for run in self.items])  # all places in all runs are equally likely
+        ends = np.cumsum([len(run) - count + 1 for run in self.items])  # all positions in all runs are equally likely
         place = int(rng.integers(ends[-1]))
         which = int(np.searchsorted(ends, place, side="right"))
         first = self.items[which][0] + int(ends[which]) - 1 - place

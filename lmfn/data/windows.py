@@ -1,7 +1,7 @@
-"""Pairs cut into windows on the disk, so that a training patch costs the decoding of a window and not of an image.
+"""Cut pairs into windows on disk, so that a training patch costs the decoding of a window instead of an image.
 
-A data set that is larger than the memory is decoded again for every patch. A patch of 256x256 pixels out of images of
-1920x1200 (RSBlur) then decodes 35 times its pixels, out of windows of 512x512 four times.
+A data set larger than the memory is decoded again for every patch. A patch of 256x256 pixels from images of 1920x1200
+(RSBlur) then decodes 35 times its pixels, from windows of 512x512 four times.
 """
 
 import itertools
@@ -20,7 +20,7 @@ def cut(pairs: PairSet, out: str | Path, *, side: int = 512, overlap: int = 128)
     """Write pairs as windows OUT/blur/NAME/TOP_LEFT.png and OUT/sharp/NAME/TOP_LEFT.png, for `find_pairs(out)` to read.
 
     Windows are `side` pixels high and wide, or as large as a smaller image, at equal distances, and share at least
-    `overlap` pixels with their neighbours, so that patches find room across a border. The number of pairs written.
+    `overlap` pixels with their neighbours, so that patches fit across a border. Returns the number of pairs written.
 
     Raises ValueError for a side below 1 or an overlap that is negative or not below the side, DataError for an OUT that
     is not empty and for partners of different sizes, ImageError for an image that cannot be read or written.
@@ -34,7 +34,7 @@ def cut(pairs: PairSet, out: str | Path, *, side: int = 512, overlap: int = 128)
     def write(pair: Pair) -> int:
         blurred, sharp = images.read_rgb(pair.blurred), images.read_rgb(pair.sharp)
         if blurred.shape != sharp.shape:
-            raise DataError(f"{pair.blurred} and its partner {pair.sharp} must be of one size")
+            raise DataError(f"{pair.blurred} and its partner {pair.sharp} must have the same size")
         places = list(_windows(sharp.shape[:2], side, overlap))
         for top, left in places:
             for kind, image in (("blur", blurred), ("sharp", sharp)):
@@ -43,7 +43,7 @@ def cut(pairs: PairSet, out: str | Path, *, side: int = 512, overlap: int = 128)
                 images.write(out / kind / pair.name / f"{top:05d}_{left:05d}.png", photo)
         return len(places)
 
-    with ThreadPoolExecutor() as pool:  # decoding and encoding leave Python's lock
+    with ThreadPoolExecutor() as pool:  # decoding and encoding release the GIL
         return sum(tqdm(pool.map(write, pairs), desc="cut", total=len(pairs), unit="pair", disable=None))
 
 

@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_left_out_and_counted(folder: Path, capsys: pytest.
     assert (folder / "small.npz").stat().st_size <= 20_000
     assert "1 of 2 pairs; 1 left out" in said
     assert "1 of 3 photos; 2 left out" in said
-    with pytest.raises(DataError, match=r"photos: nothing fits into 0\.001 MB; allow more by --max-bytes"):
+    with pytest.raises(DataError, match=r"photos: nothing fits into 0\.001 MB; raise --max-bytes"):
         pack([Source("photos", folder / "photos")], folder / "none.npz", max_bytes=1000)
     assert not (folder / "none.npz").exists()
 
@@ -170,7 +170,7 @@ def test_pairs_of_a_pack_are_measured(folder: Path) -> None:
         found.append(evaluator(model).blurred["psnr"])
     assert found[0] == pytest.approx(found[1], rel=1e-12)
     pack([Source("photos", folder / "photos")], folder / "photos.npz")
-    with pytest.raises(DataError, match="holds no pairs"):
+    with pytest.raises(DataError, match="contains no pairs"):
         packed_pairs(folder / "photos.npz")
 
 

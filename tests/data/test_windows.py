@@ -47,7 +47,7 @@ def test_faults_are_named(save: Callable, tmp_path: Path) -> None:
     for side, overlap in ((0, 0), (8, 8), (8, -1)):
         with pytest.raises(ValueError, match=f"side is {side} and overlap {overlap}"):
             cut(pairs, tmp_path / "out", side=side, overlap=overlap)
-    with pytest.raises(DataError, match=r"blur/1\.png and its partner .* must be of one size"):
+    with pytest.raises(DataError, match=r"blur/1\.png and its partner .* must have the same size"):
         cut(pairs, tmp_path / "out")
     with pytest.raises(DataError, match="is not an empty folder"):
         cut(pairs, tmp_path / "in")

@@ -54,7 +54,7 @@ def test_sources_by_path_weight_and_two_folders(tmp_path: Path) -> None:
     assert (source.path, source.sharp, source.weight) == (str(odd), None, 1.0)
     source = Source.parse("pairs", "x/blurred,x/sharp=0.5")
     assert (source.path, source.sharp, source.weight) == ("x/blurred", "x/sharp", 0.5)
-    with pytest.raises(ValueError, match="'two' is no weight"):
+    with pytest.raises(ValueError, match="'two' is not a weight"):
         Source.parse("photos", "x=two")
 
 
