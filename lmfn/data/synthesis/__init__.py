@@ -1,6 +1,6 @@
-"""Blurred and sharp pictures made from sharp photographs and frames. Nothing here reads a file.
+"""Synthesis of blurred and sharp images from photographs and frames. Nothing here reads a file.
 
-`paths`: how things move. `scenes`: text, patterns, softness. `camera`: noise, mosaic, JPEG. `exposure`: all together.
+`paths`: motion. `scenes`: text, patterns, softness. `camera`: noise, mosaic, JPEG. `exposure`: all of them combined.
 """
 
 from lmfn.data.synthesis.exposure import (

@@ -1,7 +1,7 @@
-"""What a camera makes of the light that it saw: noise through a mosaic, colours, tone, JPEG. On any device, in batches.
+"""The camera model: noise on a Bayer mosaic, colours, tone, JPEG. On any device, in batches.
 
-All that is random about a pixel is a function of a key and of its place in the photograph, so that parts of a picture
-are the parts of the whole.
+All randomness of a pixel is a function of a key and of its position in the photograph, so that a crop equals the same
+part of the full image.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor
 from lmfn.data.synthesis.paths import Box, uniform
 from lmfn.options import BlurOptions
 
-REACH = 18  # pixels around a part that its own depend on: a block of halved colour in JPEG, and the mosaic's filters
+REACH = 18  # pixels around a crop that affect it, by chroma blocks in JPEG and the mosaic's filters
 
 
 def to_linear(encoded: Tensor) -> Tensor:
@@ -37,12 +37,12 @@ CLIPPED = (CODES * 10 - 9).clamp(0, 1) ** 2
 
 
 def with_contrast(encoded: Tensor, contrast: Tensor | float) -> Tensor:
-    """Values in [0, 1] through a tone curve of which that share is the S-curve 3 x^2 - 2 x^3; they broadcast."""
+    """Apply a tone curve to values in [0, 1], with this share of the S-curve 3 x^2 - 2 x^3; arguments broadcast."""
     return encoded + contrast * (encoded * encoded * (3 - 2 * encoded) - encoded)
 
 
 def light_of_codes(contrast: float, gain: float) -> Tensor:
-    """The linear light of each 8-bit code, `[256]`, under that tone curve; the code 255 stands for `gain`."""
+    """The linear light of each 8-bit code, `[256]`, under that tone curve; the code 255 maps to `gain`."""
     grid = np.linspace(0, 1, 8193)
     curve = grid + contrast * (grid**2 * (3 - 2 * grid) - grid)
     encoded = torch.from_numpy(np.interp(np.linspace(0, 1, 256), curve, grid)).float() if contrast else CODES
@@ -51,22 +51,22 @@ def light_of_codes(contrast: float, gain: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of one picture, in linear light."""
+    """The noise of one image, in linear light."""
 
     shot: float
     read: float
     key: int
-    """From 0 to 2^63 - 1. With a pixel's place it decides the pixel's noise."""
+    """From 0 to 2^63 - 1. Together with its position it determines the noise of a pixel."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator, blur: BlurOptions) -> Self:
-        """From the ranges of the options."""
+        """Draw from the ranges of the options."""
         return cls(uniform(rng, blur.shot_noise), uniform(rng, blur.read_noise), int(rng.integers(2**63)))
 
 
 @dataclass(frozen=True)
 class Mosaic:
-    """A sensor with a Bayer mosaic, and the processing that makes sRGB's linear light of its raw values."""
+    """A sensor with a Bayer mosaic, and the conversion of its raw values to linear sRGB."""
 
     gains: tuple[float, float, float]
     """White balance: raw red, green and blue are multiplied by these, 1 or more."""
@@ -77,7 +77,7 @@ class Mosaic:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Self:
-        """Gains and matrices like those of cameras in daylight and indoors."""
+        """Draw gains and matrices like those of cameras in daylight and indoors."""
         crosstalk = rng.uniform([[-0.7, -0.2], [-0.3, -0.4], [-0.05, -0.7]], [[-0.2, 0.1], [-0.05, -0.1], [0.1, -0.2]])
         (rg, rb), (gr, gb), (br, bg) = crosstalk.tolist()
         matrix = (1 - rg - rb, rg, rb), (gr, 1 - gr - gb, gb), (br, bg, 1 - br - bg)
@@ -87,37 +87,38 @@ class Mosaic:
 
 @dataclass(frozen=True)
 class Camera:
-    """All that is random about a camera: its noise, where that is added, and how the picture is compressed."""
+    """The random parameters of a camera: its noise, where the noise is added, and the compression."""
 
     noise: Noise
     mosaic: Mosaic | None = None
-    """None: the noise is added to each channel of sRGB's linear light."""
+    """None: the noise is added to each channel of linear sRGB."""
     quality: int | None = None
-    """Of JPEG; None: not compressed."""
+    """JPEG quality; None: not compressed."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator, blur: BlurOptions) -> Self:
-        """From the ranges and probabilities of the options."""
+        """Draw from the ranges and probabilities of the options."""
         noise = Noise.draw(rng, blur)
         mosaic = Mosaic.draw(rng) if rng.random() < blur.mosaic else None
         return cls(noise, mosaic, draw_quality(rng, blur) if rng.random() < blur.jpeg else None)
 
     @property
     def changes_light(self) -> bool:
-        """Whether the light that the sensor saw is not what it gives."""
+        """Whether the sensor changes the light."""
         return bool(self.noise.shot or self.noise.read or self.mosaic)
 
 
 def draw_quality(rng: np.random.Generator, blur: BlurOptions) -> int:
-    """A quality of JPEG."""
+    """Draw a JPEG quality."""
     return int(rng.integers(blur.jpeg_quality[0], blur.jpeg_quality[1] + 1))
 
 
 def sense(light: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) -> Tensor:
-    """What sensors make of linear light, both `[B, 3, height, width]` in sRGB's primaries: clipped to [0, 1], noisy.
+    """Pass linear light through sensors, `[B, 3, height, width]` with sRGB primaries to the same: clipped to [0, 1],
+    noisy.
 
-    With a mosaic the light is taken to the sensor's colours and clipped there, each pixel keeps one of its three
-    values, and the others are interpolated from the noisy neighbours (a part's border sees its own pixels mirrored).
+    With a mosaic the light is converted to the sensor's colours and clipped, each pixel keeps one of its three values,
+    and the others are interpolated from noisy neighbours (mirrored at the border of the crop).
     """
     device = light.device
     mosaics = [camera.mosaic for camera in cameras]
@@ -136,13 +137,13 @@ def sense(light: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) -> Ten
     corners = [
         (box[0] - m.phase[0], box[1] - m.phase[1]) for box, m in zip((boxes[n] for n in some), found, strict=True)
     ]
-    # Clipped before the colours are mixed: where green alone is saturated, white would turn pink.
+    # Clipped before the colours are mixed: otherwise white would turn pink where only green is saturated.
     noisy[chosen] = _mix(to_srgb, (balance * demosaic(noisy[chosen].clamp(0, 1), corners)).clamp(max=1))
     return noisy
 
 
 def _mix(matrices: Tensor, images: Tensor) -> Tensor:
-    """Colours `[B, 3, H, W]` by matrices `[B, 3, 3]`, each pixel by itself."""
+    """Multiply the colours `[B, 3, H, W]` of each pixel by matrices `[B, 3, 3]`."""
     m = matrices[..., None, None]
     return sum(m[:, :, c] * images[:, None, c] for c in range(3))  # type: ignore[return-value]
 
@@ -156,7 +157,7 @@ _FILTERS = torch.tensor([_CROSS, _BESIDE, [list(row) for row in zip(*_BESIDE, st
 
 
 def demosaic(images: Tensor, corners: Sequence[tuple[int, int]]) -> Tensor:
-    """Keep of each pixel of `[B, 3, H, W]` the colour that a Bayer mosaic lets through, and interpolate the others.
+    """Keep the colour that a Bayer mosaic passes at each pixel of `[B, 3, H, W]`, and interpolate the others.
 
     Pixels whose row and column are even, counted from `corners`, are red, those whose row and column are odd, blue.
     """
@@ -184,9 +185,10 @@ def _with_noise(light: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) 
 
 
 def normal(keys: Sequence[int], boxes: Sequence[Box], device: torch.device) -> Tensor:
-    """Standard normal numbers, float32 `[B, 3, height, width]`, on any device each a function of its key and its place.
+    """Standard normal numbers, float32 `[B, 3, height, width]`, each a function of its key and its position on any
+    device.
 
-    Box and Muller's transform of two parts of a hash.
+    The Box-Muller transform of two parts of a hash.
     """
     height, width = boxes[0][2:]
     places = torch.tensor([(key, box[0], box[1]) for key, box in zip(keys, boxes, strict=True)])
@@ -199,8 +201,8 @@ def normal(keys: Sequence[int], boxes: Sequence[Box], device: torch.device) -> T
 
 
 def hashed(key: Tensor | int, place: Tensor) -> Tensor:
-    """64 bits, int64, for each place, any shape: the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable
-    pseudorandom number generators", OOPSLA 2014)."""
+    """A 64-bit hash, int64, of each element, any shape: the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast
+    splittable pseudorandom number generators", OOPSLA 2014)."""
     x = key + place * _signed(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * _signed(factor)
@@ -208,7 +210,7 @@ def hashed(key: Tensor | int, place: Tensor) -> Tensor:
 
 
 def _signed(number: int) -> int:
-    """The same 64 bits as a signed number, which is all that tensors know."""
+    """The same 64 bits as a signed number, for tensors."""
     return number - 2**64 if number >= 2**63 else number
 
 
@@ -240,10 +242,9 @@ _DCT = torch.cos(math.pi / 8 * _FREQUENCY * (torch.arange(8) + 0.5)) / torch.whe
 
 
 def jpeg(pixels: Tensor, qualities: Sequence[int], boxes: Sequence[Box]) -> Tensor:
-    """What JPEG with halved colour (4:2:0) leaves of pictures, uint8 `[B, height, width, 3]`, on their device.
+    """Images after JPEG compression with 4:2:0 chroma subsampling, uint8 `[B, height, width, 3]`, on their device.
 
-    Blocks are counted from the photograph's corner; those that a part's border cuts are completed by repeating its
-    edge.
+    Blocks are aligned with the corner of the photograph; those cut by the border of a crop are padded by its edge.
     """
     device = pixels.device
     height, width = pixels.shape[1:3]
@@ -251,7 +252,7 @@ def jpeg(pixels: Tensor, qualities: Sequence[int], boxes: Sequence[Box]) -> Tens
     scale = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality)
     tables = ((_TABLES * scale.view(-1, 1, 1, 1) + 50) // 100).clamp(1, 255).float().to(device, non_blocking=True)
     top, left = torch.tensor([(box[0] % 16, box[1] % 16) for box in boxes]).to(device, non_blocking=True).T[..., None]
-    # A whole number of blocks of 16, the same for every part, wherever it begins.
+    # A whole number of blocks of 16, the same for every crop, wherever it starts.
     along_y, along_x = (torch.arange(-(-(n + 15) // 16) * 16, device=device) for n in (height, width))
     rows, columns = (along_y - top).clamp(0, height - 1), (along_x - left).clamp(0, width - 1)
     which = torch.arange(len(pixels), device=device)[:, None, None]

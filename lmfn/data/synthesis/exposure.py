@@ -1,11 +1,11 @@
-"""Blur made from sharp pictures: from one photograph by motion, or as the mean of neighbouring frames.
+"""Synthesise blur: from one photograph by motion, or as the mean of consecutive frames.
 
-Every function here is a pure function of its arguments: all that is random comes from the numpy Generator passed in, so
-the same generator gives the same pixels on any number of threads, workers and processes. What is drawn (`Exposure` and
-`Mean`) is apart from the pixels: these are made on whatever device they are on, of many pictures at a time.
+Every function here is a pure function of its arguments: all randomness comes from the numpy Generator passed in, so the
+same generator yields the same pixels for any number of threads, workers and processes. The random parameters
+(`Exposure` and `Mean`) are separate from the pixels, which are computed in batches on the device that holds the images.
 
-Light adds up linearly, pixel values do not. Photographs are taken out of their tone curve before they are integrated,
-clipped after that, and noise is added to linear light too. Frames are averaged as the GoPro data set was made (Nah et
+Light adds up linearly, pixel values do not. Photographs are converted to linear light before they are integrated and
+clipped, and noise is added in linear light as well. Frames are averaged as the GoPro data set was made (Nah et
 al., CVPR 2017, section 3): either as they are, or with a gamma of 2.2 undone.
 """
 
@@ -47,38 +47,38 @@ from lmfn.options import BlurKind, BlurOptions
 Image = NDArray[np.uint8]
 
 GAMMA = 2.2
-TILE = 512  # working memory is some 100 bytes per pixel of a tile, however large the photograph
+TILE = 512  # working memory is about 100 bytes per pixel of a tile, however large the photograph
 STILL: tuple[BlurKind, ...] = ("sharp", "soft", "jpeg", "text", "pattern", "flat")
-"""The kinds that are to be left alone: what is blurred is what is sharp."""
+"""The kinds that are to be left alone: the blurred image equals the sharp one."""
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """All that is random about what is made of a photograph."""
+    """The random parameters of an image made from a photograph."""
 
     kind: BlurKind
     overlay: Overlay | None = None
-    """What is drawn on the photograph first, in the sharp picture too."""
+    """An overlay drawn on the photograph, also in the sharp image."""
     softness: float = 0.0
-    """Standard deviation, in pixels, of a Gaussian over the photograph, in the sharp picture too."""
+    """Standard deviation, in pixels, of a Gaussian over the photograph, also in the sharp image."""
     motion: Motion | None = None
-    """None: the picture is to be left alone."""
+    """None: the image is to be left alone."""
     outline: Outline | None = None
-    """Of a moving object; it is in the sharp picture too."""
+    """A moving object, also in the sharp image."""
     object_motion: Motion | None = None
     depth: Depth | None = None
     gain: float = 1.0
-    """How many times brighter than white a clipped pixel is."""
+    """Brightness of a clipped pixel relative to white."""
     contrast: float = 0.0
-    """Of the tone curve through which the photograph was taken."""
+    """Share of the S-curve in the tone curve of the photograph."""
     camera: Camera | None = None
-    """None: the picture is to be left alone, but for JPEG."""
+    """None: the image is to be left alone, except for JPEG."""
     quality: int | None = None
-    """Of JPEG compression that is in the sharp picture too."""
+    """Quality of JPEG compression applied to the sharp image as well."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator, blur: BlurOptions, size: tuple[int, int], area: Box | None = None) -> Self:
-        """For a photograph of `size` (height, width), of which a part is wanted; default: all of it."""
+        """Draw for a photograph of `size` (height, width), of which `area` is wanted (default: all)."""
         area = area or (0, 0, *size)
         shares = np.array(blur.kinds.shares)
         kind = get_args(BlurKind)[np.searchsorted(np.cumsum(shares), rng.uniform(0, shares.sum()), side="right")]
@@ -106,14 +106,14 @@ class Exposure:
 
 @dataclass(frozen=True)
 class Mean:
-    """All that is random about the mean of neighbouring frames, but which they are."""
+    """The random parameters of a mean of frames, other than the choice of frames."""
 
     linear_light: bool
     camera: Camera
 
     @classmethod
     def draw(cls, rng: np.random.Generator, blur: BlurOptions) -> Self:
-        """From the options' probabilities and ranges."""
+        """Draw from the probabilities and ranges of the options."""
         return cls(bool(rng.random() < blur.linear_light), Camera.draw(rng, blur))
 
 
@@ -121,8 +121,8 @@ def blur_photo(photo: Image, rng: np.random.Generator, blur: BlurOptions | None 
     """Make one of the kinds of `BlurKinds` from a photograph; `[H, W, 3]` uint8 to (blurred, sharp), both uint8.
 
     Motion is integrated in linear light with clipped highlights made brighter, clipped again, given shot and read noise
-    and rounded to 8 bits. `sharp` is the photograph with whatever was put into it (text, a pattern, an object), and the
-    blurred picture lies on it: the motion's mean is zero. Beyond its border a photograph is mirrored.
+    and rounded to 8 bits. `sharp` is the photograph with its additions (text, a pattern, an object). The mean of the
+    motion is zero, so that the blurred image is aligned with it. Photographs are mirrored beyond their borders.
     """
     blur = blur or BlurOptions()
     rows, columns = photo.shape[:2]
@@ -149,7 +149,7 @@ def blur_photo(photo: Image, rng: np.random.Generator, blur: BlurOptions | None 
 
 
 def mirrored(index: Any, size: Any) -> Any:
-    """Places on an axis of that length for any whole numbers: beyond its ends it is mirrored (the ends come twice).
+    """Positions on an axis of that length for any integers, mirrored beyond its ends (which are repeated).
 
     Arrays or tensors of whole numbers, which broadcast.
     """
@@ -159,12 +159,12 @@ def mirrored(index: Any, size: Any) -> Any:
 def expose(
     windows: Tensor, textures: Tensor | None, drawn: Sequence[Exposure], boxes: Sequence[Box]
 ) -> tuple[Tensor, Tensor]:
-    """Parts of several photographs, blurred and sharp, uint8 `[B, height, width, 3]`, on the windows' device.
+    """Crops of several photographs, blurred and sharp, uint8 `[B, height, width, 3]`, on the windows' device.
 
-    `windows` `[B, height + 2 margin, width + 2 margin, 3]`, uint8, are what is around the boxes (of one height and
-    width), the margin being `BlurOptions.margin`; `textures`, as large, one for each exposure with an
-    outline, in their order, are what is around the boxes moved by the outline's `texture`. A pixel is
-    computed by itself, so that neither threads nor the other photographs change it.
+    `windows` `[B, height + 2 margin, width + 2 margin, 3]`, uint8, are the surroundings of the boxes (of equal height
+    and width), with margin `BlurOptions.margin`; `textures`, of the same size, one for each exposure with an outline,
+    in their order, are the surroundings of the boxes moved by the outline's `texture`. Every pixel is computed
+    independently of threads and of the other photographs.
     """
     device = windows.device
     height, width = boxes[0][2:]
@@ -208,7 +208,7 @@ def expose(
 
 
 def _light(pixels: Tensor, tables: Tensor) -> Tensor:
-    """Pixels `[B, H, W, 3]`, uint8, through tables `[B, 256]`, as `[B, 3, H, W]`."""
+    """Look up pixels `[B, H, W, 3]`, uint8, in tables `[B, 256]`; `[B, 3, H, W]`."""
     first = 256 * torch.arange(len(pixels), device=pixels.device).view(-1, 1, 1, 1)
     return tables.flatten()[pixels + first].permute(0, 3, 1, 2).contiguous()
 
@@ -218,8 +218,8 @@ def _integrate(
 ) -> Tensor:
     """The light of moving scenes, `[B, 3, height, width]`: the weighted sum over the moments, in their order.
 
-    `ground` is the light in the windows, `objects` `[len(things), 4, H, W]` that of objects times what they cover, and
-    this; `things` are their scenes' numbers.
+    `ground` is the light in the windows; `objects` `[len(things), 4, H, W]` is the light of objects times their
+    coverage, and the coverage; `things` are the numbers of their scenes.
     """
     device = ground.device
     height, width = boxes[0][2:]
@@ -229,14 +229,14 @@ def _integrate(
         motions = [cast(Motion, drawn[n].object_motion) for n in things]
         moves_of_objects = _moves(motions, [boxes[n] for n in things], moments).to(device, non_blocking=True)
     share = _shares(drawn, boxes).to(device, non_blocking=True) if any(e.depth for e in drawn) else None
-    # Coordinates from the middle of the window, in grid_sample's units: the window is [-1, 1].
+    # Coordinates relative to the centre of the window, in grid_sample's units: the window is [-1, 1].
     u = torch.arange(width, device=device) - (width - 1) / 2
     v = (torch.arange(height, device=device) - (height - 1) / 2)[:, None]
     to_x, to_y = 2 / ground.shape[3], 2 / ground.shape[2]
     home = torch.stack([(u + 0 * v) * to_x, (v + 0 * u) * to_y], dim=-1)
 
     def sample(light: Tensor, move: Tensor, share: Tensor | None = None) -> Tensor:
-        """What the pixels see: light from where the motion, or the share of it that is made there, takes them."""
+        """The light that pixels see, displaced by the motion or the share of it at their position."""
         cos_less_one, sin, dx, dy = move[:4]
         away = torch.stack([(cos_less_one * u + dx + sin * v) * to_x, (dy - sin * u + cos_less_one * v) * to_y], dim=-1)
         at = home + (away if share is None else share * away)
@@ -253,14 +253,14 @@ def _integrate(
 
 
 def _moves(motions: Sequence[Motion], boxes: Sequence[Box], moments: int) -> Tensor:
-    """From where the light of a box comes at each moment, float32 `[moments, 5, B, 1, 1]`.
+    """The origin of the light of a box at each moment, float32 `[moments, 5, B, 1, 1]`.
 
-    At u, v from the middle of the box it comes from as much further as (cos - 1) u + sin v + dx and
-    (cos - 1) v - sin u + dy; these four, zoom in them, and the moment's weight.
+    At (u, v) relative to the centre of the box the light is displaced by (cos - 1) u + sin v + dx and
+    (cos - 1) v - sin u + dy. The values are these four coefficients, including the zoom, and the moment's weight.
     """
     moves = np.zeros((moments, 5, len(motions)), np.float32)
     for n, (motion, box) in enumerate(zip(motions, boxes, strict=True)):
-        # The middle of the box, from the pivot: what is there turns, and moves on top of it.
+        # The centre of the box relative to the pivot, which rotates and is then displaced.
         y, x = (box[axis] + (box[2 + axis] - 1) / 2 - motion.pivot[axis] for axis in (0, 1))
         cos, sin = (np.exp(-motion.zoom) * f(motion.angle) for f in (np.cos, np.sin))
         dx = cos * (x - motion.x) + sin * (y - motion.y) - x
@@ -270,7 +270,7 @@ def _moves(motions: Sequence[Motion], boxes: Sequence[Box], moments: int) -> Ten
 
 
 def _shares(drawn: Sequence[Exposure], boxes: Sequence[Box]) -> Tensor:
-    """What share of the motion each place makes, `[B, height, width, 1]`; 1 without a depth."""
+    """The share of the motion at each position, `[B, height, width, 1]`; 1 without depth."""
     shares = torch.ones(len(drawn), *boxes[0][2:], 1)
     for share, exposure, box in zip(shares, drawn, boxes, strict=True):
         if depth := exposure.depth:
@@ -284,7 +284,7 @@ def _shares(drawn: Sequence[Exposure], boxes: Sequence[Box]) -> Tensor:
 
 
 def _cover(outline: Outline, box: Box, margin: int, device: torch.device) -> Tensor:
-    """How much of each pixel of a window an object covers, `[height + 2 margin, width + 2 margin]`."""
+    """The fraction of each pixel of a window that an object covers, `[height + 2 margin, width + 2 margin]`."""
     y = torch.arange(box[2] + 2 * margin, device=device)[:, None] + (box[0] - margin - outline.centre[0])
     x = torch.arange(box[3] + 2 * margin, device=device) + (box[1] - margin - outline.centre[1])
     angle, radius = torch.atan2(y, x), outline.radius
@@ -293,7 +293,7 @@ def _cover(outline: Outline, box: Box, margin: int, device: torch.device) -> Ten
 
 
 def _compressed(codes: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) -> Tensor:
-    """Pictures `[B, height, width, 3]`, those of cameras with a quality compressed."""
+    """Images `[B, height, width, 3]`, compressed where the camera has a quality."""
     if packed := [n for n, camera in enumerate(cameras) if camera.quality]:
         qualities = [cast(int, cameras[n].quality) for n in packed]
         codes[packed] = jpeg(codes[packed], qualities, [boxes[n] for n in packed])
@@ -301,7 +301,7 @@ def _compressed(codes: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) 
 
 
 def draw_frame_count(rng: np.random.Generator, blur: BlurOptions) -> int:
-    """How many frames to average: an odd number in `blur.frames`."""
+    """Draw the number of frames to average: an odd number in `blur.frames`."""
     least, most = blur.frames
     return int(least + 2 * rng.integers((most - least) // 2 + 1))
 
@@ -309,7 +309,7 @@ def draw_frame_count(rng: np.random.Generator, blur: BlurOptions) -> int:
 def mean_of_frames(
     frames: Sequence[Image], rng: np.random.Generator, blur: BlurOptions | None = None
 ) -> tuple[Image, Image]:
-    """Neighbouring sharp frames, `[H, W, 3]` uint8 each, to (blurred, sharp): their mean, and the middle one.
+    """Consecutive sharp frames, `[H, W, 3]` uint8 each, to (blurred, sharp): their mean, and the middle one.
 
     The mean is taken with a gamma of 2.2 undone with the probability `blur.linear_light`; noise comes after.
     Raises ValueError for an even number of frames.
@@ -325,7 +325,7 @@ def mean_of_frames(
 def mean_of_windows(frames: Sequence[Sequence[Tensor]], drawn: Sequence[Mean], boxes: Sequence[Box]) -> Tensor:
     """The means of several runs of frames, uint8 `[B, height, width, 3]`, on the frames' device.
 
-    A frame is a part `[height, width, 3]`, uint8; `boxes` say where it was cut from. A run may be of any length.
+    A frame is a crop `[height, width, 3]`, uint8; `boxes` are its positions. Runs may have any length.
     """
     device = frames[0][0].device
     curves = torch.stack([CODES, CODES**GAMMA]).to(device, non_blocking=True)
@@ -340,7 +340,7 @@ def mean_of_windows(frames: Sequence[Sequence[Tensor]], drawn: Sequence[Mean], b
     encoded = torch.stack(means).permute(0, 3, 1, 2)
     cameras = [mean.camera for mean in drawn]
     sensed = from_linear(sense(to_linear(encoded), cameras, boxes))
-    # Without a change of the light, not through the curve and back: half a level would fall to either side.
+    # Without a change of the light, skip the curve and its inverse, which could round half a level either way.
     changed = torch.tensor([camera.changes_light for camera in cameras]).to(device, non_blocking=True)
     codes = _round(torch.where(changed.view(-1, 1, 1, 1), sensed, encoded)).permute(0, 2, 3, 1)
     return _compressed(codes, cameras, boxes)

@@ -1,4 +1,4 @@
-"""How things move during an exposure: drawn once, before any pixel is made."""
+"""Motion during an exposure, drawn once before any pixel is computed."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lmfn.options import BlurKind, BlurOptions
 
 Box = tuple[int, int, int, int]
-"""Top, left, height, width of a part of a photograph, in pixels."""
+"""Top, left, height and width of a crop of a photograph, in pixels."""
 Array = NDArray[np.float64]
 Path = NDArray[np.complex128]
 
@@ -20,10 +20,10 @@ TIMES = np.linspace(0, 1, INSTANTS)
 
 @dataclass(frozen=True)
 class Motion:
-    """Where a thing is at n moments of an exposure, and for what part of it.
+    """The positions of an object at n moments of an exposure, with their shares of the exposure.
 
     `x`, `y` in pixels, `angle` in radians and `zoom`, the logarithm of a factor, float64 `[n]`, each with a weighted
-    mean of zero, so that what is blurred lies on what is sharp; `weight` `[n]` sums to 1.
+    mean of zero, so that the blurred image is aligned with the sharp one; `weight` `[n]` sums to 1.
     """
 
     x: Array
@@ -32,21 +32,21 @@ class Motion:
     zoom: Array
     weight: Array
     pivot: tuple[float, float]
-    """Row and column of the photograph about which the angle and the zoom act."""
+    """Row and column of the centre of rotation and zoom."""
 
 
 @dataclass(frozen=True)
 class Depth:
-    """What share of a motion a place makes: 1 on one side of a wavy edge, `far` on the other."""
+    """The share of a motion by position: 1 on one side of a wavy edge, `far` on the other."""
 
     through: tuple[float, float]
-    """A place (row, column) that the edge passes."""
+    """A point (row, column) on the edge."""
     direction: float
-    """Radians; what lies there is near."""
+    """Direction of the near side, in radians."""
     wave: tuple[float, float, float]
     """Height in pixels, radians per pixel and phase of the edge's wave."""
     softness: float
-    """Half of the pixels over which the share changes."""
+    """Half of the width, in pixels, over which the share changes."""
     far: float
 
 
@@ -58,18 +58,18 @@ class Outline:
     """Row and column."""
     radius: float
     dents: tuple[tuple[float, float], ...]
-    """For 2, 3, ... dents around the outline: their height as a share of the radius, and phase."""
+    """For 2, 3, ... dents around the outline: height relative to the radius, and phase."""
     texture: tuple[int, int]
-    """How far below and to the right of the object its pixels are taken from in the photograph."""
+    """Offset (down, right) from the object to the source of its pixels in the photograph."""
 
 
 def uniform(rng: np.random.Generator, span: tuple[float, float]) -> float:
-    """A number of the span."""
+    """Draw a number from the span."""
     return float(rng.uniform(*span))
 
 
 def _place(rng: np.random.Generator, area: Box, inset: float) -> tuple[float, float]:
-    """A place (row, column) in an area, that share of its sides away from its edges or more."""
+    """Draw a point (row, column) in an area, at least that share of its sides away from its edges."""
     row, column = rng.uniform(inset, 1 - inset, 2)
     return area[0] + (area[2] - 1) * float(row), area[1] + (area[3] - 1) * float(column)
 
@@ -82,12 +82,12 @@ def _wander(rng: np.random.Generator) -> Array:
 
 
 def _travelled(steps: Array) -> Array:
-    """The sums of the steps up to each of TIMES."""
+    """Cumulative sums of the steps at TIMES."""
     return np.concatenate([[0], np.cumsum(steps)])
 
 
 def _shift(rng: np.random.Generator, length: float, curvature: float, uneven: bool = False) -> Path:
-    """A path of that length in the complex plane at TIMES, at a changing speed, turning by `curvature` degrees."""
+    """A path of that length in the complex plane at TIMES, at varying speed, turning by `curvature` degrees."""
     heading = rng.uniform(0, 2 * np.pi) + np.radians(curvature) * _wander(rng)
     speed = np.exp(_wander(rng))
     if uneven:
@@ -105,7 +105,7 @@ def _shift(rng: np.random.Generator, length: float, curvature: float, uneven: bo
 
 
 def _turn(rng: np.random.Generator, travel: float) -> Array:
-    """A function of TIMES that wanders to and fro by `travel` in all."""
+    """A function of TIMES that moves back and forth by `travel` in total."""
     values = _wander(rng)
     values *= travel / np.abs(np.diff(values)).sum()
     return values
@@ -114,11 +114,11 @@ def _turn(rng: np.random.Generator, travel: float) -> Array:
 def draw_motion(
     rng: np.random.Generator, blur: BlurOptions, kind: BlurKind, size: tuple[int, int], area: Box
 ) -> tuple[Motion, Motion | None]:
-    """Draw how a photograph of `size` (height, width) moves, and with the kind `object` how an object on it does.
+    """Draw the motion of a photograph of `size` (height, width), and of an object for the kind `object`.
 
-    `area` is the part that will be made: zoom has its pivot there. Both motions have the same moments. Neighbouring
-    ones are at most a pixel apart anywhere in the photograph (with `zoom`, in the area), so that no copies can be told
-    apart, but for a `comb`, where they are meant to be.
+    `area` is the crop that will be rendered, which contains the centre of zoom. Both motions have the same moments.
+    Consecutive positions are at most a pixel apart anywhere in the photograph (for `zoom`, in the area), so that copies
+    are indistinguishable, except for a `comb`, where they should be visible.
     """
     length, turned = uniform(rng, blur.length), uniform(rng, blur.rotation)
     curvature = uniform(rng, (180, 540) if kind == "curve" else blur.curvature)
@@ -135,7 +135,7 @@ def draw_motion(
         progress *= length / (progress[-1] * radius)
         angle, zoom = np.cos(direction) * progress, np.sin(direction) * progress
     elif kind == "object":
-        # The ground stands still in half of the pictures, and moves by less than the object in the others.
+        # The background stands still in half of the images, and moves by less than the object in the others.
         thing = _shift(rng, length, curvature, uneven=rng.random() < 0.3)
         if rng.random() < 0.5:
             ground = _shift(rng, uniform(rng, (0, length / 2)), curvature)
@@ -143,7 +143,7 @@ def draw_motion(
         ground = _shift(rng, length, curvature, uneven=kind == "uneven")
         angle = _turn(rng, turned) / radius
 
-    # The little of time in it lets the distance grow even while everything rests.
+    # A small share of time lets the distance grow even while everything rests.
     steps = np.abs(np.diff(np.stack([ground, thing, radius * angle, radius * zoom]))).sum(axis=0)
     distance = 1e-6 * TIMES + _travelled(steps)
     if kind == "comb":
@@ -175,7 +175,7 @@ def draw_depth(rng: np.random.Generator, area: Box) -> Depth:
 
 
 def draw_outline(rng: np.random.Generator, size: tuple[int, int], area: Box) -> Outline:
-    """Draw an object in an area of a photograph of `size`, its pixels taken from elsewhere in the photograph."""
+    """Draw an object in an area of a photograph of `size`, with pixels from elsewhere in the photograph."""
     centre = _place(rng, area, 0.1)
     radius = min(area[2:]) * rng.uniform(0.15, 0.45)
     dents = tuple((float(rng.uniform(0, 0.5 / k)), float(rng.uniform(0, 2 * np.pi))) for k in (2, 3, 4))

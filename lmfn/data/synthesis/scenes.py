@@ -1,4 +1,4 @@
-"""What is put into photographs before they are exposed: text, regular patterns, areas of one colour, softness."""
+"""Additions to photographs before exposure: text, regular patterns, areas of one colour, softness."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,28 +14,28 @@ from lmfn.data.synthesis.camera import hashed
 from lmfn.data.synthesis.paths import Box
 
 Pattern = Literal["checks", "bars", "sine", "dots", "lines", "zone", "star", "text", "flat"]
-SOFT_REACH = 5  # pixels that softness mixes
+SOFT_REACH = 5  # reach of softness in pixels
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """Something drawn over a part of a photograph: ink on paper."""
+    """A drawing over part of a photograph: ink on paper."""
 
     pattern: Pattern
     ink: tuple[int, int, int]
     paper: tuple[int, int, int]
     area: Box
-    """The part of the photograph that it covers."""
+    """The area of the photograph that it covers."""
     cell: float
     """Size of the pattern's cell, or of a dot of its letters, in pixels."""
     angle: float
-    """Radians by which it is turned about the area's corner."""
+    """Rotation about the corner of the area, in radians."""
     key: int
-    """Decides the letters."""
+    """Seed of the letters."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator, pattern: Pattern, area: Box) -> Self:
-        """Over all of an area of a photograph in half of the cases, and over a part of it in the others."""
+        """Draw an overlay over an entire area of a photograph in half of the cases, otherwise over part of it."""
         top, left, height, width = area
         if pattern == "flat" and rng.random() < 0.5:  # a bar along an edge
             thickness = int(rng.integers(2, max(3, min(height, width) // 3)))
@@ -76,9 +76,9 @@ def _colours(rng: np.random.Generator, pattern: Pattern) -> tuple[tuple[int, int
 
 
 def paint(window: Tensor, overlay: Overlay, corner: tuple[int, int]) -> Tensor:
-    """A part `[height, width, 3]`, uint8, of a photograph, from row and column `corner` on, with an overlay on it.
+    """A crop `[height, width, 3]`, uint8, of a photograph at row and column `corner`, with an overlay.
 
-    A pixel is the mean of the pattern at four places in it.
+    A pixel is the mean of the pattern at four points.
     """
     device = window.device
     top, left, height, width = overlay.area
@@ -89,7 +89,7 @@ def paint(window: Tensor, overlay: Overlay, corner: tuple[int, int]) -> Tensor:
     for dy in (0.25, 0.75):
         for dx in (0.25, 0.75):
             u, v = cos * (x + dx) + sin * (y + dy), cos * (y + dy) - sin * (x + dx)
-            if overlay.pattern in ("zone", "star"):  # about the area's middle
+            if overlay.pattern in ("zone", "star"):  # about the centre of the area
                 u, v = u - (cos * width + sin * height) / 2, v - (cos * height - sin * width) / 2
             share += PATTERNS[overlay.pattern](u, v, overlay.key) / 4
     ink, paper = (
@@ -101,7 +101,7 @@ def paint(window: Tensor, overlay: Overlay, corner: tuple[int, int]) -> Tensor:
 
 
 def _zone(u: Tensor, v: Tensor, key: int) -> Tensor:  # noqa: ARG001
-    """Rings, the finer the farther away: of the cell's size at a distance of eight cells."""
+    """Rings that become finer with distance: as wide as a cell at a distance of eight cells."""
     return 0.5 + 0.5 * torch.cos(math.pi / 16 * (u * u + v * v))
 
 
@@ -109,7 +109,7 @@ def _star(u: Tensor, v: Tensor, key: int) -> Tensor:
     return (torch.sin((8 + key % 24) * torch.atan2(v, u)) > 0).float()
 
 
-# Capital letters and digits in dots: a byte for each of a letter's 7 rows, its 5 lowest bits being dots.
+# Capital letters and digits as dots: one byte for each of a letter's 7 rows, with dots in the 5 lowest bits.
 _LETTERS = bytes.fromhex("""
     0E11111F111111 1E11111E11111E 0E11101010110E 1E11111111111E 1F10101E10101F 1F10101E101010 0E11101711110F
     1111111F111111 0E04040404040E 0101010111110E 11121418141211 1010101010101F 111B1515111111 11191513111111
@@ -119,7 +119,7 @@ _LETTERS = bytes.fromhex("""
 """)
 _DOTS = np.unpackbits(np.frombuffer(_LETTERS, np.uint8).reshape(-1, 7, 1), axis=2)[:, :, 3:]
 FONT = torch.from_numpy(np.pad(_DOTS, ((0, 1), (0, 2), (0, 1)))).float()
-"""`[letter, row, column]`, a space being the last letter; a column between letters and two rows between lines."""
+"""`[letter, row, column]`, with a space as the last letter; one column between letters, two rows between lines."""
 
 
 def _text(u: Tensor, v: Tensor, key: int) -> Tensor:
@@ -140,7 +140,7 @@ PATTERNS: dict[Pattern, Callable[[Tensor, Tensor, int], Tensor]] = {
     "text": _text,
     "flat": lambda u, v, _: torch.ones_like(u + v),
 }
-"""How much ink is at a place, by coordinates in cells; the last argument is the overlay's key."""
+"""The amount of ink at a point, by coordinates in cells; the last argument is the overlay's key."""
 REGULAR = tuple(pattern for pattern in get_args(Pattern) if pattern not in ("text", "flat"))
 
 
