@@ -7,7 +7,7 @@ TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch==2.11.*" |
 
 BUDGET ?= 9
 
-.PHONY: demo test test-ray lint bench gpu gpu-train
+.PHONY: demo test test-ray test-web lint bench gpu gpu-train
 
 demo: .venv/installed
 	$(BIN)/python demo.py
@@ -19,6 +19,10 @@ test: .venv/installed
 test-ray: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[ray]"
 	OMP_NUM_THREADS=1 timeout 300 $(BIN)/python -m pytest -m ray tests/test_ray.py
+
+# The page of lmfn web in a real browser: needs Chromium (apt-get install chromium), and the npm registry at the first time.
+test-web: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/web -m browser
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -117,7 +117,7 @@ function arrange({ working = false, finished = false }) {
 }
 
 function fail(error) {
-  console.error(error);
+  if (!(error instanceof Cancelled || error instanceof PhotoError)) console.error(error);
   if (!photo) {
     show("start");
     part("file").focus({ preventScroll: true });
@@ -129,6 +129,7 @@ function fail(error) {
   if (error instanceof Cancelled) part("status").textContent = "Cancelled.";
   else if (error instanceof PhotoError) say(error.message);
   else if (/memory|alloc/i.test(error.message)) say("The browser has not enough memory for this. Close other pages, and try again.");
+  else if (/wrong results/.test(error.message)) say(`Nothing was done: ${error.message}. Try another browser, or lmfn deblur.`);
   else say(`The network could not be run: ${error.message}. Is lmfn web still running?`);
 }
 
