@@ -150,7 +150,8 @@ def test_a_jpeg_keeps_exif_and_profile(page, deblur) -> None:
     exif.get_ifd(0x8769).update({0x9003: "2026:01:02 03:04:05", 0x927C: b"maker's note", 0xA002: 120, 0xA003: 80})
     exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 30.0, 1.5)})
     profile = swapped_profile()
-    data = encoded(photograph(80, 120), "JPEG", quality=95, exif=exif, icc_profile=profile)
+    pixels = (photograph(80, 120)[:, :, :1] * np.array([1, 0.8, 0.6])).astype(np.uint8)
+    data = encoded(pixels, "JPEG", quality=95, exif=exif, icc_profile=profile)
     assert choose(page, data, "holiday.JPG") == ""
     assert page.inner_text("#kept") == "The saved file keeps EXIF and the colours' description."
     name, image = saved(page)
