@@ -1,7 +1,7 @@
 """Fused kernels for LMFN, usable on their own.
 
-Every op has one public function. `backend` chooses what carries it out: Triton kernels, plain PyTorch, or the written
-formula under autograd.
+Every op has one public function. `backend` selects its implementation: Triton kernels, PyTorch, or the written formula
+under autograd.
 """
 
 from lmfn_kernels.acfm.op import channel_gate

@@ -1,10 +1,10 @@
-"""One op of each part of the network against its float64 reference, forward and backward, on the machine at hand:
+"""Check one op of each part of the network, forward and backward, against its float64 reference on this machine:
 
     python -m lmfn_kernels.selftest cuda bfloat16 [OP ...]
 
-prints a line of JSON per op as soon as it is known: `{"op": "rfdb", "fault": null}`, or what is wrong. After a fault
-that may have spoilt the device (any exception but a wrong result) the process ends, with status 3: run it again with
-the ops that are left.
+prints one line of JSON per op as soon as it is known: `{"op": "rfdb", "fault": null}`, or the fault. After a fault that
+may have corrupted the device (any exception other than a wrong result) the process ends with status 3: run it again for
+the remaining ops.
 """
 
 import json
@@ -20,14 +20,14 @@ from lmfn_kernels import conv3x3, testing, upsample_add
 
 
 class Check(NamedTuple):
-    """The part of the network that an op is from, its inputs (given dtype and device) and the op on those."""
+    """The part of the network an op belongs to, its inputs (given dtype and device), and the op on them."""
 
     part: str
     inputs: Callable[[torch.dtype, str], list[Tensor]]
     function: Callable[..., Any]
 
 
-# At the network's widths, and sizes that are no multiples of a tile.
+# At the network's widths, and at sizes that are not multiples of a tile.
 CHECKS = {
     "conv3x3": Check(
         "conv", partial(testing.conv_case, 1, 50, 50, 17, 21), partial(conv3x3, activation="leaky_relu", slope=0.05)
@@ -41,10 +41,10 @@ CHECKS = {
 
 
 def check(op: str, dtype: torch.dtype, device: str) -> None:
-    """Raise AssertionError where results or gradients are further from float64 than rounding allows."""
+    """Raise AssertionError if results or gradients deviate from float64 by more than rounding."""
     torch.manual_seed(0)
     inputs = CHECKS[op].inputs(dtype, device)
-    # On the CPU: not every device has float64.
+    # On the CPU, since not every device has float64.
     exact, exact_gradients = testing.exactly(CHECKS[op].function, [t.cpu() for t in inputs])
     results, gradients = testing.differentiate(CHECKS[op].function, inputs)
     names = [f"result {i}" for i in range(len(results))] + [f"gradient {i}" for i in range(len(gradients))]

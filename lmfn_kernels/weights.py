@@ -1,4 +1,4 @@
-"""How the ops take weights: convolutions and groups of them. Shapes are those of `torch.nn`'s modules."""
+"""Weights of the ops: convolutions and groups of them, with the shapes of `torch.nn` modules."""
 
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class RFDBWeights(NamedTuple):
 
 
 class Pseudo3D(NamedTuple):
-    """q = relu(conv3x1x1(relu(conv1x3x3(x)))), over (channel, height, width), one channel in and out: the paper's."""
+    """q = relu(conv3x1x1(relu(conv1x3x3(x)))), over (channel, height, width), one channel in and out (the paper)."""
 
     spatial_weight: Tensor
     """[3, 3]"""
@@ -53,7 +53,7 @@ class Pseudo3D(NamedTuple):
 
 
 class Full3D(NamedTuple):
-    """q = conv3x3x3(x), over (channel, height, width), one channel in and out: the released network's."""
+    """q = conv3x3x3(x), over (channel, height, width), one channel in and out (the released network)."""
 
     weight: Tensor
     """[3, 3, 3]"""

@@ -19,21 +19,21 @@ from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 from lmfn_kernels.weights import Full3D, Gate, Pseudo3D
 
-WIDEST = 64  # channels that one program of a kernel holds
+WIDEST = 64  # channels that one program of a kernel supports
 
 
 def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | LayerAttention | None = None) -> Tensor:
     """x + alpha sigmoid(q) x + add, with q from the neighbours of each value in channel, height and width.
 
     `x`, `add` and the result [B, C, H, W], float32, float16, bfloat16 or float64, of any strides, zero beyond the
-    borders; `gate` the weights of q, whose type says its form; `alpha` [1]. All tensors of one dtype on one device;
+    borders; `gate` the weights of q, whose type selects its form; `alpha` [1]. All tensors of one dtype on one device;
     computed in float32 (float64 for float64). The result is channels-last, from the kernels with a pixel stride rounded
-    up to 16 bytes. Under autocast, images are cast to its dtype, weights left as they are. First-order gradients only.
+    up to 16 bytes. Under autocast, images are cast to its dtype, weights are not. First-order gradients only.
 
-    A `LayerAttention` as `add` is computed on the way, and written only where backward needs its signs: the merge of
-    the two attentions, f_l + f_c, in one pass over the layers and x. It gives [B, C, H, W] as x has them.
+    A `LayerAttention` as `add` is computed on the fly, and written only if backward needs its signs: the merge of the
+    two attentions, f_l + f_c, in one pass over the layers and x. It must have the shape of x, [B, C, H, W].
 
-    Kept for backward: `x`, and the 14 or 28 weights; with a `LayerAttention` what `layer_attention` keeps, too.
+    Saved for backward: `x` and the 14 or 28 weights; for a `LayerAttention` also what `layer_attention` saves.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
@@ -72,12 +72,12 @@ def _merged(x: Tensor, gate: Gate, alpha: Tensor, add: LayerAttention) -> Tensor
 
 
 def _unsupported_reason(x: Tensor) -> str | None:
-    """Why the kernels cannot take this image, if so."""
+    """The reason why the kernels cannot take this image, or None."""
     return f"it has {x.shape[1]} channels, and the kernels hold at most {WIDEST}" if x.shape[1] > WIDEST else None
 
 
 def _as_vectors(gate: Gate) -> list[Tensor]:
-    """The weights; as vectors, because autocast leaves vectors in float32."""
+    """The weights as vectors, which autocast leaves in float32."""
     return [weight.flatten() for weight in gate]
 
 
@@ -86,7 +86,7 @@ class GateInputs(NamedTuple):
     add: Tensor | None
     alpha: Tensor
     gate: list[Tensor]
-    """Those of `Pseudo3D` or of `Full3D`, as vectors."""
+    """The weights of `Pseudo3D` or `Full3D`, as vectors."""
 
 
 class GateOptions(NamedTuple):
@@ -109,14 +109,14 @@ def _channel_gate_backward(
 ) -> Gradients:
     (g,) = gradients
     dx, dalpha, dgate = f.gate_backward(f.as_kernel_image(g), f.as_kernel_image(t.x), t.alpha, t.gate)
-    # `g` in memory of its own, as an op's result must have.
+    # `g` copied, since the result of an op must own its memory.
     return {"x": dx, "add": g.clone() if wanted("add") else None, "alpha": dalpha, "gate": dgate}
 
 
 class MergeInputs(NamedTuple):
     maps: list[Tensor]
     x: Tensor | None
-    """None: it is one of the maps."""
+    """None if it is one of the maps."""
     alpha: Tensor
     gate: list[Tensor]
     theta: Tensor
@@ -131,7 +131,7 @@ class MergeOptions(NamedTuple):
     by_layer: bool
     slope: float
     side: int
-    """Of a block of the attention's windows; 0 for the whole image."""
+    """Side of a block of the attention's windows; 0 for the whole image."""
 
 
 def _attention_merge_forward(

@@ -1,4 +1,4 @@
-"""What the op computes, in the shortest plain PyTorch. Shapes as in `op.py`."""
+"""The formula of the op in plain PyTorch. Shapes as in `op.py`."""
 
 import torch
 import torch.nn.functional as F

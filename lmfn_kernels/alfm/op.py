@@ -4,9 +4,9 @@ Zhang et al., "Image deblurring based on lightweight multi-information fusion ne
 section 2.3. The form with whole layers as rows is that of the network its authors released.
 
 All ops take N maps [B, C, H, W], float32, float16, bfloat16 or float64, of any strides, all tensors of one dtype on one
-device, and sum in float32 (float64 for float64). Nothing of the size of the N maps together is made but their
-gradients. Float32 products follow PyTorch's TF32 setting for matrix products. Results are channels-last, from the
-kernels with a pixel stride rounded up to 16 bytes; in plain PyTorch, contiguous where the first map is. Under autocast,
+device, and sum in float32 (float64 for float64). Except for the gradients of the maps, nothing of their total size is
+allocated. Float32 products follow PyTorch's TF32 setting for matrix products. Results are channels-last, from the
+kernels with a pixel stride rounded up to 16 bytes; in PyTorch, contiguous if the first map is. Under autocast,
 maps and weight are cast to its dtype. Gradients are of first order.
 """
 
@@ -25,25 +25,25 @@ from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 
-MOST_MAPS = 8  # that a kernel takes
+MOST_MAPS = 8  # that a kernel supports
 MOST_CHANNELS = 512  # of all maps together
-TILE = 16  # pixels that divide a window's block in the kernels, so that no tile is in two
+TILE = 16  # in the kernels, blocks of windows are multiples of this many pixels, so that no tile spans two
 
 Rows = Literal["channels", "layers"]
 
 
 class LayerAttention(NamedTuple):
-    """`layer_attention` of these, not computed yet: `channel_gate` adds it without writing it.
+    """A deferred `layer_attention`: `channel_gate` adds it without writing it to memory; calling it computes it.
 
-    Shapes, dtypes and errors are those of `layer_attention`; errors come from where it is used.
+    Shapes, dtypes and errors are those of `layer_attention`; errors are raised where it is used.
     """
 
     maps: Sequence[Tensor]
-    """N of [B, C, H, W]."""
+    """N maps [B, C, H, W]."""
     theta: Tensor
     """[1]"""
     weight: Tensor
-    """[O, NC, 1, 1]; for `channel_gate` O is C."""
+    """[O, NC, 1, 1]; O = C for `channel_gate`."""
     bias: Tensor
     """[O]"""
     temperature: Tensor | None = None
@@ -53,7 +53,7 @@ class LayerAttention(NamedTuple):
     window: int | None = None
 
     def __call__(self) -> Tensor:
-        """Computed now, [B, O, H, W]."""
+        """Compute it, [B, O, H, W]."""
         return layer_attention(*self[:5], rows=self.rows, slope=self.slope, window=self.window)
 
 
@@ -70,17 +70,17 @@ def layer_attention(
 ) -> Tensor:
     """LR(conv1x1(theta M F + F)), F the maps as rows, M their attention, LR the leaky ReLU.
 
-    `maps` N of [B, C, H, W], `theta` [1], `weight` [O, NC, 1, 1], `bias` [O]; gives [B, O, H, W]. With `rows`
+    `maps` N of [B, C, H, W], `theta` [1], `weight` [O, NC, 1, 1], `bias` [O]; returns [B, O, H, W]. With `rows`
     "channels", F is [NC, HW] and M = softmax(F F^T) over each row (the paper); with "layers", F is [N, C*HW] and
-    M = softmax(rowmax(E) - E), E = F F^T (as released). With a `temperature` [1], E is the cosine of each two rows
-    times that, which does not depend on the image's size; a row of zeros has cosine 0.
+    M = softmax(rowmax(E) - E), E = F F^T (as released). With a `temperature` [1], E is the cosine of each pair
+    of rows times it, which does not depend on the image size; a row of zeros has cosine 0.
 
     With a `window`, an even number of pixels, M is not that of the whole maps but of windows of window x window pixels,
-    half overlapping from the upper left corner on; a pixel takes the bilinear mean of the results of the four windows
-    whose centres are around it. Maps that one window holds give the same bits as without. (Not in the paper: a network
-    sees the attention that it was trained with on patches, on images of any size, and tiles of them are exact.)
+    half overlapping, from the upper left corner; a pixel gets the bilinear mean of the results of the four windows
+    around it. Maps that fit into one window give bit-identical results with and without it. (Not in the paper: images
+    of any size then get the attention that a network was trained with on patches, and tiles of them are exact.)
 
-    Kept for backward: the maps, the result (for its signs) and F F^T, window by window.
+    Saved for backward: the maps, the result (for its signs) and F F^T per window.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
@@ -96,10 +96,10 @@ def layer_attention(
 
 
 def layer_gram(maps: Sequence[Tensor], *, rows: Rows = "channels", window: int | None = None) -> Tensor:
-    """F F^T, which `layer_apply` takes: [B, NC, NC] or, with `rows` "layers", [B, N, N], in float32 (or float64).
+    """F F^T, an input of `layer_apply`: [B, NC, NC] or, with `rows` "layers", [B, N, N], in float32 (or float64).
 
-    It is a sum over pixels: that of an image is the sum of those of its tiles. With a `window` that does not hold the
-    maps, those of blocks of half a window's side, [B, rows, columns, NC, NC]. Arguments and errors as in
+    It is a sum over pixels: that of an image is the sum of those of its tiles. With a `window` smaller than the maps,
+    it is that of blocks of half a window's side, [B, rows, columns, NC, NC]. Arguments and errors as in
     `layer_attention`.
     """
     check_maps(maps, rows)
@@ -124,9 +124,9 @@ def layer_apply(
     slope: float = 0.05,
     window: int | None = None,
 ) -> Tensor:
-    """`layer_attention` with its F F^T given: summed over tiles, or over processes.
+    """`layer_attention` with a given F F^T, summed over tiles or over processes.
 
-    `gram` as `layer_gram` gives it; the other arguments and the errors as in `layer_attention`.
+    `gram` as from `layer_gram`; the other arguments and the errors as in `layer_attention`.
     """
     check_maps(maps, rows)
     check_fusion(maps, theta, weight, bias, temperature, slope)
@@ -144,7 +144,7 @@ def layer_apply(
 
 
 def attention_matrix(gram: Tensor, temperature: Tensor | None = None, *, rows: Rows = "channels") -> Tensor:
-    """M, the attention of `layer_attention`, from F F^T as `layer_gram` gives it, in the same shape and dtype.
+    """M, the attention of `layer_attention`, from F F^T as from `layer_gram`, in the same shape and dtype.
 
     `temperature` and `rows` as in `layer_attention`. It has gradients of any order.
 
@@ -159,7 +159,7 @@ def fold_into_weight(
 ) -> Tensor:
     """P = W (theta M + I), [B, O, NC] in the dtype of `gram`: `layer_attention` is LR(P F + bias), image by image.
 
-    `gram` as `layer_gram` gives it; the other arguments as in `layer_attention`. It has gradients of any order.
+    `gram` as from `layer_gram`; the other arguments as in `layer_attention`. It has gradients of any order.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
@@ -208,7 +208,7 @@ def check_fusion(
 
 
 def block_side(maps: Sequence[Tensor], window: int | None) -> int:
-    """Pixels of a block's side; 0 where the maps are one window."""
+    """Side of a block in pixels; 0 if the maps are one window."""
     if window is None:
         return 0
     if not isinstance(window, int) or isinstance(window, bool):
@@ -219,15 +219,15 @@ def block_side(maps: Sequence[Tensor], window: int | None) -> int:
 
 
 def holds_windows(x: Tensor) -> bool:
-    """Whether the kernels of windows compile without spills: on GPUs that have descriptors in hardware."""
+    """Whether the kernels with windows compile without spills: on GPUs with descriptors in hardware."""
     return not x.is_cuda or configs.describe(x.device)[1] >= 200_000
 
 
 def unsupported_reason(maps: Sequence[Tensor], side: int) -> str | None:
-    """Why the kernels cannot take these maps, if so."""
+    """The reason why the kernels cannot take these maps, or None."""
     n, size = len(maps), len(maps) * maps[0].shape[1]
     if side % TILE:
-        return f"its windows of {2 * side} pixels are no multiple of {2 * TILE}, and kernels work on whole tiles"
+        return f"its windows of {2 * side} pixels are not a multiple of {2 * TILE}, and kernels work on whole tiles"
     if side and not holds_windows(maps[0]):
         return "its windows spill registers on this GPU; the kernels need sm_90 or newer"
     if n <= MOST_MAPS and size <= MOST_CHANNELS:
@@ -242,7 +242,7 @@ class GramInputs(NamedTuple):
 class GramOptions(NamedTuple):
     by_layer: bool
     side: int
-    """Of a block; 0 for the whole image."""
+    """Side of a block; 0 for the whole image."""
 
 
 def _layer_gram_forward(
@@ -269,7 +269,7 @@ def _layer_gram_backward(
 class AttentionInputs(NamedTuple):
     maps: list[Tensor]
     gram: Tensor | None
-    """A vector, or None: then it is computed."""
+    """F F^T as a vector, or None to compute it."""
     theta: Tensor
     weight: Tensor
     bias: Tensor
@@ -280,7 +280,7 @@ class AttentionOptions(NamedTuple):
     by_layer: bool
     slope: float
     side: int
-    """Of a block; 0 for the whole image."""
+    """Side of a block; 0 for the whole image."""
 
 
 def _layer_attention_forward(
@@ -319,7 +319,7 @@ def layer_attention_backward(
         "temperature": dtemperature,
     }
     if wanted("maps"):
-        # P^T g and, where F F^T was not given, (dE + dE^T) F: one pass.
+        # P^T g and, unless F F^T was given, (dE + dE^T) F: one pass.
         matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, by_layer)
         of_maps = _of_rows(of_blocks, maps) if t.gram is None else None
         seen = maps if t.gram is None else []
@@ -333,7 +333,7 @@ def _square(gram: Tensor, maps: Sequence[Tensor], by_layer: bool) -> Tensor:
 
 
 def _of_rows(de: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """What the maps are multiplied with for their gradient, given that of F F^T: dE + dE^T, [B, NC, NC]."""
+    """The factor of the maps in their gradient, given that of F F^T: dE + dE^T, [B, NC, NC]."""
     return algebra.channels(de + de.mT, len(maps) * maps[0].shape[1])
 
 

@@ -1,4 +1,4 @@
-"""What the ops compute, in the shortest plain PyTorch. Shapes as in `op.py`."""
+"""The formulas of the ops in plain PyTorch. Shapes as in `op.py`."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-SHORTEST = 1e-12  # squared length that a row is taken to have at least: a row of zeros has similarity 0 to every other
+SHORTEST = 1e-12  # lower bound of the squared length of a row, so that a row of zeros has similarity 0 to every other
 
 
 def _rows(by_layer: bool) -> str:
@@ -47,7 +47,7 @@ def inverse_lengths(gram: Tensor) -> Tensor:
 
 
 def _shares(size: int, side: int, windows: int, like: Tensor) -> Tensor:
-    """What each pixel along an axis takes of each window, bilinear between the centres, [windows, size]."""
+    """The share of each window in each pixel along an axis, bilinear between the centres, [windows, size]."""
     centre = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5
     nearest = (centre / side - 1).clamp(0, windows - 1)
     return (1 - (nearest - torch.arange(windows, device=like.device)[:, None]).abs()).clamp_min(0)

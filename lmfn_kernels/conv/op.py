@@ -1,4 +1,4 @@
-"""The convolution op, and how ops take convolutions.
+"""The convolution op.
 
 Images are float32, float16, bfloat16 or float64 `[B, C, H, W]` of any strides, all tensors of one dtype on one device.
 Sums are in float32 (float64 for float64), and follow PyTorch's own TF32 setting for convolutions. The result is
@@ -35,7 +35,7 @@ def conv3x3(
     """activation(conv3x3(x) + bias + residual).
 
     `x` [B, C, H, W], `weight` [N, C, 3, 3], `bias` [N], `residual` and the result [B, N, H', W'], with
-    H' = (H + 2 padding - 3) // stride + 1; stride 1 or 2, padding 0 or 1. `slope` is the leaky ReLU's.
+    H' = (H + 2 padding - 3) // stride + 1; stride 1 or 2, padding 0 or 1. `slope` is that of the leaky ReLU.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
@@ -83,7 +83,7 @@ class Options(NamedTuple):
     stride: int
     padding: int
     slope: float
-    """Of the activation's negative side: 1 none, 0 ReLU."""
+    """Slope of the activation's negative side: 1 none, 0 ReLU."""
 
 
 def _forward(f: ConvBackend, t: Inputs, options: Options, _save: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

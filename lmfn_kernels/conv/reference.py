@@ -1,4 +1,4 @@
-"""What the op computes, in the shortest plain PyTorch. Shapes as in `op.py`."""
+"""The formula of the op in plain PyTorch. Shapes as in `op.py`."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,6 +7,6 @@ from torch import Tensor
 def conv3x3(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: int, padding: int, slope: float
 ) -> Tensor:
-    """`slope` is that of the negative side: 1 is no activation, 0 ReLU."""
+    """`slope` of the negative side: 1 is no activation, 0 is ReLU."""
     y = F.conv2d(x, weight, bias, stride, padding)
     return F.leaky_relu(y if residual is None else y + residual, slope)

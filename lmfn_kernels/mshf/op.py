@@ -1,4 +1,4 @@
-"""The ops of the encoder: its stem, and the residual block that the bilinear head is made of, too.
+"""The ops of the encoder: its stem, and the residual block, which the bilinear head also uses.
 
 Zhang et al., "Image deblurring based on lightweight multi-information fusion network", ICIP 2021, arXiv 2101.05403,
 section 2.1.
@@ -22,16 +22,16 @@ from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 from lmfn_kernels.weights import Conv
 
-WIDEST = 64  # channels that one program of the stem's kernels holds
+WIDEST = 64  # channels that one program of the stem's kernels supports
 MOST_VALUES = 32  # of the image under nine taps, which are one block
 
 
 def stem(x: Tensor, conv0: Conv, down: Conv, slope: float = 0.1, *, padding: int = 1) -> Tensor:
     """LR(conv3x3 of stride 2 (f0)) with f0 = LR(conv3x3(x)), LR the leaky ReLU: the encoder's first two convolutions.
 
-    `x` [B, K, H, W], `conv0` K to C with `padding` 1 or 0, `down` C to N with padding 1; gives [B, N, h, w] with
-    h = (H + 2 padding - 1) // 2. f0, a map of full size, is not kept, and the kernels never write it, except where the
-    gradient of `x` is asked for.
+    `x` [B, K, H, W], `conv0` K to C with `padding` 1 or 0, `down` C to N with padding 1; returns [B, N, h, w] with
+    h = (H + 2 padding - 1) // 2. f0, a map of full size, is not saved for backward, and the kernels write it only if
+    the gradient of `x` is requested.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
@@ -51,9 +51,10 @@ def stem(x: Tensor, conv0: Conv, down: Conv, slope: float = 0.1, *, padding: int
 def residual_block(x: Tensor, conv1: Conv, conv2: Conv, *, upsample: bool = False, save_middle: bool = True) -> Tensor:
     """x + conv3x3(relu(conv3x3(x))), as one autograd function.
 
-    `x` [B, C, H, W], `conv1` C to M, `conv2` M to C; gives [B, C, H, W]. With `upsample`, the block of x at twice its
-    size (bilinear, align_corners False), [B, C, 2H, 2W]. Kept for backward, beside `x` and the weights: the map between
-    the convolutions, or with `save_middle=False` nothing. It is then computed again, as the upsampled x always is.
+    `x` [B, C, H, W], `conv1` C to M, `conv2` M to C; returns [B, C, H, W]. With `upsample`, the block of x at twice its
+    size (bilinear, align_corners False), [B, C, 2H, 2W]. Saved for backward, in addition to `x` and the weights: the
+    map between the convolutions, or with `save_middle=False` nothing; it is then recomputed, as the upsampled x always
+    is.
     Errors as in `stem`.
     """
     checks.image("x", x)
@@ -67,7 +68,7 @@ def residual_block(x: Tensor, conv1: Conv, conv2: Conv, *, upsample: bool = Fals
 
 
 def _unsupported_reason(inputs: int, channels: int) -> str | None:
-    """Why the stem's kernels cannot take so many channels, if so."""
+    """The reason why the stem's kernels cannot take these channels, or None."""
     if 9 * inputs > MOST_VALUES:
         return f"x has {inputs} channels, and the stem's kernels take at most {MOST_VALUES // 9}"
     return f"it has {channels} channels, and the stem's kernels hold at most {WIDEST}" if channels > WIDEST else None

@@ -22,14 +22,14 @@ from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 from lmfn_kernels.weights import Conv, RFDBWeights
 
-ESA_SMALLEST = 15  # what ESA's stride-2 convolution and its 7x7 pooling need
-WIDEST = 64  # channels that one program of a fused kernel holds
+ESA_SMALLEST = 15  # minimum size for ESA's stride-2 convolution and its 7x7 pooling
+WIDEST = 64  # channels that one program of a fused kernel supports
 
 
 def distill_stage(x: Tensor, distil: Conv, refine: Conv, slope: float = 0.05) -> tuple[Tensor, Tensor]:
     """One stage of an RFDB from one read of its input: LR(conv3x3(x) + x) and LR(conv1x1(x)), LR the leaky ReLU.
 
-    `x` [B, C, H, W], `distil` C to d, `refine` C to C; gives [B, C, H, W] and [B, d, H, W]. Errors as in `conv3x3`.
+    `x` [B, C, H, W], `distil` C to d, `refine` C to C; returns [B, C, H, W] and [B, d, H, W]. Errors as in `conv3x3`.
     """
     checks.image("x", x)
     checks.slope(slope)
@@ -48,8 +48,8 @@ def distill_fuse(
 ) -> tuple[Tensor, Tensor]:
     """The end of an RFDB: d4 = LR(conv3x3(x)), y = conv1x1 of (d1, d2, d3, d4), and ESA's first a = conv1x1(y).
 
-    `x` [B, C, H, W], `d` three maps [B, d, H, W], `last` C to d (3x3), `fuse` 4d to C', `squeeze` C' to f; gives y
-    [B, C', H, W] and a [B, f, H, W]. Of what it makes only d4 is kept. Errors as in `conv3x3`.
+    `x` [B, C, H, W], `d` three maps [B, d, H, W], `last` C to d (3x3), `fuse` 4d to C', `squeeze` C' to f; returns y
+    [B, C', H, W] and a [B, f, H, W]. Of the intermediate maps only d4 is saved for backward. Errors as in `conv3x3`.
     """
     checks.image("x", x)
     checks.slope(slope)
@@ -71,9 +71,9 @@ def distill_fuse(
 def esa_gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, *, fixed_grid: bool = False) -> Tensor:
     """The end of ESA: y sigmoid(expand(up(v) + skip(a))), up the bilinear (align_corners False) to y's size.
 
-    `y` [B, C, H, W], `a` [B, f, H, W], `v` [B, f, h, w], `skip` f to f (1x1), `expand` f to C (1x1); gives
-    [B, C, H, W]. With `fixed_grid`, a pixel of v becomes 6x6 of y from the upper left corner on, whatever the sizes:
-    the last ones are repeated, or what is too much is cut off. Errors as in `conv3x3`.
+    `y` [B, C, H, W], `a` [B, f, H, W], `v` [B, f, h, w], `skip` f to f (1x1), `expand` f to C (1x1); returns
+    [B, C, H, W]. With `fixed_grid`, a pixel of v becomes 6x6 pixels of y from the upper left corner, for any sizes: the
+    last ones are repeated, or the excess is cut off. Errors as in `conv3x3`.
     """
     checks.image("y", y)
     f = a.shape[1] if isinstance(a, Tensor) and a.ndim == 4 else None
@@ -89,11 +89,11 @@ def esa_gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, *, fixed
 
 
 def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05, *, fixed_grid: bool = False) -> Tensor:
-    """A whole residual feature distillation block, its ESA included, as one autograd function.
+    """A residual feature distillation block including its ESA, as one autograd function.
 
-    `x` and the result [B, C, H, W], H and W at least 15; `fixed_grid` as in `esa_gate`. Kept for backward, beside `x`
-    and the weights: the three stages' results, d4, ESA's first map and its low-resolution maps; with `x` itself at most
-    5.5 times the bytes of `x`. Errors as in `conv3x3`.
+    `x` and the result [B, C, H, W], H and W at least 15; `fixed_grid` as in `esa_gate`. Saved for backward, in addition
+    to `x` and the weights: the results of the three stages, d4, ESA's first map and its low-resolution maps; with `x`
+    itself at most 5.5 times the bytes of `x`. Errors as in `conv3x3`.
     """
     checks.image("x", x, ESA_SMALLEST)
     checks.slope(slope)
@@ -118,7 +118,7 @@ def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05, *, fixed_grid: bo
 
 
 def _unsupported_reason(*channels: int | None) -> str | None:
-    """Why the fused kernels cannot take so many channels, if so."""
+    """The reason why the fused kernels cannot take these channels, or None."""
     widest = max(c or 0 for c in channels)
     return f"it has {widest} channels, and the fused kernels hold at most {WIDEST}" if widest > WIDEST else None
 
@@ -285,7 +285,7 @@ def _rfdb_backward(
     wanted: Wanted,
 ) -> Gradients:
     (slope, fixed_grid), found = options, Gradients()
-    # In their layout already, unless something between the passes, as a compiler may, laid them out anew.
+    # Already in their layout, unless something between the passes, such as a compiler, changed it.
     x1, x2, x3, d4, a, index, pooled, low1, low2, v = map(f.as_kernel_image, saved)
     x = f.as_kernel_image(t.x), x1, x2, x3
     d1, d2, d3 = (f.conv(x_j, *distil, slope=slope) for x_j, distil in zip(x[:3], t.distil, strict=True))
@@ -294,7 +294,7 @@ def _rfdb_backward(
         f.as_kernel_image(gradients[0]), y, a, v, t.conv_f, t.conv4, fixed_grid
     )
 
-    # ESA's low branch.
+    # ESA's low-resolution branch.
     e = f.upsample_backward(dt, v, fixed_grid)
     del dt
     if wanted("conv3_"):

@@ -1,4 +1,4 @@
-"""What the ops compute, in the shortest plain PyTorch. Shapes as in `op.py`."""
+"""The formulas of the ops in plain PyTorch. Shapes as in `op.py`."""
 
 import torch
 import torch.nn.functional as F

@@ -1,12 +1,12 @@
-"""Which ptxas assembles these kernels for Hopper (sm_90): 12.9 or newer, which Triton 3.6 and 3.7 hold but do not use.
+"""Select the ptxas for Hopper (sm_90): 12.9 or newer, which Triton 3.6 and 3.7 include but do not use.
 
 The upper half of a wgmma descriptor is a constant. For one kernel here, ptxas 12.8 computed it from a register that
 held an address, and the kernel ended with an illegal memory access. Triton 3.6 and 3.7 assemble for sm_90 with 12.8,
-and bring a newer `ptxas-blackwell` for later GPUs; Triton 3.8 and newer use at least 12.9.
+and include a newer `ptxas-blackwell` for later GPUs; Triton 3.8 and newer use at least 12.9.
 
-A launch of this package asks for PTX 8.8, which is 12.9's, and Triton is taught to assemble such PTX with the newer
-program. What anybody else compiles stays as it was, in every thread. The PTX version is part of Triton's cache key, and
-ptxas 12.8 refuses 8.8: no kernel that it made is ever taken for one of these.
+A launch of this package requests PTX 8.8, the version of 12.9, and Triton is patched to assemble such PTX with the
+newer program. Kernels of other packages are unaffected, in every thread. The PTX version is part of Triton's cache key,
+and ptxas 12.8 rejects 8.8, so a kernel assembled by it is never mistaken for one of these.
 """
 
 import warnings
@@ -24,15 +24,15 @@ PTX_VERSION = 88
 
 
 def compiler_options() -> dict[str, int]:
-    """What a launch on the current device asks of Triton's compiler."""
+    """Options for Triton's compiler for a launch on the current device."""
     return {} if knobs.runtime.interpret else options(driver.active.get_current_target())
 
 
 @cache
 def options(target: GPUTarget) -> dict[str, int]:
-    """What a launch on `target` asks of Triton's compiler.
+    """Options for Triton's compiler for a launch on `target`.
 
-    Warns where ptxas is older than 12.9 and there is no newer one.
+    Warns if ptxas is older than 12.9 and there is no newer one.
     """
     if target.backend != "cuda" or target.arch != 90:
         return {}
@@ -63,14 +63,14 @@ def assembler(arch: int) -> Any:
 
 
 def is_sound(tool: Any, arch: int) -> bool:
-    """Whether what that ptxas makes of these kernels for that GPU is right."""
+    """Whether that ptxas compiles these kernels correctly for that GPU."""
     return arch != 90 or _release(tool) >= SOUND
 
 
 def newer() -> Any | None:
     """Triton's ptxas for GPUs after Hopper, with `path` and `version`, if there is one and its programs can be loaded.
 
-    A driver loads no machine code of a later major release of CUDA than its own.
+    A driver does not load machine code of a later major release of CUDA than its own.
     """
     try:
         tool = knobs.nvidia.ptxas_blackwell
@@ -90,13 +90,13 @@ def _release(tool: Any) -> tuple[int, ...]:
 
 @cache
 def _use_newer() -> None:
-    """Teach Triton which ptxas takes PTX 8.8 for sm_90: the one that its backend has for sm_100."""
+    """Make Triton assemble PTX 8.8 for sm_90 with the ptxas of its sm_100 backend."""
     from triton.backends.nvidia.compiler import CUDABackend
 
     make_cubin = CUDABackend.make_cubin
 
     def with_newer_ptxas(self: Any, src: str, metadata: Any, opt: Any, capability: int) -> bytes:
-        # A backend's own target chooses its ptxas, `capability` what that assembles for.
+        # The backend's own target selects the ptxas, `capability` the target of the assembly.
         asked = capability == 90 and opt.ptx_version == PTX_VERSION
         backend = CUDABackend(GPUTarget("cuda", 100, 32)) if asked else self
         cubin: bytes = make_cubin(backend, src, metadata, opt, capability)

@@ -1,4 +1,4 @@
-"""Which backend carries out an op."""
+"""Selection of the backend of an op."""
 
 import importlib.util
 import os
@@ -21,20 +21,19 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
-# A plain global and not a context variable: torch.compile traces and guards the one, and refuses the other.
+# A plain global instead of a context variable: torch.compile can trace and guard a global.
 _chosen = _checked(os.environ.get("LMFN_BACKEND", "auto"), "the environment variable LMFN_BACKEND")
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Choose, for the process and until the end of the `with` block, what carries out the ops.
+    """Select the backend of all ops, for the process, until the end of the `with` block.
 
-    `auto`: Triton's kernels where the tensors are on a GPU that can run them and its table (`runtime/configs.py`) does
-    not say that PyTorch's own are faster at that size, else plain PyTorch. `triton`: the
-    kernels, or an error that says why not. `torch`: plain PyTorch under the ops' own autograd function, which keeps as
-    little for backward as the kernels do. `reference`: the written formula under PyTorch's autograd, which has
-    gradients of any order. A backward pass uses the backend of its forward pass. The environment variable LMFN_BACKEND
-    sets the one to start with.
+    `auto`: the Triton kernels if the tensors are on a GPU that can run them, unless its table (`runtime/configs.py`)
+    records that PyTorch's own kernels are faster at that size; otherwise PyTorch. `triton`: the kernels, or an error
+    with the reason. `torch`: PyTorch under the ops' own autograd function, which saves as little for backward as the
+    kernels do. `reference`: the written formula under PyTorch's autograd, with gradients of any order. A backward pass
+    uses the backend of its forward pass. The environment variable LMFN_BACKEND sets the initial backend.
 
     Raises ValueError for another name.
     """
@@ -49,10 +48,10 @@ def backend(name: str) -> Iterator[None]:
 def choose(x: torch.Tensor, unsupported_reason: str | None, op: str) -> str:
     """The backend for an op on `x`: `triton`, `torch` or `reference`.
 
-    `unsupported_reason` says why its kernels cannot take this call, if so. `op` is the public function's name, by which
-    the device's table knows it.
+    `unsupported_reason` is the reason why the kernels cannot take this call, or None. `op` is the name of the public
+    function, as in the device's table.
 
-    Raises RuntimeError where `triton` was asked for and cannot be had, ValueError where it refuses the call.
+    Raises RuntimeError if `triton` is selected and unavailable, ValueError if it cannot take the call.
     """
     return explain_backend(op, x, unsupported_reason)[0]
 
@@ -60,7 +59,7 @@ def choose(x: torch.Tensor, unsupported_reason: str | None, op: str) -> str:
 def explain_backend(op: str, x: torch.Tensor, unsupported_reason: str | None = None) -> tuple[str, str]:
     """The backend that the op of that name takes for an image `x`, and why.
 
-    `unsupported_reason` is why the op's kernels cannot take the call, which an op itself finds out. Raises as `choose`.
+    `unsupported_reason` is the reason why the op's kernels cannot take the call, or None. Raises as `choose`.
     """
     if _chosen in ("torch", "reference"):
         return _chosen, "chosen by LMFN_BACKEND or lmfn_kernels.backend"
@@ -81,7 +80,7 @@ def explain_backend(op: str, x: torch.Tensor, unsupported_reason: str | None = N
 
 
 def _missing(x: torch.Tensor) -> str | None:
-    """What keeps Triton from running on the device of `x`."""
+    """The reason why Triton cannot run on the device of `x`, or None."""
     if not HAS_TRITON:
         return "Triton is not installed"
     if x.device.type == "cpu":
@@ -99,7 +98,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return _capabilities[device]
 
 
-# PyTorch takes longer to say it than to launch a kernel.
+# Cached, since PyTorch takes longer to return it than to launch a kernel.
 _capabilities: dict[torch.device, tuple[int, int]] = {}
-# What torch.compiler.assume_constant_result does, after it has imported the compiler, which takes a second.
+# The effect of torch.compiler.assume_constant_result, without importing the compiler, which takes a second.
 _capability._dynamo_marked_constant = True  # type: ignore[attr-defined]

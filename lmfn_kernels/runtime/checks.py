@@ -1,4 +1,4 @@
-"""Checks of arguments. Every error names the argument, what came, and what was expected."""
+"""Argument checks. Every error names the argument, the value, and the expectation."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def image(name: str, x: Tensor, smallest: int = 1) -> None:
 
 
 def tensor(name: str, x: Tensor, shape: Sequence[int | None], like: Tensor) -> None:
-    """`x` has this shape (None is any size), the device and the dtype of `like`; autocast may bring dtypes together."""
+    """`x` has this shape (None is any size), the device and the dtype of `like`; with autocast dtypes may differ."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; a tensor is expected")
     if x.shape != shape and (
@@ -36,6 +36,6 @@ def tensor(name: str, x: Tensor, shape: Sequence[int | None], like: Tensor) -> N
 
 
 def slope(value: float) -> None:
-    """The leaky ReLU's mask is read off the sign of its output, which needs a slope above zero."""
+    """The mask of a leaky ReLU is derived from the sign of its output, which needs a positive slope."""
     if not 0 < value <= 1:
         raise ValueError(f"slope is {value}; expected is a number above 0 and at most 1")

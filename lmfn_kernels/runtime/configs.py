@@ -1,23 +1,22 @@
-"""How a kernel is launched and which backend carries out an op: a heuristic, and over it a table per device.
+"""Launch configs of kernels and backends of ops: a heuristic, overridden by a table per device.
 
-A table is `configs/<device>.json` in this package, written by tuning; `<device>` is what `describe` calls the device,
-its name in lower case with dashes for spaces. It is one object with two members, either of which may be left out:
+A table is `configs/<device>.json` in this package, written by tuning; `<device>` is the name from `describe`, in lower
+case with dashes for spaces. It is one object with two optional members:
 
     {
       "launch": {"conv/bfloat16/16": {"height": 8, "width": 16, "warps": 4, "stages": 3, "splits": 128}},
       "backend": {"rfdb/bfloat16/12": "torch"}
     }
 
-`launch` maps `kernel/dtype/bits` to the fields of `Config`, those left out having its defaults. `kernel` is the name
-that the launcher asks `config` for, `dtype` float32, float16 or bfloat16, and `bits` the number of binary digits of
-B H W of the image that the launcher asks for, so that a new crop size finds the entry of its like.
+`launch` maps `kernel/dtype/bits` to the fields of `Config`, with defaults for omitted ones. `kernel` is the name that
+the launcher passes to `config`, `dtype` is float32, float16 or bfloat16, and `bits` is the number of binary digits of
+B H W of the launcher's image, so that new crop sizes share the entry of similar ones.
 
-`backend` maps `op/dtype/bits`, with the public function's name and its first image, to `torch` where PyTorch's own
-kernels (cuDNN) are faster, or to `triton`, which is also what holds where there is no entry. Backend `auto` on a GPU
-goes by it; a backend that was asked for by name does not.
+`backend` maps `op/dtype/bits`, with the name of the public function and its first image, to `torch` if PyTorch's own
+kernels (cuDNN) are faster, or to `triton`, the default. Only backend `auto` on a GPU consults it.
 
-Nothing tunes at a first call; a device without a table gets the heuristic, and so does deterministic mode
-(`torch.use_deterministic_algorithms`) on any device.
+Nothing is tuned on a first call. Devices without a table, and deterministic mode (`torch.use_deterministic_algorithms`)
+on any device, use the heuristic.
 """
 
 import json
@@ -32,7 +31,8 @@ TABLE_BACKENDS = ("triton", "torch")
 
 
 class Config(NamedTuple):
-    """Rows and columns of a tile of pixels, warps, pipeline stages, partial sums that a sum over pixels is split in."""
+    """Rows and columns of a tile of pixels, warps, pipeline stages, and the number of partial sums of a sum over
+    pixels."""
 
     height: int = 8
     width: int = 16
@@ -47,7 +47,7 @@ INTERPRETED = Config(stages=1, splits=3)
 def config(kernel: str, x: Tensor) -> Config:
     """The config for a kernel on `x` [B, C, H, W].
 
-    Shape, dtype and device alone decide, so that a call's result does not depend on what ran before.
+    It depends only on shape, dtype and device, so that a call's result does not depend on earlier calls.
     """
     name, shared = describe(x.device)
     if name == "cpu":
@@ -62,7 +62,7 @@ def config(kernel: str, x: Tensor) -> Config:
 
 
 def torch_is_faster(op: str, x: Tensor) -> bool:
-    """Whether the table of the device of `x` [B, C, H, W] names the `torch` backend for an op on it."""
+    """Whether the table of the device of `x` [B, C, H, W] selects the `torch` backend for an op on it."""
     if torch.are_deterministic_algorithms_enabled():
         return False
     # Compared, not converted: a compiler for any size turns this into a guard on a range of sizes.
@@ -71,7 +71,7 @@ def torch_is_faster(op: str, x: Tensor) -> bool:
 
 
 def _faster_in_torch(op: str, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
-    """The bits of the table's entries."""
+    """`bits` of the table's entries."""
     backend = tuned(describe(device)[0]).backend
     if not backend:
         return ()
@@ -79,7 +79,7 @@ def _faster_in_torch(op: str, dtype: torch.dtype, device: torch.device) -> tuple
     return tuple(int(key.removeprefix(start)) for key in backend if key.startswith(start) and backend[key] == "torch")
 
 
-# What torch.compiler.assume_constant_result does, after it has imported the compiler, which takes a second.
+# The effect of torch.compiler.assume_constant_result, without importing the compiler, which takes a second.
 _faster_in_torch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -89,12 +89,12 @@ def _short(dtype: torch.dtype) -> str:
 
 @cache
 def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
-    """What to do without a measurement, given a multiprocessor's shared memory in bytes.
+    """The config without a measurement, given the shared memory of a multiprocessor in bytes.
 
-    `python -m bench resources` compiles each: what spills or needs too much memory is a fault there.
+    `python -m bench resources` compiles each of them and reports spills and excessive shared memory.
     """
     big = shared >= 200_000
-    # 4 warps of gfx942 have 512 registers for each of their lanes, 8 have 256.
+    # On gfx942, 4 warps have 512 registers per lane, 8 have 256.
     many = dtype.itemsize == 4 or kernel.startswith(("channel_gate", "merge", "stem"))
     warps = 4 if many and shared <= 65536 else 8
     if kernel in ("gram", "product"):
@@ -110,7 +110,7 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
         large = 8 if dtype.itemsize == 2 else 4
         return Config(height=large if big else small, width=8, warps=warps, stages=1, splits=512)
     if kernel in ("gate_backward", "fuse_backward", "stem_backward", "weight_gradient"):
-        # Where there is no TMA, every element's address is in a register: small tiles.
+        # Without TMA, the address of every element occupies a register: small tiles.
         pipelined = big and dtype.itemsize == 2 and kernel not in ("fuse_backward", "stem_backward")
         if kernel == "fuse_backward":
             warps = 4 if big else 8
@@ -128,7 +128,7 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
 
 @cache
 def describe(device: torch.device) -> tuple[str, int]:
-    """A device's name as tables are called, and the bytes of shared memory that one program can have."""
+    """The name of a device for its table, and the bytes of shared memory available to one program."""
     if device.type == "cpu":
         return "cpu", 0
     properties = torch.get_device_module(device).get_device_properties(device)
@@ -137,7 +137,7 @@ def describe(device: torch.device) -> tuple[str, int]:
 
 
 class Table(NamedTuple):
-    """What tuning found for a device; the keys are those of the file."""
+    """The result of tuning for a device, with the keys of the file."""
 
     launch: dict[str, Config]
     backend: dict[str, str]
@@ -145,7 +145,7 @@ class Table(NamedTuple):
 
 @cache
 def tuned(device: str) -> Table:
-    """The table of a device, empty where it has none.
+    """The table of a device, empty if there is none.
 
     Raises ValueError naming the file and the entry that is wrong.
     """

@@ -1,4 +1,4 @@
-"""Gradients on their way through activations."""
+"""Gradients with pending activation masks."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 class PendingMask(NamedTuple):
-    """A gradient after a leaky ReLU, which whoever loads it takes to before: its sign mask is still to be applied."""
+    """A gradient after a leaky ReLU, whose mask is applied by the kernel that loads it."""
 
     gradient: Tensor
     activation_output: Tensor | None
-    """None: there is no activation."""
+    """Output of the activation; None without an activation."""
     slope: float

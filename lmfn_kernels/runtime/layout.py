@@ -1,4 +1,4 @@
-"""What lies where: constants on their device, and weights as ops read them without a copy. Needs no Triton."""
+"""Memory layout: constants on their device, and weights that ops read without a copy. Does not need Triton."""
 
 from functools import cache
 from typing import Any
@@ -11,9 +11,9 @@ from lmfn_kernels.runtime import backend, checks
 
 
 def constant(values: tuple[Any, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
-    """Nested tuples of numbers on the device of `like`, not to be written to.
+    """Nested tuples of numbers as a tensor on the device of `like`; must not be written to.
 
-    Made once: a copy from the host cannot be captured in a CUDA graph, and holds the host up in every call.
+    Created once: a copy from the host cannot be captured in a CUDA graph, and would delay every call.
     """
     make = _constant if type(like) in (Tensor, Parameter) else _constant.__wrapped__  # a compiler's tensor is its own
     return make(values, dtype, like.device)
@@ -21,25 +21,26 @@ def constant(values: tuple[Any, ...], dtype: torch.dtype, like: Tensor) -> Tenso
 
 @cache
 def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # what is made in that mode cannot be used outside it
+    with torch.inference_mode(False):  # tensors created in inference mode cannot be used outside it
         return torch.tensor(values, dtype=dtype, device=device)
 
 
 def pitch(channels: int, dtype: torch.dtype) -> int:
-    """Elements from one pixel to the next: `channels` rounded up to 16 bytes, which descriptors need."""
+    """Elements from one pixel to the next: `channels` rounded up to 16 bytes, as descriptors require."""
     step = 16 // dtype.itemsize
     return -(-channels // step) * step
 
 
 def weight_layout(weight: Tensor) -> Tensor:
-    """A convolution's `weight` [N, K, k, k], the same values in the same shape, as the ops read it without a copy.
+    """A convolution's `weight` [N, K, k, k], with the same shape and values, in the layout that the ops read without a
+    copy.
 
-    float32, float16, bfloat16 or float64, in the dtype that the images will have; the result is on the same device.
-    Where the kernels carry out the ops, that is tap by tap [k, k, K, N], rows rounded up to 16 bytes; of a weight that
-    lies otherwise, every call makes such a copy. Elsewhere it is channels-last. For weights that no longer change:
-    PyTorch's optimizers take tensors with gaps one by one.
+    float32, float16, bfloat16 or float64, in the dtype of the images; the result is on the same device. On devices that
+    run the kernels the layout is tap by tap [k, k, K, N], with rows rounded up to 16 bytes; a weight in any other
+    layout is copied on every call. Elsewhere it is channels-last. Use it for weights that no longer change: PyTorch's
+    optimizers process tensors with gaps one by one.
 
-    Raises TypeError or ValueError where `weight` is no such tensor.
+    Raises TypeError or ValueError if `weight` is not such a tensor.
     """
     checks.tensor("weight", weight, (None,) * 4, weight)
     if backend.choose(weight, None, "weight_layout") != "triton":

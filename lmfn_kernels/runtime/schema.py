@@ -1,4 +1,4 @@
-"""An op's tensors and options, declared as NamedTuples: as a schema names them, and as autograd takes them."""
+"""Tensors and options of an op, declared as NamedTuples, and their flat form for schemas and autograd."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 from torch import Tensor
 
 Argument = Tensor | None | list[Tensor]
-"""What a schema has one name for."""
+"""A value with a single name in a schema."""
 
 SCHEMA_TYPES: dict[Any, str] = {
     Tensor: "Tensor",
@@ -29,10 +29,10 @@ def _parts(kind: Any) -> dict[str, Any]:
 
 
 def schema(kind: Any, name: str = "") -> dict[str, str]:
-    """Names and schema types of the arguments that a value of this type becomes.
+    """Names and schema types of the arguments for a value of this type.
 
-    A NamedTuple becomes its fields', a tuple its elements', with the name in front: `Conv` as the type of a field
-    `down` becomes `down_weight` and `down_bias`.
+    A NamedTuple is expanded into its fields, a tuple into its elements, prefixed by its name: a field `down` of type
+    `Conv` becomes `down_weight` and `down_bias`.
     """
     if kind in SCHEMA_TYPES:
         return {name: SCHEMA_TYPES[kind]}
@@ -43,14 +43,14 @@ def schema(kind: Any, name: str = "") -> dict[str, str]:
 
 
 def to_arguments(value: Any) -> list[Argument]:
-    """A value as the arguments of its type's schema."""
+    """Flatten a value into the arguments of its type's schema."""
     if not isinstance(value, tuple):
         return [value]
     return [argument for part in value for argument in to_arguments(part)]
 
 
 def from_arguments(kind: Any, arguments: Iterator[Any]) -> Any:
-    """The value of that type again."""
+    """Rebuild the value from its arguments."""
     if kind in SCHEMA_TYPES:
         return next(arguments)
     parts = (from_arguments(inner, arguments) for inner in _parts(kind).values())
@@ -58,7 +58,7 @@ def from_arguments(kind: Any, arguments: Iterator[Any]) -> Any:
 
 
 def to_tensors(value: Any) -> list[Any]:
-    """All that nested tuples and lists hold, in order."""
+    """All elements of nested tuples and lists, in order."""
     if not isinstance(value, (tuple, list)):
         return [value]
     return [tensor for part in value for tensor in to_tensors(part)]

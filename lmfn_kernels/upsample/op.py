@@ -1,9 +1,10 @@
-"""Bilinear upsampling (align_corners False): added to another map, or under a convolution that never makes it.
+"""Bilinear upsampling (align_corners False): added to another map, or fused into a convolution so that it is never
+materialised.
 
 Images are float32, float16, bfloat16 or float64 `[B, C, H, W]` of any strides, all tensors of one dtype on one device.
 Sums are in float32 (float64 for float64), and follow PyTorch's own TF32 setting for convolutions; folded weights are
 rounded to the images' dtype. The result of `upsample_add` is channels-last, from the kernels with a pixel stride
-rounded up to 16 bytes, and nothing is kept for its backward. Under autocast, images and weights are cast to its dtype.
+rounded up to 16 bytes, and it saves nothing for backward. Under autocast, images and weights are cast to its dtype.
 Gradients are of first order.
 """
 
@@ -25,7 +26,7 @@ from lmfn_kernels.weights import Conv
 
 
 def upsample_add(a: Tensor, b: Tensor) -> Tensor:
-    """a + b brought up to the size of a: `a` and the result [B, C, H, W], `b` [B, C, h, w]. Errors as in `conv3x3`."""
+    """a + b upsampled to the size of a: `a` and the result [B, C, H, W], `b` [B, C, h, w]. Errors as in `conv3x3`."""
     checks.image("a", a)
     checks.image("b", b)
     checks.tensor("b", b, (*a.shape[:2], None, None), a)
@@ -36,10 +37,10 @@ def upsample_add(a: Tensor, b: Tensor) -> Tensor:
 
 
 def upsampled_conv3x3(x: Tensor, conv: Conv) -> Tensor:
-    """conv3x3(up2(x)), up2 the bilinear to twice the size (align_corners False).
+    """conv3x3(up2(x)), up2 bilinear to twice the size (align_corners False).
 
-    `x` [B, C, H, W], `conv` C to N with padding 1; gives [B, N, 2H, 2W]. The upsampled map is made neither here nor in
-    backward: the convolution is one of x, with four times the results. Errors as in `conv3x3`.
+    `x` [B, C, H, W], `conv` C to N with padding 1; returns [B, N, 2H, 2W]. The upsampled map is materialised neither in
+    forward nor in backward: it is a convolution of x with four times the outputs. Errors as in `conv3x3`.
     """
     checks.image("x", x)
     check_conv("conv", conv, outputs_of(conv), x.shape[1], 3, x)
@@ -62,7 +63,7 @@ def _upsample_add_forward(
     f: UpsampleBackend, t: AddInputs, _options: NoOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     a, b = f.as_kernel_image(t.a), f.as_kernel_image(t.b)
-    # Backward needs the size of b alone, and this has it without a byte.
+    # Backward needs only the size of b, which this provides without memory.
     return (f.upsample_add(b, a.shape[2:], a),), (b.new_empty((*b.shape[2:], 0)),)
 
 
@@ -76,7 +77,7 @@ def _upsample_add_backward(
 ) -> Gradients:
     (g,), (size,), found = gradients, saved, Gradients()
     if wanted("a"):
-        found["a"] = g.clone()  # its own memory, as an op's result must have
+        found["a"] = g.clone()  # the result of an op must own its memory
     if wanted("b"):
         b = g.new_empty(()).expand(*g.shape[:2], *size.shape[:2])
         found["b"] = f.upsample_backward(f.as_kernel_image(g), b)
