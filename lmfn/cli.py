@@ -19,7 +19,7 @@ from tyro.conf import OmitSubcommandPrefixes, Positional, arg
 import lmfn
 from lmfn import checkout
 from lmfn.extras import require
-from lmfn.options import BlurKind, BlurKinds, BlurOptions, ExportType, Frames, Guard, Precision, Variant
+from lmfn.options import BlurKind, BlurKinds, BlurOptions, ExportFormat, ExportType, Frames, Guard, Precision, Variant
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 WEIGHTS = (
@@ -380,33 +380,41 @@ class Ablate:
 
 @dataclass(frozen=True)
 class Export:
-    """Write the network as a file for other programs: NAME.onnx, or for ncnn NAME.param and NAME.bin."""
+    """Write the network for other programs: NAME.onnx; for ncnn NAME.param and NAME.bin; or a folder for darktable."""
 
     out: Positional[Path]
-    """The file, by its suffix .onnx or .param. One that is there is replaced."""
+    """The file or, for darktable, the folder. Files that are there are replaced."""
     weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
-    dtype: ExportType = "float32"
-    """Type of the weights and, in ONNX, of the convolutions; images are float32 in any case."""
+    format: ExportFormat | None = None
+    """Default: onnx for a file .onnx, ncnn for a file .param."""
+    dtype: ExportType | None = None
+    """Type of the weights and, in ONNX, of the convolutions, float32 by default; images are float32 in any case."""
     opset: int | None = None
-    """Version of ONNX's operators, 13 or newer; default: 17."""
+    """Version of ONNX's operators, 13 or newer; 17 by default."""
     tile_size: int | None = None
     """Take square images with sides of this length alone, one at a time. ONNX takes any size without it; for ncnn it is
     256 by default."""
 
     def run(self) -> bool:
-        from lmfn.export import OPSET, export_onnx
+        from lmfn.export import export_onnx
+        from lmfn.export.darktable import write_folder
         from lmfn.export.ncnn import export_ncnn
 
-        if self.out.suffix == ".onnx":
-            opset = OPSET if self.opset is None else self.opset
-            export_onnx(self.weights, self.out, dtype=self.dtype, opset=opset, tile_size=self.tile_size)
-        elif self.out.suffix == ".param":
-            if self.opset is not None:
-                raise ValueError("--opset is for ONNX; ncnn has none")
-            tile_size = 256 if self.tile_size is None else self.tile_size
-            export_ncnn(self.weights, self.out, dtype=self.dtype, tile_size=tile_size)
-        else:
+        suffixes: dict[str, ExportFormat] = {".onnx": "onnx", ".param": "ncnn"}
+        suffix = self.out.suffix
+        name = self.format or suffixes.get(suffix)
+        if name is None or (name != "darktable" and suffixes.get(suffix) != name):
             raise ValueError(f"{self.out} names no known kind of file; let it end in .onnx, or for ncnn in .param")
+        writers: dict[ExportFormat, tuple[Callable[..., None], tuple[str, ...]]] = {
+            "onnx": (export_onnx, ("dtype", "opset", "tile_size")),
+            "ncnn": (export_ncnn, ("dtype", "tile_size")),
+            "darktable": (write_folder, ()),
+        }
+        write, options = writers[name]
+        given = {key: value for key in ("dtype", "opset", "tile_size") if (value := getattr(self, key)) is not None}
+        if wrong := [key for key in given if key not in options]:
+            raise ValueError(f"--{wrong[0].replace('_', '-')} is not an option for {name}")
+        write(self.weights, self.out, **given)
         return True
 
 

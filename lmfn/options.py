@@ -8,6 +8,9 @@ from typing import Literal, Self, get_args
 Precision = Literal["fp32", "bf16", "fp16"]
 """fp32, or autocast to one of the 16-bit dtypes."""
 
+ExportFormat = Literal["onnx", "ncnn", "darktable"]
+"""What `lmfn export` writes."""
+
 ExportType = Literal["float32", "float16"]
 """Dtype of the weights and the convolutions in an exported network."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from lmfn import atomic
 from lmfn.network import checkpoint
 from lmfn.network.pretrained import LMFN
-from lmfn.weights import Name, sha256
+from lmfn.weights import NAMES, sha256
 
 TILE = 768
 OVERLAP = 64
@@ -146,19 +146,22 @@ The network reflects a border around each tile by itself.
 """
 
 
-def write_folder(folder: Path, name: Name = "lmfn") -> None:
-    """Write `model.yaml`, `convert.py`, `demo.py` and `README.md` for one of the package's weights.
+def write_folder(weights: str | Path, folder: str | Path) -> None:
+    """Write `model.yaml`, `convert.py`, `demo.py` and `README.md` for weights of this package, `lmfn` or
+    `lmfn-released`.
 
-    Files that are there are replaced. Raises ValueError as `shipped_weights`.
+    Files that are there are replaced. Raises ValueError for other weights: darktable wants to know where they are from.
     """
-    model = LMFN.from_pretrained(name)
+    if weights not in NAMES:
+        raise ValueError(f"darktable's folder is for the weights {' or '.join(NAMES)}, which it can get, not {weights}")
+    model = LMFN.from_pretrained(weights)
     facts = {
-        "name": name,
+        "name": weights,
         "tile": TILE,
         "overlap": OVERLAP,
-        "digest": sha256(checkpoint.find_weights(name)),
+        "digest": sha256(checkpoint.find_weights(weights)),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     texts = {"model.yaml": MODEL, "convert.py": CONVERT, "demo.py": DEMO, "README.md": README}
     for file, text in texts.items():
-        atomic.write(folder / file, text.format(**facts).encode())
+        atomic.write(Path(folder, file), text.format(**facts).encode())

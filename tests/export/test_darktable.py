@@ -8,13 +8,13 @@ import pytest
 import yaml
 from skimage.data import astronaut
 
-from lmfn.export import darktable
+from lmfn.cli import main
 from lmfn.weights import NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_folder_is_whole(name, tmp_path):
-    darktable.write_folder(tmp_path / name, name)
+    assert main(["export", str(tmp_path / name), "--format", "darktable", "--weights", name]) == 0
     model = yaml.safe_load((tmp_path / name / "model.yaml").read_text())
     assert {"id", "name", "description", "task", "version", "backend"} <= model.keys()
     assert (model["id"], model["type"], model["tiling"]) == (f"deblur-{name}", "single", True)
@@ -30,3 +30,11 @@ def test_the_folder_is_whole(name, tmp_path):
     sharp = cv2.imread(str(tmp_path / "sharp.png"))
     assert sharp.shape == (70, 90, 3)
     assert np.abs(sharp.astype(float) - astronaut()[:70, :90]).mean() < 6
+
+
+def test_what_it_cannot_write_is_said(tmp_path, capsys):
+    assert main(["export", str(tmp_path / "x"), "--format", "darktable", "--weights", "runs/mine"]) == 1
+    assert "is for the weights lmfn or lmfn-released, which it can get, not runs/mine" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "x"), "--format", "darktable", "--opset", "18"]) == 1
+    assert "--opset is not an option for darktable" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
