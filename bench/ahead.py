@@ -25,7 +25,7 @@ from triton.runtime import driver
 import lmfn_kernels
 from bench.network import image, network
 from bench.ops import SIZES
-from bench.providers import PROVIDERS, is_image
+from bench.providers import PROVIDERS
 from bench.registry import OPS, BenchOp
 from bench.rows import Shape
 from bench.shares import run_shares, say
@@ -33,6 +33,7 @@ from bench.train import Step
 from lmfn.inference import plain
 from lmfn_kernels import testing, weight_layout
 from lmfn_kernels.runtime import backend, configs, launch
+from lmfn_kernels.testing import is_image
 
 ODD = (3, 37, 61)
 """Images, height and width as in the tests: neither 1 nor a multiple of 16, for which Triton specialises."""

@@ -22,13 +22,14 @@ from torch.utils._pytree import tree_iter
 import lmfn_kernels
 from bench.devices import Device, device
 from bench.network import image, network
-from bench.providers import PROVIDERS, call, is_image
+from bench.providers import PROVIDERS, call
 from bench.registry import OPS, PARTS
 from bench.rows import Shape
 from bench.train import Step
 from lmfn.inference import plain
 from lmfn_kernels import weight_layout
 from lmfn_kernels.runtime import backend, configs
+from lmfn_kernels.testing import is_image
 
 SIZE = (1, 32, 32)
 """Images, height and width of an op's call: the smallest that all ops take, since every size needs as many launches."""

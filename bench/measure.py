@@ -17,7 +17,7 @@ from bench.providers import PROVIDERS, Provider
 from bench.registry import WorkEstimate
 from bench.rows import OURS, Kernel, Machine, Row, RowFile, Shape
 from lmfn_kernels import testing
-from lmfn_kernels.testing import Exact
+from lmfn_kernels.testing import Reference
 
 
 @dataclass
@@ -178,14 +178,14 @@ def add_rows(
             session.file.add(row)
 
 
-def check_results(results: Sequence[Tensor], exact: Sequence[Exact]) -> tuple[float, float]:
+def check_results(results: Sequence[Tensor], exact: Sequence[Reference]) -> tuple[float, float]:
     """Check results against the bound of `lmfn_kernels/testing.py`; raises AssertionError if one exceeds it.
 
     Returns the largest RMS error relative to the RMS of the exact value, and the largest error likewise.
     """
     rms = largest = 0.0
     for i, (result, e) in enumerate(zip(results, exact, strict=True)):
-        testing.assert_rounded(f"result or gradient {i}", result, e)
+        testing.assert_within_rounding(f"result or gradient {i}", result, e)
         error, tiny = result.double() - e.value, torch.finfo(torch.float64).tiny
         rms = max(rms, (error.square().mean() / e.value.square().mean().clamp_min(tiny)).sqrt().item())
         largest = max(largest, (error.abs().max() / e.value.abs().max().clamp_min(tiny)).item())

@@ -15,11 +15,12 @@ from torch import Tensor
 import lmfn_kernels
 from bench.devices import Device, nbytes
 from bench.measure import Candidate, Measurement, Session, add_rows, check_results, launches, short
-from bench.providers import PROVIDERS, Provider, call, is_image, saved_bytes
+from bench.providers import PROVIDERS, Provider, call
 from bench.registry import OPS, PARTS, BenchOp
 from bench.rows import Shape
 from lmfn_kernels import testing, weight_layout
 from lmfn_kernels.runtime import configs
+from lmfn_kernels.testing import is_image, saved_bytes
 
 SIZES = {"cuda": [(1, 180, 320), (1, 540, 960), (16, 64, 64)], "cpu": [(1, 180, 320)]}
 """Default images, height and width: a quarter of a 720p frame, a quarter of a 4K frame, and the maps of a training
@@ -55,7 +56,7 @@ def measure(session: Session, wanted: Request) -> None:
     # Few random perturbations for the whole network, whose image may be large: it has enough values to show their
     # effect. Not so for an op: rounding in a row of ALFM's matrix affects all pixels alike.
     rounds = 2 if op.name == "lmfn" and not any(needs) else testing.ROUNDS
-    results, gradients = testing.exactly(op.function(wanted.shape), tensors, needs, rounds)
+    results, gradients = testing.reference_with_bounds(op.function(wanted.shape), tensors, needs, rounds)
     number = min(on.copies_bytes // nbytes(tensors) + 1, MOST_COPIES)
     layouts = {PROVIDERS[name].layout: PROVIDERS[name] for name in wanted.providers}
     copies = {
@@ -80,7 +81,12 @@ def measure(session: Session, wanted: Request) -> None:
 
 
 def _checked(
-    on: Device, wanted: Request, mode: str, provider: Provider, copies: list[list[Tensor]], exact: list[testing.Exact]
+    on: Device,
+    wanted: Request,
+    mode: str,
+    provider: Provider,
+    copies: list[list[Tensor]],
+    exact: list[testing.Reference],
 ) -> Candidate:
     """Raises AssertionError if the results are wrong."""
     if mode == "infer" and provider.backend == "triton":  # once, as `for_inference` does
@@ -94,7 +100,7 @@ def _checked(
     if provider.backend == "triton":
         device, _ = configs.describe(torch.device(on.torch_device))
         config["launch"] = "tuned" if configs.tuned(device).launch else "heuristic"
-    saved = 0 if mode == "infer" else saved_bytes(function, copies[0])
+    saved = 0 if mode == "infer" else saved_bytes(function, copies[0], [t for t in copies[0] if not is_image(t)])
     return Candidate(timed, errors, on.peak(timed), saved, config, tuple(kernels))
 
 

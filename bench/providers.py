@@ -108,28 +108,6 @@ def call(function: Function, copies: Sequence[Sequence[Tensor]], mode: str) -> C
     return Call(lambda turn: turn, timed)
 
 
-def is_image(t: Tensor) -> bool:
-    """Whether it is an image rather than a weight: convolutions are at most 3x3."""
-    return t.ndim == 4 and t.shape[3] > 3
-
-
-def saved_bytes(function: Function, tensors: Sequence[Tensor]) -> int:
-    """Bytes that autograd holds after a forward pass, including input images but not weights."""
-    leaves = [t.detach().requires_grad_() for t in tensors]
-    weights = {t.untyped_storage().data_ptr() for t in leaves if not is_image(t)}
-    held: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        memory = t.untyped_storage()
-        if memory.data_ptr() not in weights:
-            held[memory.data_ptr()] = memory.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        function(*leaves)
-    return sum(held.values())
-
-
 def eager(model: Network, _x: Tensor, _dtype: torch.dtype) -> ImageFunction:
     """Plain eager PyTorch."""
     return written(model)

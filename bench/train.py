@@ -20,7 +20,7 @@ from bench.devices import Call, wall
 from bench.measure import Candidate, Measurement, Session, add_rows, check_results, launches, short
 from bench.network import function, image, network
 from bench.ops import shape_of
-from bench.providers import PROVIDERS, SLOW, Provider, saved_bytes
+from bench.providers import PROVIDERS, SLOW, Provider
 from bench.registry import OPS
 from bench.rows import Shape
 from lmfn.cuda_graphs import GradientGraph
@@ -66,7 +66,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     given = [blurred, *(t.detach() for t in (*model.parameters(), *model.buffers()))]
     needs = [False, *(True for _ in model.parameters()), *(False for _ in model.buffers())]
     # The bound uses the rounding of the first tensor's dtype.
-    _, exact = testing.exactly(lambda *t: F.mse_loss(call(*t), sharp.double()), given, needs)
+    _, exact = testing.reference_with_bounds(lambda *t: F.mse_loss(call(*t), sharp.double()), given, needs)
     candidates: dict[str, Candidate] = {}
     for name in names:
         if name == SLOW and candidates:
@@ -78,7 +78,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
                 errors = check_results(step.gradients(), [e for e in exact if e is not None])
             timed = Call(lambda _: None, step)
             timed()  # so that Adam's state exists
-            saved = saved_bytes(lambda *_, step=step: step.loss(), list(step.model.parameters()))
+            saved = testing.saved_bytes(step.loss, [], step.model.parameters())
             candidates[name] = Candidate(timed, errors, on.peak(timed), saved, step.config, tuple(kernels))
     if candidates:
         with session.turn():

@@ -1,7 +1,13 @@
-"""Random inputs for the ops, and the one bound that results are held to."""
+"""The oracle: what an op computes in float64, and how far from it rounding may take a result. And a table of our ops.
+
+`assert_correct` holds any function to its formula; docs/kernels.md has an example. Without a formula, the function
+itself is called under `lmfn_kernels.backend("reference")`, which makes our ops their formulas. `OPS` has each of them
+with inputs of any size, for the benchmarks and the tests that all ops have to pass.
+"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,194 +27,123 @@ from lmfn_kernels import (
     distill_fuse,
     distill_stage,
     esa_gate,
+    layer_apply,
     layer_attention,
+    layer_gram,
     residual_block,
     rfdb,
     stem,
+    upsample_add,
     upsampled_conv3x3,
 )
 
+aten = torch.ops.aten
 
-def random(shape: Sequence[int], dtype: torch.dtype = torch.float64, device: str = "cpu", scale: float = 1.0) -> Tensor:
-    """Drawn in float64 and rounded, so that every dtype sees the same numbers to its own precision."""
-    return (torch.randn(tuple(shape), dtype=torch.float64) * scale).to(device=device, dtype=dtype)
-
-
-def conv(outputs: int, inputs: int, size: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-    """Weight and bias."""
-    weight = random((outputs, inputs, size, size), dtype, device, (inputs * size * size) ** -0.5)
-    return [weight, random((outputs,), dtype, device, 0.3)]
+ROUNDS = 8
+ROUNDINGS = 3
+TIMES = 1.5
 
 
-def rfdb_case(
-    b: int, c: int, d: int, f: int, h: int, w: int, dtype: torch.dtype = torch.float64, device: str = "cpu"
-) -> list[Tensor]:
-    """The input, then the weights as `rfdb_flat` takes them."""
-    shapes = [(d, c, 1)] * 3 + [(c, c, 3)] * 3 + [(d, c, 3), (c, 4 * d, 1), (f, c, 1), (f, f, 1)] + [(f, f, 3)] * 4
-    tensors = [random((b, c, h, w), dtype, device)]
-    for n, k, size in [*shapes, (c, f, 1)]:
-        tensors += conv(n, k, size, dtype, device)
-    return tensors
+class Reference(NamedTuple):
+    """A value in float64, and what roundings alone make of it: the largest RMS and the largest value of their errors.
 
-
-def rfdb_flat(x: Tensor, *flat: Tensor, slope: float = 0.05, fixed_grid: bool = False) -> Tensor:
-    convs = [Conv(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
-    distil, refine = (convs[0], convs[1], convs[2]), (convs[3], convs[4], convs[5])
-    return rfdb(x, RFDBWeights(distil, refine, *convs[6:]), slope, fixed_grid=fixed_grid)
-
-
-def stage_case(b: int, c: int, d: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-    return [random((b, c, h, w), dtype, device), *conv(d, c, 1, dtype, device), *conv(c, c, 3, dtype, device)]
-
-
-def stage_flat(x: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
-    return distill_stage(x, Conv(*flat[:2]), Conv(*flat[2:]))
-
-
-def fuse_case(b: int, c: int, d: int, f: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-    maps = [random((b, n, h, w), dtype, device) for n in (c, d, d, d)]
-    return [*maps, *conv(d, c, 3, dtype, device), *conv(c, 4 * d, 1, dtype, device), *conv(f, c, 1, dtype, device)]
-
-
-def fuse_flat(x: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
-    return distill_fuse(x, (d1, d2, d3), Conv(*flat[:2]), Conv(*flat[2:4]), Conv(*flat[4:]))
-
-
-def gate_case(
-    b: int, c: int, f: int, h: int, w: int, low: tuple[int, int], dtype: torch.dtype, device: str = "cpu"
-) -> list[Tensor]:
-    maps = [random(shape, dtype, device) for shape in ((b, c, h, w), (b, f, h, w), (b, f, *low))]
-    return [*maps, *conv(f, f, 1, dtype, device), *conv(c, f, 1, dtype, device)]
-
-
-def gate_flat(y: Tensor, a: Tensor, v: Tensor, *flat: Tensor, fixed_grid: bool = False) -> Tensor:
-    return esa_gate(y, a, v, Conv(*flat[:2]), Conv(*flat[2:]), fixed_grid=fixed_grid)
-
-
-def conv_case(
-    b: int, c: int, n: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", stride: int = 1, padding: int = 1
-) -> list[Tensor]:
-    low = [(size + 2 * padding - 3) // stride + 1 for size in (h, w)]
-    return [random((b, c, h, w), dtype, device), *conv(n, c, 3, dtype, device), random((b, n, *low), dtype, device)]
-
-
-def conv_flat(**options: Any) -> Callable[..., Tensor]:
-    def call(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-        return conv3x3(x, weight, bias, residual, **options)
-
-    return call
-
-
-def attention_case(
-    b: int, n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "channels"
-) -> list[Tensor]:
-    """n maps whose rows have a squared length of about 2, theta, weight, bias, and for cosines their temperature.
-
-    `form`: channels, layers, channels-cosine or layers-cosine.
+    Those are of each channel of an image or of a convolution's weight, else of the whole.
     """
-    scale = (2 / (h * w * (c if form.startswith("layers") else 1))) ** 0.5
-    maps = [random((b, c, h, w), dtype, device, scale) for _ in range(n)]
-    temperature = [random((1,), dtype, device, 0.1) + 2] if form.endswith("cosine") else []
-    return [*maps, random((1,), dtype, device), *conv(o, n * c, 1, dtype, device), *temperature]
+
+    value: Tensor
+    rms: Tensor
+    largest: Tensor
 
 
-def attention_flat(form: str = "channels", slope: float = 0.05, window: int | None = None) -> Callable[..., Tensor]:
-    rows: Any = form.removesuffix("-cosine")
+def assert_correct(
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    needs: Sequence[bool] | None = None,
+    *,
+    formula: Callable[..., Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Hold a function's results and gradients to `assert_within_rounding`, and gradients to their inputs' dtypes.
 
-    def call(*tensors: Tensor) -> Tensor:
-        n = len(tensors) - (4 if form.endswith("cosine") else 3)
-        return layer_attention(tensors[:n], *tensors[n:], rows=rows, slope=slope, window=window)
-
-    return call
-
-
-def channel_gate_case(
-    b: int, c: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "pseudo3d"
-) -> list[Tensor]:
-    """x, alpha, the weights, and what is added."""
-    x, add = (random((b, c, h, w), dtype, device) for _ in range(2))
-    if form == "full3d":
-        weights = [random((3, 3, 3), dtype, device, 0.2), random((1,), dtype, device)]
-    else:
-        weights = [random((3, 3), dtype, device, 0.3), random((1,), dtype, device)]
-        weights += [random((size,), dtype, device, 0.2).abs() for size in (3, 1)]
-    return [x, random((1,), dtype, device).abs(), *weights, add]
-
-
-def channel_gate_flat(form: str = "pseudo3d") -> Callable[..., Tensor]:
-    def call(x: Tensor, alpha: Tensor, *tensors: Tensor) -> Tensor:
-        *weights, add = tensors
-        return channel_gate(x, Full3D(*weights) if form == "full3d" else Pseudo3D(*weights), alpha, add)
-
-    return call
+    `inputs` are floating point tensors; `needs` says of which there must be gradients (default: all). `formula` takes
+    the same tensors, in float64; default: the function under `backend("reference")`. Results have `dtype`, by default
+    that of the first input.
+    """
+    expected, expected_gradients = reference_with_bounds(formula or function, inputs, needs)
+    results, gradients = differentiate(function, inputs, needs)
+    for i, (result, reference) in enumerate(zip(results, expected, strict=True)):
+        assert result.dtype == (dtype or inputs[0].dtype), f"result {i} has dtype {result.dtype}"
+        assert_within_rounding(f"result {i}", result, reference)
+    for i, (gradient, of_gradient) in enumerate(zip(gradients, expected_gradients, strict=True)):
+        assert (gradient is None) == (of_gradient is None)
+        if gradient is not None and of_gradient is not None:
+            assert gradient.dtype == inputs[i].dtype, f"gradient of input {i} has dtype {gradient.dtype}"
+            assert_within_rounding(f"gradient of input {i} {tuple(gradient.shape)}", gradient, of_gradient)
 
 
-def merge_case(
-    b: int, n: int, c: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "pseudo3d"
-) -> list[Tensor]:
-    """What `channel_gate_case` gives but for what is added, and what `attention_case` gives for that. Cosines."""
-    gate = channel_gate_case(b, c, h, w, dtype, device, form=form)[:-1]
-    return [*gate, *attention_case(b, n, c, c, h, w, dtype, device, form="channels-cosine")]
+def reference_with_bounds(
+    formula: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    needs: Sequence[bool] | None = None,
+    rounds: int = ROUNDS,
+) -> tuple[list[Reference], list[Reference | None]]:
+    """`differentiate` of the formula in float64 under `backend("reference")`, with `assert_within_rounding`'s bounds.
+
+    The dtype of the first of `inputs` is that whose rounding is allowed. Fewer `rounds` find smaller bounds.
+    """
+    wide = [t.double() for t in inputs]
+    errors: list[list[tuple[Tensor, Tensor]]] = []
+    with backend("reference"):
+        results, gradients = differentiate(formula, wide, needs)
+        values = [*results, *(g for g in gradients if g is not None)]
+        for seed in range(rounds):
+            with _Rounded(inputs[0].dtype, seed) as rounded:
+                r, g = differentiate(formula, wide, needs)
+            others = [*r, *(one for one in g if one is not None)]
+            errors.append([_sizes((o - v) / rounded.scale) for o, v in zip(others, values, strict=True)])
+    found = [
+        Reference(value, *(torch.stack(sizes).amax(0) for sizes in zip(*of_rounds, strict=True)))
+        for value, of_rounds in zip(values, zip(*errors, strict=True), strict=True)
+    ]
+    rest = iter(found[len(results) :])
+    return found[: len(results)], [None if g is None else next(rest) for g in gradients]
 
 
-def merge_flat(
-    form: str = "pseudo3d", rows: Any = "channels", slope: float = 0.05, window: int | None = None
-) -> Callable[..., Tensor]:
-    size = 2 if form == "full3d" else 4
+def assert_within_rounding(name: str, result: Tensor, reference: Reference) -> None:
+    """Hold a result to what roundings alone may do to it, channel by channel, in its RMS error and its largest.
 
-    def call(x: Tensor, alpha: Tensor, *tensors: Tensor) -> Tensor:
-        *maps, theta, weight, bias, temperature = tensors[size:]
-        gate = Full3D(*tensors[:size]) if form == "full3d" else Pseudo3D(*tensors[:size])
-        attention = LayerAttention(maps, theta, weight, bias, temperature, rows, slope, window)
-        return channel_gate(x, gate, alpha, attention)
+    What they may do is measured: the formula runs in float64, forward and backward, ROUNDS times, with every
+    operation's result off at random by up to ROUNDINGS times what rounding it to the dtype of the inputs does, and a
+    sum's factors off by sqrt(K) times what rounding in the type of sums does, K the number of its products. The error
+    may be TIMES the largest that came of it. So the bound is eps sqrt(K), for each value at its own scale and with its
+    own condition: where terms cancel the sum is small and the errors are those of the terms; where a rounding carries
+    a value across an activation's kink, or past another maximum, the gradient jumps here as it does there. Nobody
+    counts terms, and nothing is widened for an op that is hard.
 
-    return call
+    Why not the sums of the absolute products, the usual bound: through several layers it is pessimistic without end.
+    Why not inputs that are off: intermediate results are rounded too, and in 16 bits that is most of the error. Why
+    three roundings and not one: a jump that one rounding makes, by chance, must be found in eight rounds. A method
+    that rounds less often than the formula errs less; one that rounds in other places, alike.
 
-
-def stem_case(b: int, c: int, n: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-    return [random((b, 3, h, w), dtype, device), *conv(c, 3, 3, dtype, device), *conv(n, c, 3, dtype, device)]
-
-
-def stem_flat(padding: int = 1) -> Callable[..., Tensor]:
-    def call(x: Tensor, *flat: Tensor) -> Tensor:
-        return stem(x, Conv(*flat[:2]), Conv(*flat[2:]), padding=padding)
-
-    return call
-
-
-def block_case(b: int, c: int, m: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-    return [random((b, c, h, w), dtype, device), *conv(m, c, 3, dtype, device), *conv(c, m, 3, dtype, device)]
-
-
-def block_flat(**options: Any) -> Callable[..., Tensor]:
-    def call(x: Tensor, *flat: Tensor) -> Tensor:
-        return residual_block(x, Conv(*flat[:2]), Conv(*flat[2:]), **options)
-
-    return call
-
-
-def upsample_add_case(
-    b: int, c: int, h: int, w: int, low: tuple[int, int], dtype: torch.dtype, device: str = "cpu"
-) -> list[Tensor]:
-    return [random((b, c, h, w), dtype, device), random((b, c, *low), dtype, device)]
-
-
-def upsampled_conv_case(
-    b: int, c: int, n: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu"
-) -> list[Tensor]:
-    return [random((b, c, h, w), dtype, device), *conv(n, c, 3, dtype, device)]
-
-
-def upsampled_conv_flat(x: Tensor, *flat: Tensor) -> Tensor:
-    return upsampled_conv3x3(x, Conv(*flat))
+    NaN is never close. Raises AssertionError naming the worst channel, its error and its bound.
+    """
+    value = reference.value
+    assert result.shape == value.shape, f"{name}: shape {tuple(result.shape)}, expected {tuple(value.shape)}"
+    for kind, sizes, natural in zip(("RMS", "largest"), _sizes(result.double() - value), reference[1:], strict=True):
+        within = sizes <= TIMES * natural
+        worst = int((sizes / natural).nan_to_num(0.0).masked_fill(within, -1).argmax())
+        assert within.all(), (
+            f"{name}: {kind} error {sizes[worst]:.3g} in channel {worst}, where roundings make {natural[worst]:.3g}; "
+            f"at most {TIMES} times that is expected"
+        )
 
 
 def differentiate(
-    function: Callable[..., Any], tensors: Sequence[Tensor], needs: Sequence[bool] | None = None
+    function: Callable[..., Any], inputs: Sequence[Tensor], needs: Sequence[bool] | None = None
 ) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Results, and gradients of the inputs for fixed random gradients of the results."""
-    needs = [True] * len(tensors) if needs is None else needs
-    leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, needs, strict=True)]
+    """Results of a function, and gradients of its inputs for fixed random gradients of the results."""
+    needs = [True] * len(inputs) if needs is None else needs
+    leaves = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=True)]
     results = function(*leaves)
     results = [results] if isinstance(results, Tensor) else list(results)
     gradients = gradients_for(results)
@@ -224,76 +159,22 @@ def gradients_for(results: Sequence[Tensor]) -> list[Tensor]:
     return [(d * 32).round().div(32).to(r.device, r.dtype) for d, r in zip(drawn, results, strict=True)]
 
 
-aten = torch.ops.aten
+def saved_bytes(function: Callable[..., Any], inputs: Sequence[Tensor], uncounted: Iterable[Tensor] = ()) -> int:
+    """Bytes of all memory that autograd holds after a call, each storage once, that of `uncounted` tensors not."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    own = {t.untyped_storage().data_ptr() for t in uncounted}
+    held: dict[int, int] = {}
 
-ROUNDS = 8
-ROUNDINGS = 3
-TIMES = 1.5
+    def hold(t: Tensor) -> Tensor:
+        memory = t.untyped_storage()
+        if memory.data_ptr() not in own:
+            held[memory.data_ptr()] = memory.nbytes()
+        return t
 
-
-class Exact(NamedTuple):
-    """A value in float64, and what roundings alone make of it: the largest RMS and the largest value of their errors.
-
-    Those are of each channel of an image or of a convolution's weight, else of the whole.
-    """
-
-    value: Tensor
-    rms: Tensor
-    largest: Tensor
-
-
-def exactly(
-    function: Callable[..., Any],
-    tensors: Sequence[Tensor],
-    needs: Sequence[bool] | None = None,
-    rounds: int = ROUNDS,
-) -> tuple[list[Exact], list[Exact | None]]:
-    """`differentiate` by the written formula in float64, with the errors that `assert_rounded` allows."""
-    wide = [t.double() for t in tensors]
-    errors: list[list[tuple[Tensor, Tensor]]] = []
-    with backend("reference"):
-        results, gradients = differentiate(function, wide, needs)
-        values = [*results, *(g for g in gradients if g is not None)]
-        for seed in range(rounds):
-            with _Rounded(tensors[0].dtype, seed) as rounded:
-                r, g = differentiate(function, wide, needs)
-            others = [*r, *(one for one in g if one is not None)]
-            errors.append([_sizes((o - v) / rounded.scale) for o, v in zip(others, values, strict=True)])
-    found = [
-        Exact(value, *(torch.stack(sizes).amax(0) for sizes in zip(*of_rounds, strict=True)))
-        for value, of_rounds in zip(values, zip(*errors, strict=True), strict=True)
-    ]
-    rest = iter(found[len(results) :])
-    return found[: len(results)], [None if g is None else next(rest) for g in gradients]
-
-
-def assert_rounded(name: str, result: Tensor, exact: Exact) -> None:
-    """Hold a result to what roundings alone may do to it, channel by channel, in its RMS error and its largest.
-
-    What they may do is measured: the written formula runs in float64, forward and backward, ROUNDS times, with every
-    operation's result off at random by up to ROUNDINGS times what rounding it to the dtype of the inputs does, and a
-    sum's factors off by sqrt(K) times what rounding in the type of sums does, K the number of its products. The error
-    may be TIMES the largest that came of it. So the bound is eps sqrt(K), for each value at its own scale and with its
-    own condition: where terms cancel the sum is small and the errors are those of the terms; where a rounding carries
-    a value across an activation's kink, or past another maximum, the gradient jumps here as it does there. Nobody
-    counts terms, and nothing is widened for an op that is hard.
-
-    Why not the sums of the absolute products, the usual bound: through several layers it is pessimistic without end.
-    Why not inputs that are off: intermediate results are rounded too, and in 16 bits that is most of the error. Why
-    three roundings and not one: a jump that one rounding makes, by chance, must be found in eight rounds. A method
-    that rounds less often than the formula errs less; one that rounds in other places, alike.
-
-    NaN is never close.
-    """
-    value = exact.value
-    assert result.shape == value.shape, f"{name}: shape {tuple(result.shape)}, expected {tuple(value.shape)}"
-    for kind, sizes, natural in zip(("RMS", "largest"), _sizes(result.double() - value), exact[1:], strict=True):
-        within = sizes <= TIMES * natural
-        worst = int((sizes / natural).nan_to_num(0.0).masked_fill(within, -1).argmax())
-        assert within.all(), (
-            f"{name}: {kind} error {sizes[worst]:.3g} in channel {worst}, where roundings make {natural[worst]:.3g}; "
-            f"at most {TIMES} times that is expected"
-        )
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda t: t):
+        results = function(*leaves)  # held until all is counted: what is freed gives its address to other memory
+    del results
+    return sum(held.values())
 
 
 def _sizes(error: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,16 +184,16 @@ def _sizes(error: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Rounded(TorchDispatchMode):
-    """Every operation in float64 is off at random, as `assert_rounded` says.
+    """Every operation in float64 is off at random, as `assert_within_rounding` says.
 
     Float64 cannot show roundings of its own; there they are larger than they are by `scale`.
     """
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # One per device: what a function draws or computes on the CPU may be off, too.
-        self.generators: dict[torch.device, torch.Generator] = {}
         self.seed = seed
+        # One per device: what a function draws or computes on the CPU is off, too.
+        self.generators: dict[torch.device, torch.Generator] = {}
         eps, summed = (torch.finfo(d).eps for d in (dtype, torch.promote_types(dtype, torch.float32)))
         self.scale = max(1.0, 2.0**-32 / eps)
         self.eps, self.summed = (ROUNDINGS * self.scale * e for e in (eps, summed))
@@ -371,3 +252,403 @@ def _terms(op: Any, args: tuple[Any, ...]) -> int:
         # PyTorch's place among so many rows is off by the rounding of a number as large: that is n sqrt(1).
         return int(max((args[0].shape if op is aten.upsample_bilinear2d else args[2])[2:])) ** 2
     return 1
+
+
+def random(shape: Sequence[int], dtype: torch.dtype = torch.float64, device: str = "cpu", scale: float = 1.0) -> Tensor:
+    """Drawn in float64 and rounded, so that every dtype sees the same numbers to its own precision."""
+    return (torch.randn(tuple(shape), dtype=torch.float64) * scale).to(device=device, dtype=dtype)
+
+
+def conv(outputs: int, inputs: int, size: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    """Weight and bias."""
+    weight = random((outputs, inputs, size, size), dtype, device, (inputs * size * size) ** -0.5)
+    return [weight, random((outputs,), dtype, device, 0.3)]
+
+
+def rfdb_inputs(
+    b: int, c: int, d: int, f: int, h: int, w: int, dtype: torch.dtype = torch.float64, device: str = "cpu"
+) -> list[Tensor]:
+    """The input, then the weights as `rfdb_from_flat` takes them."""
+    shapes = [(d, c, 1)] * 3 + [(c, c, 3)] * 3 + [(d, c, 3), (c, 4 * d, 1), (f, c, 1), (f, f, 1)] + [(f, f, 3)] * 4
+    tensors = [random((b, c, h, w), dtype, device)]
+    for n, k, size in [*shapes, (c, f, 1)]:
+        tensors += conv(n, k, size, dtype, device)
+    return tensors
+
+
+def rfdb_from_flat(x: Tensor, *flat: Tensor, slope: float = 0.05, fixed_grid: bool = False) -> Tensor:
+    convs = [Conv(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
+    distil, refine = (convs[0], convs[1], convs[2]), (convs[3], convs[4], convs[5])
+    return rfdb(x, RFDBWeights(distil, refine, *convs[6:]), slope, fixed_grid=fixed_grid)
+
+
+def stage_inputs(b: int, c: int, d: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    return [random((b, c, h, w), dtype, device), *conv(d, c, 1, dtype, device), *conv(c, c, 3, dtype, device)]
+
+
+def stage_from_flat(x: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
+    return distill_stage(x, Conv(*flat[:2]), Conv(*flat[2:]))
+
+
+def fuse_inputs(
+    b: int, c: int, d: int, f: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu"
+) -> list[Tensor]:
+    maps = [random((b, n, h, w), dtype, device) for n in (c, d, d, d)]
+    return [*maps, *conv(d, c, 3, dtype, device), *conv(c, 4 * d, 1, dtype, device), *conv(f, c, 1, dtype, device)]
+
+
+def fuse_from_flat(x: Tensor, d1: Tensor, d2: Tensor, d3: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
+    return distill_fuse(x, (d1, d2, d3), Conv(*flat[:2]), Conv(*flat[2:4]), Conv(*flat[4:]))
+
+
+def gate_inputs(
+    b: int, c: int, f: int, h: int, w: int, low: tuple[int, int], dtype: torch.dtype, device: str = "cpu"
+) -> list[Tensor]:
+    maps = [random(shape, dtype, device) for shape in ((b, c, h, w), (b, f, h, w), (b, f, *low))]
+    return [*maps, *conv(f, f, 1, dtype, device), *conv(c, f, 1, dtype, device)]
+
+
+def gate_from_flat(y: Tensor, a: Tensor, v: Tensor, *flat: Tensor, fixed_grid: bool = False) -> Tensor:
+    return esa_gate(y, a, v, Conv(*flat[:2]), Conv(*flat[2:]), fixed_grid=fixed_grid)
+
+
+def conv_inputs(
+    b: int, c: int, n: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", stride: int = 1, padding: int = 1
+) -> list[Tensor]:
+    low = [(size + 2 * padding - 3) // stride + 1 for size in (h, w)]
+    return [random((b, c, h, w), dtype, device), *conv(n, c, 3, dtype, device), random((b, n, *low), dtype, device)]
+
+
+def conv_from_flat(**options: Any) -> Callable[..., Tensor]:
+    def call(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        return conv3x3(x, weight, bias, residual, **options)
+
+    return call
+
+
+def attention_inputs(
+    b: int, n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "channels"
+) -> list[Tensor]:
+    """n maps whose rows have a squared length of about 2, theta, weight, bias, and for cosines their temperature.
+
+    `form`: channels, layers, channels-cosine or layers-cosine.
+    """
+    scale = (2 / (h * w * (c if form.startswith("layers") else 1))) ** 0.5
+    maps = [random((b, c, h, w), dtype, device, scale) for _ in range(n)]
+    temperature = [random((1,), dtype, device, 0.1) + 2] if form.endswith("cosine") else []
+    return [*maps, random((1,), dtype, device), *conv(o, n * c, 1, dtype, device), *temperature]
+
+
+def attention_from_flat(
+    form: str = "channels", slope: float = 0.05, window: int | None = None
+) -> Callable[..., Tensor]:
+    rows: Any = form.removesuffix("-cosine")
+
+    def call(*tensors: Tensor) -> Tensor:
+        n = len(tensors) - (4 if form.endswith("cosine") else 3)
+        return layer_attention(tensors[:n], *tensors[n:], rows=rows, slope=slope, window=window)
+
+    return call
+
+
+def channel_gate_inputs(
+    b: int, c: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "pseudo3d"
+) -> list[Tensor]:
+    """x, alpha, the gate's weights, and what is added."""
+    x, add = (random((b, c, h, w), dtype, device) for _ in range(2))
+    if form == "full3d":
+        weights = [random((3, 3, 3), dtype, device, 0.2), random((1,), dtype, device)]
+    else:
+        weights = [random((3, 3), dtype, device, 0.3), random((1,), dtype, device)]
+        weights += [random((size,), dtype, device, 0.2).abs() for size in (3, 1)]
+    return [x, random((1,), dtype, device).abs(), *weights, add]
+
+
+def channel_gate_from_flat(form: str = "pseudo3d") -> Callable[..., Tensor]:
+    size = 2 if form == "full3d" else 4
+
+    def call(x: Tensor, alpha: Tensor, *tensors: Tensor) -> Tensor:
+        gate = Full3D(*tensors[:size]) if form == "full3d" else Pseudo3D(*tensors[:size])
+        return channel_gate(x, gate, alpha, *tensors[size:])
+
+    return call
+
+
+def merge_inputs(
+    b: int, n: int, c: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "pseudo3d"
+) -> list[Tensor]:
+    """What `channel_gate_inputs` gives but for what is added, and what `attention_inputs` gives for that. Cosines."""
+    gate = channel_gate_inputs(b, c, h, w, dtype, device, form=form)[:-1]
+    return [*gate, *attention_inputs(b, n, c, c, h, w, dtype, device, form="channels-cosine")]
+
+
+def merge_from_flat(
+    form: str = "pseudo3d", rows: Any = "channels", slope: float = 0.05, window: int | None = None
+) -> Callable[..., Tensor]:
+    size = 2 if form == "full3d" else 4
+
+    def call(x: Tensor, alpha: Tensor, *tensors: Tensor) -> Tensor:
+        *maps, theta, weight, bias, temperature = tensors[size:]
+        gate = Full3D(*tensors[:size]) if form == "full3d" else Pseudo3D(*tensors[:size])
+        attention = LayerAttention(maps, theta, weight, bias, temperature, rows, slope, window)
+        return channel_gate(x, gate, alpha, attention)
+
+    return call
+
+
+def stem_inputs(b: int, c: int, n: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    return [random((b, 3, h, w), dtype, device), *conv(c, 3, 3, dtype, device), *conv(n, c, 3, dtype, device)]
+
+
+def stem_from_flat(padding: int = 1) -> Callable[..., Tensor]:
+    def call(x: Tensor, *flat: Tensor) -> Tensor:
+        return stem(x, Conv(*flat[:2]), Conv(*flat[2:]), padding=padding)
+
+    return call
+
+
+def block_inputs(b: int, c: int, m: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    return [random((b, c, h, w), dtype, device), *conv(m, c, 3, dtype, device), *conv(c, m, 3, dtype, device)]
+
+
+def block_from_flat(**options: Any) -> Callable[..., Tensor]:
+    def call(x: Tensor, *flat: Tensor) -> Tensor:
+        return residual_block(x, Conv(*flat[:2]), Conv(*flat[2:]), **options)
+
+    return call
+
+
+def upsample_add_inputs(
+    b: int, c: int, h: int, w: int, low: tuple[int, int], dtype: torch.dtype, device: str = "cpu"
+) -> list[Tensor]:
+    return [random((b, c, h, w), dtype, device), random((b, c, *low), dtype, device)]
+
+
+def upsampled_conv_inputs(
+    b: int, c: int, n: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu"
+) -> list[Tensor]:
+    return [random((b, c, h, w), dtype, device), *conv(n, c, 3, dtype, device)]
+
+
+def upsampled_conv_from_flat(x: Tensor, *flat: Tensor) -> Tensor:
+    return upsampled_conv3x3(x, Conv(*flat))
+
+
+class Size(NamedTuple):
+    """`b` images of `c` channels, `n` maps of them where an op takes several, and their height and width."""
+
+    b: int
+    n: int
+    c: int
+    h: int
+    w: int
+
+
+class OpCase(NamedTuple):
+    """One way to call an op, as a function of tensors alone, for inputs of any size."""
+
+    function: Callable[..., Any]
+    inputs: Callable[..., list[Tensor]]
+    """`inputs(size, dtype, device)` draws them; the device is the CPU where none is given."""
+    saved: Callable[[Size], int] = lambda _: 0
+    """At most how many values are saved for backward beside the inputs."""
+    widths: tuple[int, int] = (1, 50)
+    """Maps and channels in the network."""
+    smallest: tuple[int, int] = (1, 1)
+    """The least height and width."""
+    result_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype
+    """The results' dtype, given the inputs'."""
+
+    def draw(self, size: Sequence[int], dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+        """Random inputs of a `Size` made from `size`, at least as high and wide as the op needs."""
+        b, n, c, h, w = size
+        return self.inputs(Size(b, n, c, max(h, self.smallest[0]), max(w, self.smallest[1])), dtype, device)
+
+
+def is_image(t: Tensor) -> bool:
+    """And no weight, where images are wider than 3."""
+    return t.ndim == 4 and t.shape[3] > 3
+
+
+def distilled(c: int) -> int:
+    """The distilled channels of an RFDB with c channels, in the network's proportions: 25 of 50."""
+    return max(1, c // 2)
+
+
+def esa(c: int) -> int:
+    """The channels of its ESA: 12 of 50."""
+    return max(1, c // 4)
+
+
+def esa_low(size: int) -> int:
+    """The height or width of ESA's low-resolution maps."""
+    return ((size - 3) // 2 + 1 - 7) // 3 + 1
+
+
+def _half(size: int) -> int:
+    return (size + 1) // 2
+
+
+def _windows(size: int) -> int:
+    """Windows of 32 pixels along a height or width, of which each overlaps half of the next."""
+    return max(1, (size + 15) // 16 - 1)
+
+
+def _sums(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _rfdb_saved(s: Size) -> int:
+    """Three stages' results, d4, ESA's first map; four low maps, and where the maxima were in at most 64 bits each."""
+    low = (4 + 4) * esa(s.c) * esa_low(s.h) * esa_low(s.w)
+    return s.b * ((3 * s.c + distilled(s.c) + esa(s.c)) * s.h * s.w + low)
+
+
+def _attention_saved(s: Size) -> int:
+    """The result, for its signs, and F F^T, in at most twice the bytes of the inputs' dtype."""
+    return s.b * (s.c * s.h * s.w + 2 * (s.n * s.c) ** 2)
+
+
+def _apply_inputs(s: Size, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    tensors = attention_inputs(s.b, s.n, s.c, s.c, s.h, s.w, dtype, device)
+    return [*tensors[: s.n], random((s.b, s.n * s.c, s.n * s.c), _sums(dtype), device), *tensors[s.n :]]
+
+
+def _apply_from_flat(*tensors: Tensor) -> Tensor:
+    *maps, gram, theta, weight, bias = tensors
+    return layer_apply(maps, gram, theta, weight, bias)
+
+
+def _shared_from_flat(alpha: Tensor, *tensors: Tensor) -> Tensor:
+    """The merge as the network has it: x is one of the maps."""
+    return merge_from_flat("full3d", "layers")(tensors[3], alpha, *tensors)
+
+
+OPS: dict[str, OpCase] = {
+    "conv3x3": OpCase(
+        conv_from_flat(activation="leaky_relu"),
+        lambda s, *on: conv_inputs(s.b, s.c, s.c, s.h, s.w, *on),
+        lambda s: s.b * s.c * s.h * s.w,
+        widths=(1, 64),
+    ),
+    "conv3x3-down": OpCase(
+        conv_from_flat(stride=2, activation="leaky_relu", slope=0.1),
+        lambda s, *on: conv_inputs(s.b, s.c, s.c, s.h, s.w, *on)[:3],
+        lambda s: s.b * s.c * _half(s.h) * _half(s.w),
+        widths=(1, 64),
+    ),
+    "conv3x3-reduce": OpCase(
+        conv_from_flat(),
+        lambda s, *on: conv_inputs(s.b, s.c, max(1, s.c * 25 // 32), s.h, s.w, *on)[:3],
+        widths=(1, 64),
+    ),
+    "distill_stage": OpCase(
+        stage_from_flat,
+        lambda s, *on: stage_inputs(s.b, s.c, distilled(s.c), s.h, s.w, *on),
+        lambda s: s.b * (s.c + distilled(s.c)) * s.h * s.w,
+    ),
+    "distill_fuse": OpCase(
+        fuse_from_flat,
+        lambda s, *on: fuse_inputs(s.b, s.c, distilled(s.c), esa(s.c), s.h, s.w, *on),
+        lambda s: s.b * distilled(s.c) * s.h * s.w,
+    ),
+    "esa_gate": OpCase(
+        gate_from_flat,
+        lambda s, *on: gate_inputs(s.b, s.c, esa(s.c), s.h, s.w, (max(1, esa_low(s.h)), max(1, esa_low(s.w))), *on),
+    ),
+    "esa_gate-fixed_grid": OpCase(
+        partial(gate_from_flat, fixed_grid=True),
+        lambda s, *on: gate_inputs(s.b, s.c, esa(s.c), s.h, s.w, (max(1, esa_low(s.h)), max(1, esa_low(s.w))), *on),
+    ),
+    "rfdb": OpCase(
+        rfdb_from_flat,
+        lambda s, *on: rfdb_inputs(s.b, s.c, distilled(s.c), esa(s.c), s.h, s.w, *on),
+        _rfdb_saved,
+        smallest=(15, 15),
+    ),
+    "layer_attention": OpCase(
+        attention_from_flat(),
+        lambda s, *on: attention_inputs(s.b, s.n, s.c, s.c, s.h, s.w, *on),
+        _attention_saved,
+        widths=(4, 50),
+    ),
+    "layer_attention-layers": OpCase(
+        attention_from_flat("layers-cosine"),
+        lambda s, *on: attention_inputs(s.b, s.n, s.c, s.c, s.h, s.w, *on, form="layers-cosine"),
+        lambda s: s.b * (s.c * s.h * s.w + 2 * s.n**2),
+        widths=(4, 50),
+    ),
+    "layer_attention-windows": OpCase(
+        attention_from_flat("channels-cosine", window=32),
+        lambda s, *on: attention_inputs(s.b, s.n, s.c, s.c, s.h, s.w, *on, form="channels-cosine"),
+        lambda s: s.b * (s.c * s.h * s.w + 2 * _windows(s.h) * _windows(s.w) * (s.n * s.c) ** 2),
+        widths=(4, 50),
+        smallest=(33, 1),
+    ),
+    "layer_gram": OpCase(
+        lambda *maps: layer_gram(maps),
+        lambda s, *on: attention_inputs(s.b, s.n, s.c, s.c, s.h, s.w, *on)[: s.n],
+        widths=(4, 50),
+        result_dtype=_sums,
+    ),
+    "layer_apply": OpCase(_apply_from_flat, _apply_inputs, lambda s: s.b * s.c * s.h * s.w, widths=(4, 50)),
+    "channel_gate": OpCase(
+        channel_gate_from_flat(),
+        lambda s, *on: channel_gate_inputs(s.b, s.c, s.h, s.w, *on),
+    ),
+    "channel_gate-full3d": OpCase(
+        channel_gate_from_flat("full3d"),
+        lambda s, *on: channel_gate_inputs(s.b, s.c, s.h, s.w, *on, form="full3d")[:-1],
+    ),
+    "attention_merge": OpCase(
+        merge_from_flat(),
+        lambda s, *on: merge_inputs(s.b, s.n, s.c, s.h, s.w, *on),
+        _attention_saved,
+        widths=(4, 50),
+    ),
+    "attention_merge-shared": OpCase(
+        _shared_from_flat,
+        lambda s, *on: merge_inputs(s.b, s.n, s.c, s.h, s.w, *on, form="full3d")[1:],
+        lambda s: s.b * (s.c * s.h * s.w + 2 * s.n**2),
+        widths=(4, 50),
+    ),
+    "stem": OpCase(
+        stem_from_flat(),
+        lambda s, *on: stem_inputs(s.b, s.c, s.c, s.h, s.w, *on),
+        lambda s: s.b * s.c * _half(s.h) * _half(s.w),
+        widths=(1, 64),
+    ),
+    "stem-unpadded": OpCase(
+        stem_from_flat(padding=0),
+        lambda s, *on: stem_inputs(s.b, s.c, s.c, s.h, s.w, *on),
+        lambda s: s.b * s.c * _half(s.h - 2) * _half(s.w - 2),
+        widths=(1, 64),
+        smallest=(3, 3),
+    ),
+    "residual_block": OpCase(
+        block_from_flat(),
+        lambda s, *on: block_inputs(s.b, s.c, s.c, s.h, s.w, *on),
+        lambda s: s.b * s.c * s.h * s.w,
+        widths=(1, 64),
+    ),
+    "residual_block-recomputed": OpCase(
+        block_from_flat(save_middle=False),
+        lambda s, *on: block_inputs(s.b, s.c, s.c, s.h, s.w, *on),
+        widths=(1, 64),
+    ),
+    "residual_block-up": OpCase(
+        block_from_flat(upsample=True),
+        lambda s, *on: block_inputs(s.b, s.c, s.c, s.h, s.w, *on),
+        lambda s: 4 * s.b * s.c * s.h * s.w,
+    ),
+    "upsample_add": OpCase(
+        upsample_add,
+        lambda s, *on: upsample_add_inputs(s.b, s.c, s.h, s.w, (_half(s.h), _half(s.w)), *on),
+        widths=(1, 64),
+    ),
+    "upsampled_conv3x3": OpCase(
+        upsampled_conv_from_flat,
+        lambda s, *on: upsampled_conv_inputs(s.b, s.c, 3, s.h, s.w, *on),
+    ),
+}
+"""Every op, in the forms that differ in what they compute or save."""

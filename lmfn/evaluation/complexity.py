@@ -1,12 +1,13 @@
 """The cost of a network: parameters, multiply-adds, memory saved for backward."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import lmfn_kernels
 from lmfn.evaluation.results import Complexity
+from lmfn_kernels import testing
 
 
 def measure_complexity(model: nn.Module) -> Complexity:
@@ -36,18 +37,6 @@ def count_gmacs(model: nn.Module, height: int, width: int) -> float:
 
 def saved_bytes(model: nn.Module, height: int = 256, width: int = 256) -> int:
     """Bytes that one image's forward pass keeps for the backward pass, each storage once, parameters left out."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     parameter = next(model.parameters())
     image = torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(image)  # held until all is counted: storages that are freed give their address to others
-    del output
-    return sum(kept.values())
+    return testing.saved_bytes(lambda: model(image), [], model.parameters())

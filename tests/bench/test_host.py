@@ -10,12 +10,12 @@ import torch
 
 import lmfn_kernels
 from bench.host import Launches
-from lmfn_kernels.testing import conv_case, rfdb_case, rfdb_flat, stage_case, stage_flat
+from lmfn_kernels.testing import conv_inputs, rfdb_from_flat, rfdb_inputs, stage_from_flat, stage_inputs
 
 
 def test_what_is_counted() -> None:
     """Our kernels; PyTorch's where they write something; of lists, as many as one of its kernels takes."""
-    x, weight, bias, residual = conv_case(1, 3, 2, 6, 7, torch.float32)
+    x, weight, bias, residual = conv_inputs(1, 3, 2, 6, 7, torch.float32)
     with lmfn_kernels.backend("triton"), Launches() as launched:
         lmfn_kernels.conv3x3(x, weight, bias, residual)
     assert launched.ours == 1
@@ -36,18 +36,18 @@ def test_what_is_counted() -> None:
 
 def test_backward_fills_no_zeros() -> None:
     """Neither for what was only saved, nor for the gradients; but for an output that nothing came from."""
-    tensors = [t.requires_grad_() for t in rfdb_case(1, 6, 3, 2, 15, 16, torch.float32)]
-    stage = [t.requires_grad_() for t in stage_case(1, 6, 3, 9, 8, torch.float32)]
+    tensors = [t.requires_grad_() for t in rfdb_inputs(1, 6, 3, 2, 15, 16, torch.float32)]
+    stage = [t.requires_grad_() for t in stage_inputs(1, 6, 3, 9, 8, torch.float32)]
     for backend in ("torch", "triton"):
         with lmfn_kernels.backend(backend):
-            y, (first, _) = rfdb_flat(*tensors), stage_flat(*stage)
+            y, (first, _) = rfdb_from_flat(*tensors), stage_from_flat(*stage)
         gradient = torch.ones_like(y)
         with Launches() as launched:
             y.backward(gradient)
         assert not {"zeros", "fill_", "zero_"} & launched.others.keys()
         found = torch.autograd.grad(first.sum(), stage[:2])
         with lmfn_kernels.backend("reference"):
-            expected = torch.autograd.grad(stage_flat(*stage)[0].sum(), stage[:2], materialize_grads=True)
+            expected = torch.autograd.grad(stage_from_flat(*stage)[0].sum(), stage[:2], materialize_grads=True)
         torch.testing.assert_close(found, expected)
 
 

@@ -208,7 +208,7 @@ def test_tuning_takes_a_faster_config_that_is_right(gpu: Gpu, tmp_path: Path, mo
         seen.append(config)
         return {key: 100.0 - config.width + config.warps}
 
-    def check_results(results: list[Tensor], exact: list[tune.testing.Exact]) -> tuple[float, float]:
+    def check_results(results: list[Tensor], exact: list[tune.testing.Reference]) -> tuple[float, float]:
         config = dict.get(tuning.table, key)
         assert config is None or config.warps != 2, "wrong results"
         return right(results, exact)

@@ -1,256 +1,118 @@
-"""Every op under every backend against the written formula in float64."""
+"""What holds for every op under both backends: float64, gradients, any memory, the same bits."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import lmfn_kernels
-from lmfn_kernels import testing
-from lmfn_kernels.rfdb import torch_backend
-from lmfn_kernels.testing import (
-    assert_rounded,
-    conv_case,
-    conv_flat,
-    differentiate,
-    exactly,
-    fuse_case,
-    fuse_flat,
-    gate_case,
-    gate_flat,
-    random,
-    rfdb_case,
-    rfdb_flat,
-    stage_case,
-    stage_flat,
-)
-
-BODIES = ["torch", "triton"]
-# What the interpreter computes in; it gets bfloat16 wrong.
-DTYPES = {"torch": [torch.float64, torch.float32, torch.float16, torch.bfloat16]}
-DTYPES["triton"] = DTYPES["torch"][:3]
-GRID = [(body, dtype) for body in BODIES for dtype in DTYPES[body]]
+from lmfn_kernels.testing import OPS, Size, assert_correct, differentiate, is_image, random
 
 
-def check(
-    body: str, function: Callable[..., object], tensors: Sequence[Tensor], needs: Sequence[bool] | None = None
-) -> None:
-    """Results and gradients against the float64 formula on the same, already rounded, inputs."""
-    exact, exact_gradients = exactly(function, tensors, needs)
-    with lmfn_kernels.backend(body):
-        results, gradients = differentiate(function, tensors, needs)
-    for i, (result, expected) in enumerate(zip(results, exact, strict=True)):
-        assert result.dtype == tensors[0].dtype
-        assert_rounded(f"result {i}", result, expected)
-    for i, (gradient, expected_gradient) in enumerate(zip(gradients, exact_gradients, strict=True)):
-        assert (gradient is None) == (expected_gradient is None)
-        if gradient is not None and expected_gradient is not None:
-            assert gradient.dtype == tensors[i].dtype
-            assert_rounded(f"gradient of input {i} {tuple(gradient.shape)}", gradient, expected_gradient)
+def correct(name: str, inputs: list[Tensor], needs: list[bool] | None = None) -> None:
+    op = OPS[name]
+    assert_correct(op.function, inputs, needs, dtype=op.result_dtype(inputs[0].dtype))
 
 
-@pytest.mark.parametrize(("body", "dtype"), GRID)
-@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu"])
-@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (1, 0), (2, 1), (2, 0)])
-def test_conv3x3(body: str, dtype: torch.dtype, activation: str, stride: int, padding: int) -> None:
-    tensors = conv_case(2, 6, 7, 9, 18, dtype, stride=stride, padding=padding)
-    check(body, conv_flat(stride=stride, padding=padding, activation=activation), tensors)
+@pytest.mark.parametrize("name", OPS)
+def test_within_rounding_of_float64(name: str, backend_dtype: torch.dtype) -> None:
+    """On images of more than one tile, with channels that fill no block."""
+    images, height = (2, 9) if backend_dtype == torch.float32 else (1, 4)
+    correct(name, OPS[name].draw((images, 3, 6, height, 19), backend_dtype))
 
 
-@pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (4, 1), (2, 2), (17, 33)])
-def test_conv3x3_of_a_few_pixels(body: str, height: int, width: int) -> None:
-    for stride in (1, 2):
-        tensors = conv_case(1, 3, 2, height, width, torch.float32, stride=stride)
-        check(body, conv_flat(stride=stride, activation="leaky_relu"), tensors)
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if max(op.smallest) <= 3])
+def test_a_few_pixels(name: str) -> None:
+    for height, width in ((1, 1), (1, 5), (4, 1)):
+        correct(name, OPS[name].draw((1, 2, 3, height, width), torch.float32))
 
 
-@pytest.mark.parametrize("body", BODIES)
-def test_conv3x3_of_many_channels(body: str) -> None:
-    """More than one block of inputs, and of outputs, neither a multiple of it."""
-    check(body, conv_flat(activation="leaky_relu"), conv_case(1, 70, 130, 5, 6, torch.float32))
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("name", OPS)
+def test_widths_of_the_network(name: str) -> None:
+    correct(name, OPS[name].draw((1, *OPS[name].widths, 4, 6), torch.float32))
 
 
-@pytest.mark.parametrize(("body", "dtype"), GRID)
-def test_distill_stage(body: str, dtype: torch.dtype) -> None:
-    check(body, stage_flat, stage_case(2, 10, 5, 9, 19, dtype))
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("name", OPS)
+def test_gradcheck(name: str) -> None:
+    """Against finite differences in float64, along one direction through all inputs."""
+    inputs = OPS[name].draw((1, 2, 2, 3, 4), torch.float64)
+    direction = [random(t.shape) for t in inputs]
+
+    def along(step: Tensor) -> Any:
+        return OPS[name].function(*(t + step * d for t, d in zip(inputs, direction, strict=True)))
+
+    assert torch.autograd.gradcheck(along, [torch.zeros(1, dtype=torch.float64, requires_grad=True)], fast_mode=True)
 
 
-@pytest.mark.parametrize(("body", "dtype"), GRID)
-def test_distill_fuse(body: str, dtype: torch.dtype) -> None:
-    check(body, fuse_flat, fuse_case(2, 10, 5, 4, 9, 19, dtype))
-
-
-@pytest.mark.parametrize(("body", "dtype"), GRID)
-@pytest.mark.parametrize("low", [(1, 1), (2, 3), (9, 19), (12, 4)])
-def test_esa_gate(body: str, dtype: torch.dtype, low: tuple[int, int]) -> None:
-    check(body, gate_flat, gate_case(2, 10, 4, 9, 19, low, dtype))
-
-
-@pytest.mark.parametrize(("body", "dtype"), GRID)
-@pytest.mark.parametrize("low", [(1, 1), (1, 2), (2, 4)])  # too few, and too many, for 9 x 19
-def test_esa_gate_on_a_fixed_grid(body: str, dtype: torch.dtype, low: tuple[int, int]) -> None:
-    check(body, partial(gate_flat, fixed_grid=True), gate_case(2, 10, 4, 9, 19, low, dtype))
-
-
-@pytest.mark.parametrize(("body", "dtype"), GRID)
-def test_rfdb(body: str, dtype: torch.dtype) -> None:
-    check(body, rfdb_flat, rfdb_case(2, 10, 5, 4, 17, 21, dtype))
-
-
-@pytest.mark.parametrize("body", BODIES)
-def test_rfdb_on_a_fixed_grid(body: str) -> None:
-    check(body, partial(rfdb_flat, fixed_grid=True), rfdb_case(1, 10, 5, 4, 21, 28, torch.float32))
-
-
-@pytest.mark.parametrize("body", BODIES)
-def test_rfdb_of_the_network(body: str) -> None:
-    """The network's own channels, at the smallest size that ESA takes."""
-    check(body, rfdb_flat, rfdb_case(1, 50, 25, 12, 15, 15, torch.float32))
-
-
-@pytest.mark.parametrize("body", BODIES)
-# Derandomised and not shrunk: the same examples everywhere, and a failure names one in seconds.
-@settings(
-    max_examples=8,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(data=st.data())
-def test_rfdb_of_any_kind(body: str, data: st.DataObject) -> None:
-    """Shapes, strides, dtypes, and which inputs need gradients."""
-    b, c, d, f = (data.draw(st.integers(1, high), label=name) for name, high in zip("bcdf", (2, 9, 5, 5), strict=True))
-    h, w = data.draw(st.integers(15, 24), label="h"), data.draw(st.integers(15, 24), label="w")
-    dtype = data.draw(st.sampled_from([torch.float32, torch.float16]), label="dtype")
-    torch.manual_seed(data.draw(st.integers(0, 99), label="seed"))
-    tensors = rfdb_case(b, c, d, f, h, w, dtype)
-    kind = data.draw(st.sampled_from(["plain", "channels_last", "sliced", "expanded", "transposed"]), label="memory")
+def in_memory(image: Tensor, kind: str) -> Tensor:
+    """As large an image, in memory of this kind."""
+    b, c, h, w = image.shape
     if kind == "channels_last":
-        tensors = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
-    elif kind == "sliced":
-        tensors[0] = random((b, c + 3, h + 2, w + 1), dtype)[:, 2:-1, 1:-1, 1:]
-    elif kind == "expanded":
-        tensors[0] = random((1, c, h, 1), dtype).expand(b, c, h, w)
-    elif kind == "transposed":
-        tensors[0] = random((b, c, w, h), dtype).mT
-    needs = data.draw(st.lists(st.booleans(), min_size=len(tensors), max_size=len(tensors)), label="needs")
-    check(body, rfdb_flat, tensors, needs)
+        return image.contiguous(memory_format=torch.channels_last)
+    if kind == "sliced":
+        return random((b, c + 3, h + 2, w + 1), image.dtype)[:, 2:-1, 1:-1, 1:] * image.std()
+    if kind == "expanded":
+        return (random((1, c, h, 1), image.dtype) * image.std()).expand(b, c, h, w)
+    return image.mT.contiguous().mT if kind == "transposed" else image
 
 
-@pytest.mark.parametrize("body", BODIES)
-def test_gradcheck(body: str) -> None:
-    """Against finite differences, in float64, for inputs that no activation's kink is near."""
-    cases = [
-        (stage_flat, stage_case(1, 3, 2, 3, 4, torch.float64)),
-        (fuse_flat, fuse_case(1, 3, 2, 2, 3, 4, torch.float64)),
-        (gate_flat, gate_case(1, 3, 2, 4, 5, (2, 2), torch.float64)),
-        (conv_flat(stride=2, activation="leaky_relu"), conv_case(1, 3, 2, 5, 4, torch.float64, stride=2)),
-        (rfdb_flat, rfdb_case(1, 2, 1, 1, 15, 15)),
-    ]
-    with lmfn_kernels.backend(body):
-        for function, tensors in cases:
-            leaves = [t.requires_grad_() for t in tensors]
-            assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("name", OPS)
+# The same examples everywhere, and not shrunk: a failure names one in seconds.
+@settings(max_examples=2, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_kind(name: str, data: st.DataObject) -> None:
+    """Sizes, memory of every image, dtypes, and which inputs need gradients."""
+    b, n, c, h, w = (data.draw(st.integers(1, m), label=x) for x, m in zip("bnchw", (2, 4, 9, 12, 18), strict=True))
+    dtype = data.draw(st.sampled_from([torch.float64, torch.float32, torch.float16]), label="dtype")
+    torch.manual_seed(data.draw(st.integers(0, 99), label="seed"))
+    inputs = OPS[name].draw((b, n, c, h, w), dtype)
+    kinds = st.sampled_from(["plain", "channels_last", "sliced", "expanded", "transposed"])
+    inputs = [in_memory(t, data.draw(kinds, label="memory")) if is_image(t) else t for t in inputs]
+    needs = data.draw(st.lists(st.booleans(), min_size=len(inputs), max_size=len(inputs)), label="needs")
+    correct(name, inputs, needs)
 
 
-@pytest.mark.parametrize("body", BODIES)
-def test_same_bits(body: str) -> None:
-    tensors = rfdb_case(1, 10, 5, 4, 17, 21, torch.float32)
-    with lmfn_kernels.backend(body):
-        first, again = (differentiate(rfdb_flat, tensors) for _ in range(2))
-    for a, b in zip([*first[0], *first[1]], [*again[0], *again[1]], strict=True):
-        assert a is not None
-        assert b is not None
-        assert torch.equal(a, b)
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", OPS)
+def test_same_bits_inputs_left_alone_and_strides_of_weights(name: str, memory_format: torch.memory_format) -> None:
+    """A weight's gradient lies as the weight does, or DistributedDataParallel would copy it."""
+    inputs = OPS[name].draw((1, 2, 3, 4, 5), torch.float32)
+    inputs = [t.contiguous(memory_format=memory_format) if t.ndim == 4 else t for t in inputs]
+    before = [t.clone() for t in inputs]
+    (results, gradients), again = (differentiate(OPS[name].function, inputs) for _ in range(2))
+    for one, other in zip([*results, *gradients], [*again[0], *again[1]], strict=True):
+        assert torch.equal(one, other)  # type: ignore[arg-type]
+    for t, unchanged, gradient in zip(inputs, before, gradients, strict=True):
+        assert torch.equal(t, unchanged)
+        assert gradient is not None
+        assert is_image(t) or gradient.stride() == t.stride()
 
 
-def border_tap_dropped(conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """One of the nine taps is left out in the first row."""
-
-    def call(x: Tensor, weight: Tensor, *rest: Any, slope: float = 1.0, **options: Any) -> Tensor:
-        y = conv(x, weight, *rest, **options)
-        if weight.shape[2] == 3 and options.get("stride", 1) == 1:
-            one = torch.zeros_like(weight)
-            one[:, :, 2, 2] = weight[:, :, 2, 2]
-            y[:, :, 0] -= conv(x, one, None, padding=options["padding"])[:, :, 0]
-        return F.leaky_relu(y, slope)
-
-    return call
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("name", OPS)
+def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
+    inputs = OPS[name].draw((4, 2, 5, 4, 5), torch.float32)
+    alone = [t[1:2] if t.shape[0] == 4 else t for t in inputs]  # no weight has 4 of anything
+    with torch.no_grad():
+        for together, one in zip(results(name, inputs), results(name, alone), strict=True):
+            assert torch.equal(together[1:2], one)
 
 
-def bias_sign_wrong(conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def call(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any, **options: Any) -> Tensor:
-        return conv(x, weight, None if bias is None else -bias, *rest, **options)
-
-    return call
+def results(name: str, inputs: list[Tensor]) -> list[Tensor]:
+    found = OPS[name].function(*inputs)
+    return [found] if isinstance(found, Tensor) else list(found)
 
 
-def other_slope(conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *args, slope=1.0, **options: conv(*args, slope=0.06 if slope == 0.05 else slope, **options)
-
-
-def tile_missing_in_bias_gradient(weight_gradient: Callable[..., Any]) -> Callable[..., Any]:
-    def call(e: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        less = e.clone()
-        less[:1, :, :8, :16] = 0
-        return weight_gradient(e, *rest, **options)[0], weight_gradient(less, *rest, **options)[1]
-
-    return call
-
-
-def last_column_less(input_gradient: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def call(*args: Any, **options: Any) -> Tensor:
-        g = input_gradient(*args, **options)
-        g[:, :, :, -1] *= 0.75
-        return g
-
-    return call
-
-
-@pytest.mark.parametrize("dtype", DTYPES["torch"])
-@pytest.mark.parametrize(
-    ("piece", "defect"),
-    [
-        ("conv", border_tap_dropped),
-        ("conv", bias_sign_wrong),
-        ("conv", other_slope),
-        ("weight_gradient", tile_missing_in_bias_gradient),
-        ("input_gradient", last_column_less),
-    ],
-)
-@pytest.mark.parametrize("name", ["distill_stage", "rfdb"])
-def test_the_bound_finds_a_defect(
-    name: str, piece: str, defect: Callable[..., Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In every dtype, and in the block as in an op by itself."""
-    function, tensors = {
-        "distill_stage": lambda: (stage_flat, stage_case(2, 10, 5, 17, 21, dtype)),
-        "rfdb": lambda: (rfdb_flat, rfdb_case(2, 10, 5, 4, 17, 21, dtype)),
-    }[name]()
-    monkeypatch.setattr(torch_backend, piece, defect(getattr(torch_backend, piece)))
-    with pytest.raises(AssertionError, match="where roundings make"):
-        check("torch", function, tensors)
-
-
-def test_the_bound_is_measured_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a function computes on another device than its input is off by numbers drawn there."""
-    asked: list[str] = []
-    make = torch.Generator
-
-    def generator(device: torch.device | str = "cpu") -> torch.Generator:
-        asked.append(str(device))
-        return make()  # of numbers on meta tensors there are none
-
-    def function(x: Tensor) -> Tensor:
-        assert (torch.ones(3, dtype=x.dtype, device="meta") * 2).is_meta
-        return x * 2
-
-    monkeypatch.setattr(torch, "Generator", generator)
-    testing.exactly(function, [torch.rand(3)], rounds=1)
-    assert {"cpu", "meta"} <= set(asked)
+def test_reference_is_what_it_says() -> None:
+    """The formula's own results, under the backend of that name, have gradients of any order."""
+    inputs = [t.requires_grad_() for t in OPS["rfdb"].inputs(Size(1, 1, 2, 15, 15), torch.float64)]
+    with lmfn_kernels.backend("reference"):
+        assert torch.autograd.gradgradcheck(OPS["rfdb"].function, inputs, fast_mode=True)

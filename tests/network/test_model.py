@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 import lmfn_kernels
 from lmfn import LMFN
+from lmfn.evaluation import saved_bytes
 from lmfn.network.config import PRESETS
 from lmfn_kernels.runtime import backend, configs
 
@@ -92,27 +93,12 @@ def test_trains_as_the_formulas_do() -> None:
 
 
 def kept(model: LMFN, precision: torch.dtype, backend: str = "torch") -> float:
-    """Bytes a pixel of one 256x256 patch that autograd holds on to: every storage once, the parameters not.
+    """Bytes per pixel of one 256x256 patch that autograd saves, parameters not counted.
 
-    The 16-bit copies of the weights, which autocast makes once a step, count with this one patch.
+    The 16-bit copies of the weights, which autocast makes once per step, count with this one patch.
     """
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    held: dict[int, torch.UntypedStorage] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        memory = t.untyped_storage()
-        if memory.data_ptr() not in parameters:
-            held[memory.data_ptr()] = memory
-        return t
-
-    with (
-        lmfn_kernels.backend(backend),
-        torch.autocast("cpu", precision, enabled=precision != torch.float32),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-    ):
-        output = model(torch.rand(1, 3, 256, 256))
-    assert output.requires_grad
-    return sum(memory.nbytes() for memory in held.values()) / 256**2
+    with lmfn_kernels.backend(backend), torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        return saved_bytes(model) / 256**2
 
 
 @pytest.mark.parametrize(

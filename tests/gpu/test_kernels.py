@@ -1,0 +1,232 @@
+"""The kernels on a GPU: every op against float64, a hundred times over, in graphs, far apart, and their memory."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import lmfn_kernels
+from lmfn.network import Network
+from lmfn_kernels.testing import (
+    OPS,
+    Size,
+    assert_within_rounding,
+    differentiate,
+    is_image,
+    reference_with_bounds,
+)
+
+pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
+
+DEVICE = "cuda"
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+# The network's widths, and the kernels' limits, at sizes that leave partial tiles.
+CASES = [(name, Size(3, *op.widths, 37, 61)) for name, op in OPS.items()] + [
+    ("conv3x3", Size(3, 1, 50, 37, 61)),
+    ("conv3x3", Size(3, 1, 130, 37, 61)),
+    ("layer_attention", Size(2, 4, 64, 33, 65)),
+    ("layer_attention", Size(1, 8, 64, 19, 31)),
+    ("layer_attention", Size(2, 1, 130, 19, 31)),
+    ("channel_gate", Size(2, 1, 64, 33, 65)),
+    ("channel_gate-full3d", Size(2, 1, 1, 19, 31)),
+    ("attention_merge", Size(1, 8, 64, 19, 31)),
+]
+IDS = [f"{name}-{'x'.join(map(str, size))}" for name, size in CASES]
+
+
+@pytest.fixture(autouse=True)
+def _full_precision() -> Iterator[None]:
+    """Products of float32 in float32, whichever setting of PyTorch's an op follows; TF32 has a test of its own."""
+    torch.manual_seed(0)
+    settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = "ieee"
+    with lmfn_kernels.backend("triton"):
+        yield
+    for setting, precision in zip(settings, before, strict=True):
+        setting.fp32_precision = precision
+
+
+def same(one: tuple[list[Tensor], list[Tensor | None]], other: tuple[list[Tensor], list[Tensor | None]]) -> None:
+    for a, b in zip([*one[0], *one[1]], [*other[0], *other[1]], strict=True):
+        assert torch.equal(a, b)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "size"), CASES, ids=IDS)
+def test_within_rounding_and_a_hundred_times_the_same(name: str, size: Size, dtype: torch.dtype) -> None:
+    function, inputs = OPS[name].function, OPS[name].inputs(size, dtype, DEVICE)
+    expected, of_gradients = reference_with_bounds(function, inputs)
+    results, gradients = differentiate(function, inputs)
+    for i, (found, reference) in enumerate(zip([*results, *gradients], [*expected, *of_gradients], strict=True)):
+        assert found is not None
+        assert reference is not None
+        assert_within_rounding(f"result or gradient {i}", found, reference)
+    for _ in range(100):
+        same(differentiate(function, inputs), (results, gradients))
+
+
+@pytest.mark.parametrize(("name", "size"), CASES, ids=IDS)
+def test_cuda_graph(name: str, size: Size) -> None:
+    """Forward and backward captured once, replayed on other numbers: nothing synchronises or is fixed at capture."""
+    inputs = [t.requires_grad_() for t in OPS[name].inputs(size, torch.bfloat16, DEVICE)]
+
+    def step() -> list[Tensor]:
+        found = OPS[name].function(*inputs)
+        results = [found] if isinstance(found, Tensor) else list(found)
+        loss = torch.stack([r.float().square().mean() for r in results]).sum()
+        return [*(r.detach() for r in results), *torch.autograd.grad(loss, inputs)]
+
+    warm = torch.cuda.Stream()
+    warm.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for t in inputs:
+            t.copy_(t.flip(-1))
+    graph.replay()
+    torch.cuda.synchronize()
+    for result, expected in zip(captured, step(), strict=True):
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_compiled(name: str) -> None:
+    """One graph, forward and backward, by the default compiler, with the bits of the eager call."""
+    function, inputs = OPS[name].function, OPS[name].inputs(Size(3, *OPS[name].widths, 37, 61), torch.bfloat16, DEVICE)
+    torch._dynamo.reset()
+    same(differentiate(torch.compile(function, fullgraph=True), inputs), differentiate(function, inputs))
+
+
+def test_compiled_under_auto() -> None:
+    """The choice itself, with the device's table, is part of the graph."""
+    function, inputs = (
+        OPS["distill_stage"].function,
+        OPS["distill_stage"].inputs(Size(3, 1, 50, 37, 61), DTYPES[0], DEVICE),
+    )
+    torch._dynamo.reset()
+    with lmfn_kernels.backend("auto"):
+        same(differentiate(torch.compile(function, fullgraph=True), inputs), differentiate(function, inputs))
+
+
+def test_auto_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no table says otherwise."""
+    from lmfn_kernels.runtime import configs
+
+    monkeypatch.setattr(configs, "tuned", lambda _: configs.Table({}, {}))
+    assert lmfn_kernels.explain_backend("rfdb", torch.zeros(1, 50, 15, 15, device=DEVICE))[0] == "triton"
+    with lmfn_kernels.backend("auto"):
+        assert lmfn_kernels.explain_backend("rfdb", torch.zeros(1, 50, 15, 15, device=DEVICE))[0] == "triton"
+
+
+def test_tf32_follows_torch() -> None:
+    """With TF32 the result differs from that without, by no more than rounding to its 10 bits, float16's, does."""
+    function, inputs = OPS["conv3x3"].function, OPS["conv3x3"].inputs(Size(3, 1, 50, 37, 61), torch.float32, DEVICE)
+    with torch.no_grad():
+        full = function(*inputs)
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        short = function(*inputs)
+    assert not torch.equal(full, short)
+    references, _ = reference_with_bounds(function, [t.half() for t in inputs])
+    assert_within_rounding("result", short, references[0]._replace(value=full.double()))
+
+
+def test_not_the_current_device() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    inputs = OPS["rfdb"].inputs(Size(3, 1, 50, 37, 61), torch.bfloat16, DEVICE)
+    elsewhere = [t.to("cuda:1") for t in inputs]
+    assert torch.equal(OPS["rfdb"].function(*inputs).cpu(), OPS["rfdb"].function(*elsewhere).cpu())
+
+
+@pytest.mark.parametrize("name", ["conv3x3-reduce", "layer_attention", "channel_gate"])
+def test_more_elements_than_int32_counts(name: str) -> None:
+    """Maps of 2.15e9 elements: result and gradients of the last image are those of that image alone."""
+    from lmfn_kernels.runtime.launch import empty_image
+
+    if torch.cuda.get_device_properties(0).total_memory < 1e11:
+        pytest.skip("the GPU has not the memory")
+    n, c = OPS[name].widths
+    b, h, w = 4, 3280, 3281
+    small = OPS[name].inputs(Size(1, n, c, 16, 16), torch.bfloat16, DEVICE)
+    scale = (2 / (h * w)) ** 0.5 if name == "layer_attention" else 1.0
+    like = torch.empty(0, dtype=torch.bfloat16, device=DEVICE)
+    # As kernels write them, so that none copies them.
+    inputs = [empty_image(like, b, c, h, w).normal_(std=scale) if is_image(t) else t for t in small]
+    assert inputs[0].numel() > 2**31
+    channels = OPS[name].function(*small).shape[1]
+    gradient = empty_image(like, b, channels, h, w).normal_()
+
+    def both(first: int) -> list[Tensor]:
+        """Of the images from the first on: what the last one has."""
+        leaves = [t[first:].requires_grad_() if is_image(t) else t for t in inputs]
+        y = OPS[name].function(*leaves)
+        images = [t for t in leaves if is_image(t)]
+        return [t[-1:].clone() for t in (y.detach(), *torch.autograd.grad(y, images, gradient[first:]))]
+
+    for together, alone in zip(both(0), both(b - 1), strict=True):
+        assert torch.equal(together, alone)
+
+
+def peak(step: Callable[[], object], backend: str) -> int:
+    """Bytes of the second call, beside those that there are before it."""
+    with lmfn_kernels.backend(backend):
+        for _ in range(2):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            step()
+            torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+@pytest.mark.parametrize(("name", "part"), [("rfdb", 1.0), ("layer_attention", 0.5), ("channel_gate", 0.5)])
+def test_peak_memory_of_an_op(name: str, part: float) -> None:
+    """Training: at most a part of what the formula takes. Inference: the result, and for ALFM matrices of NC x NC."""
+    from lmfn_kernels.runtime.launch import as_kernel_image
+
+    n, c = OPS[name].widths
+    size = Size(4, n, c, 180, 320)
+    leaves = OPS[name].inputs(size, torch.bfloat16, DEVICE)
+    leaves = [(as_kernel_image(t) if is_image(t) else t).requires_grad_() for t in leaves]
+
+    def train() -> None:
+        y = OPS[name].function(*leaves)
+        torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+    def infer() -> None:
+        with torch.no_grad():
+            OPS[name].function(*leaves)
+
+    assert peak(train, "triton") <= part * peak(train, "reference")
+    if name != "rfdb":
+        # 32 partial sums, and F F^T, M, P and P again in 16 bits at most.
+        matrices = 36 * size.b * (n * c) ** 2 * 4 if name == "layer_attention" else 0
+        result = size.b * size.h * size.w * as_kernel_image(leaves[0]).stride(3) * 2
+        assert peak(infer, "triton") <= result + matrices + 2**20
+
+
+@pytest.mark.parametrize("memory", ["normal", "lean"])
+def test_peak_memory_of_training(memory: str) -> None:
+    """Forward and backward of the whole network under autocast: at most 0.4 of what the formulas take at their peak."""
+    model = Network.from_preset("lmfn").cuda().to(memory_format=torch.channels_last)
+    images = torch.rand(4, 3, 256, 256, device="cuda")
+
+    def step() -> None:
+        model.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            output = model(images)
+        F.l1_loss(output.float(), images).backward()
+
+    formulas = peak(step, "reference")
+    model.memory = memory
+    assert peak(step, "triton") <= 0.4 * formulas

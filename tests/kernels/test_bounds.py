@@ -1,0 +1,116 @@
+"""What kernels read and write beyond their images: nothing, whatever is there, and however far apart images lie."""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lmfn_kernels
+from lmfn_kernels.runtime.layout import pitch
+from lmfn_kernels.testing import (
+    OPS,
+    assert_within_rounding,
+    differentiate,
+    gradients_for,
+    is_image,
+    reference_with_bounds,
+)
+
+GUARD = 64
+FOLDERS = ("acfm", "alfm", "conv", "mshf", "rfdb", "upsample")
+
+
+def amid_nan(x: Tensor) -> Tensor:
+    """`x` as kernels read it, without a copy, amid NaN and infinities, also between the pixels."""
+    b, c, h, w = x.shape
+    s = pitch(c, x.dtype)
+    memory = torch.full((b * h * w * s + 2 * GUARD,), float("nan"), dtype=x.dtype)
+    memory[::2] = float("inf")  # where a maximum passes NaN over
+    return memory.as_strided((b, c, h, w), (h * w * s, 1, w * s, s), GUARD).copy_(x)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """All memory that kernels are given to write: it starts as NaN, amid a guard band that must stay."""
+    made: list[tuple[Tensor, Tensor]] = []
+    empty_strided = torch.empty_strided
+
+    def guarded(size: Sequence[int], stride: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        extent = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        memory = torch.full((extent + 2 * GUARD,), 7, dtype=dtype, device=device)
+        made.append((memory.as_strided(size, stride, GUARD), memory))
+        return made[-1][0].fill_(float("nan") if dtype.is_floating_point else 111)
+
+    def packed(size: Sequence[int], **options: Any) -> Tensor:
+        return guarded(size, empty_strided(size, (0,) * len(size)).contiguous().stride(), **options)
+
+    monkeypatch.setattr(torch, "empty_strided", guarded)
+    monkeypatch.setattr(torch, "empty", packed)
+    return made
+
+
+def hold_to_bounds(name: str, written: list[tuple[Tensor, Tensor]]) -> None:
+    inputs = OPS[name].draw((1, 2, 5, 9, 18), torch.float64)
+    expected, of_gradients = reference_with_bounds(OPS[name].function, inputs)
+    inputs = [amid_nan(t) if is_image(t) else t for t in inputs]
+    written.clear()
+    with lmfn_kernels.backend("triton"):
+        results, gradients = differentiate(OPS[name].function, inputs)
+    for found, reference in zip([*results, *gradients], [*expected, *of_gradients], strict=True):
+        assert found is not None
+        assert reference is not None
+        assert_within_rounding("result or gradient", found, reference)
+    assert written
+    for view, memory in written:
+        inside = torch.zeros(memory.numel(), dtype=torch.bool)
+        inside.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(True)
+        assert (memory[~inside] == 7.0).all(), "a kernel wrote beyond its image"
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_nothing_beyond_the_image_is_read_or_written(name: str, written: list[tuple[Tensor, Tensor]]) -> None:
+    hold_to_bounds(name, written)
+
+
+def test_four_maps_in_one_program(monkeypatch: pytest.MonkeyPatch, written: list[tuple[Tensor, Tensor]]) -> None:
+    """As on sm_90."""
+    monkeypatch.setattr("lmfn_kernels.alfm.triton_backend._at_once", lambda _: 4)
+    hold_to_bounds("layer_attention", written)
+
+
+def apart(b: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
+    """Two images, as kernels read them, more than 2^31 elements apart; between them no memory is used."""
+    s, distance = pitch(c, dtype), 2**31 + 1024
+    return torch.empty((b - 1) * distance + h * w * s, dtype=dtype).as_strided((b, c, h, w), (distance, 1, w * s, s))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_more_elements_than_int32_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs, gradients, results and all that lies between them, two images far apart, have the bits of those near."""
+    inputs = OPS[name].draw((2, 2, 3, 4, 5), torch.float16)
+
+    def far(t: Tensor) -> Tensor:
+        return apart(*t.shape, t.dtype).copy_(t) if is_image(t) and t.shape[0] == 2 else t
+
+    def both(inputs: list[Tensor], lay: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        leaves = [lay(t).requires_grad_() for t in inputs]
+        found = OPS[name].function(*leaves)
+        results = [found] if isinstance(found, Tensor) else list(found)
+        gradients = [lay(g) for g in gradients_for(results)]
+        return [*results, *torch.autograd.grad(results, leaves, gradients)]
+
+    def empty_image(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype | None = None) -> Tensor:
+        return apart(b, c, h, w, dtype or like.dtype)
+
+    with lmfn_kernels.backend("triton"):
+        near = both(inputs, lambda t: t)
+        with monkeypatch.context() as patch:
+            for folder in FOLDERS:
+                backend = import_module(f"lmfn_kernels.{folder}.triton_backend")
+                patch.setattr(backend, "empty_image", empty_image, raising=False)
+            distant = both(inputs, far)
+    for one, other in zip(near, distant, strict=True):
+        assert torch.equal(one, other)

@@ -1,0 +1,111 @@
+"""Tables of tuned configs: what they override, and errors that name the entry."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import lmfn_kernels
+from lmfn_kernels.runtime import backend, configs
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[object], Path]]:
+    """Writes the table of a GPU that every tensor is then taken to be on."""
+    (tmp_path / "configs").mkdir()
+    monkeypatch.setattr(configs.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(configs, "describe", lambda _: ("some-gpu", 232_448))
+
+    def write(content: object) -> Path:
+        path = tmp_path / "configs" / "some-gpu.json"
+        path.write_text(json.dumps(content))
+        configs.tuned.cache_clear()
+        return path
+
+    yield write
+    torch.use_deterministic_algorithms(False)
+    configs.tuned.cache_clear()
+
+
+ENTRY = {"height": 4, "width": 32, "warps": 8, "stages": 2, "splits": 7}
+
+
+def test_table_overrides_the_heuristic(table: Callable[[object], Path]) -> None:
+    """By device, kernel, dtype and the number of binary digits of B H W; not in deterministic mode."""
+    image = torch.zeros(1, 8, 100, 100, dtype=torch.float16)
+    table({"launch": {"conv/float16/14": ENTRY, "fuse/float16/14": {"warps": 1}}})
+    heuristic = configs.heuristic("conv", torch.float16, 232_448)
+    assert configs.config("conv", image) == configs.Config(**ENTRY) != heuristic
+    assert configs.config("fuse", image) == configs.Config(warps=1)
+    assert configs.config("conv", image[:, :, :50]) == heuristic
+    assert configs.config("conv", image.float()) == configs.heuristic("conv", torch.float32, 232_448)
+    torch.use_deterministic_algorithms(True)
+    assert configs.config("conv", image) == heuristic
+
+
+class OnGPU(Tensor):
+    """A CPU tensor that says that it is on a GPU."""
+
+    is_cuda = True  # type: ignore[assignment]
+
+
+def test_auto_takes_the_faster_backend(table: Callable[[object], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the table names `torch`, and only if nobody asked for another; kernels in deterministic mode."""
+    monkeypatch.setattr(backend, "_missing", lambda _: None)
+    table({"backend": {"rfdb/float16/14": "torch", "rfdb/float16/13": "triton", "conv3x3/float32/14": "torch"}})
+    image = torch.zeros(1, 8, 128, 64, dtype=torch.float16).as_subclass(OnGPU)  # 2^13 pixels: 14 digits
+    assert backend.choose(image, None, "rfdb") == "torch"
+    assert backend.choose(image[:, :, 1:], None, "rfdb") == "triton", "13 digits"
+    assert backend.choose(image.repeat(2, 1, 1, 1), None, "rfdb") == "triton", "15 digits: no entry"
+    assert backend.choose(image, None, "conv3x3") == "triton", "another dtype"
+    assert backend.choose(image.float(), None, "conv3x3") == "torch"
+    for name in ("triton", "torch", "reference"):
+        with lmfn_kernels.backend(name):
+            assert backend.choose(image, None, "rfdb") == name
+    torch.use_deterministic_algorithms(True)
+    assert backend.choose(image, None, "rfdb") == "triton"
+
+
+def test_table_is_read_while_compiling(table: Callable[[object], Path]) -> None:
+    """Without a break of the graph, and for all sizes of a range at once."""
+    table({"backend": {"rfdb/float32/14": "torch"}})
+
+    def call(x: Tensor) -> Tensor:
+        return x + 1 if configs.torch_is_faster("rfdb", x) else x - 1
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="eager", dynamic=True)
+    for height in (100, 90, 200, 101, 50):
+        x = torch.zeros(1, 2, height, 100)
+        assert torch.equal(compiled(x), call(x))
+    assert (call(torch.zeros(1, 2, 100, 100)) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"conv/float16/14": ENTRY},
+            r"some-gpu.json: 'conv/float16/14' is none of launch, backend; correct it, or remove",
+        ),
+        ([], "some-gpu.json: "),
+        ({"launch": {"conv/float16": ENTRY}}, "an entry is called 'conv/float16'; expected is name/dtype/bits"),
+        ({"launch": {"conv/float16/14": {"tile": 4}}}, "conv/float16/14 has tile = 4; expected are whole numbers for"),
+        ({"launch": {"conv/float16/14": {"warps": "4"}}}, "conv/float16/14 has warps = '4'; expected are whole"),
+        ({"backend": {"rfdb/float16/14": "cudnn"}}, "rfdb/float16/14 is 'cudnn'; expected is triton or torch"),
+    ],
+)
+def test_errors_name_the_table_and_the_entry(table: Callable[[object], Path], content: object, message: str) -> None:
+    table(content)
+    with pytest.raises(ValueError, match=message):
+        configs.config("conv", torch.zeros(1, 8, 100, 100, dtype=torch.float16))
+
+
+def test_shipped_tables_can_be_read() -> None:
+    for path in Path(configs.__file__).parent.parent.glob("configs/*.json"):
+        table = configs.tuned(path.stem)
+        assert table.launch
+        assert all(isinstance(c, configs.Config) for c in table.launch.values())

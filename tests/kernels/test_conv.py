@@ -1,0 +1,68 @@
+"""conv3x3: its options, many channels, and its errors."""
+
+import pytest
+import torch
+
+import lmfn_kernels
+from lmfn_kernels.testing import assert_correct, conv_from_flat, conv_inputs
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu"])
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (1, 0), (2, 1), (2, 0)])
+def test_options(activation: str, stride: int, padding: int) -> None:
+    inputs = conv_inputs(2, 6, 7, 9, 18, torch.float64, stride=stride, padding=padding)
+    assert_correct(conv_from_flat(stride=stride, padding=padding, activation=activation), inputs)
+
+
+@pytest.mark.usefixtures("backend")
+def test_many_channels() -> None:
+    """More than one block of inputs, and of outputs, neither a multiple of it."""
+    assert_correct(conv_from_flat(activation="leaky_relu"), conv_inputs(1, 70, 130, 5, 6, torch.float32))
+
+
+@pytest.mark.usefixtures("backend")
+def test_weight_alone() -> None:
+    assert_correct(conv_from_flat(activation="relu"), conv_inputs(1, 3, 4, 5, 6, torch.float32)[:2])
+
+
+def call(**changes: object) -> None:
+    x, weight, bias, residual = conv_inputs(1, 3, 2, 6, 7, torch.float32)
+    lmfn_kernels.conv3x3(**({"x": x, "weight": weight, "bias": bias, "residual": residual} | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"x": [1.0]}, TypeError, "x is a list; a tensor"),
+        ({"x": torch.zeros(1, 3, 6, 7, dtype=torch.int32)}, TypeError, "x has dtype torch.int32; expected is one of"),
+        ({"x": torch.zeros(3, 6, 7)}, ValueError, r"x has shape \(3, 6, 7\); a non-empty \[B, C, H, W\]"),
+        ({"x": torch.zeros(1, 3, 0, 7)}, ValueError, r"x has shape \(1, 3, 0, 7\); a non-empty"),
+        ({"x": torch.zeros(1, 3, 2, 7), "padding": 0}, ValueError, "height and width of at least 3"),
+        (
+            {"weight": torch.zeros(2, 4, 3, 3)},
+            ValueError,
+            r"weight has shape .2, 4, 3, 3.; expected is .2, 3, 3, 3.",
+        ),
+        (
+            {"weight": torch.zeros(2, 3, 3, 3).double()},
+            TypeError,
+            "weight has dtype torch.float64; expected is",
+        ),
+        ({"weight": torch.zeros(2, 3, 3, 3, device="meta")}, ValueError, "weight is on meta; expected is cpu"),
+        ({"bias": torch.zeros(3)}, ValueError, r"bias has shape \(3,\); expected is \(2\)"),
+        (
+            {"residual": torch.zeros(1, 2, 7, 7)},
+            ValueError,
+            r"residual has shape .1, 2, 7, 7.; expected is .1, 2, 6, 7.",
+        ),
+        ({"stride": 3}, ValueError, "stride is 3; expected is 1 or 2"),
+        ({"padding": 2}, ValueError, "padding is 2; expected is 0 or 1"),
+        ({"activation": "gelu"}, ValueError, "activation is 'gelu'; expected is one of none, relu, leaky_relu"),
+        ({"activation": "leaky_relu", "slope": 0.0}, ValueError, "slope is 0.0; expected is a number above 0"),
+    ],
+)
+def test_errors_name_the_argument(changes: dict[str, object], error: type[Exception], message: str) -> None:
+    call()
+    with pytest.raises(error, match=message):
+        call(**changes)

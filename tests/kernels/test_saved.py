@@ -1,0 +1,74 @@
+"""What is saved for backward, and the most memory that a call takes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import lmfn_kernels
+from lmfn_kernels.testing import OPS, Size, saved_bytes
+
+STATUS = Path("/proc/self/status")
+SIZE = Size(1, 2, 16, 16, 16)  # pixels without padding
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("name", OPS)
+def test_saved_beside_the_inputs(name: str) -> None:
+    size = SIZE._replace(h=max(SIZE.h, OPS[name].smallest[0]))
+    inputs = OPS[name].inputs(size, torch.float32)
+    saved, most = saved_bytes(OPS[name].function, inputs, inputs) / 4, OPS[name].saved(size)
+    assert 0.8 * most <= saved <= most
+
+
+def test_the_formula_saves_more() -> None:
+    """So that the measure above measures."""
+    for name in ("rfdb", "layer_attention", "stem"):
+        inputs = OPS[name].inputs(SIZE, torch.float32)
+        with lmfn_kernels.backend("reference"):
+            assert saved_bytes(OPS[name].function, inputs, inputs) / 4 > 2 * OPS[name].saved(SIZE)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rfdb_of_the_network(dtype: torch.dtype) -> None:
+    """At most 5.5 times the bytes of its input, that included, pixels' padding too."""
+    x, *weights = OPS["rfdb"].inputs(Size(1, 1, 50, 16, 16), dtype)
+    assert 4 <= saved_bytes(OPS["rfdb"].function, [x, *weights], weights) / x.nbytes <= 5.5
+
+
+def test_rfdb_under_autocast() -> None:
+    """In bytes of the float32 input, which has to be saved in 16 bits, too."""
+    x, *weights = OPS["rfdb"].inputs(Size(1, 1, 50, 32, 40), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert saved_bytes(OPS["rfdb"].function, [x, *weights], weights) / x.nbytes <= 5.5 / 2 + 0.5
+
+
+def peak() -> int:
+    """Bytes of memory that the process has had at its most."""
+    return next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="only Linux counts the memory of a part of a process")
+@pytest.mark.parametrize(
+    ("name", "order", "least", "most"),
+    [
+        ("torch", torch.contiguous_format, -1, 16),
+        ("torch", torch.channels_last, -1, 16),
+        ("reference", torch.contiguous_format, 1000, 1e9),
+    ],
+)
+def test_peak_memory_of_attention_at_720p(name: str, order: torch.memory_format, least: float, most: float) -> None:
+    """MiB beside the inputs, which are 703, and the output, 176: of the inputs the formula makes three copies."""
+    n, c, h, w = 4, 50, 720, 1280
+    weights = torch.zeros(1), torch.ones(c, n * c, 1, 1) / 200, torch.zeros(c)
+    small = [torch.full((1, c, 8, 8), 0.01) for _ in range(n)]
+    maps = [torch.empty(1, c, h, w, memory_format=order).fill_(0.01) for _ in range(n)]
+    with lmfn_kernels.backend(name), torch.no_grad():
+        lmfn_kernels.layer_attention(small, *weights)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what there is
+        before = peak()
+        y = lmfn_kernels.layer_attention(maps, *weights)
+        found = (peak() - before - y.nbytes) / 2**20
+    print(f"{name}, {order}: {found:.1f} MiB")  # `pytest -s` shows it
+    assert least <= found <= most

@@ -1,0 +1,92 @@
+"""Bilinear upsampling, and the convolution of an upsampled map that is never made."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lmfn_kernels
+from lmfn_kernels import Conv, upsample_add
+from lmfn_kernels.testing import (
+    assert_correct,
+    differentiate,
+    random,
+    upsample_add_inputs,
+    upsampled_conv_from_flat,
+    upsampled_conv_inputs,
+)
+from lmfn_kernels.upsample.polyphase import PARTS, fold_upsampling, unfold_gradient
+
+F32, F64 = torch.float32, torch.float64
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("low", [(1, 1), (4, 9), (9, 19), (12, 4)])
+def test_upsample_add_of_any_size(low: tuple[int, int]) -> None:
+    """A pixel, half the size rounded down, the same size, a larger one; twice the size is below."""
+    assert_correct(upsample_add, upsample_add_inputs(1, 3, 9, 19, low, F32))
+
+
+@pytest.mark.usefixtures("backend")
+def test_upsample_add_of_many_channels_to_twice_the_size() -> None:
+    """More than one block of channels, not a multiple of it; PyTorch's own upsampling in float64 beside."""
+    inputs = upsample_add_inputs(1, 70, 4, 6, (2, 3), F64)
+    results, gradients = differentiate(upsample_add, inputs)
+    with lmfn_kernels.backend("reference"):
+        expected, expected_gradients = differentiate(upsample_add, inputs)
+    for x, y in zip([*results, *gradients], [*expected, *expected_gradients], strict=True):
+        assert x is not None
+        assert y is not None
+        assert (x - y).abs().max() <= 1e-13
+
+
+@pytest.mark.usefixtures("backend")
+def test_convolution_of_many_channels() -> None:
+    assert_correct(upsampled_conv_from_flat, upsampled_conv_inputs(1, 70, 20, 4, 5, F32))
+
+
+def test_tiles_within_the_image_meet_one_part() -> None:
+    """An image of five by four tiles."""
+    with lmfn_kernels.backend("triton"):
+        assert_correct(upsampled_conv_from_flat, upsampled_conv_inputs(1, 4, 3, 40, 64, F32))
+
+
+def test_fold() -> None:
+    """Every part against the formula, on an image that is zero but at one place: the edges, the corners, the inside."""
+    x, weight, _ = upsampled_conv_inputs(1, 2, 3, 5, 6, F64)
+    folded = fold_upsampling(weight)
+    y = torch.zeros(1, 12, 5, 6, dtype=F64)
+    for (rows, columns), part in zip(PARTS, folded, strict=True):
+        y[:, :, rows, columns] += F.conv2d(x[:, :, rows, columns], part, padding=1)
+    up = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    assert (F.pixel_shuffle(y, 2) - F.conv2d(up, weight, padding=1)).abs().max() <= 1e-14
+    # Linear, and `unfold` is its adjoint.
+    g = random(folded.shape)
+    assert ((folded * g).sum() - (weight * unfold_gradient(g)).sum()).abs() <= 1e-12
+
+
+@pytest.mark.usefixtures("backend")
+def test_the_upsampled_map_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = upsampled_conv_inputs(1, 5, 3, 4, 6, F32)
+    first = differentiate(upsampled_conv_from_flat, inputs)
+    monkeypatch.setattr(F, "interpolate", None)
+    for one, other in zip(first, differentiate(upsampled_conv_from_flat, inputs), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("backend")
+def test_some_gradients_have_the_bits_of_all() -> None:
+    inputs = upsampled_conv_inputs(1, 5, 3, 4, 6, F32)
+    _, whole = differentiate(upsampled_conv_from_flat, inputs)
+    for needs in ([True, False, False], [False, True, False], [False, False, True]):
+        _, gradients = differentiate(upsampled_conv_from_flat, inputs, needs)
+        for found, expected, need in zip(gradients, whole, needs, strict=True):
+            assert (found is not None) == need
+            assert found is None or torch.equal(found, expected)  # type: ignore[arg-type]
+
+
+def test_errors_name_the_argument() -> None:
+    x, weight, bias = upsampled_conv_inputs(1, 5, 3, 4, 6, F32)
+    with pytest.raises(ValueError, match=r"conv.weight has shape .3, 5, 3, 3.; expected is .3, 4, 3, 3."):
+        lmfn_kernels.upsampled_conv3x3(x[:, :4], Conv(weight, bias))
+    with pytest.raises(ValueError, match=r"b has shape .1, 5, 2, 2.; expected is .1, 6, any, any."):
+        upsample_add(random((1, 6, 5, 5), F32), random((1, 5, 2, 2), F32))
