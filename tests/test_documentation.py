@@ -1,4 +1,4 @@
-"""Every block, command, option, path and link of README.md and docs/, as it stands.
+"""Every block, command and option of README.md and docs/, as it stands.
 
 Blocks of commands and of Python are run, from top to bottom, in a folder that has what the pages speak of; training is
 cut down to a step of a small network. What takes minutes or changes the machine (benchmarks, make, pip), and commands
@@ -289,12 +289,3 @@ def test_options_within_sentences() -> None:
         known |= set(re.findall(r'"(--[\w-]+)"', script.read_text(encoding="utf-8")))
     asked = {span.split()[0] for span in spans() if span.startswith("--")}
     assert asked - known == set()
-
-
-def test_paths_and_links() -> None:
-    for page, text in TEXTS.items():
-        for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)", text):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
-    for span in spans():
-        if re.fullmatch(r"(?:lmfn|lmfn_kernels|bench|tests|docs|experiments)/[\w./-]+\.\w+", span):
-            assert (ROOT / span).exists(), span
