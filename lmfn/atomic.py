@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,10 @@ LONGEST_NAME = 255  # bytes, in nearly every file system
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write beside, flush to the disk, rename: a full disk or a kill leaves the old file or the new one, whole.
+    """Write to a temporary file, flush it to disk, and rename it, so that a full disk or a kill leaves the old file
+    intact.
 
-    Folders are made as needed. Raises OSError, which names `path` also where the disk is full.
+    Folders are created as needed. Raises OSError, which names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     ending = f".{os.getpid()}.tmp"
@@ -22,7 +23,7 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        if error.filename is None:  # a write that failed does not know its file
+        if error.filename is None:  # the error of a failed write does not name its file
             error.filename = str(path)
         raise
     finally:
@@ -30,6 +31,6 @@ def write(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `write` left in a folder when its process was killed; no other process may be writing there."""
+    """Remove temporary files of `write` left by killed processes; no other process may be writing there."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)

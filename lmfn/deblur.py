@@ -1,4 +1,4 @@
-"""Sharpen images, arrays in and arrays out: `Deblurrer`. Files and folders are `lmfn.files`."""
+"""Sharpen image arrays: `Deblurrer`. For files and folders see `lmfn.files`."""
 
 import copy
 import warnings
@@ -23,15 +23,15 @@ REMEDY = "make the image smaller, or split it into parts"
 class Deblurrer:
     """A trained network that sharpens one image at a time.
 
-    `weights` is what `LMFN.from_pretrained` takes (`lmfn` and `lmfn-released` come with the package; a folder or file
-    that train.py wrote; `owner/model` on the Hugging Face Hub), or a network (which is copied). `device` is a
-    torch device; by default `cuda` where there is one, else `mps`, else `cpu`. `precision` is that of the convolutions;
-    bf16 and fp16 run under autocast. `guard` says what becomes of an output, or of the parts of it, that look broken
-    (`lmfn.plausibility`). `strength` scales the change: 0 gives the input back, 1 what the network makes of it; more
-    exaggerates what is there, its errors too, and is a UserWarning.
+    `weights` is an argument for `LMFN.from_pretrained` (`lmfn` and `lmfn-released` are included in the package; a
+    folder or file written by train.py; `owner/model` on the Hugging Face Hub), or a network (which is copied). `device`
+    is a torch device; by default `cuda` if available, else `mps`, else `cpu`. `precision` is that of the convolutions;
+    bf16 and fp16 run under autocast. `guard` is the treatment of implausible outputs or parts of them
+    (`lmfn.plausibility`). `strength` scales the change: 0 returns the input, 1 the network's output; more exaggerates
+    the change and its errors, and is a UserWarning.
 
-    Raises ValueError for weights that cannot be used, for a device that is not there, for an unknown precision or
-    guard, for fp16 on a CPU, and for a strength below 0; FileNotFoundError where there are no such weights.
+    Raises ValueError for unusable weights, an unavailable device, an unknown precision or guard, fp16 on a CPU, and a
+    strength below 0; FileNotFoundError if the weights do not exist.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Deblurrer:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Sharpen `[H, W, C]`, float32 or float64 in [0, 1]: gray, gray + alpha, RGB or RGBA for C = 1 to 4; any size.
 
-        The result has the same shape and type and is clipped to [0, 1]. Alpha comes back as it was. Gray goes through
-        the network as three equal channels and comes back as their mean. The network computes with float32 at most.
-        A doubtful output is a `DoubtfulOutput` warning that says why and, where it is parts of the image, which.
+        The result has the same shape and dtype and is clipped to [0, 1]. Alpha is unchanged. Gray passes through the
+        network as three equal channels, of which the mean is returned. The network computes in at most float32. An
+        implausible output is a `DoubtfulOutput` warning with the reason and, for parts of the image, their position.
 
-        Raises TypeError for another type, ValueError for another shape or values that are not in [0, 1], MemoryError
-        for an image that needs more memory than there is (before it starts, where that can be known), and
-        FloatingPointError where the network's output is not finite (unless `guard` is "input").
+        Raises TypeError for another dtype, ValueError for another shape or values outside [0, 1], MemoryError for an
+        image that needs more memory than available (before any work, if this can be known), and FloatingPointError if
+        the network's output is not finite (unless `guard` is "input").
         """
         check(image)
         channels = image.shape[2]
@@ -113,7 +113,7 @@ class Deblurrer:
         return self.run(blurred.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
 
     def _check_memory(self, height: int, width: int) -> None:
-        """Raise MemoryError where an image of this size surely needs more than there is."""
+        """Raise MemoryError if an image of this size certainly needs more memory than available."""
         available = available_memory(self.device)
         needed = self.estimated_bytes(height, width)
         if available is not None and needed > available:
@@ -123,7 +123,7 @@ class Deblurrer:
             )
 
     def estimated_bytes(self, height: int, width: int) -> int:
-        """About how many bytes the network needs beside the image.
+        """Estimated bytes that the network needs in addition to the image.
 
         The most is held at the image's full size: right after the first convolution (`channels`) or in the head
         (`features`), and half as much again in what goes in or comes out, and some RGB images. Set against the peak of
@@ -140,7 +140,7 @@ def size(height: int, width: int) -> str:
 
 
 def check(image: np.ndarray) -> None:
-    """Raise TypeError or ValueError unless this is an image that `Deblurrer` takes."""
+    """Raise TypeError or ValueError unless this is a valid image for `Deblurrer`."""
     if isinstance(image, np.ma.MaskedArray):
         raise TypeError("the image is a masked array; fill it first (image.filled(value))")
     if not isinstance(image, np.ndarray):
@@ -151,5 +151,5 @@ def check(image: np.ndarray) -> None:
     if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or image.size == 0:
         raise ValueError(f"the image has shape {image.shape}; it must be [H, W, C] with H, W >= 1 and C from 1 to 4")
     low, high = image.min(), image.max()
-    if not (low >= 0 and high <= 1):  # also where they are NaN
+    if not (low >= 0 and high <= 1):  # also true for NaN
         raise ValueError(f"the image's values are from {low:.6g} to {high:.6g}; they must be in [0, 1]")

@@ -1,4 +1,4 @@
-"""Where and how precisely to compute."""
+"""Devices and precisions."""
 
 import contextlib
 import platform
@@ -13,9 +13,9 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The torch device of that name; without one `cuda` where there is one, else `mps`, else `cpu`.
+    """The torch device of that name; without a name `cuda` if available, else `mps`, else `cpu`.
 
-    Raises ValueError for a device that cannot be used here.
+    Raises ValueError for a device that is not available here.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     usable = [device for device, present in there.items() if present]
@@ -39,7 +39,7 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than fp32 there: any GPU's matrix units, and CPUs with AVX-512 BF16 or AMX."""
+    """Whether bf16 is faster than fp32 there: on GPUs with matrix units, and on CPUs with AVX-512 BF16 or AMX."""
     if device.type != "cpu":
         return True
     flags = _cpuinfo().split()
@@ -47,7 +47,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """What the processor is sold as, e.g. `NVIDIA H200`."""
+    """The product name of the device, e.g. `NVIDIA H200`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     for line in _cpuinfo().splitlines():
@@ -57,6 +57,6 @@ def device_name(device: torch.device) -> str:
 
 
 def _cpuinfo() -> str:
-    """What Linux says about the processor; nothing elsewhere."""
+    """The processor entries of /proc/cpuinfo on Linux; empty elsewhere."""
     file = Path("/proc/cpuinfo")
     return file.read_text() if file.is_file() else ""

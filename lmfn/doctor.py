@@ -1,7 +1,7 @@
-"""`lmfn doctor`: what is installed here, what runs where, and whether it computes what it should.
+"""`lmfn doctor`: report what is installed and what runs where, and check that it computes correct results.
 
-Every probe stands alone: one that fails is a line of the report, and the others go on. The ops are checked in processes
-of their own, since a kernel that fails can take its process with it.
+Probes are independent: one that fails is a line of the report and does not stop the others. The ops are checked in
+separate processes, since a failing kernel can crash its process.
 """
 
 import importlib.util
@@ -45,21 +45,21 @@ EXTRAS = {
     "engines": "other runtimes to compare with in the benchmarks",
     "dev": "tests and linting",
 }
-"""What each extra is for."""
+"""The purpose of each extra."""
 OPS = (
     "conv3x3", "stem", "residual_block", "upsample_add", "upsampled_conv3x3", "distill_stage", "distill_fuse",
     "esa_gate", "rfdb", "layer_gram", "layer_apply", "layer_attention", "channel_gate", "attention_merge",
 )  # fmt: skip
-"""The ops of `lmfn_kernels`, by the names that backends are chosen by."""
+"""The ops of `lmfn_kernels`, by the names in backend tables."""
 VARIABLES = (
     "CC", "CUDA_VISIBLE_DEVICES", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HIP_VISIBLE_DEVICES", "KMP_AFFINITY", "LD_PRELOAD",
     "LMFN_BACKEND", "MKL_NUM_THREADS", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF", "TORCH_CUDA_ARCH_LIST", "TRITON_CACHE_DIR", "TRITON_INTERPRET",
     "TRITON_PTXAS_BLACKWELL_PATH", "TRITON_PTXAS_PATH",
 )  # fmt: skip
-"""Environment variables that change what runs. None holds a secret."""
+"""Environment variables that affect what runs; none contains a secret."""
 SECONDS = 600
-"""The longest that a process may take to check the ops; on a GPU it compiles their kernels first."""
+"""Time limit in seconds for a process that checks the ops; on a GPU it compiles their kernels first."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Finding:
     name: str
     value: str
     fault: str = ""
-    """What is wrong, and the remedy; empty where nothing is."""
+    """The problem and the remedy; empty if there is none."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, in order."""
+    """The findings, in order."""
 
     findings: tuple[Finding, ...]
 
@@ -88,7 +88,7 @@ class Report:
         return not self.faults
 
     def text(self) -> str:
-        """Plain text, to be pasted into an issue: the sections, and the faults again at the end."""
+        """Plain text for an issue: the sections, and the faults repeated at the end."""
         lines: list[str] = []
         width = max(len(finding.name) for finding in self.findings)
         for i, finding in enumerate(self.findings):
@@ -99,7 +99,7 @@ class Report:
         return "\n".join([*lines, "", *(faults or ["no fault was found"])])
 
     def json(self) -> str:
-        """The same as an object: `ok`, and `sections` of names with their `value` and `fault` (null where none)."""
+        """The same as an object: `ok`, and `sections` of names with their `value` and `fault` (null if none)."""
         sections: dict[str, dict[str, dict[str, str | None]]] = {}
         for finding in self.findings:
             line = {"value": finding.value, "fault": finding.fault or None}
@@ -108,12 +108,12 @@ class Report:
 
 
 Lines = Iterator[tuple[str, str] | tuple[str, str, str]]
-"""Name, value and, where something is wrong, the fault."""
+"""Name, value and the fault, if any."""
 
 
 def examine(weights: str | None = None) -> Report:
-    """Look at this machine and this installation, and at the network of these weights (a name as `LMFN.from_pretrained`
-    takes it). Never raises: a probe that fails is a fault of the report."""
+    """Examine this machine, this installation, and the network of these weights (an argument for
+    `LMFN.from_pretrained`). Never raises: a failing probe is a fault in the report."""
     probes = PROBES | ({"network": partial(_network, weights)} if weights is not None else {})
     return Report(tuple(finding for section, probe in probes.items() for finding in _guarded(section, probe)))
 
@@ -135,7 +135,7 @@ def _versions() -> Lines:
         if _applies(requirement):
             yield _version(requirement)
     for requirement in map(_requirement, metadata.requires("torch") or ()):
-        # torch.compile and the kernels here are made for the Triton that torch was built with.
+        # torch.compile and the kernels expect the Triton that torch was built with.
         if requirement.name.startswith(("triton", "pytorch-triton")) and _applies(requirement):
             yield _version(requirement)
 
@@ -281,7 +281,7 @@ def _threads() -> Lines:
 
 
 def _cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPUs that the process's control groups allow at once; None where there is no limit."""
+    """CPUs that the control groups of the process allow; None without a limit."""
     from lmfn.memory import control_groups
 
     found = []
@@ -337,7 +337,7 @@ def _ops() -> Lines:
 
 
 def _network(name: str) -> Lines:
-    """What these weights are, and how many hidden units do something."""
+    """The network of these weights, and the activity of its hidden units."""
     import torch
 
     from lmfn import LMFN, LMFNConfig, weights
@@ -367,7 +367,7 @@ def _of_units(found: "Activity") -> str:
 
 
 def _check_ops(device: str, dtype: str, ops: list[str]) -> dict[str, str | None]:
-    """The fault of each op, None where there is none."""
+    """The fault of each op, or None."""
     found: dict[str, str | None] = {}
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # the images are small
     code = (
@@ -382,7 +382,8 @@ def _check_ops(device: str, dtype: str, ops: list[str]) -> dict[str, str | None]
             output, end = error.stdout or b"", f"it did not end within {SECONDS} s"
         lines = [json.loads(line) for line in output.decode().splitlines() if line.startswith('{"op":')]
         found |= {line["op"]: line["fault"] for line in lines}
-        # A process that said why it stops (status 3) goes on without that op; one that did not, stopped in the next.
+        # After a reported fault (status 3) the next process continues without that op; otherwise it crashed in the next
+        # op.
         if not (lines and lines[-1]["fault"]) and (rest := [op for op in left if op not in found]):
             found[rest[0]] = end
     return found
@@ -411,7 +412,7 @@ PROBES: dict[str, Callable[[], Lines]] = {
 
 
 def _computing() -> list[tuple[str, str]]:
-    """Devices, one of each kind of GPU, and the types that they compute in."""
+    """Devices, one of each kind of GPU, with the dtypes to check."""
     import torch
 
     found = [("cpu", "float32")]
@@ -426,7 +427,7 @@ def _computing() -> list[tuple[str, str]]:
 
 
 def _requirements() -> list["Requirement"]:
-    """What this package needs, its extras among it: as installed or, in a checkout, as its pyproject.toml says."""
+    """The requirements of this package including extras: as installed or, in a checkout, from pyproject.toml."""
     try:
         texts = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -460,7 +461,7 @@ def _installed(package: str) -> str | None:
 
 
 def _output(*command: str) -> str:
-    """What a command prints; nothing where it is not there or fails."""
+    """The output of a command; empty if it is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""Sharpen files and folders: `plan` finds images and the places of their results, `carry_out` does the work."""
+"""Sharpen files and folders: `plan` finds images and the paths of their results, `carry_out` does the work."""
 
 import os
 import re
@@ -22,22 +22,22 @@ FORMAT_LIKE = re.compile(r"\.[A-Za-z]\w{1,3}")  # a suffix that was meant as a f
 
 @dataclass
 class Plan:
-    """Which image becomes which file, and what does not become one."""
+    """The planned result of every image, and the files without one."""
 
     jobs: list[tuple[Path, Path]] = field(default_factory=list)
-    """Each image with the file for its result."""
+    """Images with the files for their results."""
     existing: list[tuple[Path, Path]] = field(default_factory=list)
-    """The same, where that file is there already and is not to be replaced."""
+    """The same for files that exist already and are not to be replaced."""
     failed: list[tuple[Path, str]] = field(default_factory=list)
-    """What cannot give a result, each with a message that names it and the reason."""
+    """Inputs that cannot yield a result, each with a message that names it and the reason."""
     results: list[Path] = field(default_factory=list)
-    """Results of earlier runs among what was given."""
+    """Results of earlier runs among the inputs."""
     others: list[Path] = field(default_factory=list)
-    """Files in the folders that are no images to us, and links to folders."""
+    """Other files in the folders, and links to folders."""
 
     def part(self, shard: tuple[int, int]) -> "Plan":
-        """The share of the k-th of n processes, all of which have the same plan: each n-th file. What is not about one
-        file's result is the first's."""
+        """The share of the k-th of n processes with the same plan: every n-th file. Everything that does not concern a
+        single result belongs to the first."""
         k, n = shard
         first = k == 1
         return Plan(
@@ -49,12 +49,12 @@ class Plan:
         )
 
     def without(self, is_done: Callable[[Path, Path], bool]) -> "Plan":
-        """The same without the sources whose result is done."""
+        """The plan without the sources whose results are done."""
         jobs, existing = ([job for job in part if not is_done(*job)] for part in (self.jobs, self.existing))
         return replace(self, jobs=jobs, existing=existing)
 
     def left_out(self) -> list[str]:
-        """A line for the results of earlier runs and one for the other files, if there are any."""
+        """One line each for results of earlier runs and for other files, if any."""
         lines = []
         if self.results:
             lines.append(f"{len(self.results)} left out: results of earlier runs")
@@ -66,7 +66,7 @@ class Plan:
         return lines
 
     def __str__(self) -> str:
-        """One line for each image: what it becomes, or why it becomes nothing."""
+        """One line per image: its result, or the reason why it has none."""
         lines = [f"{source} -> {target}" for source, target in self.jobs]
         lines += [f"{source} -> {target} (already there)" for source, target in self.existing]
         return "\n".join([*lines, *(message for _, message in self.failed), *self.left_out()])
@@ -74,21 +74,21 @@ class Plan:
 
 @dataclass
 class DeblurSummary:
-    """What became of the files that were given to `deblur_files`."""
+    """The outcome of `deblur_files`."""
 
     done: list[Path] = field(default_factory=list)
     """Files written."""
     skipped: list[Path] = field(default_factory=list)
-    """Files that were there already, and were left as they are."""
+    """Existing files that were left unchanged."""
     failed: list[tuple[Path, str]] = field(default_factory=list)
-    """Images that gave no result, each with a message that names the file and the reason."""
+    """Images without a result, each with a message that names the file and the reason."""
     doubtful: list[tuple[Path, str]] = field(default_factory=list)
-    """Images among those done whose output looks broken, each with a message that names the file and the reason."""
+    """Written images with an implausible output, each with a message that names the file and the reason."""
     notes: list[str] = field(default_factory=list)
-    """What could not be kept of an image that was done, and what was left out; each names the files or their kinds."""
+    """Metadata that could not be kept, and inputs that were skipped; each names the files or their kinds."""
 
     def add(self, outcome: Outcome) -> None:
-        """Count what became of a file."""
+        """Record the outcome of a file."""
         if outcome.status == "done":
             self.done.append(outcome.target)
         elif outcome.status == "there":
@@ -99,7 +99,7 @@ class DeblurSummary:
         self.notes += outcome.notes
 
     def __str__(self) -> str:
-        """One line of counts, and one for each failure, doubt and note."""
+        """A line of counts, and one line per failure, doubt and note."""
         counts = [f"{len(self.done)} deblurred"]
         if self.skipped:
             counts.append(f"{len(self.skipped)} already there and not replaced (--overwrite does it)")
@@ -121,32 +121,32 @@ def deblur_files(
     overwrite: bool = False,
     frames: Frames | None = None,
 ) -> DeblurSummary:
-    """Sharpen image files, and all that are in folders and below (hidden ones left out); the inputs stay as they are.
+    """Sharpen image files, and all images in folders and their subfolders (except hidden ones); inputs are not changed.
 
-    The results go to `out`: a folder, in which the trees below given folders are kept, or, for one file, a file with
-    the suffix of an image. Without `out`, the result of `photo.jpg` is `photo_deblurred.jpg` beside it, and that of the
-    folder `album` the folder `album_deblurred`; `suffix` replaces `_deblurred`. `extension` (such as ".png") changes
-    the format; otherwise it stays, and with it bit depth, alpha, EXIF, XMP and ICC profile as far as `images.write`
-    can. HEIC and AVIF, which are not written, become JPEG.
+    `out` is a folder, in which the subfolders of given folders are kept, or, for one file, a file with the suffix of an
+    image. Without `out`, the result of `photo.jpg` is `photo_deblurred.jpg` next to it, and that of the folder `album`
+    is the folder `album_deblurred`; `suffix` replaces `_deblurred`. `extension` (such as ".png") changes the format;
+    otherwise it is kept, with bit depth, alpha, EXIF, XMP and ICC profile as far as `images.write` can. HEIC and AVIF,
+    which cannot be written, become JPEG.
 
-    Results that are there already are left as they are, unless `overwrite` is set. Those of earlier runs are no inputs:
-    what is in `out`, and what is named like the result of another input.
+    Existing results are left unchanged unless `overwrite` is set. Results of earlier runs are not inputs: files in
+    `out`, and files named like the result of another input.
 
-    A file of several images (pages, frames) is an error for this file unless `frames` says to take "all" (into a TIFF
-    or WebP) or the "first". An image that cannot be read, sharpened or written is in the summary's `failed`, as is a
-    path that is not there, and the others are done; one whose output looks broken (a `DoubtfulOutput` warning of the
-    deblurrer's) is in its `doubtful`, too. More than one file shows a progress bar on stderr.
+    A file with several images (pages, frames) is an error unless `frames` is "all" (as a TIFF or WebP) or "first". An
+    image that cannot be read, sharpened or written, and a missing path, are listed in the summary's `failed` and do not
+    stop the others; an image with an implausible output (a `DoubtfulOutput` warning of the deblurrer) is also listed in
+    `doubtful`. More than one file shows a progress bar on stderr.
 
-    Raises ValueError, before any work, where there is nothing to do, where a result would overwrite an input or another
-    result, and where `out` or `extension` cannot be used.
+    Raises ValueError, before any work, if there is nothing to do, if a result would overwrite an input or another
+    result, and if `out` or `extension` is unusable.
     """
     planned = plan(paths, out, suffix=suffix, extension=extension, overwrite=overwrite)
     return carry_out(planned, deblurrer, frames, overwrite=overwrite)
 
 
 def parse_shard(text: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
-    """`3/8` as (3, 8); without a text what torchrun says of this process, or else (1, 1), all of it. Raises ValueError
-    for another text."""
+    """`3/8` as (3, 8); without a text, the share of this process under torchrun, or else (1, 1). Raises ValueError for
+    an invalid text."""
     if text is None:
         return int(environment.get("RANK", 0)) + 1, int(environment.get("WORLD_SIZE", 1))
     found = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -163,8 +163,8 @@ def carry_out(
     overwrite: bool = False,
     report: Callable[[Outcome], object] = lambda _: None,
 ) -> DeblurSummary:
-    """Do what was planned; see `deblur_files`. `report` gets each outcome as soon as it is there, also of what the plan
-    has found to be there or impossible."""
+    """Carry out a plan; see `deblur_files`. `report` receives each outcome as soon as it is known, including existing
+    and impossible results of the plan."""
     summary = DeblurSummary(
         skipped=[target for _, target in planned.existing], failed=list(planned.failed), notes=planned.left_out()
     )
@@ -187,7 +187,7 @@ def plan(
     extension: str | None = None,
     overwrite: bool = False,
 ) -> Plan:
-    """Find the images, and the file for the result of each; `deblur_files` says where that is and what is raised."""
+    """Find the images and the files for their results; paths and errors as in `deblur_files`."""
     given, out = [Path(path) for path in paths], None if out is None else Path(out)
     if extension is not None:
         extension = "." + extension.lower().lstrip(".")
@@ -226,7 +226,7 @@ def plan(
 
 
 def _is_file(out: Path, given: Sequence[Path], extension: str | None) -> bool:
-    """Whether `out` is the file for one result, and not a folder for all of them."""
+    """Whether `out` is the file for one result instead of a folder."""
     suffix = out.suffix.lower()
     if os.path.isdir(out):
         return False
@@ -246,7 +246,7 @@ def _is_file(out: Path, given: Sequence[Path], extension: str | None) -> bool:
 
 
 def _find(given: Sequence[Path], planned: Plan) -> Iterator[tuple[Path, Path | None]]:
-    """Each image, with the given folder that it is in if it is in one; all else goes into the plan."""
+    """Images with the given folder that contains them, if any; everything else is added to the plan."""
     for path in given:
         if os.path.isdir(path):
             tree = images.walk(path)
@@ -260,8 +260,8 @@ def _find(given: Sequence[Path], planned: Plan) -> Iterator[tuple[Path, Path | N
 
 
 def _earlier_results(found: Sequence[tuple[Path, Path | None]], out: Path | None, suffix: str) -> set[Path]:
-    """Which of the images are results of earlier runs: those in an `out` that is in a given folder, and those that
-    have the name of another's result or are in a folder that has it. All of them cannot be: then they are inputs."""
+    """The images that are results of earlier runs: those in an `out` inside a given folder, and those that are named,
+    or in a folder that is named, like the result of another. If this applies to all images, they are inputs."""
     places = {source: Path(os.path.abspath(source)) for source, _ in found}
     names = {str(name) for place in places.values() for name in (place.with_suffix(""), *place.parents)}
 
@@ -276,12 +276,12 @@ def _earlier_results(found: Sequence[tuple[Path, Path | None]], out: Path | None
 
 
 def _is_below(path: Path, folder: Path) -> bool:
-    """Whether it is the folder or in it, all links followed."""
+    """Whether a path is the folder or inside it, with links resolved."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _target(source: Path, folder: Path | None, out: Path | None, suffix: str, extension: str | None) -> Path:
-    """The file for the result of an image that was given itself or is in the given folder."""
+    """The file for the result of an image that was given directly or is in the given folder."""
     if folder is not None:
         root = Path(os.path.abspath(folder) + suffix) if out is None else out
         target = root / source.relative_to(folder)
@@ -292,10 +292,10 @@ def _target(source: Path, folder: Path | None, out: Path | None, suffix: str, ex
 
 
 def checked_target(source: Path, root: Path | None, out: Path | None, suffix: str, extension: str | None) -> Path:
-    """The file for one image's result, where the images of a run are not known together.
+    """The file for the result of a single image, without a plan.
 
-    It is below `out`, where the image is below `root`, or else in `out`, or beside the image. Raises ImageError where
-    there can be no such file, or it would overwrite the image.
+    It is below `out` as the image is below `root`, or otherwise in `out`, or next to the image. Raises ImageError if
+    such a file is impossible or would overwrite the image.
     """
     if root is not None and not source.is_relative_to(root):
         raise ImageError(f"{source}: it is not in {root}")
@@ -309,9 +309,9 @@ def checked_target(source: Path, root: Path | None, out: Path | None, suffix: st
 
 
 def _check(source: Path, target: Path) -> None:
-    """Raise ImageError where it is clear beforehand that there can be no such file."""
+    """Raise ImageError if it is certain beforehand that the file cannot be written."""
     if target.suffix.lower() not in images.WRITABLE:
-        images.read_size(source)  # what is no image is told so first
+        images.read_size(source)  # the error for a non-image has priority
         raise ImageError(f"{source}: {target.suffix or 'a name without a suffix'} is not written; choose with --ext")
     if (length := len(os.fsencode(target.name))) > LONGEST_NAME:
         raise ImageError(f"{source}: its result's name would have {length} bytes; {LONGEST_NAME} are the most")

@@ -1,4 +1,4 @@
-"""A network made ready to be run, not trained: `for_inference`, what `LMFN.for_inference` does."""
+"""Prepare a network for inference: `for_inference`, also available as `LMFN.for_inference`."""
 
 import copy
 import os
@@ -17,8 +17,8 @@ from lmfn.onednn import for_onednn
 from lmfn_kernels import weight_layout
 
 BORDER = 16
-"""Pixels that are reflected around an image. At a border the network's convolutions see zeros, which it takes for an
-edge: it darkens white borders and rings beside lines that end there."""
+"""Pixels that are reflected around an image. At a border the network's convolutions see zeros, which look like an edge:
+it would darken white borders and ring beside lines that end there."""
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -27,17 +27,17 @@ def for_inference(
 ) -> ImageFunction:
     """The network as a function: `[B, 3, H, W]` in [0, 1], any float type, H and W >= 1, to the same shape and type.
 
-    The weights are copied once; later changes to the network have no effect. Results have no gradient. Images have to
+    The weights are copied once; later changes to the network have no effect. Results have no gradient. Images must
     be on `device`, by default that of the network's weights. Convolutions compute in `dtype`: float32, bfloat16, or
     float16 (not on a CPU); by default bfloat16 if the processor has instructions for it (`has_fast_bf16`), else
-    float32. Sums of images, and the scores of the attention, are in float32 in any case.
+    float32. Sums of images, and the scores of the attention, are always in float32.
 
-    On a CPU the function is a `OneDNNNetwork`, if PyTorch has oneDNN and the network is made of the paper's parts; on
-    CUDA the first call with a shape runs as it is, the second is captured as a graph, and the graphs of the last 8
-    shapes are kept. Everywhere else it is the network itself. Calls from several threads take turns. The number of
+    On a CPU the function is a `OneDNNNetwork`, if PyTorch has oneDNN and the network has only the paper's parts; on
+    CUDA the first call with a shape runs eagerly, the second is captured as a graph, and the graphs of the last 8
+    shapes are kept. Everywhere else it is the network itself. Concurrent calls are serialised. The number of
     threads is PyTorch's (`torch.set_num_threads`); in a forked process, which has none of its parent's, it becomes 1.
 
-    Raises ValueError for a dtype that cannot be had there. The function raises TypeError for an input that is no
+    Raises ValueError for a dtype that is not supported there. The function raises TypeError for an input that is not a
     floating point tensor, ValueError for one of another shape or on another device.
     """
     device = next(model.parameters()).device if device is None else torch.empty(0, device=device).device
@@ -65,7 +65,7 @@ def for_inference(
             raise ValueError(f"the image is on {blurred.device}, and the network on {device}; move the image there")
         if len(blurred) == 0:
             return blurred.clone()
-        # Buffers that were made in inference mode could not be written to outside it.
+        # Buffers created in inference mode could not be written to outside it.
         with turns, torch.inference_mode(False), torch.no_grad():
             return run(blurred.float()).to(blurred.dtype)
 
@@ -100,8 +100,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def with_border(run: ImageFunction) -> ImageFunction:
-    """A network's function on images that are continued by `BORDER` pixels at each side, by reflection or, where they
-    are too small for that, by their outermost pixels; from images to images of the same shape."""
+    """Run a network on images padded by `BORDER` pixels at each side, by reflection or, if they are too small for that,
+    by replication, and crop the result to their shape."""
 
     def bordered(blurred: Tensor) -> Tensor:
         mode = "reflect" if min(blurred.shape[2:]) > BORDER else "replicate"
@@ -111,13 +111,13 @@ def with_border(run: ImageFunction) -> ImageFunction:
 
 
 def plain(model: Network, device: torch.device, dtype: torch.dtype) -> ImageFunction:
-    """The network itself, with the convolutions' weights cast and laid out beforehand; all else stays in float32."""
+    """The network itself, with the weights of convolutions cast and laid out beforehand; everything else in float32."""
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = weight_layout(parameter.data.to(dtype))
 
     def run(blurred: Tensor) -> Tensor:
-        # A cache of casts must not be made in a capture, which would leave its tensors to be overwritten.
+        # A capture must not create the cache of casts, whose tensors would be overwritten later.
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
             result: Tensor = model(blurred)
         return result

@@ -1,4 +1,4 @@
-"""Names of a package that are imported at their first use, so that nobody waits for, or needs, what they do not use."""
+"""Import names of a package on first use, so that unused dependencies cost no time and need not be installed."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -6,8 +6,8 @@ from typing import Any
 
 
 def loader(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package: of each name in `homes`, the module below the package that has it, or
-    that it is."""
+    """`__getattr__` and `__dir__` of a package. `homes` maps each name to the submodule that defines it, or that it
+    is."""
 
     def get(name: str) -> Any:
         if name not in homes:

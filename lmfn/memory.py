@@ -1,4 +1,4 @@
-"""How much memory this process may use: what is free, and on the machine itself what its container allows."""
+"""Memory available to this process: free memory, limited by its container."""
 
 import sys
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ class Limit(NamedTuple):
 
     limit: int
     used: int
-    """Without the file cache that the kernel gives back when memory is short."""
+    """Bytes in use, without the file cache, which the kernel reclaims when memory is short."""
     source: Path
-    """The file that holds the limit."""
+    """The file that contains the limit."""
 
 
 def container_limit(root: Path = Path("/")) -> Limit | None:
-    """The limit that leaves this process the least memory, or None where there is none (always None outside Linux).
+    """The limit that leaves this process the least memory, or None without a limit (always None outside Linux).
 
-    Control groups of both versions are read, those above the process's own too: a container sees its limit in either
-    place. `root` is the file system's.
+    Reads control groups of both versions, including the parents of the process's own, since a container may see its
+    limit in either place. `root` is the root of the file system.
     """
     limits = list(_limits(root))
     return min(limits, key=lambda found: found.limit - found.used) if limits else None
@@ -44,16 +44,16 @@ def available(root: Path = Path("/")) -> int:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be used on the device; None where that is not known (mps)."""
+    """Available bytes on the device; None if unknown (mps)."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch holds and does not use is free too.
+        # Memory that torch has reserved but does not use is free.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return available() if device.type == "cpu" else None
 
 
 def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:
-    """The folders of the control groups that hold this process, its own first, and the version (1 or 2) of each."""
+    """The folders of the control groups of this process, innermost first, and the version (1 or 2) of each."""
     listed = root / "proc/self/cgroup"
     for line in listed.read_text().splitlines() if listed.is_file() else ():
         _, controllers, path = line.split(":", 2)
@@ -63,7 +63,7 @@ def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Pa
             top, version = root / "sys/fs/cgroup" / controller, 1
         else:
             continue
-        # In a container the path is often that outside, and its group is the top of what can be seen.
+        # In a container the path is often that of the host, and its own group is the visible root.
         group = top / path.lstrip("/")
         for folder in (group, *group.parents):
             yield folder, version

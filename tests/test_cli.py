@@ -104,7 +104,7 @@ def test_commands_with_options_of_their_own(command: list[str], words: tuple[str
 
 def test_what_needs_a_checkout_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checkout, "__file__", str(tmp_path / "lmfn" / "checkout.py"))
-    with pytest.raises(SystemExit, match=r"experiments/ablations/ablate\.py comes with a checkout of the repository"):
+    with pytest.raises(SystemExit, match=r"experiments/ablations/ablate\.py needs a checkout of the repository"):
         cli.main(["ablate", "encoder"])
 
 
