@@ -170,8 +170,7 @@ def described(kernel: str, a: dict[str, Any]) -> Launch:
 
 
 PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
-    "conv": lambda a, weights, _: weights * ((1 + a["ODD_H"]) * (1 + a["ODD_W"]) / 9 if a["MODE"] == "up" else 1),
-    "weight_gradient": lambda a, *_: (a["TAPS"] if a["STRIDE"] == 2 else a["TAPS"] ** 2) * a["K"] * a["N"],
+    "weight_gradient": lambda a, *_: a["TAPS"] ** 2 * a["K"] * a["N"],
     "stem": lambda a, *_: 4 * 9 * a["INPUTS"] * a["C"] + 9 * a["C"] * a["N"],
     "stem_backward": lambda a, *_: 2 * (4 * 9 * a["INPUTS"] * a["C"] + 9 * a["C"] * a["N"]),
     "upsampled_conv": lambda a, *_: 9 * a["K"] * a["N"],

@@ -229,10 +229,10 @@ def _rows(target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any]) ->
 
 def _variant(a: dict[str, Any]) -> str:
     parts = [str(a["MODE"])] if "MODE" in a else []
-    parts += [f"{a['K']}-{a['N']}"] if "K" in a else []
+    parts += ["-".join(str(a[name]) for name in ("K", "N") if name in a)] if "K" in a else []
     parts += [f"{a['TAPS']}x{a['TAPS']}"] if "TAPS" in a else []
     parts += ["down"] if a.get("STRIDE") == 2 else []
-    parts += [f"{name.lower()}={a[name]}" for name in ("ROW", "ODD_H", "ODD_W", "FIRST", "SLOPE") if a.get(name)]
+    parts += [f"{name.lower()}={a[name]}" for name in ("FIRST", "SLOPE") if a.get(name)]
     parts += [name for name in ("t_act", "t_residual", "t_z", "t_mask", "t_d", "t_d4") if a.get(name) is not None]
     return f" ({', '.join(parts)})" if parts else ""
 

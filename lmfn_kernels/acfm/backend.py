@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lmfn_kernels.alfm.backend import ALFMBackend
 from lmfn_kernels.alfm.windows import Grid
+from lmfn_kernels.runtime.gradients import Gradient
 
 
 class ACFMBackend(ALFMBackend, Protocol):
@@ -16,7 +17,7 @@ class ACFMBackend(ALFMBackend, Protocol):
 
     def gate_backward(
         self, g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Gradient, Sequence[Gradient]]:
         """Gradients of x, of alpha, and of the weights."""
 
     def merge(

@@ -186,4 +186,5 @@ ATTENTION_MERGE = Op(
     implementation,
     _attention_merge_forward,
     _attention_merge_backward,
+    lays_out_weights=False,
 )

@@ -21,6 +21,7 @@ from lmfn_kernels.alfm.triton_backend import (
     within,
 )
 from lmfn_kernels.alfm.windows import Grid
+from lmfn_kernels.runtime.gradients import PartialSums
 from lmfn_kernels.runtime.launch import (
     PLANS,
     Plan,
@@ -29,7 +30,6 @@ from lmfn_kernels.runtime.launch import (
     empty_image,
     launch,
     partial_sums,
-    sum_partials,
     tiling,
 )
 
@@ -108,7 +108,7 @@ def _merge(t: Tiling, grid: Grid, maps: int, layers: int, slope: float, precisio
 
 def gate_backward(
     g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, PartialSums, list[PartialSums]]:
     """Gradients of x, of alpha, and of the weights."""
     dx, e = empty_image(x, *x.shape), empty_image(x, *x.shape)
     t = tiling("channel_gate_backward", x)
@@ -119,8 +119,7 @@ def gate_backward(
     key = kernels.channel_gate_input_kernel, tiling("channel_gate", x), maps
     launch(x, _gate, key, t_e=e, t_dx=dx, p_spatial=weights[0])
     sizes = [weight.numel() for weight in (*weights, alpha)]
-    # Their own memory, as an op's results must have.
-    *found, dalpha = (gradient.clone() for gradient in sum_partials(sums)[: sum(sizes)].split(sizes))
+    *found, dalpha = map(PartialSums, sums[:, : sum(sizes)].split(sizes, dim=1))
     return dx, dalpha, found
 
 

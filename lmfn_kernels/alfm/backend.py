@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lmfn_kernels.alfm.windows import Grid
-from lmfn_kernels.runtime.gradients import PendingMask
+from lmfn_kernels.runtime.gradients import Gradient, PendingMask
 
 
 class ALFMBackend(Protocol):
@@ -17,7 +17,7 @@ class ALFMBackend(Protocol):
     def gram(self, maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
         """F F^T of every block: [B * blocks, NC, NC] or, of whole layers, [B * blocks, N, N]."""
 
-    def products(self, gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
+    def products(self, gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Gradient]:
         """G F^T of every window [B * windows, O, NC], with the pixels' shares of it, and the sum of G [O].
 
         G is the gradient [B, O, HW] before the activation.
@@ -49,8 +49,8 @@ class ALFMBackend(Protocol):
 
     def fold_into_weight_backward(
         self, dp: Tensor, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Gradients of E, theta, the weight (in its strides) and the temperature."""
+    ) -> tuple[Tensor, Gradient, Gradient, Gradient | None]:
+        """Gradients of E, theta, the weight and the temperature."""
 
 
 @cache

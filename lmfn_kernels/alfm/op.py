@@ -354,4 +354,5 @@ LAYER_ATTENTION = Op(
     _layer_attention_forward,
     layer_attention_backward,
     saves_outputs=lambda options: options.slope != 1,  # backward needs their signs
+    lays_out_weights=False,
 )

@@ -13,7 +13,7 @@ from lmfn_kernels.alfm.attention_matrix import layers
 from lmfn_kernels.alfm.reference import SHORTEST
 from lmfn_kernels.alfm.windows import Grid, windows_from_quarters
 from lmfn_kernels.runtime import configs
-from lmfn_kernels.runtime.gradients import PendingMask
+from lmfn_kernels.runtime.gradients import PartialSums, PendingMask
 from lmfn_kernels.runtime.launch import (
     PLANS,
     Block,
@@ -70,7 +70,7 @@ def _gram(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...]
     return Plan(kernels.gram_kernel, programs, t.config.warps, blocks, **constants)
 
 
-def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
+def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, PartialSums]:
     """G F^T of every window [B * windows, O, NC], with the pixels' shares of it, and the sum of G [O]."""
     g, activation_output, slope = gradient
     x, o, size = maps[0], g.shape[1], len(maps) * maps[0].shape[1]
@@ -83,7 +83,8 @@ def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple
         key = t, grid, _widest(x), size, these, o, slope
         launch(x, _product, key, t_g=g, t_act=activation_output, p_out=out, p_sum=sums, **_filled(maps, these))
     found = sum_partials(out)
-    return found if grid.blocks == 1 else windows_from_quarters(found, grid), sum_partials(sums).sum(0)
+    of_windows = found if grid.blocks == 1 else windows_from_quarters(found, grid)
+    return of_windows, PartialSums(sums.flatten(0, 1))
 
 
 def _parts(grid: Grid) -> int:
@@ -188,10 +189,10 @@ def fold_into_weight(gram: Tensor, theta: Tensor, weight: Tensor, temperature: T
 
 def fold_into_weight_backward(
     dp: Tensor, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, PartialSums, PartialSums, PartialSums | None]:
     """Gradients of E, theta, the weight and the temperature, as in `attention_matrix.py`."""
     (b, r, _), w, m = gram.shape, _matrix(weight), _attention(gram, temperature, by_layer)
-    dweight = torch.empty_like(weight).copy_(_folded(dp, m, theta, back=True).sum(0).view(weight.shape))
+    dweight = PartialSums(_folded(dp, m, theta, back=True)[..., None, None])
     de = torch.empty_like(gram)
     dtheta, dtemperature = partial_sums(gram, b * r, (1,)), partial_sums(gram, b * r, (1,))
     launch(
@@ -209,9 +210,9 @@ def fold_into_weight_backward(
         p_dtemperature=dtemperature,
     )
     if temperature is None:
-        return de, sum_partials(dtheta), dweight, None
+        return de, PartialSums(dtheta), dweight, None
     launch(gram, _length_backward, (gram.shape,), p_e=gram, p_de=de)
-    return de, sum_partials(dtheta), dweight, sum_partials(dtemperature)
+    return de, PartialSums(dtheta), dweight, PartialSums(dtemperature)
 
 
 def _attention(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lmfn_kernels.runtime.gradients import ConvGradient
+
 MaskedGradient = Any
 """A gradient before an activation, as `mask_gradient` gives it: a tensor, or one with a mask still to be applied."""
 
@@ -55,8 +57,8 @@ class ConvBackend(Protocol):
 
     def weight_gradient(
         self, e: MaskedGradient, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """The gradients of a convolution's weight, in its strides, and of its bias."""
+    ) -> ConvGradient:
+        """The gradients of a convolution's weight and of its bias."""
 
 
 @cache

@@ -40,7 +40,7 @@ def parity_taps(
         b_x = load_pixels(t_x, i_b, o_x, o_y, o_k)
         if t_act is not None:
             b_x = leaky_gradient(b_x, load_pixels(t_act, i_b, o_x, o_y, o_k), ACT_SLOPE)
-        b_w = load_weight(t_w, i * 3 + j, o_k, o_n)
+        b_w = load_weight(t_w, i * 3 + j, o_k, o_n) if SIGN == 1 else tl.trans(load_weight(t_w, i * 3 + j, o_n, o_k))
         b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=b_out.dtype)
     return b_out
 
@@ -70,8 +70,6 @@ def conv_kernel(
     K: tl.constexpr,
     TAPS: tl.constexpr,
     MODE: tl.constexpr,
-    ODD_H: tl.constexpr,
-    ODD_W: tl.constexpr,
     PADDING: tl.constexpr,
     SLOPE: tl.constexpr,
     ACT_SLOPE: tl.constexpr,
@@ -88,9 +86,11 @@ def conv_kernel(
     """out = leaky(conv(x) + bias + residual), 1x1 or 3x3, and its input gradient, with what a block hangs on either.
 
     MODE: `same` stride 1; `down` stride 2, the input's even and odd rows and columns in four descriptors; `back` the
-    input gradient of `same`; `up` that of `down`, for the input pixels of one parity.
+    input gradient of `same`.
     With `t_act`, x is a gradient after the activation whose output that is, and its mask is applied where it is loaded.
-    `t_z`, `t_zw`: another image through a 1x1, added. `t_mask`: out is masked as the gradient before that activation.
+    Weights lie as in the forward pass, and gradients take them transposed: K and N are the channels of x and out.
+    `t_z`, `t_zw`: the gradient of another 1x1's output, through its weight, added. `t_mask`: out is masked as the
+    gradient before that activation.
     `t_d`: a second output, leaky(conv1x1(residual) + bias), from the centre tile that is in registers already.
     """
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
@@ -106,13 +106,11 @@ def conv_kernel(
             b_x = load_pixels(t_x, i_b, o_x, o_y, o_k)
             if t_act is not None:
                 b_x = leaky_gradient(b_x, load_pixels(t_act, i_b, o_x, o_y, o_k), ACT_SLOPE)
-            b_w = load_weight(t_w, i_tap if MODE == "same" else TAPS * TAPS - 1 - i_tap, o_k, o_n)
+            if MODE == "same":
+                b_w = load_weight(t_w, i_tap, o_k, o_n)
+            else:
+                b_w = tl.trans(load_weight(t_w, TAPS * TAPS - 1 - i_tap, o_n, o_k))
             b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
-    elif MODE == "up":
-        b_out = parity_taps(
-            b_out, t_x, t_act, t_w, i_b, o_h, o_w, o_n, ODD_H, ODD_W, -1,
-            PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES,
-        )  # fmt: skip
     else:
         b_out = parity_taps(
             b_out, t_x, None, t_w, i_b, o_h, o_w, o_n, 0, 0, 1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
@@ -128,7 +126,8 @@ def conv_kernel(
         )  # fmt: skip
     if t_z is not None:
         b_z = load_pixels(t_z, i_b, o_h, o_w, 0)
-        b_out = tl.dot(b_z, load_weight(t_zw, 0, 0, o_n), b_out, input_precision=PRECISION, out_dtype=ACC)
+        b_zw = tl.trans(load_weight(t_zw, 0, o_n, 0))
+        b_out = tl.dot(b_z, b_zw, b_out, input_precision=PRECISION, out_dtype=ACC)
     if p_bias is not None:
         b_out += load_bias(p_bias, o_n, N, BLOCK_N, ACC)
     if t_residual is not None:
@@ -144,6 +143,78 @@ def conv_kernel(
     if t_mask is not None:
         b_out = leaky_gradient(b_out, load_pixels(t_mask, i_b, o_h, o_w, o_n), MASK_SLOPE)
     store_pixels(t_out, i_b, o_h, o_w, o_n, b_out)
+
+
+@triton.jit
+def stride_2_input_gradient_kernel(
+    t_g, t_act, t_w, t_dx, t_dx01, t_dx10, t_dx11, H, W, K: tl.constexpr, PADDING: tl.constexpr,
+    ACT_SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The input gradient of a 3x3 of stride 2. A program has input pixels of one parity along both axes.
+
+    Those meet only the taps of that parity, so there is no product with a zero between pixels. `t_dx` to `t_dx11` are
+    the input's even and odd rows and columns, None where there are none; H and W are those of the even ones.
+    """
+    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
+    o_n = tl.program_id(1) * BLOCK_N
+    i_parity = tl.program_id(2)
+    b_dx = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
+    if i_parity == 0:
+        b_dx = parity_taps(
+            b_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 0, 0, -1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
+        )  # fmt: skip
+        store_pixels(t_dx, i_b, o_h, o_w, o_n, b_dx)
+    elif i_parity == 1:
+        if t_dx01 is not None:
+            b_dx = parity_taps(
+                b_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 0, 1, -1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
+            )  # fmt: skip
+            store_pixels(t_dx01, i_b, o_h, o_w, o_n, b_dx)
+    elif i_parity == 2:
+        if t_dx10 is not None:
+            b_dx = parity_taps(
+                b_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 1, 0, -1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
+            )  # fmt: skip
+            store_pixels(t_dx10, i_b, o_h, o_w, o_n, b_dx)
+    elif t_dx11 is not None:
+        b_dx = parity_taps(
+            b_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 1, 1, -1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
+        )  # fmt: skip
+        store_pixels(t_dx11, i_b, o_h, o_w, o_n, b_dx)
+
+
+@triton.jit
+def stride_2_row(
+    t_g, t_act, t_even, t_odd, i_split, o_row, o_k, o_n, B, H, W, SPLITS,
+    PADDING: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Partial sums for a row of taps at stride 2, whose input rows are one parity's: a tap is a tile of its columns."""
+    b_dw0 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    b_dw1 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    b_dw2 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    b_db = tl.zeros([BLOCK_N], ACC)
+    n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
+        i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        b_g = load_pixels(t_g, i_b, o_h, o_w, o_n)
+        if t_act is not None:
+            b_g = leaky_gradient(b_g, load_pixels(t_act, i_b, o_h, o_w, o_n), SLOPE)
+        # Tap (i, j) of output (h, w) is pixel (2h + i - PADDING, 2w + j - PADDING).
+        if PADDING == 0:
+            b_x0 = load_pixels(t_even, i_b, o_h + o_row, o_w, o_k)
+            b_x1 = load_pixels(t_odd, i_b, o_h + o_row, o_w, o_k)
+            b_x2 = load_pixels(t_even, i_b, o_h + o_row, o_w + 1, o_k)
+        else:
+            b_x0 = load_pixels(t_odd, i_b, o_h + o_row, o_w - 1, o_k)
+            b_x1 = load_pixels(t_even, i_b, o_h + o_row, o_w, o_k)
+            b_x2 = load_pixels(t_odd, i_b, o_h + o_row, o_w, o_k)
+        b_dw0 = tl.dot(tl.trans(b_x0), b_g, b_dw0, input_precision=PRECISION, out_dtype=ACC)
+        b_dw1 = tl.dot(tl.trans(b_x1), b_g, b_dw1, input_precision=PRECISION, out_dtype=ACC)
+        b_dw2 = tl.dot(tl.trans(b_x2), b_g, b_dw2, input_precision=PRECISION, out_dtype=ACC)
+        b_db += tl.sum(b_g.to(ACC), axis=0)
+    return b_dw0, b_dw1, b_dw2, b_db
 
 
 @triton.jit
@@ -163,7 +234,6 @@ def weight_gradient_kernel(
     N,
     SPLITS,
     TAPS: tl.constexpr,
-    ROW: tl.constexpr,
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -178,24 +248,37 @@ def weight_gradient_kernel(
     """X^T G over pixels for one row of taps, and the sum of G: one partial sum per program, its tiles equally spaced.
 
     `t_g` [B, H, W, N] is the gradient after the activation whose output is `t_act` (None: no activation), `t_x` the
-    input; with stride 2 its four descriptors hold the even and odd rows and columns: a tap is a tile of one of them.
+    input; with stride 2 its four descriptors hold the even and odd rows and columns.
     """
     i_split = tl.program_id(0)
-    i_row = tl.program_id(1) if STRIDE == 1 else ROW
+    i_row = tl.program_id(1)
     n_blocks = tl.cdiv(N, BLOCK_N)
     o_k = tl.program_id(2) // n_blocks * BLOCK_K
     o_n = tl.program_id(2) % n_blocks * BLOCK_N
-    b_dw0 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
-    b_dw1 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
-    b_dw2 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
-    b_db = tl.zeros([BLOCK_N], ACC)
-    n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
-    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
-        i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
-        b_g = load_pixels(t_g, i_b, o_h, o_w, o_n)
-        if t_act is not None:
-            b_g = leaky_gradient(b_g, load_pixels(t_act, i_b, o_h, o_w, o_n), SLOPE)
-        if STRIDE == 1:
+    if STRIDE == 2:
+        # Half of what is an even number, rounded to the whole number below.
+        o_row = (i_row - PADDING + 2) // 2 - 1
+        if (i_row + PADDING) % 2 == 0:
+            b_dw0, b_dw1, b_dw2, b_db = stride_2_row(
+                t_g, t_act, t_x, t_x01, i_split, o_row, o_k, o_n, B, H, W, SPLITS,
+                PADDING, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_N, STAGES,
+            )  # fmt: skip
+        else:
+            b_dw0, b_dw1, b_dw2, b_db = stride_2_row(
+                t_g, t_act, t_x10, t_x11, i_split, o_row, o_k, o_n, B, H, W, SPLITS,
+                PADDING, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_N, STAGES,
+            )  # fmt: skip
+    else:
+        b_dw0 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+        b_dw1 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+        b_dw2 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+        b_db = tl.zeros([BLOCK_N], ACC)
+        n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+        for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
+            i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+            b_g = load_pixels(t_g, i_b, o_h, o_w, o_n)
+            if t_act is not None:
+                b_g = leaky_gradient(b_g, load_pixels(t_act, i_b, o_h, o_w, o_n), SLOPE)
             o_x = o_h + i_row - PADDING
             b_x = load_pixels(t_x, i_b, o_x, o_w - PADDING, o_k)
             b_dw0 = tl.dot(tl.trans(b_x), b_g, b_dw0, input_precision=PRECISION, out_dtype=ACC)
@@ -204,25 +287,7 @@ def weight_gradient_kernel(
                 b_dw1 = tl.dot(tl.trans(b_x), b_g, b_dw1, input_precision=PRECISION, out_dtype=ACC)
                 b_x = load_pixels(t_x, i_b, o_x, o_w + 2 - PADDING, o_k)
                 b_dw2 = tl.dot(tl.trans(b_x), b_g, b_dw2, input_precision=PRECISION, out_dtype=ACC)
-        else:
-            # Tap (i, j) of output (h, w) is pixel (2h + i - PADDING, 2w + j - PADDING).
-            o_x = o_h + (ROW - PADDING) // 2
-            if (ROW - PADDING) % 2 == 0:
-                t_even, t_odd = t_x, t_x01
-            else:
-                t_even, t_odd = t_x10, t_x11
-            if PADDING == 0:
-                b_x0 = load_pixels(t_even, i_b, o_x, o_w, o_k)
-                b_x1 = load_pixels(t_odd, i_b, o_x, o_w, o_k)
-                b_x2 = load_pixels(t_even, i_b, o_x, o_w + 1, o_k)
-            else:
-                b_x0 = load_pixels(t_odd, i_b, o_x, o_w - 1, o_k)
-                b_x1 = load_pixels(t_even, i_b, o_x, o_w, o_k)
-                b_x2 = load_pixels(t_odd, i_b, o_x, o_w, o_k)
-            b_dw0 = tl.dot(tl.trans(b_x0), b_g, b_dw0, input_precision=PRECISION, out_dtype=ACC)
-            b_dw1 = tl.dot(tl.trans(b_x1), b_g, b_dw1, input_precision=PRECISION, out_dtype=ACC)
-            b_dw2 = tl.dot(tl.trans(b_x2), b_g, b_dw2, input_precision=PRECISION, out_dtype=ACC)
-        b_db += tl.sum(b_g.to(ACC), axis=0)
+            b_db += tl.sum(b_g.to(ACC), axis=0)
     o_ck = o_k + tl.arange(0, BLOCK_K)
     o_cn = o_n + tl.arange(0, BLOCK_N)
     m_w = (o_ck < K)[:, None] & (o_cn < N)[None, :]

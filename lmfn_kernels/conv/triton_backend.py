@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn_kernels.conv import kernels
-from lmfn_kernels.runtime.gradients import PendingMask
+from lmfn_kernels.runtime.gradients import PartialSums, PendingMask
 from lmfn_kernels.runtime.launch import (
     PARITIES,
     PLANS,
@@ -22,7 +22,6 @@ from lmfn_kernels.runtime.launch import (
     even_odd_views,
     launch,
     partial_sums,
-    sum_partials,
     tiling,
     weight_as_taps,
 )
@@ -65,7 +64,6 @@ def launch_conv(
     mask_slope: float = 1.0,
     slope: float = 1.0,
     distil: tuple[Tensor, Tensor, Tensor] | None = None,
-    odd: tuple[int, int] = (0, 0),
 ) -> None:
     """Launch `conv_kernel` into `out`; `views` are the input's descriptors' images, `weight` [taps, inputs, outputs].
 
@@ -86,7 +84,7 @@ def launch_conv(
         tensors["t_dw"], tensors["p_dbias"], tensors["t_d"] = distil
         d = distil[2].shape[1]
     slopes = slope, e.slope, mask_slope
-    key = tiling("conv", out), weight.shape, z, d, mode, padding, odd, slopes
+    key = tiling("conv", out), weight.shape, z, d, mode, padding, slopes
     launch(out, _convolution, key, t_w=weight, p_bias=bias, t_out=out, **tensors)
 
 
@@ -98,11 +96,10 @@ def _convolution(
     d: int,
     mode: str,
     padding: int,
-    odd: tuple[int, int],
     slopes: tuple[float, float, float],
 ) -> Plan:
     """`t` is of the output, `z` and `d` are the channels of the extra image and of the second output."""
-    taps, k, n = weight
+    taps, k, n = weight if mode in ("same", "down") else (weight[0], weight[2], weight[1])
     block_k, block_n, block_z, block_d = (
         min(64, channel_block(k)),
         min(64, channel_block(n)),
@@ -116,10 +113,10 @@ def _convolution(
         {
             **{f"t_x{place}": t.pixels(block_k) for place in PARITIES},
             "t_act": t.pixels(block_k),
-            "t_w": (1, block_k, block_n),
+            "t_w": (1, block_k, block_n) if mode in ("same", "down") else (1, block_n, block_k),
             **{name: t.pixels(block_n) for name in ("t_residual", "t_residual_act", "t_mask", "t_out")},
             "t_z": t.pixels(block_z),
-            "t_zw": (1, block_z, block_n),
+            "t_zw": (1, block_n, block_z),
             "t_dw": (1, block_n, block_d),
             "t_d": t.pixels(block_d),
         },
@@ -128,8 +125,6 @@ def _convolution(
         K=k,
         TAPS=1 if taps == 1 else 3,
         MODE=mode,
-        ODD_H=odd[0],
-        ODD_W=odd[1],
         PADDING=padding,
         SLOPE=slopes[0],
         ACT_SLOPE=slopes[1],
@@ -166,7 +161,7 @@ def conv(
         {"t_x": x} if stride == 1 else {f"t_x{i}": view for i, view in zip(PARITIES, _views(x, stride), strict=True)}
     )
     mode = "same" if stride == 1 else "down"
-    key = tiling("conv", out), w.shape, 1, 1, mode, padding, (0, 0), (slope, 1.0, 1.0)
+    key = tiling("conv", out), w.shape, 1, 1, mode, padding, (slope, 1.0, 1.0)
     launch(out, _convolution, key, t_w=w, p_bias=bias, t_residual=residual, t_out=out, **views)
     return out
 
@@ -185,53 +180,76 @@ def input_gradient(
     """The gradient of a convolution's input `x`, as in `torch_backend.py`."""
     e = as_pending(e)
     dx = empty_image(x, *x.shape)
-    back = weight_as_taps(weight, back=True)
+    taps = weight_as_taps(weight)
     if stride == 1:
         launch_conv(
             dx,
             [e.gradient],
             e,
-            back,
+            taps,
             mode="back",
             padding=weight.shape[2] - 1 - padding,
             residual=e if residual else None,
-            extra=None if extra is None else (extra[0], weight_as_taps(extra[1], back=True)),
+            extra=None if extra is None else (extra[0], weight_as_taps(extra[1])),
             mask=None if mask == 1 else x,
             mask_slope=mask,
         )
         return dx
     assert (residual, extra, mask) == (False, None, 1), "no block hangs these on a convolution of stride 2"
-    # An input row of one parity meets only the taps of one: four launches, and no product with a zero between pixels.
-    for place, view in enumerate(even_odd_views(dx)):
-        if view.numel() > 0:
-            launch_conv(view, [e.gradient], e, back, mode="up", padding=padding, odd=(place // 2, place % 2))
+    views = even_odd_views(dx)
+    key = tiling("conv", views[0]), taps.shape, padding, e.slope
+    results = {f"t_dx{i}": view if view.numel() else None for i, view in zip(PARITIES, views, strict=True)}
+    launch(dx, _stride_2_input_gradient, key, t_g=e.gradient, t_act=e.activation_output, t_w=taps, **results)
     return dx
+
+
+@lru_cache(PLANS)
+def _stride_2_input_gradient(t: Tiling, weight: Sequence[int], padding: int, slope: float) -> Plan:
+    """`t` is of the input's even rows and columns."""
+    _, n, k = weight
+    block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
+    return Plan(
+        kernels.stride_2_input_gradient_kernel,
+        (t.tiles, cdiv(n, block_n), 4),
+        t.config.warps,
+        {
+            **dict.fromkeys(("t_g", "t_act"), t.pixels(block_k)),
+            **{f"t_dx{i}": t.pixels(block_n) for i in PARITIES},
+            "t_w": (1, block_n, block_k),
+        },
+        K=k,
+        PADDING=padding,
+        ACT_SLOPE=slope,
+        BLOCK_K=block_k,
+        BLOCK_N=block_n,
+        STAGES=t.config.stages,
+        **t.constants(),
+    )
 
 
 def weight_gradient(
     e: Tensor | PendingMask, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
-) -> tuple[Tensor, Tensor]:
-    """The gradients of a convolution's weight, in its strides, and of its bias. 1x1 or 3x3."""
+) -> tuple[PartialSums, PartialSums]:
+    """The gradients of a convolution's weight and of its bias. 1x1 or 3x3."""
     g, activation_output, slope = as_pending(e)
     n, k, taps = weight.shape[:3]
     t = tiling("weight_gradient", g)
     dw, db = partial_sums(g, t.splits, (taps * taps, k, n)), partial_sums(g, t.splits, (n,))
     views = {f"t_x{place}": view for place, view in zip(PARITIES, _views(x, stride), strict=False)}
-    for row in range(taps) if stride == 2 else (0,):
-        key = t, k, taps, row, stride, padding, slope
-        launch(g, _weight_gradient, key, t_g=g, t_act=activation_output, p_dw=dw, p_db=db, **views)
-    taken = sum_partials(dw).permute(2, 1, 0).reshape(weight.shape)
-    return torch.empty_like(weight).copy_(taken), sum_partials(db)
+    key = t, k, taps, stride, padding, slope
+    launch(g, _weight_gradient, key, t_g=g, t_act=activation_output, p_dw=dw, p_db=db, **views)
+    by_tap = dw.view(t.splits, taps, taps, k, n).permute(0, 4, 3, 1, 2)
+    return PartialSums(by_tap), PartialSums(db)
 
 
 @lru_cache(PLANS)
-def _weight_gradient(t: Tiling, k: int, taps: int, row: int, stride: int, padding: int, slope: float) -> Plan:
+def _weight_gradient(t: Tiling, k: int, taps: int, stride: int, padding: int, slope: float) -> Plan:
     """`t` is of the gradient of the output, `k` is the number of inputs."""
     b, n = t.size[:2]
     block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
     return Plan(
         kernels.weight_gradient_kernel,
-        (t.splits, 1 if stride == 2 else taps, cdiv(k, block_k) * cdiv(n, block_n)),
+        (t.splits, taps, cdiv(k, block_k) * cdiv(n, block_n)),
         t.config.warps,
         {name: t.pixels(block_n) for name in ("t_g", "t_act")} | {f"t_x{i}": t.pixels(block_k) for i in PARITIES},
         B=b,
@@ -239,7 +257,6 @@ def _weight_gradient(t: Tiling, k: int, taps: int, row: int, stride: int, paddin
         N=n,
         SPLITS=t.splits,
         TAPS=taps,
-        ROW=row,
         STRIDE=stride,
         PADDING=padding,
         SLOPE=slope,

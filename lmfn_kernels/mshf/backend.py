@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lmfn_kernels.conv.backend import MaskedGradient
+from lmfn_kernels.runtime.gradients import ConvGradient
 from lmfn_kernels.upsample.backend import UpsampleBackend
 from lmfn_kernels.weights import Conv
 
@@ -24,7 +25,7 @@ class MSHFBackend(UpsampleBackend, Protocol):
         slope: float,
         of_input: bool,
         of_weights: bool,
-    ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
+    ) -> tuple[Tensor | None, ConvGradient | None, ConvGradient | None]:
         """Gradients of the input, and of weight and bias of both convolutions, from that before the last activation."""
 
     def skip_gradient(self, e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:

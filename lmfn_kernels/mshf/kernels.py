@@ -68,7 +68,7 @@ def stem_kernel(
 
 @triton.jit
 def stem_backward_kernel(
-    p_x, t_w0, p_bias0, t_back, t_g, t_act, p_dw0, p_dbias0, p_dw, p_dbias,
+    p_x, t_w0, p_bias0, t_w, t_g, t_act, p_dw0, p_dbias0, p_dw, p_dbias,
     B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, s_w, SPLITS,
     INPUTS: tl.constexpr, PADDING: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -97,7 +97,7 @@ def stem_backward_kernel(
         )  # fmt: skip
         b_dw = tl.dot(tl.trans(b_f), b_e, b_dw, input_precision=PRECISION, out_dtype=ACC)
         b_dbias += tl.sum(b_e.to(ACC), axis=0)
-        b_e0 = tl.dot(b_e, load_weight(t_back, i_tap, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+        b_e0 = tl.dot(b_e, tl.trans(load_weight(t_w, i_tap, 0, 0)), input_precision=PRECISION, out_dtype=ACC)
         b_e0 = tl.where(m_f[:, None], leaky_gradient(b_e0, b_f, SLOPE), 0.0)
         b_dbias0 += tl.sum(b_e0, axis=0)
         b_dw0 = tl.dot(tl.trans(b_x), b_e0.to(b_x.dtype), b_dw0, input_precision=PRECISION, out_dtype=ACC)

@@ -10,7 +10,7 @@ from lmfn_kernels.conv.torch_backend import (
     materialize,
     weight_gradient,
 )
-from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward, upsampled_conv
+from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward, upsampled_conv, upsampled_conv_backward
 from lmfn_kernels.weights import Conv
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "upsample_add",
     "upsample_backward",
     "upsampled_conv",
+    "upsampled_conv_backward",
     "weight_gradient",
 ]
 

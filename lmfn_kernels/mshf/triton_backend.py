@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lmfn_kernels.conv.triton_backend import (
@@ -20,7 +19,7 @@ from lmfn_kernels.conv.triton_backend import (
     weight_gradient,
 )
 from lmfn_kernels.mshf import kernels
-from lmfn_kernels.runtime.gradients import PendingMask
+from lmfn_kernels.runtime.gradients import ConvGradient, PartialSums, PendingMask
 from lmfn_kernels.runtime.launch import (
     PLANS,
     Block,
@@ -31,11 +30,15 @@ from lmfn_kernels.runtime.launch import (
     empty_image,
     launch,
     partial_sums,
-    sum_partials,
     tiling,
     weight_as_taps,
 )
-from lmfn_kernels.upsample.triton_backend import upsample_add, upsample_backward, upsampled_conv
+from lmfn_kernels.upsample.triton_backend import (
+    upsample_add,
+    upsample_backward,
+    upsampled_conv,
+    upsampled_conv_backward,
+)
 from lmfn_kernels.weights import Conv
 
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "upsample_add",
     "upsample_backward",
     "upsampled_conv",
+    "upsampled_conv_backward",
     "weight_gradient",
 ]
 
@@ -98,7 +102,7 @@ def _of_stem(
     n = t.size[1]
     block_k, block_c, block_n = channel_block(9 * inputs), channel_block(channels), channel_block(n)
     blocks: dict[str, Block] = {name: t.pixels(block_n) for name in ("t_out", "t_g", "t_act")}
-    blocks |= {"t_w0": (1, block_k, block_c), "t_w": (1, block_c, block_n), "t_back": (1, block_n, block_c)}
+    blocks |= {"t_w0": (1, block_k, block_c), "t_w": (1, block_c, block_n)}
     constants = {
         **t.constants(),
         "H": height,
@@ -121,7 +125,7 @@ def _of_stem(
 
 def stem_backward(
     e: PendingMask, x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float, of_input: bool, of_weights: bool
-) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor | None, ConvGradient | None, ConvGradient | None]:
     dconv0 = ddown = None
     if of_weights:
         g, (n, channels), values = e.gradient, down.weight.shape[:2], 9 * conv0.weight.shape[1]
@@ -135,7 +139,7 @@ def stem_backward(
             p_x=x,
             t_w0=_of_nine(conv0.weight),
             p_bias0=conv0.bias,
-            t_back=weight_as_taps(down.weight, back=True),
+            t_w=weight_as_taps(down.weight),
             t_g=g,
             t_act=e.activation_output,
             p_dw0=dw0,
@@ -143,8 +147,8 @@ def stem_backward(
             p_dw=dw,
             p_dbias=dbias,
         )
-        dconv0 = _like(conv0.weight, sum_partials(dw0)), sum_partials(dbias0)
-        ddown = _like(down.weight, sum_partials(dw)), sum_partials(dbias)
+        dconv0 = _by_tap(dw0, conv0.weight), PartialSums(dbias0)
+        ddown = _by_tap(dw, down.weight), PartialSums(dbias)
     if not of_input:
         return None, dconv0, ddown
     x = as_kernel_image(x)
@@ -153,14 +157,13 @@ def stem_backward(
     return input_gradient(e0, conv0.weight, x, padding=padding), dconv0, ddown
 
 
-def _like(weight: Tensor, found: Tensor) -> Tensor:
-    """A gradient [taps, inputs, outputs] in the weight's shape, dtype and strides."""
+def _by_tap(partials: Tensor, weight: Tensor) -> PartialSums:
+    """Of a 3x3 weight's gradient, lying tap by tap."""
     n, k = weight.shape[:2]
-    return torch.empty_like(weight).copy_(found.reshape(3, 3, k, n).permute(3, 2, 0, 1))
+    return PartialSums(partials.view(-1, 3, 3, k, n).permute(0, 4, 3, 1, 2))
 
 
 def skip_gradient(e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
     dx = empty_image(x, *x.shape)
-    back = weight_as_taps(weight, back=True)
-    launch_conv(dx, [e], as_pending(e), back, mode="back", padding=1, residual=as_pending(g))
+    launch_conv(dx, [e], as_pending(e), weight_as_taps(weight), mode="back", padding=1, residual=as_pending(g))
     return dx

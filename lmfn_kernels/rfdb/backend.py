@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lmfn_kernels.runtime.gradients import ConvGradient
 from lmfn_kernels.upsample.backend import UpsampleBackend
 from lmfn_kernels.weights import Conv
 
@@ -39,7 +40,7 @@ class RFDBBackend(UpsampleBackend, Protocol):
         squeeze: Tensor,
         slope: float,
         d_slope: float,
-    ) -> tuple[list[Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    ) -> tuple[Sequence[Tensor], ConvGradient, ConvGradient]:
         """Gradients before the activations of d1..d4 (of d1..d3 with `d_slope`), and of both weights and biases."""
 
     def gate(self, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool) -> Tensor:
@@ -47,14 +48,14 @@ class RFDBBackend(UpsampleBackend, Protocol):
 
     def gate_backward(
         self, g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor, ConvGradient, ConvGradient]:
         """Gradients of y, of a, of up(v), and of weight and bias of both convolutions."""
 
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maximum over 7x7 at stride 3, and which one it was, in a form of the backend's own."""
 
-    def pool_backward(self, g: Tensor, index: Tensor, x: Tensor) -> Tensor:
-        """The gradient of what was pooled, `x`, of which the size alone is read."""
+    def pool_backward(self, g: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
+        """The gradient of what was pooled, of that height and width."""
 
 
 @cache

@@ -18,7 +18,7 @@ from lmfn_kernels.conv.torch_backend import (
     weight_gradient,
 )
 from lmfn_kernels.upsample.grid import upsample
-from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward, upsampled_conv
+from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward, upsampled_conv, upsampled_conv_backward
 from lmfn_kernels.weights import Conv
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "upsample_add",
     "upsample_backward",
     "upsampled_conv",
+    "upsampled_conv_backward",
     "weight_gradient",
 ]
 
@@ -70,7 +71,8 @@ def pool(x: Tensor) -> tuple[Tensor, Tensor]:
     return as_kernel_image(values), as_kernel_image(index)
 
 
-def pool_backward(g: Tensor, index: Tensor, x: Tensor) -> Tensor:
+def pool_backward(g: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
+    x = torch.empty((*g.shape[:2], *size), dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
     return as_kernel_image(
         aten.max_pool2d_with_indices_backward.default(g, x, [7, 7], [3, 3], [0, 0], [1, 1], False, index)
     )

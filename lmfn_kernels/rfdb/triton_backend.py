@@ -18,6 +18,7 @@ from lmfn_kernels.conv.triton_backend import (
 )
 from lmfn_kernels.rfdb import kernels
 from lmfn_kernels.runtime.configs import Config, config
+from lmfn_kernels.runtime.gradients import ConvGradient, PartialSums
 from lmfn_kernels.runtime.launch import (
     PLANS,
     Block,
@@ -31,11 +32,11 @@ from lmfn_kernels.runtime.launch import (
     empty_image,
     launch,
     partial_sums,
-    sum_partials,
     tiling,
     weight_as_taps,
 )
 from lmfn_kernels.runtime.layout import pitch
+from lmfn_kernels.runtime.multi_tensor import lay_out
 from lmfn_kernels.upsample.triton_backend import (
     named_strides,
     ratios,
@@ -43,6 +44,7 @@ from lmfn_kernels.upsample.triton_backend import (
     upsample_add,
     upsample_backward,
     upsampled_conv,
+    upsampled_conv_backward,
 )
 from lmfn_kernels.weights import Conv
 
@@ -63,6 +65,7 @@ __all__ = [
     "upsample_add",
     "upsample_backward",
     "upsampled_conv",
+    "upsampled_conv_backward",
     "weight_gradient",
 ]
 
@@ -175,11 +178,13 @@ def fuse_backward(
     squeeze: Tensor,
     slope: float,
     d_slope: float,
-) -> tuple[list[Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+) -> tuple[list[Tensor], ConvGradient, ConvGradient]:
     ch, n, t = y.shape[1], d[0].shape[1], tiling("fuse_backward", y)
     z = [empty_image(d_j, *d_j.shape) for d_j in d]
     dfuse, dfuse_bias = partial_sums(y, t.splits, (ch, 4 * n)), partial_sums(y, t.splits, (ch,))
-    parts = weight.chunk(4, dim=1)
+    # Transposed beforehand: this kernel, with `tl.trans` of its weights, is what ptxas 12.8 miscompiles on sm_90.
+    transposed = lay_out([w.transpose(0, 1) for w in (squeeze, *weight.chunk(4, dim=1))], y.dtype)
+    squeeze_taps, *parts = map(weight_as_taps, transposed)
     for i in (0, 2):
         launch(
             y,
@@ -187,17 +192,17 @@ def fuse_backward(
             (t, n, ga.shape[1], i, d_slope, d_slope if i == 0 else slope),
             t_gy=gy,
             t_ga=ga,
-            t_squeeze=weight_as_taps(squeeze, back=True),
+            t_squeeze=squeeze_taps,
             t_d1=d[i],
             t_d2=d[i + 1],
-            t_fuse1=weight_as_taps(parts[i], back=True),
-            t_fuse2=weight_as_taps(parts[i + 1], back=True),
+            t_fuse1=parts[i],
+            t_fuse2=parts[i + 1],
             t_z1=z[i],
             t_z2=z[i + 1],
             p_dfuse=dfuse,
             p_dfuse_bias=dfuse_bias,
         )
-    return z, (_like(weight, dfuse), sum_partials(dfuse_bias)), weight_gradient(ga, y, squeeze)
+    return z, (_of_1x1(dfuse), PartialSums(dfuse_bias)), weight_gradient(ga, y, squeeze)
 
 
 @lru_cache(PLANS)
@@ -230,9 +235,9 @@ def _fuse_backward(t: Tiling, d: int, f: int, first: int, slope1: float, slope2:
     )
 
 
-def _like(weight: Tensor, partials: Tensor) -> Tensor:
-    """The sum of the partials in the weight's dtype and strides."""
-    return torch.empty_like(weight).copy_(sum_partials(partials).reshape(weight.shape))
+def _of_1x1(partials: Tensor) -> PartialSums:
+    """Of the gradient of a weight [N, K, 1, 1]."""
+    return PartialSums(partials[..., None, None])
 
 
 def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool) -> Tensor:
@@ -244,7 +249,7 @@ def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: 
 
 def gate_backward(
     g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor, ConvGradient, ConvGradient]:
     ch, f, t = y.shape[1], a.shape[1], tiling("gate_backward", y)
     dy, da, dt = empty_image(y, *y.shape), empty_image(a, *a.shape), empty_image(a, *a.shape)
     dskip, dskip_bias = partial_sums(y, t.splits, (f, f)), partial_sums(y, t.splits, (f,))
@@ -266,8 +271,8 @@ def gate_backward(
         p_dexpand=dexpand,
         p_dexpand_bias=dexpand_bias,
     )
-    of_skip, of_expand = _like(skip.weight, dskip), _like(expand.weight, dexpand)
-    return dy, da, dt, (of_skip, sum_partials(dskip_bias)), (of_expand, sum_partials(dexpand_bias))
+    of_skip, of_expand = (_of_1x1(dskip), PartialSums(dskip_bias)), (_of_1x1(dexpand), PartialSums(dexpand_bias))
+    return dy, da, dt, of_skip, of_expand
 
 
 def _weights(skip: Conv, expand: Conv) -> dict[str, Tensor]:
@@ -335,10 +340,10 @@ def _pool(c: Config, low: Sequence[int], of_x: Sequence[int], of_out: Sequence[i
     )
 
 
-def pool_backward(g: Tensor, index: Tensor, x: Tensor) -> Tensor:
-    dx = empty_image(x, *x.shape)
-    key = tiling("pool_backward", x), g.shape[2:], strides(g), strides(index), strides(dx)
-    launch(x, _pool_backward, key, p_g=g, p_index=index, p_dx=dx)
+def pool_backward(g: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
+    dx = empty_image(g, g.shape[0], g.shape[1], size[0], size[1])
+    key = tiling("pool_backward", dx), g.shape[2:], strides(g), strides(index), strides(dx)
+    launch(g, _pool_backward, key, p_g=g, p_index=index, p_dx=dx)
     return dx
 
 

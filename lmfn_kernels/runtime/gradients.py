@@ -1,5 +1,6 @@
-"""Gradients with pending activation masks."""
+"""Gradients with pending activation masks, and gradients as partial sums."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,3 +13,16 @@ class PendingMask(NamedTuple):
     activation_output: Tensor | None
     """Output of the activation; None without an activation."""
     slope: float
+
+
+@dataclass(frozen=True)
+class PartialSums:
+    """The gradient of a small tensor, still to be summed: an op sums all of its gradients in one launch."""
+
+    values: Tensor
+    """[partial sums, *the tensor's shape], of any strides."""
+
+
+Gradient = Tensor | PartialSums
+ConvGradient = tuple[Gradient, Gradient]
+"""Of weight and bias."""

@@ -102,3 +102,83 @@ def leaky_gradient(b_g, b_y, SLOPE: tl.constexpr):
     else:
         b_less = b_g.to(tl.float32) * SLOPE
     return tl.where(b_y > 0, b_g, b_less.to(b_g.dtype))
+
+
+@triton.jit
+def one_of(i, p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7, p_8, p_9, p_10, p_11, p_12, p_13, p_14, p_15):
+    """The pointer of that number."""
+    p_x = tl.where(i == 1, p_1, p_0)
+    p_x = tl.where(i == 2, p_2, p_x)
+    p_x = tl.where(i == 3, p_3, p_x)
+    p_x = tl.where(i == 4, p_4, p_x)
+    p_x = tl.where(i == 5, p_5, p_x)
+    p_x = tl.where(i == 6, p_6, p_x)
+    p_x = tl.where(i == 7, p_7, p_x)
+    p_x = tl.where(i == 8, p_8, p_x)
+    p_x = tl.where(i == 9, p_9, p_x)
+    p_x = tl.where(i == 10, p_10, p_x)
+    p_x = tl.where(i == 11, p_11, p_x)
+    p_x = tl.where(i == 12, p_12, p_x)
+    p_x = tl.where(i == 13, p_13, p_x)
+    p_x = tl.where(i == 14, p_14, p_x)
+    return tl.where(i == 15, p_15, p_x)
+
+
+@triton.jit
+def lay_out_kernel(
+    p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15,
+    p_table, p_out, FIELDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Weights [N, K, k, k] of any strides as [taps, K, N], rows a pitch apart, zeros behind N; see `multi_tensor.py`.
+
+    A row of the table: which weight, the first of the program's elements, where the weight's memory begins in `out`
+    and the elements in it, K, N, the pitch, k, and the weight's strides.
+    """
+    p_row = p_table + tl.program_id(0) * FIELDS
+    i_x = tl.load(p_row)
+    p_x = one_of(
+        i_x, p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15
+    )  # fmt: skip
+    o_out = tl.load(p_row + 1) + tl.arange(0, BLOCK)
+    o_begin, SIZE = tl.load(p_row + 2), tl.load(p_row + 3)
+    K, N, PITCH, WIDTH = tl.load(p_row + 4), tl.load(p_row + 5), tl.load(p_row + 6), tl.load(p_row + 7)
+    s_n, s_k, s_h, s_w = tl.load(p_row + 8), tl.load(p_row + 9), tl.load(p_row + 10), tl.load(p_row + 11)
+    o_n, o_k, o_tap = o_out % PITCH, o_out // PITCH % K, o_out // PITCH // K
+    o_x = o_n * s_n + o_k * s_k + o_tap // WIDTH * s_h + o_tap % WIDTH * s_w
+    b_x = tl.load(p_x + o_x, mask=(o_out < SIZE) & (o_n < N), other=0.0)
+    tl.store(p_out + o_begin + o_out, b_x.to(p_out.dtype.element_ty), mask=o_out < SIZE)
+
+
+@triton.jit
+def sum_kernel(
+    p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15,
+    p_y0, p_y1, p_y2, p_y3, p_y4, p_y5, p_y6, p_y7, p_y8, p_y9, p_y10, p_y11, p_y12, p_y13, p_y14, p_y15,
+    p_table, FIELDS: tl.constexpr, ACC: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sums over the first of five dimensions, each into a tensor of its own; see `multi_tensor.py`.
+
+    A row of the table: which tensor, the first of the program's elements, how many sums the tensor has, how many
+    values a sum has and how far apart they are, the last three of four sizes, and the strides of values and of sums.
+    """
+    p_row = p_table + tl.program_id(0) * FIELDS
+    i_x = tl.load(p_row)
+    p_x = one_of(
+        i_x, p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15
+    )  # fmt: skip
+    p_y = one_of(
+        i_x, p_y0, p_y1, p_y2, p_y3, p_y4, p_y5, p_y6, p_y7, p_y8, p_y9, p_y10, p_y11, p_y12, p_y13, p_y14, p_y15
+    )  # fmt: skip
+    o_i = tl.load(p_row + 1) + tl.arange(0, BLOCK)
+    m_i = o_i < tl.load(p_row + 2)
+    n_values, s_value = tl.load(p_row + 3), tl.load(p_row + 4)
+    SIZE_1, SIZE_2, SIZE_3 = tl.load(p_row + 5), tl.load(p_row + 6), tl.load(p_row + 7)
+    o_3, o_2 = o_i % SIZE_3, o_i // SIZE_3 % SIZE_2
+    o_1, o_0 = o_i // SIZE_3 // SIZE_2 % SIZE_1, o_i // SIZE_3 // SIZE_2 // SIZE_1
+    o_x = o_0 * tl.load(p_row + 8) + o_1 * tl.load(p_row + 9) + o_2 * tl.load(p_row + 10) + o_3 * tl.load(p_row + 11)
+    o_y = o_0 * tl.load(p_row + 12) + o_1 * tl.load(p_row + 13) + o_2 * tl.load(p_row + 14) + o_3 * tl.load(p_row + 15)
+    b_y = tl.zeros([BLOCK], ACC)
+    for o_first in tl.range(0, n_values, BLOCK_S, num_stages=1):
+        o_s = o_first + tl.arange(0, BLOCK_S)
+        m_x = (o_s < n_values)[:, None] & m_i[None, :]
+        b_y += tl.sum(tl.load(p_x + o_s[:, None] * s_value + o_x[None, :], mask=m_x, other=0.0).to(ACC), axis=0)
+    tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_i)

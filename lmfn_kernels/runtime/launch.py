@@ -73,26 +73,28 @@ def even_odd_views(x: Tensor) -> list[Tensor]:
     return [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
 
 
-def weight_as_taps(weight: Tensor, *, back: bool = False) -> Tensor:
-    """A weight `[N, K, k, k]` as `[taps, K, N]`, or with `back` as `[taps, N, K]`, rows a `pitch` apart.
-
-    A view of it where it lies so already (`weight_layout`), else a copy.
-    """
+def lies_as_taps(weight: Tensor) -> bool:
+    """Whether a weight `[N, K, k, k]` lies tap by tap, rows of N a `pitch` apart, as `weight_layout` lays it."""
     n, k, height, width = weight.shape
     from_n, from_k, from_row, from_tap = weight.stride()
-    rows, columns, from_row_of_it, from_column = (n, k, from_n, from_k) if back else (k, n, from_k, from_n)
-    s = pitch(columns, weight.dtype)
-    lies_so = (
-        from_column == 1
-        and from_row_of_it == s
-        and from_tap >= rows * s
-        and from_tap % s == 0
+    s = pitch(n, weight.dtype)
+    return (
+        from_n == 1
+        and from_k == s
+        and (width == 1 or (from_tap >= k * s and from_tap % s == 0))
         and (height == 1 or from_row == width * from_tap)
+        and (isinstance(weight, FakeTensor) or weight.data_ptr() % 16 == 0)
     )
-    if lies_so and (isinstance(weight, FakeTensor) or weight.data_ptr() % 16 == 0):
-        return weight.as_strided((height * width, rows, columns), (from_tap, s, 1))
-    taps = weight.flatten(2).permute((2, 0, 1) if back else (2, 1, 0))
-    out = torch.empty_strided(taps.shape, (rows * s, s, 1), dtype=weight.dtype, device=weight.device)
+
+
+def weight_as_taps(weight: Tensor) -> Tensor:
+    """A weight `[N, K, k, k]` as `[taps, K, N]`, rows a `pitch` apart: a view of it where it lies so, else a copy."""
+    n, k, height, width = weight.shape
+    s = pitch(n, weight.dtype)
+    if lies_as_taps(weight):
+        return weight.as_strided((height * width, k, n), (weight.stride(3) if width > 1 else k * s, s, 1))
+    taps = weight.flatten(2).permute(2, 1, 0)
+    out = torch.empty_strided(taps.shape, (k * s, s, 1), dtype=weight.dtype, device=weight.device)
     return out.copy_(taps)
 
 
@@ -102,7 +104,7 @@ def accumulator_dtype(x: Tensor) -> torch.dtype:
 
 
 def accumulator(dtype: torch.dtype) -> Any:
-    """`sums`, as kernels take it."""
+    """`accumulator_dtype`, as kernels take it."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
@@ -270,7 +272,7 @@ class _Described:
 
 
 def partial_sums(like: Tensor, splits: int, shape: Sequence[int]) -> Tensor:
-    """Room for one partial sum per program. `sum_partials` adds them in a fixed order: the bits are always the same."""
+    """Room for one partial sum per program, which are added in a fixed order: the bits are always the same."""
     return torch.empty((splits, *shape), dtype=accumulator_dtype(like), device=like.device)
 
 

@@ -6,7 +6,8 @@ An op names its tensors and its options as the fields of two NamedTuples. From t
 launches do nothing on those.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from lmfn_kernels.runtime.gradients import Gradient, PartialSums
 from lmfn_kernels.runtime.schema import Argument, from_arguments, schema, sizes, to_arguments, to_lists, to_tensors
 
 InputsT = TypeVar("InputsT", bound=NamedTuple)
@@ -22,7 +24,7 @@ OptionsT = TypeVar("OptionsT", bound=NamedTuple)
 BackendT = TypeVar("BackendT")
 
 Gradients = dict[str, Any]
-"""By the inputs' names, each as its input is: a tensor, or a tuple or list of them."""
+"""By the inputs' names, each as its input is: a tensor or its `PartialSums`, or a tuple or list of them."""
 
 ROOT = __name__.partition(".")[0]
 NAMESPACE = "lmfn" if ROOT == "lmfn_kernels" else ROOT
@@ -59,6 +61,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         outputs: Sequence[str] = ("y",),
         saves_outputs: Callable[[OptionsT], bool] = lambda _options: False,
         unsaved_inputs: Sequence[str] = (),
+        lays_out_weights: bool = True,
     ) -> None:
         """Declare and register `lmfn::name` and `lmfn::name_backward`.
 
@@ -71,12 +74,18 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         `backward(functions, gradients, saved, inputs, options, wanted)` gives, by name, at least the wanted gradients
         of the inputs. `gradients` are those of the outputs, in the order of `outputs`, their names. `saved` is what
         forward gave; where `saves_outputs(options)`, the outputs come first. `unsaved_inputs` are None there.
+
+        Weights, the arguments named `weight` or `.._weight`, have a dtype of their own under autocast, and so have
+        their gradients. If `lays_out_weights`, both passes get them in the first tensor's dtype, and laid out as the
+        backend takes them.
         """
         self.name, self.inputs, self.options, self.outputs = name, inputs, options, tuple(outputs)
         self.saves_outputs = saves_outputs
         self._implementation, self._forward, self._backward = implementation, forward, backward
         tensors, numbers = schema(inputs), schema(options)
         self.saves = [argument not in unsaved_inputs for argument in tensors]
+        self.is_weight = [argument.split("_")[-1] == "weight" for argument in tensors]
+        self.weights = [i for i, weight in enumerate(self.is_weight) if weight and lays_out_weights]
         saved = tensors | dict.fromkeys(unsaved_inputs, "Tensor?")
         gradients = {f"grad_{output}": "Tensor" for output in self.outputs}
         self.registered = _register(name, tensors | numbers | {"save": "bool"}, self._forward_flat)
@@ -90,17 +99,23 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         self.backward_function: Any = type(f"{NAMESPACE}::{name}_backward", (_Backward,), {})
 
     def __call__(self, backend: str, inputs: InputsT, options: OptionsT) -> tuple[Tensor, ...]:
-        """Cast for autocast, once and here: all but vectors (biases), which the backends take in float32."""
+        """Cast images for autocast, once and here. Vectors (biases) and weights stay in their dtype."""
         first = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or _transformed() or _autocasts(first)):
-            return tuple(self._forward(self._implementation(backend), inputs, options, False)[0])
+            return tuple(
+                self._forward(self._implementation(backend), self._laid_out(backend, inputs), options, False)[0]
+            )
         arguments = to_arguments(inputs)
         tensors, lengths = to_tensors(arguments), sizes(arguments)
         if not _autocasts(first):
             return self._apply(backend, options, lengths, tensors)
         device = first.device.type
         dtype = torch.get_autocast_dtype(device)
-        cast = [t.to(dtype) if t is not None and t.ndim > 1 and t.dtype != torch.float64 else t for t in tensors]
+        weights = to_tensors([[w] * max(n, 1) for w, n in zip(self.is_weight, lengths, strict=True)])
+        cast = [
+            t.to(dtype) if t is not None and t.ndim > 1 and t.dtype != torch.float64 and not weight else t
+            for t, weight in zip(tensors, weights, strict=True)
+        ]
         with torch.autocast(device, enabled=False):
             return self._apply(backend, options, lengths, cast)
 
@@ -119,7 +134,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
 
     def forward(self, backend: str, arguments: Sequence[Argument], options: OptionsT, save: bool) -> list[Tensor]:
         """The outputs, then what else is saved."""
-        inputs: InputsT = from_arguments(self.inputs, iter(arguments))
+        inputs = self._laid_out(backend, from_arguments(self.inputs, iter(arguments)))
         outputs, saved = self._forward(self._implementation(backend), inputs, options, save)
         return [*outputs, *saved]
 
@@ -138,14 +153,31 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         left = iter(needs)
         which = {name: [next(left) for _ in of_name] for name, of_name in tensors.items()}
         wanted = Wanted({name: any(needed) for name, needed in which.items()})
+        inputs = self._laid_out(backend, inputs)
         found = self._backward(self._implementation(backend), gradients, saved, inputs, options, wanted)
-        return [
-            gradient if tensor is None else gradient.to(tensor.dtype)
+        asked: list[tuple[Tensor | None, Gradient]] = [
+            (tensor, gradient)
             for name in tensors
             if wanted(name)
             for tensor, gradient, need in zip(tensors[name], to_tensors(found[name]), which[name], strict=True)
             if need
         ]
+        sums = _summed([(g, t) for t, g in asked if isinstance(g, PartialSums) and t is not None])
+        return [next(sums) if isinstance(g, PartialSums) else g if t is None else g.to(t.dtype) for t, g in asked]
+
+    def _laid_out(self, backend: str, inputs: InputsT) -> InputsT:
+        """The inputs, with the weights as the backend's functions take them."""
+        if not self.weights:
+            return inputs
+        arguments = to_arguments(inputs)
+        weights = [arguments[i] for i in self.weights]
+        found = _lay_out(backend, weights, arguments[0].dtype)  # type: ignore[arg-type,union-attr]
+        if all(map(operator.is_, found, weights)):
+            return inputs
+        for i, weight in zip(self.weights, found, strict=True):
+            arguments[i] = weight
+        laid_out: InputsT = from_arguments(self.inputs, iter(arguments))
+        return laid_out
 
     def _forward_flat(self, backend: str, *arguments: Any) -> list[Tensor]:
         """As registered."""
@@ -156,6 +188,23 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         n, m = len(self.outputs), len(self.outputs) + 1 + len(self.saves)
         gradients, saved, inputs = arguments[:n], arguments[n], arguments[n + 1 : m]
         return self.backward(backend, gradients, saved, inputs, self.options(*arguments[m:-1]), arguments[-1])
+
+
+def _lay_out(backend: str, weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    if backend != "triton":
+        return [weight.to(dtype) for weight in weights]
+    from lmfn_kernels.runtime import multi_tensor
+
+    return multi_tensor.lay_out(weights, dtype)
+
+
+def _summed(gradients: list[tuple[PartialSums, Tensor]]) -> Iterator[Tensor]:
+    """In order, each like its tensor."""
+    if not gradients:
+        return iter(())
+    from lmfn_kernels.runtime import multi_tensor
+
+    return iter(multi_tensor.sum_gradients(*zip(*gradients, strict=True)))
 
 
 def _transformed() -> bool:

@@ -16,8 +16,13 @@ class UpsampleBackend(ConvBackend, Protocol):
     def upsample_backward(self, g: Tensor, v: Tensor, fixed_grid: bool = False) -> Tensor:
         """The gradient of `v`, of which the size alone is read, from that of v brought up to the size of `g`."""
 
-    def upsampled_conv(self, x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
-        """The 3x3 convolution of `x` at twice its size, from the weights that `fold_upsampling` gives."""
+    def upsampled_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The 3x3 convolution of `x` at twice its size. `weight` is of any dtype."""
+
+    def upsampled_conv_backward(
+        self, e: Tensor, x: Tensor, weight: Tensor, of_input: bool, of_weight: bool
+    ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Gradients of x, and of weight and bias, from that of the result, `e` [B, 4N, H, W], four pixels in one."""
 
 
 @cache

@@ -138,3 +138,80 @@ def upsampled_conv_kernel(
     p_pixel += (o_r // 4 * s_n + o_r // 2 % 2 * s_h + o_r % 2 * s_w)[None, :]
     m_out = ((o_y < H) & (o_x < W))[:, None] & (o_r < N)[None, :]
     tl.store(p_pixel, b_out.to(p_out.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def upsampled_conv_input_gradient_kernel(
+    t_e, t_w, t_dx, H, W,
+    K: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The gradient of x from that of the K results per pixel of x, `t_e`, with the folded weights of the nine parts.
+
+    Tap (i, j) brings what pixel (h + 1 - i, w + 1 - j) has; a part counts if that pixel is at its place.
+    """
+    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
+    o_n = tl.program_id(1) * BLOCK_N
+    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
+    b_dx = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
+    n_k: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    for i in tl.range(0, 9 * n_k, num_stages=STAGES):
+        i_tap = i // n_k
+        b_e = load_pixels(t_e, i_b, o_h + 1 - i_tap // 3, o_w + 1 - i_tap % 3, i % n_k * BLOCK_K)
+        b_w = tl.trans(load_weight(t_w, i_tap, o_n, i % n_k * BLOCK_K))
+        b_dx = tl.dot(b_e, b_w, b_dx, input_precision=PRECISION, out_dtype=ACC)
+    if (o_h <= 1) | (o_h + BLOCK_H + 1 >= H) | (o_w <= 1) | (o_w + BLOCK_W + 1 >= W):
+        for i in tl.range(9 * n_k, 81 * n_k, num_stages=1):
+            i_tap = i // n_k
+            o_y, o_x = o_h + 1 - i_tap % 9 // 3, o_w + 1 - i_tap % 3
+            m_e = at_place(i_tap // 27, o_y + o_p // BLOCK_W, H) & at_place(i_tap // 9 % 3, o_x + o_p % BLOCK_W, W)
+            b_e = load_pixels(t_e, i_b, o_y, o_x, i % n_k * BLOCK_K)
+            b_e = tl.where(m_e[:, None], b_e, 0.0).to(b_e.dtype)
+            b_w = tl.trans(load_weight(t_w, i_tap, o_n, i % n_k * BLOCK_K))
+            b_dx = tl.dot(b_e, b_w, b_dx, input_precision=PRECISION, out_dtype=ACC)
+    store_pixels(t_dx, i_b, o_h, o_w, o_n, b_dx)
+
+
+@triton.jit
+def edge_weight_gradient_kernel(
+    t_e, t_x, p_dw, B, H, W, K, N, SPLITS,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Partial sums [81 taps, K, N] of the folded weights' gradients, from 9 on: of the parts that are for an edge.
+
+    A program has a row of taps of one of those eight parts, and looks only at the tiles that hold its place.
+    """
+    i_split = tl.program_id(0)
+    i_part, i_row = 1 + tl.program_id(1) // 3, tl.program_id(1) % 3
+    n_blocks = tl.cdiv(N, BLOCK_N)
+    o_k = tl.program_id(2) // n_blocks * BLOCK_K
+    o_n = tl.program_id(2) % n_blocks * BLOCK_N
+    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
+    b_dw0 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    b_dw1 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    b_dw2 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    i_place_h, i_place_w = i_part // 3, i_part % 3
+    n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=1):
+        i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        here = (i_place_h == 0) | ((i_place_h == 1) & (o_h == 0)) | ((i_place_h == 2) & (o_h + BLOCK_H >= H))
+        here = here & ((i_place_w == 0) | ((i_place_w == 1) & (o_w == 0)) | ((i_place_w == 2) & (o_w + BLOCK_W >= W)))
+        if here:
+            m_e = at_place(i_place_h, o_h + o_p // BLOCK_W, H) & at_place(i_place_w, o_w + o_p % BLOCK_W, W)
+            b_e = load_pixels(t_e, i_b, o_h, o_w, o_n)
+            b_e = tl.where(m_e[:, None], b_e, 0.0).to(b_e.dtype)
+            b_x = load_pixels(t_x, i_b, o_h + i_row - 1, o_w - 1, o_k)
+            b_dw0 = tl.dot(tl.trans(b_x), b_e, b_dw0, input_precision=PRECISION, out_dtype=ACC)
+            b_x = load_pixels(t_x, i_b, o_h + i_row - 1, o_w, o_k)
+            b_dw1 = tl.dot(tl.trans(b_x), b_e, b_dw1, input_precision=PRECISION, out_dtype=ACC)
+            b_x = load_pixels(t_x, i_b, o_h + i_row - 1, o_w + 1, o_k)
+            b_dw2 = tl.dot(tl.trans(b_x), b_e, b_dw2, input_precision=PRECISION, out_dtype=ACC)
+    o_ck = o_k + tl.arange(0, BLOCK_K)
+    o_cn = o_n + tl.arange(0, BLOCK_N)
+    m_w = (o_ck < K)[:, None] & (o_cn < N)[None, :]
+    p_first = p_dw + (i_split.to(tl.int64) * 72 + (i_part - 1) * 9 + i_row * 3) * K * N
+    p_first += o_ck[:, None] * N + o_cn[None, :]
+    tl.store(p_first, b_dw0, mask=m_w)
+    tl.store(p_first + K * N, b_dw1, mask=m_w)
+    tl.store(p_first + 2 * K * N, b_dw2, mask=m_w)

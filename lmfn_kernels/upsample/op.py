@@ -21,7 +21,6 @@ from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 from lmfn_kernels.upsample import reference
 from lmfn_kernels.upsample.backend import UpsampleBackend, implementation
-from lmfn_kernels.upsample.polyphase import PARTS, fold_upsampling, unfold_gradient
 from lmfn_kernels.weights import Conv
 
 
@@ -92,7 +91,7 @@ class ConvInputs(NamedTuple):
 def _upsampled_conv3x3_forward(
     f: UpsampleBackend, t: ConvInputs, _options: NoOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return (f.upsampled_conv(f.as_kernel_image(t.x), fold_upsampling(t.conv.weight), t.conv.bias),), ()
+    return (f.upsampled_conv(f.as_kernel_image(t.x), *t.conv),), ()
 
 
 def _upsampled_conv3x3_backward(
@@ -103,21 +102,11 @@ def _upsampled_conv3x3_backward(
     _options: NoOptions,
     wanted: Wanted,
 ) -> Gradients:
-    x, e, found = f.as_kernel_image(t.x), f.as_kernel_image(F.pixel_unshuffle(gradients[0], 2)), Gradients()
-    of_x, of_weights = [], []
-    for (rows, columns), weight in zip(PARTS, fold_upsampling(t.conv.weight), strict=True):
-        x_there, e_there = (f.as_kernel_image(image[:, :, rows, columns]) for image in (x, e))
-        if wanted("x"):
-            of_x.append(f.input_gradient(e_there, weight, x_there, padding=1))
-        if wanted("conv"):
-            of_weights.append(f.weight_gradient(e_there, x_there, weight, padding=1))
-    if of_x:
-        for (rows, columns), part in zip(PARTS[1:], of_x[1:], strict=True):
-            of_x[0][:, :, rows, columns] += part
-        found["x"] = of_x[0]
-    if of_weights:
-        dweight = torch.empty_like(t.conv.weight).copy_(unfold_gradient(torch.stack([dw for dw, _ in of_weights])))
-        found["conv"] = dweight, of_weights[0][1].reshape(-1, 4).sum(1)
+    x, e = f.as_kernel_image(t.x), f.as_kernel_image(F.pixel_unshuffle(gradients[0], 2))
+    dx, dconv = f.upsampled_conv_backward(e, x, t.conv.weight, wanted("x"), wanted("conv"))
+    found: Gradients = {"x": dx}
+    if dconv is not None:
+        found["conv"] = torch.empty_like(t.conv.weight).copy_(dconv[0]), dconv[1]
     return found
 
 
@@ -137,4 +126,5 @@ UPSAMPLED_CONV3X3 = Op(
     implementation,
     _upsampled_conv3x3_forward,
     _upsampled_conv3x3_backward,
+    lays_out_weights=False,  # folded first
 )

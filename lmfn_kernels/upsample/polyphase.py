@@ -9,6 +9,8 @@ zeros, up[0] is x[0] / 4 short, and up[-1] is x[0] / 4 too much: two more sets o
 the middle one is not zero, and which are for the first and for the last place alone.
 """
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -27,20 +29,35 @@ AXIS = (
 )
 
 
-def axis(like: Tensor) -> Tensor:
-    """The taps along one axis, in the type of the sums."""
-    return constant(AXIS, torch.promote_types(like.dtype, torch.float32), like) / 4
+BOTH_AXES = tuple(
+    tuple(t_row * t_column / 16 for t_row in of_row for t_column in of_column)
+    for rows, columns in product(AXIS, AXIS)
+    for a, b in product(range(2), range(2))
+    for of_row, of_column in product(rows[a], columns[b])
+)
+"""[place and place, result and result, tap of x and tap of x; taps of the weight]: exact in every dtype."""
 
 
-def fold_upsampling(weight: Tensor) -> Tensor:
-    """A weight [N, C, 3, 3] of the upsampled map as nine of the map itself, [9, 4N, C, 3, 3], one for each of PARTS."""
-    t = axis(weight)
-    folded = torch.einsum("raip,sbjq,ncpq->rsnabcij", t, t, weight.to(t.dtype))
-    return folded.reshape(9, 4 * weight.shape[0], *weight.shape[1:]).to(weight.dtype)
+def fold_by_axes(weight: Tensor) -> Tensor:
+    """`fold_upsampling` as [rows' place, columns' place, result's row, its column, N, C, 3, 3], in float32 at least."""
+    n, c = weight.shape[:2]
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    folded = constant(BOTH_AXES, dtype, weight) @ weight.to(dtype).reshape(n * c, 9).T
+    return folded.view(3, 3, 2, 2, 3, 3, n, c).permute(0, 1, 2, 3, 6, 7, 4, 5)
+
+
+def fold_upsampling(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A weight [N, C, 3, 3] of the upsampled map as nine of the map itself, [9, 4N, C, 3, 3], one for each of PARTS.
+
+    Summed in float32 at least, and rounded to `dtype`, by default the weight's.
+    """
+    folded = fold_by_axes(weight).permute(0, 1, 4, 2, 3, 5, 6, 7)
+    return folded.reshape(9, 4 * weight.shape[0], *weight.shape[1:]).to(dtype or weight.dtype)
 
 
 def unfold_gradient(gradient: Tensor) -> Tensor:
     """The gradient [N, C, 3, 3] of the weight, from that of `fold_upsampling`'s result."""
-    t = axis(gradient)
     n, c = gradient.shape[1] // 4, gradient.shape[2]
-    return torch.einsum("raip,sbjq,rsnabcij->ncpq", t, t, gradient.reshape(3, 3, n, 2, 2, c, 3, 3).to(t.dtype))
+    dtype = torch.promote_types(gradient.dtype, torch.float32)
+    by_axes = gradient.reshape(3, 3, n, 2, 2, c, 3, 3).permute(2, 5, 0, 1, 3, 4, 6, 7).to(dtype)
+    return (by_axes.reshape(n * c, 324) @ constant(BOTH_AXES, dtype, gradient)).view(n, c, 3, 3)

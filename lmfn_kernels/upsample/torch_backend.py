@@ -19,7 +19,7 @@ from lmfn_kernels.conv.torch_backend import (
 )
 from lmfn_kernels.runtime.layout import constant
 from lmfn_kernels.upsample.grid import ratio
-from lmfn_kernels.upsample.polyphase import PARTS
+from lmfn_kernels.upsample.polyphase import PARTS, fold_upsampling, unfold_gradient
 
 __all__ = [
     "as_kernel_image",
@@ -30,6 +30,7 @@ __all__ = [
     "upsample_add",
     "upsample_backward",
     "upsampled_conv",
+    "upsampled_conv_backward",
     "weight_gradient",
 ]
 
@@ -60,8 +61,28 @@ def _bilinear(size: int, low: int, fixed_grid: bool, like: Tensor) -> Tensor:
     return (place == first) * (1 - part) + (place == (first + 1).clamp(max=low - 1)) * part
 
 
-def upsampled_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
+def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    folded = fold_upsampling(weight, x.dtype)
     y = conv(x, folded[0], bias.repeat_interleave(4), padding=1)
-    for (rows, columns), weight in zip(PARTS[1:], folded[1:], strict=True):
-        y[:, :, rows, columns] += conv(as_kernel_image(x[:, :, rows, columns]), weight, None, padding=1)
+    for (rows, columns), of_part in zip(PARTS[1:], folded[1:], strict=True):
+        y[:, :, rows, columns] += conv(as_kernel_image(x[:, :, rows, columns]), of_part, None, padding=1)
     return F.pixel_shuffle(y, 2)
+
+
+def upsampled_conv_backward(
+    e: Tensor, x: Tensor, weight: Tensor, of_input: bool, of_weight: bool
+) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+    dx, of_parts = None, []
+    for (rows, columns), of_part in zip(PARTS, fold_upsampling(weight, x.dtype), strict=True):
+        x_there, e_there = (as_kernel_image(image[:, :, rows, columns]) for image in (x, e))
+        if of_input:
+            part = input_gradient(e_there, of_part, x_there, padding=1)
+            if dx is None:
+                dx = part
+            else:
+                dx[:, :, rows, columns] += part
+        if of_weight:
+            of_parts.append(weight_gradient(e_there, x_there, of_part, padding=1))
+    if not of_weight:
+        return dx, None
+    return dx, (unfold_gradient(torch.stack([dw for dw, _ in of_parts])), of_parts[0][1].reshape(-1, 4).sum(1))

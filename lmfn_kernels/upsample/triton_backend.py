@@ -23,11 +23,13 @@ from lmfn_kernels.runtime.launch import (
     channel_block,
     empty_image,
     launch,
+    partial_sums,
     tiling,
-    weight_as_taps,
 )
+from lmfn_kernels.runtime.layout import pitch
 from lmfn_kernels.upsample import kernels
 from lmfn_kernels.upsample.grid import ratio
+from lmfn_kernels.upsample.polyphase import fold_by_axes, unfold_gradient
 
 __all__ = [
     "as_kernel_image",
@@ -41,6 +43,7 @@ __all__ = [
     "upsample_add",
     "upsample_backward",
     "upsampled_conv",
+    "upsampled_conv_backward",
     "weight_gradient",
 ]
 
@@ -129,12 +132,21 @@ def planes(like: Tensor, b: int, c: int, h: int, w: int) -> Tensor:
     return torch.empty((b, c, h, w), dtype=like.dtype, device=like.device)
 
 
-def upsampled_conv(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
-    n, k = int(folded.shape[1]), int(folded.shape[2])
-    out = planes(x, x.shape[0], n // 4, 2 * x.shape[2], 2 * x.shape[3])
-    weight = weight_as_taps(folded.permute(1, 2, 0, 3, 4).reshape(n, k, 27, 3))
-    key = tiling("upsampled_conv", x), n, out.stride()
-    launch(x, _upsampled_conv, key, t_x=x, t_w=weight, p_bias=bias, p_out=out)
+def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    n = weight.shape[0]
+    out = planes(x, x.shape[0], n, 2 * x.shape[2], 2 * x.shape[3])
+    key = tiling("upsampled_conv", x), 4 * n, out.stride()
+    launch(x, _upsampled_conv, key, t_x=x, t_w=_folded(weight, x.dtype), p_bias=bias, p_out=out)
+    return out
+
+
+def _folded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The folded weights of the nine parts as [81 taps, inputs, 4 outputs], rows a pitch apart."""
+    n, k = weight.shape[:2]
+    s = pitch(4 * n, dtype)
+    out = torch.empty_strided((81, k, 4 * n), (k * s, s, 1), dtype=dtype, device=weight.device)
+    by_part = out.view(3, 3, 3, 3, k, n, 2, 2)
+    by_part.copy_(fold_by_axes(weight).permute(0, 1, 6, 7, 5, 4, 2, 3))
     return out
 
 
@@ -154,5 +166,63 @@ def _upsampled_conv(t: Tiling, n: int, of_out: Sequence[int]) -> Plan:
         BLOCK_K=block_k,
         BLOCK_N=block_n,
         STAGES=t.config.stages,
+        **t.constants(),
+    )
+
+
+def upsampled_conv_backward(
+    e: Tensor, x: Tensor, weight: Tensor, of_input: bool, of_weight: bool
+) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+    dx = None
+    if of_input:
+        dx = empty_image(x, *x.shape)
+        key = tiling("upsampled_conv", x), e.shape[1]
+        launch(x, _input_gradient, key, t_e=e, t_w=_folded(weight, x.dtype), t_dx=dx)
+    if not of_weight:
+        return dx, None
+    (n, k), t = weight.shape[:2], tiling("weight_gradient", e)
+    everywhere, of_bias = weight_gradient(e, x, x.new_empty(()).expand(4 * n, k, 3, 3), padding=1)
+    edges = partial_sums(e, t.splits, (72, k, 4 * n))
+    launch(e, _edge_weight_gradient, (t, k), t_e=e, t_x=x, p_dw=edges)
+    # [parts, 4 outputs, inputs, 3, 3]
+    of_edges = edges.sum(0).view(8, 3, 3, k, 4 * n).permute(0, 4, 3, 1, 2)
+    folded = torch.cat([everywhere.values.sum(0)[None], of_edges])
+    return dx, (unfold_gradient(folded), of_bias.values.view(-1, n, 4).sum((0, 2)))
+
+
+@lru_cache(PLANS)
+def _input_gradient(t: Tiling, k: int) -> Plan:
+    """`t` is of x, `k` the results per pixel of it."""
+    n = t.size[1]
+    block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
+    return Plan(
+        kernels.upsampled_conv_input_gradient_kernel,
+        (t.tiles, cdiv(n, block_n)),
+        t.config.warps,
+        {"t_e": t.pixels(block_k), "t_w": (1, block_n, block_k), "t_dx": t.pixels(block_n)},
+        K=k,
+        BLOCK_K=block_k,
+        BLOCK_N=block_n,
+        STAGES=t.config.stages,
+        **t.constants(),
+    )
+
+
+@lru_cache(PLANS)
+def _edge_weight_gradient(t: Tiling, k: int) -> Plan:
+    """`t` is of the results' gradient, `k` the number of inputs."""
+    b, n = t.size[:2]
+    block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
+    return Plan(
+        kernels.edge_weight_gradient_kernel,
+        (t.splits, 24, cdiv(k, block_k) * cdiv(n, block_n)),
+        t.config.warps,
+        {"t_e": t.pixels(block_n), "t_x": t.pixels(block_k)},
+        B=b,
+        K=k,
+        N=n,
+        SPLITS=t.splits,
+        BLOCK_K=block_k,
+        BLOCK_N=block_n,
         **t.constants(),
     )

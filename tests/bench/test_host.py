@@ -69,5 +69,5 @@ def test_the_command() -> None:
     counts = re.fullmatch(r"frame: (\d+) launches, \d+ us; step: (\d+) launches, \d+ us", last)
     assert counts is not None, last
     frame, step = map(int, counts.groups())
-    assert 73 <= frame <= 91
-    assert 308 <= step <= 1111
+    assert 70 <= frame <= 88
+    assert 250 <= step <= 380

@@ -1,0 +1,107 @@
+"""Many small tensors in one launch: an op's weights laid out, and its gradients summed."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import lmfn_kernels
+from bench.host import Launches
+from lmfn_kernels import weight_layout
+from lmfn_kernels.testing import (
+    channel_gate_case,
+    channel_gate_flat,
+    conv_case,
+    conv_flat,
+    random,
+    rfdb_case,
+    rfdb_flat,
+    stem_case,
+    stem_flat,
+)
+
+pytest.importorskip("triton")
+
+F16, F32, F64 = torch.float16, torch.float32, torch.float64
+
+
+def weights(dtype: torch.dtype) -> list[Tensor]:
+    """More than one launch takes, of all kinds of strides."""
+    shapes = [(n, k, size, size) for n, k, size in ((3, 5, 3), (16, 4, 1), (1, 1, 3), (50, 25, 1), (9, 70, 3))]
+    found = [random(shape, dtype) for shape in shapes]
+    found += [weight.contiguous(memory_format=torch.channels_last) for weight in found]
+    found += [weight.transpose(0, 1) for weight in found[:4]] + [random((12, 8, 3, 3), dtype)[::2, 1:7]]
+    return [*found, *found[:2]]
+
+
+@pytest.mark.parametrize(("dtype", "to"), [(F32, F16), (F32, F32), (F64, F64)])
+def test_lay_out(dtype: torch.dtype, to: torch.dtype) -> None:
+    from lmfn_kernels.runtime.launch import lies_as_taps, weight_as_taps
+    from lmfn_kernels.runtime.layout import pitch
+    from lmfn_kernels.runtime.multi_tensor import SLOTS, lay_out
+
+    given = weights(dtype)
+    assert len(given) > SLOTS
+    with lmfn_kernels.backend("triton"):
+        given.append(weight_layout(given[0].to(to)))
+    with Launches() as launched:
+        found = lay_out(given, to)
+    todo = sum(weight.dtype != to or not lies_as_taps(weight) for weight in given)
+    assert launched.ours == -(-todo // SLOTS)
+    assert launched.others.keys() <= {"copy_"}, "those of Triton's interpreter"
+    assert found[-1] is given[-1], "it lies so already"
+    for weight, laid_out in zip(given, found, strict=True):
+        assert torch.equal(laid_out, weight.to(to))
+        assert lies_as_taps(laid_out)
+        taps = weight_as_taps(laid_out)
+        assert taps.data_ptr() == laid_out.data_ptr()
+        assert torch.equal(taps, weight.to(to).flatten(2).permute(2, 1, 0))
+        if laid_out is not weight:  # kernels read the padding, too
+            rows = taps.shape[0], taps.shape[1], pitch(weight.shape[0], to) - weight.shape[0]
+            assert not taps.as_strided(rows, taps.stride(), taps.storage_offset() + taps.shape[2]).any()
+
+
+def test_sum_gradients() -> None:
+    """Into each tensor's dtype and strides, whatever the order of the partial sums' dimensions; nothing beside."""
+    from lmfn_kernels.runtime.gradients import PartialSums
+    from lmfn_kernels.runtime.multi_tensor import sum_gradients
+
+    tensors = [*weights(F32), random((7,), F32), random((300,), F32), random((1,), F16)]
+    partials = []
+    for i, tensor in enumerate(tensors):
+        memory = random((1 + 6 * (i % 4), *tensor.shape[::-1]), F32)
+        partials.append(memory.permute(0, *range(tensor.ndim, 0, -1)))
+    gradients = [PartialSums(values) for values in partials]
+    with Launches() as launched:
+        found = sum_gradients(gradients, tensors)
+    assert launched.ours == 3, "two of float32, one of float16"
+    assert launched.others.keys() <= {"copy_"}, "those of Triton's interpreter"
+    for tensor, values, result in zip(tensors, partials, found, strict=True):
+        assert (result.dtype, result.stride()) == (tensor.dtype, torch.empty_like(tensor).stride())
+        torch.testing.assert_close(result, values.double().sum(0).to(tensor.dtype), rtol=1e-3, atol=1e-5)
+    assert all(map(torch.equal, found, sum_gradients(gradients, tensors)))
+
+
+@pytest.mark.parametrize(
+    ("function", "tensors", "forward", "backward"),
+    [
+        (rfdb_flat, rfdb_case(1, 6, 3, 2, 15, 16, F32), 11, 33),
+        (conv_flat(), conv_case(1, 5, 6, 7, 8, F32), 2, 4),
+        (stem_flat(), stem_case(1, 6, 7, 9, 10, F32), 2, 6),
+        (channel_gate_flat(), channel_gate_case(1, 6, 7, 8, F32), 1, 3),
+    ],
+    ids=["rfdb", "conv3x3", "stem", "channel_gate"],
+)
+def test_launches_of_an_op(function: Callable[..., Tensor], tensors: list[Tensor], forward: int, backward: int) -> None:
+    """One that lays out all weights in each pass and one that sums all gradients, and nothing of PyTorch's."""
+    leaves = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
+    leaves = [t.detach().requires_grad_() for t in leaves]
+    with lmfn_kernels.backend("triton"), torch.autocast("cpu", F16):
+        with Launches() as of_forward:
+            y = function(*leaves)
+        gradient = torch.ones_like(y)
+        with Launches() as of_backward:
+            y.backward(gradient)
+    assert (of_forward.others + of_backward.others).keys() <= {"_to_copy", "copy_", "clone", "add_"}, "images' alone"
+    assert (of_forward.ours, of_backward.ours) == (forward, backward)
