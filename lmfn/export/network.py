@@ -254,36 +254,34 @@ class _Writer:
             for count, n in ((rows, self.height), (columns, self.width))
         ]
         f = g.add("Pad", f, g.vector(0, 0, 0, 0, 0, 0, *missing))
-        f = g.reshape(f, self.batch, size, rows, side, columns, side)
-        f = g.reshape(g.add("Transpose", f, perm=[0, 2, 4, 1, 3, 5]), blocks, size, side * side)
+        # Blocks are in the order [rows, columns, B]: with that, no tensor has more than five dimensions.
+        f = g.reshape(f, g.compute("Mul", self.batch, size), rows, side, columns, side)
+        f = g.reshape(g.add("Transpose", f, perm=[1, 3, 0, 2, 4]), blocks, size, side * side)
         # Sums over windows, and what each block takes of the four near it: outside, the outermost one again.
         n = alfm.layers if alfm.rows == "layers" else size
-        gram = g.reshape(self.gram(f, alfm), self.batch, rows, columns, n * n)
-        for axis, count in ((1, rows), (2, columns)):
+        gram = g.reshape(self.gram(f, alfm), rows, columns, -1)
+        for axis, count in ((0, rows), (1, columns)):
             before = g.compute("Sub", count, 1)
             gram = g.add("Add", g.slice(gram, axis, 0, before), g.slice(gram, axis, 1, count))
-        p = self.folded(g.reshape(gram, -1, n, n), alfm)
         windows = [g.compute("Sub", count, 1) for count in (rows, columns)]
-        p = g.reshape(p, self.batch, *windows, c * size)
-        for axis, count in ((1, windows[0]), (2, windows[1])):
+        p = g.reshape(self.folded(g.reshape(gram, -1, n, n), alfm), *windows, -1)
+        for axis, count in enumerate(windows):
             first = g.slice(p, axis, 0, 1)
             last = g.slice(p, axis, g.compute("Sub", count, 1), count)
             p = g.add("Concat", first, p, last, axis=axis)
         near = []
         for i in (0, 1):
-            row = g.slice(p, 1, i, g.compute("Add", rows, i))
-            near += [g.slice(row, 2, j, g.compute("Add", columns, j)) for j in (0, 1)]
-        p = g.reshape(g.add("Concat", *near, axis=3), blocks, 4 * c, size)
-        y = g.reshape(g.add("MatMul", p, f), blocks, 4, c, side * side)
+            row = g.slice(p, 0, i, g.compute("Add", rows, i))
+            places = [g.slice(row, 1, j, g.compute("Add", columns, j)) for j in (0, 1)]
+            near += [g.reshape(place, blocks, c, size) for place in places]
+        y = g.add("MatMul", g.add("Concat", *near, axis=1), f)
         share = (np.arange(side) + 0.5) / side
         along = np.stack([1 - share, share])
         shares = np.einsum("ih,jw->ijhw", along, along).reshape(4, 1, side * side)
-        y = g.add("ReduceSum", g.add("Mul", y, g.constant(shares.astype(self.dtype))), g.vector(1), keepdims=0)
-        y = g.reshape(self.fused(y, alfm), self.batch, rows, columns, c, side, side)
-        y = g.reshape(
-            g.add("Transpose", y, perm=[0, 3, 1, 4, 2, 5]),
-            self.batch, c, g.compute("Mul", rows, side), g.compute("Mul", columns, side),
-        )  # fmt: skip
+        y = g.add("Mul", g.reshape(y, blocks, 4, c, side * side), g.constant(shares.astype(self.dtype)))
+        y = self.fused(g.add("ReduceSum", y, g.vector(1), keepdims=0), alfm)
+        y = g.add("Transpose", g.reshape(y, rows, columns, -1, side, side), perm=[2, 0, 3, 1, 4])
+        y = g.reshape(y, self.batch, c, g.compute("Mul", rows, side), g.compute("Mul", columns, side))
         return g.slice(g.slice(y, 2, 0, self.height), 3, 0, self.width)
 
     def acfm(self, x: str, acfm: ACFM) -> str:
