@@ -1,8 +1,8 @@
-"""`Deblur`: the work on many image files as a class that schedulers (Ray, Spark, Dask) call with lists of paths.
+"""`Deblur`: a class that schedulers (Ray, Spark, Dask) call with lists of paths of image files.
 
-Only paths go in and rows come out: pixels never travel. Results are written whole or not at all, and what is there is
-left as it is, so that it does no harm when a scheduler gives a list twice. A file at which a process has died is done
-by itself, and given up after two deaths (`lmfn.claims`): schedulers would try it for ever.
+It takes paths and returns rows; pixels are never transferred. Results are written atomically, and existing ones are
+left unchanged, so processing a list twice does no harm. A file at which a process has died is processed alone, and
+given up after two deaths (`lmfn.claims`), since schedulers would retry it for ever.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from lmfn.options import Frames, Guard, Precision
 
 
 class Deblur:
-    """Sharpens the image files of a list; the network is loaded once, when it is made (or unpickled).
+    """Sharpens the image files of a list; the network is loaded once, on creation or unpickling.
 
-    The result of `root/trip/a.jpg` is `out/trip/a.jpg`; without `out` it is beside the image, with `suffix` behind its
-    name. The other arguments are those of `Deblurrer` and `deblur_files`. An instance can be pickled: what goes along
-    are its arguments. Raises what `Deblurrer` does.
+    The result of `root/trip/a.jpg` is `out/trip/a.jpg`; without `out` it is next to the image, with `suffix` appended
+    to its name. The other arguments are those of `Deblurrer` and `deblur_files`. Instances can be pickled, by their
+    arguments. Raises as `Deblurrer`.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Deblur:
         self._deblurrer = Deblurrer(weights, device=device, precision=precision, guard=guard, strength=strength)
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
-        """From a batch with the column `path` to one with a row for each: `path`, `output`, `status` (done, there or
-        failed), `reason` (of a failure), `seconds`. No file raises an error."""
+        """From a batch with the column `path` to one with a row per file: `path`, `output`, `status` (done, there or
+        failed), `reason` (of a failure), `seconds`. Errors of files are never raised."""
         paths = [Path(str(path)) for path in batch["path"]]
         outcomes: dict[Path, Outcome] = {}
         jobs = []

@@ -1,8 +1,8 @@
-"""Claims on files that are being made, so that a file which kills its process does not do so for ever.
+"""Claims on results in progress, so that a file that kills its process does not do so repeatedly.
 
-A scheduler starts a new process where one has died, and gives it the same file. So each attempt leaves a line in a
-claim file beside the result, which is removed when the attempt is over, well or badly: what stays is of a process that
-died in it.
+A scheduler replaces a dead process and gives the new one the same file. Each attempt therefore adds a line to a claim
+file next to the result, which is removed when the attempt ends, successfully or not: remaining claims are from
+processes that died.
 """
 
 import functools
@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 MOST_DEATHS = 2
-"""Processes that may die at a file before it is given up."""
+"""Number of processes that may die at a file before it is given up."""
 
 
 class Claim:
@@ -25,11 +25,11 @@ class Claim:
         self.path = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.claim")
 
     def deaths(self) -> int:
-        """How many processes died at it. Those of other hosts are taken for dead."""
+        """The number of processes that died at it; those of other hosts are assumed dead."""
         return sum(not _is_alive(*attempt) for attempt in self._attempts())
 
     def take(self) -> None:
-        """Begin an attempt; what dead ones on this host have left half-written is removed. Raises OSError."""
+        """Begin an attempt; removes partial results of dead processes on this host. Raises OSError."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         for host, process, _ in self._attempts():
             if host == socket.gethostname() and process != os.getpid():
@@ -57,7 +57,7 @@ class Claim:
 
 @functools.lru_cache(maxsize=1)
 def _created(process: int) -> float:
-    """When this process began: numbers are given again."""
+    """Start time of this process, since process ids are reused."""
     return float(psutil.Process(process).create_time())
 
 

@@ -1,4 +1,4 @@
-"""From image files to their results: reading, network and writing side by side, in bounded memory."""
+"""Process image files: reading, network and writing in parallel, in bounded memory."""
 
 import os
 import time
@@ -23,36 +23,36 @@ from lmfn.plausibility import DoubtfulOutput
 
 Sharpen = Callable[[np.ndarray], np.ndarray]
 Status = Literal["done", "there", "failed"]
-"""Of a file: written, there already and left as it was, or without a result."""
+"""Outcome of a file: written, existing and left unchanged, or without a result."""
 
 AHEAD = 2**28
-"""Bytes of decoded images beyond which no further one is read ahead, and no further result waits to be written."""
-LEAST = AHEAD / 32  # what an image counts for at least: of small ones, this many are on their way
+"""Bytes of decoded images above which no further image is read ahead, and no further result waits to be written."""
+LEAST = AHEAD / 32  # minimum weight of an image, which limits the number of small ones in flight
 ERRORS = (OSError, MemoryError, ArithmeticError, RuntimeError)
 
 
 @dataclass
 class Outcome:
-    """What became of an image file."""
+    """The outcome of an image file."""
 
     source: Path
     target: Path
     status: Status = "done"
     reason: str = ""
-    """Of a failure; it names the file."""
+    """The reason of a failure; it names the file."""
     doubts: list[str] = field(default_factory=list)
-    """Why the output looks broken; each names the file."""
+    """Why the output is implausible; each names the file."""
     notes: list[str] = field(default_factory=list)
-    """What could not be kept; each names the file."""
+    """Metadata that could not be kept; each names the file."""
     seconds: float = 0.0
-    """Spent on reading, sharpening and writing it."""
+    """Seconds spent on reading, sharpening and writing it."""
     size: tuple[int, int] | None = None
     """Height and width."""
 
 
 @dataclass
 class _Work:
-    """A file on its way."""
+    """A file in flight."""
 
     outcome: Outcome
     claim: Claim
@@ -68,7 +68,7 @@ class _Work:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A part of the work: its time, its warnings, and its errors, which are the file's."""
+        """A step of the work: attributes its time, warnings and errors to the file."""
         outcome, began = self.outcome, time.perf_counter()
         try:
             with heard(self.messages):
@@ -83,13 +83,13 @@ class _Work:
 def run_jobs(
     jobs: Iterable[tuple[Path, Path]], sharpen: Sharpen, frames: Frames | None = None, *, overwrite: bool = False
 ) -> Iterator[Outcome]:
-    """Make a result of each source; an outcome for each, in the order of the jobs but for what is done last.
+    """Make the result of every source; yields an outcome for each, in the order of the jobs except for suspects.
 
-    While the network is at one image, the next are read and the last are written, by a thread each; `sharpen` is called
-    in the caller's. A result that has appeared in the meantime is left as it is, unless `overwrite` is set.
+    While the network processes one image, one thread reads the next and another writes the last; `sharpen` runs in the
+    caller's thread. A result that has appeared in the meantime is left unchanged, unless `overwrite` is set.
 
-    A file at which a process has died before (`lmfn.claims`) is done last and by itself, so that its neighbours are not
-    taken for what kills; one at which two have died fails.
+    A file at which a process has died before (`lmfn.claims`) is processed last and alone, so that its neighbours are
+    not blamed; one at which two have died fails.
     """
     line = _Line(sharpen, frames, overwrite)
     with warnings_by_thread(DoubtfulOutput, ImageWarning):
@@ -115,7 +115,7 @@ def run_jobs(
 
 
 class _Line:
-    """The steps that files go through, each called in one thread."""
+    """The steps of the pipeline, each called in one thread."""
 
     def __init__(self, sharpen: Sharpen, frames: Frames | None, overwrite: bool) -> None:
         self._sharpen, self._frames, self._overwrite = sharpen, frames, overwrite
@@ -123,7 +123,7 @@ class _Line:
         self._claimed: set[Claim] = set()
 
     def read(self, jobs: Iterable[tuple[Path, Path]]) -> Iterator[_Work]:
-        """Work on each job, as far as reading; the suspects are put aside."""
+        """Claim and read the jobs; suspects are set aside."""
         for source, target in jobs:
             work = _Work(Outcome(source, target), Claim(target))
             with work.step():
@@ -153,7 +153,7 @@ class _Line:
                 work.photo = images.read(work.outcome.source, first=self._frames == "first")
 
     def sharpen(self, work: _Work) -> None:
-        """Run the network. Files of several images are done whole, one of them after the other."""
+        """Run the network. The images of a file with several are processed one after the other."""
         if not work.goes_on:
             return
         with work.step():
@@ -171,7 +171,7 @@ class _Line:
         return replace(photo, pixels=self._sharpen(photo.pixels))
 
     def finish(self, work: _Work) -> Outcome:
-        """Write the result, and let go of the file."""
+        """Write the result, and release the claim."""
         outcome = work.outcome
         if work.photo is not None and work.goes_on:
             outcome.size = work.photo.pixels.shape[0], work.photo.pixels.shape[1]
@@ -191,6 +191,6 @@ class _Line:
         return outcome
 
     def release(self) -> None:
-        """Let go of what was on its way when it was interrupted: no process has died."""
+        """Release the claims in flight after an interruption, since no process has died."""
         for claim in self._claimed:
             claim.release()

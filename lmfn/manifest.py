@@ -1,4 +1,4 @@
-"""The manifest of a run over many files: a line of JSON for each, from which a later run goes on."""
+"""The manifest of a run over many files: one line of JSON per file, from which a later run resumes."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from lmfn.jobs import Outcome
 
 
 def row(outcome: Outcome, weights: str) -> dict[str, Any]:
-    """What a line of the manifest says of a file: `path`, `output`, `status` (done, there or failed), `reason`,
-    `doubts`, `notes`, `seconds`, `height` and `width`, `bytes_in` and `bytes_out`, and the weights' digest."""
+    """The fields of a line: `path`, `output`, `status` (done, there or failed), `reason`,
+    `doubts`, `notes`, `seconds`, `height` and `width`, `bytes_in` and `bytes_out`, and the digest of the weights."""
     height, width = outcome.size or (None, None)
     return {
         "path": str(outcome.source),
@@ -30,10 +30,10 @@ def row(outcome: Outcome, weights: str) -> dict[str, Any]:
 
 
 class Manifest:
-    """A manifest that is being written, line by line, behind what is there of an earlier run.
+    """Appends to the manifest of an earlier run, line by line.
 
-    `shard` (k of n) has a file of its own beside `path`, so that processes do not write into one; what is done is read
-    from all of them. Raises ValueError for a file that is no manifest.
+    Each `shard` (k of n) has its own file next to `path`, so that processes do not share one; all of them are read.
+    Raises ValueError for a file that is not a manifest.
     """
 
     def __init__(self, path: Path, weights: str, shard: tuple[int, int] = (1, 1)) -> None:
@@ -47,10 +47,10 @@ class Manifest:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("ab+")
         if self._file.tell() and (self._file.seek(-1, os.SEEK_END), self._file.read(1))[1] != b"\n":
-            self._file.write(b"\n")  # behind the line that a kill has cut
+            self._file.write(b"\n")  # after a line that a kill left incomplete
 
     def is_done(self, source: Path, target: Path) -> bool:
-        """Whether an earlier run made this result of this file, as it is now, with these weights."""
+        """Whether an earlier run made this result from this file, both unchanged, with these weights."""
         line = self._done.get(str(source))
         return (
             line is not None
@@ -60,7 +60,7 @@ class Manifest:
         )
 
     def add(self, outcome: Outcome) -> None:
-        """Write a file's line."""
+        """Write the line of a file."""
         self._file.write(json.dumps(row(outcome, self.weights)).encode() + b"\n")
         self._file.flush()
 
@@ -78,7 +78,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
-            continue  # cut by a kill
+            continue  # incomplete after a kill
         if not isinstance(line, dict) or not {"path", "output", "status", "weights"} <= line.keys():
             raise ValueError(f"{file}, line {number}: no line of a manifest; choose another name")
         yield line

@@ -1,4 +1,4 @@
-"""Work that overlaps: each step of a pipeline in a thread of its own, a bounded amount ahead of the next."""
+"""Overlapping pipeline steps, each in its own thread, a bounded amount ahead of the next."""
 
 import contextlib
 import threading
@@ -14,11 +14,11 @@ _heard: ContextVar[list[warnings.WarningMessage] | None] = ContextVar("_heard", 
 
 
 def ahead(items: Iterable[T], limit: float, weigh: Callable[[T], float] = lambda _: 1) -> Generator[T, None, None]:
-    """The same items, made by a thread that runs ahead: it makes no further one while those that were made and not
-    taken weigh `limit` or more. So they weigh less than `limit` and one item together.
+    """The same items, produced ahead by a thread, which pauses while items not yet taken weigh `limit` or more; they
+    therefore weigh less than `limit` plus one item.
 
-    An error in making an item is raised where that item would have come. Closing the generator ends the thread, after
-    the item that it is making.
+    An error is raised in place of the item that caused it. Closing the generator ends the thread after its current
+    item.
     """
     made: SimpleQueue[tuple[T, float] | BaseException | None] = SimpleQueue()
     taken = threading.Condition()
@@ -73,9 +73,9 @@ def ahead(items: Iterable[T], limit: float, weigh: Callable[[T], float] = lambda
 
 @contextlib.contextmanager
 def warnings_by_thread(*categories: type[Warning]) -> Iterator[None]:
-    """Within it, `heard` works in several threads at once, and hears every warning of these categories.
+    """Within the context, `heard` works in several threads at once and records every warning of these categories.
 
-    `warnings.catch_warnings(record=True)` would hear those of all threads.
+    `warnings.catch_warnings(record=True)` would record those of all threads.
     """
     with warnings.catch_warnings():
         for category in categories:
@@ -94,7 +94,7 @@ def warnings_by_thread(*categories: type[Warning]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def heard(messages: list[warnings.WarningMessage]) -> Iterator[None]:
-    """Within it, this thread's warnings go into the list; see `warnings_by_thread`."""
+    """Within the context, the warnings of this thread are added to the list; see `warnings_by_thread`."""
     token = _heard.set(messages)
     try:
         yield

@@ -1,4 +1,4 @@
-"""LMFN for programs that load models by spandrel (chaiNNer, ComfyUI and others): `install`.
+"""LMFN for programs that load models with spandrel (chaiNNer, ComfyUI and others): `install`.
 
     import spandrel
     import lmfn.spandrel
@@ -23,17 +23,16 @@ from lmfn.network.model import Network
 
 
 class LMFNArch(Architecture[Network]):  # type: ignore[misc]  # spandrel has no types
-    """The architecture `LMFN`: what `LMFN.save_pretrained`, training and this package's own files hold."""
+    """The architecture `LMFN`, for files from `LMFN.save_pretrained`, from training, and of this package."""
 
     def __init__(self) -> None:
         parts = "encoder.rb_16th.conv1.weight", "reduce.weight", "rfdbs.0.esa.conv_f.weight"
         super().__init__(id="LMFN", detect=KeyCondition.has_any(CONFIG, KeyCondition.has_all(*parts)))
 
     def load(self, state_dict: Any) -> ImageModelDescriptor[Network]:
-        """The network in that state, with the border that `Deblurrer` reflects around images.
+        """The network with these weights, including the border that `Deblurrer` reflects around images.
 
-        Raises ValueError for a config that is not one, and for a file without it: not all of it can be seen from the
-        other tensors.
+        Raises ValueError for an invalid or missing config, which cannot be derived from the other tensors.
         """
         tensors = dict(state_dict)
         if CONFIG not in tensors:

@@ -1,6 +1,6 @@
-"""A network as files for other programs: `export_onnx`, and for ncnn `lmfn.export.ncnn.export_ncnn`.
+"""Export networks for other programs: `export_onnx`, and `lmfn.export.ncnn.export_ncnn` for ncnn.
 
-Needs the extra `export`. `docs/use-it-in.md` says how each program takes the files.
+Needs the extra `export`. `docs/use-it-in.md` describes how each program uses the files.
 """
 
 import json
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OPSET = 17
-"""ONNX's operators as of 2022, which programs that ship ONNX Runtime 1.12 or newer know."""
+"""ONNX operators as of 2022, supported by ONNX Runtime 1.12 and newer."""
 OLDEST_OPSET = 13
 
 
@@ -41,16 +41,16 @@ def export_onnx(
 ) -> None:
     """Write a network as one ONNX file: `blurred` to `sharp`, both float32 `[B, 3, H, W]`, RGB in [0, 1].
 
-    What it computes is what `Deblurrer` does, but for the last clip to [0, 1] and, so that no size is out of reach, for
-    its check of the output. Any B, H and W >= 1; with a `tile_size`, a multiple of 16 and at least 64, of
-    `[1, 3, tile_size, tile_size]` only, without a computed size in the graph. `weights` is what
-    `LMFN.from_pretrained` takes. `dtype` float16 is that of weights and convolutions; images stay float32.
+    It computes the same as `Deblurrer`, without the final clipping to [0, 1] and without the check of the output. Any
+    B, H and W >= 1; with a `tile_size`, a multiple of 16 and at least 64, only `[1, 3, tile_size, tile_size]`, without
+    computed sizes in the graph. `weights` is an argument for `LMFN.from_pretrained`. `dtype` is that of weights and
+    convolutions; images are always float32.
 
-    The file's metadata (`metadata_props`) has the config, the weights' SHA-256, and, as far as their card has them,
-    licence and training data. A file that is there is replaced.
+    The file's metadata (`metadata_props`) contains the config, the SHA-256 of the weights, and their licence and
+    training data, if their model card states them. An existing file is replaced.
 
-    Raises ValueError where the package onnx is missing, for an opset or a tile size that cannot be, and as
-    `LMFN.from_pretrained` does.
+    Raises ValueError if the package onnx is missing, for an invalid opset or tile size, and as
+    `LMFN.from_pretrained`.
     """
     require("onnx", "exporting", "export")
     model = onnx_model(LMFN.from_pretrained(weights), dtype=dtype, opset=opset, tile_size=tile_size)
@@ -62,7 +62,7 @@ def export_onnx(
 def onnx_model(
     model: Network, *, dtype: ExportType = "float32", opset: int = OPSET, tile_size: int | None = None
 ) -> "onnx.ModelProto":
-    """What `export_onnx` writes, of a network in memory."""
+    """The ONNX model of a network in memory."""
     require("onnx", "exporting", "export")
     import numpy as np
     import onnx
@@ -86,13 +86,13 @@ def onnx_model(
 
 
 def largest_tile(weights: str | Path) -> int | None:
-    """The largest `tile_size` that one window of the network's attention holds with its border; None for any."""
+    """The largest `tile_size` that fits into one attention window with its border; None without windows."""
     window = LMFN.from_pretrained(weights).config.alfm_window
     return None if window is None else (window - 2 * BORDER) // MULTIPLE * MULTIPLE
 
 
 def provenance(file: Path) -> dict[str, str]:
-    """What is known of a weights' file, beside what it holds: from its card, NAME.md or README.md beside it."""
+    """Metadata of a weights file from its model card, NAME.md or README.md next to it."""
     found = {"weights": file.name, "weights_sha256": sha256(file)}
     card = next((path for path in (file.with_suffix(".md"), file.with_name("README.md")) if path.is_file()), None)
     if card is None:

@@ -1,7 +1,7 @@
 """An ONNX graph, written node by node: `Graph`.
 
-Written by hand because sizes are free in it: what PyTorch's exporter makes of the network, with sizes that are not
-known, is wrong without a word where the network branches on them.
+Written by hand to keep sizes dynamic: with unknown sizes, PyTorch's exporter is silently wrong where the network
+branches on them.
 """
 
 import operator
@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 Size = int | str
-"""A length in pixels, or a count: a number, or the name of an int64 tensor [1] where it is known in a call only."""
+"""A length in pixels or a count: a number, or the name of an int64 tensor [1] if it is known only at run time."""
 
 Operation = Literal["Add", "Sub", "Mul", "Div", "Max", "Min"]
 OPERATIONS: dict[Operation, Callable[[int, int], int]] = {
@@ -28,9 +28,9 @@ OPERATIONS: dict[Operation, Callable[[int, int], int]] = {
 
 
 class Graph:
-    """Nodes and constants as they are added; a tensor is the name that it has in the graph.
+    """Collects nodes and constants; a tensor is represented by its name in the graph.
 
-    What is computed of sizes that are numbers is a number: with fixed sizes nothing of it is left in the graph.
+    Computations on known sizes are carried out immediately, so that with fixed sizes none of them is in the graph.
     """
 
     def __init__(self) -> None:
@@ -39,13 +39,13 @@ class Graph:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def add(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """A node with one output, whose name is given back."""
+        """Add a node with one output; returns its name."""
         output = output or f"{op}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
     def constant(self, value: npt.ArrayLike) -> str:
-        """The same value is stored once."""
+        """Add a constant; equal values are stored once."""
         array = np.ascontiguousarray(value)
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self._constants:
@@ -75,7 +75,7 @@ class Graph:
         return parts[0] if len(parts) == 1 else self.add("Concat", *parts, axis=0)
 
     def reshape(self, x: str, *sizes: Size) -> str:
-        """-1 stands for what is left."""
+        """Reshape; -1 is inferred."""
         return self.add("Reshape", x, self.vector(*sizes))
 
     def slice(self, x: str, axis: int, first: Size, last: Size) -> str:

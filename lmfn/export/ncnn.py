@@ -1,4 +1,4 @@
-"""A network for ncnn: `export_ncnn`. pnnx, ncnn's own converter, makes it from the ONNX graph of a tile."""
+"""Export for ncnn: `export_ncnn`. pnnx, ncnn's converter, creates it from the ONNX graph of a tile."""
 
 import importlib.util
 import subprocess
@@ -14,12 +14,11 @@ from lmfn.options import ExportType
 def export_ncnn(weights: str | Path, path: str | Path, *, dtype: ExportType = "float32", tile_size: int = 256) -> None:
     """Write a network as NAME.param and NAME.bin for ncnn: `in0` to `out0`, RGB in [0, 1], `[3, tile_size, tile_size]`.
 
-    ncnn has no sizes that are computed in a graph, so it is for tiles of one size: a multiple of 16, at least 64, and,
-    for a network whose attention is in windows, such that one window holds a tile and its border
-    (`lmfn.export.largest_tile`, 352 of the package's `lmfn`). `dtype` is that of the weights in the file. `path` ends
-    in `.param`; files that are there are replaced.
+    ncnn cannot compute sizes in a graph, so tiles have one size: a multiple of 16, at least 64, and, for a network that
+    attends in windows, such that one window contains a tile and its border (`lmfn.export.largest_tile`, 352 for the
+    package's `lmfn`). `dtype` is that of the weights in the file. `path` ends in `.param`; existing files are replaced.
 
-    Raises ValueError where a package is missing, for a tile size or a network that cannot be, and as `export_onnx`.
+    Raises ValueError if a package is missing, for an unsupported tile size or network, and as `export_onnx`.
     """
     for package in ("onnx", "pnnx"):
         require(package, "exporting for ncnn", "ncnn")

@@ -1,8 +1,8 @@
-"""EXIF, XMP, ICC profiles and PNG's colour chunks: taken out of encoded images and put into others, byte for byte.
+"""Extract EXIF, XMP, ICC profiles and PNG colour chunks from encoded images, and insert them into others byte for byte.
 
-OpenImageIO writes tags anew. That loses maker notes and fields it does not know, breaks ICC profiles above 65,519 bytes
-in JPEG, and adds statements about colour to PNG that the source never made. So the blocks are carried whole. Where they
-stand is defined by Exif 3.0, ICC.1 (Annex B) and XMP part 3 for JPEG, by PNG's 3rd edition, and by RFC 9649 for WebP.
+OpenImageIO rewrites tags, which loses maker notes and unknown fields, breaks ICC profiles above 65,519 bytes in JPEG,
+and adds colour chunks to PNG that the source did not have. Blocks are therefore copied unchanged. Their positions are
+defined by Exif 3.0, ICC.1 (Annex B) and XMP part 3 for JPEG, by PNG's 3rd edition, and by RFC 9649 for WebP.
 """
 
 from typing import BinaryIO
@@ -14,9 +14,9 @@ __all__ = ["Blocks", "extract", "insert"]
 
 
 def extract(file: BinaryIO) -> Blocks:
-    """The blocks of an encoded JPEG, PNG or WebP, and the XMP of a TIFF; none of any other file.
+    """The blocks of an encoded JPEG, PNG or WebP, and the XMP of a TIFF; none for any other file.
 
-    Of several EXIF blocks the first counts. What is broken is left out.
+    The first of several EXIF blocks is used. Broken blocks are skipped.
     """
     file.seek(0)
     head = file.read(12)
@@ -30,13 +30,13 @@ def extract(file: BinaryIO) -> Blocks:
 
 
 def insert(data: bytes, blocks: Blocks) -> bytes:
-    """The encoded JPEG, PNG, WebP or TIFF with these blocks in place of its own; the pixels' bytes stay as they are.
+    """The encoded JPEG, PNG, WebP or TIFF with these blocks in place of its own; the bytes of the pixels are unchanged.
 
-    What is not in `blocks` stays as it is in `data`, but for PNG's colours: a PNG says what the profile or else the
-    colour chunks say, and no more. A JPEG holds 65,527 bytes of EXIF and 65,504 of XMP, and a longer block is left out.
-    Into a TIFF goes the XMP alone.
+    Blocks that are absent from `blocks` are kept from `data`, except for PNG colours: a PNG gets the profile, or else
+    the colour chunks, and no others. A JPEG can hold 65,527 bytes of EXIF and 65,504 of XMP; longer blocks are dropped.
+    A TIFF gets only the XMP.
 
-    Raises ValueError for data that is no such image, and for a profile that JPEG cannot hold (16,707,345 bytes).
+    Raises ValueError for data in another format, and for a profile too long for JPEG (above 16,707,345 bytes).
     """
     if data.startswith(jpeg.SIGNATURE):
         return jpeg.write(data, blocks)

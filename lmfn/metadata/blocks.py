@@ -1,17 +1,17 @@
-"""The blocks of bytes that say what an image file is, beside its pixels."""
+"""Metadata blocks of an image file."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """What is carried whole from file to file."""
+    """The blocks that are copied unchanged from file to file."""
 
     exif: bytes | None = None
-    """EXIF, from its TIFF header on."""
+    """EXIF, starting at its TIFF header."""
     xmp: bytes | None = None
-    """XMP: one packet of XML."""
+    """XMP: one XML packet."""
     icc: bytes | None = None
     """The ICC profile of the colours."""
     colour: tuple[tuple[bytes, bytes], ...] = ()
-    """What a PNG says of its colours besides a profile: kind and body of its chunks cICP, sRGB, gAMA and so on."""
+    """Colour chunks of a PNG other than a profile (cICP, sRGB, gAMA ...): type and body."""

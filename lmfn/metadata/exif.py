@@ -1,7 +1,7 @@
-"""EXIF as one block of bytes: which way up the image is, and what must change in it when that changes.
+"""EXIF blocks: read the orientation, and update the block when the image is rotated or resized.
 
-The block is a small TIFF file of its own. Changed in place, it keeps what writing its tags anew would lose: maker
-notes, exact fractions, whatever is not known here.
+The block is a small TIFF file. Changing it in place keeps what rewriting its tags would lose: maker notes, exact
+fractions, unknown fields.
 """
 
 import io
@@ -14,7 +14,7 @@ PIXEL_X, PIXEL_Y = 0xA002, 0xA003
 
 
 def orientation(block: bytes) -> int | None:
-    """EXIF's Orientation; None where there is none."""
+    """EXIF's Orientation; None if absent."""
     tiff = Directories(io.BytesIO(block))
     main = tiff.first()
     fields = main.fields if main else ()
@@ -22,12 +22,11 @@ def orientation(block: bytes) -> int | None:
 
 
 def upright(block: bytes, turned: bool = False) -> bytes | None:
-    """The block with 1 (upright) for each Orientation, the image's and the thumbnail's, and all else as it is.
+    """The block with Orientation 1 (upright) for the image and the thumbnail, otherwise unchanged.
 
-    Where the image was turned, its thumbnail, which was not, is no longer referred to, and cut off if it is last.
+    If the image was rotated, its unrotated thumbnail is unlinked, and cut off if it comes last.
 
-    None where the image's directory is broken or an orientation is not one whole number, so that nobody can say what
-    readers make of it.
+    None if the image's directory is broken or an orientation is not one whole number, so that readers may disagree.
     """
     tiff = Directories(io.BytesIO(block))
     main = tiff.first()
@@ -50,7 +49,7 @@ def upright(block: bytes, turned: bool = False) -> bytes | None:
 
 
 def with_size(block: bytes, width: int, height: int) -> bytes:
-    """The block with this size of the image wherever it names one."""
+    """The block with this image size in all its size fields."""
     tiff = Directories(io.BytesIO(block))
     main = tiff.first()
     fields = main.fields if main else []
@@ -62,7 +61,7 @@ def with_size(block: bytes, width: int, height: int) -> bytes:
 
 
 def _changed(block: bytes, tiff: Directories, values: list[tuple[Field, int]]) -> bytes:
-    """The block with these values in fields of one whole number; others, and values too large, are passed over."""
+    """The block with these values in fields of one whole number; other fields, and values too large, are skipped."""
     result = bytearray(block)
     for field, value in values:
         old, size = tiff.whole_number(field), WHOLE_NUMBERS.get(field.kind, 0)

@@ -9,19 +9,19 @@ from lmfn.metadata.blocks import Blocks
 
 SIGNATURE = b"\xff\xd8\xff"
 APP1, APP2, SCAN, END = b"\xff\xe1", b"\xff\xe2", b"\xff\xda", b"\xff\xd9"
-LONGEST = 65_533  # what the 16 bits of a segment's length leave beside themselves
+LONGEST = 65_533  # maximum of the 16-bit segment length, minus its own two bytes
 EXIF, XMP, ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
-ICC_PART = LONGEST - len(ICC) - 2  # behind the name, the part's number and how many there are, a byte each
-PICTURES = (SIGNATURE, b"ftyp")  # what further pictures (JPEG) and films (MP4) begin with
+ICC_PART = LONGEST - len(ICC) - 2  # followed by the number of the part and the number of parts, one byte each
+PICTURES = (SIGNATURE, b"ftyp")  # signatures of further pictures (JPEG) and videos (MP4)
 
 
 def segments(file: BinaryIO) -> Iterator[tuple[bytes, int, bytes]]:
-    """Marker, start and body of each segment before the scan; ends where the file does or is no JPEG any more."""
+    """Marker, start and body of each segment before the scan, up to the end of the file or invalid data."""
     start = 2
     while True:
         file.seek(start)
         marker, size = file.read(2), file.read(2)
-        if marker == b"\xff\xff":  # a byte that fills up
+        if marker == b"\xff\xff":  # a fill byte
             start += 1
             continue
         length = int.from_bytes(size, "big")
@@ -76,7 +76,7 @@ def write(data: bytes, blocks: Blocks) -> bytes:
 
 
 def end(file: BinaryIO) -> int | None:
-    """Where the picture ends; None where it does not. Within a scan, 0xFF is followed by 0 or a restart's number."""
+    """The end of the picture; None if it is missing. Within a scan, 0xFF is followed by 0 or a restart's number."""
     position = 2
     for _, start, body in segments(file):
         position = start + 4 + len(body)
@@ -86,7 +86,7 @@ def end(file: BinaryIO) -> int | None:
 
 
 def has_more(file: BinaryIO) -> bool:
-    """Whether a picture (a gain map, a depth map) or a film stands behind the picture."""
+    """Whether another picture (a gain map, a depth map) or a video follows the picture."""
     position = end(file)
     if position is None:
         return False

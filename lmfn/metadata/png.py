@@ -1,4 +1,4 @@
-"""PNG: chunks of kind, body and checksum, most of which stand before the pixels."""
+"""PNG: chunks of type, body and checksum, most of them before the pixels."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from lmfn.metadata.blocks import Blocks
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 XMP = b"XML:com.adobe.xmp\0"
 COLOUR = (b"cICP", b"mDCV", b"cLLI", b"sRGB", b"gAMA", b"cHRM")
-SRGB = {  # what says no more than what is taken for granted where nothing is said
+SRGB = {  # values equal to the defaults
     b"cICP": bytes([1, 13, 0, 1]),
     b"gAMA": struct.pack(">I", 45_455),
     b"cHRM": struct.pack(">8I", 31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000),
@@ -21,11 +21,11 @@ SRGB = {  # what says no more than what is taken for granted where nothing is sa
 LARGEST_PROFILE = 2**26  # bytes, inflated
 LARGEST_TEXT = (
     2**23
-)  # bytes of all compressed texts together, inflated: 7 kB may hold 7 MB, and a file thousands of them
+)  # bytes of all compressed texts together, inflated: 7 kB may inflate to 7 MB, and a file may have thousands of them
 
 
 def chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start of the body and its length, of each chunk up to IEND; ends before one that is not there whole."""
+    """Type, start and length of the body of each chunk up to IEND; stops before an incomplete one."""
     size, start, kind = file.seek(0, io.SEEK_END), 8, b""
     while kind != b"IEND" and start + 12 <= size:
         file.seek(start)
@@ -37,7 +37,7 @@ def chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
 
 
 def read(file: BinaryIO) -> Blocks:
-    """EXIF, XMP, the profile, and the colour chunks; beside a profile, of these only what is meant to stand there."""
+    """EXIF, XMP, the profile, and the colour chunks; with a profile only the chunks that may accompany one."""
     exif_block = xmp = icc = None
     colour: list[tuple[bytes, bytes]] = []
     for kind, start, length in chunks(file):
@@ -46,20 +46,20 @@ def read(file: BinaryIO) -> Blocks:
         file.seek(start)
         body = file.read(length)
         if kind == b"eXIf":
-            exif_block = exif_block or body.removeprefix(b"Exif\0\0")  # some writers put JPEG's prefix here, too
+            exif_block = exif_block or body.removeprefix(b"Exif\0\0")  # some writers add JPEG's prefix here
         elif kind == b"iTXt":
             xmp = xmp or _packet(body)
         elif kind == b"iCCP":
             icc = icc or inflate(body[body.find(b"\0") + 2 :], LARGEST_PROFILE)
         else:
             colour.append((kind, body))
-    if icc:  # it prevails over these, and what they say may contradict it
+    if icc:  # it has precedence over these, which may contradict it
         colour = [(kind, body) for kind, body in colour if kind not in (b"sRGB", b"gAMA", b"cHRM")]
     return Blocks(exif_block, xmp, icc, tuple(colour))
 
 
 def write(data: bytes, blocks: Blocks) -> bytes:
-    """The PNG with these blocks behind its header; see `lmfn.metadata.insert`."""
+    """The PNG with these blocks after its header; see `lmfn.metadata.insert`."""
     added = b"".join(chunk(kind, body) for kind, body in blocks.colour)
     if blocks.icc:
         added += chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(blocks.icc))
@@ -87,12 +87,12 @@ def write(data: bytes, blocks: Blocks) -> bytes:
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
-    """The chunk as it stands in a file."""
+    """The encoded chunk."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def inflate(data: bytes, limit: int) -> bytes | None:
-    """What was compressed; None where that is broken or more than `limit` bytes."""
+    """The inflated data; None if it is broken or longer than `limit` bytes."""
     decompressor = zlib.decompressobj()
     try:
         result = decompressor.decompress(data, limit)
@@ -102,7 +102,7 @@ def inflate(data: bytes, limit: int) -> bytes | None:
 
 
 def is_srgb(colour: tuple[tuple[bytes, bytes], ...]) -> bool:
-    """Whether these chunks say what is taken for granted where nothing is said."""
+    """Whether these chunks equal the defaults."""
     said = dict(colour)
     if b"sRGB" in said and b"cICP" not in said:
         return True
@@ -110,7 +110,7 @@ def is_srgb(colour: tuple[tuple[bytes, bytes], ...]) -> bool:
 
 
 def frames(file: BinaryIO) -> int:
-    """How many pictures there are: 1, or the frames of an animation and the still that may stand before them."""
+    """The number of pictures: 1, or the frames of an animation plus a still image that may precede them."""
     count, still = 0, 0
     for kind, _, _ in chunks(file):
         count += kind == b"fcTL"
@@ -120,10 +120,10 @@ def frames(file: BinaryIO) -> int:
 
 
 def check(file: BinaryIO, pixels: bool) -> None:
-    """Raise ValueError unless all chunks up to the end are there and intact, and the texts are of no absurd size.
+    """Raise ValueError unless all chunks up to the end are present and intact, and the texts are not excessively large.
 
-    The `pixels`' chunks are looked at where that is asked for. libpng does not miss the end of the file if only that is
-    missing, and what else it misses it prints to stderr.
+    Checks the chunks of the `pixels` only if requested. libpng does not notice if only the end of the file is missing,
+    and prints other errors to stderr.
     """
     last, room = b"", LARGEST_TEXT
     for kind, start, length in chunks(file):
@@ -136,7 +136,7 @@ def check(file: BinaryIO, pixels: bool) -> None:
         body, checksum = file.read(length), int.from_bytes(file.read(4), "big")
         if zlib.crc32(kind + body) != checksum:
             raise ValueError("the file is broken (wrong checksum)")
-        with contextlib.suppress(zlib.error):  # OpenImageIO passes over a broken one
+        with contextlib.suppress(zlib.error):  # OpenImageIO ignores a broken one
             room -= len(zlib.decompressobj().decompress(_compressed(kind, body), room + 1))
         if room < 0:
             raise ValueError(f"compressed texts of more than {LARGEST_TEXT / 1e6:.0f} MB")
@@ -145,7 +145,7 @@ def check(file: BinaryIO, pixels: bool) -> None:
 
 
 def _compressed(kind: bytes, body: bytes) -> bytes:
-    """What is compressed in a chunk of text: behind the keyword, in iTXt behind the translation too."""
+    """The compressed part of a text chunk: after the keyword, in iTXt also after the translation."""
     keyword = body.find(b"\0")
     if kind == b"zTXt":
         return body[keyword + 2 :]
@@ -155,9 +155,9 @@ def _compressed(kind: bytes, body: bytes) -> bytes:
 
 
 def _packet(body: bytes) -> bytes | None:
-    """The XMP packet in the body of an iTXt chunk, if that is what it holds."""
+    """The XMP packet in the body of an iTXt chunk, if it is one."""
     if not body.startswith(XMP) or len(body) < len(XMP) + 2:
         return None
     compressed = body[len(XMP)]
-    text = body[len(XMP) + 2 :].split(b"\0", 2)[-1]  # behind language and translation
+    text = body[len(XMP) + 2 :].split(b"\0", 2)[-1]  # after language and translation
     return inflate(text, LARGEST_TEXT) if compressed else text

@@ -1,4 +1,4 @@
-"""TIFF files, and EXIF blocks, which are small ones: directories of fields, each of which names where the next is."""
+"""TIFF files, including EXIF blocks: a linked list of directories of fields."""
 
 import io
 import struct
@@ -19,17 +19,17 @@ class Field:
     kind: int
     count: int
     at: int
-    """Where the value is; for more than four bytes, where its offset is."""
+    """Position of the value or, above four bytes, of its offset."""
 
 
 class Directory(NamedTuple):
     fields: list[Field]
     link: int
-    """Where the offset of the next directory is."""
+    """Position of the offset of the next directory."""
 
 
 class Directories:
-    """The directories of a TIFF file; of one above 4 GB (BigTIFF) or of another file there are none."""
+    """The directories of a TIFF file; none for BigTIFF (above 4 GB) and other files."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -41,7 +41,7 @@ class Directories:
         return int.from_bytes(self.file.read(size), self.order or "big")
 
     def directory(self, at: int) -> Directory | None:
-        """The directory there; None unless it is there whole."""
+        """The directory at this offset; None if incomplete."""
         count = self.number(at, 2)
         end = at + 2 + 12 * count
         if self.order is None or at < 8 or count == 0 or self.file.seek(0, io.SEEK_END) < end:
@@ -57,7 +57,7 @@ class Directories:
         return self.directory(self.number(4, 4))
 
     def whole_number(self, field: Field) -> int | None:
-        """The value of a field of one whole number; None of any other."""
+        """The value of a field of one whole number; None for other fields."""
         if field.kind not in WHOLE_NUMBERS or field.count != 1:
             return None
         return self.number(field.at, WHOLE_NUMBERS[field.kind])
@@ -68,7 +68,7 @@ def is_tiff(data: bytes) -> bool:
 
 
 def read(file: BinaryIO) -> Blocks:
-    """The XMP of the first image; all else in a TIFF is fields of its own."""
+    """The XMP of the first image; other metadata of a TIFF is in separate fields."""
     tiff = Directories(file)
     first = tiff.first()
     for field in first.fields if first else ():
@@ -80,7 +80,7 @@ def read(file: BinaryIO) -> Blocks:
 
 
 def write(data: bytes, blocks: Blocks) -> bytes:
-    """The TIFF with this XMP; see `lmfn.metadata.insert`. The first directory is written anew, at the end."""
+    """The TIFF with this XMP; see `lmfn.metadata.insert`. The first directory is rewritten at the end."""
     tiff = Directories(io.BytesIO(data))
     first = tiff.first()
     if first is None or blocks.xmp is None or len(data) + len(blocks.xmp) + 2**20 > 2**32:

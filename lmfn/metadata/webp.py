@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 from lmfn.metadata.blocks import Blocks
 
-FLAGS = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}  # by which VP8X announces these chunks
+FLAGS = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}  # flags of VP8X for these chunks
 ALPHA, ANIMATION = 0x10, 0x02
 
 
@@ -16,7 +16,7 @@ def is_webp(data: bytes) -> bool:
 
 
 def chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start of the body and its length, of each chunk that is there whole."""
+    """Type, start and length of the body of each complete chunk."""
     size, start = file.seek(0, io.SEEK_END), 12
     while start + 8 <= size:
         file.seek(start)
@@ -29,7 +29,7 @@ def chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
 
 
 def read(file: BinaryIO) -> Blocks:
-    """EXIF, XMP and the profile. A chunk that the header does not announce is passed over, as readers do."""
+    """EXIF, XMP and the profile. Chunks not announced in the header are ignored, as by readers."""
     found: dict[bytes, bytes] = {}
     for kind, start, length in chunks(file):
         if kind == b"VP8X" or kind in FLAGS:
@@ -38,7 +38,7 @@ def read(file: BinaryIO) -> Blocks:
     flags = (found.get(b"VP8X") or b"\0")[0]
     icc, exif, xmp = (found.get(kind) if flags & flag else None for kind, flag in FLAGS.items())
     if exif is not None:
-        exif = exif.removeprefix(b"Exif\0\0")  # some writers put JPEG's prefix here, too
+        exif = exif.removeprefix(b"Exif\0\0")  # some writers add JPEG's prefix here
     return Blocks(exif, xmp, icc)
 
 
@@ -63,7 +63,7 @@ def write(data: bytes, blocks: Blocks) -> bytes:
 
 
 def animate(stills: Sequence[tuple[bytes, int]], loops: int) -> bytes:
-    """An animation of WebP images of one size, each with its duration in milliseconds; 0 loops are endless."""
+    """An animation of WebP images of one size, each with its duration in milliseconds; 0 loops means endless."""
     parts, header = [], bytearray(10)
     for still, duration in stills:
         found = _parts(still)
@@ -71,29 +71,29 @@ def animate(stills: Sequence[tuple[bytes, int]], loops: int) -> bytes:
         of_frame = found[0][1] if found[0][0] == b"VP8X" else _header(*image[0])
         header[0] |= of_frame[0] & ALPHA | ANIMATION
         header[4:] = of_frame[4:10]
-        # At the corner; as large as the whole; in place of what was there before, not blended with it.
+        # At the corner; full size; replacing the previous frame instead of blending with it.
         head = bytes(6) + bytes(header[4:]) + min(duration, 2**24 - 1).to_bytes(3, "little") + b"\x02"
         parts.append((b"ANMF", head + _joined(image)))
     return _riff([(b"VP8X", bytes(header)), (b"ANIM", struct.pack("<IH", 0, loops)), *parts])
 
 
 class Frame(NamedTuple):
-    """A part of an animation that is drawn over the frame before it."""
+    """A part of an animation, drawn over the previous frame."""
 
     still: bytes
-    """The part as a WebP of its own."""
+    """The part as a separate WebP."""
     left: int
     top: int
     duration: int
     """In milliseconds."""
     blended: bool
-    """Whether what was there before shows through; it is replaced otherwise."""
+    """Whether it is blended with the previous frame instead of replacing it."""
     removed: bool
-    """Whether the part becomes transparent before the next frame."""
+    """Whether its area becomes transparent before the next frame."""
 
 
 def frames(file: BinaryIO) -> Iterator[Frame]:
-    """The frames of an animation; none of any other WebP."""
+    """The frames of an animation; none for other WebP files."""
     for kind, start, length in chunks(file):
         if kind == b"ANMF" and length > 16:
             file.seek(start)
@@ -109,12 +109,12 @@ def frames(file: BinaryIO) -> Iterator[Frame]:
 
 
 def count(file: BinaryIO) -> int:
-    """How many frames an animation has; 0 for a still."""
+    """The number of frames of an animation; 0 for a still image."""
     return sum(kind == b"ANMF" and length > 16 for kind, _, length in chunks(file))
 
 
 def loops(file: BinaryIO) -> int:
-    """How often an animation is played; 0 is for ever."""
+    """The number of repetitions of an animation; 0 is endless."""
     for kind, start, length in chunks(file):
         if kind == b"ANIM" and length >= 6:
             file.seek(start + 4)
@@ -123,7 +123,7 @@ def loops(file: BinaryIO) -> int:
 
 
 def _header(kind: bytes, body: bytes) -> bytes:
-    """The VP8X of an image that had none: flags, and the size minus one."""
+    """A VP8X chunk for an image without one: flags, and the size minus one."""
     if kind == b"VP8L":  # lossless
         bits = int.from_bytes(body[1:5], "little")
         width, height, alpha = bits & 0x3FFF, bits >> 14 & 0x3FFF, bits >> 28 & 1
@@ -134,7 +134,7 @@ def _header(kind: bytes, body: bytes) -> bytes:
 
 
 def _parts(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Kind and body of the chunks."""
+    """Type and body of the chunks."""
     return [(kind, data[start : start + length]) for kind, start, length in chunks(io.BytesIO(data))]
 
 

@@ -1,13 +1,13 @@
-"""XMP packets: which way up the image is, and what must change in them when that changes.
+"""XMP packets: read the orientation, and update the packet when the image is rotated or resized.
 
-A packet is XML, in which `tiff:Orientation` and its like are attributes or elements. They are changed in place, so that
-everything else stays byte for byte. A packet in UTF-16, which hardly any writer makes, stays as it is.
+A packet is XML, in which fields such as `tiff:Orientation` are attributes or elements. They are changed in place, so
+that everything else is kept byte for byte. A packet in UTF-16, which hardly any writer uses, is kept unchanged.
 """
 
 import re
 
-# What describes pictures, films and sounds behind the picture or in further blocks: gain maps of HDR photographs, depth
-# maps, the films of moving photographs, and the rest of a packet too long for one JPEG segment.
+# Descriptions of pictures, videos and sounds that follow the picture or are in further blocks: gain maps of HDR
+# photographs, depth maps, videos of motion photos, and the rest of a packet too long for one JPEG segment.
 ELSEWHERE = (
     rb"(?:hdrgm:\w+|HDRGainMap:\w+|GCamera:(?:MotionPhoto|MicroVideo)\w*|G?Container:\w+|GDepth:\w+|GImage:\w+"
     rb"|GAudio:\w+|xmpNote:HasExtendedXMP)"
@@ -18,19 +18,19 @@ THUMBNAILS = re.compile(rb"<(xmp:Thumbnails)(?=[\s/>])")
 
 
 def orientation(packet: bytes) -> int | None:
-    """`tiff:Orientation`; None where there is none."""
+    """`tiff:Orientation`; None if absent."""
     found = _number(b"tiff:Orientation").search(packet)
     return int(found[2]) if found else None
 
 
 def upright(packet: bytes, turned: bool = False) -> bytes:
-    """The packet with 1 (upright) for `tiff:Orientation`; without thumbnails where the image was turned."""
+    """The packet with 1 (upright) for `tiff:Orientation`; without thumbnails if the image was rotated."""
     packet = _number(b"tiff:Orientation").sub(rb"\g<1>1", packet)
     return _without(packet, THUMBNAILS) if turned else packet
 
 
 def with_size(packet: bytes, width: int, height: int) -> bytes:
-    """The packet with this size of the image wherever it names one."""
+    """The packet with this image size in all its size fields."""
     for name, value in (
         (b"tiff:ImageWidth", width),
         (b"tiff:ImageLength", height),
@@ -42,15 +42,15 @@ def with_size(packet: bytes, width: int, height: int) -> bytes:
 
 
 def on_its_own(packet: bytes) -> bytes:
-    """The packet without what it says of pictures, films and blocks that do not go with it."""
+    """The packet without descriptions of pictures, videos and blocks that are not kept."""
     return _without(ATTRIBUTES.sub(b"", packet), ELEMENTS)
 
 
 def _without(packet: bytes, elements: re.Pattern[bytes]) -> bytes:
-    """The packet without the elements that begin so; as it is from the first on that has no end."""
+    """The packet without the elements that start in this way; unchanged from the first unterminated one."""
     pieces, position = [], 0
     for found in elements.finditer(packet):
-        if found.start() < position:  # within one that is left out
+        if found.start() < position:  # within a removed one
             continue
         last = b">"
         end = packet.find(last, found.end())

@@ -1,6 +1,6 @@
-"""The page that sharpens photographs in a browser, and the server that hands its files out: `lmfn web`.
+"""The page that sharpens photographs in a browser, and the server of its files: `lmfn web`.
 
-The photograph stays in the browser. The server hands out files and takes none; it listens on 127.0.0.1 alone.
+Photographs stay in the browser. The server only serves files; it listens on 127.0.0.1 only.
 """
 
 import base64
@@ -31,29 +31,29 @@ TYPES = {
     ".wasm": "application/wasm",
 }
 HEADERS = {
-    # WebAssembly has threads only in a page that shares its process with nothing from elsewhere.
+    # WebAssembly threads need a page that is isolated from other origins.
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Nothing may be loaded from elsewhere or sent there: the photograph cannot leave the page.
+    # Nothing may be loaded from or sent to other origins, so that photographs cannot leave the page.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; style-src 'self'; "
         "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    # After an update, the page and the network must be of one version.
+    # No caching: after an update, page and network must have the same version.
     "Cache-Control": "no-store",
 }
 SELF_TEST_SIZE = 80, 464
-"""Height and width of the image of the self-test; wide enough for several of the attention's windows."""
+"""Height and width of the self-test image; wide enough for several attention windows."""
 
 
 def page_files(weights: str | Path) -> dict[str, bytes]:
-    """All that the page consists of, by the path that it is asked for: the page itself, ONNX Runtime, the network of
-    these weights as ONNX, and a small image with what PyTorch makes of it, for the page to check its results with.
+    """All files of the page by URL path: the page itself, ONNX Runtime, the network of these weights as ONNX, and a
+    small image with PyTorch's result, against which the page checks its own.
 
-    Raises ValueError where the package onnx is missing, and as `LMFN.from_pretrained` and `runtime_files` do.
+    Raises ValueError if the package onnx is missing, and as `LMFN.from_pretrained` and `runtime_files`.
     """
     require("onnx", "lmfn web", "export")
     folder = resources.files(__name__) / "page"
@@ -88,9 +88,9 @@ def _text(data: bytes) -> str:
 
 
 def server(files: dict[str, bytes], port: int = 0) -> ThreadingHTTPServer:
-    """A server of these files on 127.0.0.1, at this port, or with 0 at one that is free; `serve_forever` runs it.
+    """A server of these files on 127.0.0.1 at this port, or any free port for 0; `serve_forever` runs it.
 
-    A path that is not among them is not found, whatever is on the disk. Raises OSError for a port that is taken.
+    Other paths are not found, whatever is on disk. Raises OSError for a port in use.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -123,9 +123,9 @@ def server(files: dict[str, bytes], port: int = 0) -> ThreadingHTTPServer:
 
 
 def serve(weights: str | Path = "lmfn", port: int = 8650, open_browser: bool = True) -> None:
-    """Make the page's files, serve them until the process is interrupted, and open the page in the user's browser.
+    """Create the page's files, open the page in the user's browser, and serve it until interrupted.
 
-    Raises as `page_files` and `server` do.
+    Raises as `page_files` and `server`.
     """
     with server(page_files(weights), port) as running:
         url = f"http://{ADDRESS}:{running.server_port}/"

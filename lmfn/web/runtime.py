@@ -1,6 +1,6 @@
-"""ONNX Runtime for browsers: downloaded once from the npm registry, checked, and kept in the user's cache folder.
+"""ONNX Runtime for browsers: downloaded once from the npm registry, verified, and cached in the user's cache folder.
 
-It is 27 MB, which nobody but the page needs, so it comes with the first `lmfn web` and not with the package.
+It has 27 MB and only the page needs it, so the first `lmfn web` downloads it instead of the package including it.
 """
 
 import base64
@@ -22,20 +22,20 @@ FILES = (
     "ort-wasm-simd-threaded.asyncify.mjs",
     "ort-wasm-simd-threaded.asyncify.wasm",
 )
-"""What the page loads, of the archive's folder package/dist: for WebGPU and for the processor alike."""
+"""The files the page loads from the archive's folder package/dist, both for WebGPU and for the processor."""
 TIMEOUT = 60
 """Seconds without a byte after which a download has failed."""
 
 
 def cache_folder() -> Path:
-    """The user's folder for what can be had again: `$XDG_CACHE_HOME/lmfn`, or `~/.cache/lmfn`."""
+    """The user's cache folder: `$XDG_CACHE_HOME/lmfn`, or `~/.cache/lmfn`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmfn"
 
 
 def runtime_files() -> dict[str, bytes]:
-    """`FILES` by name, out of the archive, which is downloaded where it is not in the cache.
+    """`FILES` by name, from the archive, which is downloaded if it is not cached.
 
-    Raises OSError where it cannot be downloaded or kept, ValueError where it is not the one that was published.
+    Raises OSError if it cannot be downloaded or stored, ValueError if it is not the published one.
     """
     archive = cache_folder() / Path(URL).name
     if archive.is_file():
