@@ -1,17 +1,20 @@
 """ONNX Runtime for browsers: downloaded once from the npm registry, verified, and cached in the user's cache folder.
 
-It has 27 MB and only the page needs it, so the first `lmfn web` downloads it instead of the package including it.
+It has 33 MB and only the page needs it, so the first `lmfn web` downloads it instead of the package including it.
 """
 
 import base64
 import hashlib
 import io
+import logging
 import os
 import tarfile
 import urllib.request
 from pathlib import Path
 
 from lmfn import atomic
+
+log = logging.getLogger(__name__)
 
 VERSION = "1.30.0"
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
@@ -53,6 +56,7 @@ def runtime_files() -> dict[str, bytes]:
 
 
 def _download(archive: Path) -> bytes:
+    log.info("Downloading %s, this once", URL)
     try:
         with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
             data: bytes = response.read()

@@ -100,7 +100,7 @@ function progress(text, share) {
 function done(text) {
   arrange({ finished: true });
   part("status").textContent = text;
-  const keeps = [photo.exif && "EXIF", photo.icc.length && "the colours' description"].filter(Boolean).join(" and ");
+  const keeps = [photo.exif && "EXIF", photo.icc.length && "the colour information"].filter(Boolean).join(" and ");
   const lost = photo.lost.join(", ");
   part("kept").textContent = [keeps && `The saved file keeps ${keeps}.`, lost && `It does not keep: ${lost}.`].filter(Boolean).join(" ");
   split.focus({ preventScroll: true });

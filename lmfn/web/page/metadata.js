@@ -7,6 +7,7 @@ const startsWith = (bytes, text) => ascii(bytes, 0, text.length) === text;
 const EXIF = "Exif\0\0", ICC = "ICC_PROFILE\0", XMP = "http://ns.adobe.com/xap/1.0/\0";
 const PNG = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 const COLOURS = ["iCCP", "sRGB", "gAMA", "cHRM", "cICP", "mDCV", "cLLI", "pHYs"]; // PNG's chunks that are kept as they are
+const TEXTS = "texts (XMP among them)";
 
 /** The format by the file's first bytes, whatever its name: null for what is no image that is known here. */
 export function identify(bytes) {
@@ -29,32 +30,45 @@ export function identify(bytes) {
 /**
  * What the file holds beside its pixels: `width`, `height` (as stored; undefined where the header is not read here),
  * `exif` (a block without its name), `icc` (ready for the format that it will be saved in: JPEG's segments, PNG's
- * chunks), `orientation`, `neutral` (the file with that orientation undone, for browsers to decode), `lost` (in words,
- * what a saved file will not have).
+ * chunks), `srgb` (whether the colours have to become sRGB, because their profile cannot be carried over),
+ * `orientation`, `neutral` (the file with that orientation undone, for browsers to decode), `lost` (in words, what a
+ * saved file will not have).
  */
 export async function read(bytes, format) {
-  const found = { exif: null, icc: [], orientation: 1, neutral: bytes, lost: [] };
+  const found = { exif: null, icc: [], srgb: false, orientation: 1, neutral: bytes, lost: [] };
   try {
     if (format === "JPEG") readJpeg(bytes, found);
     else if (format === "PNG") readPng(bytes, found);
     else if (format === "WebP") await readWebp(bytes, found);
-    else found.lost.push("EXIF and colour profile, if there were any");
+    else {
+      found.srgb = true;
+      found.lost.push("EXIF, if there was any");
+    }
   } catch (error) {
     if (!(error instanceof RangeError)) throw error; // a file that is cut short: its decoder will say so
   }
   return found;
 }
 
-/** The encoded image with the EXIF block (made true of an upright image of this size) and the profile. */
-export function write(encoded, format, { exif, icc, orientation }, width, height) {
+/**
+ * The encoded image with the EXIF block (made true of an upright image of this size), and with what the photograph said
+ * of its colours in place of what the browser says of its canvas.
+ */
+export function write(encoded, format, { exif, icc, srgb, orientation }, width, height) {
   const block = exif && upright(exif, orientation !== 1, width, height);
-  if (format === "JPEG") {
-    const segments = block ? [segment(0xe1, join([latin(EXIF), block]))] : [];
-    return join([encoded.subarray(0, 2), ...segments, ...icc, encoded.subarray(2)]);
+  const isJpeg = format === "JPEG", header = isJpeg ? 2 : 8 + 25; // PNG's signature and IHDR
+  const named = !block ? [] : isJpeg ? [segment(0xe1, join([latin(EXIF), block]))] : [chunk("eXIf", block)];
+  const isOfColours = isJpeg
+    ? ({ marker, body }) => marker === 0xe2 && startsWith(body, ICC)
+    : ({ name }) => COLOURS.includes(name);
+  const replaced = srgb ? [] : [...(isJpeg ? segments : chunks)(encoded)].filter(isOfColours);
+  const kept = [];
+  let at = header;
+  for (const { start, whole } of replaced) {
+    kept.push(encoded.subarray(at, start));
+    at = start + whole.length;
   }
-  const header = 8 + 25; // the signature and IHDR
-  const chunks = block ? [...icc, chunk("eXIf", block)] : icc;
-  return join([encoded.subarray(0, header), ...chunks, encoded.subarray(header)]);
+  return join([encoded.subarray(0, header), ...named, ...icc, ...kept, encoded.subarray(at)]);
 }
 
 // JPEG
@@ -99,8 +113,8 @@ function readJpeg(bytes, found) {
   }
   // A profile of gray or CMYK says nothing of the RGB that the page saves.
   if (profile.length && ascii(profile[0].body, 30, 34) === "RGB ") found.icc = profile.map(({ whole }) => whole);
-  else if (profile.length) found.lost.push("the colour profile, which is not one of RGB");
-  if (colours === 4) found.lost.push("CMYK (the browser turned the colours into RGB)");
+  else found.srgb = profile.length > 0 || colours === 4;
+  if (found.srgb) found.lost.push("the colour profile, which is not one of RGB (colours become sRGB)");
 }
 
 // PNG
@@ -126,8 +140,10 @@ function readPng(bytes, found) {
       [found.width, found.height] = [view(body).getUint32(0), view(body).getUint32(4)];
       if (body[8] === 16) found.lost.push("16 bits per value (it is saved with 8)");
       grey = body[9] === 0 || body[9] === 4;
-    } else if (name === "iCCP" && grey) found.lost.push("the colour profile, which is not one of RGB");
-    else if (COLOURS.includes(name)) found.icc.push(whole);
+    } else if (name === "iCCP" && grey) {
+      found.srgb = true;
+      found.lost.push("the colour profile, which is not one of RGB (colours become sRGB)");
+    } else if (COLOURS.includes(name)) found.icc.push(whole);
     else if (name === "eXIf") {
       takeExif(body, found, start + 8, bytes);
       if (found.neutral !== bytes) {
@@ -135,8 +151,9 @@ function readPng(bytes, found) {
         found.neutral.set(number(crc(found.neutral.subarray(start + 4, end))), end);
       }
     } else if (name === "acTL") found.lost.push("the animation (this is its first picture)");
-    else if (/^[tiz]TXt$|^tEXt$/.test(name)) found.lost.push("texts (XMP among them)");
+    else if (/^[tiz]TXt$/.test(name) && !found.lost.includes(TEXTS)) found.lost.push(TEXTS);
   }
+  if (found.srgb) found.icc = [];
 }
 
 // WebP, which is saved as PNG

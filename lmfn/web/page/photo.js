@@ -22,11 +22,15 @@ export async function open(file, canvas) {
     bytes = new Uint8Array(await file.slice(0, 64).arrayBuffer());
     if (!bytes.length) throw new PhotoError(`${name} is empty.`);
     const format = identify(bytes);
-    if (!format) throw new PhotoError(`${name} is not a picture that this page can read: JPEG, PNG, WebP and AVIF are.`);
+    if (!format) throw new PhotoError(`${name} is not a picture that this page can read. It takes JPEG, PNG, WebP and AVIF.`);
     bytes = new Uint8Array(await file.arrayBuffer());
     const found = await read(bytes, format);
     if (found.width) refuseLarge(name, found.width, found.height);
-    const bitmap = await decode(name, format, found.neutral);
+    if (found.icc.length && !(await keepsValues())) {
+      Object.assign(found, { icc: [], srgb: true });
+      found.lost.push("the colour profile (this browser turns colours into sRGB)");
+    }
+    const bitmap = await decode(name, format, found);
     try {
       refuseLarge(name, bitmap.width, bitmap.height);
       draw(name, bitmap, found.orientation, canvas);
@@ -34,10 +38,6 @@ export async function open(file, canvas) {
       bitmap.close();
     }
     if (format === "GIF") found.lost.push("the animation, if it was one");
-    if (found.icc.length && !(await keepsValues())) {
-      found.icc = [];
-      found.lost.push("the colour profile (this browser turned the colours into sRGB)");
-    }
     return { ...found, name, format };
   } catch (error) {
     if (error instanceof DOMException) throw new PhotoError(`${name} cannot be read: ${error.message}`);
@@ -45,9 +45,10 @@ export async function open(file, canvas) {
   }
 }
 
-async function decode(name, format, bytes) {
+async function decode(name, format, { neutral, srgb }) {
   try {
-    return await createImageBitmap(new Blob([bytes], { type: TYPES[format] }), { colorSpaceConversion: "none" });
+    const options = { colorSpaceConversion: srgb ? "default" : "none" };
+    return await createImageBitmap(new Blob([neutral], { type: TYPES[format] }), options);
   } catch {
     const reasons = {
       HEIC: "is a HEIC picture, which this browser cannot read. Save it as JPEG first (an iPhone writes JPEG with " +
