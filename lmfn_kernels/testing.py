@@ -1,8 +1,8 @@
-"""The oracle: what an op computes in float64, and how far from it rounding may take a result. And a table of our ops.
+"""The test oracle: the float64 reference of an op, the error that rounding may cause, and a table of our ops.
 
-`assert_correct` holds any function to its formula; docs/kernels.md has an example. Without a formula, the function
-itself is called under `lmfn_kernels.backend("reference")`, which makes our ops their formulas. `OPS` has each of them
-with inputs of any size, for the benchmarks and the tests that all ops have to pass.
+`assert_correct` checks any function against its formula; docs/kernels.md has an example. Without a formula, the
+function itself is called under `lmfn_kernels.backend("reference")`, which makes our ops their formulas. `OPS` lists
+them with inputs of any size, for the benchmarks and the tests common to all ops.
 """
 
 import math
@@ -45,9 +45,9 @@ TIMES = 1.5
 
 
 class Reference(NamedTuple):
-    """A value in float64, and what roundings alone make of it: the largest RMS and the largest value of their errors.
+    """A float64 value, with the largest RMS and the largest value of the errors that rounding causes.
 
-    Those are of each channel of an image or of a convolution's weight, else of the whole.
+    These are per channel of an image or of a convolution's weight, otherwise over the whole tensor.
     """
 
     value: Tensor
@@ -63,9 +63,9 @@ def assert_correct(
     formula: Callable[..., Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Hold a function's results and gradients to `assert_within_rounding`, and gradients to their inputs' dtypes.
+    """Check the results and gradients of a function with `assert_within_rounding`, and the dtypes of gradients.
 
-    `inputs` are floating point tensors; `needs` says of which there must be gradients (default: all). `formula` takes
+    `inputs` are floating point tensors; `needs` selects those with gradients (default: all). `formula` takes
     the same tensors, in float64; default: the function under `backend("reference")`. Results have `dtype`, by default
     that of the first input.
     """
@@ -110,20 +110,20 @@ def reference_with_bounds(
 
 
 def assert_within_rounding(name: str, result: Tensor, reference: Reference) -> None:
-    """Hold a result to what roundings alone may do to it, channel by channel, in its RMS error and its largest.
+    """Check that the error of a result is explained by rounding, per channel, in its RMS and its largest value.
 
-    What they may do is measured: the formula runs in float64, forward and backward, ROUNDS times, with every
-    operation's result off at random by up to ROUNDINGS times what rounding it to the dtype of the inputs does, and a
-    sum's factors off by sqrt(K) times what rounding in the type of sums does, K the number of its products. The error
-    may be TIMES the largest that came of it. So the bound is eps sqrt(K), for each value at its own scale and with its
-    own condition: where terms cancel the sum is small and the errors are those of the terms; where a rounding carries
-    a value across an activation's kink, or past another maximum, the gradient jumps here as it does there. Nobody
-    counts terms, and nothing is widened for an op that is hard.
+    The bound is measured: the formula runs in float64, forward and backward, ROUNDS times, with every operation's
+    result perturbed at random by up to ROUNDINGS times the rounding error of the inputs' dtype, and the factors of a
+    sum by sqrt(K) times the rounding error of the accumulator's dtype, K the number of its products. The error may be
+    TIMES the largest that results. The bound is therefore eps sqrt(K) for each value at its own scale and with its own
+    condition: where terms cancel, the sum is small and the errors are those of the terms; where rounding moves a value
+    across the kink of an activation, or past another maximum, the gradient jumps in the reference as well. Nothing is
+    widened for difficult ops.
 
-    Why not the sums of the absolute products, the usual bound: through several layers it is pessimistic without end.
-    Why not inputs that are off: intermediate results are rounded too, and in 16 bits that is most of the error. Why
-    three roundings and not one: a jump that one rounding makes, by chance, must be found in eight rounds. A method
-    that rounds less often than the formula errs less; one that rounds in other places, alike.
+    Why not sums of absolute products, the usual bound? Through several layers it becomes far too pessimistic. Why not
+    perturbed inputs? Intermediate results are rounded as well, which in 16 bits is most of the error. Why three
+    roundings instead of one? A jump caused by one unlucky rounding must be found in eight rounds. A method that rounds
+    less often than the formula has smaller errors; one that rounds elsewhere, similar ones.
 
     NaN is never close. Raises AssertionError naming the worst channel, its error and its bound.
     """
@@ -153,14 +153,14 @@ def differentiate(
 
 
 def gradients_for(results: Sequence[Tensor]) -> list[Tensor]:
-    """Fixed random gradients in steps of 1/32, which every dtype holds."""
+    """Fixed random gradients in steps of 1/32, exact in every dtype."""
     generator = torch.Generator().manual_seed(3)
     drawn = (torch.randn(r.shape, dtype=torch.float64, generator=generator) for r in results)
     return [(d * 32).round().div(32).to(r.device, r.dtype) for d, r in zip(drawn, results, strict=True)]
 
 
 def saved_bytes(function: Callable[..., Any], inputs: Sequence[Tensor], uncounted: Iterable[Tensor] = ()) -> int:
-    """Bytes of all memory that autograd holds after a call, each storage once, that of `uncounted` tensors not."""
+    """Bytes that autograd holds after a call, each storage once, excluding those of `uncounted` tensors."""
     leaves = [t.detach().requires_grad_() for t in inputs]
     own = {t.untyped_storage().data_ptr() for t in uncounted}
     held: dict[int, int] = {}
@@ -172,27 +172,27 @@ def saved_bytes(function: Callable[..., Any], inputs: Sequence[Tensor], uncounte
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda t: t):
-        results = function(*leaves)  # held until all is counted: what is freed gives its address to other memory
+        results = function(*leaves)  # held until everything is counted, since freed addresses are reused
     del results
     return sum(held.values())
 
 
 def _sizes(error: Tensor) -> tuple[Tensor, Tensor]:
-    """RMS and largest value of each channel of an image or of a convolution's weight, else of the whole."""
+    """RMS and largest value per channel of an image or of a convolution's weight, otherwise over the whole tensor."""
     parts = error.movedim(1, 0).flatten(1) if error.ndim == 4 else error.reshape(1, -1)
     return parts.square().mean(1).sqrt(), parts.abs().amax(1)
 
 
 class _Rounded(TorchDispatchMode):
-    """Every operation in float64 is off at random, as `assert_within_rounding` says.
+    """Perturbs every float64 operation at random, as described in `assert_within_rounding`.
 
-    Float64 cannot show roundings of its own; there they are larger than they are by `scale`.
+    Float64 cannot represent its own rounding errors; for float64 they are enlarged by `scale`.
     """
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seed = seed
-        # One per device: what a function draws or computes on the CPU is off, too.
+        # One per device: what a function draws or computes on the CPU is perturbed as well.
         self.generators: dict[torch.device, torch.Generator] = {}
         eps, summed = (torch.finfo(d).eps for d in (dtype, torch.promote_types(dtype, torch.float32)))
         self.scale = max(1.0, 2.0**-32 / eps)
@@ -210,7 +210,7 @@ class _Rounded(TorchDispatchMode):
         return found if func.is_view or op in MOVES else tree_map_only(Tensor, lambda t: self._off(t, self.eps), found)
 
     def _convolution_backward(self, gradient: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> list[Tensor | None]:
-        """The three gradients apart, which sum different numbers of products."""
+        """The three gradients separately, since they sum different numbers of products."""
         *options, wanted = rest
         pixels = gradient[:, 0].numel()
         found: list[Tensor | None] = [None, None, None]
@@ -225,7 +225,7 @@ class _Rounded(TorchDispatchMode):
         return tree_map_only(Tensor, lambda t: self._off(t, self.summed * terms**0.5), args)
 
     def _off(self, x: Tensor, eps: float) -> Tensor:
-        """Off by up to half of `eps`, as rounding to the nearest is; below the smallest normal number, of that."""
+        """Perturb by up to half of `eps`, as rounding to nearest; relative to the smallest normal number below it."""
         if not x.is_floating_point():
             return x
         if x.device not in self.generators:
@@ -236,7 +236,7 @@ class _Rounded(TorchDispatchMode):
 
 
 MOVES = {aten.cat, aten.stack, aten.clone, aten.randn, aten.amax, aten.relu, aten.max_pool2d_with_indices}
-"""Operations that copy values or choose among them, which is exact."""
+"""Operations that copy or select values, which is exact."""
 
 
 def _terms(op: Any, args: tuple[Any, ...]) -> int:
@@ -255,7 +255,7 @@ def _terms(op: Any, args: tuple[Any, ...]) -> int:
 
 
 def random(shape: Sequence[int], dtype: torch.dtype = torch.float64, device: str = "cpu", scale: float = 1.0) -> Tensor:
-    """Drawn in float64 and rounded, so that every dtype sees the same numbers to its own precision."""
+    """Drawn in float64 and rounded, so that every dtype gets the same numbers to its precision."""
     return (torch.randn(tuple(shape), dtype=torch.float64) * scale).to(device=device, dtype=dtype)
 
 
@@ -354,7 +354,7 @@ def attention_from_flat(
 def channel_gate_inputs(
     b: int, c: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "pseudo3d"
 ) -> list[Tensor]:
-    """x, alpha, the gate's weights, and what is added."""
+    """x, alpha, the gate's weights, and the addend."""
     x, add = (random((b, c, h, w), dtype, device) for _ in range(2))
     if form == "full3d":
         weights = [random((3, 3, 3), dtype, device, 0.2), random((1,), dtype, device)]
@@ -377,7 +377,7 @@ def channel_gate_from_flat(form: str = "pseudo3d") -> Callable[..., Tensor]:
 def merge_inputs(
     b: int, n: int, c: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "pseudo3d"
 ) -> list[Tensor]:
-    """What `channel_gate_inputs` gives but for what is added, and what `attention_inputs` gives for that. Cosines."""
+    """The inputs of `channel_gate_inputs` without the addend, and those of `attention_inputs` for it, with cosines."""
     gate = channel_gate_inputs(b, c, h, w, dtype, device, form=form)[:-1]
     return [*gate, *attention_inputs(b, n, c, c, h, w, dtype, device, form="channels-cosine")]
 
@@ -449,13 +449,13 @@ class OpCase(NamedTuple):
 
     function: Callable[..., Any]
     inputs: Callable[..., list[Tensor]]
-    """`inputs(size, dtype, device)` draws them; the device is the CPU where none is given."""
+    """`inputs(size, dtype, device)` draws them; the default device is the CPU."""
     saved: Callable[[Size], int] = lambda _: 0
-    """At most how many values are saved for backward beside the inputs."""
+    """The maximum number of values saved for backward in addition to the inputs."""
     widths: tuple[int, int] = (1, 50)
     """Maps and channels in the network."""
     smallest: tuple[int, int] = (1, 1)
-    """The least height and width."""
+    """The minimum height and width."""
     result_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype
     """The results' dtype, given the inputs'."""
 
@@ -466,7 +466,7 @@ class OpCase(NamedTuple):
 
 
 def is_image(t: Tensor) -> bool:
-    """And no weight, where images are wider than 3."""
+    """Whether it is an image rather than a weight, for images wider than 3."""
     return t.ndim == 4 and t.shape[3] > 3
 
 

@@ -1,7 +1,7 @@
 """The ACFM's kernels. Names and conventions as in `runtime/kernels.py`.
 
-A 3x3 convolution of each channel by itself gives u, three maps u_0, u_1, u_2 in the 3x3x3 form; a product with a band
-matrix brings the neighbouring channels in, since registers cannot be shifted from one channel to the next.
+A depthwise 3x3 convolution yields u, three maps u_0, u_1, u_2 in the 3x3x3 form; a product with a banded matrix
+combines neighbouring channels, since registers cannot be shifted from one channel to the next.
 """
 
 # ruff: noqa: N803  (constants are capital)
@@ -15,7 +15,7 @@ from lmfn_kernels.runtime.kernels import leaky, load_bias, load_pixels, pixel_ti
 
 @triton.jit
 def stencil(t_x, p_w, i_b, o_h, o_w, MAPS: tl.constexpr, BACK: tl.constexpr, ACC: tl.constexpr):
-    """Each channel's 3x3 convolution with one kernel, or with three; with `BACK`, its transpose."""
+    """Depthwise 3x3 convolution with one kernel or three; with `BACK`, its transpose."""
     SHAPE: tl.constexpr = t_x.block_shape
     PIXELS: tl.constexpr = SHAPE[1] * SHAPE[2]
     CHANNELS: tl.constexpr = SHAPE[3]
@@ -89,7 +89,8 @@ def merge_kernel(
     ACC: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """out = x + alpha sigmoid(q) x + f_l, f_l = LR(P F + bias) of the layers `t_f`; written to a `t_added`."""
+    """out = x + alpha sigmoid(q) x + f_l, f_l = LR(P F + bias) of the layers `t_f`; writes f_l to `t_added`, if
+    given."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_y = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
     if WINDOWED:
@@ -126,9 +127,8 @@ def channel_gate_backward_kernel(
     MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """What x gets past the gate (`t_dx`), e = the gradient of u or, in 3x3x3, of q, and the weights' partial sums.
-
-    These are in the order of the weights, alpha last. Outside the image g reads as 0, and every term has that factor.
+    """The part of dx that bypasses the gate (`t_dx`), e = the gradient of u or, in 3x3x3, of q, and partial sums for
+    the weights, in their order, with alpha last. Outside the image g reads as 0, and every term contains that factor.
     """
     i_split = tl.program_id(0)
     b_alpha = tl.load(p_alpha).to(ACC)
@@ -156,7 +156,7 @@ def channel_gate_backward_kernel(
             b_sums += tl.where(o_sum == 12, tl.sum(b_u1 * b_dq), 0.0)
             store_pixels(t_e, i_b, o_h, o_w, 0, b_du)
         else:
-            # Tap d of channel c was in q of channel c + 1 - d.
+            # Tap d of channel c contributed to q of channel c + 1 - d.
             b_du = band_product(b_dq, 0.0, 0.0, 1.0, C, t_x.dtype, ACC, PRECISION)
             b_du2 = band_product(b_dq, 1.0, 0.0, 0.0, C, t_x.dtype, ACC, PRECISION)
             store_pixels(t_e, i_b, o_h, o_w, 0, b_dq)
@@ -176,7 +176,7 @@ def channel_gate_input_kernel(
     t_e, t_dx, p_spatial, H, W, C,
     MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """Add to dx what x gets through the gate."""
+    """Add the part of dx that passes through the gate."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_dx, b_1, b_2 = stencil(t_e, p_spatial, i_b, o_h, o_w, MAPS, True, ACC)
     if MAPS == 3:

@@ -1,9 +1,8 @@
-"""ACFM in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`.
+"""ACFM in PyTorch, for CPUs, MPS and sizes without a kernel; the same functions as `triton_backend.py`.
 
-Both forms are u = a 3x3 convolution of each channel by itself, one map per channel (pseudo-3D, with bias and ReLU) or
-three (3x3x3), then q = u T + bias (with ReLU in pseudo-3D): T is zero but where a channel's neighbour is, so that the
-product does what a shift of channels would. A strip of rows at a time stays in the cache, in float32 (float64 for
-float64).
+Both forms are u, a depthwise 3x3 convolution with one map per channel (pseudo-3D, with bias and ReLU) or three (3x3x3),
+then q = u T + bias (with ReLU in pseudo-3D), with T zero except between neighbouring channels, so that the product acts
+as a shift of channels. Strips of rows that fit into the cache are processed in float32 (float64 for float64).
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,11 +35,11 @@ __all__ = [
     "products",
 ]
 
-VALUES = 1 << 19  # of a strip, or those of one row
+VALUES = 1 << 19  # bytes of a strip, at least one row
 
 
 class _Weights(NamedTuple):
-    """Of the convolution [k C, 1, 3, 3] (its bias: None in 3x3x3) and of the product: T [k C, C] and the bias."""
+    """Weight [k C, 1, 3, 3] and bias (None in 3x3x3) of the convolution, T [k C, C] and bias of the product."""
 
     spatial: Tensor
     spatial_bias: Tensor | None
@@ -80,7 +79,7 @@ def merge(
 def gate_backward(
     g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of x, of alpha, and of the weights. A strip makes u and q again for a row above and below, too."""
+    """Gradients of x, alpha and the weights. A strip recomputes u and q including one row above and below."""
     dx = _like(x)
     p = _prepared(x, alpha, weights)
     c = x.shape[1]
@@ -94,7 +93,7 @@ def gate_backward(
         gx = g_x * x_x
         own = slice(1, last - first + 1)
         dalpha += (gx[:, :, own] * w[:, :, own]).sum()
-        # sigmoid(-q) is 1 - w with all its digits.
+        # sigmoid(-q) is 1 - w without cancellation.
         dq = gx.mul_(w).mul_(q.neg().sigmoid_()).mul_(p.alpha)
         if p.spatial_bias is not None:
             dq.mul_(q > 0)
@@ -117,7 +116,7 @@ def gate_backward(
 def _prepared(x: Tensor, alpha: Tensor, weights: Sequence[Tensor]) -> _Weights:
     c, dtype = x.shape[1], torch.promote_types(x.dtype, torch.float32)
     alpha, *taken = (weight.to(dtype) for weight in (alpha, *weights))
-    # Channel c of q takes channel c + d - 1 of u: a one where that is so, for each tap d.
+    # Ones at (c + d - 1, c): for tap d, channel c of q uses channel c + d - 1 of u.
     one = torch.ones(c, dtype=dtype, device=x.device)
     shifts = torch.stack([torch.diag(one[abs(d) :], d) for d in (1, 0, -1)])
     if len(taken) == 2:
@@ -128,7 +127,7 @@ def _prepared(x: Tensor, alpha: Tensor, weights: Sequence[Tensor]) -> _Weights:
 
 
 def _gate(strip: Tensor, p: _Weights) -> tuple[Tensor, Tensor]:
-    """u and q, of one row less at the top and at the bottom."""
+    """u and q, with one row less at the top and at the bottom."""
     u = F.conv2d(strip, p.spatial, p.spatial_bias, padding=(0, 1), groups=strip.shape[1])
     if p.spatial_bias is not None:
         u.relu_()
@@ -160,7 +159,8 @@ def _like(x: Tensor) -> Tensor:
 
 
 def _strips(x: Tensor) -> Iterator[tuple[int, int, int]]:
-    """Image, first row and the row after the last. They do not depend on the batch. Fake tensors have shapes only."""
+    """Image, first row, row after the last; independent of the batch. Empty for fake tensors, which have shapes
+    only."""
     if isinstance(x, FakeTensor):
         return
     b, c, h, w = x.shape
@@ -171,7 +171,7 @@ def _strips(x: Tensor) -> Iterator[tuple[int, int, int]]:
 
 
 def _rows(x: Tensor, i: int, first: int, last: int) -> Tensor:
-    """Rows of an image, zeros where there are none, [1, C, rows, W] in channels-last float32 (or float64)."""
+    """Rows of an image, zero outside it, [1, C, rows, W] in channels-last float32 (or float64)."""
     found = x[i : i + 1, :, max(first, 0) : last].to(torch.promote_types(x.dtype, torch.float32))
     found = F.pad(found, (0, 0, max(-first, 0), max(last - x.shape[2], 0)))
     return found.contiguous(memory_format=torch.channels_last)

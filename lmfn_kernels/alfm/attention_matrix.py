@@ -1,6 +1,6 @@
-"""From F F^T to the matrix that a pixel is multiplied with, and back: algebra of NC x NC, the same for all backends.
+"""From F F^T to the matrix that multiplies every pixel, and its gradient: NC x NC algebra shared by all backends.
 
-The attention is linear in F and a 1x1 convolution W follows it, so theta M + I is folded into the weights:
+The attention is linear in F and is followed by a 1x1 convolution W, so theta M + I is folded into the weights:
 W (theta M F + F) = P F with P = W (theta M + I). With rows that are layers, M [N, N] stands for M x I_C [NC, NC].
 """
 
@@ -27,7 +27,7 @@ def fold_into_weight_backward(
     dm = theta.to(gram.dtype) * d_mixing
     de = m * (dm - (dm * m).sum(-1, keepdim=True))
     if by_layer:
-        de = -de  # the part of rowmax(E) is the row's sum, which is 0
+        de = -de  # the contribution of rowmax(E) is the sum of the row, which is 0
     if temperature is None:
         return de, dtheta, dweight, None
     length = inverse_lengths(gram)
@@ -41,7 +41,7 @@ def fold_into_weight_backward(
 
 
 def channels(matrix: Tensor, size: int) -> Tensor:
-    """[B, R, R] as [B, size, size]: each entry becomes itself times the identity, where rows are whole layers."""
+    """[B, R, R] as [B, size, size]: if rows are layers, each entry becomes itself times the identity."""
     b, n, c = matrix.shape[0], matrix.shape[1], size // matrix.shape[1]
     identity = torch.eye(c, dtype=matrix.dtype, device=matrix.device)
     spread: Tensor = matrix[:, :, None, :, None] * identity[:, None, :]
@@ -49,7 +49,7 @@ def channels(matrix: Tensor, size: int) -> Tensor:
 
 
 def layers(matrix: Tensor, n: int) -> Tensor:
-    """[B, NC, NC] as [B, n, n]: each block's trace. The transpose of `channels`."""
+    """[B, NC, NC] as [B, n, n]: the trace of each block. The transpose of `channels`."""
     c = matrix.shape[1] // n
     return matrix.unflatten(2, (n, c)).unflatten(1, (n, c)).diagonal(dim1=2, dim2=4).sum(-1)  # type: ignore[no-any-return]
 
@@ -61,5 +61,6 @@ def _mixing(m: Tensor, theta: Tensor, weight: Tensor) -> Tensor:
 
 
 def _rows(weight: Tensor, gram: Tensor) -> Tensor:
-    """[B, O, NC]. Of one matrix alone, matmul's method, and so the bits, depend on whether it needs a gradient."""
+    """[B, O, NC]. For a single matrix, the algorithm of matmul, and therefore the bits, depend on whether it needs a
+    gradient."""
     return weight.flatten(1).to(gram.dtype).expand(gram.shape[0], -1, -1)

@@ -1,6 +1,6 @@
 """The ALFM's kernels. Names and conventions as in `runtime/kernels.py`.
 
-A slot is 64 channels or fewer of one map: its descriptor, its first channel there, and its first row among all NC.
+A slot is at most 64 channels of one map: its descriptor, the first channel in it, and the first row among all NC.
 """
 
 # ruff: noqa: N803  (constants are capital)
@@ -21,7 +21,7 @@ from lmfn_kernels.runtime.kernels import (
 
 @triton.jit
 def store_block(p_out, o_row, o_column, ROWS, COLUMNS, SIZE, b_x):
-    """A block of a matrix with SIZE columns; ROWS x COLUMNS of it are real."""
+    """A block of a matrix with SIZE columns, of which ROWS x COLUMNS are valid."""
     o_i = tl.arange(0, b_x.shape[0])[:, None]
     o_j = tl.arange(0, b_x.shape[1])[None, :]
     tl.store(p_out + (o_row + o_i) * SIZE + o_column + o_j, b_x, mask=(o_i < ROWS) & (o_j < COLUMNS))
@@ -43,7 +43,7 @@ def image_block(i_block, SIDE_H, SIDE_W, ROWS, COLUMNS):
 
 @triton.jit
 def axis_share(o_x, SIDE, i_window, COUNT, ACC: tl.constexpr):
-    """What pixels `o_x` along an axis take of one of COUNT windows, whose centre is at (i_window + 1) * SIDE."""
+    """The share of one of COUNT windows, centred at (i_window + 1) * SIDE, in pixels `o_x` along an axis."""
     b_near = tl.minimum(tl.maximum((o_x.to(ACC) + 0.5) / SIDE - 1.0, 0.0), COUNT - 1.0)
     return tl.maximum(1.0 - tl.abs(b_near - i_window), 0.0)
 
@@ -52,9 +52,10 @@ def axis_share(o_x, SIDE, i_window, COUNT, ACC: tl.constexpr):
 def window_share(
     i_quarter, o_h, o_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
 ):  # fmt: skip
-    """Shares of a tile's pixels of the window up and left of its block (0), up, left, or of the block's own number (3).
+    """The shares, in the pixels of a tile, of the window up and left of its block (0), up, left, or with its number
+    (3).
 
-    Shares [pixels, 1], all 0 where there is no such window; whether there is one; its number in the image.
+    Returns the shares [pixels, 1], all 0 if there is no such window, whether there is one, and its number.
     """
     N: tl.constexpr = BLOCK_H * BLOCK_W
     n_h = tl.maximum(ROWS - 1, 1)
@@ -144,7 +145,7 @@ def product_kernel(
     """Products of G channels of a gradient with up to four slots, over the pixels of a block, and the gradient's sum.
 
     `t_g` is the gradient after the activation whose output is `t_act` (None: no activation). With `WINDOWED`, four
-    programs have a block: each takes the pixels' shares of one of the windows that the block may be in.
+    programs share a block: each uses the shares of one of the windows that may contain the block.
     """
     i_split = tl.program_id(0)
     i_block = tl.program_id(1) // 4 if WINDOWED else tl.program_id(1)
@@ -246,9 +247,9 @@ def mix_kernel(
 ):  # fmt: skip
     """One of the OUTPUTS images: the maps, and a gradient of G channels, times matrices of their own, summed.
 
-    With `WINDOWED`, the gradient's matrices are those of the windows and mixed in the pixels' shares, the maps' those
-    of the blocks; with `WINDOWED_MAPS`, the maps' are those of the windows and there is no gradient. The programs of
-    all outputs of a tile are neighbours, so that they find it in the cache.
+    With `WINDOWED`, the gradient's matrices are per window, mixed by the pixels' shares, and the maps' are per block;
+    with `WINDOWED_MAPS`, the maps' are per window and there is no gradient. The programs for all outputs of a tile are
+    neighbours, so that they find it in the cache.
     """
     i_out = tl.program_id(0) % OUTPUTS
     i_b, o_h, o_w = pixel_tile(tl.program_id(0) // OUTPUTS, H, W, BLOCK_H, BLOCK_W)
@@ -299,7 +300,7 @@ def mix_kernel(
 
 @triton.jit
 def inverse_length(p_e, o_r, R, SHORTEST: tl.constexpr):
-    """Of row `o_r` of F: the squared length is on E's diagonal."""
+    """The inverse length of row `o_r` of F: the squared length is on the diagonal of E."""
     return 1.0 / tl.sqrt(tl.maximum(tl.load(p_e + o_r * (R + 1), mask=o_r < R, other=1.0), SHORTEST))
 
 
@@ -308,7 +309,7 @@ def attention_kernel(
     p_e, p_temperature, p_out, R,
     BY_LAYER: tl.constexpr, SHORTEST: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """A row of M: softmax(E) or, by layers, softmax(rowmax(E) - E), of the cosines where there is a temperature."""
+    """A row of M: softmax(E) or, by layers, softmax(rowmax(E) - E), of the cosines if there is a temperature."""
     i_r = tl.program_id(0)
     o_b = tl.program_id(1).to(tl.int64) * R * R
     o_j = tl.arange(0, BLOCK_R)
@@ -329,9 +330,9 @@ def fold_kernel(
     p_x, p_m, p_theta, p_out, STEP, ROWS, R, C, SIZE,
     BACK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """X (theta M + I), or with `BACK` X (theta M + I)^T; X [ROWS, R] is STEP elements after that of the image before.
+    """X (theta M + I), or with `BACK` X (theta M + I)^T; X [ROWS, R] is STEP elements after that of the previous image.
 
-    A matrix [O, SIZE] is taken for X: ROWS is O times C, the channels of a row of M (1, or a layer's), R is SIZE / C.
+    A matrix [O, SIZE] is viewed as X: ROWS is O times C, the channels of a row of M (1, or a layer's), R is SIZE / C.
     """
     o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
     o_j = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
@@ -357,7 +358,7 @@ def attention_backward_kernel(
 ):  # fmt: skip
     """A row of E's gradient from that of P, `p_dp`, and its part of theta's and of the temperature's.
 
-    `ROWS`, `R`, `C` and `SIZE` as in `fold_kernel`. What reaches E through the lengths is not in it.
+    `ROWS`, `R`, `C` and `SIZE` as in `fold_kernel`. The gradient through the lengths is not included.
     """
     i_r = tl.program_id(0)
     i_b = tl.program_id(1).to(tl.int64)
@@ -390,7 +391,7 @@ def attention_backward_kernel(
 
 @triton.jit
 def length_backward_kernel(p_e, p_de, R, SHORTEST: tl.constexpr, BLOCK_R: tl.constexpr):
-    """Add to an element of the gradient's diagonal what it has through the cosines of its row and of its column."""
+    """Add the gradient through the cosines of its row and its column to a diagonal element of the gradient."""
     i_r = tl.program_id(0)
     o_b = tl.program_id(1).to(tl.int64) * R * R
     o_j = tl.arange(0, BLOCK_R)

@@ -1,8 +1,8 @@
-"""ALFM in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`.
+"""ALFM in PyTorch, for CPUs, MPS and sizes without a kernel; the same functions as `triton_backend.py`.
 
-A chunk of pixels at a time is gathered from the maps in float32 (float64 for float64), in the order in which the first
-map lies, channels or pixels side by side, and multiplied while it is in the cache. So nothing of the maps' size is made
-beside what is returned, which lies as the first map does.
+Chunks of pixels are gathered from the maps in float32 (float64 for float64), in the memory order of the first map
+(channels or pixels contiguous), and multiplied while they are in the cache. Nothing of the size of the maps is
+allocated other than the results, which have the layout of the first map.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ class Chunk(NamedTuple):
 
 
 def as_kernel_image(x: Tensor) -> Tensor:
-    """`x` as the pieces take it: as it is."""
+    """`x` as the other functions take it: unchanged."""
     return x
 
 
@@ -49,7 +49,7 @@ def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
         else:
             for j in range(0, n * c, c):  # the upper half, a layer at a time
                 out[chunk.block, j : j + c, j:].addmm_(f[:, j : j + c].T, f[:, j:])
-    # Mirrored also where a product made both halves: a matrix times its transpose is symmetric to rounding only.
+    # Mirrored even if a product made both halves: a matrix times its transpose is symmetric only up to rounding.
     return out.triu() + out.triu(1).mT
 
 
@@ -80,7 +80,7 @@ def mix(
     slope: float = 1.0,
     gradient: PendingMask | None = None,
 ) -> list[Tensor]:
-    """As many images: the maps, or with a gradient it and the maps, times matrices, plus bias, through a leaky ReLU."""
+    """`outputs` images: the maps, or a gradient and the maps, times matrices, plus bias, through a leaky ReLU."""
     x = gradient[0] if gradient else maps[0]
     if grid.windows == 1 and grid.blocks == 1 and window_matrix is not None and block_matrix is not None:
         window_matrix, block_matrix = torch.cat([window_matrix, block_matrix], dim=1), None  # one product
@@ -118,14 +118,14 @@ def _zeros(like: Tensor, *shape: int) -> Tensor:
 
 
 def _planar(x: Tensor) -> bool:
-    """Whether a row's pixels lie side by side, and not a pixel's channels."""
+    """Whether pixels of a row, instead of channels of a pixel, are contiguous."""
     return x.stride(3) == 1 and x.stride(1) != 1
 
 
 def _windows(chunk: Chunk, grid: Grid, like: Tensor) -> Iterator[tuple[int, Tensor | None]]:
-    """The windows that a chunk is in, among those of all images, and the pixels' shares of each, [pixels, 1].
+    """The windows of a chunk, numbered over all images, with their shares in its pixels, [pixels, 1].
 
-    None stands for all of it.
+    None stands for a share of one.
     """
     n, m = grid.window_rows, grid.window_columns
     if grid.windows == 1:
@@ -141,9 +141,10 @@ def _windows(chunk: Chunk, grid: Grid, like: Tensor) -> Iterator[tuple[int, Tens
 
 
 def _chunks(x: Tensor, width: int, grid: Grid) -> Iterator[tuple[Chunk, Tensor]]:
-    """Every block's pixels, at most CHUNK at a time, whole rows or part of one, and a matrix [pixels, width] for them.
+    """The pixels of every block, at most CHUNK at a time, complete rows or part of one, and a matrix [pixels, width]
+    for them.
 
-    The chunks do not depend on the batch, so neither does an image's sum. Fake tensors have shapes only.
+    The chunks, and therefore the sums of an image, do not depend on the batch. Empty for fake tensors.
     """
     if isinstance(x, FakeTensor):
         return
@@ -168,7 +169,7 @@ def _pixels(x: Tensor, chunk: Chunk) -> Tensor:
 
 
 def _gather(buffer: Tensor, maps: Sequence[Tensor], chunk: Chunk, gradient: PendingMask | None = None) -> Tensor:
-    """The channels of the gradient before the activation, and of the maps, side by side, a pixel a row, in `buffer`."""
+    """The channels of the gradient before the activation, and of the maps, one row per pixel, in `buffer`."""
     g, by, slope = gradient or (None, None, 1.0)
     pixels = [_pixels(x, chunk) for x in ([*maps] if g is None else [g, *maps])]
     height, width = pixels[0].shape[:2]

@@ -1,9 +1,9 @@
-"""Attention in windows: how an image is cut, and what each of its pixels takes of the windows near it.
+"""Attention in windows: the division of an image, and the shares of nearby windows in each pixel.
 
 An image is cut into blocks from its upper left corner; the last row and the last column of them may be partial. A
 window is 2 x 2 blocks, so that each block's F F^T is summed once and counts in up to four windows; along an axis with
-one block there is one window. Window i has its centre at the boundary of its two blocks, and a pixel takes the
-attention of the four windows around it in bilinear shares, beyond the outermost centres that of the nearest.
+one block there is one window. Window i is centred at the boundary of its two blocks. A pixel interpolates bilinearly
+between the four windows around it, and uses the nearest beyond the outermost centres.
 """
 
 from typing import NamedTuple
@@ -13,18 +13,19 @@ from torch import Tensor
 
 
 class Grid(NamedTuple):
-    """The blocks of an image. One block is the whole image, and attention is that of the paper."""
+    """The blocks of an image. A single block is the whole image, with the attention of the paper."""
 
     height: int
-    """Pixels of a block; the last one may have fewer."""
+    """Side of a block in pixels; the last one may be smaller."""
     width: int
     rows: int
-    """Blocks down the image."""
+    """The number of blocks vertically."""
     columns: int
 
     @classmethod
     def of(cls, x: Tensor, side: int) -> "Grid":
-        """The blocks of `side` x `side` pixels of [B, C, H, W]; with `side` 0, or where one window holds it, one."""
+        """The blocks of `side` x `side` pixels of [B, C, H, W]; one block for `side` 0, or if one window contains the
+        image."""
         height, width = x.shape[2:]
         if side == 0 or max(height, width) <= 2 * side:
             return cls(height, width, 1, 1)
@@ -48,7 +49,7 @@ class Grid(NamedTuple):
 
 
 def window_sums(of_blocks: Tensor, grid: Grid) -> Tensor:
-    """F F^T of windows [B * windows, R, R], row by row, from those of the blocks [B * blocks, R, R]."""
+    """F F^T of windows [B * windows, R, R], in row-major order, from those of the blocks [B * blocks, R, R]."""
     if grid.blocks == 1:
         return of_blocks
     found: Tensor = of_blocks.unflatten(0, (-1, grid.rows, grid.columns))
@@ -60,7 +61,7 @@ def window_sums(of_blocks: Tensor, grid: Grid) -> Tensor:
 
 
 def window_sums_backward(of_windows: Tensor, grid: Grid) -> Tensor:
-    """The gradient of blocks from that of windows: each block counts in every window that it is in."""
+    """The gradient of blocks from that of windows: each block counts in every window that contains it."""
     if grid.blocks == 1:
         return of_windows
     found: Tensor = of_windows.unflatten(0, (-1, grid.window_rows, grid.window_columns))
@@ -72,9 +73,9 @@ def window_sums_backward(of_windows: Tensor, grid: Grid) -> Tensor:
 
 
 def windows_from_quarters(quarters: Tensor, grid: Grid) -> Tensor:
-    """Sums of windows [B * windows, ...] from those that the blocks have for the windows before and behind them.
+    """Sums per window [B * windows, ...] from the sums of blocks for the windows before and after them.
 
-    `quarters` [B * blocks * 4, ...]: for each block its window up and left, up, left, and the one named as itself.
+    `quarters` [B * blocks * 4, ...]: for each block the windows up and left, up, left, and the one with its own number.
     """
     parts = quarters.unflatten(0, (-1, grid.rows, grid.columns, 2, 2))
     n, m = grid.window_rows, grid.window_columns
@@ -90,7 +91,7 @@ def _joined(parts: Tensor, blocks: int, which: int, n: int) -> Tensor:
 
 
 def shares(first: int, size: int, side: int, window: int, count: int, like: Tensor) -> Tensor:
-    """What each of `size` pixels from `first` on takes of one of `count` windows along an axis, [size], in [0, 1]."""
+    """The share of one of `count` windows along an axis in each of `size` pixels from `first`, [size], in [0, 1]."""
     centre = torch.arange(first, first + size, dtype=like.dtype, device=like.device) + 0.5
     nearest = (centre / side - 1).clamp(0, count - 1)
     return (1 - (nearest - window).abs()).clamp_min(0)

@@ -1,4 +1,4 @@
-"""Convolution in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`.
+"""Convolution in PyTorch, for CPUs, MPS and sizes without a kernel; the same functions as `triton_backend.py`.
 
 Images are `[B, C, H, W]` in channels-last memory. `slope` is that of an activation's negative side: 1 none, 0 ReLU.
 """
@@ -11,7 +11,7 @@ aten = torch.ops.aten
 
 
 def as_kernel_image(x: Tensor) -> Tensor:
-    """`x` as the pieces take it: itself where it fits, else a copy."""
+    """`x` as the other functions take it: itself in the right layout, else a copy."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -21,14 +21,14 @@ def mask_gradient(g: Tensor, y: Tensor, slope: float) -> Tensor:
 
 
 def mask_gradient_(g: Tensor, y: Tensor, slope: float) -> Tensor:
-    """`mask_gradient` in the memory of `g`, which is the caller's own."""
+    """`mask_gradient` in place, for a `g` owned by the caller."""
     if slope != 1:
         aten.leaky_relu_backward.grad_input(g, y, slope, True, grad_input=g)
     return g
 
 
 def materialize(e: Tensor) -> Tensor:
-    """What `mask_gradient` gave, as a tensor of its own."""
+    """The result of `mask_gradient` as a tensor of its own."""
     return e.clone()
 
 
@@ -61,11 +61,11 @@ def input_gradient(
 ) -> Tensor:
     """The gradient of a convolution's input `x`; with `residual` x was also added to its output.
 
-    `extra` is (z, weight) of a 1x1 of the same input, whose part is added. `mask` is the slope of the activation that x
-    came out of: the result is then the gradient before that.
+    `extra` is (z, weight) of a 1x1 convolution of the same input, whose part is added. `mask` is the slope of the
+    activation that produced x: the result is then the gradient before it.
     """
     if weight.shape[2] == 1:
-        # As a convolution of its own: a product of matrices takes three times as long.
+        # As a convolution: a matrix product takes three times as long.
         dx = conv(e, weight.transpose(0, 1), None)
     else:
         dx = as_kernel_image(_convolution_backward(e, x, weight, stride, padding, (True, False, False))[0])

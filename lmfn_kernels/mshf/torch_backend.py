@@ -1,4 +1,4 @@
-"""MSHF in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`."""
+"""MSHF in PyTorch, for CPUs, MPS and sizes without a kernel; the same functions as `triton_backend.py`."""
 
 from torch import Tensor
 

@@ -28,10 +28,10 @@ def fuse_kernel(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """d4 = leaky(conv3x3(x)), y = conv1x1 of the four, a = conv1x1(y). d4 is written only where `t_d4` is given.
+    """d4 = leaky(conv3x3(x)), y = conv1x1 of the four, a = conv1x1(y). d4 is written only if `t_d4` is given.
 
-    y and d4 are rounded to the images' type before they are used, so that backward, which reads them, sees the same.
-    Without `t_x` d4 is read from `p_d4`, and without `t_a` there is no a: backward makes y again so.
+    y and d4 are rounded to the images' dtype before use, so that backward, which reads them, sees the same values.
+    Without `t_x`, d4 is read from `p_d4`, and without `t_a`, a is omitted: this is how backward recomputes y.
     """
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     if t_x is not None:
@@ -39,7 +39,7 @@ def fuse_kernel(
         for i_tap in tl.range(0, 9, num_stages=STAGES):
             b_x = load_pixels(t_x, i_b, o_h + i_tap // 3 - 1, o_w + i_tap % 3 - 1, 0)
             b_d4 = tl.dot(b_x, load_weight(t_last, i_tap, 0, 0), b_d4, input_precision=PRECISION, out_dtype=ACC)
-    # All that is left to load is asked for at once, and waited for once.
+    # The remaining loads are issued together and waited for once.
     b_d1 = load_tile(p_d1, i_b, o_h, o_w, H, W, D, PITCH_D, BLOCK_H, BLOCK_W, BLOCK_D)
     b_d2 = load_tile(p_d2, i_b, o_h, o_w, H, W, D, PITCH_D, BLOCK_H, BLOCK_W, BLOCK_D)
     b_d3 = load_tile(p_d3, i_b, o_h, o_w, H, W, D, PITCH_D, BLOCK_H, BLOCK_W, BLOCK_D)
@@ -76,8 +76,8 @@ def fuse_backward_kernel(
 ):  # fmt: skip
     """For maps FIRST and FIRST + 1 of the four: from the gradients of y and a to z, those before the maps' activations.
 
-    Partial sums for the maps' part of the weight, and with FIRST = 0 for the bias. Four maps at once do not fit the
-    registers. Weights are loaded for every tile anew: they would not fit either.
+    Partial sums for the maps' part of the weight, and with FIRST = 0 for the bias. Four maps at once would not fit into
+    the registers, nor would the weights, which are loaded again for every tile.
     """
     i_split = tl.program_id(0)
     b_f1 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
@@ -146,7 +146,7 @@ def gate_backward_kernel(
 ):  # fmt: skip
     """Gradients of y, of a through `skip`, and of the upsampled v (`t_dt`); partial sums for both 1x1s.
 
-    Outside the image g reads as 0, and every term has it as a factor.
+    Outside the image g reads as 0, and every term contains that factor.
     """
     i_split = tl.program_id(0)
     b_ds = tl.zeros([BLOCK_F, BLOCK_F], ACC)
@@ -193,7 +193,7 @@ def pool_kernel(
     p_x, p_out, p_index, LOW_H, LOW_W, F, s_xb, s_xh, s_xw, s_b, s_h, s_w, s_ib, s_ih, s_iw,
     BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Maximum over 7x7 at stride 3, and which of the 49 it was: the first of equals, or a NaN."""
+    """Maximum over 7x7 at stride 3, and its index among the 49: the first of equal values, or a NaN."""
     n_w = tl.cdiv(LOW_W, BLOCK_W)
     i_b = (tl.program_id(0) // (LOW_H * n_w)).to(tl.int64)
     i_y = tl.program_id(0) // n_w % LOW_H
@@ -218,7 +218,7 @@ def pool_backward_kernel(
     p_g, p_index, p_dx, H, W, LOW_H, LOW_W, F, s_gb, s_gh, s_gw, s_ib, s_ih, s_iw, s_b, s_h, s_w,
     ACC: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """Each input pixel gathers, in a fixed order, from the at most nine windows that hold it."""
+    """Each input pixel gathers, in a fixed order, from the at most nine windows that contain it."""
     n_w = tl.cdiv(W, BLOCK_W)
     i_b = (tl.program_id(0) // (H * n_w)).to(tl.int64)
     i_y = tl.program_id(0) // n_w % H

@@ -1,4 +1,4 @@
-"""RFDB in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`.
+"""RFDB in PyTorch, for CPUs, MPS and sizes without a kernel; the same functions as `triton_backend.py`.
 
 Images are `[B, C, H, W]` in channels-last memory. `slope` is that of an activation's negative side: 1 none, 0 ReLU.
 """
@@ -58,7 +58,7 @@ def fuse(
 
 
 def fused(d: Sequence[Tensor], fuse: Conv) -> Tensor:
-    # Map by map: to lie side by side in memory they would have to be copied.
+    # Map by map: concatenating them would be a copy.
     parts = fuse.weight.chunk(4, dim=1)
     y = conv(d[0], parts[0], fuse.bias)
     for d_j, part in zip(d[1:], parts[1:], strict=True):
@@ -89,7 +89,7 @@ def gate_backward(
     t = conv(a, *skip, as_kernel_image(upsample(v, y.shape[2:], fixed_grid)))
     s = conv(t, *expand)
     dy = s.sigmoid().mul_(g)
-    # Not 1 - sigmoid(s), which has no digits left in 16 bits where s is large.
+    # Not 1 - sigmoid(s), which loses all digits in 16 bits for large s.
     ds = s.neg_().sigmoid_().mul_(dy).mul_(y)
     dt = input_gradient(ds, expand.weight, t)
     dskip, dexpand = weight_gradient(dt, a, skip.weight), weight_gradient(ds, t, expand.weight)
