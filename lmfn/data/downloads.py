@@ -3,6 +3,7 @@
 import lzma
 import os
 import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -12,10 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lmfn import images
-from lmfn.data.layouts import LIST, SPLITS, DataError, PairSet, find_pairs, index_name, write_index
+from lmfn.data.layouts import LIST, MOST_LIST, SPLITS, DataError, PairSet, find_pairs, index_name, write_index
 from lmfn.options import Variant
+
+MOST_MEMBERS = 10**6
+"""Files in an archive; the largest of the data sets has 54,000."""
+MOST_UNPACKED = 100
+"""How many times an archive's own size may come out of it: images hardly shrink."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +126,23 @@ def prepare(name: str, path: str | Path, out: str | Path | None = None) -> Prepa
     with tempfile.TemporaryDirectory() as temporary, _open(path) as archive:
         skeleton = Path(temporary, "names")
         skeleton.mkdir()
-        size = 0
+        size, most = 0, max(2**30, MOST_UNPACKED * path.stat().st_size)
         # Empty files of the same names are enough to count what is there; lists are read.
-        for member, length in archive.members(whole=out is None):
+        for number, (entry, member, length) in enumerate(archive.members()):
+            size += length
+            if size > most or number == MOST_MEMBERS:
+                much = f"over {size / 1e9:,.0f} GB" if size > most else f"over {MOST_MEMBERS:,} files"
+                raise DataError(f"{path} holds {much}, as no data set does; download it again from its authors")
             file = (skeleton / member).resolve()
             if not file.is_relative_to(skeleton.resolve()):
                 raise DataError(f"{path} holds {member}, which lies outside of it; download it again from its authors")
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(archive.read(member) if LIST.search(Path(member).name) else b"")
-            size += length
+            is_list = LIST.search(Path(member).name) is not None
+            if is_list and length > MOST_LIST:
+                raise DataError(f"{path}: {member} has {length:,} bytes; a list of pairs has {MOST_LIST:,} at most")
+            file.write_bytes(archive.read(entry, MOST_LIST) if is_list else b"")
+        if out is None:
+            archive.check()
         report = replace(_look(name, skeleton, headers=False), root=path)
         if out is None or not report.ok:
             return report
@@ -213,14 +228,22 @@ class _Zip:
     def __init__(self, file: zipfile.ZipFile) -> None:
         self.file = file
 
-    def members(self, whole: bool) -> Iterator[tuple[str, int]]:
-        """Names and sizes of the files; `whole`: every byte is read and compared with its checksum."""
-        if whole and (broken := self.file.testzip()) is not None:
-            raise zipfile.BadZipFile(f"wrong checksum of {broken}")
-        yield from ((entry.filename, entry.file_size) for entry in self.file.infolist() if not entry.is_dir())
+    def members(self) -> Iterator[tuple[Any, str, int]]:
+        """The files, each with its name and size."""
+        for entry in self.file.infolist():
+            if entry.flag_bits & 1:
+                raise DataError(f"{self.file.filename} is encrypted; unpack it, and name the folder")
+            if not entry.is_dir():
+                yield entry, entry.filename, entry.file_size
 
-    def read(self, member: str) -> bytes:
-        return self.file.read(member)
+    def check(self) -> None:
+        """Read every byte, and compare it with its checksum."""
+        if (broken := self.file.testzip()) is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {broken}")
+
+    def read(self, entry: zipfile.ZipInfo, most: int) -> bytes:
+        with self.file.open(entry) as file:
+            return file.read(most)
 
     def unpack(self, folder: Path) -> None:
         self.file.extractall(folder)
@@ -230,12 +253,15 @@ class _Tar:
     def __init__(self, file: tarfile.TarFile) -> None:
         self.file = file
 
-    def members(self, whole: bool) -> Iterator[tuple[str, int]]:  # noqa: ARG002 (a tar is read to its end anyway)
-        yield from ((entry.name, entry.size) for entry in self.file.getmembers() if entry.isfile())
+    def members(self) -> Iterator[tuple[Any, str, int]]:
+        return ((entry, entry.name, entry.size) for entry in self.file if entry.isfile())
 
-    def read(self, member: str) -> bytes:
-        file = self.file.extractfile(member)
-        return file.read() if file else b""
+    def check(self) -> None:
+        """Its members were all read to be listed."""
+
+    def read(self, entry: tarfile.TarInfo, most: int) -> bytes:
+        file = self.file.extractfile(entry)
+        return file.read(most) if file else b""
 
     def unpack(self, folder: Path) -> None:
         self.file.extractall(folder, filter="data")
@@ -255,7 +281,14 @@ def _open(path: Path) -> Iterator[_Zip | _Tar]:
             raise DataError(
                 f"{path} is no folder and no zip or tar archive, or it is cut short; download it again, or unpack it"
             )
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except NotImplementedError as error:
+        raise DataError(f"{path} cannot be unpacked here ({error}); unpack it, and name the folder") from error
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error) as error:
+        raise DataError(f"{path} is cut short or broken ({error}); download it again") from error
+    except (ValueError, OverflowError, LookupError, RuntimeError, OSError) as error:
+        # Of damaged headers; an error with a file's name is not of the archive's.
+        if isinstance(error, DataError) or getattr(error, "filename", None) is not None:
+            raise
         raise DataError(f"{path} is cut short or broken ({error}); download it again") from error
 
 

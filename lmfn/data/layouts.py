@@ -24,6 +24,8 @@ KNOWN_LAYOUTS = """GoPro: {train,test}/SEQUENCE/{blur,blur_gamma,sharp}/
   REDS: {train,val}_{blur,sharp}/SEQUENCE/
   Koehler: Blurry{1..4}_{1..12}.png, Image{I}/Kernel{K}/GroundTruth{I}_{K}_{N}.png
   or a folder with an index of `lmfn data prepare` (lmfn-index-NAME.csv)"""
+MOST_LIST = 2**24
+"""Bytes of a list of pairs; the longest of the data sets' own has 1.3 million."""
 LIST = re.compile(r"(?:_(train|test)_list|^RSBlur_real_(train|val|test))\.txt$")
 """Names of RealBlur's and RSBlur's lists of pairs."""
 Item = TypeVar("Item")
@@ -308,8 +310,10 @@ def _listed(file: Path) -> list[Pair]:
     list's folder."""
     pairs = []
     try:
+        if file.stat().st_size > MOST_LIST:
+            raise UnicodeError
         lines = file.read_text().splitlines()
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise DataError(f"{file} is neither a folder nor a list of pairs") from None
     for number, line in enumerate(lines, 1):
         columns = line.split()
@@ -381,34 +385,42 @@ def write_index(file: Path, sets: Sequence[PairSet]) -> None:
     atomic.write(file, text.getvalue().encode())
 
 
+def _index_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """The lines below the names of the columns, each after its place."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = csv.reader(lines)
+        try:
+            if tuple(next(rows, ())) != COLUMNS:
+                raise DataError(
+                    f"{file}, line 1: expected the columns {', '.join(COLUMNS)}; make it anew: lmfn data prepare"
+                )
+            for row in rows:
+                yield f"{file}, line {rows.line_num}", row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{file}, line {rows.line_num} is broken ({error}); make it anew: lmfn data prepare"
+            ) from error
+
+
 def _indexed(file: Path, split: str | None, variant: Variant) -> PairSet:
     """The pairs of an index; of Koehler's, the lines of one name are the frames of one exposure."""
     exposures: dict[str, dict[str, list[tuple[Path, Path]]]] = {}
     layouts: dict[str, str] = {}
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = csv.reader(lines)
-        if tuple(next(rows, ())) != COLUMNS:
+    for where, row in _index_rows(file):
+        if len(row) != len(COLUMNS):
             raise DataError(
-                f"{file}, line 1: expected the columns {', '.join(COLUMNS)}; make it anew: lmfn data prepare"
+                f"{where}: expected {len(COLUMNS)} columns, got {len(row)}; make it anew: lmfn data prepare"
             )
-        for row in rows:
-            where = f"{file}, line {rows.line_num}"
-            if len(row) != len(COLUMNS):
-                raise DataError(
-                    f"{where}: expected {len(COLUMNS)} columns, got {len(row)}; make it anew: lmfn data prepare"
-                )
-            layout, part, name, *paths = row
-            if layout.startswith("GoPro") and layout != f"GoPro ({variant})":
-                continue
-            blurred, sharp = (file.parent / path for path in paths)
-            for path in (blurred, sharp):
-                if not path.is_file():
-                    raise DataError(f"{where}: there is no file {path}; put it back, or make the index anew")
-            if layouts.setdefault(part, layout) != layout:
-                raise DataError(
-                    f"{where}: a {layout} pair among those of {layouts[part]}; make it anew: lmfn data prepare"
-                )
-            exposures.setdefault(part, {}).setdefault(name, []).append((blurred, sharp))
+        layout, part, name, *paths = row
+        if layout.startswith("GoPro") and layout != f"GoPro ({variant})":
+            continue
+        blurred, sharp = (file.parent / path for path in paths)
+        for path in (blurred, sharp):
+            if not path.is_file():
+                raise DataError(f"{where}: there is no file {path}; put it back, or make the index anew")
+        if layouts.setdefault(part, layout) != layout:
+            raise DataError(f"{where}: a {layout} pair among those of {layouts[part]}; make it anew: lmfn data prepare")
+        exposures.setdefault(part, {}).setdefault(name, []).append((blurred, sharp))
     if not exposures:
         raise DataError(f"{file} lists no pairs" + ("" if variant == "blur" else f" of {variant}"))
     parts: dict[str, list[Pair]] = {}

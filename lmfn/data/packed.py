@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -49,6 +50,9 @@ class Pack:
 
     def __init__(self, path: Path) -> None:
         try:
+            with zipfile.ZipFile(path) as stored:  # as it is written: without compression, which may hide any size
+                if sum(entry.file_size for entry in stored.infolist()) > path.stat().st_size:
+                    raise ValueError("it is compressed")
             with np.load(path, allow_pickle=False) as arrays:
                 index, self._data = json.loads(arrays["index"].tobytes()), arrays["data"]
             if index["format"] != FORMAT:
@@ -57,20 +61,43 @@ class Pack:
             self.sources = [PackedSource(**source) for source in index["sources"]]
             self.sizes: list[tuple[int, int]] = [(height, width) for height, width in index["sizes"]]
             self._ends: list[int] = index["ends"]
+            self._check()
         except FileNotFoundError:
             raise DataError(f"there is no pack {path}; make one with lmfn data pack") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, LookupError, TypeError, EOFError, RecursionError, zipfile.BadZipFile) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path} is not a pack, or damaged ({error}); make one with lmfn data pack") from error
         if hashlib.sha256(self._data).hexdigest() != self.sha256:
             raise DataError(f"{path} is damaged: its SHA-256 differs from the recorded one; copy it again")
 
+    def _check(self) -> None:
+        """Raise ValueError where the index is not one that `PackWriter` writes."""
+        count, sides = len(self.sizes), [side for size in self.sizes for side in size]
+        items = [item for source in self.sources for item in source.items]
+        numbers = [number for item in items for number in item]
+        if not all(type(n) is int for n in (*sides, *self._ends, *numbers)) or not all(items):
+            raise ValueError("a size, place or number in its index is no whole number")
+        if min(sides, default=1) < 1 or len(self._ends) != count or not all(0 <= n < count for n in numbers):
+            raise ValueError("its index does not fit its images")
+        places = [0, *self._ends, self._data.size]
+        if self._data.dtype != np.uint8 or places != sorted(places):
+            raise ValueError("its images are not where its index says")
+        for source in self.sources:
+            if source.kind not in ("pairs", "frames", "photos") or not 0 < float(source.weight) < math.inf:
+                raise ValueError("a source in its index has an unknown kind or weight")
+
     def read(self, number: int) -> Image:
-        """An image, uint8 `[H, W, 3]`."""
+        """An image, uint8 `[H, W, 3]`. Raises DataError where it has not its size."""
         first = self._ends[number - 1] if number else 0
-        pixels = zlib.decompress(self._data[first : self._ends[number]])
-        return from_differences(np.frombuffer(pixels, np.uint8).reshape(3, *self.sizes[number]))
+        shape = 3, *self.sizes[number]
+        try:
+            pixels = zlib.decompressobj().decompress(self._data[first : self._ends[number]], math.prod(shape) + 1)
+            return from_differences(np.frombuffer(pixels, np.uint8).reshape(shape))
+        except (zlib.error, ValueError) as error:
+            raise DataError(
+                f"image {number} of the pack is broken ({error}); make it anew with lmfn data pack"
+            ) from error
 
 
 @functools.lru_cache(maxsize=4)

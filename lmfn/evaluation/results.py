@@ -171,7 +171,10 @@ class Journal:
         """Create the folder, or check that it belongs to this evaluation; drop an incomplete last line."""
         path, text = self.settings
         if self.file.exists():
-            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            try:
+                before = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+            except (ValueError, TypeError, RecursionError) as error:
+                raise ValueError(f"{path} is broken ({error}); remove it or name another folder") from error
             now = json.loads(text)
             if different := [name for name in now if before.get(name) != now[name]]:
                 raise ValueError(

@@ -197,6 +197,9 @@ class RunFolder:
                 # States of version 0.1 have no checksum.
                 if metadata.get("sha256") not in (None, digest(tensors)):
                     raise ValueError(f"{path} is damaged: its tensors are not those that were saved")
+                progress = metadata.get("progress")
+                if not isinstance(progress, dict) or not progress.keys() <= {f.name for f in fields(Progress)}:
+                    raise ValueError(f"{path} is no state of a run")
                 return path, tensors, metadata
             except ValueError as error:
                 log.warning(f"{error}; trying the previous state")

@@ -1,8 +1,10 @@
 """The settings of a training run: command-line options, and lines of a YAML file."""
 
-from dataclasses import asdict, dataclass, field, fields
+import reprlib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import torch
 import tyro
@@ -12,7 +14,10 @@ from lmfn.data import Source
 from lmfn.data.sampling import Kind
 from lmfn.network.config import LMFNConfig, preset
 from lmfn.network.model import Memory
-from lmfn.options import BlurKinds, BlurOptions, Precision, Variant
+from lmfn.options import BlurOptions, Precision, Variant
+
+MOST_BYTES, MOST_BRACKETS = 2**16, 500
+"""Of a file of settings; the time that PyYAML takes grows by the square of the depth."""
 
 
 @dataclass(frozen=True)
@@ -166,26 +171,23 @@ class Settings:
         if not path.is_file():
             raise FileNotFoundError(f"there is no settings file {path}")
         try:
-            given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            if path.stat().st_size > MOST_BYTES:
+                raise ValueError(f"it has more than {MOST_BYTES:,} bytes, and is no file of settings")
+            text = path.read_text(encoding="utf-8")
+            if max(text.count(bracket) for bracket in "[{") > MOST_BRACKETS:
+                raise RecursionError
+            given = yaml.safe_load(text) or {}
             if not isinstance(given, dict):
                 raise ValueError("it must contain lines of NAME: VALUE")
-            known = {f.name for f in fields(cls)} - {"config"}
-            if unknown := [str(key) for key in given if key not in known]:
-                raise ValueError(f"unknown setting {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-            for name in ("runs", "val", "start_from"):
-                if given.get(name) is not None:
-                    given[name] = Path(given[name])
+            hints = get_type_hints(cls)
+            if unknown := [reprlib.repr(key) for key in given if key not in hints or key == "config"]:
+                known = ", ".join(sorted(hints.keys() - {"config"}))
+                raise ValueError(f"unknown setting {', '.join(unknown)}; there are {known}")
             if isinstance(given.get("network"), dict):
                 given["network"] = [f"{key}={value}" for key, value in given["network"].items()]
-            for name in ("pairs", "frames", "photos", "packs", "betas", "network"):
-                if name in given:
-                    given[name] = tuple([given[name]] if isinstance(given[name], str) else given[name])
-            if "blur" in given:
-                ranges: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["blur"].items()}
-                if isinstance(ranges.get("kinds"), dict):
-                    ranges["kinds"] = BlurKinds(**ranges["kinds"])
-                given["blur"] = BlurOptions(**ranges)
-            return cls(**given)
+            return cls(**{name: _as(hints[name], name, value) for name, value in given.items()})
+        except RecursionError:
+            raise ValueError(f"{path}: its values are nested too deeply") from None
         except (yaml.YAMLError, ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -201,3 +203,41 @@ class Settings:
 
         given = {key: plain(value) for key, value in asdict(self).items() if key not in ("config", "resume")}
         return yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+
+
+def _as(hint: Any, name: str, value: Any) -> Any:
+    """A value of a YAML file as its setting's type, which it must have: nothing is converted but what YAML lacks, paths
+    and tuples. Raises ValueError, naming the setting."""
+    if is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is {reprlib.repr(value)}; it must contain lines of NAME: VALUE")
+        hints = get_type_hints(hint)
+        if unknown := [reprlib.repr(key) for key in value if key not in hints]:
+            raise ValueError(f"unknown setting {', '.join(unknown)} in {name}; there are {', '.join(hints)}")
+        return hint(**{key: _as(hints[key], f"{name}.{key}", part) for key, part in value.items()})  # type: ignore[operator]
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for kind in kinds:
+        found, choices = get_origin(kind) or kind, get_args(kind)
+        if found is Literal and isinstance(value, str) and value in choices:
+            return value
+        if found is tuple:
+            values = [value] if isinstance(value, str) else value
+            if isinstance(values, list | tuple) and (choices[-1] is ... or len(choices) == len(values)):
+                return tuple(_as(choices[0], name, each) for each in values)
+        if found is Path and isinstance(value, str):
+            return Path(value)
+        if found is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return value
+        if found in (int, str, bool, type(None)) and type(value) is found:
+            return value
+    raise ValueError(f"{name} is {reprlib.repr(value)}; it must be {' or '.join(map(_in_words, kinds))}")
+
+
+def _in_words(kind: Any) -> str:
+    choices = get_args(kind)
+    if get_origin(kind) is Literal:
+        return ", ".join(choices)
+    if get_origin(kind) is tuple:
+        return "a list of " + ("texts" if choices[-1] is ... else f"{len(choices)} numbers")
+    words = {int: "a whole number", float: "a number (0.0001 or 1.0e-4; 1e-4 is text in YAML)", bool: "true or false"}
+    return words.get(kind) or {str: "text", Path: "a path"}.get(kind, "null")
