@@ -10,15 +10,15 @@ import lmfn_kernels
 from bench.host import Launches
 from lmfn_kernels import weight_layout
 from lmfn_kernels.testing import (
-    channel_gate_case,
-    channel_gate_flat,
-    conv_case,
-    conv_flat,
+    channel_gate_from_flat,
+    channel_gate_inputs,
+    conv_from_flat,
+    conv_inputs,
     random,
-    rfdb_case,
-    rfdb_flat,
-    stem_case,
-    stem_flat,
+    rfdb_from_flat,
+    rfdb_inputs,
+    stem_from_flat,
+    stem_inputs,
 )
 
 pytest.importorskip("triton")
@@ -86,10 +86,10 @@ def test_sum_gradients() -> None:
 @pytest.mark.parametrize(
     ("function", "tensors", "forward", "backward"),
     [
-        (rfdb_flat, rfdb_case(1, 6, 3, 2, 15, 16, F32), 11, 33),
-        (conv_flat(), conv_case(1, 5, 6, 7, 8, F32), 2, 4),
-        (stem_flat(), stem_case(1, 6, 7, 9, 10, F32), 2, 6),
-        (channel_gate_flat(), channel_gate_case(1, 6, 7, 8, F32), 1, 3),
+        (rfdb_from_flat, rfdb_inputs(1, 6, 3, 2, 15, 16, F32), 11, 33),
+        (conv_from_flat(), conv_inputs(1, 5, 6, 7, 8, F32), 2, 4),
+        (stem_from_flat(), stem_inputs(1, 6, 7, 9, 10, F32), 2, 6),
+        (channel_gate_from_flat(), channel_gate_inputs(1, 6, 7, 8, F32), 1, 3),
     ],
     ids=["rfdb", "conv3x3", "stem", "channel_gate"],
 )
