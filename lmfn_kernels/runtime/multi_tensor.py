@@ -39,7 +39,7 @@ def lay_out(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     for some in _groups(todo, lambda i: weights[i].dtype):
         these = [weights[i] for i in some]
         sizes = [_laid_out_size(weight.shape, dtype) for weight in these]
-        memory = torch.empty(sum(sizes), dtype=dtype, device=these[0].device)
+        memory = torch.empty((sum(sizes),), dtype=dtype, device=these[0].device)
         if not isinstance(memory, FakeTensor):
             geometry = tuple((weight.shape, weight.stride()) for weight in these)
             table = _lay_out_table(geometry, dtype, memory.device)
@@ -48,7 +48,7 @@ def lay_out(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         for i, weight, size in zip(some, these, sizes, strict=True):
             n, k, _, width = weight.shape
             s = pitch(n, dtype)
-            found[i] = memory.as_strided(weight.shape, (1, s, width * k * s, k * s), first)
+            found[i] = memory[first:].as_strided(weight.shape, (1, s, width * k * s, k * s))
             first += size
     return found
 
