@@ -2,8 +2,9 @@
 
 The folders must be at the same place on all machines. Only paths travel; each actor loads the network once and reads
 and writes the files itself (`lmfn.batch.Deblur`). OUT.manifest, a folder of Parquet files, has a row for each
-photograph: path, output, status, reason, seconds. Started again, a job that was cut off goes on where its checkpoint
-stands, and results that are there stay as they are.
+photograph: path, output, status, reason, seconds. Started again, the job leaves out what is in its checkpoint,
+OUT.checkpoint: it goes on where it was cut off, or adds new photographs. Failed ones are tried again once that folder
+is removed.
 
 Needs pip install "lmfn-deblur[ray]".
 """
@@ -33,7 +34,9 @@ def deblur(folder: Path, out: Path, *, actors: int, gpus: float = 0, weights: st
     if cpus < actors + SPARE:
         raise ValueError(f"{actors} actors need {actors + SPARE} CPUs, and the cluster has {cpus}; take fewer --actors")
     manifest, checkpoint = Path(f"{out}.manifest"), Path(f"{out}.checkpoint")
-    DataContext.get_current().checkpoint_config = CheckpointConfig(id_column="path", checkpoint_path=str(checkpoint))
+    DataContext.get_current().checkpoint_config = CheckpointConfig(
+        id_column="path", checkpoint_path=str(checkpoint), delete_checkpoint_on_success=False
+    )
     paths = ray.data.from_items([{"path": str(path)} for path in images.find_images(folder)])
     paths.map_batches(
         Deblur,
