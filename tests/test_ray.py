@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,18 +17,6 @@ from lmfn.batch import Deblur
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
-POISON = "07.png"
-DEADLY = f"""
-import os, sys
-import lmfn.images
-read = lmfn.images.read
-def deadly(path, **options):
-    if path.name == {POISON!r}:
-        os.kill(os.getpid(), 9)
-    return read(path, **options)
-lmfn.images.read = deadly
-"""
-
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -39,28 +26,19 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[None]:
-    """Four CPUs, and workers in which the poison file kills, as one does on which a decoder crashes."""
-    deadly = tmp_path / "deadly"
-    deadly.mkdir()
-    (deadly / "deadly.py").write_text(DEADLY)
-    root = str(Path(__file__).parents[1])
-    paths = os.pathsep.join([root, str(deadly), *filter(None, sys.path)])
-    ray.init(
-        num_cpus=4,
-        include_dashboard=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}},
-        logging_level="ERROR",
-    )
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Four CPUs."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": 4, "include_dashboard": False}
+    ray.init(logging_level="ERROR", **own)
     yield
     ray.shutdown()
 
 
 def workers() -> list[psutil.Process]:
     """Ray's processes that have loaded the network."""
-    return [
-        process for process in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(process.cmdline())
-    ]
+    named = psutil.process_iter(["cmdline"])
+    return [process for process in named if "ray::MapWorker" in " ".join(process.info["cmdline"] or ())]
 
 
 @pytest.mark.usefixtures("cluster")
@@ -77,9 +55,20 @@ def test_a_killed_worker_a_poison_file_and_a_job_that_goes_on(
         ray_deblur.deblur(folder, out, actors=3)
 
     class DeadlyDeblur(Deblur):
-        def __call__(self, batch):  # type: ignore[no-untyped-def]
-            import deadly  # noqa: F401
+        """In which the poison file kills, as one does on which a decoder crashes."""
 
+        def __call__(self, batch):  # type: ignore[no-untyped-def]
+            from lmfn import images
+
+            if not hasattr(images, "whole_read"):
+                images.whole_read = images.read
+
+                def read(path, **options):  # type: ignore[no-untyped-def]
+                    if path.name == "07.png":
+                        os.kill(os.getpid(), 9)
+                    return images.whole_read(path, **options)
+
+                images.read = read
             return super().__call__(batch)
 
     monkeypatch.setattr(ray_deblur, "Deblur", DeadlyDeblur)
@@ -100,7 +89,7 @@ def test_a_killed_worker_a_poison_file_and_a_job_that_goes_on(
     assert killed
     assert counts["failed"] == 1
     assert sum(counts.values()) == 32  # a row for each file, and none twice
-    assert {path.name for path in out.glob("*.png")} == {path.name for path in folder.glob("*.png")} - {POISON}
+    assert {path.name for path in out.glob("*.png")} == {path.name for path in folder.glob("*.png")} - {"07.png"}
 
     # One process writes the same.
     alone = Deblur(tmp_path / "alone", folder, weights=weights)
