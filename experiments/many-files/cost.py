@@ -1,10 +1,10 @@
-"""What a million files cost on N machines, from the measured parts of one: a model, no measurement.
+"""Model the cost of a million files on N machines from the measured parts of one file.
 
 python experiments/many-files/cost.py parts.json
 
-Machines with CPUs alone are bound by the sum of the parts over their cores. With a GPU, reading and writing overlap the
-network (`lmfn.jobs`): a process is bound by the longest of the three, and `--processes` run beside each other on one
-GPU. The network's seconds on a GPU are the caller's to give (`--gpu-seconds`): none is assumed.
+Machines without a GPU are bound by the sum of the parts, divided by their cores. With a GPU, reading and writing
+overlap with the network (`lmfn.jobs`): a process is bound by the longest of the three, and `--processes` share one GPU.
+The network's time on a GPU has to be given (`--gpu-seconds`); none is assumed.
 """
 
 import argparse
@@ -15,7 +15,7 @@ FILES = 1_000_000
 
 
 def hours_on_cpus(parts: dict[str, float], files: int, machines: int, cores: int) -> float:
-    """Hours until the last machine is done: all parts compete for the cores, each file is one machine's."""
+    """Hours until the last machine is done, with all parts competing for the cores."""
     per_file = parts["read"] + parts["network"] + parts["write"]
     return -(-files // machines) * per_file / cores / 3600
 
@@ -23,15 +23,15 @@ def hours_on_cpus(parts: dict[str, float], files: int, machines: int, cores: int
 def hours_on_gpus(
     parts: dict[str, float], files: int, machines: int, cores: int, processes: int, gpu_seconds: float
 ) -> float:
-    """The same with a GPU in each machine, which takes so many seconds for an image: it, each process's two threads,
-    and the cores are bounds."""
+    """The same with one GPU per machine and its seconds per image; bounded by the GPU, the two threads of each process,
+    and the cores."""
     own = max(parts["read"], parts["write"]) / processes
     per_file = max(gpu_seconds, own, (parts["read"] + parts["write"]) / cores)
     return -(-files // machines) * per_file / 3600
 
 
 def terabytes(parts: dict[str, float], files: int) -> tuple[float, float]:
-    """Read and written."""
+    """Bytes read and written."""
     return parts["bytes_in"] * files / 1e12, parts["bytes_out"] * files / 1e12
 
 

@@ -1,4 +1,4 @@
-"""What one image costs in CPU seconds, part by part; batches against single images; overlap against none.
+"""Measure the CPU seconds of one image by part, batches against single images, and overlap against none.
 
 python experiments/many-files/throughput.py parts 4000 3000 > parts.json
 python experiments/many-files/throughput.py batches
@@ -23,11 +23,11 @@ from lmfn.inference import for_inference, with_border
 from lmfn.jobs import run_jobs
 
 STRIP = 768
-"""Rows that the network is measured on, full width: its time is proportional to the pixels."""
+"""Rows on which the network is measured, at full width, since its time is proportional to the pixels."""
 
 
 def photograph(width: int, height: int) -> images.Photo:
-    """A photograph of that size, mirrored together from a small one."""
+    """A photograph of that size, tiled from a small one by mirroring."""
     scene = skimage.data.astronaut()  # type: ignore[no-untyped-call]
     repeats = height // len(scene) + 1, width // scene.shape[1] + 1
     rows = np.concatenate([scene[:: (-1) ** n] for n in range(repeats[0])])
@@ -35,14 +35,14 @@ def photograph(width: int, height: int) -> images.Photo:
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """Of all threads of this process: what others do on the machine does not count."""
+    """CPU seconds of all threads of this process, independent of other processes."""
     began = time.process_time()
     work()
     return time.process_time() - began
 
 
 def parts(width: int, height: int) -> dict[str, float]:
-    """CPU seconds per image, and bytes, of a JPEG in and out."""
+    """CPU seconds and bytes per image, from JPEG to JPEG."""
     deblurrer = Deblurrer(device="cpu", guard="warn")
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder, "in.jpg"), Path(folder, "out.jpg")
@@ -63,7 +63,7 @@ def parts(width: int, height: int) -> dict[str, float]:
 
 
 def batches(side: int, count: int) -> str:
-    """CPU milliseconds per image, in a batch and alone, by turns."""
+    """CPU milliseconds per image, in a batch and alone, interleaved."""
     run = with_border(for_inference(LMFN.from_pretrained(), "cpu", torch.float32))
     batch = torch.rand(count, 3, side, side)
     run(batch), run(batch[:1])
@@ -75,8 +75,8 @@ def batches(side: int, count: int) -> str:
 
 
 def overlap(width: int, height: int, count: int = 3, rounds: int = 2) -> None:
-    """Seconds by the clock, by turns, of files one after the other and overlapped. The network is a stand-in that waits
-    as long as reading and writing take, as for another device."""
+    """Wall-clock seconds, interleaved, of sequential and overlapped files. The network is replaced by a wait as long as
+    reading and writing take, as for another device."""
     with tempfile.TemporaryDirectory() as folder:
         sources = [Path(folder, f"{n}.jpg") for n in range(count)]
         for source in sources:

@@ -1,9 +1,9 @@
-"""Photographs in files: PNG, JPEG, WebP and TIFF, 8 and 16 bits (and float TIFF), read and written with OpenImageIO;
-HEIC and AVIF are read if pillow-heif is installed.
+"""Image files: PNG, JPEG, WebP and TIFF, 8 and 16 bits (and float TIFF), read and written with OpenImageIO; HEIC and
+AVIF are read if pillow-heif is installed.
 
-Whatever a file holds comes back upright, as gray, gray + alpha, RGB or RGBA; CMYK and palettes become RGB. Values are
-never changed by a colour transform, and colours are never multiplied with alpha. Every failure is an `ImageError` that
-names the file and the reason; what cannot be kept is an `ImageWarning`.
+Images are returned upright, as gray, gray + alpha, RGB or RGBA; CMYK and palettes become RGB. Values are never changed
+by a colour transform, and colours are never premultiplied with alpha. Every failure is an `ImageError` that
+names the file and the reason; metadata that cannot be kept is an `ImageWarning`.
 """
 
 from lmfn.images.formats import SUFFIXES, WRITABLE, writable_format

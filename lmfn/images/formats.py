@@ -1,4 +1,4 @@
-"""Formats of image files: by the suffix of a name, and by what a file begins with."""
+"""Image file formats, by suffix and by the first bytes of a file."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ WRITABLE = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WebP", ".tif": "TIFF",
     ".tiff": "TIFF",
 }  # fmt: skip
-"""The formats that are written, by suffix in lower case."""
+"""Writable formats by lower-case suffix."""
 
 SUFFIXES = (*WRITABLE, *(heif.SUFFIXES if heif.AVAILABLE else ()))
-"""The suffixes of files that are read, in lower case; to be compared with a suffix in lower case."""
+"""Suffixes of readable files, in lower case."""
 
 LONGEST_SIDE = {"PNG": 1_000_000, "JPEG": 65_500, "WebP": 16_383}
-"""The most pixels of a side that the libraries write."""
+"""Maximum side in pixels that the libraries can write."""
 
 # Position, bytes and name.
 BEGINNINGS = (
@@ -41,12 +41,12 @@ REMEDIES = {
 
 
 def identify(head: bytes) -> str | None:
-    """The name of the format whose files begin like this; None where none is known."""
+    """The name of the format with these first bytes; None if unknown."""
     return next((name for at, start, name in BEGINNINGS if head[at : at + len(start)] == start), None)
 
 
 def writable_format(path: Path) -> str:
-    """The format that the suffix names. Raises ImageError where it is not one of those that are written."""
+    """The format of a suffix. Raises ImageError if it is not writable."""
     try:
         return WRITABLE[path.suffix.lower()]
     except KeyError:

@@ -1,4 +1,4 @@
-"""HEIC and AVIF, read by pillow-heif and Pillow (the extra `heif`); they are not written."""
+"""Read HEIC and AVIF with pillow-heif and Pillow (the extra `heif`)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,26 +17,26 @@ UNSPECIFIED = 2  # among the numbers of colour primaries and transfer functions 
 
 @dataclass
 class Picture:
-    """The first picture in a file, from its header alone."""
+    """The first picture of a file, from its header."""
 
     width: int
     height: int
     channels: int
     bits: int
-    """8, or 16 where there are more than 8; AVIF is read with 8."""
+    """8, or 16 for more than 8; AVIF is read with 8."""
     count: int
-    """How many pictures there are."""
+    """The number of pictures."""
     orientation: int
-    """What is still to be done to turn it upright, as EXIF has it."""
+    """The remaining rotation, as an EXIF orientation."""
     blocks: Blocks
     more: bool
-    """Whether there are gain or depth maps beside the picture."""
+    """Whether the file also has gain or depth maps."""
     decode: Callable[[], np.ndarray]
-    """Makes uint8 or uint16 `[height, width, channels]`."""
+    """Decodes it to uint8 or uint16 `[height, width, channels]`."""
 
 
 def open_heic(path: Path) -> Picture:
-    """libheif turns what it decodes: upright already. Raises whatever pillow-heif does for a broken file."""
+    """libheif decodes pictures upright. Raises as pillow-heif for a broken file."""
     import pillow_heif
 
     image = pillow_heif.open_heif(path, convert_hdr_to_8bit=False)
@@ -46,7 +46,7 @@ def open_heic(path: Path) -> Picture:
 
     def decode() -> np.ndarray:
         samples = np.asarray(image)
-        if wide:  # of 10 bits, say, these are the upper ones of 16
+        if wide:  # fewer bits, for example 10, are in the upper ones of 16
             largest = 2 ** image.info["bit_depth"] - 1
             samples = samples >> (16 - image.info["bit_depth"])
             samples = ((samples.astype(np.uint32) * 65535 + largest // 2) // largest).astype(np.uint16)
@@ -57,7 +57,7 @@ def open_heic(path: Path) -> Picture:
 
 
 def open_avif(path: Path) -> Picture:
-    """Pillow leaves it to EXIF's Orientation how to turn the picture. Raises whatever it does for a broken file."""
+    """Pillow leaves the rotation to EXIF's Orientation. Raises as Pillow for a broken file."""
     from PIL import AvifImagePlugin
 
     image = AvifImagePlugin.AvifImageFile(path)
@@ -73,7 +73,7 @@ def open_avif(path: Path) -> Picture:
 
 
 def _blocks(info: Mapping[Any, Any]) -> Blocks:
-    """What the libraries found beside the pixels."""
+    """The metadata that the libraries found."""
     block = info.get("exif")
     nclx = info.get("nclx_profile", {})
     colour = [nclx.get(name, UNSPECIFIED) for name in ("color_primaries", "transfer_characteristics")]

@@ -1,4 +1,4 @@
-"""Writing images: checked and converted to what the format holds, encoded, then put in place whole or not at all."""
+"""Write images: check them, convert them for the format, encode, and write the file atomically."""
 
 import shutil
 import tempfile
@@ -18,30 +18,30 @@ from lmfn.metadata import Blocks, exif, png, webp, xmp
 
 JPEG_QUALITY = WEBP_QUALITY = 95
 JPEG_TEXTS = 32_000  # bytes of all texts in a JPEG: each may be in EXIF, XMP, IPTC and the comment, of 64 kB each
-BITS = {"JPEG": 8, "WebP": 8, "PNG": 16, "TIFF": 32}  # the most of each format
+BITS = {"JPEG": 8, "WebP": 8, "PNG": 16, "TIFF": 32}  # maximum of each format
 TYPES = {8: (np.uint8, "uint8"), 16: (np.uint16, "uint16"), 32: (np.float32, "float")}
-ROUNDING = 1 / 510  # half a level of 8 bits: as far beyond [0, 1] as rounding may get
+ROUNDING = 1 / 510  # half a level of 8 bits, the tolerance for rounding beyond [0, 1]
 
 
 def write(path: str | Path, photo: Photo) -> None:
-    """Write the image in the format that the suffix names, with its metadata, rounded to the nearest sample.
+    """Write the image in the format of the suffix, with its metadata, rounded to the nearest sample.
 
-    The bit depth is the photo's (that of its samples, if they are integers) where the format has it: JPEG and WebP have
-    8 bits, PNG 8 and 16, TIFF all. JPEG and WebP are lossy (quality 95, JPEG without chroma subsampling); PNG and TIFF
-    (deflate) give back the very samples. JPEG has no alpha: it is dropped where all of it is 1, and an error elsewhere.
-    WebP has no gray: it becomes RGB. Values just outside [0, 1] (by less than 1/510) are clipped, with an ImageWarning.
+    The bit depth is that of the photo (of its samples, if they are integers) if the format supports it: JPEG and WebP
+    have 8 bits, PNG 8 and 16, TIFF all. JPEG and WebP are lossy (quality 95, JPEG without chroma subsampling); PNG and
+    TIFF (deflate) are lossless. JPEG has no alpha, which is dropped if it is 1 everywhere and otherwise an error. WebP
+    has no gray, which becomes RGB. Values just outside [0, 1] (by less than 1/510) are clipped with an ImageWarning.
 
-    From JPEG, PNG or WebP into any of them, EXIF and XMP go byte for byte but for the orientation and the size of the
-    image. Into or out of TIFF, and where a block is broken or too long for JPEG (65,527 bytes of EXIF, 65,504 of XMP),
-    they go as OpenImageIO rewrites them: without maker notes and thumbnail, exposure times to 1e-5 s, XMP and IPTC
-    where it knows the field, into TIFF without ISO speed, into WebP not at all. An ICC profile is kept where it fits
-    the colours. What a PNG says of its colours without a profile is kept in PNG; other formats cannot say it, and where
-    it is not sRGB there is an ImageWarning. Of texts of more than 32 kB in all, JPEG gets the shortest.
+    Between JPEG, PNG and WebP, EXIF and XMP are copied byte for byte except for the orientation and the image size. To
+    or from TIFF, and if a block is broken or too long for JPEG (65,527 bytes of EXIF, 65,504 of XMP), they are
+    rewritten by OpenImageIO: without maker notes and thumbnail, exposure times to 1e-5 s, XMP and IPTC for known
+    fields, without ISO speed in TIFF, not at all in WebP. An ICC profile is kept if it fits the colours. Colour chunks
+    of a PNG without a profile are kept in PNG; other formats cannot represent them, with an ImageWarning unless the
+    colours are sRGB. Of texts of more than 32 kB in total, JPEG gets the shortest.
 
-    Folders are made as needed; the file appears whole or not at all.
+    Folders are created as needed; the file is written atomically.
 
-    Raises ImageError for an unknown suffix, pixels that are no image in [0, 1], alpha that JPEG would lose, a side or a
-    profile too long for the format, or a file that cannot be written.
+    Raises ImageError for an unknown suffix, pixels that are not an image in [0, 1], alpha that JPEG would lose, a side
+    or a profile too long for the format, or a file that cannot be written.
     """
     path = Path(path)
     form = writable_format(path)
@@ -49,9 +49,9 @@ def write(path: str | Path, photo: Photo) -> None:
 
 
 def write_frames(path: str | Path, photos: Iterable[Photo]) -> None:
-    """Write the pages of a TIFF, or the frames (of one size) of an animated WebP; each as `write` does it.
+    """Write the pages of a TIFF, or the frames (of one size) of an animated WebP, each as by `write`.
 
-    Raises ImageError for other formats as well, before the first of the photos is asked for.
+    Raises ImageError for other formats, before requesting the first photo.
     """
     path = Path(path)
     form = writable_format(path)
@@ -72,9 +72,9 @@ def write_frames(path: str | Path, photos: Iterable[Photo]) -> None:
 
 
 def _encode(path: Path, form: str, photos: Iterable[Photo]) -> bytes:
-    """The images as a file of this format, without the blocks that OpenImageIO cannot be trusted with."""
-    # On a full disk libjpeg ends the whole process and libpng's half a file passes for a success. So the image is
-    # encoded in a temporary folder that is known to have room, and the bytes are written where an error is seen.
+    """The images encoded in this format, without the blocks that OpenImageIO does not handle reliably."""
+    # On a full disk libjpeg exits the process, and libpng reports success for half a file. The image is therefore
+    # encoded in a temporary folder that is known to have space, and its bytes are written where errors are detected.
     encoded = None
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def _encode(path: Path, form: str, photos: Iterable[Photo]) -> bytes:
 
 
 def _samples(path: Path, form: str, photo: Photo) -> np.ndarray:
-    """The pixels in the channels and the type that the format has."""
+    """The pixels in the channels and dtype of the format."""
     pixels, bits = _checked(path, photo)
     height, width, channels = pixels.shape
     longest = LONGEST_SIDE.get(form, max(height, width))
@@ -119,7 +119,7 @@ def _samples(path: Path, form: str, photo: Photo) -> np.ndarray:
 
 
 def _checked(path: Path, photo: Photo) -> tuple[np.ndarray, int]:
-    """The pixels, floats clipped to [0, 1], and their bits. Raises ImageError unless they are an image."""
+    """The pixels, with floats clipped to [0, 1], and their bit depth. Raises ImageError unless they are an image."""
     pixels = photo.pixels
     if isinstance(pixels, np.ma.MaskedArray):
         raise ImageError(f"{path}: the pixels are a masked array; fill it first (pixels.filled(value))")
@@ -137,7 +137,7 @@ def _checked(path: Path, photo: Photo) -> tuple[np.ndarray, int]:
         raise ImageError(f"{path}: samples of {photo.bits} bits; they must be of 8, 16 or 32")
     pixels = pixels.astype(np.promote_types(pixels.dtype, np.float32), copy=False)
     low, high = pixels.min(), pixels.max()
-    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also where they are NaN
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also true for NaN
         raise ImageError(f"{path}: the pixels are from {low:.6g} to {high:.6g}; they must be in [0, 1]")
     if low < 0 or high > 1:
         warnings.warn(f"{path}: pixels from {low:.6g} to {high:.6g} were clipped to [0, 1]", ImageWarning, stacklevel=5)
@@ -164,13 +164,13 @@ def _spec(form: str, photo: Photo, pixels: np.ndarray) -> oiio.ImageSpec:
     elif form == "WebP":
         spec.attribute("Compression", f"webp:{WEBP_QUALITY}")
     elif form == "PNG" and photo.blocks.exif:
-        for pattern in ("Exif:.*", "GPS:.*"):  # they would be written as texts too
+        for pattern in ("Exif:.*", "GPS:.*"):  # they would also be written as texts
             spec.erase_attribute(pattern, casesensitive=True)
     return spec
 
 
 def _limit_texts(spec: oiio.ImageSpec) -> None:
-    """libjpeg ends the whole process where a segment (64 kB) overflows. A list's items are each put into tags."""
+    """libjpeg exits the process if a segment (64 kB) overflows. The items of a list are written to tags one by one."""
     texts = {item.name: item.value for item in spec.extra_attribs if isinstance(item.value, str)}
     room = JPEG_TEXTS
     for name, text in sorted(texts.items(), key=lambda item: len(item[1])):
@@ -180,11 +180,11 @@ def _limit_texts(spec: oiio.ImageSpec) -> None:
 
 
 def _with_blocks(path: Path, form: str, data: bytes, photo: Photo) -> bytes:
-    """The encoded image with the photo's blocks, as far as they are true of it."""
+    """The encoded image with those blocks of the photo that apply to it."""
     height, width, channels = photo.pixels.shape
     blocks = photo.blocks
     if form == "WebP" and channels < 3:
-        blocks = replace(blocks, icc=None)  # it is one of gray
+        blocks = replace(blocks, icc=None)  # the profile is for gray
     if form != "PNG" and blocks.icc is None and not png.is_srgb(blocks.colour):
         message = f"{path}: the colours are not sRGB, but {form} tells only by an ICC profile; they will look different"
         warnings.warn(message, ImageWarning, stacklevel=4)
