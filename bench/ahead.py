@@ -139,11 +139,11 @@ def in_place_of_launches(gpu: str, call: Callable[[Any, Any, dict[str, Any]], No
         for where, what, by in (
             (driver, "_active", there),
             (configs, "describe", lambda _: (name, int(shared))),
-            (launch, "launcher", call),
             (backend, "INTERPRETED", True),
             (testing, "random", unfilled),
         ):
             stack.enter_context(mock.patch.object(where, what, by))
+        stack.enter_context(launch.intercepting(lambda _launch, *launched: call(*launched)))
         stack.enter_context(lmfn_kernels.backend("triton"))
         yield
 

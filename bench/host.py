@@ -60,20 +60,18 @@ class Launches(TorchDispatchMode):
     def __enter__(self) -> "Launches":
         from lmfn_kernels.runtime import launch
 
-        inner = launch.launcher
-
-        def counted(*launch: Any) -> Any:
+        def counted(launch: Any, *launched: Any) -> Any:
             self.ours += 1
-            return inner(*launch)
+            return launch(*launched)
 
-        self._replaced = mock.patch.object(launch, "launcher", counted)
-        self._replaced.start()
+        self._counting = launch.intercepting(counted)
+        self._counting.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._replaced.stop()
+        self._counting.__exit__(None, None, None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -201,8 +200,8 @@ def launches(any_are: bool) -> Iterator[list[Kernel]]:
         return
     from lmfn_kernels.runtime import launch
 
-    def noted(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
-        made = kernel[grid](**arguments)
+    def noted(launch: Any, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        made = launch(kernel, grid, arguments)
         names: tuple[str, ...] = ("BLOCK_H", "BLOCK_W", "num_warps", "STAGES")
         config = {name: int(arguments[name]) for name in names if name in arguments}
         # An interpreted kernel is not compiled and has none of these.
@@ -212,5 +211,5 @@ def launches(any_are: bool) -> Iterator[list[Kernel]]:
         if one not in found:
             found.append(one)
 
-    with mock.patch.object(launch, "launcher", noted):
+    with launch.intercepting(noted):
         yield found

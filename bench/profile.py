@@ -27,7 +27,6 @@ from bench.ops import shape_of
 from bench.registry import OPS
 from bench.rows import Machine, Shape
 from bench.train import STEPS, Step
-from bench.tune import launching
 from lmfn import atomic
 
 SHAPES = {"frame": "1x720x1280", "step": "16x256x256"}
@@ -122,6 +121,8 @@ def profiled(on: Gpu, call: Callable[[], Any], replay: Callable[[], Any], machin
 
     Raises RuntimeError if the profiler sees no kernels, or others than were launched.
     """
+    from lmfn_kernels.runtime.launch import intercepting
+
     launches: list[Launch] = []
 
     def noted(launch: Callable[..., Any], kernel: Any, grid: Any, arguments: dict[str, Any]) -> None:
@@ -129,7 +130,7 @@ def profiled(on: Gpu, call: Callable[[], Any], replay: Callable[[], Any], machin
         launch(kernel, grid, arguments)
 
     with lmfn_kernels.backend("triton"):
-        with launching(noted):
+        with intercepting(noted):
             call()
         for _ in range(3):  # captures a graph
             replay()

@@ -118,7 +118,7 @@ class _Compiler:
     def get_current_target(self) -> GPUTarget:
         return self.target
 
-    def launch(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    def launch(self, _launch: Any, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
         made = kernel.warmup(grid=grid, **arguments)
         self.compiled.setdefault(made.hash, (kernel, made, arguments))
 
@@ -194,7 +194,7 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
         # Not set_active and reset_active: the second looks for a GPU driver, which may not exist.
         stack.enter_context(mock.patch.object(driver, "_active", compiler))
         stack.enter_context(mock.patch.object(configs, "describe", return_value=(target, shared)))
-        stack.enter_context(mock.patch.object(launch, "launcher", compiler.launch))
+        stack.enter_context(launch.intercepting(compiler.launch))
         _calls(DTYPES[dtype])
         for kernel, made, arguments in compiler.compiled.values():
             yield from _rows(target, dtype, kernel, made, arguments)

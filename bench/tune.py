@@ -169,6 +169,8 @@ class Tuning:
 
     def queued(self, work: Workload) -> list[tuple[str, Any, Any]]:
         """Events around every launch of a call that was fully queued before its first kernel ran."""
+        from lmfn_kernels.runtime.launch import intercepting
+
         events: list[tuple[str, Any, Any]] = []
 
         def timed(launch: Callable[..., Any], kernel: Any, grid: Any, arguments: Any) -> None:
@@ -178,7 +180,7 @@ class Tuning:
             end.record()
             events.append((self.table.asked, start, end))
 
-        with launching(timed):
+        with intercepting(timed):
             while True:
                 events.clear()
                 self.on.synchronize()
@@ -259,16 +261,6 @@ def made(op: BenchOp, shape: Shape, dtype: torch.dtype, on: str) -> Workload:
     results, gradients = testing.reference_with_bounds(op.function(shape), tensors)
     exact = [*results, *(g for g in gradients if g is not None)]
     return Workload(call(provider.function(op.function(shape)), [provider.inputs(tensors)], "full"), exact)
-
-
-@contextmanager
-def launching(replaced: Callable[[Callable[..., Any], Any, Any, Any], None]) -> Iterator[None]:
-    """`replaced` receives the original launch, and the kernel, grid and arguments of each call."""
-    from lmfn_kernels.runtime import launch
-
-    inner = launch.launcher
-    with mock.patch.object(launch, "launcher", lambda *args: replaced(inner, *args)):
-        yield
 
 
 def _compile(job: tuple[str, str, Shape, torch.dtype, dict[str, Config]]) -> None:

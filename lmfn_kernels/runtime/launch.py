@@ -4,8 +4,9 @@ A launcher describes each of its kernels at each shape once, as a `Plan`, which 
 looks at its tensors: Triton's own way to the compiled kernel is gone once for each kind of them.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -185,8 +186,22 @@ def _triton_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]
     return kernel[grid](**arguments)
 
 
-launcher: Callable[[Any, tuple[int, ...], dict[str, Any]], Any] = _triton_launch
-"""What a launch does. The resource table puts a compiler without a device in its place."""
+_launcher: Callable[[Any, tuple[int, ...], dict[str, Any]], Any] = _triton_launch
+
+
+@contextmanager
+def intercepting(function: Callable[..., Any]) -> Iterator[None]:
+    """Call `function(launch, kernel, grid, arguments)` in place of every launch within the context.
+
+    `launch(kernel, grid, arguments)` does what would have been done, and returns the compiled kernel.
+    """
+    global _launcher
+    inner = _launcher
+    _launcher = partial(function, inner)
+    try:
+        yield
+    finally:
+        _launcher = inner
 
 
 def launch(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], **tensors: Tensor | None) -> None:
@@ -207,9 +222,9 @@ def launch(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], 
             kinds.append(tensor.data_ptr() % 16)
     kind = tuple(kinds)
     compiled = plan.compiled.get(kind)
-    if compiled is None or launcher is not _triton_launch or _observed():
+    if compiled is None or _launcher is not _triton_launch or _observed():
         found = _as_documented(plan, on, tensors)
-        if launcher is _triton_launch and getattr(found, "metadata", None) and found.metadata.target.backend == "cuda":
+        if _launcher is _triton_launch and getattr(found, "metadata", None) and found.metadata.target.backend == "cuda":
             plan.compiled[kind] = _for_next_time(plan, found, tensors)
     elif driver.active.get_current_device() == device:
         _again(compiled, device, list(tensors.values()))
@@ -234,7 +249,7 @@ def _as_documented(plan: Plan, on: Tensor, tensors: Mapping[str, Tensor | None])
             arguments[name] = TensorDescriptor(tensor, list(view.shape), list(view.strides), list(plan.blocks[name]))
     guard = nullcontext() if on.device.type == "cpu" else torch.get_device_module(on.device).device(on.device)
     with guard:
-        return launcher(plan.kernel, plan.grid, arguments | plan.constants | compiler_options())
+        return _launcher(plan.kernel, plan.grid, arguments | plan.constants | compiler_options())
 
 
 def _for_next_time(plan: Plan, found: Any, tensors: Mapping[str, Tensor | None]) -> _Compiled:

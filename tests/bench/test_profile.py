@@ -12,7 +12,7 @@ from bench.__main__ import main
 from bench.devices import Gpu
 from bench.registry import OPS
 from bench.rows import Shape
-from bench.tune import launching
+from lmfn_kernels.runtime.launch import intercepting
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def profiled(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
             seen.append((kernel.__name__, 10.0))
             launch(kernel, *arguments)
 
-        with launching(noted):
+        with intercepting(noted):
             call()
         return seen
 

@@ -107,7 +107,6 @@ def test_backward_keeps_the_backend_of_its_forward() -> None:
     with lmfn_kernels.backend("triton"):
         y = rfdb_from_flat(x, *weights)
     launched: list[str] = []
-    with pytest.MonkeyPatch.context() as patch, lmfn_kernels.backend("torch"):
-        patch.setattr(launch, "launcher", lambda kernel, *_: launched.append(kernel.__name__))
+    with launch.intercepting(lambda _launch, kernel, *_: launched.append(kernel.__name__)), backend.backend("torch"):
         torch.autograd.grad(y.sum(), x)
     assert "fuse_backward_kernel" in launched

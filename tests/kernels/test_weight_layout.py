@@ -31,7 +31,7 @@ def amid_nan(weight: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_kernels_read_it_in_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_read_it_in_place(name: str) -> None:
     from lmfn_kernels.runtime import launch
 
     function = OPS[name].function
@@ -41,11 +41,11 @@ def test_kernels_read_it_in_place(name: str, monkeypatch: pytest.MonkeyPatch) ->
         tensors = [launch.as_kernel_image(t) if is_image(t) else t for t in tensors]
         laid_out = [amid_nan(weight_layout(t)) if i in weights else t for i, t in enumerate(tensors)]
         torch.testing.assert_close(function(*laid_out), function(*tensors), rtol=0, atol=0)
-        monkeypatch.setattr(launch, "launcher", lambda *_: None)
-        with Copies() as before:
-            function(*tensors)
-        with Copies() as after:
-            function(*laid_out)
+        with launch.intercepting(lambda *_: None):
+            with Copies() as before:
+                function(*tensors)
+            with Copies() as after:
+                function(*laid_out)
     assert before.count >= len(weights) > 0
     assert after.count == 0
 
