@@ -37,10 +37,10 @@ def test_widths_of_the_network(name: str) -> None:
     correct(name, OPS[name].draw((1, *OPS[name].widths, 4, 6), torch.float32))
 
 
-@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("name", OPS)
 def test_gradcheck(name: str) -> None:
-    """Against finite differences in float64, along one direction through all inputs."""
+    """Against finite differences in float64, along one direction through all inputs. The kernels' gradients are those
+    of the formula, above."""
     inputs = OPS[name].draw((1, 2, 2, 3, 4), torch.float64)
     direction = [random(t.shape) for t in inputs]
 
@@ -48,6 +48,11 @@ def test_gradcheck(name: str) -> None:
         return OPS[name].function(*(t + step * d for t, d in zip(inputs, direction, strict=True)))
 
     assert torch.autograd.gradcheck(along, [torch.zeros(1, dtype=torch.float64, requires_grad=True)], fast_mode=True)
+
+
+def steps(t: Tensor) -> list[int]:
+    """The strides that are ever taken."""
+    return [step for step, size in zip(t.stride(), t.shape, strict=True) if size > 1]
 
 
 def in_memory(image: Tensor, kind: str) -> Tensor:
@@ -93,7 +98,7 @@ def test_same_bits_inputs_left_alone_and_strides_of_weights(name: str, memory_fo
     for t, unchanged, gradient in zip(inputs, before, gradients, strict=True):
         assert torch.equal(t, unchanged)
         assert gradient is not None
-        assert is_image(t) or gradient.stride() == t.stride()
+        assert t.shape[2:] not in ((1, 1), (3, 3)) or steps(gradient) == steps(t)
 
 
 @pytest.mark.usefixtures("backend")
