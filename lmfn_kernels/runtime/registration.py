@@ -192,7 +192,8 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
 
 def _lay_out(backend: str, weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     if backend != "triton":
-        return [weight.to(dtype) for weight in weights]
+        # PyTorch's dispatcher lets None pass for a tensor; its operations refuse it, and name the argument.
+        return [weight if weight is None else weight.to(dtype) for weight in weights]
     from lmfn_kernels.runtime import multi_tensor
 
     return multi_tensor.lay_out(weights, dtype)
