@@ -59,8 +59,8 @@ def page_files(weights: str | Path) -> dict[str, bytes]:
     folder = resources.files(__name__) / "page"
     files = {f"/{file.name}": file.read_bytes() for file in folder.iterdir()}
     files["/"] = files.pop("/index.html")
-    files |= {f"/runtime/{name}": data for name, data in runtime_files().items()}
     files["/network.onnx"], files["/self-test.json"] = _network(weights)
+    files |= {f"/runtime/{name}": data for name, data in runtime_files().items()}
     return files
 
 
@@ -127,7 +127,9 @@ def serve(weights: str | Path = "lmfn", port: int = 8650, open_browser: bool = T
 
     Raises as `page_files` and `server`.
     """
-    with server(page_files(weights), port) as running:
+    files: dict[str, bytes] = {}
+    with server(files, port) as running:  # first, so that a port in use is found out before the work
+        files.update(page_files(weights))
         url = f"http://{ADDRESS}:{running.server_port}/"
         log.info("The page is at %s (Ctrl+C stops it). Photographs stay in the browser.", url)
         if open_browser and not webbrowser.open(url):

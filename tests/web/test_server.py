@@ -94,6 +94,14 @@ def test_a_port_that_is_taken_is_named(server: ThreadingHTTPServer) -> None:
         web.server({}, server.server_port)
 
 
+def test_a_port_that_is_taken_is_found_out_before_the_work(
+    server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(web, "page_files")
+    with pytest.raises(OSError, match=f"port {server.server_port} cannot be had"):
+        web.serve("lmfn", server.server_port, open_browser=False)
+
+
 def archive() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
