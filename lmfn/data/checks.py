@@ -48,6 +48,8 @@ class CheckReport:
         part = f", {self.split}" if self.split else ""
         what = "images" if self.layout == "images" else f"pairs ({self.layout}{part})"
         lines = [f"{self.root}: {self.count} {what}"]
+        if self.layout == "images":
+            lines.append("no pairs were recognised; if there are any, name two folders: BLURRED --sharp SHARP")
         if self.sizes:
             [(common, times)] = self.sizes.most_common(1)
             line = f"sizes: {common[1]}x{common[0]} ({times} of {self.sizes.total()})"

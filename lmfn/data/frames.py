@@ -2,10 +2,11 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 from typing import Any
 
@@ -45,7 +46,7 @@ class FolderSequence:
 
 @dataclass(frozen=True)
 class VideoSequence:
-    """The frames of a video file, in the order in which they are shown."""
+    """Frames of a video file that follow each other without a gap, in the order in which they are shown."""
 
     path: Path
     size: tuple[int, int]
@@ -56,13 +57,15 @@ class VideoSequence:
     """When each frame is shown, in the stream's units; ascending."""
     keys: tuple[int, ...]
     """The times from which decoding can start, ascending."""
+    start: int = 0
+    """The number, in the video, of the first of the frames."""
 
     def __len__(self) -> int:
         return len(self.times)
 
     def name(self, n: int) -> str:
         """What frame n is called."""
-        return f"{n:06d}"
+        return f"{self.start + n:06d}"
 
     def decode(self, first: int, last: int) -> Iterator[tuple[int, Image]]:
         """The frames from `first` up to, not including, `last`, uint8 `[H, W, 3]`, upright, each after its number.
@@ -105,12 +108,13 @@ FrameSequence = FolderSequence | VideoSequence
 def find_runs(path: str | Path) -> list[FrameSequence]:
     """The runs of frames in a folder of frames, in a tree of such folders, in a video file or a folder of video files.
 
+    A video ends a run where frames are missing: where one is shown for more than half as long again as most are.
     Only headers are read. Raises DataError where there is nothing, where a folder's frames differ in size or where a
     video cannot be read; ImageError where an image cannot.
     """
     path = Path(path)
     if path.is_file():
-        return [_video(path)]
+        return list(_video(path))
     if not path.is_dir():
         raise DataError(f"there is no folder or video {path}")
     videos = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
@@ -119,7 +123,13 @@ def find_runs(path: str | Path) -> list[FrameSequence]:
         folders.setdefault(file.parent, []).append(file)
     if not videos and not folders:
         raise DataError(f"{path} holds neither images nor videos")
-    return [_folder(folder, files) for folder, files in folders.items()] + [_video(video) for video in videos]
+    return [_folder(folder, files) for folder, files in folders.items()] + [run for v in videos for run in _video(v)]
+
+
+def without_fragments(runs: Sequence[FrameSequence], least: int) -> list[FrameSequence]:
+    """The runs but for those of a video that have fewer frames than `least`, if others of it have as many."""
+    long = {run.path for run in runs if len(run) >= least}
+    return [run for run in runs if len(run) >= least or run.path not in long]
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:
@@ -142,7 +152,7 @@ def _folder(folder: Path, files: list[Path]) -> FolderSequence:
     return FolderSequence(folder, size, tuple(files))
 
 
-def _video(path: Path) -> VideoSequence:
+def _video(path: Path) -> Iterator[VideoSequence]:
     """Index a video by reading its packets; the first frame alone is decoded."""
     av = _av(path)
     try:
@@ -161,7 +171,11 @@ def _video(path: Path) -> VideoSequence:
         raise DataError(f"{path} holds no frames with time stamps; convert it to MP4 first")
     quarters = round(first.rotation / 90) % 4
     size = (first.width, first.height) if quarters % 2 else (first.height, first.width)
-    return VideoSequence(path, size, quarters, times, keys)
+    steps = [later - earlier for earlier, later in pairwise(times)]
+    longest = 1.5 * median(steps or [0])
+    starts = [0, *(n for n, step in enumerate(steps, 1) if step > longest)]
+    for start, end in pairwise([*starts, len(times)]):
+        yield VideoSequence(path, size, quarters, times[start:end], keys, start)
 
 
 def _av(path: Path) -> ModuleType:

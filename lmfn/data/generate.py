@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lmfn import images
-from lmfn.data.frames import FrameSequence, find_runs
+from lmfn.data.frames import FrameSequence, find_runs, without_fragments
 from lmfn.data.layouts import DataError, index
 from lmfn.data.synthesis import Image, blur_photo, draw_frame_count, mean_of_frames
 from lmfn.options import BlurKinds, BlurOptions
@@ -67,7 +67,8 @@ def synth(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not an empty folder; remove it or name another one")
     if frames:
-        jobs = [_from_frames(run, source, (seed, n), blur) for n, run in enumerate(find_runs(source))]
+        runs = without_fragments(find_runs(source), blur.frames[1])
+        jobs = [_from_frames(run, source, (seed, n), blur) for n, run in enumerate(runs)]
     else:
         photos = enumerate(index(source).items())
         jobs = [_from_photo(name, path, (seed, n), count, blur) for n, (name, path) in photos]

@@ -54,10 +54,11 @@ def pack(
     if out.suffix != SUFFIX:
         raise DataError(f"{out}: the name of a pack must be NAME{SUFFIX}")
     files, rng = Images(0), np.random.default_rng(seed)
-    stretch = 2 * (blur or BlurOptions()).frames[1]
+    most_frames = (blur or BlurOptions()).frames[1]
     queues = []
     for source in sources:
-        items = [part for _, item in find_items(source, files) for part in _stretches(source, item, stretch)]
+        found = find_items(source, files, most_frames)
+        items = [part for _, item in found for part in _stretches(source, item, 2 * most_frames)]
         queues.append([items[n] for n in rng.permutation(len(items))])
     totals = [len(queue) for queue in queues]
     packed = [PackedSource(source.kind, str(source.path), source.weight) for source in sources]

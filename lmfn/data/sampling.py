@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lmfn import images
-from lmfn.data.frames import FrameSequence, find_runs
+from lmfn.data.frames import FrameSequence, find_runs, without_fragments
 from lmfn.data.layouts import DataError, find_pairs, index
 from lmfn.data.packed import open_pack, read_rgb
 from lmfn.data.rendering import Part, Patch, render
@@ -116,7 +116,7 @@ class TrainingSet(Dataset[tuple[Tensor, Tensor]]):
     def _parts_of(self, source: Source) -> Iterator[tuple[str, float, Iterable[tuple[Path, Item]]]]:
         """Kind, weight, and items with their paths; for a pack those of all its sources."""
         if source.kind != "packs":
-            yield source.kind, source.weight, find_items(source, self.images)
+            yield source.kind, source.weight, find_items(source, self.images, self.blur.frames[1])
             return
         path = Path(source.path)
         packed = open_pack(path)
@@ -290,8 +290,9 @@ class _Cache:
         self._clear()
 
 
-def find_items(source: Source, files: Images) -> Iterator[tuple[Path, Item]]:
-    """The items of a source other than a pack, each with the path that errors name; registers their images."""
+def find_items(source: Source, files: Images, least: int) -> Iterator[tuple[Path, Item]]:
+    """The items of a source other than a pack, each with the path that errors name; registers their images. Of a video
+    with gaps, stretches of fewer frames than `least` are left out."""
     if source.kind == "pairs":
         for pair in find_pairs(source.path, sharp=source.sharp, split="train", variant=source.variant).pairs:
             blurred, sharp = images.read_size(pair.blurred), images.read_size(pair.sharp)
@@ -305,7 +306,7 @@ def find_items(source: Source, files: Images) -> Iterator[tuple[Path, Item]]:
         for photo in index(Path(source.path)).values():
             yield photo, (files.add(photo, images.read_size(photo)),)
     else:
-        for run in find_runs(source.path):
+        for run in without_fragments(find_runs(source.path), least):
             first = files.add_run(run)
             yield run.path, range(first, first + len(run))
 

@@ -84,6 +84,7 @@ def test_folders_without_pairs(save: Callable, tmp_path: Path) -> None:
     [problem] = report.problems
     assert "3.png" in problem
     assert f"{tmp_path}: 4 images" in report.text()
+    assert "no pairs were recognised" in report.text()
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         check(tmp_path / "empty")

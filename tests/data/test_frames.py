@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmfn.data import DataError
-from lmfn.data.frames import find_runs
+from lmfn.data.frames import find_runs, without_fragments
 
 
 def test_folders_of_frames_are_runs_in_natural_order(save: Callable, tmp_path: Path) -> None:
@@ -70,6 +70,30 @@ def test_videos_in_a_folder_and_names(make_video: Callable, tmp_path: Path) -> N
         ("clip.mp4", 5, "000002"),
         ("other.mov", 7, "000002"),
     ]
+
+
+def test_a_video_s_runs_end_where_frames_are_missing(make_video: Callable, tmp_path: Path) -> None:
+    """Their mean would be of moments that do not follow each other."""
+    make_video(tmp_path / "whole.mp4", count=41)
+    with av.open(str(tmp_path / "whole.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with av.open(str(tmp_path / "gaps.mp4"), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=30, options={"qp": "0", "g": "12", "bf": "2"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb24"
+        for n, pixels in enumerate(frames):
+            if n not in (20, 38):
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts = n
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    runs = find_runs(tmp_path / "gaps.mp4")
+    assert [len(run) for run in runs] == [20, 17, 2]
+    assert [run.name(0) for run in runs] == ["000000", "000020", "000037"]
+    for run, first in zip(runs, (0, 21, 39), strict=True):
+        for n, frame in run.decode(0, len(run)):
+            np.testing.assert_array_equal(frame, frames[first + n])
+    assert without_fragments(runs, 13) == runs[:2]
+    assert without_fragments(runs, 40) == runs
 
 
 def test_faults_are_named(
