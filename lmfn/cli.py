@@ -90,7 +90,7 @@ class Deblur:
 
         targets = [clip_target(path, self.out, self.suffix, self.ext) for path in paths]
         if twice := {str(target) for target in targets if targets.count(target) > 1}:
-            raise ValueError(f"several clips would be written to {', '.join(twice)}; run them separately")
+            raise ValueError(f"more than one clip would become {', '.join(twice)}; run them apart")
         if self.dry_run:
             print("\n".join(f"{path} -> {target}" for path, target in zip(paths, targets, strict=True)))
             return True
