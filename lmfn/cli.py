@@ -19,7 +19,18 @@ from tyro.conf import OmitSubcommandPrefixes, Positional, arg
 import lmfn
 from lmfn import checkout
 from lmfn.extras import require
-from lmfn.options import BlurKind, BlurKinds, BlurOptions, ExportFormat, ExportType, Frames, Guard, Precision, Variant
+from lmfn.options import (
+    BlurKind,
+    BlurKinds,
+    BlurOptions,
+    ExportFormat,
+    ExportType,
+    Frames,
+    Guard,
+    Precision,
+    Variant,
+    parse_bytes,
+)
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 WEIGHTS = (
@@ -54,6 +65,9 @@ class Deblur:
     device: str | None = None
     """A torch device; default: a GPU if available."""
     precision: Precision = "fp32"
+    memory: str | None = None
+    """Limit the memory, as in 2GB or 800MB; default: what is free. Images that need more are processed in strips, if
+    necessary with a scratch file; the result is the same."""
     guard: Guard = "warn"
     """Implausible outputs, or parts of them, are written with a warning, replaced by the input, or not looked for."""
     strength: float = 1.0
@@ -134,7 +148,12 @@ class Deblur:
         if device is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
             device = f"cuda:{os.environ['LOCAL_RANK']}"
         return Deblurrer(
-            self.weights, device=device, precision=self.precision, guard=self.guard, strength=self.strength
+            self.weights,
+            device=device,
+            precision=self.precision,
+            guard=self.guard,
+            strength=self.strength,
+            memory=None if self.memory is None else parse_bytes(self.memory),
         )
 
     def _deblur_photos(self) -> bool:

@@ -2,22 +2,30 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lmfn.device import DTYPES, check_precision, choose_device
-from lmfn.inference import BORDER, for_inference, with_border
-from lmfn.memory import available_memory
+from lmfn.inference import BORDER, engine, with_border
+from lmfn.memory import available, available_memory, resident, scratch_folder
+from lmfn.network.blocks import MULTIPLE, SMALLEST
 from lmfn.network.model import Network
 from lmfn.network.pretrained import LMFN
 from lmfn.options import Guard, Precision
-from lmfn.plausibility import DoubtfulOutput, implausibility, implausible_regions
+from lmfn.plausibility import Check, DoubtfulOutput
+from lmfn.strips import Plan, Strips
 
-REMEDY = "make the image smaller, or split it into parts"
+REMEDY = "make the image smaller"
+STRIP_PIXELS = 1 << 19
+"""Pixels of the output that are looked at, or written, at a time."""
+LOWEST = 48
+"""Rows of a strip at 1/4 below which a scratch file is the better way: halos would cost more than it does."""
 
 
 class Deblurrer:
@@ -28,7 +36,9 @@ class Deblurrer:
     is a torch device; by default `cuda` if available, else `mps`, else `cpu`. `precision` is that of the convolutions;
     bf16 and fp16 run under autocast. `guard` is the treatment of implausible outputs or parts of them
     (`lmfn.plausibility`). `strength` scales the change: 0 returns the input, 1 the network's output; more exaggerates
-    the change and its errors, and is a UserWarning.
+    the change and its errors, and is a UserWarning. `memory` is the number of bytes that the process (on a GPU, PyTorch
+    there) may hold, by default what is free. An image that needs more is processed in strips, the maps between stages
+    in memory or, if they do not fit, in a scratch file; the result is the same to rounding.
 
     Raises ValueError for unusable weights, an unavailable device, an unknown precision or guard, fp16 on a CPU, and a
     strength below 0; FileNotFoundError if the weights do not exist.
@@ -42,6 +52,7 @@ class Deblurrer:
         precision: Precision = "fp32",
         guard: Guard = "warn",
         strength: float = 1.0,
+        memory: int | None = None,
     ) -> None:
         if not 0 <= strength < float("inf"):
             raise ValueError(f"strength is {strength}; it must be 0 or more, and 1 is what the network does")
@@ -56,12 +67,20 @@ class Deblurrer:
         self.precision = precision
         model = copy.deepcopy(weights) if isinstance(weights, Network) else LMFN.from_pretrained(weights)
         self.model: Network = model.eval().to(self.device)
-        self.run = with_border(for_inference(self.model, self.device, DTYPES[precision]))
+        self.engine = engine(self.model, self.device, DTYPES[precision])
+        self.run = with_border(self.engine.run)
+        if memory is not None and memory <= 0:
+            raise ValueError(f"memory is {memory}; it must be a number of bytes above 0")
+        self.memory = memory
+
+    whole_numbers = True
+    """It takes samples of 8 and 16 bits as files have them, which are a quarter and a half of the memory of floats."""
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Sharpen `[H, W, C]`, float32 or float64 in [0, 1]: gray, gray + alpha, RGB or RGBA for C = 1 to 4; any size.
+        """Sharpen `[H, W, C]` of any size, float32 or float64 in [0, 1], uint8 or uint16: gray, gray + alpha, RGB or
+        RGBA for C = 1 to 4.
 
-        The result has the same shape and dtype and is clipped to [0, 1]. Alpha is unchanged. Gray passes through the
+        The result has the same shape and dtype and is clipped to its range. Alpha is unchanged. Gray passes through the
         network as three equal channels, of which the mean is returned. The network computes in at most float32. An
         implausible output is a `DoubtfulOutput` warning with the reason and, for parts of the image, their position.
 
@@ -70,69 +89,157 @@ class Deblurrer:
         the network's output is not finite (unless `guard` is "input").
         """
         check(image)
-        channels = image.shape[2]
+        height, width, channels = image.shape
         colours = 3 if channels > 2 else 1
-        self._check_memory(*image.shape[:2])
+        way = self.way(image)
+        result = image.copy()
         try:
-            blurred = torch.from_numpy(image[:, :, :colours].astype(np.float32)).to(self.device)
-            output = self._sharpen(blurred.expand(-1, -1, 3))
+            output = self._sharpen(image[:, :, :colours], way)
+            rows = [(first, min(first + way.rows, height)) for first in range(0, height, way.rows)]
             reason, regions = None, None
             if self.guard != "off":
-                reason = implausibility(blurred, output)
-                regions = implausible_regions(blurred, output) if reason is None else None
-            strength = torch.full_like(output, self.strength)
-            if regions is not None and self.guard == "input":
-                strength *= 1 - regions.weight
-            sharp = torch.lerp(blurred.expand_as(output), output, strength).cpu().numpy()
+                looked_at = Check(height, width)
+                for first, last in rows:
+                    looked_at.add(as_float(image[first:last, :, :colours]).to(self.device), output(first, last))
+                reason = looked_at.implausibility()
+                regions = looked_at.implausible_regions() if reason is None else None
+            if reason is not None and self.guard == "input":
+                warnings.warn(f"the output {reason}; the input was kept", DoubtfulOutput, stacklevel=2)
+                return result
+            for first, last in rows:
+                blurred = as_float(image[first:last, :, :colours]).to(self.device)
+                strength = torch.full_like(blurred, self.strength)
+                if regions is not None and self.guard == "input":
+                    strength *= 1 - regions.weight(first, last)
+                sharp = torch.lerp(blurred.expand(-1, -1, 3), output(first, last), strength.expand(-1, -1, 3))
+                if colours == 1:
+                    sharp = sharp.mean(2, keepdim=True)
+                if not sharp.isfinite().all():
+                    raise FloatingPointError(
+                        "the network's output is not finite: its weights are broken, or fp16 is too narrow for it; "
+                        "try fp32"
+                    )
+                put(sharp.clamp_(0, 1).cpu().numpy(), result[first:last, :, :colours])
         except RuntimeError as error:
             if any(words in str(error) for words in ("out of memory", "allocate memory")):  # of CUDA and MPS; of a CPU
-                raise MemoryError(
-                    f"out of memory on {self.device} with an {size(*image.shape[:2])}; {REMEDY}"
-                ) from error
+                raise MemoryError(f"out of memory on {self.device} with an {size(height, width)}; {REMEDY}") from error
             raise
-        if colours == 1:
-            sharp = sharp.mean(axis=2, keepdims=True)
-        if reason is not None and self.guard == "input":
-            warnings.warn(f"the output {reason}; the input was kept", DoubtfulOutput, stacklevel=2)
-            return image.copy()
-        if not np.isfinite(sharp).all():
-            raise FloatingPointError(
-                "the network's output is not finite: its weights are broken, or fp16 is too narrow for it; try fp32"
-            )
         if reason is not None:
             warnings.warn(f"the output {reason}; look at it", DoubtfulOutput, stacklevel=2)
         if regions is not None:
             outcome = "the input was kept there" if self.guard == "input" else "look at it"
             warnings.warn(f"the output {regions}; {outcome}", DoubtfulOutput, stacklevel=2)
-        result = image.copy()
-        result[:, :, :colours] = sharp.clip(0, 1)
         return result
 
-    def _sharpen(self, blurred: Tensor) -> Tensor:
-        """`[H, W, 3]` float32 to the same."""
-        return self.run(blurred.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    def _sharpen(self, image: np.ndarray, way: "Way") -> Callable[[int, int], Tensor]:
+        """The network's output of `[H, W, C]`: a function from first and last row to `[rows, W, 3]` float32."""
+        height, width = image.shape[:2]
+        if way.plan is None:
+            whole = as_float(image).to(self.device).expand(-1, -1, 3).permute(2, 0, 1)[None]
+            sharp = self.run(whole)[0].permute(1, 2, 0)
+            return lambda first, last: sharp[first:last]
+        down, across = (padded(n, min(height, width) > BORDER) for n in (height, width))
 
-    def _check_memory(self, height: int, width: int) -> None:
-        """Raise MemoryError if an image of this size certainly needs more memory than available."""
-        available = available_memory(self.device)
-        needed = self.estimated_bytes(height, width)
-        if available is not None and needed > available:
-            raise MemoryError(
-                f"an {size(height, width)} needs about {needed / 1e9:.1f} GB on {self.device}, and "
-                f"{available / 1e9:.1f} GB are available; {REMEDY}"
-            )
+        def read(first: int, last: int) -> Tensor:
+            part = as_float(image[down[first:last, None], across])
+            return part.expand(-1, -1, 3).permute(2, 0, 1)[None]
+
+        folder = scratch_folder(way.plan.map_bytes) if way.in_file else None
+        strips = cast(Strips, self.engine.strips)
+        with tqdm(total=way.plan.strips, unit="strip", leave=False, disable=None) as bar:
+            found = strips(read, (len(down), len(across)), way.plan, folder, bar.update)
+
+        def rows(first: int, last: int) -> Tensor:
+            place = torch.empty(1, last - first, len(across), 3).permute(0, 3, 1, 2)
+            found.read(first + BORDER, last + BORDER, place)
+            return place[0].permute(1, 2, 0)[:, BORDER : BORDER + width].to(self.device)
+
+        return rows
+
+    def way(self, image: np.ndarray) -> "Way":
+        """How the image would go through the network now. Raises MemoryError where the memory is too little."""
+        height, width = image.shape[:2]
+        free, held = self._available()
+        rows = max(1, STRIP_PIXELS // (64 * width)) * 64
+        beside = image.nbytes * (self.device.type == "cpu") + min(rows, height) * width * 120 + 4096 * width
+        needed = self.estimated_bytes(height, width) + beside
+        if free is None or needed <= free:
+            return Way(rows, None, False, needed)
+        if self.engine.strips is None:
+            raise MemoryError(self._short(image, needed, free, held))
+        tall, wide = (len(padded(n, True)) for n in (height, width))
+        floor = self.engine.strips.plan(tall, wide, 0)
+        in_memory = free - beside - floor.map_bytes if self.device.type == "cpu" else free - beside
+        if self.device.type != "cpu" and available() < 1.2 * floor.map_bytes:
+            in_memory = 0  # the maps are in the machine's own memory
+        for room, in_file in ((in_memory, False), (free - beside, True)):
+            plan = self.engine.strips.plan(tall, wide, max(room, 0))
+            enough = in_file or min(plan.rows.values()) >= min(LOWEST, tall // 4)
+            if plan.strip_bytes <= room and enough:
+                return Way(rows, plan, in_file, plan.strip_bytes + beside + plan.map_bytes * (not in_file))
+        raise MemoryError(self._short(image, floor.strip_bytes + beside, free, held))
+
+    def _available(self) -> tuple[int | None, int]:
+        """Bytes that may be taken, None where that is not known, and those of the budget that are taken already."""
+        kept = self.engine.kept()
+        if self.memory is None:
+            free = available_memory(self.device)
+            return None if free is None else free + kept, 0
+        held = torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else resident() - kept
+        return max(self.memory - held, 0), held
+
+    def _short(self, image: np.ndarray, needed: int, available: int, held: int) -> str:
+        what = f"an {size(*image.shape[:2])} needs at least {(needed + held) / 1e9:.2f} GB on {self.device}"
+        if self.memory is None:
+            return f"{what}, and {available / 1e9:.2f} GB are available; {REMEDY}"
+        return f"{what}, and the budget is {self.memory / 1e9:.2f} GB; raise it, or {REMEDY}"
 
     def estimated_bytes(self, height: int, width: int) -> int:
-        """Estimated bytes that the network needs in addition to the image.
-
-        The most is held at the image's full size: right after the first convolution (`channels`) or in the head
-        (`features`), and half as much again in what goes in or comes out, and some RGB images. Set against the peak of
-        both presets and two narrow networks as written on a CPU, at 0.3 to 1.4 megapixels: 1.04 to 2 times what was
-        measured; of the default network on oneDNN in float32, 1.7 to 1.9 times.
-        """
+        """About how many bytes an image takes beside itself where it goes through the network as a whole."""
         config = self.model.config
-        height, width = height + 2 * BORDER, width + 2 * BORDER
-        return int(4 * (1.5 * max(config.channels, config.features) + 20) * height * width) + 2**26
+        height, width = (len(padded(n, True)) for n in (height, width))
+        if not self.engine.packed:
+            return int(4 * (1.5 * max(config.channels, config.features) + 20) * height * width) + 2**26
+        c, n = config.channels, config.features
+        size = 4 if self.precision == "fp32" else 2
+        at_half = 4 * max(c, n * (config.head == "bilinear")) + 4 * n * (config.head == "bilinear")
+        at_4th = max(2 * c, 2 * n) + c * 5 / 16 + (config.rfdbs + 1) * n + config.esa
+        return int(height * width / 16 * (size * (48 + at_half + at_4th) + 4 * 48 * 4)) + 2**25
+
+
+class Way(NamedTuple):
+    """How an image goes through the network, and how many rows at a time what comes of it is looked at."""
+
+    rows: int
+    plan: Plan | None
+    """None: as a whole."""
+    in_file: bool
+    """Whether the maps lie in a file."""
+    needed: int
+    """About how many bytes of memory it takes beside the image."""
+
+    def __str__(self) -> str:
+        return "whole" if self.plan is None else f"strips, maps in {'a file' if self.in_file else 'memory'}"
+
+
+def padded(length: int, reflect: bool) -> np.ndarray:
+    """Along one axis, from which pixel each one of the padded image comes: the border, then what the network adds."""
+    places = np.pad(np.arange(length), BORDER, mode="reflect" if reflect and length > BORDER else "edge")
+    more = max(SMALLEST, -(-len(places) // MULTIPLE) * MULTIPLE) - len(places)
+    return np.pad(places, (0, more), mode="reflect" if more < len(places) else "edge")
+
+
+def as_float(pixels: np.ndarray) -> Tensor:
+    """Pixels as a float32 tensor in [0, 1]."""
+    floats = pixels.astype(np.float32)
+    if pixels.dtype.kind == "u":
+        floats /= np.float32(np.iinfo(pixels.dtype).max)
+    return torch.from_numpy(floats)
+
+
+def put(floats: np.ndarray, place: np.ndarray) -> None:
+    """Floats in [0, 1] into pixels of any type."""
+    place[:] = np.rint(floats * np.float32(np.iinfo(place.dtype).max)) if place.dtype.kind == "u" else floats
 
 
 def size(height: int, width: int) -> str:
@@ -145,11 +252,12 @@ def check(image: np.ndarray) -> None:
         raise TypeError("the image is a masked array; fill it first (image.filled(value))")
     if not isinstance(image, np.ndarray):
         raise TypeError(f"the image is a {type(image).__name__}; it must be a numpy array [H, W, C], float in [0, 1]")
-    if image.dtype not in (np.float32, np.float64):
-        remedy = f"divide it by {np.iinfo(image.dtype).max}" if image.dtype in (np.uint8, np.uint16) else "convert it"
-        raise TypeError(f"the image is {image.dtype}; it must be float32 or float64 in [0, 1]: {remedy}")
+    if image.dtype not in (np.float32, np.float64, np.uint8, np.uint16):
+        raise TypeError(f"the image is {image.dtype}; it must be float32 or float64 in [0, 1], uint8 or uint16")
     if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or image.size == 0:
         raise ValueError(f"the image has shape {image.shape}; it must be [H, W, C] with H, W >= 1 and C from 1 to 4")
+    if image.dtype.kind == "u":
+        return
     low, high = image.min(), image.max()
     if not (low >= 0 and high <= 1):  # also true for NaN
         raise ValueError(f"the image's values are from {low:.6g} to {high:.6g}; they must be in [0, 1]")

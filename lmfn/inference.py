@@ -4,7 +4,9 @@ import copy
 import os
 import threading
 import weakref
-from typing import ClassVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,8 @@ from torch import Tensor
 from lmfn.cuda_graphs import GraphCache, ImageFunction
 from lmfn.device import has_fast_bf16
 from lmfn.network.model import Network
-from lmfn.onednn import for_onednn
+from lmfn.onednn import OneDNNNetwork, for_onednn
+from lmfn.strips import PlainStages, Strips, takes
 from lmfn_kernels import weight_layout
 
 BORDER = 16
@@ -40,6 +43,26 @@ def for_inference(
     Raises ValueError for a dtype that is not supported there. The function raises TypeError for an input that is not a
     floating point tensor, ValueError for one of another shape or on another device.
     """
+    return engine(model, device, dtype).run
+
+
+class Engine(NamedTuple):
+    """A network ready to be run, on whole images and on images of which no map is whole in memory."""
+
+    run: ImageFunction
+    """As `for_inference` gives it."""
+    strips: Strips | None
+    """The same network strip by strip; None for the parts of some ablations."""
+    packed: OneDNNNetwork | None
+    """The network that runs, where it is such a one."""
+
+    def kept(self) -> int:
+        """Bytes that it holds from call to call, and uses in the next."""
+        return 0 if self.packed is None else sum(buffer.nbytes for buffer in self.packed.buffers.values())
+
+
+def engine(model: Network, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Engine:
+    """Arguments and errors as in `for_inference`."""
     device = next(model.parameters()).device if device is None else torch.empty(0, device=device).device
     if dtype is None:
         dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
@@ -48,12 +71,24 @@ def for_inference(
         names = ", ".join(str(known).removeprefix("torch.") for known in dtypes)
         raise ValueError(f"dtype is {dtype}; on {device.type} it must be one of {names}")
     model = copy.deepcopy(model).requires_grad_(False).eval().to(device, torch.float32)
-    run: ImageFunction | None = for_onednn(model, dtype) if device.type == "cpu" else None
-    if run is None:
-        run = plain(model, device, dtype)
+    packed: OneDNNNetwork | None = for_onednn(model, dtype) if device.type == "cpu" else None
+    run: ImageFunction = packed or plain(model, device, dtype)
+    stages = packed or PlainStages(model, device, dtype)
     if device.type == "cuda":
         run = GraphCache(run)
     turns = Turns()
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        # Buffers that were made in inference mode could not be written to outside it.
+        with turns, torch.inference_mode(False), torch.no_grad():
+            yield
+
+    @contextmanager
+    def turn_of_strips() -> Iterator[None]:
+        cast = packed is None and dtype != torch.float32
+        with turn(), torch.autocast(device.type, dtype, enabled=cast, cache_enabled=False):
+            yield
 
     def checked(blurred: Tensor) -> Tensor:
         if not isinstance(blurred, Tensor) or not blurred.is_floating_point():
@@ -65,11 +100,11 @@ def for_inference(
             raise ValueError(f"the image is on {blurred.device}, and the network on {device}; move the image there")
         if len(blurred) == 0:
             return blurred.clone()
-        # Buffers created in inference mode could not be written to outside it.
-        with turns, torch.inference_mode(False), torch.no_grad():
+        with turn():
             return run(blurred.float()).to(blurred.dtype)
 
-    return checked
+    strips = Strips(stages, model, turn_of_strips) if takes(model) else None
+    return Engine(checked, strips, packed)
 
 
 class Turns:

@@ -119,6 +119,7 @@ class _Line:
 
     def __init__(self, sharpen: Sharpen, frames: Frames | None, overwrite: bool) -> None:
         self._sharpen, self._frames, self._overwrite = sharpen, frames, overwrite
+        self._whole_numbers = getattr(sharpen, "whole_numbers", False)
         self.suspects: list[_Work] = []
         self._claimed: set[Claim] = set()
 
@@ -150,7 +151,9 @@ class _Line:
             self._claimed.add(work.claim)
             work.claim.take()
             if self._frames != "all":
-                work.photo = images.read(work.outcome.source, first=self._frames == "first")
+                work.photo = images.read(
+                    work.outcome.source, first=self._frames == "first", whole_numbers=self._whole_numbers
+                )
 
     def sharpen(self, work: _Work) -> None:
         """Run the network. The images of a file with several are processed one after the other."""
@@ -160,7 +163,7 @@ class _Line:
             if work.photo is not None:
                 work.photo = self._sharpened(work.photo)
             else:
-                photos = images.read_frames(work.outcome.source)
+                photos = images.read_frames(work.outcome.source, whole_numbers=self._whole_numbers)
                 first, *second = islice(photos, 2)
                 if second:
                     images.write_frames(work.outcome.target, map(self._sharpened, chain([first], second, photos)))

@@ -1,6 +1,8 @@
 """Memory available to this process: free memory, limited by its container."""
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +52,27 @@ def available_memory(device: torch.device) -> int | None:
         # Memory that torch has reserved but does not use is free.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return available() if device.type == "cpu" else None
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def scratch_folder(size: int) -> Path:
+    """A folder for a scratch file of so many bytes: that for temporary files (`TMPDIR`), /var/tmp, or this one.
+
+    What is in memory itself (tmpfs) is none. Raises MemoryError where no folder has the room.
+    """
+    mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
+    for folder in (Path(tempfile.gettempdir()), Path("/var/tmp"), Path.cwd()):
+        places = (folder.resolve(), *folder.resolve().parents)
+        kind = next((mounts[str(place)] for place in places if str(place) in mounts), "")
+        if folder.is_dir() and kind not in ("tmpfs", "ramfs") and shutil.disk_usage(folder).free > size:
+            return folder
+    raise MemoryError(
+        f"a scratch file of {size / 1e9:.1f} GB is needed; set TMPDIR to a folder on a disk with the room"
+    )
 
 
 def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:

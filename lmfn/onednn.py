@@ -187,6 +187,12 @@ def without_halo(x: Tensor) -> Tensor:
     return x[:, :, 1:-1]
 
 
+def with_halo(x: Tensor) -> Tensor:
+    """A map again, of which this is what `without_halo` gave."""
+    b, c, height, width = x.shape
+    return x.as_strided((b, c, height + 2, width), x.stride(), x.storage_offset() - x.stride(2))
+
+
 def row_strips(x: Tensor, larger: int = 1) -> Iterator[Strip]:
     """Of all images of a map; `larger`: how many times larger the map is that a strip is made from."""
     row = larger * x.shape[1] * x.shape[3] * x.element_size()
@@ -251,6 +257,12 @@ class OneDNNRFDB:
 
     def __call__(self, x: Tensor, spare: Sequence[Tensor], a: Tensor, out: Tensor) -> None:
         """x stays as it is; `a` has ESA's channels."""
+        self.distil_and_fuse(x, spare, a, out)
+        v = upsample(self.low_branch(self.pool(without_halo(a))), map_size(a), self.fixed_grid)
+        self.gate(out, a, v)
+
+    def distil_and_fuse(self, x: Tensor, spare: Sequence[Tensor], a: Tensor, out: Tensor) -> None:
+        """All before ESA's small branch; x stays as it is."""
         for j, refine in enumerate(self.refine):
             y = spare[j % 2]
             for s in row_strips(x):
@@ -267,10 +279,17 @@ class OneDNNRFDB:
         for s in row_strips(x):
             self.fuse[3].accumulate_into(rows_of(out, s), self.distil[3](rows_of(x, s, 1)))
             rows_of(a, s)[:] = self.squeeze(rows_of(out, s))
-        v = F.max_pool2d(self.down(without_halo(a)), 7, stride=3)
+
+    def pool(self, a: Tensor) -> Tensor:
+        return F.max_pool2d(self.down(a), 7, stride=3)
+
+    def low_branch(self, v: Tensor) -> Tensor:
         for conv in self.low:
             v = conv(v)
-        v = upsample(v, map_size(a), self.fixed_grid)
+        return v
+
+    def gate(self, out: Tensor, a: Tensor, v: Tensor) -> None:
+        """In place, with the small branch `v` of the same size, without rows of zeros."""
         for i, first, last in row_strips(out):
             s = i, first, last
             rows_of(out, s).mul_(self.expand(self.skip(rows_of(a, s), add=v[i : i + 1, :, first:last])))
@@ -334,6 +353,53 @@ class OneDNNNetwork:
             self.buffers.clear()
         return sharp
 
+    # The stages of `lmfn.strips`, on one strip of rows of one image: maps without their rows of zeros.
+
+    def place(self, name: str, channels: int, height: int, width: int) -> Tensor:
+        """Memory for rows of a map. Like all that the stages return, it is theirs again after `clear`."""
+        return without_halo(self._map(name, 1, channels, height, width))
+
+    def clear(self) -> None:
+        self.buffers.clear()
+
+    def halve(self, image: Tensor) -> list[Tensor]:
+        return [without_halo(x) for x in self._halve(image - self.mean)]
+
+    def fuse_8th(self, l2: Tensor, l3: Tensor) -> Tensor:
+        self._fuse_8th(with_halo(l2), with_halo(l3))
+        return l2
+
+    def fuse_4th(self, l1: Tensor, l2: Tensor) -> Tensor:
+        self._fuse_4th(with_halo(l1), with_halo(l2))
+        return without_halo(self._reduce(with_halo(l1)))
+
+    def distil(self, j: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = with_halo(x)
+        out, a = self._like("out", x), self._like("esa", x, self.config.esa)
+        self.rfdbs[j].distil_and_fuse(x, (self._like("spare", x), self._like("4th", x)), a, out)
+        return without_halo(out), without_halo(a)
+
+    def pool(self, j: int, a: Tensor) -> Tensor:
+        return self.rfdbs[j].pool(a)
+
+    def low_branch(self, j: int, v: Tensor) -> Tensor:
+        return self.rfdbs[j].low_branch(v)
+
+    def gate(self, j: int, y: Tensor, a: Tensor, v: Tensor) -> Tensor:
+        self.rfdbs[j].gate(with_halo(y), with_halo(a), v)
+        return y
+
+    def mix(self, maps: Sequence[Tensor], gram: Tensor | None) -> Tensor:
+        maps = [with_halo(x) for x in maps]
+        return without_halo(self._mix(maps, self._like("4th", maps[0]), gram))
+
+    def finish(self, f_l: Tensor | None, last: Tensor, f: Tensor | None, skip: Tensor | None) -> Tensor:
+        last = with_halo(last)
+        others = [None if x is None else with_halo(x) for x in (f_l, f)]
+        y = self._join(others[0], last, others[1], self._like("spare", last))
+        rgb = 1, 3, 4 * map_size(y)[0], 4 * map_size(y)[1]
+        return self._sharpen(y, self.mean.expand(rgb) if skip is None else skip)
+
     def _map(self, name: str, batch: int, channels: int, height: int, width: int) -> Tensor:
         """A map in the memory of that name, which holds whatever was there before, but for the rows of zeros."""
         count = batch * channels * (height + 2) * width
@@ -347,6 +413,13 @@ class OneDNNNetwork:
         return self._map(name, len(x), channels or x.shape[1], *map_size(x))
 
     def _encode(self, blurred: Tensor) -> Tensor:
+        l1, l2, l3 = self._halve(blurred)
+        self._fuse_8th(l2, l3)
+        self._fuse_4th(l1, l2)
+        return l1
+
+    def _halve(self, blurred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """At 1/4, 1/8 and 1/16."""
         (b, _, height, width), c = blurred.shape, self.config.channels
         x = self._map("image", b, 3, height, width)
         without_halo(x)[:] = blurred
@@ -360,22 +433,31 @@ class OneDNNNetwork:
         for conv, above, below in zip(self.down[1:], (d1, l1, l2), (l1, l2, l3), strict=True):
             for i, first, last in row_strips(below):
                 rows_of(below, (i, first, last))[:] = conv(above[i : i + 1, :, 2 * first : 2 * last + 1])
+        return l1, l2, l3
+
+    def _fuse_8th(self, l2: Tensor, l3: Tensor) -> None:
+        """Into l2; l3 changes too."""
         self.rb_16th(l3, self._like("spare", l3))
         self.rb_8th[0](l2, self._like("spare", l2))
         add_upsampled(l2, l3)
         self.rb_8th[1](l2, self._like("spare", l2))
+
+    def _fuse_4th(self, l1: Tensor, l2: Tensor) -> None:
         for j, rb in enumerate(self.rb_4th):
             if j == 2:
                 add_upsampled(l1, l2)
             rb(l1, self._like("spare", l1))
-        return l1
+
+    def _reduce(self, fused: Tensor) -> Tensor:
+        f = self._like("f", fused, self.config.features)
+        for s in row_strips(f):
+            rows_of(f, s)[:] = self.reduce(rows_of(fused, s, 1))
+        return f
 
     def _decode(self, fused: Tensor) -> Tensor:
         """From the encoder's map to what the head takes."""
         c = self.config
-        f = self._like("f", fused, c.features)
-        for s in row_strips(f):
-            rows_of(f, s)[:] = self.reduce(rows_of(fused, s, 1))
+        f = self._reduce(fused)
         spare = self._like("spare", f), self._like("4th", f)
         a = self._like("esa", f, c.esa)
         out: list[Tensor] = []
@@ -383,24 +465,27 @@ class OneDNNNetwork:
             y = self._like(f"out {j}", f)
             block(out[-1] if out else f, spare, a, y)
             out.append(y)
-        y = out[-1]
-        if self.alfm is not None:
-            y = self._mix(out, spare[1])
-        if self.acfm is not None and not self.merge:
-            self.acfm(out[-1], None if self.alfm is None else y, spare[1])
-            y = spare[1]
-        elif self.acfm is not None:
-            self.acfm(out[-1], None, spare[0])
-            f_l, y = y, self._like("half 1", f)
+        f_l = None if self.alfm is None else self._mix(out, spare[1])
+        return self._join(f_l, out[-1], f, spare[0])
+
+    def _join(self, f_l: Tensor | None, last: Tensor, f: Tensor | None, spare: Tensor) -> Tensor:
+        """ACFM and the merge, into `f_l` where it can be: from both attentions' inputs to what the head takes."""
+        y = last if f_l is None else f_l
+        if self.acfm is not None and f_l is not None and self.merge:
+            self.acfm(last, None, spare)
+            y = self._like("half 1", last)
             for s in row_strips(y):
                 rows_of(y, s)[:] = self.merge[0](rows_of(f_l, s, 1))
-                self.merge[1].accumulate_into(rows_of(y, s), rows_of(spare[0], s, 1))
-        if c.skip == "feature":
+                self.merge[1].accumulate_into(rows_of(y, s), rows_of(spare, s, 1))
+        elif self.acfm is not None:
+            y = spare if f_l is None else f_l
+            self.acfm(last, f_l, y)
+        if f is not None and self.config.skip == "feature":
             without_halo(y).add_(without_halo(f))
         return y
 
-    def _mix(self, maps: Sequence[Tensor], y: Tensor) -> Tensor:
-        """ALFM, or what stands in its place: for each image one 1x1 convolution of all maps."""
+    def _mix(self, maps: Sequence[Tensor], y: Tensor, gram: Tensor | None = None) -> Tensor:
+        """ALFM, or what stands in its place: for each image one 1x1 convolution of all maps. `gram` is theirs."""
         alfm = cast(ALFM | Concat, self.alfm)
         weight, bias = weight_and_bias(alfm.fuse)
         matrix = weight[None, :, :, 0, 0].expand(len(y), -1, -1)
@@ -412,7 +497,7 @@ class OneDNNNetwork:
             without_halo(y)[:] = found
             return y
         if isinstance(alfm, ALFM):
-            gram = layer_gram([without_halo(x) for x in maps], rows=alfm.rows)
+            gram = layer_gram([without_halo(x) for x in maps], rows=alfm.rows) if gram is None else gram
             matrix = fold_into_weight(gram, alfm.theta, weight, alfm.temperature, rows=alfm.rows)
         convs = [split(Conv(m[:, :, None, None], bias), len(maps), self.dtype) for m in matrix]
         for s in row_strips(y):

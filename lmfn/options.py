@@ -1,6 +1,7 @@
 """Option values of the command line, without importing PyTorch, which takes seconds, so that `lmfn --help` is quick."""
 
 import math
+import re
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Literal, Self, get_args
@@ -162,6 +163,15 @@ class BlurOptions:
     def margin(self) -> int:
         """Pixels around a crop of a photograph that the longest path, or softness, may bring into it."""
         return math.ceil(self.length[1] + self.rotation[1]) + 6
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes, from a text such as 2GB, 1.5 GiB or 800M. Raises ValueError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"{text!r} is no amount of memory; write it as 2GB, 1.5GiB or 800MB")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
 
 
 def _is_number(value: object) -> bool:

@@ -5,7 +5,6 @@ wrong while the rest is right.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -43,55 +42,10 @@ def implausibility(blurred: Tensor, output: Tensor) -> str | None:
     mean colour or whose pixels (by the root mean square) are far from the input's, or in which something repeats at
     the network's stride that does not in the input.
     """
-    if not output.isfinite().all():
-        return "is not finite"
-    outside = ((output < -MARGIN) | (output > 1 + MARGIN)).float().mean().item()
-    if outside > OUTSIDE:
-        return f"has {outside:.0%} of its values outside [0, 1]"
-    change = output.clamp(0, 1) - blurred
-    shift = change.mean((0, 1)).abs().max().item()
-    if shift > SHIFT:
-        return f"has another brightness or colour than the input, by {shift:.2f} of the range"
-    far = change.square().mean().sqrt().item()
-    if far > FAR:
-        return f"is far from the input, by {far:.2f} of the range (root mean square)"
-    pattern = repeated(change)
-    if pattern > max(PATTERN, repeated(blurred)):
-        return f"has a pattern that repeats every {PERIOD} pixels, of {255 * pattern:.1f} levels of 255"
-    return None
+    return _whole(blurred, output).implausibility()
 
 
-def repeated(image: Tensor) -> float:
-    """The root mean square of what repeats every 16 pixels of `[H, W, C]`, less twice what chance would."""
-    rows, columns = image.shape[0] // PERIOD, image.shape[1] // PERIOD
-    if rows * columns < 4:
-        return 0.0
-    blocks = image[: rows * PERIOD, : columns * PERIOD].reshape(rows, PERIOD, columns, PERIOD, -1)
-    mean = blocks.mean((0, 2), keepdim=True)
-    chance = (blocks - mean).square().mean().sqrt() / math.sqrt(rows * columns)
-    return ((mean - mean.mean((1, 3), keepdim=True)).square().mean().sqrt() - 2 * chance).item()
-
-
-@dataclass(frozen=True)
-class Regions:
-    """Where an output is implausible."""
-
-    weight: Tensor
-    """`[H, W, 1]` in [0, 1]: one inside, falling to zero over a soft edge of 32 pixels."""
-    share: float
-    """Of the image's area."""
-    box: tuple[int, int, int, int]
-    """Left, top, right and bottom in pixels, right and bottom exclusive, of all of them together."""
-
-    def __str__(self) -> str:
-        left, top, right, bottom = self.box
-        return (
-            f"changes fine detail that is sharp already, or shifts or clips colours, in {self.share:.1%} of the image, "
-            f"within ({left}, {top}) to ({right}, {bottom})"
-        )
-
-
-def implausible_regions(blurred: Tensor, output: Tensor) -> Regions | None:
+def implausible_regions(blurred: Tensor, output: Tensor) -> "Regions | None":
     """The parts of a network's output that are implausible; None where there are none.
 
     Arguments as for `implausibility`, with a finite `output`. The image is looked at in windows of 64x64 pixels. What
@@ -99,28 +53,139 @@ def implausible_regions(blurred: Tensor, output: Tensor) -> Regions | None:
     is, and fine regular patterns, charts and text are where networks fail. A window is implausible, too, whose mean
     moves by more than that of blurred motion does, or of which much is outside [0, 1].
     """
-    height, width = blurred.shape[:2]
-    x, y = (_covered(image.mean(2)) for image in (blurred, output))
-    rows = [_implausible(x[top : top + WINDOW], y[top : top + WINDOW]) for top in range(0, len(x) - STEP, STEP)]
-    windows = torch.stack(rows)
-    if not windows.any():
-        return None
-    # A window covers four blocks of STEP x STEP, and a block has the weight of the windows that it is in.
-    blocks = F.max_pool2d(F.pad(windows.float(), (1, 1, 1, 1))[None, None], 2, stride=1)
-    weight = F.interpolate(blocks, scale_factor=STEP, mode="bilinear", align_corners=False)[0, 0, :height, :width]
-    inside = weight > 0.5
-    across, down = inside.any(0).nonzero().flatten().tolist(), inside.any(1).nonzero().flatten().tolist()
-    if not across:
-        return None
-    box = across[0], down[0], across[-1] + 1, down[-1] + 1
-    return Regions(weight[:, :, None], inside.float().mean().item(), box)
+    return _whole(blurred, output).implausible_regions()
 
 
-def _covered(image: Tensor) -> Tensor:
-    """`[H, W]`, its last rows and columns repeated so that whole windows cover it."""
-    size = [max(WINDOW, -(-n // STEP) * STEP) for n in image.shape]
-    pad = (0, size[1] - image.shape[1], 0, size[0] - image.shape[0])
-    return F.pad(image[None], pad, mode="replicate")[0]
+def _whole(blurred: Tensor, output: Tensor) -> "Check":
+    check = Check(*blurred.shape[:2])
+    check.add(blurred, output)
+    return check
+
+
+class Check:
+    """`implausibility` and `implausible_regions` of an image that comes in strips of rows, from the top."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.height, self.width, self.rows = height, width, 0
+        self.finite, self.outside, self.square, self.values = True, 0.0, 0.0, 0
+        self.change: Tensor | float = 0.0
+        self.of_change, self.of_blurred = _Repeated(), _Repeated()
+        self.windows: list[Tensor] = []
+        self.waiting: list[Tensor] = []
+
+    def add(self, blurred: Tensor, output: Tensor) -> None:
+        """The next rows, a multiple of `STEP` of them or the last ones."""
+        self.rows += len(blurred)
+        self.finite = self.finite and bool(output.isfinite().all())
+        if not self.finite:
+            return
+        self.outside += ((output < -MARGIN) | (output > 1 + MARGIN)).sum().item()
+        change = output.clamp(0, 1) - blurred
+        self.change = self.change + change.sum(1).cpu().double().sum(0)
+        self.square += change.square().sum((1, 2)).cpu().double().sum().item()
+        self.values += change.numel()
+        self.of_change.add(change)
+        self.of_blurred.add(blurred)
+        gray = torch.stack([image.mean(2) for image in (blurred, output)])
+        if self.waiting:
+            gray = torch.cat([self.waiting.pop(), gray], 1)
+        if self.rows == self.height:  # its last rows and columns repeated so that whole windows cover the image
+            more = max(WINDOW, -(-self.height // STEP) * STEP) - self.height
+            gray = F.pad(gray, (0, 0, 0, more), mode="replicate")
+        right = max(WINDOW, -(-self.width // STEP) * STEP) - self.width
+        top = 0
+        while top + WINDOW <= gray.shape[1]:
+            x, y = F.pad(gray[:, top : top + WINDOW], (0, right, 0, 0), mode="replicate")
+            self.windows.append(_implausible(x, y))
+            top += STEP
+        self.waiting = [gray[:, top:].clone()]
+
+    def implausibility(self) -> str | None:
+        if not self.finite:
+            return "is not finite"
+        outside = self.outside / self.values
+        if outside > OUTSIDE:
+            return f"has {outside:.0%} of its values outside [0, 1]"
+        shift = (torch.as_tensor(self.change) / (self.height * self.width)).abs().max().item()
+        if shift > SHIFT:
+            return f"has another brightness or colour than the input, by {shift:.2f} of the range"
+        far = math.sqrt(self.square / self.values)
+        if far > FAR:
+            return f"is far from the input, by {far:.2f} of the range (root mean square)"
+        pattern = self.of_change.value()
+        if pattern > max(PATTERN, self.of_blurred.value()):
+            return f"has a pattern that repeats every {PERIOD} pixels, of {255 * pattern:.1f} levels of 255"
+        return None
+
+    def implausible_regions(self) -> "Regions | None":
+        windows = torch.stack(self.windows)
+        if not windows.any():
+            return None
+        # A window covers four blocks of STEP x STEP, and a block has the weight of the windows that it is in.
+        blocks = F.max_pool2d(F.pad(windows.float(), (1, 1, 1, 1))[None, None], 2, stride=1)
+        found = Regions(blocks, self.height, self.width)
+        return found if found.share else None
+
+
+class _Repeated:
+    """What repeats every 16 pixels of `[H, W, C]`."""
+
+    def __init__(self) -> None:
+        self.blocks, self.squares = 0, 0.0
+        self.sums: Tensor | float = 0.0
+
+    def add(self, image: Tensor) -> None:
+        rows, columns = image.shape[0] // PERIOD, image.shape[1] // PERIOD
+        if rows * columns:
+            blocks = image[: rows * PERIOD, : columns * PERIOD].reshape(rows, PERIOD, columns, PERIOD, -1)
+            self.blocks += rows * columns
+            self.sums = self.sums + blocks.sum((0, 2)).cpu().double()
+            self.squares += blocks.square().sum((1, 2, 3)).cpu().double().sum().item()
+
+    def value(self) -> float:
+        """Its root mean square, less twice what chance would give."""
+        if self.blocks < 4:
+            return 0.0
+        mean = torch.as_tensor(self.sums) / self.blocks
+        variance = self.squares / (self.blocks * mean.numel()) - mean.square().mean().item()
+        chance = math.sqrt(max(variance, 0.0) / self.blocks)
+        return (mean - mean.mean((0, 1))).square().mean().sqrt().item() - 2 * chance
+
+
+class Regions:
+    """Where an output is implausible."""
+
+    share: float
+    """Of the image's area."""
+    box: tuple[int, int, int, int]
+    """Left, top, right and bottom in pixels, right and bottom exclusive, of all of them together."""
+
+    def __init__(self, blocks: Tensor, height: int, width: int) -> None:
+        """`blocks`: the weight of each block of STEP x STEP pixels, [1, 1, rows, columns]."""
+        self.blocks, self.width = blocks, width
+        count, columns, down = 0, torch.zeros(width, dtype=torch.bool, device=blocks.device), []
+        for first in range(0, height, 8 * STEP):
+            inside = self.weight(first, min(first + 8 * STEP, height))[:, :, 0] > 0.5
+            count += int(inside.sum())
+            columns |= inside.any(0)
+            down += [first + row for row in inside.any(1).nonzero().flatten().tolist()]
+        across = columns.nonzero().flatten().tolist()
+        self.share = count / (height * width)
+        self.box = (across[0], down[0], across[-1] + 1, down[-1] + 1) if across else (0, 0, 0, 0)
+
+    def weight(self, first: int, last: int) -> Tensor:
+        """Of these rows, `[rows, W, 1]` in [0, 1]: one inside, falling to zero over a soft edge of 32 pixels."""
+        top = max(first // STEP - 1, 0)
+        near = self.blocks[:, :, top : -(-last // STEP) + 1]
+        weight = F.interpolate(near, scale_factor=STEP, mode="bilinear", align_corners=False)[0, 0]
+        return weight[first - top * STEP : last - top * STEP, : self.width, None]
+
+    def __str__(self) -> str:
+        left, top, right, bottom = self.box
+        return (
+            f"changes fine detail that is sharp already, or shifts or clips colours, in {self.share:.1%} of the image, "
+            f"within ({left}, {top}) to ({right}, {bottom})"
+        )
 
 
 def _implausible(x: Tensor, y: Tensor) -> Tensor:

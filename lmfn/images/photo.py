@@ -21,8 +21,8 @@ class Photo:
     """An image and what must be kept of its file."""
 
     pixels: np.ndarray
-    """float32 `[H, W, C]` in [0, 1], upright: gray, gray + alpha, RGB or RGBA for C = 1 to 4. `write` also takes other
-    floats, and uint8 and uint16 as what they are: samples of 8 and 16 bits."""
+    """`[H, W, C]`, upright: gray, gray + alpha, RGB or RGBA for C = 1 to 4; float32 in [0, 1], or uint8 and uint16 as
+    what they are: samples of 8 and 16 bits. `write` also takes other floats."""
     bits: int = 8
     """Bits of a sample: 8 or 16 (whole numbers), or 32 (float)."""
     metadata: oiio.ImageSpec = field(default_factory=oiio.ImageSpec)

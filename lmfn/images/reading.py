@@ -40,7 +40,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
 
     Raises ImageError, also for several images in one file.
     """
-    pixels = _open(Path(path)).pixels()
+    pixels = _open(Path(path)).pixels(8)
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     elif pixels.dtype == np.float32:
@@ -57,8 +57,8 @@ def read_size(path: str | Path) -> tuple[int, int]:
     return size[::-1] if image.orientation > 4 else size
 
 
-def read(path: str | Path, *, first: bool = False) -> Photo:
-    """The image with all that must be kept of its file.
+def read(path: str | Path, *, first: bool = False, whole_numbers: bool = False) -> Photo:
+    """The image with all that must be kept of its file. With `whole_numbers`, samples of 8 and 16 bits stay such.
 
     EXIF and XMP are the file's, with Orientation 1; the thumbnail of an image that had to be turned is left out. Broken
     EXIF and that of a TIFF are what OpenImageIO reads into the metadata. Further pictures (gain and depth maps) and
@@ -67,20 +67,21 @@ def read(path: str | Path, *, first: bool = False) -> Photo:
     Raises ImageError, also for float samples outside [0, 1], and for a file of several images (an animation, pages)
     unless the `first` alone is asked for.
     """
-    return _open(Path(path), several=first).photo()
+    return _open(Path(path), several=first).photo(whole_numbers)
 
 
-def read_frames(path: str | Path) -> Iterator[Photo]:
-    """Each page of a TIFF, each frame of an animated WebP (whole pictures all), or the one image of any other file.
+def read_frames(path: str | Path, *, whole_numbers: bool = False) -> Iterator[Photo]:
+    """Each page of a TIFF, each frame of an animated WebP (whole pictures all), or the one image of any other file, as
+    `read` gives it.
 
     Raises ImageError, also for animations of other formats.
     """
     image = _open(Path(path), several=True)
     if not image.several:
-        yield image.photo()
+        yield image.photo(whole_numbers)
     else:
         for frame in image.frames():
-            yield frame.photo()
+            yield frame.photo(whole_numbers)
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -150,10 +151,10 @@ class _Image:
         """Whether there are gain maps, depth maps or films in the file, which are not kept."""
         return False
 
-    def photo(self) -> Photo:
-        pixels = self.pixels()
+    def photo(self, whole_numbers: bool) -> Photo:
+        pixels = self.pixels(0 if whole_numbers else 8)
         bits = 8 * pixels.dtype.itemsize
-        if bits < 32:
+        if bits < 32 and not whole_numbers:
             pixels = pixels.astype(np.float32)
             pixels /= np.float32(2**bits - 1)
         attributes = oiio.ImageSpec(self.spec)
@@ -180,8 +181,11 @@ class _Image:
             icc=icc if icc is not None and channels in PROFILES.get(icc[16:20], ()) else None,
         )
 
-    def pixels(self) -> np.ndarray:
-        """The samples as the file has them, `[H, W, C]` uint8, uint16 or float32 in [0, 1], upright."""
+    def pixels(self, more: int) -> np.ndarray:
+        """The samples as the file has them, `[H, W, C]` uint8, uint16 or float32 in [0, 1], upright.
+
+        Raises ImageError also where memory is short of them and of `more` bytes for each.
+        """
         spec = self.spec
         colours = spec.nchannels - (spec.alpha_channel == spec.nchannels - 1)
         if colours not in (1, 3):
@@ -195,8 +199,7 @@ class _Image:
         samples = SAMPLES.get(str(spec.format))
         if samples is None:
             raise ImageError(f"{self.path}: samples of type {spec.format}; 8 or 16 bits or float can be read")
-        # With a copy as float32, and what becomes of it.
-        needed = spec.width * spec.height * spec.nchannels * (spec.format.size() + 8)
+        needed = spec.width * spec.height * spec.nchannels * (spec.format.size() + more)
         if needed > TAKEN_FOR_GRANTED and needed > (available := memory.available()):
             raise ImageError(
                 f"{self.path}: {spec.width:,} x {spec.height:,} pixels need {needed / 1e9:.1f} GB, and "

@@ -107,14 +107,24 @@ class MSHF(nn.Module):
         self.rb_4th = nn.ModuleList([RB(channels) for _ in range(5)])
 
     def forward(self, x: Tensor) -> Tensor:
+        l1, l2, l3 = self.halve(x)
+        return self.fuse_4th(l1, self.fuse_8th(l2, l3))
+
+    def halve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """At 1/4, 1/8 and 1/16."""
+
         def step(x: Tensor, conv: nn.Module) -> Tensor:
             return conv3x3(x, *weight_and_bias(conv), stride=2, activation="leaky_relu", slope=ENCODER_SLOPE)
 
         convs = weight_and_bias(self.conv0), weight_and_bias(self.down1)
         l1 = step(stem(x, *convs, ENCODER_SLOPE, padding=self.stem_padding), self.down2)
         l2 = step(l1, self.down3)
-        l3 = step(l2, self.down4)
-        l2 = self.rb_8th[1](upsample_add(self.rb_8th[0](l2), self.rb_16th(l3)))
+        return l1, l2, step(l2, self.down4)
+
+    def fuse_8th(self, l2: Tensor, l3: Tensor) -> Tensor:
+        return cast(Tensor, self.rb_8th[1](upsample_add(self.rb_8th[0](l2), self.rb_16th(l3))))
+
+    def fuse_4th(self, l1: Tensor, l2: Tensor) -> Tensor:
         l1 = upsample_add(self.rb_4th[1](self.rb_4th[0](l1)), l2)
         return cast(Tensor, self.rb_4th[4](self.rb_4th[3](self.rb_4th[2](l1))))
 
@@ -142,11 +152,16 @@ class ESA(nn.Module):
         if min(y.shape[-2:]) < 15:
             raise ValueError(f"ESA needs a map of at least 15 x 15, got {tuple(y.shape)}; pad it first")
         a = self.conv1(y)
-        v = F.max_pool2d(self.conv2(a), 7, stride=3)
+        convs = weight_and_bias(self.conv_f), weight_and_bias(self.conv4)
+        return esa_gate(y, a, self.low_branch(self.pool(a)), *convs, fixed_grid=self.fixed_grid)
+
+    def pool(self, a: Tensor) -> Tensor:
+        return F.max_pool2d(self.conv2(a), 7, stride=3)
+
+    def low_branch(self, v: Tensor) -> Tensor:
         v = F.relu(self.conv_max(v), inplace=True)
         v = F.relu(self.conv3(v), inplace=True)
-        convs = weight_and_bias(self.conv_f), weight_and_bias(self.conv4)
-        return esa_gate(y, a, self.conv3_(v), *convs, fixed_grid=self.fixed_grid)
+        return cast(Tensor, self.conv3_(v))
 
 
 class RFDB(nn.Module):

@@ -26,7 +26,7 @@ from lmfn.network.blocks import (
     weight_and_bias,
 )
 from lmfn.network.config import LMFNConfig, preset
-from lmfn_kernels import conv3x3
+from lmfn_kernels import LayerAttention, conv3x3
 
 Memory = Literal["normal", "lean"]
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
@@ -95,17 +95,21 @@ class Network(nn.Module):
             out.append(block(out[-1] if out else f))
         fused = self.alfm if isinstance(self.alfm, ALFM) and self.acfm is not None and self.merge is None else None
         f_l = self.alfm(out) if self.alfm is not None and fused is None else None
+        sharp = self.finish(fused.deferred(out) if fused else f_l, out[-1], f)[..., :height, :width]
+        return sharp + blurred if self.config.skip == "image" else sharp + mean
+
+    def finish(self, f_l: Tensor | LayerAttention | None, last: Tensor, f: Tensor) -> Tensor:
+        """ACFM, the merge and the head: from both attentions' inputs to what is added to the image or its mean."""
         if self.acfm is None:
-            y = out[-1] if f_l is None else f_l
+            y = last if f_l is None else cast(Tensor, f_l)
         elif self.merge is None:
-            y = self.acfm(out[-1], add=fused.deferred(out) if fused else f_l)
+            y = self.acfm(last, add=f_l)
         else:
-            both = torch.cat([cast(Tensor, f_l), self.acfm(out[-1])], dim=1)
+            both = torch.cat([cast(Tensor, f_l), self.acfm(last)], dim=1)
             y = conv3x3(both, *weight_and_bias(self.merge), residual=f if self.config.skip == "feature" else None)
         if self.config.skip == "feature" and self.merge is None:
             y = y + f
-        sharp = self.head(y)[..., :height, :width]
-        return cast(Tensor, sharp + blurred if self.config.skip == "image" else sharp + mean)
+        return cast(Tensor, self.head(y))
 
     def _mean(self, x: Tensor) -> Tensor:
         """`RGB_MEAN` as `[3, 1, 1]`, of the type and on the device of `x`.

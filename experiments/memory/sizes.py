@@ -1,0 +1,82 @@
+"""Time and peak memory of the default network by the size of the image, each in a process of its own.
+
+    python experiments/memory/sizes.py 12 24 48 100 --memory 2GiB
+
+sharpens an 8-bit file into a file, and prints a table: the peak is the operating system's account (VmHWM), the estimate
+what `Deblurrer` reckons with beside what the process held before.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def held(name: str) -> int:
+    """Bytes, from /proc/self/status."""
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """Smooth noise, `[height, width, 3]` uint8."""
+    small = np.random.default_rng(0).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
+    return small.repeat(16, 0).repeat(16, 1)[:height, :width]
+
+
+def one(height: int, width: int, weights: str, memory: str) -> None:
+    """Sharpen one image of this size, and print a row of the table."""
+    from lmfn import images
+    from lmfn.deblur import Deblurrer
+    from lmfn.files import deblur_files
+    from lmfn.images import Photo
+    from lmfn.options import parse_bytes
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "a.tif")
+        images.write(source, Photo(photograph(height, width)))
+        deblurrer = Deblurrer(weights, device="cpu")
+        deblurrer(np.full((64, 64, 3), 128, np.uint8))
+        before = held("VmRSS")
+        if memory != "free":
+            deblurrer.memory = parse_bytes(memory.removeprefix("+")) + before * memory.startswith("+")
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+        way = deblurrer.way(np.broadcast_to(np.uint8(0), (height, width, 3)))
+        began, used = time.perf_counter(), time.process_time()
+        summary = deblur_files([source], Path(folder, "b.tif"), deblurrer=deblurrer)
+        if not summary.done:
+            raise SystemExit(str(summary))
+    peak = held("VmHWM")
+    estimate = before + way.needed + 3 * height * width
+    wall, processor = time.perf_counter() - began, time.process_time() - used
+    print(
+        f"| {height * width / 1e6:.1f} | {width} x {height} | {weights} | {memory} | {way} | "
+        f"{peak / 2**30:.2f} | {estimate / 2**30:.2f} | {estimate / peak:.2f} | {wall:.0f} | {processor:.0f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="+", help="megapixels (3 to 2), or WIDTHxHEIGHT")
+    parser.add_argument("--memory", nargs="+", default=["free"], help="free, 2GB, or +100MB beside what is held before")
+    parser.add_argument("--weights", default="lmfn")
+    given = parser.parse_args()
+    print("| megapixels | size | weights | budget | way | peak GiB | estimate GiB | ratio | s | s of the processor |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    for size in given.sizes:
+        if "x" in size:
+            width, height = map(int, size.split("x"))
+        else:
+            height = round((float(size) * 1e6 / 1.5) ** 0.5)
+            width = round(1.5 * height)
+        for memory in given.memory:
+            call = f"import sizes; sizes.one({height}, {width}, {given.weights!r}, {memory!r})"
+            subprocess.run([sys.executable, "-c", call], cwd=Path(__file__).parent, check=False)
+
+
+if __name__ == "__main__":
+    main()
