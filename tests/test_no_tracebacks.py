@@ -82,7 +82,7 @@ def test_files(tmp_path: Path, weights: str, given: str, capfd: pytest.CaptureFi
 
 
 ARGUMENTS = {
-    "nothing": ([], "no file or folder was given"),
+    "nothing": ([], "no file or folder given"),
     "no such file": (["gone.png"], "gone.png: there is no such file or folder"),
     "no images": (["empty"], "no image (.png"),
     "a format that is not written": (["a.png", "-o", "b.heic"], "b.heic: a file must end in one of"),

@@ -193,7 +193,7 @@ def test_a_pack_that_is_none_or_damaged(folder: Path) -> None:
             open_pack(path)
     with pytest.raises(DataError, match="there is no pack"):
         TrainingSet([Source("packs", folder / "missing.npz")], patch=32, seed=0)
-    with pytest.raises(DataError, match=r"is called NAME\.npz"):
+    with pytest.raises(DataError, match=r"must be NAME\.npz"):
         pack([Source("pairs", folder / "pairs")], folder / "p.zip")
     with pytest.raises(DataError, match=r"p\.npz/0 is 48x40, smaller than the patch, 64x64"):
         TrainingSet([Source("packs", folder / "p.npz")], patch=64, seed=0)

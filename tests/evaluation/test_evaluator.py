@@ -213,7 +213,7 @@ def test_the_table_reads_so():
         "SSIM gauss2d       0.7500      0.9231   +0.1731\n"
         "SSIM matlab3d      0.8000      0.7900   -0.0100\n"
         "\n"
-        "protocol       gopro: as GoPro's tables: RGB rounded to 8 bits, PSNR and SSIM an image, then their means\n"
+        "protocol       gopro: as in GoPro's tables: RGB rounded to 8 bits, PSNR and SSIM per image, then their means\n"
         "data           GOPRO_Large, test, layout GoPro (blur_gamma), 4 pairs\n"
         "weights        lmfn-gopro (parameters' sha256 0123456789ab)\n"
         "parameters     1,248,621 (4,994,484 bytes)\n"

@@ -114,7 +114,7 @@ def test_weights_are_averaged_with_an_earlier_runs(
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor.float(), 0.75 * late[name] + 0.25 * early[name], rtol=1e-3, atol=1e-6)
     assert call(folder, "--average", str(first), "1.5") == 1
-    assert "its share between 0 and 1" in capsys.readouterr().err
+    assert "with a share between 0 and 1" in capsys.readouterr().err
 
 
 def test_what_cannot_be_measured_is_named(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
