@@ -520,8 +520,8 @@ def _apply_from_flat(*tensors: Tensor) -> Tensor:
 
 
 def _shared_from_flat(alpha: Tensor, *tensors: Tensor) -> Tensor:
-    """The merge as the network has it: x is one of the maps."""
-    return merge_from_flat("full3d", "layers")(tensors[3], alpha, *tensors)
+    """The merge as the network has it: x is one of the maps, the last."""
+    return merge_from_flat("full3d", "layers")(tensors[-5], alpha, *tensors)
 
 
 OPS: dict[str, OpCase] = {
