@@ -248,16 +248,20 @@ def test_kernels_take_the_weights_as_they_lie(name):
             self.count += func.overloadpacket is torch.ops.aten.copy_
             return func(*args, **(kwargs or {}))
 
-    model, x = network(name), image(1, 3, 64, 96)
-    with backend("triton"), launch.intercepting(lambda *_: None), torch.no_grad():
+    model, x, launched = network(name), image(1, 3, 64, 96), []
+    noted = launch.intercepting(lambda _, kernel, *__: launched.append(kernel.__name__))
+    with backend("triton"), noted, torch.no_grad():
         ready, found = plain(copy.deepcopy(model), CPU, torch.float32), []
         for run in (ready, model):
             run(x)
+            launched.clear()
             with Copies() as copies:
                 run(x)
-            found.append(copies.count)
-    assert found[0] <= 2
-    assert found[1] > 40
+            found.append((copies.count, launched.count("lay_out_kernel")))
+    (copied, laid_out), (_, laid_out_each_time) = found
+    assert copied <= 2
+    assert laid_out == 0
+    assert laid_out_each_time > 4
 
 
 def test_an_empty_batch():

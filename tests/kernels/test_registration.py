@@ -26,8 +26,8 @@ from lmfn_kernels.testing import (
 )
 
 
-def inputs_of(name: str, h: int = 9, w: int = 8) -> list[Tensor]:
-    return OPS[name].draw((1, 2, 6, h, w), torch.float32)
+def inputs_of(name: str, h: int = 9, w: int = 8, b: int = 1) -> list[Tensor]:
+    return OPS[name].draw((b, 2, 6, h, w), torch.float32)
 
 
 def loss(name: str, inputs: list[Tensor]) -> Tensor:
@@ -185,7 +185,7 @@ def test_second_order_is_refused_clearly(name: str) -> None:
 @pytest.mark.parametrize("name", OPS)
 def test_function_transforms(name: str) -> None:
     """torch.func.grad, and vmap, which makes one call after the other, have the bits of autograd."""
-    inputs = inputs_of(name)
+    inputs = inputs_of(name, b=2)
     batches = [torch.stack([t, 0.9 * t]) for t in inputs]
     gradient = torch.func.grad(lambda *leaves: loss(name, list(leaves)), argnums=tuple(range(len(inputs))))
     together = torch.func.vmap(gradient)(*batches)

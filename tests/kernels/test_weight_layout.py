@@ -41,13 +41,14 @@ def test_kernels_read_it_in_place(name: str) -> None:
         tensors = [launch.as_kernel_image(t) if t.ndim == 4 and i not in weights else t for i, t in enumerate(tensors)]
         laid_out = [amid_nan(weight_layout(t)) if i in weights else t for i, t in enumerate(tensors)]
         torch.testing.assert_close(function(*laid_out), function(*tensors), rtol=0, atol=0)
-        with launch.intercepting(lambda *_: None):
-            with Copies() as before:
-                function(*tensors)
-            with Copies() as after:
-                function(*laid_out)
-    assert before.count >= len(weights) > 0
-    assert after.count == 0
+        before, after = [], []
+        with launch.intercepting(lambda _, kernel, *__: before.append(kernel.__name__)):
+            function(*tensors)
+        with launch.intercepting(lambda _, kernel, *__: after.append(kernel.__name__)), Copies() as copies:
+            function(*laid_out)
+    assert "lay_out_kernel" in before
+    assert "lay_out_kernel" not in after
+    assert copies.count == 0
 
 
 @pytest.mark.parametrize("name", ["triton", "torch", "reference"])
