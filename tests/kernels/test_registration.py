@@ -185,7 +185,8 @@ def test_second_order_is_refused_clearly(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_function_transforms(name: str) -> None:
-    """torch.func.grad, and vmap, which makes one call after the other, have the bits of autograd."""
+    """torch.func.grad has the bits of autograd, and vmap, which makes one call after the other, its values: the last
+    bits of PyTorch's own products depend on where in memory the factors begin."""
     inputs = inputs_of(name, b=2)
     batches = [torch.stack([t, 0.9 * t]) for t in inputs]
     gradient = torch.func.grad(lambda *leaves: loss(name, list(leaves)), argnums=tuple(range(len(inputs))))
@@ -193,10 +194,10 @@ def test_function_transforms(name: str) -> None:
     values = torch.func.vmap(lambda *leaves: loss(name, list(leaves)))(*batches)
     for i in range(2):
         leaves = [batch[i].clone().requires_grad_() for batch in batches]
-        assert torch.equal(values[i], loss(name, leaves))
+        torch.testing.assert_close(values[i], loss(name, leaves), rtol=1e-5, atol=0)
         alone = torch.autograd.grad(loss(name, leaves), leaves)
         for a, b, c in zip(together, gradient(*leaves), alone, strict=True):
-            assert torch.equal(a[i], c)
+            torch.testing.assert_close(a[i], c, rtol=1e-5, atol=1e-4)
             assert torch.equal(b, c)
 
 
