@@ -105,12 +105,11 @@ def _channel_gate_backward(
     _saved: Sequence[Tensor],
     t: GateInputs,
     _options: GateOptions,
-    wanted: Wanted,
+    _wanted: Wanted,
 ) -> Gradients:
     (g,) = gradients
     dx, dalpha, dgate = f.gate_backward(f.as_kernel_image(g), f.as_kernel_image(t.x), t.alpha, t.gate)
-    # `g` copied, since the result of an op must own its memory.
-    return {"x": dx, "add": g.clone() if wanted("add") else None, "alpha": dalpha, "gate": dgate}
+    return {"x": dx, "add": g, "alpha": dalpha, "gate": dgate}
 
 
 class MergeInputs(NamedTuple):

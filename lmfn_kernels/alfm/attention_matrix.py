@@ -43,6 +43,8 @@ def fold_into_weight_backward(
 def channels(matrix: Tensor, size: int) -> Tensor:
     """[B, R, R] as [B, size, size]: if rows are layers, each entry becomes itself times the identity."""
     b, n, c = matrix.shape[0], matrix.shape[1], size // matrix.shape[1]
+    if c == 1:
+        return matrix
     identity = torch.eye(c, dtype=matrix.dtype, device=matrix.device)
     spread: Tensor = matrix[:, :, None, :, None] * identity[:, None, :]
     return spread.reshape(b, n * c, n * c)

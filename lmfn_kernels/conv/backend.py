@@ -48,11 +48,13 @@ class ConvBackend(Protocol):
         residual: bool = False,
         extra: tuple[Tensor, Tensor] | None = None,
         mask: float = 1.0,
+        add_to: Tensor | None = None,
     ) -> Tensor:
         """The gradient of a convolution's input `x`; with `residual` x was also added to its output.
 
         `extra` is (z, weight) of a 1x1 of the same input, whose part is added. `mask` is the slope of the activation
-        that x came out of: the result is then the gradient before that.
+        that x came out of: the result is then the gradient before that. With stride 2, `add_to` is a tensor that the
+        gradient is added to in place.
         """
 
     def weight_gradient(

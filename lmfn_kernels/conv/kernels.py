@@ -146,42 +146,58 @@ def conv_kernel(
 
 
 @triton.jit
+def input_gradient_of_parity(
+    b_dx, t_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, ODD_H: tl.constexpr, ODD_W: tl.constexpr, ADD: tl.constexpr,
+    PADDING: tl.constexpr, ACT_SLOPE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """A tile of `t_dx`, the input pixels of one parity, which are None where there are none."""
+    if t_dx is not None:
+        b_dx = parity_taps(
+            b_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, ODD_H, ODD_W, -1,
+            PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES,
+        )  # fmt: skip
+        if ADD:
+            b_dx += load_pixels(t_dx, i_b, o_h, o_w, o_n).to(b_dx.dtype)
+        store_pixels(t_dx, i_b, o_h, o_w, o_n, b_dx)
+
+
+@triton.jit
 def stride_2_input_gradient_kernel(
-    t_g, t_act, t_w, t_dx, t_dx01, t_dx10, t_dx11, H, W, K: tl.constexpr, PADDING: tl.constexpr,
+    t_g, t_act, t_w, t_dx, t_dx01, t_dx10, t_dx11, H, W, K: tl.constexpr, PADDING: tl.constexpr, ADD: tl.constexpr,
     ACT_SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The input gradient of a 3x3 of stride 2. A program has input pixels of one parity along both axes.
+    """The input gradient of a 3x3 of stride 2, or with `ADD` its sum with what is in dx.
 
-    Those meet only the taps of that parity, so there is no product with a zero between pixels. `t_dx` to `t_dx11` are
-    the input's even and odd rows and columns, None where there are none; H and W are those of the even ones.
+    A program has input pixels of one parity along both axes. Those meet only the taps of that parity, so there is no
+    product with a zero between pixels. `t_dx` to `t_dx11` are the even and odd rows and columns; H and W are those of
+    the even ones.
     """
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
     i_parity = tl.program_id(2)
     b_dx = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
     if i_parity == 0:
-        b_dx = parity_taps(
-            b_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 0, 0, -1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
+        input_gradient_of_parity(
+            b_dx, t_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 0, 0, ADD,
+            PADDING, ACT_SLOPE, K, PRECISION, BLOCK_K, STAGES,
         )  # fmt: skip
-        store_pixels(t_dx, i_b, o_h, o_w, o_n, b_dx)
     elif i_parity == 1:
-        if t_dx01 is not None:
-            b_dx = parity_taps(
-                b_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 0, 1, -1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
-            )  # fmt: skip
-            store_pixels(t_dx01, i_b, o_h, o_w, o_n, b_dx)
-    elif i_parity == 2:
-        if t_dx10 is not None:
-            b_dx = parity_taps(
-                b_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 1, 0, -1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
-            )  # fmt: skip
-            store_pixels(t_dx10, i_b, o_h, o_w, o_n, b_dx)
-    elif t_dx11 is not None:
-        b_dx = parity_taps(
-            b_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 1, 1, -1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
+        input_gradient_of_parity(
+            b_dx, t_dx01, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 0, 1, ADD,
+            PADDING, ACT_SLOPE, K, PRECISION, BLOCK_K, STAGES,
         )  # fmt: skip
-        store_pixels(t_dx11, i_b, o_h, o_w, o_n, b_dx)
+    elif i_parity == 2:
+        input_gradient_of_parity(
+            b_dx, t_dx10, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 1, 0, ADD,
+            PADDING, ACT_SLOPE, K, PRECISION, BLOCK_K, STAGES,
+        )  # fmt: skip
+    else:
+        input_gradient_of_parity(
+            b_dx, t_dx11, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 1, 1, ADD,
+            PADDING, ACT_SLOPE, K, PRECISION, BLOCK_K, STAGES,
+        )  # fmt: skip
 
 
 @triton.jit

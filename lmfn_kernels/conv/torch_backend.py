@@ -58,6 +58,7 @@ def input_gradient(
     residual: bool = False,
     extra: tuple[Tensor, Tensor] | None = None,
     mask: float = 1.0,
+    add_to: Tensor | None = None,
 ) -> Tensor:
     """The gradient of a convolution's input `x`; with `residual` x was also added to its output.
 
@@ -73,7 +74,8 @@ def input_gradient(
         dx += e
     if extra is not None:
         dx += input_gradient(*extra, x)
-    return mask_gradient_(dx, x, mask)
+    mask_gradient_(dx, x, mask)
+    return dx if add_to is None else add_to.add_(dx)
 
 
 def weight_gradient(

@@ -176,12 +176,14 @@ def input_gradient(
     residual: bool = False,
     extra: tuple[Tensor, Tensor] | None = None,
     mask: float = 1.0,
+    add_to: Tensor | None = None,
 ) -> Tensor:
     """The gradient of a convolution's input `x`, as in `torch_backend.py`."""
     e = as_pending(e)
-    dx = empty_image(x, *x.shape)
+    dx = empty_image(x, *x.shape) if add_to is None else add_to
     taps = weight_as_taps(weight)
     if stride == 1:
+        assert add_to is None, "no block adds to one of stride 1"
         launch_conv(
             dx,
             [e.gradient],
@@ -197,14 +199,14 @@ def input_gradient(
         return dx
     assert (residual, extra, mask) == (False, None, 1), "no block hangs these on a convolution of stride 2"
     views = even_odd_views(dx)
-    key = tiling("conv", views[0]), taps.shape, padding, e.slope
+    key = tiling("conv", views[0]), taps.shape, padding, e.slope, add_to is not None
     results = {f"t_dx{i}": view if view.numel() else None for i, view in zip(PARITIES, views, strict=True)}
     launch(dx, _stride_2_input_gradient, key, t_g=e.gradient, t_act=e.activation_output, t_w=taps, **results)
     return dx
 
 
 @lru_cache(PLANS)
-def _stride_2_input_gradient(t: Tiling, weight: Sequence[int], padding: int, slope: float) -> Plan:
+def _stride_2_input_gradient(t: Tiling, weight: Sequence[int], padding: int, slope: float, add: bool) -> Plan:
     """`t` is of the input's even rows and columns."""
     _, n, k = weight
     block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
@@ -219,6 +221,7 @@ def _stride_2_input_gradient(t: Tiling, weight: Sequence[int], padding: int, slo
         },
         K=k,
         PADDING=padding,
+        ADD=add,
         ACT_SLOPE=slope,
         BLOCK_K=block_k,
         BLOCK_N=block_n,

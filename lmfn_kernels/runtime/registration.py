@@ -187,7 +187,9 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
     def _backward_flat(self, backend: str, *arguments: Any) -> list[Tensor]:
         n, m = len(self.outputs), len(self.outputs) + 1 + len(self.saves)
         gradients, saved, inputs = arguments[:n], arguments[n], arguments[n + 1 : m]
-        return self.backward(backend, gradients, saved, inputs, self.options(*arguments[m:-1]), arguments[-1])
+        found = self.backward(backend, gradients, saved, inputs, self.options(*arguments[m:-1]), arguments[-1])
+        # The results of a registered op must own their memory.
+        return [f.clone() if any(f is g for g in gradients) else f for f in found]
 
 
 def _lay_out(backend: str, weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

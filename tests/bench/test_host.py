@@ -70,4 +70,4 @@ def test_the_command() -> None:
     assert counts is not None, last
     frame, step = map(int, counts.groups())
     assert 70 <= frame <= 88
-    assert 250 <= step <= 380
+    assert 250 <= step <= 370
