@@ -82,8 +82,8 @@ def test_wrong_settings_are_named(settings: Settings, change: dict[str, object],
 def test_broken_settings_files_are_named(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     for text, words in (
-        ("speed: 3", "unknown setting speed"),
-        ("config: other.yaml", "unknown setting config"),
+        ("speed: 3", "unknown setting 'speed'"),
+        ("config: other.yaml", "unknown setting 'config'"),
         ("- 3", "NAME: VALUE"),
         ("batch: [", "s.yaml"),
         ("blur: {length: [5, 2]}", "length"),
