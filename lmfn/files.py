@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lmfn import images
 from lmfn.atomic import LONGEST_NAME
+from lmfn.cells import one_line
 from lmfn.images import ImageError, heif
 from lmfn.jobs import Outcome, run_jobs
 from lmfn.options import Frames
@@ -69,7 +70,7 @@ class Plan:
         """One line per image: its result, or the reason why it has none."""
         lines = [f"{source} -> {target}" for source, target in self.jobs]
         lines += [f"{source} -> {target} (already there)" for source, target in self.existing]
-        return "\n".join([*lines, *(message for _, message in self.failed), *self.left_out()])
+        return "\n".join(map(one_line, [*lines, *(message for _, message in self.failed), *self.left_out()]))
 
 
 @dataclass
@@ -108,7 +109,7 @@ class DeblurSummary:
         if self.doubtful:
             counts.append(f"{len(self.doubtful)} of the deblurred doubtful")
         lines = [*(message for _, message in self.failed + self.doubtful), *self.notes]
-        return "\n  ".join([", ".join(counts) + (":" if lines else ""), *lines])
+        return "\n  ".join([", ".join(counts) + (":" if lines else ""), *map(one_line, lines)])
 
 
 def deblur_files(

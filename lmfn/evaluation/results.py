@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lmfn import atomic
+from lmfn.cells import from_cell, to_cell
 from lmfn.evaluation.protocols import PROTOCOLS
 
 LABELS = {
@@ -180,8 +181,8 @@ class Journal:
                 raise ValueError(
                     f"{path.parent} contains an evaluation with another {', '.join(different)}; name another folder"
                 )
-            whole, newline, _ = self.file.read_text(encoding="utf-8").rpartition("\n")
-            atomic.write(self.file, (whole + newline).encode())
+            whole, newline, _ = self.file.read_bytes().rpartition(b"\n")
+            atomic.write(self.file, whole + newline)
         else:
             atomic.write(path, text.encode())
             self.add([])
@@ -198,7 +199,8 @@ class Journal:
                         for of in ("blurred", "deblurred")
                     )
                     size = int(line["height"]), int(line["width"])
-                    rows[line["name"]] = ImageResult(line["name"], *size, blurred, deblurred, float(line["seconds"]))
+                    name = from_cell(line["name"])
+                    rows[name] = ImageResult(name, *size, blurred, deblurred, float(line["seconds"]))
             except (KeyError, ValueError, TypeError, csv.Error) as error:
                 raise ValueError(
                     f"{self.file}, line {table.line_num} is broken; remove it or name another folder"
@@ -214,12 +216,12 @@ class Journal:
                 os.write(file, _csv(self.columns))
             for row in rows:
                 values = [of[metric] for metric in self.metrics for of in (row.blurred, row.deblurred)]
-                os.write(file, _csv([row.name, row.height, row.width, row.seconds, *values]))
+                os.write(file, _csv([to_cell(row.name), row.height, row.width, row.seconds, *values]))
         finally:
             os.close(file)
 
 
 def _csv(values: Sequence[Any]) -> bytes:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue().encode()
+    csv.writer(line, lineterminator="\r\n").writerow(values)  # so that it quotes both of these characters
+    return (line.getvalue().removesuffix("\r\n") + "\n").encode()
