@@ -84,6 +84,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         self._implementation, self._forward, self._backward = implementation, forward, backward
         tensors, numbers = schema(inputs), schema(options)
         self.saves = [argument not in unsaved_inputs for argument in tensors]
+        self.arguments = list(tensors)
         self.is_weight = [argument.split("_")[-1] == "weight" for argument in tensors]
         self.weights = [i for i, weight in enumerate(self.is_weight) if weight and lays_out_weights]
         saved = tensors | dict.fromkeys(unsaved_inputs, "Tensor?")
@@ -171,6 +172,9 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
             return inputs
         arguments = to_arguments(inputs)
         weights = [arguments[i] for i in self.weights]
+        for i, weight in zip(self.weights, weights, strict=True):
+            if weight is None:  # which PyTorch's dispatcher lets pass for a tensor
+                raise RuntimeError(f"lmfn::{self.name} needs a tensor for argument '{self.arguments[i]}', and got None")
         found = _lay_out(backend, weights, arguments[0].dtype)  # type: ignore[arg-type,union-attr]
         if all(map(operator.is_, found, weights)):
             return inputs
@@ -194,8 +198,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
 
 def _lay_out(backend: str, weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     if backend != "triton":
-        # PyTorch's dispatcher lets None pass for a tensor; its operations refuse it, and name the argument.
-        return [weight if weight is None else weight.to(dtype) for weight in weights]
+        return [weight.to(dtype) for weight in weights]
     from lmfn_kernels.runtime import multi_tensor
 
     return multi_tensor.lay_out(weights, dtype)
