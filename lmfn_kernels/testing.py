@@ -583,7 +583,7 @@ OPS: dict[str, OpCase] = {
         lambda s, *on: attention_inputs(s.b, s.n, s.c, s.c, s.h, s.w, *on, form="channels-cosine"),
         lambda s: s.b * (s.c * s.h * s.w + 2 * _windows(s.h) * _windows(s.w) * (s.n * s.c) ** 2),
         widths=(4, 50),
-        smallest=(33, 17),
+        smallest=(33, 1),
     ),
     "layer_gram": OpCase(
         lambda *maps: layer_gram(maps),

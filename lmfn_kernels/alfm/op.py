@@ -228,8 +228,6 @@ def unsupported_reason(maps: Sequence[Tensor], side: int) -> str | None:
     n, size = len(maps), len(maps) * maps[0].shape[1]
     if side % TILE:
         return f"its windows of {2 * side} pixels are not a multiple of {2 * TILE}, and kernels work on whole tiles"
-    if side and min(maps[0].shape[2:]) <= side < max(maps[0].shape[2:]) / 2:
-        return f"the maps are {maps[0].shape[2]}x{maps[0].shape[3]}, less than two blocks of {side} pixels one way"
     if side and not holds_windows(maps[0]):
         return "its windows spill registers on this GPU; the kernels need sm_90 or newer"
     if n <= MOST_MAPS and size <= MOST_CHANNELS:

@@ -80,7 +80,8 @@ def windows_from_quarters(quarters: Tensor, grid: Grid) -> Tensor:
     parts = quarters.unflatten(0, (-1, grid.rows, grid.columns, 2, 2))
     n, m = grid.window_rows, grid.window_columns
     parts = _joined(parts, 1, 3, n)
-    return _joined(parts, 2, 3, m).flatten(0, 2)
+    # With one column of blocks nothing is added, and the result would be a view with gaps, which no kernel takes.
+    return _joined(parts, 2, 3, m).flatten(0, 2).contiguous()
 
 
 def _joined(parts: Tensor, blocks: int, which: int, n: int) -> Tensor:
