@@ -1,5 +1,6 @@
 """The formulas of the ops in plain PyTorch. Shapes as in `op.py`."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -53,6 +54,11 @@ def _shares(size: int, side: int, windows: int, like: Tensor) -> Tensor:
     return (1 - (nearest - torch.arange(windows, device=like.device)[:, None]).abs()).clamp_min(0)
 
 
+def _reach(i: int, windows: int, side: int, size: int) -> tuple[int, int]:
+    """The pixels along an axis in which window i has a share: its own, and to the edge those beyond the last centre."""
+    return i * side, size if i == windows - 1 else (i + 2) * side
+
+
 def layer_apply(
     maps: Sequence[Tensor],
     gram: Tensor,
@@ -64,21 +70,27 @@ def layer_apply(
     slope: float,
     side: int = 0,
 ) -> Tensor:
-    f = as_rows(maps, by_layer)
     _, c, h, w = maps[0].shape
+
+    def attended(maps: Sequence[Tensor], gram: Tensor) -> Tensor:
+        """theta M F, as a map of all layers' channels."""
+        f = as_rows(maps, by_layer)
+        mixed = theta * (attention_matrix(gram, temperature, by_layer).to(f.dtype) @ f)
+        return rearrange(mixed, f"{_rows(by_layer)} -> b (n c) h w", c=c, h=maps[0].shape[2], w=maps[0].shape[3])
+
+    mixed = torch.cat(list(maps), 1)
     if side == 0:
-        mixed = theta * (attention_matrix(gram, temperature, by_layer).to(f.dtype) @ f) + f
+        mixed = mixed + attended(maps, gram)
     else:
         windows = gram
         for axis in (1, 2):  # a window is 2 x 2 blocks
             n = windows.shape[axis]
             windows = windows if n == 1 else windows.narrow(axis, 0, n - 1) + windows.narrow(axis, 1, n - 1)
-        mixed = f
-        down, across = (_shares(size, side, n, f) for size, n in zip((h, w), windows.shape[1:3], strict=True))
-        for i, row in enumerate(windows.unbind(1)):
-            for j, of_window in enumerate(row.unbind(1)):
-                m = attention_matrix(of_window, temperature, by_layer).to(f.dtype)
-                share = (down[i][:, None] * across[j]).flatten().repeat(f.shape[2] // (h * w))
-                mixed = mixed + share * theta * (m @ f)
-    mixed = rearrange(mixed, f"{_rows(by_layer)} -> b (n c) h w", c=c, h=h, w=w)
+        _, n, m, _, _ = windows.shape
+        down, across = _shares(h, side, n, mixed), _shares(w, side, m, mixed)
+        for i, j in itertools.product(range(n), range(m)):
+            (top, bottom), (left, right) = _reach(i, n, side, h), _reach(j, m, side, w)
+            share = down[i, top:bottom, None] * across[j, left:right]
+            part = share * attended([x[:, :, top:bottom, left:right] for x in maps], windows[:, i, j])
+            mixed = mixed + F.pad(part, (left, w - right, top, h - bottom))
     return F.leaky_relu(F.conv2d(mixed, weight, bias), slope)

@@ -38,6 +38,12 @@ def test_gmacs_are_those_of_a_hand_count(height, width):
     assert count_gmacs(LMFN.from_preset("lmfn"), height, width) == pytest.approx(macs_of_the_paper(height, width) / 1e9)
 
 
+def test_gmacs_of_attention_in_windows():
+    """Each of 3 x 3 windows attends to its own 96 x 96 of the map's 192 x 192 pixels; F F^T costs what it did."""
+    whole, windows = (count_gmacs(LMFN.from_preset("lmfn", alfm_window=side), 768, 768) for side in (None, 384))
+    assert windows - whole == pytest.approx(200**2 * (9 * 96**2 - 192**2) / 1e9)
+
+
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
 def test_gmacs_of_a_compiled_network_are_its_own():
     model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1)
