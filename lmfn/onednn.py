@@ -87,7 +87,7 @@ def for_onednn(model: Network, dtype: torch.dtype) -> "OneDNNNetwork | None":
     """
     if not is_supported(model, dtype):
         return None
-    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     try:
         # Buffers that are made in inference mode could not be written to outside it.
         with torch.inference_mode(False), torch.no_grad():
@@ -517,7 +517,7 @@ class OneDNNNetwork:
                 rows_of(u, (s[0], 2 * s[1], 2 * s[2]))[:] = upsampled(y, s)
             y = u
             self.head_rbs[1](y, self._like("half 1", y))
-        sharp = torch.empty(skip.shape)
+        sharp = torch.empty(skip.shape, dtype=torch.float32)
         factor = 2 if self.head_rbs else 4
         height, width = skip.shape[2:]
         for i, first, last in row_strips(y):

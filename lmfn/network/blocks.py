@@ -260,7 +260,8 @@ class ACFM(nn.Module):
         Over channels a convolution is a product with a banded matrix.
         """
         # [3, out, in]: with tap t, a channel takes the one at distance t - 1.
-        taps = torch.stack([torch.eye(channels + 2)[t : t + channels, 1:-1] for t in range(3)])
+        eye = torch.eye(channels + 2, dtype=self.alpha.dtype, device=self.alpha.device)
+        taps = torch.stack([eye[t : t + channels, 1:-1] for t in range(3)])
         if self.form == "full3d":
             return [Conv(torch.einsum("thw,toi->oihw", self.weight, taps), self.bias.expand(channels))]
         mixing = torch.einsum("t,toi->oi", self.channel_weight, taps)[:, :, None, None]

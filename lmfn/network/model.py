@@ -80,6 +80,10 @@ class Network(nn.Module):
                 module.recompute = value == "lean"
 
     def forward(self, blurred: Tensor) -> Tensor:
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise RuntimeError(
+                "torch.jit.trace would keep one image's size and branches for all; use torch.export, or lmfn export"
+            )
         if blurred.ndim != 4 or blurred.shape[1] != 3 or min(blurred.shape[2:]) < 1:
             raise ValueError(f"LMFN takes images [B, 3, H, W], got a tensor of shape {tuple(blurred.shape)}")
         if not blurred.is_floating_point():

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 import lmfn_kernels
 from lmfn import LMFN
 from lmfn.evaluation import saved_bytes
+from lmfn.network.blocks import RB
 from lmfn.network.config import PRESETS
 from lmfn_kernels.runtime import backend, configs
 
@@ -210,6 +211,37 @@ def test_exports(name: str) -> None:
         assert not found.requires_grad
         with torch.no_grad():
             assert (found - model(image)).abs().max() <= 1e-6
+
+
+def test_traces_are_refused_and_nothing_comes_of_nothing() -> None:
+    model = network(**SMALL)
+    with pytest.raises(RuntimeError, match="one image's size and branches for all"):
+        torch.jit.trace(model, torch.rand(1, 3, 64, 64))
+    assert model(torch.rand(0, 3, 70, 64)).shape == (0, 3, 70, 64)
+    assert model.for_inference()(torch.rand(0, 3, 70, 64)).shape == (0, 3, 70, 64)
+
+
+def test_forward_hooks_see_the_parts_that_are_called_as_modules() -> None:
+    model, seen = network(**SMALL), set()
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda _module, _inputs, _output, name=name: seen.add(name))
+    model(torch.rand(1, 3, 64, 64))
+    blocks = {name for name, module in model.named_modules() if isinstance(module, RB)}
+    assert seen == {"", "encoder", "acfm", "head", "rfdbs.0", "rfdbs.1", *blocks}
+
+
+def test_float64_as_the_default_makes_float64_networks_and_leaves_inference_as_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    image, model = torch.rand(1, 3, 64, 64), network(**SMALL)
+    expected = model.for_inference()(image)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert next(network(**SMALL).parameters()).dtype == torch.float64
+        assert torch.equal(model.for_inference()(image), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not caplog.text
 
 
 def test_autocast() -> None:
