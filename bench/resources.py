@@ -136,7 +136,7 @@ def _calls(dtype: torch.dtype) -> None:
     x, distil, refine, last = image(b, c, h, w), conv(d, c, 1), conv(c, c, 3), conv(d, c, 3)
     fuse, squeeze, skip, expand, low = conv(c, 4 * d, 1), conv(f, c, 1), conv(f, f, 1), conv(c, f, 1), conv(f, f, 3)
     block = rfdb.Inputs(x, (distil,) * 3, (refine,) * 3, last, fuse, squeeze, skip, low, low, low, low, expand)
-    _both_passes(rfdb.RFDB, block, rfdb.Options(0.05))
+    _both_passes(rfdb.RFDB, block, rfdb.BlockOptions(0.05, fixed_grid=False))
     _both_passes(rfdb.DISTILL_STAGE, rfdb.StageInputs(x, distil, refine), rfdb.Options(0.05))
     d1, d2, d3 = (image(b, d, h, w) for _ in range(3))
     _both_passes(rfdb.DISTILL_FUSE, rfdb.FuseInputs(x, d1, d2, d3, last, fuse, squeeze), rfdb.Options(0.05))

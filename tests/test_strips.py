@@ -186,10 +186,10 @@ def test_amounts_of_memory():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_estimate_is_what_a_process_holds():
-    """The default network, as a whole and in strips with a scratch file: by the system's own account."""
-    call = [sys.executable, "experiments/memory/sizes.py", "640x480", "--memory", "free", "+150MB"]
+    """The default network, as a whole and in strips: by the system's own account."""
+    call = [sys.executable, "experiments/memory/sizes.py", "640x480", "--memory", "free", "+115MB"]
     done = subprocess.run(call, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()[2:]]
-    assert [row[5] for row in rows] == ["whole", "strips, maps in a file"], done.stdout + done.stderr
+    assert [row[5].partition(",")[0] for row in rows] == ["whole", "strips"], done.stdout + done.stderr
     for row in rows:
         assert 0.85 < float(row[8]) < 1.15, row

@@ -18,8 +18,8 @@ def test_what_is_counted() -> None:
     x, weight, bias, residual = conv_inputs(1, 3, 2, 6, 7, torch.float32)
     with lmfn_kernels.backend("triton"), Launches() as launched:
         lmfn_kernels.conv3x3(x, weight, bias, residual)
-    assert launched.ours == 1
-    assert set(launched.others) == {"copy_"}, "into the layout that kernels read"
+    assert launched.ours == 2, "the weight's layout, and the convolution"
+    assert set(launched.others) <= {"copy_"}, "of images, into the layout that kernels read"
     with Launches() as launched:
         torch.empty(3).view(1, 3).expand(2, 3)
         torch.empty(3)[:0].add_(1)

@@ -68,6 +68,8 @@ def test_the_builders_files(repository):
 
 def test_loads_with_kernels_itself(repository, loaded):
     kernels = pytest.importorskip("kernels", reason="without it, the tests above load the same files")
+    if not hasattr(kernels, "get_local_kernel"):  # the tests' own folder of that name
+        pytest.skip("without the package kernels, the tests above load the same files")
     module = kernels.get_local_kernel(repository, trust_remote_code=True)
     x = torch.ones(1, 4, 8, 8)
     assert torch.equal(module.conv3x3(x, torch.ones(4, 4, 3, 3)), loaded.conv3x3(x, torch.ones(4, 4, 3, 3)))

@@ -187,8 +187,9 @@ def test_all_tensors_are_made_on_the_images_device(
     """On one that has no values: whatever is made elsewhere, or waits for a value, is an error there."""
     monkeypatch.setattr(backend, "_missing", lambda _: None)
     monkeypatch.setattr(configs, "describe", lambda _: ("meta", 232448))
-    for part in ("acfm", "alfm", "conv", "mshf", "rfdb", "upsample"):
-        monkeypatch.setattr(import_module(f"lmfn_kernels.{part}.triton_backend"), "launch", lambda *_, **__: None)
+    launching = [f"{part}.triton_backend" for part in ("acfm", "alfm", "conv", "mshf", "rfdb", "upsample")]
+    for module in (*launching, "runtime.multi_tensor"):
+        monkeypatch.setattr(import_module(f"lmfn_kernels.{module}"), "launch", lambda *_, **__: None)
     model, image = network(name, memory, similarity="cosine", **SMALL).to("meta"), torch.rand(2, 3, 70, 85).to("meta")
     with lmfn_kernels.backend(body):
         assert all(tensor.is_meta for tensor in gradients(model, image))
