@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import tomllib
 
 import pytest
 import torch
@@ -57,7 +58,6 @@ def test_each_has_its_own_ops_and_nothing_of_the_other(loaded):
 
 
 def test_the_builders_files(repository):
-    tomllib = pytest.importorskip("tomllib")
     general = tomllib.loads((repository / "build.toml").read_text())
     assert general["torch-noarch"]["pyext"] == ["json", "py"]
     texts = [path.read_text() for path in (repository / "torch-ext").rglob("*.py")]
