@@ -6,7 +6,7 @@ looks at its tensors: Triton's own way to the compiled kernel is gone once for e
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -76,27 +76,39 @@ def even_odd_views(x: Tensor) -> list[Tensor]:
 
 def lies_as_taps(weight: Tensor) -> bool:
     """Whether a weight `[N, K, k, k]` lies tap by tap, rows of N a `pitch` apart, as `weight_layout` lays it."""
-    n, k, height, width = weight.shape
-    from_n, from_k, from_row, from_tap = weight.stride()
-    s = pitch(n, weight.dtype)
-    return (
-        from_n == 1
-        and from_k == s
-        and (width == 1 or (from_tap >= k * s and from_tap % s == 0))
-        and (height == 1 or from_row == width * from_tap)
-        and (isinstance(weight, FakeTensor) or weight.data_ptr() % 16 == 0)
-    )
+    return _taps(weight) is not None
 
 
 def weight_as_taps(weight: Tensor) -> Tensor:
     """A weight `[N, K, k, k]` as `[taps, K, N]`, rows a `pitch` apart: a view of it where it lies so, else a copy."""
-    n, k, height, width = weight.shape
+    if (view := _taps(weight)) is not None:
+        return weight.as_strided(*view)
+    n, k = weight.shape[:2]
     s = pitch(n, weight.dtype)
-    if lies_as_taps(weight):
-        return weight.as_strided((height * width, k, n), (weight.stride(3) if width > 1 else k * s, s, 1))
     taps = weight.flatten(2).permute(2, 1, 0)
     out = torch.empty_strided(taps.shape, (k * s, s, 1), dtype=weight.dtype, device=weight.device)
     return out.copy_(taps)
+
+
+def _taps(weight: Tensor) -> tuple[Block, Block] | None:
+    """Size and strides of the view `[taps, K, N]` of a weight, if it lies tap by tap."""
+    if isinstance(weight, FakeTensor):  # whose sizes may be symbols, which no cache takes
+        return _view_of_taps.__wrapped__(weight.shape, weight.stride(), weight.dtype)
+    return _view_of_taps(weight.shape, weight.stride(), weight.dtype) if weight.data_ptr() % 16 == 0 else None
+
+
+@lru_cache(PLANS)
+def _view_of_taps(shape: Block, strides: Block, dtype: torch.dtype) -> tuple[Block, Block] | None:
+    n, k, height, width = shape
+    from_n, from_k, from_row, from_tap = strides
+    s = pitch(n, dtype)
+    lies = (
+        from_n == 1
+        and from_k == s
+        and (width == 1 or (from_tap >= k * s and from_tap % s == 0))
+        and (height == 1 or from_row == width * from_tap)
+    )
+    return ((height * width, k, n), (from_tap if width > 1 else k * s, s, 1)) if lies else None
 
 
 def accumulator_dtype(x: Tensor) -> torch.dtype:
@@ -178,8 +190,8 @@ class _Compiled(NamedTuple):
     """What comes after the stream, up to the kernel's arguments."""
     arguments: list[Any]
     """All, with None for tensors."""
-    tensors: list[tuple[int, int, bool]]
-    """Those that are there: place among the tensors given, place among the arguments, whether as a descriptor."""
+    tensors: list[tuple[str, int, bool]]
+    """Those that are there: name, place among the arguments, whether as a descriptor."""
 
 
 def _triton_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> Any:
@@ -213,30 +225,23 @@ def launch(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], 
         return
     plan, device = plan_of(*key), on.get_device()
     # All that Triton specialises a kernel on, beside the plan's constants.
-    kinds: list[Any] = [device, *tensors]
-    for tensor in tensors.values():
-        if tensor is None:
-            kinds.append(None)
-        else:
-            kinds.append(tensor.dtype)
-            kinds.append(tensor.data_ptr() % 16)
-    kind = tuple(kinds)
+    kind = device, *tensors, *[None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors.values()]
     compiled = plan.compiled.get(kind)
     if compiled is None or _launcher is not _triton_launch or _observed():
         found = _as_documented(plan, on, tensors)
         if _launcher is _triton_launch and getattr(found, "metadata", None) and found.metadata.target.backend == "cuda":
             plan.compiled[kind] = _for_next_time(plan, found, tensors)
     elif driver.active.get_current_device() == device:
-        _again(compiled, device, list(tensors.values()))
+        _again(compiled, device, tensors)
     else:
         with torch.get_device_module(on.device).device(device):
-            _again(compiled, device, list(tensors.values()))
+            _again(compiled, device, tensors)
 
 
 def _observed() -> bool:
     """Whether a profiler looks at launches, which are then to be Triton's own."""
-    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
-    return any(getattr(hook, "calls", True) for hook in hooks)
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return bool(getattr(enter, "calls", True) or getattr(leave, "calls", True))
 
 
 def _as_documented(plan: Plan, on: Tensor, tensors: Mapping[str, Tensor | None]) -> Any:
@@ -259,15 +264,15 @@ def _for_next_time(plan: Plan, found: Any, tensors: Mapping[str, Tensor | None])
         (*plan.grid, 1, 1)[:3],
         (found.function, found.packed_metadata, None, None, None),
         [plan.constants.get(name) for name in names],
-        [(i, names.index(n), n in plan.blocks) for i, n in enumerate(tensors) if tensors[n] is not None],
+        [(name, names.index(name), name in plan.blocks) for name in tensors if tensors[name] is not None],
     )
 
 
-def _again(compiled: _Compiled, device: int, tensors: list[Any]) -> None:
+def _again(compiled: _Compiled, device: int, tensors: Mapping[str, Any]) -> None:
     launch, grid, function, arguments, places = compiled
     arguments = arguments.copy()
-    for i, place, described in places:
-        arguments[place] = _Described(tensors[i]) if described else tensors[i]
+    for name, place, described in places:
+        arguments[place] = _Described(tensors[name]) if described else tensors[name]
     launch(*grid, driver.active.get_current_stream(device), *function, *arguments)
 
 
@@ -278,12 +283,17 @@ class _Described:
     padding, round_f32_to_tf32 = "zero", False
 
     def __init__(self, x: Tensor) -> None:
-        shape: tuple[int, ...] = x.shape
-        strides = x.stride()
-        if len(shape) == 4:
-            (b, c, h, w), (from_b, from_c, from_h, from_w) = shape, strides
-            shape, strides = (b, h, w, c), (from_b, from_h, from_w, from_c)
-        self.base, self.shape, self.strides = x, shape, strides
+        self.base = x
+        self.shape, self.strides = _channels_last(x.shape, x.stride())
+
+
+@lru_cache(PLANS)
+def _channels_last(shape: Block, strides: Block) -> tuple[Block, Block]:
+    """Size and strides of an image as [B, H, W, C], of a weight as they are."""
+    if len(shape) != 4:
+        return shape, strides
+    (b, c, h, w), (from_b, from_c, from_h, from_w) = shape, strides
+    return (b, h, w, c), (from_b, from_h, from_w, from_c)
 
 
 def partial_sums(like: Tensor, splits: int, shape: Sequence[int]) -> Tensor:
