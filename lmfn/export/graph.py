@@ -46,11 +46,11 @@ class Graph:
 
     def constant(self, value: npt.ArrayLike) -> str:
         """Add a constant; equal values are stored once."""
-        array = np.ascontiguousarray(value)
-        key = array.dtype.str, array.shape, array.tobytes()
+        array = np.asarray(value)
+        key = array.dtype.str, array.shape, array.tobytes()  # a scalar is not a vector of one
         if key not in self._constants:
             name = f"constant_{len(self.initializers)}"
-            self.initializers[name] = numpy_helper.from_array(array.reshape(np.shape(value)), name)
+            self.initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
             self._constants[key] = name
         return self._constants[key]
 

@@ -99,12 +99,16 @@ class _Writer:
         for axis, size in ((2, height), (3, width)):
             end = g.vector(g.compute("Add", size, 2 * BORDER - 1))
             last = g.vector(g.compute("Sub", size, 1))
-            bordered = g.add("Sub", end, g.add("Abs", g.add("Sub", end, g.range(self.padded(size)))))
+            bordered = g.add("Sub", end, self.absolute(g.add("Sub", end, g.range(self.padded(size)))))
             place = g.add("Sub", bordered, g.vector(BORDER))
-            reflected = g.add("Sub", last, g.add("Abs", g.add("Sub", last, g.add("Abs", place))))
+            reflected = g.add("Sub", last, self.absolute(g.add("Sub", last, self.absolute(place))))
             repeated = g.add("Max", g.add("Min", place, last), g.vector(0))
             image = g.add("Gather", image, g.add("Where", large, reflected, repeated), axis=axis)
         return image
+
+    def absolute(self, x: str) -> str:
+        """Without `Abs`, which OpenVINO 2026.4 takes away in front of constants, as sizes are after its `reshape`."""
+        return self.g.add("Max", x, self.g.add("Neg", x))
 
     def fixed_border(self, image: str) -> str:
         """The same around a tile, whose sides are multiples of 16 and need no padding."""

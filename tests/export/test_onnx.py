@@ -30,18 +30,25 @@ NETWORKS = {
 }
 
 
-def in_onnx_runtime(model):
+def in_onnx_runtime(model, shape=None):
+    """With a shape, the file's free sizes are fixed to it before the graph is optimised."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    for name, size in zip(("batch", "height", "width"), shape or (), strict=False):
+        options.add_free_dimension_override_by_name(name, size)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"blurred": x.numpy()})[0])
 
 
-def in_openvino(model):
+def in_openvino(model, shape=None):
     openvino = pytest.importorskip("openvino")
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(io.BytesIO(model.SerializeToString())), "CPU", options)
+    read = core.read_model(io.BytesIO(model.SerializeToString()))
+    if shape:
+        batch, height, width = shape
+        read.reshape([batch, 3, height, width])
+    compiled = core.compile_model(read, "CPU", options)
     return lambda x: torch.from_numpy(compiled(x.numpy())[0])
 
 
@@ -53,6 +60,14 @@ def test_any_size_gives_what_the_deblurrer_does(name, run):
     for height, width in SIZES if "windows" in name or name in NAMES else SIZES[:2]:
         x = image(height, width, batch=1 + height % 2)
         torch.testing.assert_close(exported(x), deblurred(model, x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("run", [in_onnx_runtime, in_openvino])
+@pytest.mark.parametrize("size", [(1, 1), (17, 3), (100, 77)])
+def test_sizes_that_a_program_fixes_give_the_same(size, run):
+    model = network(**NETWORKS["windows"])
+    exported, x = onnx_model(model), image(*size)
+    torch.testing.assert_close(run(exported, (1, *size))(x), deblurred(model, x), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["windows", "lmfn-released"])
