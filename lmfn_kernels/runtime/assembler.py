@@ -9,6 +9,8 @@ newer program. Kernels of other packages are unaffected, in every thread. The PT
 and ptxas 12.8 rejects 8.8, so a kernel assembled by it is never mistaken for one of these.
 """
 
+import ctypes
+import os
 import warnings
 from functools import cache
 from typing import Any
@@ -16,8 +18,8 @@ from typing import Any
 import torch
 import triton
 from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
+
+from lmfn_kernels.runtime.triton_private import CUDABackend, GPUTarget, driver, get_ptxas
 
 SOUND = (12, 9)
 PTX_VERSION = 88
@@ -36,8 +38,6 @@ def options(target: GPUTarget) -> dict[str, int]:
     """
     if target.backend != "cuda" or target.arch != 90:
         return {}
-    from triton.backends.nvidia.compiler import get_ptxas
-
     usual = get_ptxas(90)
     if is_sound(usual, target.arch):
         return {}
@@ -56,8 +56,6 @@ def options(target: GPUTarget) -> dict[str, int]:
 
 def assembler(arch: int) -> Any:
     """Triton's ptxas, with `path` and `version`, that assembles these kernels for an NVIDIA GPU, e.g. 90 for sm_90."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
     usual = get_ptxas(arch)
     return usual if is_sound(usual, arch) else newer() or usual
 
@@ -77,11 +75,17 @@ def newer() -> Any | None:
     except RuntimeError:  # "Cannot find ptxas-blackwell"
         return None
     release = _release(tool)
-    if torch.cuda.is_available():
-        driver_version: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined, unused-ignore]
-        if release[0] > driver_version // 1000:
-            return None
+    if torch.cuda.is_available() and release[0] > driver_release()[0]:
+        return None
     return tool if release >= SOUND else None
+
+
+def driver_release() -> tuple[int, int]:
+    """The CUDA version that the GPU's driver supports, e.g. (12, 9), by CUDA's cuDriverGetVersion."""
+    version = ctypes.c_int()
+    # PyTorch and Triton have loaded this library before; PyTorch has no function that tells its version.
+    ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value // 1000, version.value % 1000 // 10
 
 
 def _release(tool: Any) -> tuple[int, ...]:
@@ -91,8 +95,6 @@ def _release(tool: Any) -> tuple[int, ...]:
 @cache
 def _use_newer() -> None:
     """Make Triton assemble PTX 8.8 for sm_90 with the ptxas of its sm_100 backend."""
-    from triton.backends.nvidia.compiler import CUDABackend
-
     make_cubin = CUDABackend.make_cubin
 
     def with_newer_ptxas(self: Any, src: str, metadata: Any, opt: Any, capability: int) -> bytes:

@@ -16,10 +16,9 @@ import torch
 import triton
 import triton.language as tl
 from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 from lmfn_kernels.runtime import assembler
+from lmfn_kernels.runtime.triton_private import CUDABackend, GPUTarget
 
 hopper = GPUTarget("cuda", 90, 32)
 usual = CUDABackend.make_cubin
@@ -60,8 +59,8 @@ except Exception as error:
 os.environ["TRITON_PTXAS_PATH"] = knobs.nvidia.ptxas_blackwell.path
 found["newer anyway"] = warned()
 del os.environ["TRITON_PTXAS_PATH"]
-with patch.object(torch.cuda, "is_available", lambda: True):
-    torch._C._cuda_getDriverVersion = lambda: 11080
+available = patch.object(torch.cuda, "is_available", lambda: True)
+with available, patch.object(assembler, "driver_release", lambda: (11, 8)):
     found["old driver"] = warned()
 usual = knobs.NvidiaTool.from_path
 with patch.object(knobs.NvidiaTool, "from_path", lambda path: None if "blackwell" in path else usual(path)):
