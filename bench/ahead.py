@@ -18,9 +18,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.driver import CudaLauncher
-from triton.runtime import driver
 
 import lmfn_kernels
 from bench.network import image, network
@@ -33,6 +30,7 @@ from bench.train import Step
 from lmfn.inference import plain
 from lmfn_kernels import testing, weight_layout
 from lmfn_kernels.runtime import backend, configs, launch
+from lmfn_kernels.runtime.triton_private import CudaLauncher, GPUTarget, driver
 from lmfn_kernels.testing import is_image
 
 ODD = (3, 37, 61)

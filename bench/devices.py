@@ -19,6 +19,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from bench.rows import Machine
 from lmfn.device import device_name
+from lmfn_kernels.runtime.torch_private import profiled_events, sleep_on_gpu
 
 LONGEST_SLEEP = 400_000_000
 """GPU cycles, about 0.2 s."""
@@ -60,7 +61,7 @@ class Cpu:
             result = call()
         del result
         now = most = 0
-        for event in profile.profiler.kineto_results.events():
+        for event in profiled_events(profile):
             if event.name() == "[memory]":
                 now += event.nbytes()
                 most = max(most, now)
@@ -124,7 +125,7 @@ class Gpu:
                 call(turn)
             made = call.before(turn)
             start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
-            self.cuda._sleep(self.sleep)
+            sleep_on_gpu(self.cuda, self.sleep)
             start.record()
             call.timed(made)
             end.record()
@@ -154,7 +155,7 @@ class Gpu:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             call()
             self.synchronize()
-        events = [e for e in profile.profiler.kineto_results.events() if e.device_type() == DeviceType.CUDA]
+        events = [e for e in profiled_events(profile) if e.device_type() == DeviceType.CUDA]
         events = sorted((e for e in events if not e.is_user_annotation()), key=lambda e: e.start_ns())
         return [(e.name(), e.duration_ns() / 1e3) for e in events]
 

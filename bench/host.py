@@ -16,8 +16,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 import lmfn_kernels
 from bench.devices import Device, device
@@ -29,6 +27,7 @@ from bench.train import Step
 from lmfn.inference import plain
 from lmfn_kernels import weight_layout
 from lmfn_kernels.runtime import backend, configs
+from lmfn_kernels.runtime.torch_private import TorchDispatchMode, tree_iter
 from lmfn_kernels.testing import is_image
 
 SIZE = (1, 32, 32)
@@ -185,10 +184,10 @@ def wholes(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def parts(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The parts of a launch, and calls that show the speed of the host."""
-    from triton.runtime import driver
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     from lmfn_kernels.runtime import launch
+    from lmfn_kernels.runtime.triton_private import driver
 
     x = launch.as_kernel_image(torch.zeros(1, 64, 16, 16, dtype=torch.bfloat16, device=on))
     pixels = x.permute(0, 2, 3, 1)

@@ -114,7 +114,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     on, device = session.on, session.on.torch_device
     command = f"python -m bench model --device {on.kind} --shape {shape} --dtype {short(dtype)}"
     subject = Measurement("lmfn", "infer", dtype, shape, OPS["lmfn"].work(shape, "infer"), command)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch.manual_seed(0)
     # Weights and image are representable in the dtype: the bound is for rounding within the network.
     model, x = network(shape, dtype, device).float(), image(shape, dtype, device)

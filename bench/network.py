@@ -6,12 +6,12 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import lmfn_kernels
 from bench.rows import Shape
 from lmfn.network import Network
+from lmfn_kernels.runtime.torch_private import FakeTensorMode
 
 
 def network(shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Network:

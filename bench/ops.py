@@ -66,7 +66,7 @@ def measure(session: Session, wanted: Request) -> None:
     for mode in wanted.modes:
         subject = wanted.subject(on, mode)
         exact = [*(results if mode != "bwd" else []), *(gradients if mode in ("bwd", "full") else [])]
-        torch._dynamo.reset()
+        torch.compiler.reset()
         candidates: dict[str, Candidate] = {}
         for name in wanted.providers:
             with session.counting_failures(subject, name):

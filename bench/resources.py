@@ -18,8 +18,6 @@ from unittest import mock
 import torch
 import triton
 from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 
 from bench.descriptors import scan
 from lmfn_kernels.acfm import op as acfm
@@ -31,6 +29,7 @@ from lmfn_kernels.runtime import configs, launch
 from lmfn_kernels.runtime.assembler import assembler
 from lmfn_kernels.runtime.registration import Op
 from lmfn_kernels.runtime.schema import to_arguments, to_tensors
+from lmfn_kernels.runtime.triton_private import GPUTarget, driver
 from lmfn_kernels.upsample import op as upsample
 from lmfn_kernels.weights import Conv
 

@@ -16,7 +16,8 @@ from typing import Any
 from unittest import mock
 
 from triton import knobs
-from triton.runtime import driver
+
+from lmfn_kernels.runtime.triton_private import CUDABackend, CudaDriver, driver
 
 SHARED = 232_448
 """Bytes of shared memory available to a program on sm_90."""
@@ -77,9 +78,6 @@ def gpu(device: int = -1) -> Iterator[Any]:
         stack.enter_context(knobs.cache.scope())
         knobs.nvidia.libcuda_path = folder
         knobs.cache.dir = str(Path(folder) / "cache")  # keep kernels without machine code out of the user's cache
-
-        from triton.backends.nvidia.compiler import CUDABackend
-        from triton.backends.nvidia.driver import CudaDriver
 
         stack.enter_context(mock.patch.object(CUDABackend, "make_llir", _only_numbers))
         stack.enter_context(mock.patch.object(CUDABackend, "make_ptx", return_value="none"))

@@ -57,7 +57,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     command = f"python -m bench train --device {on.kind} --shape {shape} --dtype {short(dtype)}"
     # Adam's dozen operations per parameter are not counted.
     subject = Measurement("lmfn", "step", dtype, shape, OPS["lmfn"].work(shape, "full"), command)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     torch.manual_seed(0)
     # Weights that autocast does not round: the bound is for rounding within the step.
     model = network(shape, dtype, device).float()

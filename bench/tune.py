@@ -34,6 +34,7 @@ from lmfn import atomic
 from lmfn_kernels import testing
 from lmfn_kernels.runtime import backend, configs
 from lmfn_kernels.runtime.configs import Config, Table
+from lmfn_kernels.runtime.torch_private import sleep_on_gpu
 
 CONFIGS = Path(configs.__file__).parents[1] / "configs"
 TILES = [(4, 8), (8, 8), (16, 8), (4, 16), (8, 16), (16, 16), (4, 32), (8, 32)]
@@ -184,7 +185,7 @@ class Tuning:
             while True:
                 events.clear()
                 self.on.synchronize()
-                self.on.cuda._sleep(self.on.sleep)
+                sleep_on_gpu(self.on.cuda, self.on.sleep)
                 work.call()
                 if not events or not events[0][1].query() or not self.on.sleep_longer():
                     return events

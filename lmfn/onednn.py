@@ -33,6 +33,7 @@ from lmfn.network.blocks import (
 )
 from lmfn.network.model import RGB_MEAN, Network
 from lmfn_kernels import Conv, fold_into_weight, fold_upsampling, layer_attention, layer_gram
+from lmfn_kernels.runtime.torch_private import schema_text
 from lmfn_kernels.upsample.grid import upsample
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def is_supported(model: Network, dtype: torch.dtype) -> bool:
     for name, schema in SCHEMAS.items():
         op, _, overload = name.partition(".")
         found = getattr(getattr(torch.ops.mkldnn, op, None), overload, None)
-        if str(getattr(found, "_schema", None)) != schema:
+        if schema_text(found) != schema:
             warn_once(f"PyTorch {torch.__version__} has another torch.ops.mkldnn.{name}")
             return False
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and has_fast_bf16(torch.device("cpu"))

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from lmfn_kernels import (
     Conv,
@@ -36,6 +34,7 @@ from lmfn_kernels import (
     upsample_add,
     upsampled_conv3x3,
 )
+from lmfn_kernels.runtime.torch_private import TorchDispatchMode, tree_map_only
 
 aten = torch.ops.aten
 

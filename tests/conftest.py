@@ -30,7 +30,7 @@ def interpreter_patched_once(pytestconfig: pytest.Config) -> None:
     """The interpreter replaces Triton's language at every call of every function of a kernel, half of its time."""
     if pytestconfig.getoption("markexpr") == "gpu" or not find_spec("triton"):
         return
-    from triton.runtime import interpreter
+    from triton.runtime import interpreter  # noqa: TID251 (only these tests run the interpreter)
 
     replace, replaced = interpreter._patch_lang, set()
 

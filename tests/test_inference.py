@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lmfn.inference
 import lmfn.onednn
@@ -22,6 +21,7 @@ from lmfn.network.config import PRESETS, LMFNConfig
 from lmfn.onednn import OneDNNNetwork, for_onednn, is_supported
 from lmfn_kernels import backend
 from lmfn_kernels.runtime import launch
+from lmfn_kernels.runtime.torch_private import TorchDispatchMode
 
 CPU = torch.device("cpu")
 SMALL = {"channels": 12, "features": 10, "distilled": 5, "esa": 4, "rfdbs": 2}

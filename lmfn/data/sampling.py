@@ -200,7 +200,7 @@ class Images:
         self._places: list[Path | tuple[FrameSequence, int]] = []
         """A file, or a frame of a run."""
         self._numbers: dict[Path, int] = {}
-        self._cache = _Cache(limit)
+        self._cache = ImageCache(limit)
 
     @property
     def bytes(self) -> int:
@@ -258,7 +258,7 @@ class Images:
                 yield from self._decode(range(first, first + len(place[0])))
 
 
-class _Cache:
+class ImageCache:
     """Decoded images by key; the least recently used are dropped beyond `limit` bytes."""
 
     def __init__(self, limit: int) -> None:

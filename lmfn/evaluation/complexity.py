@@ -2,12 +2,12 @@
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import lmfn_kernels
 from lmfn.evaluation.results import Complexity
 from lmfn_kernels import testing
+from lmfn_kernels.runtime.torch_private import FakeTensorMode
 
 
 def measure_complexity(model: nn.Module) -> Complexity:

@@ -9,7 +9,6 @@ from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn.network.alternatives import FUSIONS, encoder
 from lmfn.network.blocks import (
@@ -27,6 +26,7 @@ from lmfn.network.blocks import (
 )
 from lmfn.network.config import LMFNConfig, preset
 from lmfn_kernels import LayerAttention, conv3x3
+from lmfn_kernels.runtime.torch_private import FakeTensor
 
 Memory = Literal["normal", "lean"]
 RGB_MEAN = (0.4488, 0.4371, 0.4040)

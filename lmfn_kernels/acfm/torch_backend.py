@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn_kernels.alfm.torch_backend import (
     as_kernel_image,
@@ -22,6 +21,7 @@ from lmfn_kernels.alfm.torch_backend import (
     products,
 )
 from lmfn_kernels.alfm.windows import Grid
+from lmfn_kernels.runtime.torch_private import FakeTensor
 
 __all__ = [
     "as_kernel_image",

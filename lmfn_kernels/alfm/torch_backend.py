@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn_kernels.alfm.attention_matrix import fold_into_weight, fold_into_weight_backward
 from lmfn_kernels.alfm.windows import Grid, shares
 from lmfn_kernels.runtime.gradients import PendingMask
+from lmfn_kernels.runtime.torch_private import FakeTensor
 
 __all__ = ["as_kernel_image", "fold_into_weight", "fold_into_weight_backward", "gram", "mix", "products"]
 

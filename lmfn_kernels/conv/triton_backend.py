@@ -5,7 +5,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn_kernels.conv import kernels
 from lmfn_kernels.runtime.gradients import PartialSums, PendingMask
@@ -25,6 +24,7 @@ from lmfn_kernels.runtime.launch import (
     tiling,
     weight_as_taps,
 )
+from lmfn_kernels.runtime.torch_private import FakeTensor
 
 __all__ = [
     "as_kernel_image",

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from lmfn_kernels.runtime import configs
+from lmfn_kernels.runtime.torch_private import constant_when_compiled
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -92,6 +93,7 @@ def _missing(x: torch.Tensor) -> str | None:
     return None if x.is_cuda or x.device.type == "xpu" else f"Triton has no {x.device.type} backend"
 
 
+@constant_when_compiled
 def _capability(device: torch.device) -> tuple[int, int]:
     if device not in _capabilities:
         _capabilities[device] = torch.cuda.get_device_capability(device)
@@ -100,5 +102,3 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 # Cached, since PyTorch takes longer to return it than to launch a kernel.
 _capabilities: dict[torch.device, tuple[int, int]] = {}
-# The effect of torch.compiler.assume_constant_result, without importing the compiler, which takes a second.
-_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]

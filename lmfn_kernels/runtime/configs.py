@@ -27,6 +27,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lmfn_kernels.runtime.torch_private import constant_when_compiled
+
 TABLE_BACKENDS = ("triton", "torch")
 
 
@@ -70,6 +72,7 @@ def torch_is_faster(op: str, x: Tensor) -> bool:
     return any(2 ** (bits - 1) <= pixels < 2**bits for bits in _faster_in_torch(op, x.dtype, x.device))
 
 
+@constant_when_compiled
 def _faster_in_torch(op: str, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
     """`bits` of the table's entries."""
     backend = tuned(describe(device)[0]).backend
@@ -77,10 +80,6 @@ def _faster_in_torch(op: str, dtype: torch.dtype, device: torch.device) -> tuple
         return ()
     start = f"{op}/{_short(dtype)}/"
     return tuple(int(key.removeprefix(start)) for key in backend if key.startswith(start) and backend[key] == "torch")
-
-
-# The effect of torch.compiler.assume_constant_result, without importing the compiler, which takes a second.
-_faster_in_torch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _short(dtype: torch.dtype) -> str:

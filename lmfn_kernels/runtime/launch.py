@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from triton import knobs
-from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lmfn_kernels.runtime.assembler import compiler_options
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.layout import pitch
+from lmfn_kernels.runtime.torch_private import FakeTensor
+from lmfn_kernels.runtime.triton_private import driver
 
 PLANS = 1024
 """Plans of a kernel that are kept: one for each size of image, and in training some more."""

@@ -10,12 +10,12 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn_kernels.runtime import kernels
 from lmfn_kernels.runtime.gradients import PartialSums
 from lmfn_kernels.runtime.launch import PLANS, Plan, accumulator, launch, lies_as_taps
 from lmfn_kernels.runtime.layout import pitch
+from lmfn_kernels.runtime.torch_private import FakeTensor
 
 SLOTS = 16
 """Tensors that one launch takes: Triton has no lists of pointers. It also bounds the partial sums held at a time."""

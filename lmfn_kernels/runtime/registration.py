@@ -14,10 +14,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from lmfn_kernels.runtime.gradients import Gradient, PartialSums
 from lmfn_kernels.runtime.schema import Argument, from_arguments, schema, sizes, to_arguments, to_lists, to_tensors
+from lmfn_kernels.runtime.torch_private import is_transformed
 
 InputsT = TypeVar("InputsT", bound=NamedTuple)
 OptionsT = TypeVar("OptionsT", bound=NamedTuple)
@@ -102,7 +102,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
     def __call__(self, backend: str, inputs: InputsT, options: OptionsT) -> tuple[Tensor, ...]:
         """Cast images for autocast, once and here. Vectors (biases) and weights stay in their dtype."""
         first = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or _transformed() or _autocasts(first)):
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed() or _autocasts(first)):
             return tuple(
                 self._forward(self._implementation(backend), self._laid_out(backend, inputs), options, False)[0]
             )
@@ -127,7 +127,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         if torch.compiler.is_compiling() and not save:
             # torch.compile would call the autograd function's forward with a context, which it does not take.
             results: Sequence[Tensor] = self.registered(backend, *to_lists(tensors, lengths), *options, save)
-        elif save or _transformed():
+        elif save or is_transformed():
             results = self.function.apply(self, backend, options, lengths, save, *tensors)
         else:  # autograd's own function would take as long as some kernels
             results = self.forward(backend, to_lists(tensors, lengths), options, save)
@@ -211,11 +211,6 @@ def _summed(gradients: list[tuple[PartialSums, Tensor]]) -> Iterator[Tensor]:
     from lmfn_kernels.runtime import multi_tensor
 
     return iter(multi_tensor.sum_gradients(*zip(*gradients, strict=True)))
-
-
-def _transformed() -> bool:
-    """Whether `torch.func` or forward-mode differentiation has to know of a call that keeps nothing."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _autocasts(x: Tensor) -> bool:

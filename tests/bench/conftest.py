@@ -4,13 +4,15 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from bench.devices import Cpu, Gpu
 from bench.rows import Machine, Row, Shape
+
+if TYPE_CHECKING:
+    from bench.devices import Gpu
 
 
 @pytest.fixture
@@ -51,6 +53,8 @@ def row() -> Callable[..., Row]:
 @pytest.fixture(autouse=True)
 def _ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of this machine take a second."""
+    from bench.devices import Cpu  # not at the top: see `gpu`
+
     monkeypatch.setattr(Cpu, "ceilings", lambda *_: (10.0, 0.1))
 
 
@@ -114,9 +118,10 @@ class Capture:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> "Gpu":
     """Tensors are on the CPU, kernels in Triton's interpreter; what a graph replays, runs again."""
-    # Not at the top: the interpreter is chosen before anything imports Triton.
+    # Not at the top: the interpreter is chosen before anything imports Triton or the kernels.
+    from bench.devices import Gpu
     from lmfn import cuda_graphs, inference
 
     made = Gpu(Cuda(), "cpu")

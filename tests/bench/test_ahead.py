@@ -37,8 +37,8 @@ from bench.registry import OPS
 from bench.stand_in import gpu
 from lmfn_kernels import backend
 from lmfn_kernels.runtime import backend as backends, configs
+from lmfn_kernels.runtime.triton_private import CUDABackend
 from triton import knobs
-from triton.backends.nvidia.compiler import CUDABackend
 
 with gpu(), backend("triton"), patch.object(backends, "INTERPRETED", True):
     knobs.cache.dir, made, conv = sys.argv[1], CUDABackend.make_cubin, OPS["conv3x3"]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from lmfn import images
 from lmfn.data import BlurKinds, BlurOptions, DataError, Source, TrainingSet
 from lmfn.data.rendering import Patch
-from lmfn.data.sampling import _Cache
+from lmfn.data.sampling import ImageCache
 
 SMALL = BlurOptions(frames=(3, 5))
 SHAKE = BlurKinds.only("shake")
@@ -233,7 +233,7 @@ def test_wrong_arguments_are_named(sources: list[Source]) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=60), st.integers(0, 40))
 def test_the_cache_keeps_what_was_used_last_within_its_limit(steps: list[tuple[int, bool]], limit: int) -> None:
-    cache, recent = _Cache(limit), []
+    cache, recent = ImageCache(limit), []
     for key, put in steps:
         image = np.full(key + 1, key, np.uint8)
         held = cache.get(key)

@@ -17,7 +17,6 @@ import skimage.io
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from lmfn import LMFN, Deblurrer, cli, images
 from lmfn.data.layouts import Pair, PairSet, find_pairs
@@ -30,6 +29,7 @@ from lmfn.evaluation.protocols import PROTOCOLS
 from lmfn.evaluation.results import Complexity, ImageResult
 from lmfn.extras import require
 from lmfn.network.fingerprint import fingerprint
+from lmfn_kernels.runtime.torch_private import FakeTensor
 
 METRICS = {"psnr": psnr, "ssim_gauss2d": ssim_gauss2d, "ssim_matlab3d": ssim_matlab3d}
 

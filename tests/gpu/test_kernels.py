@@ -103,7 +103,7 @@ def test_cuda_graph(name: str, size: Size) -> None:
 def test_compiled(name: str) -> None:
     """One graph, forward and backward, by the default compiler, with the bits of the eager call."""
     function, inputs = OPS[name].function, OPS[name].inputs(Size(3, *OPS[name].widths, 37, 61), torch.bfloat16, DEVICE)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     same(differentiate(torch.compile(function, fullgraph=True), inputs), differentiate(function, inputs))
 
 
@@ -113,7 +113,7 @@ def test_compiled_under_auto() -> None:
         OPS["distill_stage"].function,
         OPS["distill_stage"].inputs(Size(3, 1, 50, 37, 61), DTYPES[0], DEVICE),
     )
-    torch._dynamo.reset()
+    torch.compiler.reset()
     with lmfn_kernels.backend("auto"):
         same(differentiate(torch.compile(function, fullgraph=True), inputs), differentiate(function, inputs))
 

@@ -76,7 +76,7 @@ def test_table_is_read_while_compiling(table: Callable[[object], Path]) -> None:
     def call(x: Tensor) -> Tensor:
         return x + 1 if configs.torch_is_faster("rfdb", x) else x - 1
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(call, fullgraph=True, backend="eager", dynamic=True)
     for height in (100, 90, 200, 101, 50):
         x = torch.zeros(1, 2, height, 100)

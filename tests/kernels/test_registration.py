@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.nn  # before any process group: its functions' default values would keep it, and gloo's threads
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
 from lmfn_kernels.runtime.registration import Op
+from lmfn_kernels.runtime.torch_private import schema_text, tree_map_only
 from lmfn_kernels.testing import (
     OPS,
     Size,
@@ -42,7 +41,7 @@ def same(one: tuple[list[Tensor], list[Tensor | None]], other: tuple[list[Tensor
 
 
 def compiled(name: str, **options: Any) -> Callable[..., Any]:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     return torch.compile(OPS[name].function, fullgraph=True, backend="aot_eager", **options)
 
 
@@ -66,7 +65,7 @@ def test_compiles_for_any_size(name: str) -> None:
 
 def test_inductor() -> None:
     """The default compiler's own code around the op."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
     def call(x: Tensor, *flat: Tensor) -> Tensor:
         result: Tensor = OPS["rfdb"].function(x * 2, *flat).sin()
@@ -114,7 +113,7 @@ def test_schemas_name_the_arguments() -> None:
         "Tensor conv0_bias, Tensor down_weight, Tensor down_bias, int padding, float slope, bool[] needs) -> Tensor[]"
     )
     assert "Tensor[] maps, Tensor? x, " in str(torch.ops.lmfn.attention_merge.default._schema)
-    assert "Tensor distil_2_bias, Tensor refine_0_weight, " in str(torch.ops.lmfn.rfdb.default._schema)
+    assert "Tensor distil_2_bias, Tensor refine_0_weight, " in str(schema_text(torch.ops.lmfn.rfdb.default))
     with pytest.raises(RuntimeError, match="argument 'weight'"):
         torch.ops.lmfn.conv3x3("torch", torch.zeros(1, 3, 4, 4), None, None, None, 1, 1, 1.0, False)
 

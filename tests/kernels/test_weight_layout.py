@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lmfn_kernels
 from lmfn_kernels import weight_layout
+from lmfn_kernels.runtime.torch_private import TorchDispatchMode
 from lmfn_kernels.testing import OPS, Size, random
 
 NAMES = ["conv3x3", "conv3x3-down", "stem", "residual_block", "distill_stage", "distill_fuse", "esa_gate", "rfdb"]

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before any process group: its functions' default values would keep it, and gloo's threads
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -133,7 +132,7 @@ def test_lean_is_the_same_to_the_bit() -> None:
 @pytest.mark.parametrize(("name", "memory"), [("lmfn", "normal"), ("lmfn", "lean"), ("lmfn-released", "normal")])
 def test_compiles_whole(name: str, memory: str) -> None:
     """One graph, forward and backward, and one without gradients."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = network(name, memory, **{**SMALL, "rfdbs": 1})
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
     image = torch.rand(1, 3, 64, 70)

@@ -1,0 +1,65 @@
+"""PyTorch's private names, all in this module, as any version may move them; no other module may import one.
+
+All are in PyTorch 2.11 to 2.13. If one is missing, importing or calling it fails with an error that names it, except
+where a function says otherwise: nothing is computed differently in silence.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map_only
+
+__all__ = [
+    "FakeTensor",  # tensors without memory, in shape functions: ops skip launches and addresses for them
+    "FakeTensorMode",  # counts the operations of a network without computing it
+    "TorchDispatchMode",  # sees every operation: the test oracle, the counts of launches
+    "constant_when_compiled",
+    "is_transformed",
+    "profiled_events",
+    "schema_text",
+    "sleep_on_gpu",
+    "tree_iter",  # what operations return: tensors in tuples and lists
+    "tree_map_only",
+]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """Decorator: `torch.compile` calls the function while it traces, and keeps the result as a constant.
+
+    This is `torch.compiler.assume_constant_result` without the import of the compiler, which takes a second. A version
+    of PyTorch that ignores the mark traces the function instead, and gives the same results.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_transformed() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is active, which must see even ops without gradients."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def schema_text(op: Any) -> str | None:
+    """The schema of `torch.ops.<namespace>.<op>.<overload>` as text, or None for what has no schema."""
+    schema = getattr(op, "_schema", None)
+    return None if schema is None else str(schema)
+
+
+def sleep_on_gpu(cuda: Any, cycles: int) -> None:
+    """Block the current stream for that many clock cycles, so that the work after it is queued before it runs.
+
+    `cuda` is `torch.cuda`, or its replacement in a test.
+    """
+    cuda._sleep(cycles)
+
+
+def profiled_events(profile: torch.profiler.profile) -> list[Any]:
+    """The events of a finished profile as Kineto recorded them, with sizes of allocations and times in nanoseconds."""
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    return list(profile.profiler.kineto_results.events())
