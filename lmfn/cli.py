@@ -190,10 +190,8 @@ class Evaluate:
     distributed over its processes."""
 
     data: Path
-    """Pairs in a known layout (GoPro, HIDE, RealBlur, RSBlur, Koehler, REDS, flat pairs), or the folder of the blurred
-    images."""
-    sharp: Path | None = None
-    """The folder of the sharp images, if the layout is two folders with equal names."""
+    """Pairs in a known layout (GoPro, HIDE, RealBlur, RSBlur, Koehler, REDS, flat pairs), or BLURRED,SHARP: two folders
+    with equal names, or two templates, as in my/{}_blur.png,my/{}_sharp.png."""
     weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
     protocol: Literal["plain", "gopro", "hide", "realblur", "rsblur", "koehler"] = "plain"
     metrics: tuple[str, ...] | None = None
@@ -222,7 +220,7 @@ class Evaluate:
         local = os.environ.get("LOCAL_RANK") if torch.cuda.is_available() else None
         evaluation = evaluate(
             LMFN.from_pretrained(self.weights),
-            data.find_pairs(self.data, sharp=self.sharp, split=self.split, variant=self.variant),
+            data.find_pairs(self.data, split=self.split, variant=self.variant),
             protocol=self.protocol,
             metrics=self.metrics,
             device=choose_device(self.device or (f"cuda:{local}" if local else None)),
@@ -242,9 +240,8 @@ class Check:
     """Check a data set: counts, sizes, PSNR of the blurred images, and inconsistencies."""
 
     path: Positional[Path]
-    """Pairs in any known layout, or a folder of photographs or frames."""
-    sharp: Path | None = None
-    """The folder of the sharp images, if the layout is two folders with equal names."""
+    """Pairs in any known layout, or as BLURRED,SHARP (two folders, or templates as in my/{}_blur.png,my/{}_sharp.png);
+    or a folder of photographs or frames."""
     split: Literal["train", "val", "test"] | None = None
     variant: Variant = "blur"
     sample: int = 100
@@ -253,7 +250,7 @@ class Check:
     def run(self) -> bool:
         from lmfn import data
 
-        report = data.check(self.path, sharp=self.sharp, split=self.split, variant=self.variant, sample=self.sample)
+        report = data.check(self.path, split=self.split, variant=self.variant, sample=self.sample)
         print(report.text())
         return report.ok
 
@@ -291,11 +288,9 @@ class Cut:
     """Cut pairs into windows: a data set larger than the memory then loads several times as fast."""
 
     path: Positional[Path]
-    """Pairs in any known layout."""
+    """Pairs in any known layout, or as BLURRED,SHARP."""
     out: Output
     """Folder for OUT/blur and OUT/sharp; it must be new or empty."""
-    sharp: Path | None = None
-    """The folder of the sharp images, if the layout is two folders with equal names."""
     split: Literal["train", "val", "test"] = "train"
     """The split to cut, if the data set has splits."""
     variant: Variant = "blur"
@@ -307,7 +302,7 @@ class Cut:
     def run(self) -> bool:
         from lmfn import data
 
-        pairs = data.find_pairs(self.path, sharp=self.sharp, split=self.split, variant=self.variant)
+        pairs = data.find_pairs(self.path, split=self.split, variant=self.variant)
         count = data.cut(pairs, self.out, side=self.side, overlap=self.overlap)
         print(f"{self.out}: {count:,} windows of {len(pairs):,} pairs")
         return True

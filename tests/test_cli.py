@@ -138,7 +138,7 @@ def test_data_and_evaluate(photos: Path, weights: str, capsys: pytest.CaptureFix
     content = json.loads((out / "summary.json").read_text())
     assert content["protocol"] == "gopro"
     assert len(content["rows"]) == 3
-    two_folders = ["--data", str(pairs / "blur"), "--sharp", str(pairs / "sharp"), "--weights", weights]
+    two_folders = ["--data", f"{pairs / 'blur'},{pairs / 'sharp'}", "--weights", weights]
     assert cli.main(["evaluate", *two_folders]) == 0
     still = photos.parent / "still"
     arguments = ["data", "synth", str(photos), "-o", str(still), "--kind", "sharp", "flat"]

@@ -214,6 +214,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(f"data/240fps/{n}.png", n)
     pairs("my/{blurred,sharp}/N.png", 2)
     pairs("my/validation/{blur,sharp}/N.png")
+    pairs("my/mixed/{N_blur,N_sharp}.png")
     pairs("DATA/{blur,sharp}/N.png")
     for split in ("train", "test"):
         for variant in ("blur", "blur_gamma"):

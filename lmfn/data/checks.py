@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lmfn import images
-from lmfn.data.layouts import UnknownLayoutError, find_pairs, spread
+from lmfn.data.layouts import ANY_NAMES, UnknownLayoutError, find_pairs, spread
 from lmfn.data.synthesis import Image
 from lmfn.options import Variant
 
@@ -49,7 +49,7 @@ class CheckReport:
         what = "images" if self.layout == "images" else f"pairs ({self.layout}{part})"
         lines = [f"{self.root}: {self.count} {what}"]
         if self.layout == "images":
-            lines.append("no pairs were recognised; if there are any, name two folders: BLURRED --sharp SHARP")
+            lines.append(f"no pairs were recognised. {ANY_NAMES}")
         if self.sizes:
             [(common, times)] = self.sizes.most_common(1)
             line = f"sizes: {common[1]}x{common[0]} ({times} of {self.sizes.total()})"

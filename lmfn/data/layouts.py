@@ -17,17 +17,24 @@ log = logging.getLogger("lmfn")
 
 SPLITS = ("train", "val", "test")
 KNOWN_LAYOUTS = """GoPro: {train,test}/SEQUENCE/{blur,blur_gamma,sharp}/
-  flat pairs: {train,val,test}/{blur,sharp}/, {input,target}/ or {lq,gt}/, also without the split's folder
+  flat pairs: {train,val,test}/{blur,sharp}/, {input,target}/, {lq,gt}/ or {LQ,GT}/, {blur,sharp}_crops/ or
+    {input,target}_crops/, also without the split's folder
   HIDE: train/, test/{test-close-ups,test-long-shot}/, GT/
   RealBlur: SCENE/{blur/blur_K.png,gt/gt_K.png}, or its lists of two columns, *_train_list.txt and *_test_list.txt
   RSBlur: RSBlur/SCENE/SHOT/{real_blur/real_blur,gt/gt_sharp}.png, or its lists, RSBlur_real_{train,val,test}.txt
   REDS: {train,val}_{blur,sharp}/SEQUENCE/
   Koehler: Blurry{1..4}_{1..12}.png, Image{I}/Kernel{K}/GroundTruth{I}_{K}_{N}.png
   or a folder with an index of `lmfn data prepare` (lmfn-index-NAME.csv)"""
+ANY_NAMES = (
+    "Any two folders whose files have equal names will do, as BLURRED,SHARP; and any other names, as two templates in "
+    "which {} is what both names share, as in my/{}_blur.png,my/{}_sharp.png"
+)
 MOST_LIST = 2**24
 """Bytes of a list of pairs; the longest of the data sets' own has 1.3 million."""
 LIST = re.compile(r"(?:_(train|test)_list|^RSBlur_real_(train|val|test))\.txt$")
 """Names of RealBlur's and RSBlur's lists of pairs."""
+BRACES = re.compile(r"\{\w*\}")
+"""What stands for a part of a name in a template."""
 Item = TypeVar("Item")
 COLUMNS = ("layout", "split", "name", "blurred", "sharp")
 
@@ -92,10 +99,12 @@ def find_pairs(
 ) -> PairSet:
     """The pairs under `root`, in whichever of the known layouts it is; one line of the log says which.
 
-    With `sharp`, `root` holds the blurred and `sharp` the sharp images, below both under equal names (suffixes may
-    differ). Otherwise `root` is in one of the layouts of GoPro, HIDE, RealBlur, RSBlur, REDS and Koehler, a folder of
-    flat pairs, one of RealBlur's or RSBlur's list files, or a folder with an index (or the index itself) that `prepare`
-    wrote; `indexed=False` looks at the folder itself.
+    With `sharp`, or as the text `BLURRED,SHARP`, `root` holds the blurred and `sharp` the sharp images, below both
+    under equal names (suffixes may differ). Each may be a template instead, such as `my/{}_blur.png` and
+    `my/{}_sharp.png`: `{}`, or a word in braces, stands for what the names of a pair share, with subfolders. Otherwise
+    `root` is in one of the layouts of GoPro, HIDE, RealBlur, RSBlur, REDS and Koehler, a folder of flat pairs, one of
+    RealBlur's or RSBlur's list files, or a folder with an index (or the index itself) that `prepare` wrote;
+    `indexed=False` looks at the folder itself.
 
     `split` ("train", "val", "test") is the part to take where the root has parts; a root without parts is taken whole.
     None takes all parts, and names then start with the part's. "test" takes `val` where there is no `test`, as in REDS.
@@ -104,6 +113,8 @@ def find_pairs(
     Raises DataError for a folder that is missing, empty, or lacks the split or the variant, for an image without its
     partner and for two of the same name; UnknownLayoutError where no layout is recognised.
     """
+    if sharp is None:
+        root, sharp = split_pair(str(root))
     root = Path(root)
     if split not in (None, *SPLITS):
         raise DataError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
@@ -137,9 +148,14 @@ def find_pairs(
         raise DataError(f"{root} holds no images (looked for {', '.join(sorted(images.SUFFIXES))})")
     wanted = "" if variant == "blur" else f" with a {variant} folder"
     raise UnknownLayoutError(
-        f"{root} is in no known layout of pairs{wanted}. Known are\n  {KNOWN_LAYOUTS}\n"
-        "Two folders whose files have equal names are always enough: name the blurred folder and the sharp one"
+        f"{root} is in no known layout of pairs{wanted}. Known are\n  {KNOWN_LAYOUTS}\n{ANY_NAMES}"
     )
+
+
+def split_pair(text: str) -> tuple[str, str | None]:
+    """`BLURRED,SHARP` as its two parts; an existing path, and one without a comma, is the first alone."""
+    blurred, comma, sharp = text.partition(",")
+    return (blurred, sharp) if comma and not Path(text).exists() else (text, None)
 
 
 @dataclass(frozen=True)
@@ -167,10 +183,14 @@ def _parts(root: Path, inside: Callable[[Path], list[_Folders]]) -> Recognised:
 
 
 def _flat(root: Path, variant: Variant) -> Recognised:
-    names = [(variant, "sharp")] + ([("input", "target"), ("lq", "gt")] if variant == "blur" else [])
+    names = [(variant, "sharp")]
+    if variant == "blur":
+        names += [("input", "target"), ("lq", "gt"), ("LQ", "GT")]
+        names += [("blur_crops", "sharp_crops"), ("input_crops", "target_crops")]
 
     def inside(folder: Path) -> list[_Folders]:
-        both = [(folder / b, folder / s) for b, s in names if (folder / b).is_dir() and (folder / s).is_dir()]
+        there = {path.name for path in folder.iterdir() if path.is_dir()}
+        both = [(folder / b, folder / s) for b, s in names if {b, s} <= there]
         if len(both) > 1:
             raise DataError(
                 f"{folder} holds several sets of pairs ({both[0][0].name}, {both[1][0].name}); name two folders"
@@ -262,10 +282,13 @@ def _found(layout: str, root: Path, split: str | None, pairs: list[Pair]) -> Pai
 
 
 def index(folder: Path, key: Callable[[str], str] = str) -> dict[str, Path]:
-    """The images below a folder by their path without the suffix, as `key` changes it; at least one.
+    """The images below a folder by their path without the suffix, as `key` changes it, or those that a template names
+    by what stands for its braces; at least one.
 
     Raises DataError where there is no folder, no image, or two of the same key.
     """
+    if _is_template(folder):
+        return _templated(folder)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
     found: dict[str, Path] = {}
@@ -279,8 +302,37 @@ def index(folder: Path, key: Callable[[str], str] = str) -> dict[str, Path]:
     return found
 
 
+def _is_template(path: Path) -> bool:
+    return bool(BRACES.search(str(path))) and not path.exists()
+
+
+def _templated(template: Path) -> dict[str, Path]:
+    texts = BRACES.split(str(template))
+    pattern = re.compile("(.+)".join(map(re.escape, texts)))
+    folder = Path(f"{texts[0]}x").parent
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}, in which {template} would be")
+    found: dict[str, Path] = {}
+    for path in images.find_images(folder):
+        whole = path if template.suffix.lower() in images.SUFFIXES else path.with_suffix("")
+        if match := pattern.fullmatch(str(whole)):
+            name = "/".join(match.groups())
+            if name in found:
+                raise DataError(f"{path} and {found[name]} are both {name!r} in {template}; give the suffix, too")
+            found[name] = path
+    if not found:
+        raise DataError(f"no image in {folder} is named like {template}")
+    return found
+
+
 def _match(folders: _Folders) -> list[Pair]:
     blurred, sharp = index(folders.blurred, folders.key), index(folders.sharp, folders.key)
+    if folders.blurred != folders.sharp and _is_template(folders.blurred) and _is_template(folders.sharp):
+        # a_blur.png is {}.png, too: a file belongs to the template that says more of its name.
+        if len(str(folders.blurred)) > len(str(folders.sharp)):
+            sharp = {name: path for name, path in sharp.items() if path not in blurred.values()}
+        else:
+            blurred = {name: path for name, path in blurred.items() if path not in sharp.values()}
     alone = [(path, "sharp", folders.sharp) for name, path in blurred.items() if name not in sharp]
     if not folders.more_sharp:
         alone += [(path, "blurred", folders.blurred) for name, path in sharp.items() if name not in blurred]

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from lmfn import images
 from lmfn.data.frames import FrameSequence, find_runs, without_fragments
-from lmfn.data.layouts import DataError, find_pairs, index
+from lmfn.data.layouts import DataError, find_pairs, index, split_pair
 from lmfn.data.packed import open_pack, read_rgb
 from lmfn.data.rendering import Part, Patch, render
 from lmfn.data.synthesis import Exposure, Image, Mean, draw_frame_count, mirrored
@@ -56,7 +56,6 @@ class Source:
     def parse(cls, kind: Kind, text: str, variant: Variant = "blur") -> Self:
         """Parse PATH or, for pairs, BLURRED,SHARP; =WEIGHT may follow. An existing path is never split."""
         weight: float = 1.0
-        sharp: str | None = None
         if not Path(text).exists():
             path, equals, number = text.rpartition("=")
             if equals:
@@ -66,9 +65,8 @@ class Source:
                     raise ValueError(
                         f"--{kind} {text}: {number!r} is not a weight, and there is no such folder"
                     ) from None
-            if kind == "pairs" and not Path(text).exists() and "," in text:
-                text, _, sharp = text.partition(",")
-        return cls(kind, text, weight, sharp, variant)
+        path, sharp = split_pair(text) if kind == "pairs" else (text, None)
+        return cls(kind, path, weight, sharp, variant)
 
 
 class TrainingSet(Dataset[tuple[Tensor, Tensor]]):

@@ -6,6 +6,7 @@ of the weights), and the run's folder and log.
 
 import contextlib
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from lmfn.device import choose_device
 from lmfn.evaluation import Evaluator
 from lmfn.network.activity import summarise, unit_activity
 from lmfn.training.batches import Batches
-from lmfn.training.objective import exponential_average, initial_network, learning_rate, make_loss
+from lmfn.training.objective import beginning, exponential_average, initial_network, learning_rate, make_loss
 from lmfn.training.run import Log, Progress, RunFolder, StopRequest, parse_settings
 from lmfn.training.settings import Settings
 
@@ -40,6 +41,10 @@ def train(settings: Settings) -> int:
     accelerator = join_processes(settings)
     device, scaler, is_main = accelerator.device, accelerator.scaler, accelerator.is_main_process
     logging.getLogger("lmfn").setLevel(logging.INFO if is_main else logging.WARNING)
+
+    run = RunFolder(settings.runs / settings.name)
+    resumes = settings.resume == "auto" and bool(run.states)
+    logger.info(f"{settings.name} " + (f"continues from {run.states[-1]}" if resumes else beginning(settings)))
 
     # The data first: errors in it are reported before anything is written.
     data = TrainingSet(
@@ -60,11 +65,10 @@ def train(settings: Settings) -> int:
         fused=device.type == "cuda",  # one launch for some fifty parameters, instead of ten
     )
 
-    run = RunFolder(settings.runs / settings.name)
     with contextlib.ExitStack() as stack:
         if is_main:
             stack.enter_context(run.lock())
-        at = run.load(model, ema, adam, scaler) if settings.resume == "auto" and run.states else Progress()
+        at = run.load(model, ema, adam, scaler) if resumes else Progress()
         batches = Batches(settings, data, device, at.step, accelerator.process_index, accelerator.num_processes)
         stack.enter_context(contextlib.closing(batches))
         accelerator.wait_for_everyone()  # all processes have read the state before one writes
@@ -224,7 +228,7 @@ def main(arguments: Sequence[str]) -> int:
         return train(settings)
     except (ValueError, OSError, FloatingPointError) as error:
         message = str(error).strip()
-        if "Original Traceback" in message:  # of a worker's error, whose last line is the message
-            message = message.splitlines()[-1]
+        if "Original Traceback" in message:  # of a worker's error: the message follows the last line of code
+            message = re.split(r"^ .*\n(?=[A-Za-z_][\w.]*: )", message, flags=re.MULTILINE)[-1].partition(": ")[2]
         print(f"lmfn: {message}", file=sys.stderr)
         return 1

@@ -24,16 +24,21 @@ def learning_rate(settings: Settings, step: int, progress: float) -> float:
     return warm * (settings.lr_end + (settings.lr - settings.lr_end) * cosine)
 
 
+def beginning(settings: Settings) -> str:
+    """What a new run starts from, in words."""
+    if settings.start_from is None:
+        return "starts from random weights; --from lmfn starts from those of the package"
+    return f"starts from the weights of {settings.start_from}"
+
+
 def initial_network(settings: Settings) -> LMFN:
     """The network to train: a new one, or one with those weights of `settings.start_from` that fit.
 
     Raises FileNotFoundError and ValueError for weights that cannot be read.
     """
     if settings.start_from is None:
-        log.info("starts from random weights; --from lmfn starts from those of the package")
         return LMFN(settings.network_config)
     given = LMFN.from_pretrained(settings.start_from)
-    log.info(f"starts from the weights of {settings.start_from}")
     config = settings.network_config if settings.preset else replace(given.config, **settings.changes)
     if config == given.config:
         return given

@@ -34,7 +34,8 @@ class Settings:
     """auto: resume from the run's last state, if there is one, with its settings; bit-identical on a CPU."""
 
     pairs: tuple[str, ...] = ()
-    """Data sets of blurred and sharp photographs: FOLDER, or BLURRED,SHARP for two folders; =WEIGHT may follow."""
+    """Data sets of blurred and sharp photographs: FOLDER, or BLURRED,SHARP for two folders with equal names or two
+    templates (my/{}_blur.png,my/{}_sharp.png); =WEIGHT may follow."""
     frames: tuple[str, ...] = ()
     """Folders of consecutive sharp frames, or videos, whose means are the blurred images. =WEIGHT may follow."""
     photos: tuple[str, ...] = ()
@@ -46,7 +47,7 @@ class Settings:
     blur: BlurOptions = field(default_factory=BlurOptions)
     """How frames and photos are blurred."""
     val: Path | None = None
-    """Pairs to validate on: a data set, or a pack."""
+    """Pairs to validate on: FOLDER or BLURRED,SHARP, as for --pairs, or a pack."""
     val_images: int | None = None
     """Validate on this many of them, spread evenly (default: all)."""
 

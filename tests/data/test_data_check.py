@@ -84,7 +84,8 @@ def test_folders_without_pairs(save: Callable, tmp_path: Path) -> None:
     [problem] = report.problems
     assert "3.png" in problem
     assert f"{tmp_path}: 4 images" in report.text()
-    assert "no pairs were recognised" in report.text()
+    assert "no pairs were recognised. Any two folders" in report.text()
+    assert "my/{}_blur.png,my/{}_sharp.png" in report.text()
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         check(tmp_path / "empty")

@@ -21,7 +21,7 @@ def trees() -> dict[str, tuple[str, list[str]]]:
         for n in (47, 48)
     ]
     hide = ["train/1a.png", "train/2a.png", "test/test-close-ups/3a.png", "test/test-long-shot/4a.png"]
-    flat = [("blur", "sharp"), ("input", "target"), ("lq", "gt")]
+    flat = [("blur", "sharp"), ("input", "target"), ("lq", "gt"), ("LQ", "GT"), ("blur_crops", "sharp_crops")]
     made = {
         "gopro": ("GoPro (blur)", gopro),
         "hide": ("HIDE", [*hide, *(f"GT/{n}a.png" for n in range(1, 5))]),
@@ -263,6 +263,54 @@ def test_two_folders_with_equal_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("blurred", "sharp", "files", "names"),
+    [
+        (
+            "{stem}_blur.png",
+            "{stem}_sharp.png",
+            ["a_blur.png", "x/b_blur.png", "a_sharp.png", "x/b_sharp.png"],
+            "a x/b",
+        ),
+        ("{}_blur", "{}_sharp", ["a_blur.png", "b_blur.jpg", "a_sharp.jpg", "b_sharp.tif", "c.png"], "a b"),
+        ("{}_blur.png", "{}.png", ["a_blur.png", "a.png", "b_blur.png", "b.png"], "a b"),
+        ("{}.png", "{}_gt.png", ["a_gt.png", "a.png", "b_gt.png", "b.png"], "a b"),
+        ("in/b{}", "out/s{}", ["in/b01.png", "in/b02.png", "in/c.png", "out/s01.png", "out/s02.jpg"], "01 02"),
+        (
+            "{}/dull/{}.png",
+            "{}/clear/{}.jpg",
+            ["s/dull/1.png", "t/dull/1.png", "s/clear/1.jpg", "t/clear/1.jpg"],
+            "s/1 t/1",
+        ),
+        ("[x] {}.png", "(y) {}.png", ["[x] a.png", "(y) a.png"], "a"),
+        ("dull", "clear/{}_s.png", ["dull/a.png", "clear/a_s.png"], "a"),
+    ],
+)
+def test_templates(blurred: str, sharp: str, files: list[str], names: str, tmp_path: Path) -> None:
+    plant(tmp_path, files)
+    pairs = find_pairs(f"{tmp_path}/{blurred},{tmp_path}/{sharp}")
+    assert [pair.name for pair in pairs] == names.split()
+    for pair in pairs:
+        assert pair.blurred != pair.sharp
+        assert {p.relative_to(tmp_path).as_posix() for p in (pair.blurred, pair.sharp)} <= set(files)
+    assert list(find_pairs(tmp_path / blurred, sharp=tmp_path / sharp)) == list(pairs)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{}_b.png,{}_c.png", "no image in .* is named like .*{}_c.png"),
+        ("{}_b.png,{}_s.png", r"2_b\.png has no sharp partner"),
+        ("no/{}_b.png,{}_s.png", "there is no folder .*no, in which .*no/{}_b.png would be"),
+        ("{}b,{}_s", r"1_b\.\w+ and .*1_b\.\w+ are both '1_' in .*{}b; give the suffix, too"),
+    ],
+)
+def test_templates_without_pairs(template: str, message: str, tmp_path: Path) -> None:
+    plant(tmp_path, ["1_b.png", "1_s.png", "2_b.png", "1_b.jpg"])
+    with pytest.raises(DataError, match=message):
+        find_pairs(",".join(f"{tmp_path}/{part}" for part in template.split(",")))
+
+
+@pytest.mark.parametrize(
     ("files", "options", "message"),
     [
         (["blur/1.png", "blur/2.png", "sharp/1.png"], {}, r"blur/2\.png has no sharp partner .* in .*sharp"),
@@ -272,7 +320,7 @@ def test_two_folders_with_equal_names(tmp_path: Path) -> None:
         (["train/a/blur/1.png", "train/a/sharp/1.png", "train/b/blur/1.png"], {}, "there is no folder .*train/b/sharp"),
         (["blur/a.txt", "sharp/1.png"], {}, "blur holds no images"),
         (["notes.txt"], {}, r"holds no images \(looked for .*\.png"),
-        (["1.png", "2.png"], {}, "(?s)no known layout.*GoPro.*REDS.*Two folders whose files have equal names"),
+        (["1.png", "2.png"], {}, "(?s)no known layout.*GoPro.*REDS.*two folders whose files have equal names"),
         (["blur/1.png", "sharp/1.png"], {"variant": "blur_gamma"}, "no known layout of pairs with a blur_gamma folder"),
         (["blur/1.png", "sharp/1.png"], {"variant": "gamma"}, "unknown variant 'gamma'"),
         (["blur/1.png", "sharp/1.png"], {"split": "tset"}, "unknown split 'tset'"),

@@ -17,10 +17,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
+from torch._utils import ExceptionWrapper
 
 import lmfn.training.batches
 from lmfn import LMFN, images
-from lmfn.data import TrainingSet
+from lmfn.data import DataError, TrainingSet
 from lmfn.network import checkpoint
 from lmfn.training import loop as script
 from lmfn.training.loop import train
@@ -277,14 +278,52 @@ def test_twenty_skipped_steps_in_a_row_end_the_run(settings: Settings, monkeypat
     assert all(torch.isfinite(tensor).all() for tensor in weights(run_in(settings), "ema").values())
 
 
-def test_fine_tuning_starts_from_the_weights_given(settings: Settings) -> None:
+def test_fine_tuning_starts_from_the_weights_given(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     script.train(settings)
+    assert (
+        caplog.messages[0]
+        == f"{settings.name} starts from random weights; --from lmfn starts from those of the package"
+    )
     tuned = dataclasses.replace(
         settings, name="tuned", start_from=run_in(settings) / "ema.safetensors", network=(), steps=1, lr=1e-9
     )
+    caplog.clear()
     script.train(tuned)
+    assert caplog.messages[0] == f"tuned starts from the weights of {tuned.start_from}"
+    caplog.clear()
+    script.train(dataclasses.replace(tuned, resume="auto"))
+    assert caplog.messages[0] == f"tuned continues from {run_in(tuned) / 'state' / 'step-00000001.safetensors'}"
     a, b = weights(run_in(settings), "ema"), weights(run_in(tuned))
     assert max((a[key] - b[key]).abs().max() for key in a) < 1e-7
+
+
+LONG = "a.png is broken:\n  its header\n  DataError: and\nits end"
+
+
+@pytest.mark.parametrize("kind", [ValueError, DataError])
+def test_an_error_is_printed_whole(
+    kind: type[ValueError], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> int:
+        try:
+            [][0]
+        except IndexError as error:
+            raise kind(LONG) from error
+
+    monkeypatch.setattr(script, "train", fail)
+    assert script.main(["--photos", "x"]) == 1
+    assert capfd.readouterr().err == f"lmfn: {LONG}\n"
+
+    def fail_in_a_worker(*_: object) -> int:
+        try:
+            fail()
+        except kind:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+        return 0
+
+    monkeypatch.setattr(script, "train", fail_in_a_worker)
+    assert script.main(["--photos", "x"]) == 1
+    assert capfd.readouterr().err == f"lmfn: {LONG}\n"
 
 
 def test_another_network_begins_with_the_weights_that_fit_it(
