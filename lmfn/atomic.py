@@ -1,9 +1,19 @@
 """Atomic file writes."""
 
+import hashlib
 import os
 from pathlib import Path
 
 LONGEST_NAME = 255  # bytes, in nearly every file system
+
+
+def beside(path: Path, ending: str) -> Path:
+    """A hidden path next to `path`, for something temporary: its name and this ending, or a digest of a name that would
+    become too long."""
+    name = f".{path.name}{ending}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}{ending}"
+    return path.with_name(name)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -13,21 +23,19 @@ def write(path: Path, content: bytes) -> None:
     Folders are created as needed. Raises OSError, which names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    ending = f".{os.getpid()}.tmp"
-    name = os.fsencode(path.name)[: LONGEST_NAME - 1 - len(ending)].decode(errors="ignore")
-    beside = path.with_name(f".{name}{ending}")
+    unfinished = beside(path, f".{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
+        with unfinished.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(unfinished, path)
     except OSError as error:
         if error.filename is None:  # the error of a failed write does not name its file
             error.filename = str(path)
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:

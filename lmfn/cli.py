@@ -132,7 +132,7 @@ class Deblur:
                     resume=self.resume,
                     overwrite=self.overwrite,
                 )
-            except VideoError as error:
+            except (VideoError, OSError) as error:
                 print(f"lmfn: {error}", file=sys.stderr)
                 ok = False
             else:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lmfn import images
+from lmfn import atomic, images
 from lmfn.data.layouts import LIST, MOST_LIST, SPLITS, DataError, PairSet, find_pairs, index_name, write_index
 from lmfn.options import Variant
 
@@ -301,7 +301,7 @@ def _unpack(archive: _Zip | _Tar, out: Path, size: int) -> None:
         raise DataError(
             f"{out} would take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; name another folder"
         )
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    beside = atomic.beside(out, f".{os.getpid()}.tmp")
     try:
         archive.unpack(beside)
         if out.exists():

@@ -80,7 +80,8 @@ def write(
         for n, row in enumerate(rows, 1):
             shown = show(by_name[row.name])
             strip = images.Photo(side_by_side(shown))
-            images.write(folder / "strips" / f"{end}-{n}-{row.name.replace('/', '-')}.png", strip)
+            name = f"{end}-{n}-{row.name.replace('/', '-')}".encode()[: atomic.LONGEST_NAME - len(".png")]
+            images.write(folder / "strips" / f"{name.decode(errors='ignore')}.png", strip)
             changes = ((LABELS[m][0], *cells(m, row.blurred[m], row.deblurred[m])) for m in evaluation.metrics)
             caption = "; ".join(f"{name} {a} to {b} ({change})" for name, a, b, change in changes)
             before, after = map(_data_url, shown[:2])

@@ -100,6 +100,10 @@ def deblur_clip(
         raise VideoError(f"{source}: there is no such file")
     if target.suffix.lower() not in WRITABLE:
         raise VideoError(f"{target}: a clip is written as one of {', '.join(WRITABLE)}")
+    if (length := len(os.fsencode(target.name))) > atomic.LONGEST_NAME:
+        raise VideoError(
+            f"{source}: its result's name would have {length} bytes; {atomic.LONGEST_NAME} are the most. Name it by -o"
+        )
     if os.path.realpath(source) == os.path.realpath(target):
         raise VideoError(f"the result of {source} would overwrite it; choose another output")
     if os.path.lexists(target) and not overwrite:
@@ -121,7 +125,7 @@ def deblur_clip(
         "libraries": {name: list(version) for name, version in av.library_versions.items()},
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.parts")
+    folder = atomic.beside(target, ".parts")
     _check_parts(folder, job, resume)
     folder.mkdir(exist_ok=True)
     for leftover in folder.glob(".*"):
@@ -161,7 +165,10 @@ def _check_parts(folder: Path, job: dict[str, object], resume: bool) -> None:
     elif not resume:
         raise VideoError(f"a run that was cut off left {folder}: add --resume to go on from it, or remove the folder")
     else:
-        before = json.loads((folder / JOB).read_text())
+        try:
+            before = dict(json.loads((folder / JOB).read_text()))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise VideoError(f"{folder / JOB} is broken ({error}); remove {folder} to start again") from error
         if changed := [key for key in job if before.get(key) != job[key]]:
             raise VideoError(
                 f"{folder} is of a run with another {', '.join(changed)}; remove the folder to start again, or run as "

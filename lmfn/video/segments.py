@@ -80,10 +80,15 @@ def segment_file(folder: Path, number: int) -> Path:
 
 
 def whole_segments(folder: Path) -> list[Segment]:
-    """The segments that are there, from the first to the first that is not."""
+    """The segments that are there, from the first to the first that is not. Raises VideoError where the JSON of one is
+    broken."""
     found: list[Segment] = []
     while (file := segment_file(folder, len(found))).is_file():
-        found.append(Segment.parse(file.with_suffix(".json").read_text()))
+        known = file.with_suffix(".json")
+        try:
+            found.append(Segment.parse(known.read_text()))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise VideoError(f"{known} is broken ({error}); remove {folder} to start again") from error
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 
+from lmfn import atomic
 from lmfn.video.suffixes import VideoError
 
 
@@ -18,7 +19,7 @@ def whole_file(path: Path, folder: Path, number_of_packets: Counter[int]) -> Ite
 
     Raises VideoError where it does not, and where FFmpeg's libraries cannot write it.
     """
-    beside = folder / f".{path.stem}.{os.getpid()}{path.suffix}"
+    beside = atomic.beside(folder / path.stem, f".{os.getpid()}{path.suffix}")
     try:
         yield beside
         _check(path, beside, number_of_packets)
