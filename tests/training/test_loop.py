@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
-from torch._utils import ExceptionWrapper
 
 import lmfn.training.batches
 from lmfn import LMFN, images
@@ -318,7 +318,8 @@ def test_an_error_is_printed_whole(
         try:
             fail()
         except kind:
-            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+            traces = traceback.format_exc()
+            raise kind(f"Caught {kind.__name__} in DataLoader worker process 0.\nOriginal {traces}") from None
         return 0
 
     monkeypatch.setattr(script, "train", fail_in_a_worker)
