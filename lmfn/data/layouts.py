@@ -183,7 +183,7 @@ def _parts(root: Path, inside: Callable[[Path], list[_Folders]]) -> Recognised:
 
 
 def _flat(root: Path, variant: Variant) -> Recognised:
-    names = [(variant, "sharp")]
+    names: list[tuple[str, str]] = [(variant, "sharp")]
     if variant == "blur":
         names += [("input", "target"), ("lq", "gt"), ("LQ", "GT")]
         names += [("blur_crops", "sharp_crops"), ("input_crops", "target_crops")]
