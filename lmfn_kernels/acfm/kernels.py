@@ -4,7 +4,7 @@ A depthwise 3x3 convolution yields u, three maps u_0, u_1, u_2 in the 3x3x3 form
 combines neighbouring channels, since registers cannot be shifted from one channel to the next.
 """
 
-# ruff: noqa: N803  (constants are capital)
+# ruff: noqa: N803  (names of constants are upper-case)
 
 import triton
 import triton.language as tl

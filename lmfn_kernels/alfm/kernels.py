@@ -3,7 +3,7 @@
 A slot is at most 64 channels of one map: its descriptor, the first channel in it, and the first row among all NC.
 """
 
-# ruff: noqa: N803  (constants are capital)
+# ruff: noqa: N803  (names of constants are upper-case)
 
 import triton
 import triton.language as tl

@@ -4,7 +4,7 @@ f0 is what the first convolution gives, at full size. A tap of the second one, o
 column of it: a tile that is computed where it is needed, from the image's values under nine taps, packed to a block.
 """
 
-# ruff: noqa: N803  (constants are capital)
+# ruff: noqa: N803  (names of constants are upper-case)
 
 import triton
 import triton.language as tl

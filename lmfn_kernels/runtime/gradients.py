@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class PendingMask(NamedTuple):
-    """A gradient after a leaky ReLU, whose mask is applied by the kernel that loads it."""
+    """A gradient with respect to a leaky ReLU's output; the kernel that loads it applies the activation's mask."""
 
     gradient: Tensor
     activation_output: Tensor | None
@@ -17,12 +17,12 @@ class PendingMask(NamedTuple):
 
 @dataclass(frozen=True)
 class PartialSums:
-    """The gradient of a small tensor, still to be summed: an op sums all of its gradients in one launch."""
+    """The gradient of a small tensor as partial sums: an op adds up those of all its gradients in one launch."""
 
     values: Tensor
-    """[partial sums, *the tensor's shape], of any strides."""
+    """[number of partial sums, *shape of the tensor], with any strides."""
 
 
 Gradient = Tensor | PartialSums
 ConvGradient = tuple[Gradient, Gradient]
-"""Of weight and bias."""
+"""Gradients of a convolution's weight and bias."""

@@ -1,12 +1,12 @@
-"""What kernels share.
+"""Functions that kernels share, and the two kernels that take many small tensors (`multi_tensor.py`).
 
 Names: `t_` tensor descriptors, `b_` block values, `p_` pointers, `o_` offsets, `i_` program ids, `m_` masks.
 
-Images are read through descriptors `[B, H, W, C]`: what lies outside the image, or beyond the last channel, reads as an
-exact 0 whatever is in memory there, and is left alone when written.
+Images are read through descriptors `[B, H, W, C]`: elements outside the image or beyond the last channel read as exact
+zeros, whatever memory contains there, and are never written.
 """
 
-# ruff: noqa: N803  (constants are capital)
+# ruff: noqa: N803  (names of constants are upper-case)
 
 import triton
 import triton.language as tl
@@ -46,9 +46,10 @@ def load_tile(
     p_x, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """What `load_pixels` gives, by addresses: of an image as `empty_image` makes it, pixels PITCH apart.
+    """The tile that `load_pixels` returns, loaded by pointers from an image in the layout of `empty_image`, with pixels
+    PITCH elements apart.
 
-    Outside a loop Triton waits for a descriptor's load where it stands; all of these are on their way at once.
+    Outside a loop, Triton waits for each load through a descriptor where it is issued; these loads overlap.
     """
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
     o_c = tl.arange(0, BLOCK_C)
@@ -58,13 +59,16 @@ def load_tile(
     p_first = p_x + ((i_b * H + o_h).to(tl.int64) * W + o_w) * PITCH
     o_x = (o_p // BLOCK_W * W + o_p % BLOCK_W) * PITCH
     b_x = tl.load(p_first + o_x[:, None] + o_c[None, :], mask=m_x, other=0.0)
-    # Only here, since a load of 16 bytes has one mask.
+    # Channels beyond C are masked here and not in the load, since a 16-byte load has a single mask.
     return tl.where((o_c < C)[None, :], b_x, 0.0)
 
 
 @triton.jit
 def load_rows(p_w, K, PITCH: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr):
-    """K rows PITCH apart, as `weight_as_taps` lays them, and zeros. Beyond a row's last column may be anything."""
+    """K rows PITCH elements apart, as in `weight_as_taps`, and rows of zeros up to BLOCK_K.
+
+    Columns beyond the last one of a row are undefined.
+    """
     o_k = tl.arange(0, BLOCK_K)
     o_n = tl.arange(0, BLOCK_N)
     m_w = (o_k < K)[:, None]
@@ -91,9 +95,9 @@ def leaky(b_x, SLOPE: tl.constexpr):
 
 @triton.jit
 def leaky_gradient(b_g, b_y, SLOPE: tl.constexpr):
-    """The gradient before a leaky ReLU from that after it, and from its output's sign.
+    """The gradient of a leaky ReLU's input, from the gradient `b_g` and the sign of its output `b_y`.
 
-    A slope of 16 bits would be off by the same part everywhere, so the product is made in float32.
+    Rounding the slope to 16 bits would bias every product alike, so they are computed in float32.
     """
     if SLOPE == 0.0:
         b_less = tl.zeros_like(b_g)
@@ -106,7 +110,7 @@ def leaky_gradient(b_g, b_y, SLOPE: tl.constexpr):
 
 @triton.jit
 def one_of(i, p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7, p_8, p_9, p_10, p_11, p_12, p_13, p_14, p_15):
-    """The pointer of that number."""
+    """The pointer number `i`."""
     p_x = tl.where(i == 1, p_1, p_0)
     p_x = tl.where(i == 2, p_2, p_x)
     p_x = tl.where(i == 3, p_3, p_x)
@@ -129,10 +133,10 @@ def lay_out_kernel(
     p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15,
     p_table, p_out, FIELDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Weights [N, K, k, k] of any strides as [taps, K, N], rows a pitch apart, zeros behind N; see `multi_tensor.py`.
+    """Copy weights [N, K, k, k] of any strides to [taps, K, N], rows a pitch apart with zeros beyond N.
 
-    A row of the table: which weight, the first of the program's elements, where the weight's memory begins in `out`
-    and the elements in it, K, N, the pitch, k, and the weight's strides.
+    A row of the table, per program (`multi_tensor.py`): index of the weight, first of the program's elements, offset
+    and number of the weight's elements in `out`, K, N, pitch, k, and the weight's strides.
     """
     p_row = p_table + tl.program_id(0) * FIELDS
     i_x = tl.load(p_row)
@@ -155,10 +159,10 @@ def sum_kernel(
     p_y0, p_y1, p_y2, p_y3, p_y4, p_y5, p_y6, p_y7, p_y8, p_y9, p_y10, p_y11, p_y12, p_y13, p_y14, p_y15,
     p_table, FIELDS: tl.constexpr, ACC: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the first of five dimensions, each into a tensor of its own; see `multi_tensor.py`.
+    """Sum each tensor [values, s0, s1, s2, s3] over its first dimension into a tensor of its own.
 
-    A row of the table: which tensor, the first of the program's elements, how many sums the tensor has, how many
-    values a sum has and how far apart they are, the last three of four sizes, and the strides of values and of sums.
+    A row of the table, per program (`multi_tensor.py`): index of the tensor, first of the program's sums, number of
+    sums, number of values per sum and their stride, s1, s2, s3, and the four strides of the values and of the sums.
     """
     p_row = p_table + tl.program_id(0) * FIELDS
     i_x = tl.load(p_row)

@@ -1,7 +1,7 @@
 """Tensors to kernels: memory layout, descriptors, and the launch itself.
 
-A launcher describes each of its kernels at each shape once, as a `Plan`, which `lru_cache` keeps. A launch then only
-looks at its tensors: Triton's own way to the compiled kernel is gone once for each kind of them.
+A launcher describes each of its kernels once per shape, as a `Plan`, which `lru_cache` keeps. Triton's own launch path,
+which finds or compiles the kernel, is taken once per plan and kind of tensors; later launches only look at the tensors.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from lmfn_kernels.runtime.torch_private import FakeTensor
 from lmfn_kernels.runtime.triton_private import driver
 
 PLANS = 1024
-"""Plans of a kernel that are kept: one for each size of image, and in training some more."""
+"""Plans kept per launcher: one per image size, and a few more in training."""
 
 Block = tuple[int, ...]
 
@@ -33,13 +33,13 @@ def as_pending(e: Tensor | PendingMask) -> PendingMask:
 
 
 def empty_image(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised image `[b, c, h, w]` as kernels write it: channels last, pixels a `pitch` apart."""
+    """An uninitialised image `[b, c, h, w]` in the layout that kernels write: channels-last, pixels a `pitch` apart."""
     s = pitch(c, dtype or like.dtype)
     return torch.empty_strided((b, c, h, w), (h * w * s, 1, w * s, s), dtype=dtype or like.dtype, device=like.device)
 
 
 def as_kernel_image(x: Tensor) -> Tensor:
-    """`x` as kernels read it, itself where its memory allows, else a copy."""
+    """`x` itself if kernels can read its memory through a descriptor, otherwise a copy that they can."""
     step, (from_b, from_c, from_h, from_w) = 16 // x.dtype.itemsize, x.stride()
     aligned = from_b % step == 0 and from_h % step == 0 and from_w % step == 0
     inside = from_w >= x.shape[1] and from_h > 0 and from_b > 0
@@ -49,38 +49,38 @@ def as_kernel_image(x: Tensor) -> Tensor:
 
 
 def as_pitched_image(x: Tensor) -> Tensor:
-    """`x` where it lies as `empty_image` makes an image, else a copy that does: what kernels read by addresses."""
+    """`x` itself if it has the layout of `empty_image`, otherwise a copy in it, for kernels that read by pointers."""
     b, c, h, w = x.shape
     s = pitch(c, x.dtype)
     return x if x.stride() == (h * w * s, 1, w * s, s) else empty_image(x, b, c, h, w).copy_(x)
 
 
 def cdiv(a: int, b: int) -> int:
-    """Triton's own takes longer than a launch."""
+    """ceil(a / b). `triton.cdiv` takes longer than a launch."""
     return -(-a // b)
 
 
 def channel_block(size: int) -> int:
-    """Channels a kernel's block holds: a power of two, and at least 16, which a matrix instruction needs."""
+    """Channels in a kernel's block: a power of two, and at least 16, the minimum of a matrix instruction."""
     return max(16, 1 << (int(size) - 1).bit_length())
 
 
 PARITIES = ("", "01", "10", "11")
-"""Endings of the names of the four arguments that `even_odd_views` become."""
+"""Suffixes of the names of the four kernel arguments for `even_odd_views`, in the same order."""
 
 
 def even_odd_views(x: Tensor) -> list[Tensor]:
-    """Even rows' even and odd columns, odd rows' even and odd columns."""
+    """Even rows' even and odd columns, then odd rows' even and odd columns."""
     return [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
 
 
 def lies_as_taps(weight: Tensor) -> bool:
-    """Whether a weight `[N, K, k, k]` lies tap by tap, rows of N a `pitch` apart, as `weight_layout` lays it."""
+    """Whether a weight `[N, K, k, k]` is stored tap by tap, rows of N a `pitch` apart, as by `weight_layout`."""
     return _taps(weight) is not None
 
 
 def weight_as_taps(weight: Tensor) -> Tensor:
-    """A weight `[N, K, k, k]` as `[taps, K, N]`, rows a `pitch` apart: a view of it where it lies so, else a copy."""
+    """A weight `[N, K, k, k]` as `[taps, K, N]`, rows a `pitch` apart: a view if `lies_as_taps`, otherwise a copy."""
     if (view := _taps(weight)) is not None:
         return weight.as_strided(*view)
     n, k = weight.shape[:2]
@@ -112,23 +112,23 @@ def _view_of_taps(shape: Block, strides: Block, dtype: torch.dtype) -> tuple[Blo
 
 
 def accumulator_dtype(x: Tensor) -> torch.dtype:
-    """The type of sums of its values."""
+    """The dtype in which the values of `x` are summed."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def accumulator(dtype: torch.dtype) -> Any:
-    """`accumulator_dtype`, as kernels take it."""
+    """`accumulator_dtype` of images of that dtype, as a Triton type."""
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def precision(x: Tensor) -> str:
-    """What a float32 product is: PyTorch's own setting for convolutions decides."""
+    """`tl.dot`'s precision of float32 products, by PyTorch's own setting for convolutions."""
     tf32 = x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     return "tf32" if tf32 else "ieee"
 
 
 class Tiling(NamedTuple):
-    """How a kernel takes an image: all that its plan depends on, but for channels and options."""
+    """How a kernel divides an image into tiles: all that a plan depends on, except channels and options."""
 
     config: Config
     size: tuple[int, ...]
@@ -138,20 +138,21 @@ class Tiling(NamedTuple):
 
     @property
     def tiles(self) -> int:
-        """Of all images."""
+        """Number of tiles in all images."""
         b, _, h, w = self.size
         return b * cdiv(h, self.config.height) * cdiv(w, self.config.width)
 
     @property
     def splits(self) -> int:
-        """Partial sums of a sum over all pixels."""
+        """Number of partial sums of a sum over all pixels."""
         return min(self.config.splits, self.tiles)
 
     def pixels(self, channels: int) -> Block:
-        """A tile of the image, or of another of its size."""
+        """The block of a tile of this image, or of another image of the same size, with that many channels."""
         return 1, self.config.height, self.config.width, channels
 
     def constants(self) -> dict[str, Any]:
+        """The kernel's constants that depend only on the tiling, by the names of its arguments."""
         return {
             "H": self.size[2],
             "W": self.size[3],
@@ -167,10 +168,11 @@ def tiling(kernel: str, x: Tensor) -> Tiling:
 
 
 class Plan:
-    """A kernel at one shape: its grid and constants, and what Triton compiled it to for the tensors seen so far.
+    """A kernel at one shape: its grid and constants, and the compiled kernels for the tensors seen so far.
 
-    `blocks` names the arguments that are descriptors, and the block of each: [1, height, width, channels] of an image
-    [B, H, W, C], or of a weight as `weight_as_taps` gives it. No tensor is kept and no address: nothing can be stale.
+    `blocks` maps the arguments that are descriptors to their block shapes: [1, height, width, channels] for an image
+    [B, H, W, C], [1, inputs, outputs] for a weight [taps, inputs, outputs]. A plan holds no tensors and no addresses,
+    so it never becomes stale.
     """
 
     def __init__(
@@ -182,16 +184,17 @@ class Plan:
 
 
 class _Compiled(NamedTuple):
-    """A kernel compiled for some kinds of tensors, as `JITFunction.run` calls it."""
+    """A kernel compiled for one combination of dtypes and alignments, with what `JITFunction.run` passes to it."""
 
     launch: Callable[..., Any]
     grid: tuple[int, ...]
     function: tuple[Any, ...]
-    """What comes after the stream, up to the kernel's arguments."""
+    """The launcher's arguments between the stream and the kernel's own arguments."""
     arguments: list[Any]
-    """All, with None for tensors."""
+    """All arguments of the kernel, None in place of tensors."""
     tensors: list[tuple[str, int, bool]]
-    """Those that are there: name, place among the arguments, whether as a descriptor."""
+    """Per tensor that is not None: its index among the tensors passed to `launch`, its index among the kernel's
+    arguments, whether it is passed as a descriptor."""
 
 
 def _triton_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> Any:
@@ -205,7 +208,7 @@ _launcher: Callable[[Any, tuple[int, ...], dict[str, Any]], Any] = _triton_launc
 def intercepting(function: Callable[..., Any]) -> Iterator[None]:
     """Call `function(launch, kernel, grid, arguments)` in place of every launch within the context.
 
-    `launch(kernel, grid, arguments)` does what would have been done, and returns the compiled kernel.
+    `launch(kernel, grid, arguments)` performs the launch and returns the compiled kernel.
     """
     global _launcher
     inner = _launcher
@@ -217,14 +220,14 @@ def intercepting(function: Callable[..., Any]) -> Iterator[None]:
 
 
 def launch(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], **tensors: Tensor | None) -> None:
-    """Launch `plan_of(*key)` on the device of `on`, whatever the current one is; `tensors` left out are None.
+    """Launch `plan_of(*key)` on the device of `on`, whichever device is current; omitted `tensors` are None.
 
-    Fake tensors have shapes only, so with them nothing is done.
+    If `on` is a fake tensor, which has only a shape, nothing is launched.
     """
     if isinstance(on, FakeTensor):
         return
     plan, device = plan_of(*key), on.get_device()
-    # All that Triton specialises a kernel on, beside the plan's constants.
+    # Everything Triton specialises a kernel on, in addition to the plan's constants.
     kind = device, *tensors, *[None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors.values()]
     compiled = plan.compiled.get(kind)
     if compiled is None or _launcher is not _triton_launch or _observed():
@@ -239,13 +242,13 @@ def launch(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], 
 
 
 def _observed() -> bool:
-    """Whether a profiler looks at launches, which are then to be Triton's own."""
+    """Whether a profiler has installed launch hooks; only Triton's own launch path calls them."""
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     return bool(getattr(enter, "calls", True) or getattr(leave, "calls", True))
 
 
 def _as_documented(plan: Plan, on: Tensor, tensors: Mapping[str, Tensor | None]) -> Any:
-    """Launch with all of Triton's checks. Gives the compiled kernel, if the launcher does."""
+    """Launch through Triton's public interface, with all of its checks; returns what the launcher returns."""
     arguments: dict[str, Any] = dict.fromkeys(plan.kernel.arg_names)
     for name, tensor in tensors.items():
         arguments[name] = tensor
@@ -277,7 +280,8 @@ def _again(compiled: _Compiled, device: int, tensors: Mapping[str, Any]) -> None
 
 
 class _Described:
-    """A descriptor as Triton's launcher reads it, without the checks of `TensorDescriptor`: the driver has its own."""
+    """A tensor descriptor with the fields that Triton's launcher reads, without the checks of `TensorDescriptor`, which
+    the driver repeats."""
 
     __slots__ = ("base", "shape", "strides")
     padding, round_f32_to_tf32 = "zero", False
@@ -297,7 +301,8 @@ def _channels_last(shape: Block, strides: Block) -> tuple[Block, Block]:
 
 
 def partial_sums(like: Tensor, splits: int, shape: Sequence[int]) -> Tensor:
-    """Room for one partial sum per program, which are added in a fixed order: the bits are always the same."""
+    """Uninitialised memory `[splits, *shape]` for one partial sum per program; they are added in a fixed order, so that
+    the bits of the sum never vary."""
     return torch.empty((splits, *shape), dtype=accumulator_dtype(like), device=like.device)
 
 

@@ -15,7 +15,7 @@ def constant(values: tuple[Any, ...], dtype: torch.dtype, like: Tensor) -> Tenso
 
     Created once: a copy from the host cannot be captured in a CUDA graph, and would delay every call.
     """
-    make = _constant if type(like) in (Tensor, Parameter) else _constant.__wrapped__  # a compiler's tensor is its own
+    make = _constant if type(like) in (Tensor, Parameter) else _constant.__wrapped__  # never cache a compiler's fake
     return make(values, dtype, like.device)
 
 

@@ -1,7 +1,7 @@
 """Many small tensors in one launch: an op's weights cast and laid out, and its gradients summed.
 
-A table on the device, made once for tensors of these shapes and strides, says what each program does. The tensors
-themselves come as `SLOTS` arguments, since their addresses change from call to call.
+A table on the device, created once per set of shapes and strides, tells each program what to do. The tensors
+themselves are passed as `SLOTS` arguments, since their addresses change from call to call.
 """
 
 import math
@@ -18,21 +18,21 @@ from lmfn_kernels.runtime.layout import pitch
 from lmfn_kernels.runtime.torch_private import FakeTensor
 
 SLOTS = 16
-"""Tensors that one launch takes: Triton has no lists of pointers. It also bounds the partial sums held at a time."""
+"""Tensors per launch: Triton has no lists of pointers. This also bounds the partial sums in memory at any time."""
 WARPS = 4
 LAID_OUT = 1024
-"""Elements that a program lays out."""
+"""Elements that one program copies."""
 SUMMED, AT_ONCE = 256, 8
-"""Elements that a program sums, and partial sums that it loads at once."""
+"""Sums that one program computes, and partial sums of each that it loads at once."""
 
 Geometry = tuple[tuple[tuple[int, ...], ...], ...]
 """Shapes and strides of each tensor."""
 
 
 def lay_out(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Weights of convolutions [N, K, k, k] in that dtype, as `weight_as_taps` takes them without a copy.
+    """Convolution weights [N, K, k, k] in `dtype` and in the layout that `weight_as_taps` takes without a copy.
 
-    Those that are so already are given back; all others are views of one piece of memory.
+    Weights that already have both are returned as they are; the others are copied into one allocation.
     """
     found = list(weights)
     todo = [i for i, weight in enumerate(weights) if weight.dtype != dtype or not lies_as_taps(weight)]
@@ -54,7 +54,7 @@ def lay_out(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def sum_gradients(gradients: Sequence[PartialSums], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of each of the tensors, in its dtype and strides. The order is fixed: bits are always the same."""
+    """The gradient of each tensor, in its dtype and strides. Summed in a fixed order, so that the bits never vary."""
     found = [torch.empty_like(tensor) for tensor in tensors]
     for some in _groups(range(len(found)), lambda i: (gradients[i].values.dtype, found[i].dtype)):
         values, results = [gradients[i].values for i in some], [found[i] for i in some]
@@ -67,7 +67,7 @@ def sum_gradients(gradients: Sequence[PartialSums], tensors: Sequence[Tensor]) -
 
 
 def _groups(places: Sequence[int], kind: Callable[[int], Hashable]) -> Iterator[list[int]]:
-    """Of one kind, and at most SLOTS at a time."""
+    """The places in groups of one kind and at most SLOTS."""
     of_kinds: dict[Hashable, list[int]] = {}
     for i in places:
         of_kinds.setdefault(kind(i), []).append(i)
@@ -76,7 +76,7 @@ def _groups(places: Sequence[int], kind: Callable[[int], Hashable]) -> Iterator[
 
 
 def _filled(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    """All arguments: those left over are the first again."""
+    """All `SLOTS` arguments; unused ones repeat the first tensor."""
     return {f"{name}{i}": tensors[i] if i < len(tensors) else tensors[0] for i in range(SLOTS)}
 
 
@@ -112,7 +112,7 @@ def _laid_out_size(shape: Sequence[int], dtype: torch.dtype) -> int:
 def _sum_table(geometry: Geometry, device: torch.device) -> Tensor:
     rows = []
     for i, (shape, strides, of_sum) in enumerate(geometry):
-        # In the order in which the values lie.
+        # Dimensions by decreasing stride of the values, so that neighbouring threads read neighbouring addresses.
         dimensions = sorted(zip(strides[1:], shape[1:], of_sum, strict=True), reverse=True)
         dimensions = [(0, 1, 0)] * (4 - len(dimensions)) + dimensions
         of_values, sizes, of_sums = zip(*dimensions, strict=True)
@@ -123,5 +123,5 @@ def _sum_table(geometry: Geometry, device: torch.device) -> Tensor:
 
 
 def _on_device(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # what is made in that mode cannot be used outside it
+    with torch.inference_mode(False):  # tensors created in inference mode cannot be used outside it
         return torch.tensor(rows, dtype=torch.int32, device=device)

@@ -1,9 +1,9 @@
-"""How an op becomes known to PyTorch: its schemas, its autograd function and its fakes, from one declaration.
+"""Registration of an op with PyTorch: its schemas, autograd function and fake implementations, from one declaration.
 
-An op names its tensors and its options as the fields of two NamedTuples. From them `Op` makes the schemas that
-`torch.library` registers, so that an exported program, a graph or an error names every argument, and both reach
-`forward` and `backward` as the tuples they are. The same two functions, run on fake tensors, are the shape functions:
-launches do nothing on those.
+An op declares its tensors and its options as the fields of two NamedTuples. From these, `Op` derives the schemas that
+`torch.library` registers, so that exported programs, graphs and errors name every argument; `forward` and `backward`
+receive both as typed tuples. Run on fake tensors, on which nothing is launched, the same two functions are the shape
+functions.
 """
 
 import operator
@@ -24,27 +24,28 @@ OptionsT = TypeVar("OptionsT", bound=NamedTuple)
 BackendT = TypeVar("BackendT")
 
 Gradients = dict[str, Any]
-"""By the inputs' names, each as its input is: a tensor or its `PartialSums`, or a tuple or list of them."""
+"""Gradients by the names of the inputs, each structured like its input: a tensor or its `PartialSums`, or a tuple or
+list of them."""
 
 ROOT = __name__.partition(".")[0]
 NAMESPACE = "lmfn" if ROOT == "lmfn_kernels" else ROOT
-"""Of the registered ops: a copy of this package under another name (`lmfn_kernels.hub`) has ops of its own."""
+"""Namespace of the registered ops: a copy of this package under another name (`lmfn_kernels.hub`) has its own."""
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 class Wanted:
-    """Which gradients are asked for."""
+    """Which gradients are requested."""
 
     def __init__(self, by_name: Mapping[str, bool]) -> None:
         self._by_name = by_name
 
     def __call__(self, *names: str) -> bool:
-        """Whether that of any tensor of these inputs is."""
+        """Whether the gradient of any tensor of these inputs is requested."""
         return any(self._by_name[name] for name in names)
 
 
 class Op(Generic[InputsT, OptionsT, BackendT]):
-    """An op with its own backward pass: `op(backend, Inputs(...), Options(...))` gives a tuple of its outputs."""
+    """An op with its own backward pass: `op(backend, Inputs(...), Options(...))` returns a tuple of its outputs."""
 
     def __init__(
         self,
@@ -69,15 +70,16 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         tensor is never None. `options` has fields of type `bool`, `int`, `float` or `str`. `implementation` maps a
         backend's name to its functions, which are the first argument of both passes:
 
-        `forward(functions, inputs, options, save)` gives the outputs and, if `save`, what backward needs besides.
+        `forward(functions, inputs, options, save)` returns the outputs and, if `save`, the other tensors to save.
 
-        `backward(functions, gradients, saved, inputs, options, wanted)` gives, by name, at least the wanted gradients
-        of the inputs. `gradients` are those of the outputs, in the order of `outputs`, their names. `saved` is what
-        forward gave; where `saves_outputs(options)`, the outputs come first. `unsaved_inputs` are None there.
+        `backward(functions, gradients, saved, inputs, options, wanted)` returns, by name, at least the wanted
+        gradients of the inputs. `gradients` are those of the outputs, in the order of `outputs`, which are their names.
+        `saved` are the tensors to save that forward returned, preceded by the outputs if `saves_outputs(options)`.
+        `unsaved_inputs` are not saved for backward, and are None there.
 
-        Weights, the arguments named `weight` or `.._weight`, have a dtype of their own under autocast, and so have
-        their gradients. If `lays_out_weights`, both passes get them in the first tensor's dtype, and laid out as the
-        backend takes them.
+        Weights, i.e. arguments named `weight` or `..._weight`, keep their own dtype under autocast, and so do their
+        gradients. With `lays_out_weights`, both passes receive them in the first tensor's dtype and in the backend's
+        layout.
         """
         self.name, self.inputs, self.options, self.outputs = name, inputs, options, tuple(outputs)
         self.saves_outputs = saves_outputs
@@ -95,12 +97,12 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
             gradients | {"saved": "Tensor[]"} | saved | numbers | {"needs": "bool[]"},
             self._backward_flat,
         )
-        # Named after the op, which so is the name of its entry in a profile and of its results' grad_fn.
+        # The class name is the op's name in a profile and in its results' grad_fn.
         self.function: Any = type(f"{NAMESPACE}::{name}", (_Forward,), {})
         self.backward_function: Any = type(f"{NAMESPACE}::{name}_backward", (_Backward,), {})
 
     def __call__(self, backend: str, inputs: InputsT, options: OptionsT) -> tuple[Tensor, ...]:
-        """Cast images for autocast, once and here. Vectors (biases) and weights stay in their dtype."""
+        """Run the op. Under autocast, images are cast here, once; vectors (biases) and weights keep their dtype."""
         first = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed() or _autocasts(first)):
             return tuple(
@@ -125,16 +127,16 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
     ) -> tuple[Tensor, ...]:
         save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         if torch.compiler.is_compiling() and not save:
-            # torch.compile would call the autograd function's forward with a context, which it does not take.
+            # Not the autograd function: torch.compile would pass its forward a context, which it does not take.
             results: Sequence[Tensor] = self.registered(backend, *to_lists(tensors, lengths), *options, save)
         elif save or is_transformed():
             results = self.function.apply(self, backend, options, lengths, save, *tensors)
-        else:  # autograd's own function would take as long as some kernels
+        else:  # calling the autograd function would take as long as some kernels
             results = self.forward(backend, to_lists(tensors, lengths), options, save)
         return tuple(results[: len(self.outputs)])
 
     def forward(self, backend: str, arguments: Sequence[Argument], options: OptionsT, save: bool) -> list[Tensor]:
-        """The outputs, then what else is saved."""
+        """The outputs, followed by the other tensors to save."""
         inputs = self._laid_out(backend, from_arguments(self.inputs, iter(arguments)))
         outputs, saved = self._forward(self._implementation(backend), inputs, options, save)
         return [*outputs, *saved]
@@ -148,7 +150,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         options: OptionsT,
         needs: Sequence[bool],
     ) -> list[Tensor]:
-        """The gradients of those of the inputs' tensors that `needs` says, in order, each in its tensor's dtype."""
+        """The gradients of the inputs' tensors for which `needs` is true, in order, each in its tensor's dtype."""
         inputs: InputsT = from_arguments(self.inputs, iter(arguments))
         tensors = {name: to_tensors(value) for name, value in inputs._asdict().items()}
         left = iter(needs)
@@ -167,13 +169,13 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         return [next(sums) if isinstance(g, PartialSums) else g if t is None else g.to(t.dtype) for t, g in asked]
 
     def _laid_out(self, backend: str, inputs: InputsT) -> InputsT:
-        """The inputs, with the weights as the backend's functions take them."""
+        """The inputs, with the weights in the dtype and layout that the backend's functions take."""
         if not self.weights:
             return inputs
         arguments = to_arguments(inputs)
         weights = [arguments[i] for i in self.weights]
         for i, weight in zip(self.weights, weights, strict=True):
-            if weight is None:  # which PyTorch's dispatcher lets pass for a tensor
+            if weight is None:  # PyTorch's dispatcher accepts None for a tensor
                 raise RuntimeError(f"lmfn::{self.name} needs a tensor for argument '{self.arguments[i]}', and got None")
         found = _lay_out(backend, weights, arguments[0].dtype)  # type: ignore[arg-type,union-attr]
         if all(map(operator.is_, found, weights)):
@@ -184,11 +186,12 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         return laid_out
 
     def _forward_flat(self, backend: str, *arguments: Any) -> list[Tensor]:
-        """As registered."""
+        """`forward` with the arguments of the registered schema."""
         n = len(self.saves)
         return self.forward(backend, arguments[:n], self.options(*arguments[n:-1]), arguments[-1])
 
     def _backward_flat(self, backend: str, *arguments: Any) -> list[Tensor]:
+        """`backward` with the arguments of the registered schema."""
         n, m = len(self.outputs), len(self.outputs) + 1 + len(self.saves)
         gradients, saved, inputs = arguments[:n], arguments[n], arguments[n + 1 : m]
         found = self.backward(backend, gradients, saved, inputs, self.options(*arguments[m:-1]), arguments[-1])
@@ -205,7 +208,7 @@ def _lay_out(backend: str, weights: list[Tensor], dtype: torch.dtype) -> list[Te
 
 
 def _summed(gradients: list[tuple[PartialSums, Tensor]]) -> Iterator[Tensor]:
-    """In order, each like its tensor."""
+    """The sums in order, each in its tensor's dtype and strides."""
     if not gradients:
         return iter(())
     from lmfn_kernels.runtime import multi_tensor
@@ -214,14 +217,14 @@ def _summed(gradients: list[tuple[PartialSums, Tensor]]) -> Iterator[Tensor]:
 
 
 def _autocasts(x: Tensor) -> bool:
-    """Whether autocast is on where `x` is. Of meta tensors it may not even be asked."""
+    """Whether autocast is enabled on the device of `x`. For the meta device, even asking raises an error."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def _register(name: str, arguments: Mapping[str, str], function: Callable[..., list[Tensor]]) -> Callable[..., Any]:
     schema = ", ".join(f"{kind} {argument}" for argument, kind in {"backend": "str", **arguments}.items())
     _library.define(f"{name}({schema}) -> Tensor[]", tags=(torch.Tag.needs_exact_strides,))
-    # Its gradients are the autograd function's: an exported program must not record the operations in it, nor the op.
+    # The autograd function computes the gradients, so autograd records neither this op nor the operations within it.
     _library.impl(name, torch.no_grad()(function), "CompositeExplicitAutograd")
     _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", function, lib=_library)
@@ -250,7 +253,7 @@ class _Forward(torch.autograd.Function):
         arguments = to_lists(tensors, lengths)
         if torch.compiler.is_compiling():
             return tuple(op.registered(backend, *arguments, *options, save))
-        return tuple(op.forward(backend, arguments, options, save))  # the dispatcher would only cost time
+        return tuple(op.forward(backend, arguments, options, save))  # directly: the dispatcher only costs time
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -259,7 +262,7 @@ class _Forward(torch.autograd.Function):
         n = len(op.outputs)
         ctx.mark_non_differentiable(*output[n:])
         if not torch.compiler.is_compiling():
-            # Autograd would make zeros for the gradients of all that is only saved; a compiler drops them again.
+            # Otherwise autograd would allocate zero gradients for tensors that are only saved; a compiler removes them.
             ctx.set_materialize_grads(False)
             ctx.zeros = [partial(torch.zeros, o.shape, dtype=o.dtype, device=o.device) for o in output[:n]]
         if save:
@@ -276,7 +279,7 @@ class _Forward(torch.autograd.Function):
         if not torch.compiler.is_compiling():
             gradients = tuple(zeros() if g is None else g for g, zeros in zip(gradients, ctx.zeros, strict=True))
         arguments = op, ctx.backend, ctx.options, ctx.lengths, needs, ctx.saved, *gradients, *ctx.saved_tensors
-        # As forward was: a backward pass may be called with autocast on.
+        # Without autocast, as in forward: a backward pass may be called with autocast enabled.
         with torch.autocast(gradients[0].device.type, enabled=False) if _autocasts(gradients[0]) else nullcontext():
             run = _Backward.forward if torch.compiler.is_compiling() else op.backward_function.apply
             found = iter(run(*arguments))
@@ -288,10 +291,10 @@ class _Forward(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """The backward pass, which has no gradients of its own.
+    """The backward pass, which is not differentiable.
 
-    Not torch's once_differentiable: it lets a second pass through, short of a term, where the gradient that comes in
-    happens to need none itself.
+    PyTorch's once_differentiable does not do: if the incoming gradient requires no gradient, it silently lets a second
+    differentiation through, with a term missing.
     """
 
     @staticmethod

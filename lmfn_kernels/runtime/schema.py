@@ -70,7 +70,7 @@ def sizes(arguments: Sequence[Argument]) -> tuple[int, ...]:
 
 
 def to_lists(tensors: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
-    """The arguments again, from all of their tensors and their `sizes`."""
+    """The inverse of `to_tensors`: the arguments, from all of their tensors and their `sizes`."""
     arguments: list[Any] = []
     first = 0
     for length in lengths:

@@ -1,7 +1,7 @@
-"""PyTorch's private names, all in this module, as any version may move them; no other module may import one.
+"""All private names of PyTorch that this project uses: any version may change them, so only this module imports them.
 
-All are in PyTorch 2.11 to 2.13. If one is missing, importing or calling it fails with an error that names it, except
-where a function says otherwise: nothing is computed differently in silence.
+All of them exist in PyTorch 2.11 to 2.13. If one is missing, importing or calling it fails with an error that names it,
+unless stated otherwise below; no result changes silently.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 __all__ = [
-    "FakeTensor",  # tensors without memory, in shape functions: ops skip launches and addresses for them
-    "FakeTensorMode",  # counts the operations of a network without computing it
-    "TorchDispatchMode",  # sees every operation: the test oracle, the counts of launches
+    "FakeTensor",  # a tensor without memory, in shape functions: nothing is launched, and it has no address
+    "FakeTensorMode",  # to count the operations of a network without computing it
+    "TorchDispatchMode",  # to observe every operation: the test oracle, counting launches
     "constant_when_compiled",
     "is_transformed",
     "profiled_events",
     "schema_text",
     "sleep_on_gpu",
-    "tree_iter",  # what operations return: tensors in tuples and lists
+    "tree_iter",  # for results of operations, which are tensors in nested tuples and lists
     "tree_map_only",
 ]
 
@@ -45,7 +45,7 @@ def is_transformed() -> bool:
 
 
 def schema_text(op: Any) -> str | None:
-    """The schema of `torch.ops.<namespace>.<op>.<overload>` as text, or None for what has no schema."""
+    """The schema of `torch.ops.<namespace>.<op>.<overload>` as text, or None if `op` has no schema."""
     schema = getattr(op, "_schema", None)
     return None if schema is None else str(schema)
 

@@ -1,7 +1,7 @@
-"""Triton's names outside its documented interface, all in this module; no other module may import one.
+"""All names of Triton outside its documented interface that this project uses; only this module imports them.
 
-All are in Triton 3.6 and 3.7. If one is missing, the import fails with an error that names it; the classes of the
-NVIDIA backend are None in a build of Triton without it.
+All of them exist in Triton 3.6, the version that is tested. If one is missing, the import fails with an error that
+names it; those of the NVIDIA backend are None in a build of Triton without that backend.
 """
 
 from triton.backends.compiler import GPUTarget
@@ -14,11 +14,11 @@ except ImportError:  # Triton for other vendors' GPUs alone
     CUDABackend = get_ptxas = CudaDriver = CudaLauncher = None
 
 __all__ = [
-    "CUDABackend",  # its `make_cubin` assembles PTX
-    "CudaDriver",  # the driver that stands in for a GPU in `python -m bench host`
-    "CudaLauncher",  # the compiled entry of a kernel, built ahead of the first launch
-    "GPUTarget",  # names a GPU to compile for
-    "JITFunction",
-    "driver",  # the current device, stream and target, cheaper than PyTorch's own
-    "get_ptxas",  # the ptxas that Triton chooses for a GPU
+    "CUDABackend",  # `make_cubin`, which assembles PTX
+    "CudaDriver",  # the base of the GPU's stand-in in `python -m bench host`
+    "CudaLauncher",  # to build a kernel's launcher before its first launch
+    "GPUTarget",  # a GPU to compile for
+    "JITFunction",  # a kernel
+    "driver",  # the current device, stream and target, faster than asking PyTorch
+    "get_ptxas",  # the ptxas that Triton uses for a GPU
 ]

@@ -3,7 +3,7 @@
 Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, outputs].
 """
 
-# ruff: noqa: N803  (constants are capital)
+# ruff: noqa: N803  (names of constants are upper-case)
 
 import triton
 import triton.language as tl
