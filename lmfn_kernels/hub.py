@@ -1,8 +1,8 @@
-"""These kernels as a repository for Hugging Face's `kernels`: `python -m lmfn_kernels.hub FOLDER`.
+"""Write these kernels as a repository for Hugging Face's `kernels` library: `python -m lmfn_kernels.hub FOLDER`.
 
-Programs load it with `kernels.get_kernel("OWNER/lmfn-kernels")`, or from the folder with `get_local_kernel(FOLDER)`,
-under a name of its own beside an installed `lmfn_kernels`. So imports within it are relative, and its ops are
-registered under its own name (`lmfn_kernels.runtime.registration`).
+Programs load it by `kernels.get_kernel("OWNER/lmfn-kernels")`, or from the folder by `get_local_kernel(FOLDER)`. Each
+copy is imported under a name of its own and can be used beside an installed `lmfn_kernels`; therefore its imports are
+relative, and its ops are registered in a namespace of its own (`lmfn_kernels.runtime.registration`).
 """
 
 import argparse
@@ -36,7 +36,7 @@ tags: [kernel]
 
 Fused Triton kernels for LMFN, a lightweight network for image deblurring (arXiv 2101.05403): convolutions with
 activation and residual, upsampling folded into a convolution, residual feature distillation, attention between layers
-and between channels. All of them have backward passes, and run in PyTorch operations where there is no GPU.
+and between channels. All of them have backward passes, and use PyTorch's own operations if there is no GPU.
 
 ```python
 import torch
@@ -50,10 +50,10 @@ y = ops.conv3x3(x, weight, bias, activation="leaky_relu", slope=0.1)
 
 
 def write(folder: Path) -> None:
-    """Write the repository into a folder that is new or empty: `build.toml` and `torch-ext`, which kernel-builder
-    builds from, and the `build` that is loaded.
+    """Write the repository into a new or empty folder: `build.toml` and `torch-ext`, the input of kernel-builder, and
+    `build`, which is what programs load.
 
-    Raises FileExistsError for a folder that has something in it.
+    Raises FileExistsError if the folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; name a new folder")
@@ -80,7 +80,7 @@ def write(folder: Path) -> None:
 
 
 def sources() -> dict[str, bytes]:
-    """The package's files by their names in it, with relative imports."""
+    """The package's files by their paths relative to it, with relative imports."""
     root = Path(__file__).parent
     found = {}
     for path in sorted(root.rglob("*")):
@@ -93,7 +93,7 @@ def sources() -> dict[str, bytes]:
 
 
 def with_relative_imports(text: str, depth: int) -> str:
-    """A module's text with its imports from this package made relative; `depth`: in how many folders it lies.
+    """A module's text with relative imports from this package; `depth` is the number of folders it is in.
 
     Raises ValueError for `import lmfn_kernels`, which has no relative form.
     """

@@ -2,9 +2,9 @@
 
     python -m lmfn_kernels.selftest cuda bfloat16 [OP ...]
 
-prints one line of JSON per op as soon as it is known: `{"op": "rfdb", "fault": null}`, or the fault. After a fault that
-may have corrupted the device (any exception other than a wrong result) the process ends with status 3: run it again for
-the remaining ops.
+prints one line of JSON per op as soon as it has been checked: `{"op": "rfdb", "fault": null}`, or the fault in place of
+null. After a fault that may have left the device unusable (any exception other than a wrong result), the process exits
+with status 3; run it again for the remaining ops.
 """
 
 import json
@@ -20,14 +20,14 @@ from lmfn_kernels import conv3x3, testing, upsample_add
 
 
 class Check(NamedTuple):
-    """The part of the network an op belongs to, its inputs (given dtype and device), and the op on them."""
+    """The part of the network that the op belongs to, a function of dtype and device that makes its inputs, the op."""
 
     part: str
     inputs: Callable[[torch.dtype, str], list[Tensor]]
     function: Callable[..., Any]
 
 
-# At the network's widths, and at sizes that are not multiples of a tile.
+# With the network's channels, at sizes that are not multiples of a tile.
 CHECKS = {
     "conv3x3": Check(
         "conv", partial(testing.conv_inputs, 1, 50, 50, 17, 21), partial(conv3x3, activation="leaky_relu", slope=0.05)
@@ -48,7 +48,7 @@ def check(op: str, dtype: torch.dtype, device: str) -> None:
     """Raise AssertionError if results or gradients deviate from float64 by more than rounding."""
     torch.manual_seed(0)
     inputs = CHECKS[op].inputs(dtype, device)
-    # On the CPU, since not every device has float64.
+    # The reference is computed on the CPU, since not every device has float64.
     exact, exact_gradients = testing.reference_with_bounds(CHECKS[op].function, [t.cpu() for t in inputs])
     results, gradients = testing.differentiate(CHECKS[op].function, inputs)
     names = [f"result {i}" for i in range(len(results))] + [f"gradient {i}" for i in range(len(gradients))]

@@ -16,7 +16,7 @@ class RFDBWeights(NamedTuple):
     """The convolutions of an RFDB with C channels, d distilled and f in its ESA."""
 
     distil: tuple[Conv, Conv, Conv]
-    """1x1, C to d, of the block's input and the first two stages' results."""
+    """1x1, C to d, applied to the block's input and to the results of the first two stages."""
     refine: tuple[Conv, Conv, Conv]
     """3x3, C to C."""
     distil_last: Conv

@@ -1,4 +1,4 @@
-"""The convolutions' kernels. Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, outputs]."""
+"""Kernels of convolutions. Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, outputs]."""
 
 # ruff: noqa: N803  (names of constants are upper-case)
 
@@ -22,10 +22,10 @@ def parity_taps(
     ODD_H: tl.constexpr, ODD_W: tl.constexpr, SIGN: tl.constexpr, PADDING: tl.constexpr, ACT_SLOPE: tl.constexpr,
     K: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Add the taps of a 3x3 of stride 2 that meet the input's rows and columns of one parity.
+    """Add the taps of a 3x3 convolution of stride 2 that read input rows and columns of one parity.
 
-    Tap i of output row h is input row 2h + i - PADDING, number h + (i - PADDING - ODD_H) / 2 of its parity. SIGN is 1
-    where the sum is over inputs, -1 where it is, for the input's gradient, over outputs.
+    Tap i of output row h reads input row 2h + i - PADDING, row h + (i - PADDING - ODD_H) / 2 of those of its parity.
+    SIGN is 1 for the convolution, a sum over inputs, and -1 for its input gradient, a sum over outputs.
     """
     FIRST_I: tl.constexpr = (ODD_H + PADDING) % 2
     FIRST_J: tl.constexpr = (ODD_W + PADDING) % 2
@@ -83,15 +83,15 @@ def conv_kernel(
     BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """out = leaky(conv(x) + bias + residual), 1x1 or 3x3, and its input gradient, with what a block hangs on either.
+    """out = leaky(conv(x) + bias + residual), 1x1 or 3x3, or an input gradient, with the operations fused into either.
 
-    MODE: `same` stride 1; `down` stride 2, the input's even and odd rows and columns in four descriptors; `back` the
-    input gradient of `same`.
-    With `t_act`, x is a gradient after the activation whose output that is, and its mask is applied where it is loaded.
-    Weights lie as in the forward pass, and gradients take them transposed: K and N are the channels of x and out.
-    `t_z`, `t_zw`: the gradient of another 1x1's output, through its weight, added. `t_mask`: out is masked as the
-    gradient before that activation.
-    `t_d`: a second output, leaky(conv1x1(residual) + bias), from the centre tile that is in registers already.
+    MODE: `same` is stride 1; `down` is stride 2, with the input's even and odd rows and columns in four descriptors;
+    `back` is the input gradient of `same`. K and N are the channels of x and out. Weights are stored as for the forward
+    pass; `back` transposes them.
+    `t_act`: x is the gradient of an activation with this output; its mask is applied as x is loaded.
+    `t_z`, `t_zw`: the gradient of the output of a 1x1 convolution and its weight; its input gradient is added.
+    `t_mask`: the output of the activation that produced the convolution's input; out is the gradient before it.
+    `t_d`: a second output, leaky(conv1x1(residual) + bias), from the residual tile, which is in registers already.
     """
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
@@ -151,7 +151,7 @@ def input_gradient_of_parity(
     PADDING: tl.constexpr, ACT_SLOPE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A tile of `t_dx`, the input pixels of one parity, which are None where there are none."""
+    """A tile of the gradient of the input pixels of one parity, `t_dx`, which is None if there are no such pixels."""
     if t_dx is not None:
         b_dx = parity_taps(
             b_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, ODD_H, ODD_W, -1,
@@ -168,11 +168,11 @@ def stride_2_input_gradient_kernel(
     ACT_SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The input gradient of a 3x3 of stride 2, or with `ADD` its sum with what is in dx.
+    """The input gradient of a 3x3 convolution of stride 2; with `ADD` it is added to dx.
 
-    A program has input pixels of one parity along both axes. Those meet only the taps of that parity, so there is no
-    product with a zero between pixels. `t_dx` to `t_dx11` are the even and odd rows and columns; H and W are those of
-    the even ones.
+    Each program computes input pixels of one parity along both axes. Only the taps of the same parity contribute to
+    them, so nothing is multiplied by zeros inserted between pixels. `t_dx` to `t_dx11` hold the even and odd rows and
+    columns; H and W are the numbers of even ones.
     """
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
@@ -206,7 +206,10 @@ def stride_2_row(
     PADDING: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums for a row of taps at stride 2, whose input rows are one parity's: a tap is a tile of its columns."""
+    """Partial sums of the weight gradient for one row of taps at stride 2, whose input rows are all of one parity.
+
+    `t_even` and `t_odd` hold the even and odd columns of those rows.
+    """
     b_dw0 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
     b_dw1 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
     b_dw2 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
@@ -261,10 +264,10 @@ def weight_gradient_kernel(
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """X^T G over pixels for one row of taps, and the sum of G: one partial sum per program, its tiles equally spaced.
+    """X^T G over pixels for one row of taps, and the sum of G: one partial sum per program, over every SPLITS-th tile.
 
-    `t_g` [B, H, W, N] is the gradient after the activation whose output is `t_act` (None: no activation), `t_x` the
-    input; with stride 2 its four descriptors hold the even and odd rows and columns.
+    `t_g` [B, H, W, N] is the gradient of the activation's output `t_act`, or without an activation (None) of the
+    convolution's. `t_x` is the input; with stride 2, four descriptors hold its even and odd rows and columns.
     """
     i_split = tl.program_id(0)
     i_row = tl.program_id(1)
@@ -272,7 +275,7 @@ def weight_gradient_kernel(
     o_k = tl.program_id(2) // n_blocks * BLOCK_K
     o_n = tl.program_id(2) % n_blocks * BLOCK_N
     if STRIDE == 2:
-        # Half of what is an even number, rounded to the whole number below.
+        # floor((i_row - PADDING) / 2): the 2 keeps the dividend from being negative.
         o_row = (i_row - PADDING + 2) // 2 - 1
         if (i_row + PADDING) % 2 == 0:
             b_dw0, b_dw1, b_dw2, b_db = stride_2_row(

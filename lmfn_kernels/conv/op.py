@@ -35,7 +35,7 @@ def conv3x3(
     """activation(conv3x3(x) + bias + residual).
 
     `x` [B, C, H, W], `weight` [N, C, 3, 3], `bias` [N], `residual` and the result [B, N, H', W'], with
-    H' = (H + 2 padding - 3) // stride + 1; stride 1 or 2, padding 0 or 1. `slope` is that of the leaky ReLU.
+    H' = (H + 2 padding - 3) // stride + 1; stride 1 or 2, padding 0 or 1. `slope` is the leaky ReLU's, in (0, 1].
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
@@ -63,11 +63,16 @@ def conv3x3(
 
 
 def outputs_of(conv: Conv) -> int | None:
+    """Output channels of a convolution, None if its weight is not a tensor of four dimensions."""
     weight = conv[0]
     return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 4 else None
 
 
 def check_conv(name: str, conv: Conv, outputs: int | None, inputs: int | None, size: int, x: Tensor) -> None:
+    """Raise TypeError or ValueError unless `conv` has these channels and kernel size, and the dtype and device of `x`.
+
+    None is any number of channels.
+    """
     checks.tensor(f"{name}.weight", conv[0], (outputs, inputs, size, size), x)
     checks.tensor(f"{name}.bias", conv[1], (outputs,), x)
 
@@ -83,7 +88,7 @@ class Options(NamedTuple):
     stride: int
     padding: int
     slope: float
-    """Slope of the activation's negative side: 1 none, 0 ReLU."""
+    """Slope of the activation for negative values: 1 is no activation, 0 is ReLU."""
 
 
 def _forward(f: ConvBackend, t: Inputs, options: Options, _save: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -121,6 +126,6 @@ CONV3X3 = Op(
     implementation,
     _forward,
     _backward,
-    saves_outputs=lambda options: options.slope != 1,  # backward needs their signs
+    saves_outputs=lambda options: options.slope != 1,  # backward needs the output's signs
     unsaved_inputs=("residual",),
 )

@@ -7,6 +7,6 @@ from torch import Tensor
 def conv3x3(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: int, padding: int, slope: float
 ) -> Tensor:
-    """`slope` of the negative side: 1 is no activation, 0 is ReLU."""
+    """`slope` is the slope for negative values: 1 is no activation, 0 is ReLU."""
     y = F.conv2d(x, weight, bias, stride, padding)
     return F.leaky_relu(y if residual is None else y + residual, slope)

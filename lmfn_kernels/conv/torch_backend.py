@@ -1,6 +1,7 @@
 """Convolution in PyTorch, for CPUs, MPS and sizes without a kernel; the same functions as `triton_backend.py`.
 
-Images are `[B, C, H, W]` in channels-last memory. `slope` is that of an activation's negative side: 1 none, 0 ReLU.
+Images are `[B, C, H, W]` in channels-last memory. `slope` is the slope of an activation for negative values: 1 is no
+activation, 0 is ReLU.
 """
 
 import torch
@@ -11,24 +12,24 @@ aten = torch.ops.aten
 
 
 def as_kernel_image(x: Tensor) -> Tensor:
-    """`x` as the other functions take it: itself in the right layout, else a copy."""
+    """`x` itself if it is channels-last, otherwise a channels-last copy."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def mask_gradient(g: Tensor, y: Tensor, slope: float) -> Tensor:
-    """The gradient before an activation, from that after it and the activation's output."""
+    """The gradient of an activation's input, from the gradient `g` of its output `y`."""
     return g if slope == 1 else aten.leaky_relu_backward.default(g, y, slope, True)
 
 
 def mask_gradient_(g: Tensor, y: Tensor, slope: float) -> Tensor:
-    """`mask_gradient` in place, for a `g` owned by the caller."""
+    """`mask_gradient` in place; `g` must be the caller's own."""
     if slope != 1:
         aten.leaky_relu_backward.grad_input(g, y, slope, True, grad_input=g)
     return g
 
 
 def materialize(e: Tensor) -> Tensor:
-    """The result of `mask_gradient` as a tensor of its own."""
+    """The result of `mask_gradient` as a new tensor."""
     return e.clone()
 
 
@@ -60,11 +61,7 @@ def input_gradient(
     mask: float = 1.0,
     add_to: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of a convolution's input `x`; with `residual` x was also added to its output.
-
-    `extra` is (z, weight) of a 1x1 convolution of the same input, whose part is added. `mask` is the slope of the
-    activation that produced x: the result is then the gradient before it.
-    """
+    """The gradient of a convolution's input `x`; the arguments are described in `ConvBackend`."""
     if weight.shape[2] == 1:
         # As a convolution: a matrix product takes three times as long.
         dx = conv(e, weight.transpose(0, 1), None)
@@ -81,7 +78,7 @@ def input_gradient(
 def weight_gradient(
     e: Tensor, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of a convolution's weight, in its strides, and of its bias."""
+    """The gradients of a convolution's weight, with the weight's strides, and of its bias."""
     _, dw, db = _convolution_backward(e, x, weight, stride, padding, (False, True, True))
     return torch.empty_like(weight).copy_(dw), db
 
@@ -89,7 +86,7 @@ def weight_gradient(
 def _convolution_backward(
     e: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of input, weight and bias; those not wanted are None."""
+    """The gradients of input, weight and bias, None for those that are not wanted."""
     s, p = [stride, stride], [padding, padding]
     found: tuple[Tensor, Tensor, Tensor] = aten.convolution_backward.default(
         e, x, weight, [weight.shape[0]], s, p, [1, 1], False, [0, 0], 1, list(wanted)

@@ -1,4 +1,4 @@
-"""Convolution on Triton kernels; same functions as `torch_backend.py`, on images that `as_kernel_image` returned."""
+"""Convolution by Triton kernels; the same functions as `torch_backend.py`, on images from `as_kernel_image`."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -38,12 +38,12 @@ __all__ = [
 
 
 def mask_gradient(g: Tensor, y: Tensor, slope: float) -> Tensor | PendingMask:
-    """The gradient before an activation: the mask is applied by whoever loads it."""
+    """The gradient of an activation's input; the kernel that loads it applies the mask."""
     return g if slope == 1 else PendingMask(g, y, slope)
 
 
 def materialize(e: Tensor | PendingMask) -> Tensor:
-    """What `mask_gradient` gave, as a tensor of its own."""
+    """The result of `mask_gradient` as a new tensor."""
     g, activation_output, slope = as_pending(e)
     out = empty_image(g, *g.shape)
     return out.copy_(g if activation_output is None else torch.where(activation_output > 0, g, g * slope))
@@ -65,9 +65,11 @@ def launch_conv(
     slope: float = 1.0,
     distil: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> None:
-    """Launch `conv_kernel` into `out`; `views` are the input's descriptors' images, `weight` [taps, inputs, outputs].
+    """Launch `conv_kernel`, which writes `out`.
 
-    `distil` is (weight, bias, second output).
+    `views` are the images of the input's descriptors: the input, or its `even_odd_views` with `mode` "down". `e` has
+    the mask of the input's activation, `weight` is [taps, inputs, outputs], `distil` is (weight, bias, second output).
+    The others are described in `conv_kernel`.
     """
     tensors: dict[str, Tensor | None] = {f"t_x{place}": view for place, view in zip(PARITIES, views, strict=False)}
     z = d = 1
@@ -98,7 +100,7 @@ def _convolution(
     padding: int,
     slopes: tuple[float, float, float],
 ) -> Plan:
-    """`t` is of the output, `z` and `d` are the channels of the extra image and of the second output."""
+    """`t` is the tiling of the output; `z` and `d` are the channels of the extra image and of the second output."""
     taps, k, n = weight if mode in ("same", "down") else (weight[0], weight[2], weight[1])
     block_k, block_n, block_z, block_d = (
         min(64, channel_block(k)),
@@ -138,7 +140,7 @@ def _convolution(
 
 
 def _views(x: Tensor, stride: int) -> list[Tensor]:
-    """What kernels read of an input. A view without pixels, the odd rows of a single row, becomes a pixel of zeros."""
+    """The images of an input's descriptors. An empty view, e.g. the odd rows of a single row, becomes a zero pixel."""
     if stride == 1:
         return [x]
     views = even_odd_views(x)
@@ -178,12 +180,12 @@ def input_gradient(
     mask: float = 1.0,
     add_to: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of a convolution's input `x`, as in `torch_backend.py`."""
+    """The gradient of a convolution's input `x`; the arguments are described in `ConvBackend`."""
     e = as_pending(e)
     dx = empty_image(x, *x.shape) if add_to is None else add_to
     taps = weight_as_taps(weight)
     if stride == 1:
-        assert add_to is None, "no block adds to one of stride 1"
+        assert add_to is None, "not implemented for stride 1, as no op needs it"
         launch_conv(
             dx,
             [e.gradient],
@@ -197,7 +199,7 @@ def input_gradient(
             mask_slope=mask,
         )
         return dx
-    assert (residual, extra, mask) == (False, None, 1), "no block hangs these on a convolution of stride 2"
+    assert (residual, extra, mask) == (False, None, 1), "not implemented for stride 2, as no op needs it"
     views = even_odd_views(dx)
     key = tiling("conv", views[0]), taps.shape, padding, e.slope, add_to is not None
     results = {f"t_dx{i}": view if view.numel() else None for i, view in zip(PARITIES, views, strict=True)}
@@ -207,7 +209,7 @@ def input_gradient(
 
 @lru_cache(PLANS)
 def _stride_2_input_gradient(t: Tiling, weight: Sequence[int], padding: int, slope: float, add: bool) -> Plan:
-    """`t` is of the input's even rows and columns."""
+    """`t` is the tiling of the input's even rows and columns."""
     _, n, k = weight
     block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
     return Plan(
@@ -233,7 +235,7 @@ def _stride_2_input_gradient(t: Tiling, weight: Sequence[int], padding: int, slo
 def weight_gradient(
     e: Tensor | PendingMask, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
 ) -> tuple[PartialSums, PartialSums]:
-    """The gradients of a convolution's weight and of its bias. 1x1 or 3x3."""
+    """The gradients of a convolution's weight and bias, 1x1 or 3x3."""
     g, activation_output, slope = as_pending(e)
     n, k, taps = weight.shape[:3]
     t = tiling("weight_gradient", g)
@@ -247,7 +249,7 @@ def weight_gradient(
 
 @lru_cache(PLANS)
 def _weight_gradient(t: Tiling, k: int, taps: int, stride: int, padding: int, slope: float) -> Plan:
-    """`t` is of the gradient of the output, `k` is the number of inputs."""
+    """`t` is the tiling of the output's gradient; `k` is the number of input channels."""
     b, n = t.size[:2]
     block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
     return Plan(

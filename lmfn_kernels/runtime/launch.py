@@ -193,8 +193,7 @@ class _Compiled(NamedTuple):
     arguments: list[Any]
     """All arguments of the kernel, None in place of tensors."""
     tensors: list[tuple[str, int, bool]]
-    """Per tensor that is not None: its index among the tensors passed to `launch`, its index among the kernel's
-    arguments, whether it is passed as a descriptor."""
+    """Per tensor that is not None: its name, its index among the kernel's arguments, whether it is a descriptor."""
 
 
 def _triton_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> Any:

@@ -1,8 +1,8 @@
-"""Where bilinear upsampling (align_corners False) puts the pixels of a smaller map.
+"""The sampling grids of bilinear upsampling (align_corners False).
 
-Stretched, the smaller map covers the larger one exactly, and the ratio depends on both sizes. On the fixed grid every
-pixel becomes `GRID` by `GRID` from the upper left corner on, whatever the sizes; where that is too few, the last row
-and column are repeated, and what is too much is cut off.
+Stretched, the smaller map covers the larger one exactly, so the ratio depends on both sizes. On the fixed grid, every
+pixel becomes `GRID` by `GRID` pixels, starting at the upper left corner, for any sizes: if the result is too small, the
+last row and column are repeated; if it is too large, it is cropped.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GRID = 6
-"""ESA's convolution and pooling take steps of 2 and 3."""
+"""The product of the strides of ESA's convolution, 2, and pooling, 3."""
 
 
 def ratio(size: int, low: int, fixed_grid: bool) -> tuple[int, int]:
-    """Along one axis: how many pixels of the larger map come from how many of the smaller."""
+    """Along one axis: (to, from), such that `from` pixels of the smaller map become `to` pixels of the larger one."""
     return (GRID, 1) if fixed_grid else (size, low)
 
 
 def upsample(v: Tensor, size: Sequence[int], fixed_grid: bool) -> Tensor:
-    """`v` [B, C, h, w] at this height and width, on the fixed grid or stretched."""
+    """`v` [B, C, h, w] upsampled to the height and width `size`, stretched or on the fixed grid."""
     if not fixed_grid:
         return F.interpolate(v, size=size, mode="bilinear", align_corners=False)
     v = F.interpolate(v, scale_factor=GRID, mode="bilinear", align_corners=False)
@@ -30,7 +30,7 @@ def upsample(v: Tensor, size: Sequence[int], fixed_grid: bool) -> Tensor:
 
 
 def upsample_rows(v: Tensor, size: Sequence[int], fixed_grid: bool, first: int, last: int) -> Tensor:
-    """Rows `first` to `last` (exclusive) of what `upsample` gives, to the rounding."""
+    """Rows `first` to `last` (exclusive) of `upsample`'s result, equal up to rounding."""
     to, source = ratio(size[0], v.shape[2], fixed_grid)
     rows = torch.arange(first, last, device=v.device, dtype=torch.float32)
     place = ((rows + 0.5) * (source / to) - 0.5).clamp(0, v.shape[2] - 1)

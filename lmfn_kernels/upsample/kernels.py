@@ -13,10 +13,10 @@ from lmfn_kernels.runtime.kernels import load_pixels, load_weight, pixel_tile, s
 
 @triton.jit
 def bilinear_axis(o_x, TO, FROM, LOW, ACC: tl.constexpr):
-    """The two neighbours of position `o_x` among LOW, and the second one's weight (align_corners False).
+    """The two source pixels, out of LOW, of position `o_x`, and the weight of the second (align_corners False).
 
-    FROM pixels become TO. The source position (o_x + 1/2) FROM / TO - 1/2 is a fraction of whole numbers: only the
-    weight is rounded. Positions beyond the last pixel take that one.
+    FROM pixels become TO. The source position (o_x + 1/2) FROM / TO - 1/2 is computed as a fraction of integers, so
+    only the weight is rounded. It is clamped to the first and last pixels.
     """
     o_twice = tl.maximum((2 * o_x + 1) * FROM - TO, 0)
     o_first = tl.minimum(o_twice // (2 * TO), LOW - 1)
@@ -29,7 +29,7 @@ def upsampled(
     p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, F, s_b, s_h, s_w,
     ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """A tile [pixels, F] of v [LOW_H, LOW_W, F], brought up to H x W: FROM rows and columns become TO."""
+    """A tile [pixels, F] of v [LOW_H, LOW_W, F] upsampled to H x W, by which FROM rows and columns become TO."""
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
     o_y = o_h + o_p // BLOCK_W
     o_x = o_w + o_p % BLOCK_W
@@ -52,7 +52,7 @@ def upsample_add_kernel(
     p_v, t_added, t_out, H, W, LOW_H, LOW_W, F, s_b, s_h, s_w,
     ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """out = v [LOW_H, LOW_W, F] brought up to H x W, plus `added` where there is one."""
+    """out = v [LOW_H, LOW_W, F] upsampled to H x W, plus `added` unless it is None."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_f = tl.program_id(1) * BLOCK_F
     b_out = upsampled(
@@ -69,12 +69,12 @@ def upsample_backward_kernel(
     p_g, p_dv, H, W, F, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_gb, s_gh, s_gw, s_b, s_h, s_w,
     ACC: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """One pixel of dv: the pixels of g that it was spread to, gathered in a fixed order."""
+    """The gradient of one pixel of v, gathered in a fixed order from the pixels of g that the pixel contributed to."""
     i_b = (tl.program_id(0) // (LOW_H * LOW_W)).to(tl.int64)
     i_y = tl.program_id(0) // LOW_W % LOW_H
     i_x = tl.program_id(0) % LOW_W
     o_f = tl.arange(0, BLOCK_F)
-    # Pixels before the first and after the last source position belong to the edge.
+    # Positions before the first source pixel and after the last one belong to these two.
     o_first = tl.where(i_x > 0, tl.maximum((2 * i_x - 1) * TO_W // (2 * FROM_W) - 1, 0), 0)
     o_last = tl.where(i_x < LOW_W - 1, tl.minimum((2 * i_x + 3) * TO_W // (2 * FROM_W) + 1, W), W)
     o_top = tl.where(i_y > 0, tl.maximum((2 * i_y - 1) * TO_H // (2 * FROM_H) - 1, 0), 0)
@@ -97,7 +97,7 @@ def upsample_backward_kernel(
 
 @triton.jit
 def at_place(i_place, o_x, SIZE):
-    """Whether positions `o_x` of SIZE are at place 0 (everywhere), 1 (the first) or 2 (the last)."""
+    """Whether positions `o_x` out of SIZE belong to place 0 (all of them), 1 (the first) or 2 (the last)."""
     return (i_place == 0) | ((i_place == 1) & (o_x == 0)) | ((i_place == 2) & (o_x == SIZE - 1))
 
 
@@ -109,8 +109,8 @@ def upsampled_conv_kernel(
 ):  # fmt: skip
     """out = conv3x3(up2(x)) + bias, from the folded weights of the nine parts.
 
-    Result (n, a, b) of pixel (h, w) is out's channel n at (2h + a, 2w + b). A tile within the image meets only
-    the part that holds everywhere.
+    Result (n, a, b) of pixel (h, w) is channel n of out at (2h + a, 2w + b). A tile that does not touch the edge of the
+    image needs only the first part.
     """
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
@@ -148,7 +148,8 @@ def upsampled_conv_input_gradient_kernel(
 ):  # fmt: skip
     """The gradient of x from that of the K results per pixel of x, `t_e`, with the folded weights of the nine parts.
 
-    Tap (i, j) brings what pixel (h + 1 - i, w + 1 - j) has; a part counts if that pixel is at its place.
+    Through tap (i, j), pixel (h, w) receives the gradient of pixel (h + 1 - i, w + 1 - j), in those parts whose place
+    includes that pixel.
     """
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
@@ -178,9 +179,9 @@ def edge_weight_gradient_kernel(
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums [81 taps, K, N] of the folded weights' gradients, from 9 on: of the parts that are for an edge.
+    """Partial sums [72 taps, K, N] of the folded weights' gradients: taps 9 to 80, those of the eight edge parts.
 
-    A program has a row of taps of one of those eight parts, and looks only at the tiles that hold its place.
+    A program computes one row of taps of one part, from the tiles that touch its place.
     """
     i_split = tl.program_id(0)
     i_part, i_row = 1 + tl.program_id(1) // 3, tl.program_id(1) % 3

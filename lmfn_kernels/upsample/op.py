@@ -1,5 +1,5 @@
-"""Bilinear upsampling (align_corners False): added to another map, or fused into a convolution so that it is never
-materialised.
+"""Bilinear upsampling (align_corners False), with another map added, or fused into a convolution, so that the upsampled
+map is never materialised.
 
 Images are float32, float16, bfloat16 or float64 `[B, C, H, W]` of any strides, all tensors of one dtype on one device.
 Sums are in float32 (float64 for float64), and follow PyTorch's own TF32 setting for convolutions; folded weights are
@@ -25,7 +25,10 @@ from lmfn_kernels.weights import Conv
 
 
 def upsample_add(a: Tensor, b: Tensor) -> Tensor:
-    """a + b upsampled to the size of a: `a` and the result [B, C, H, W], `b` [B, C, h, w]. Errors as in `conv3x3`."""
+    """a plus b upsampled to the size of a: `a` and the result [B, C, H, W], `b` [B, C, h, w].
+
+    Errors as in `conv3x3`.
+    """
     checks.image("a", a)
     checks.image("b", b)
     checks.tensor("b", b, (*a.shape[:2], None, None), a)
@@ -36,10 +39,11 @@ def upsample_add(a: Tensor, b: Tensor) -> Tensor:
 
 
 def upsampled_conv3x3(x: Tensor, conv: Conv) -> Tensor:
-    """conv3x3(up2(x)), up2 bilinear to twice the size (align_corners False).
+    """conv3x3(up2(x)), where up2 is bilinear upsampling to twice the size (align_corners False).
 
     `x` [B, C, H, W], `conv` C to N with padding 1; returns [B, N, 2H, 2W]. The upsampled map is materialised neither in
-    forward nor in backward: it is a convolution of x with four times the outputs. Errors as in `conv3x3`.
+    forward nor in backward: the op is a convolution of x with four times as many outputs (`polyphase.py`). Errors as in
+    `conv3x3`.
     """
     checks.image("x", x)
     check_conv("conv", conv, outputs_of(conv), x.shape[1], 3, x)
@@ -62,7 +66,7 @@ def _upsample_add_forward(
     f: UpsampleBackend, t: AddInputs, _options: NoOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     a, b = f.as_kernel_image(t.a), f.as_kernel_image(t.b)
-    # Backward needs only the size of b, which this provides without memory.
+    # Backward needs only the size of b, which an empty tensor carries.
     return (f.upsample_add(b, a.shape[2:], a),), (b.new_empty((*b.shape[2:], 0)),)
 
 
@@ -126,5 +130,5 @@ UPSAMPLED_CONV3X3 = Op(
     implementation,
     _upsampled_conv3x3_forward,
     _upsampled_conv3x3_backward,
-    lays_out_weights=False,  # folded first
+    lays_out_weights=False,  # the backends fold the weight in float32 first
 )

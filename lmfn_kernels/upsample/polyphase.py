@@ -1,12 +1,14 @@
 """Upsampling folded into the weights of the convolution after it; the same for all backends.
 
-Along one axis, up = up2(x) has up[2i] = x[i - 1] / 4 + 3 x[i] / 4 and up[2i + 1] = 3 x[i] / 4 + x[i + 1] / 4. So a
-3-tap convolution of it has, at every place i of x, two results (2i and 2i + 1), each again of three taps of x: along
-both axes a 3x3 convolution of x with four times the results, which a pixel shuffle puts in their places.
+Along one axis, up = up2(x) has up[2i] = x[i - 1] / 4 + 3 x[i] / 4 and up[2i + 1] = 3 x[i] / 4 + x[i + 1] / 4. A 3-tap
+convolution of up therefore has two results for every position i of x (2i and 2i + 1), each a weighted sum of three
+values of x. Along both axes this is a 3x3 convolution of x with four times as many outputs, which a pixel shuffle
+rearranges.
 
-At the ends up repeats its last pixel (up[0] = x[0]), and the convolution pads with zeros (up[-1] = 0). With x padded by
-zeros, up[0] is x[0] / 4 short, and up[-1] is x[0] / 4 too much: two more sets of taps make that good, of which only
-the middle one is not zero, and which are for the first and for the last place alone.
+At the edges, up repeats its last value (up[0] = x[0]) and the convolution pads with zeros (up[-1] = 0). With x padded
+by zeros instead, up[0] is too small by x[0] / 4, and up[-1] too large by x[0] / 4. Two more sets of taps, one for the
+first position and one for the last, correct this; only their middle tap, that of x[0] or of the last value, is not
+zero.
 """
 
 from itertools import product
@@ -17,9 +19,10 @@ from torch import Tensor
 from lmfn_kernels.runtime.layout import constant
 
 PLACES = (slice(None), slice(0, 1), slice(-1, None))
-"""Along one axis: everywhere, the first place, the last place."""
+"""Along one axis: all positions, the first, the last."""
 
 PARTS = [(rows, columns) for rows in PLACES for columns in PLACES]
+"""Along both axes: the convolution of the whole map, and the corrections of its edges and corners."""
 
 # [place, result, tap of x, tap of the weight], in quarters
 AXIS = (
@@ -35,11 +38,12 @@ BOTH_AXES = tuple(
     for a, b in product(range(2), range(2))
     for of_row, of_column in product(rows[a], columns[b])
 )
-"""[place and place, result and result, tap of x and tap of x; taps of the weight]: exact in every dtype."""
+"""`AXIS` along both axes, as a matrix [places, results and taps of x; taps of the weight]: exact in every dtype."""
 
 
 def fold_by_axes(weight: Tensor) -> Tensor:
-    """`fold_upsampling` as [rows' place, columns' place, result's row, its column, N, C, 3, 3], in float32 at least."""
+    """The folded weight as [place of rows, place of columns, row of the result, column of the result, N, C, 3, 3], in
+    float32 or more precise."""
     n, c = weight.shape[:2]
     dtype = torch.promote_types(weight.dtype, torch.float32)
     folded = constant(BOTH_AXES, dtype, weight) @ weight.to(dtype).reshape(n * c, 9).T
@@ -47,16 +51,17 @@ def fold_by_axes(weight: Tensor) -> Tensor:
 
 
 def fold_upsampling(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A weight [N, C, 3, 3] of the upsampled map as nine of the map itself, [9, 4N, C, 3, 3], one for each of PARTS.
+    """From the weight [N, C, 3, 3] of a convolution of up2(x), the nine weights [9, 4N, C, 3, 3] of convolutions of x.
 
-    Summed in float32 at least, and rounded to `dtype`, by default the weight's.
+    There is one per element of `PARTS`, each with padding 1; the sum of their results is `pixel_unshuffle` of the
+    convolution's result. Summed in float32 or more precise, then rounded to `dtype`, by default the weight's.
     """
     folded = fold_by_axes(weight).permute(0, 1, 4, 2, 3, 5, 6, 7)
     return folded.reshape(9, 4 * weight.shape[0], *weight.shape[1:]).to(dtype or weight.dtype)
 
 
 def unfold_gradient(gradient: Tensor) -> Tensor:
-    """The gradient [N, C, 3, 3] of the weight, from that of `fold_upsampling`'s result."""
+    """The gradient [N, C, 3, 3] of the weight, from the gradient [9, 4N, C, 3, 3] of `fold_upsampling`'s result."""
     n, c = gradient.shape[1] // 4, gradient.shape[2]
     dtype = torch.promote_types(gradient.dtype, torch.float32)
     by_axes = gradient.reshape(3, 3, n, 2, 2, c, 3, 3).permute(2, 5, 0, 1, 3, 4, 6, 7).to(dtype)

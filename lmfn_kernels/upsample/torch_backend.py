@@ -1,6 +1,6 @@
 """Upsampling in PyTorch operations, for CPUs, MPS and sizes without a kernel; same functions as `triton_backend.py`.
 
-Bilinear resampling is that with align_corners False.
+Bilinear resampling is meant with align_corners False throughout.
 """
 
 from collections.abc import Sequence
@@ -41,9 +41,9 @@ def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) 
 
 
 def upsample_backward(g: Tensor, v: Tensor, fixed_grid: bool = False) -> Tensor:
-    # Not PyTorch's own: it is not deterministic on a GPU, and fails where sizes are symbols.
+    # PyTorch's own backward is not deterministic on a GPU, and fails on symbolic sizes.
     if not fixed_grid and g.shape[2] == 2 * v.shape[2] and g.shape[3] == 2 * v.shape[3]:
-        # Every second tap of a fixed stencil; at the edge, a pixel beyond it counts for the last one.
+        # A fixed stencil of stride 2; contributions beyond the edge belong to the last pixel.
         taps = constant((0.25, 0.75, 0.75, 0.25), g.dtype, g)
         stencil = (taps[:, None] * taps).expand(g.shape[1], 1, 4, 4)
         return as_kernel_image(F.conv2d(F.pad(g, (1, 1, 1, 1), mode="replicate"), stencil, stride=2, groups=g.shape[1]))
@@ -52,7 +52,7 @@ def upsample_backward(g: Tensor, v: Tensor, fixed_grid: bool = False) -> Tensor:
 
 
 def _bilinear(size: int, low: int, fixed_grid: bool, like: Tensor) -> Tensor:
-    """`[size, low]`: what each of `size` places takes from each of `low` (align_corners False)."""
+    """The matrix `[size, low]` of bilinear upsampling along one axis, from `low` values to `size`."""
     to, source = ratio(size, low, fixed_grid)
     twice = ((2 * torch.arange(size, device=like.device) + 1) * source - to).clamp(min=0)[:, None]
     first = (twice // (2 * to)).clamp(max=low - 1)

@@ -1,4 +1,4 @@
-"""Upsampling on Triton kernels; same functions as `torch_backend.py`, on images that `as_kernel_image` returned."""
+"""Upsampling by Triton kernels; the same functions as `torch_backend.py`, on images from `as_kernel_image`."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -49,18 +49,18 @@ __all__ = [
 
 
 def strides(x: Tensor) -> tuple[int, int, int]:
-    """Elements from one image, row and pixel to the next."""
+    """Strides of images, rows and pixels, in elements."""
     b, _, h, w = x.stride()
     return b, h, w
 
 
 def named_strides(name: str, found: Sequence[int]) -> dict[str, int]:
-    """As kernels call them."""
+    """`strides` of an image by the names of the kernels' arguments: s_b, s_h, s_w, with `name` before the dimension."""
     return {f"s_{name}{dimension}": stride for dimension, stride in zip("bhw", found, strict=True)}
 
 
 def ratios(size: Sequence[int], low: Sequence[int], fixed_grid: bool) -> dict[str, int]:
-    """How many rows and columns of the smaller map become how many of the larger, as kernels call them."""
+    """`ratio` along both axes by the names of the kernels' arguments."""
     (to_h, from_h), (to_w, from_w) = (ratio(*sizes, fixed_grid) for sizes in zip(size, low, strict=True))
     return {"TO_H": to_h, "FROM_H": from_h, "TO_W": to_w, "FROM_W": from_w}
 
@@ -74,7 +74,7 @@ def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) 
 
 @lru_cache(PLANS)
 def _upsample_add(t: Tiling, low: Sequence[int], of_low: Sequence[int]) -> Plan:
-    """`t` is of the result; of what is upsampled, height and width, and strides."""
+    """`t` is the tiling of the result; `low` and `of_low` are height and width, and strides of the smaller map."""
     channels = t.size[1]
     width = min(64, channel_block(channels))
     return Plan(
@@ -106,7 +106,7 @@ def upsample_backward(g: Tensor, v: Tensor, fixed_grid: bool = False) -> Tensor:
 def _upsample_backward(
     t: Tiling, low: Sequence[int], fixed_grid: bool, of_g: Sequence[int], of_dv: Sequence[int]
 ) -> Plan:
-    """`t` is of the larger map, `low` the size of the smaller; and the strides of both."""
+    """`t` is the tiling of the larger map, `low` the height and width of the smaller; then the strides of both."""
     b, channels, h, w = t.size
     return Plan(
         kernels.upsample_backward_kernel,
@@ -128,7 +128,7 @@ def _upsample_backward(
 
 
 def planes(like: Tensor, b: int, c: int, h: int, w: int) -> Tensor:
-    """An uninitialised image of a few channels, each a plane."""
+    """An uninitialised image [b, c, h, w] with contiguous channels, for images of few channels."""
     return torch.empty((b, c, h, w), dtype=like.dtype, device=like.device)
 
 
@@ -141,7 +141,7 @@ def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _folded(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The folded weights of the nine parts as [81 taps, inputs, 4 outputs], rows a pitch apart."""
+    """The folded weights of the nine parts as [81 taps, inputs, 4N outputs], rows a pitch apart."""
     n, k = weight.shape[:2]
     s = pitch(4 * n, dtype)
     out = torch.empty_strided((81, k, 4 * n), (k * s, s, 1), dtype=dtype, device=weight.device)
@@ -152,7 +152,7 @@ def _folded(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 @lru_cache(PLANS)
 def _upsampled_conv(t: Tiling, n: int, of_out: Sequence[int]) -> Plan:
-    """`t` is of what is upsampled, `n` the channels of the folded weight, four times the result's; its strides."""
+    """`t` is the tiling of x, `n` the folded weight's outputs, four per channel of the result; the result's strides."""
     k = t.size[1]
     block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
     return Plan(
@@ -184,7 +184,7 @@ def upsampled_conv_backward(
     everywhere, of_bias = weight_gradient(e, x, x.new_empty(()).expand(4 * n, k, 3, 3), padding=1)
     edges = partial_sums(e, t.splits, (72, k, 4 * n))
     launch(e, _edge_weight_gradient, (t, k), t_e=e, t_x=x, p_dw=edges)
-    # [parts, 4 outputs, inputs, 3, 3]
+    # [8 parts, 4N outputs, inputs, 3, 3]
     of_edges = edges.sum(0).view(8, 3, 3, k, 4 * n).permute(0, 4, 3, 1, 2)
     folded = torch.cat([everywhere.values.sum(0)[None], of_edges])
     return dx, (unfold_gradient(folded), of_bias.values.view(-1, n, 4).sum((0, 2)))
@@ -192,7 +192,7 @@ def upsampled_conv_backward(
 
 @lru_cache(PLANS)
 def _input_gradient(t: Tiling, k: int) -> Plan:
-    """`t` is of x, `k` the results per pixel of it."""
+    """`t` is the tiling of x, `k` the number of results per pixel of x."""
     n = t.size[1]
     block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
     return Plan(
@@ -210,7 +210,7 @@ def _input_gradient(t: Tiling, k: int) -> Plan:
 
 @lru_cache(PLANS)
 def _edge_weight_gradient(t: Tiling, k: int) -> Plan:
-    """`t` is of the results' gradient, `k` the number of inputs."""
+    """`t` is the tiling of the results' gradient, `k` the number of input channels."""
     b, n = t.size[:2]
     block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
     return Plan(
