@@ -120,7 +120,7 @@ function fail(error) {
   if (!(error instanceof Cancelled || error instanceof PhotoError)) console.error(error);
   if (!photo) {
     show("start");
-    part("file").focus({ preventScroll: true });
+    part("choose").focus({ preventScroll: true });
   } else {
     arrange({});
     part("status").textContent = "";
@@ -186,7 +186,7 @@ viewer.addEventListener("pointerdown", (event) => {
 // Buttons, dropping, pasting
 
 part("file").addEventListener("change", (event) => choose([...event.target.files]));
-part("another").addEventListener("click", () => part("file").click());
+for (const id of ["choose", "another"]) part(id).addEventListener("click", () => part("file").click());
 part("again").addEventListener("click", work);
 part("cancel").addEventListener("click", cancel);
 document.addEventListener("keydown", (event) => event.key === "Escape" && !part("progress").hidden && cancel());
