@@ -1,7 +1,8 @@
 """The whole network on one photograph, and its parts: `python -m bench model`.
 
 Wall-clock time, including gaps between launches: the time a user waits. On a CPU also ONNX Runtime and OpenVINO, in
-bfloat16 as well if the processor has instructions for it.
+bfloat16 as well if the processor has instructions for it. The exported network is run by these and, on a GPU with
+`--dtype float16`, by ONNX Runtime's execution providers for CUDA and TensorRT.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from bench.measure import Candidate, Measurement, Session, add_rows, check_resul
 from bench.network import function, image, network
 from bench.ops import DTYPES, Request, shape_of
 from bench.ops import measure as measure_op
-from bench.providers import ENGINES, PROVIDERS, SLOW
+from bench.providers import ENGINES, EXPORTED, PROVIDERS, SLOW, with_reflected_border, without_border
 from bench.registry import OPS, PARTS
 from bench.rows import Shape
 from bench.units import UNITS
@@ -30,6 +31,7 @@ from lmfn_kernels import testing
 
 SHAPES = {"cuda": ["1x720x1280", "8x720x1280", "1x2160x3840"], "cpu": ["1x256x256", "1x720x1280"]}
 PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
+"""By how the provider's name begins."""
 
 Make = Callable[[Any, Tensor], Callable[[Tensor], Tensor]]
 """From the float32 network and an image in the dtype to compute in, to a function of the image in float32."""
@@ -47,13 +49,14 @@ def dtypes(device: str) -> list[str]:
 
 
 def engines(device: str, dtype: torch.dtype) -> dict[str, Make]:
+
+    def of(make: Callable[..., Callable[[Tensor], Tensor]]) -> Make:
+        return lambda model, x: make(model, x.float(), x.dtype)
+
+    found = {name: of(make) for name, (make, dtypes) in EXPORTED[device].items() if dtype in dtypes}
     if device == "cpu":
-
-        def of(make: Callable[..., Callable[[Tensor], Tensor]]) -> Make:
-            return lambda model, x: make(model, x.float(), x.dtype)
-
-        return {name: of(make) for name, (make, dtypes) in ENGINES.items() if dtype in dtypes}
-    found: dict[str, Make] = {"for_inference": lambda model, x: model.for_inference(x.device, x.dtype)}
+        return {name: of(make) for name, (make, dtypes) in ENGINES.items() if dtype in dtypes} | found
+    found["for_inference"] = lambda model, x: model.for_inference(x.device, x.dtype)
     return found | {name: partial(written, name) for name, provider in PROVIDERS.items() if device in provider.devices}
 
 
@@ -117,7 +120,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     torch.compiler.reset()
     torch.manual_seed(0)
     # Weights and image are representable in the dtype: the bound is for rounding within the network.
-    model, x = network(shape, dtype, device).float(), image(shape, dtype, device)
+    model, x = network(shape, dtype, device).float(), with_reflected_border(image(shape, dtype, device))
     seen = x.float()
     given = [x, *(t.detach() for t in (*model.parameters(), *model.buffers()))]
     (exact,), _ = testing.reference_with_bounds(function(shape), given, [False] * len(given), rounds=2)
@@ -132,8 +135,11 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
             call = make(copy.deepcopy(model), x)
             timed = Call(lambda _: seen, call)
             with launches(name == "triton") as kernels:
-                errors = check_results([timed()], [exact])
-            config = {"version": installed(PACKAGES[name])} if name in PACKAGES else {}
+                inside = name in EXPORTED[on.kind]
+                expected = exact._replace(value=without_border(exact.value)) if inside else exact
+                errors = check_results([timed()], [expected])
+            package = next((of for begins, of in PACKAGES.items() if name.startswith(begins)), None)
+            config = {"version": installed(package)} if package else {}
             candidates[name] = Candidate(timed, errors, on.peak(timed), 0, config, tuple(kernels))
     if candidates:
         with session.turn():

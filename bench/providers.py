@@ -5,16 +5,21 @@ import io
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import lmfn_kernels
 from bench.devices import Call
 from lmfn.cuda_graphs import ImageFunction
+from lmfn.inference import BORDER
 from lmfn.network import Network
+from lmfn.options import ExportType
 from lmfn_kernels import testing
 
 Function = Callable[..., Any]
@@ -126,15 +131,52 @@ def for_inference(model: Network, _x: Tensor, dtype: torch.dtype) -> ImageFuncti
 
 
 def onnx_runtime(model: Network, x: Tensor, _dtype: torch.dtype) -> ImageFunction:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    session = onnxruntime.InferenceSession(onnx(model, x), options, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"blurred": x.numpy()})[0])
+    return in_onnx_runtime(onnx(model, x), x, "CPUExecutionProvider")
 
 
 def openvino(model: Network, x: Tensor, dtype: torch.dtype) -> ImageFunction:
+    return in_openvino(onnx(model, x), dtype)
+
+
+def exported_in_onnx_runtime(execution: str, model: Network, x: Tensor, dtype: torch.dtype) -> ImageFunction:
+    """`lmfn export` by one of ONNX Runtime's execution providers."""
+    inside = without_border(x)
+    run = in_onnx_runtime(exported(model, dtype), inside, execution)
+    return lambda _: run(inside)
+
+
+def exported_in_openvino(model: Network, x: Tensor, dtype: torch.dtype) -> ImageFunction:
+    inside, run = without_border(x), in_openvino(exported(model, torch.float32), dtype)
+    return lambda _: run(inside)
+
+
+def in_onnx_runtime(network: bytes, x: Tensor, execution: str) -> ImageFunction:
+    """For images of this size on this device, which stay there. Raises ValueError where ONNX Runtime has no such
+    execution provider, or could not start it and would compute on the CPU."""
+    import onnxruntime
+
+    if execution not in onnxruntime.get_available_providers():
+        raise ValueError(f"the installed ONNX Runtime has no {execution}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    for name, size in zip(("batch", "height", "width"), (len(x), *x.shape[2:]), strict=True):
+        options.add_free_dimension_override_by_name(name, size)
+    session = onnxruntime.InferenceSession(network, options, providers=[execution])
+    if execution not in session.get_providers():
+        raise ValueError(f"ONNX Runtime could not start its {execution}")
+
+    def run(x: Tensor) -> Tensor:
+        x = x.contiguous()
+        sharp, binding, place = torch.empty_like(x), session.io_binding(), (x.device.type, x.device.index or 0)
+        for bind, name, t in ((binding.bind_input, "blurred", x), (binding.bind_output, "sharp", sharp)):
+            bind(name, *place, np.float32, tuple(t.shape), t.data_ptr())
+        session.run_with_iobinding(binding)
+        return sharp
+
+    return run
+
+
+def in_openvino(network: bytes, dtype: torch.dtype) -> ImageFunction:
     import openvino as ov
 
     options = {
@@ -143,13 +185,13 @@ def openvino(model: Network, x: Tensor, dtype: torch.dtype) -> ImageFunction:
         "NUM_STREAMS": 1,
     }
     core = ov.Core()
-    read = core.read_model(io.BytesIO(onnx(model, x)))
-    request = core.compile_model(read, "CPU", options).create_infer_request()
+    request = core.compile_model(core.read_model(io.BytesIO(network)), "CPU", options).create_infer_request()
     return lambda x: torch.from_numpy(request.infer([x.numpy()], share_inputs=True, share_outputs=True)[0])
 
 
-FLOAT32, BOTH = (torch.float32,), (torch.float32, torch.bfloat16)
-ENGINES: dict[str, tuple[Callable[[Network, Tensor, torch.dtype], ImageFunction], tuple[torch.dtype, ...]]] = {
+MakeEngine = Callable[[Network, Tensor, torch.dtype], ImageFunction]
+FLOAT32, BOTH, HALF = (torch.float32,), (torch.float32, torch.bfloat16), (torch.float32, torch.float16)
+ENGINES: dict[str, tuple[MakeEngine, tuple[torch.dtype, ...]]] = {
     "eager": (eager, FLOAT32),
     "eager, channels-last": (channels_last, BOTH),
     "torch.compile": (compiled, BOTH),
@@ -157,7 +199,34 @@ ENGINES: dict[str, tuple[Callable[[Network, Tensor, torch.dtype], ImageFunction]
     "OpenVINO": (openvino, BOTH),
     "for_inference": (for_inference, BOTH),
 }
-"""How each is made, and in which dtypes it exists. All but ours run the network as written (`reference`)."""
+"""How each is made on a CPU, and in which dtypes it exists. All but ours run the network as written (`reference`)."""
+
+EXPORTED: dict[str, dict[str, tuple[MakeEngine, tuple[torch.dtype, ...]]]] = {
+    "cpu": {
+        "ONNX Runtime, exported": (partial(exported_in_onnx_runtime, "CPUExecutionProvider"), FLOAT32),
+        "ONNX Runtime with Core ML, exported": (partial(exported_in_onnx_runtime, "CoreMLExecutionProvider"), FLOAT32),
+        "OpenVINO, exported": (exported_in_openvino, BOTH),
+    },
+    "cuda": {
+        "ONNX Runtime with CUDA, exported": (partial(exported_in_onnx_runtime, "CUDAExecutionProvider"), HALF),
+        "ONNX Runtime with TensorRT, exported": (partial(exported_in_onnx_runtime, "TensorrtExecutionProvider"), HALF),
+    },
+}
+"""The graph of `lmfn export`, by device. It reflects a border around an image, so these are given an image without the
+border that it has (`with_reflected_border`), and their result is what lies within it."""
+
+
+def with_reflected_border(x: Tensor) -> Tensor:
+    """The image, with its outermost pixels replaced by the reflection of what lies within; unchanged if too small."""
+    if min(x.shape[2:]) <= 3 * BORDER:
+        return x
+    return F.pad(x[..., BORDER:-BORDER, BORDER:-BORDER], [BORDER] * 4, mode="reflect")
+
+
+def without_border(x: Tensor) -> Tensor:
+    if min(x.shape[2:]) <= 3 * BORDER:
+        raise ValueError(f"the exported network needs images of more than {3 * BORDER} pixels a side here")
+    return x[..., BORDER:-BORDER, BORDER:-BORDER].contiguous()
 
 
 def written(
@@ -175,6 +244,14 @@ def written(
             return result
 
     return run
+
+
+def exported(model: Network, dtype: torch.dtype) -> bytes:
+    from lmfn.export import onnx_model
+
+    kind: ExportType = "float16" if dtype == torch.float16 else "float32"
+    serialized: bytes = onnx_model(model.cpu(), dtype=kind).SerializeToString()
+    return serialized
 
 
 def onnx(model: Network, x: Tensor) -> bytes:

@@ -5,10 +5,12 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -19,9 +21,10 @@ from bench.devices import Call, Cpu, Gpu
 from bench.measure import Session
 from bench.ops import Request
 from bench.parts import TIMED, WAITING
-from bench.providers import PROVIDERS, SLOW, Provider
+from bench.providers import EXPORTED, PROVIDERS, SLOW, Provider
 from bench.registry import OPS, PARTS, BenchOp
 from bench.rows import RowFile, Shape, read
+from bench.tables import mebibytes
 from bench.units import SIZE, UNITS
 from lmfn_kernels.runtime import configs
 
@@ -147,6 +150,47 @@ def test_an_engine_that_is_not_installed_is_left_out(
     said = capsys.readouterr()
     assert "OpenVINO: import of openvino halted" in said.err
     assert "for_inference" in said.out
+
+
+def test_the_exported_network_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [
+        name
+        for name in EXPORTED["cpu"]
+        if "Core ML" not in name and find_spec("openvino" if "VINO" in name else "onnxruntime")
+    ]
+    few = ["--device", "cpu", "--rounds", "1", "--shape", "1x1x16x70x64", "--dtype", "float32", "--out", str(tmp_path)]
+    assert main(["model", *few, "--provider", *EXPORTED["cpu"], "for_inference"]) == 0
+    assert sorted(r.provider for r in read(tmp_path / "model.jsonl")) == sorted([*names, "for_inference"])
+    if sys.platform != "darwin":
+        assert "Core ML, exported: the installed ONNX Runtime has no CoreMLExecutionProvider" in capsys.readouterr().err
+    assert main(["model", *[word.replace("70x64", "48x64") for word in few], "--provider", *names]) == 0
+    assert "the exported network needs images of more than 48 pixels a side" in capsys.readouterr().err
+
+
+def test_execution_providers_that_are_not_here(
+    monkeypatch: pytest.MonkeyPatch, gpu: Gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An ONNX Runtime that has TensorRT and cannot start it, and has CUDA, which is the CPU here."""
+    cuda, tensorrt, real = "CUDAExecutionProvider", "TensorrtExecutionProvider", onnxruntime.InferenceSession
+
+    def session_on_cpu(network: bytes, options: onnxruntime.SessionOptions, providers: list[str]) -> mock.Mock:
+        made = mock.Mock(wraps=real(network, options, providers=["CPUExecutionProvider"]))
+        made.get_providers.return_value = [*([cuda] if cuda in providers else []), "CPUExecutionProvider"]
+        return made
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [tensorrt, cuda])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session_on_cpu)
+    with RowFile(tmp_path / "model.jsonl") as file:
+        session = Session(gpu, file, rounds=1)
+        for dtype in (torch.float32, torch.float16):
+            model.measure(session, Shape(1, 1, 16, 64, 64), dtype, list(EXPORTED["cuda"]))
+    assert [(row.provider, row.dtype) for row in session.rows] == [
+        ("ONNX Runtime with CUDA, exported", "float32"),
+        ("ONNX Runtime with CUDA, exported", "float16"),
+    ]
+    assert mebibytes(session.rows[0]) == "not counted"
+    assert session.wrong == 0
+    assert f"TensorRT, exported: ONNX Runtime could not start its {tensorrt}" in capsys.readouterr().err
 
 
 def test_ceilings() -> None:
