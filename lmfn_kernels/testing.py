@@ -1,8 +1,8 @@
-"""The test oracle: the float64 reference of an op, the error that rounding may cause, and a table of our ops.
+"""The test oracle: float64 references, the errors that rounding may cause, and a table of this package's ops.
 
 `assert_correct` checks any function against its formula; docs/kernels.md has an example. Without a formula, the
-function itself is called under `lmfn_kernels.backend("reference")`, which makes our ops their formulas. `OPS` lists
-them with inputs of any size, for the benchmarks and the tests common to all ops.
+reference is the function itself under `lmfn_kernels.backend("reference")`, where this package's ops compute their
+formulas. `OPS` lists these ops with inputs of any size, for the benchmarks and the tests common to all ops.
 """
 
 import math
@@ -38,6 +38,7 @@ from lmfn_kernels.runtime.torch_private import TorchDispatchMode, tree_map_only
 
 aten = torch.ops.aten
 
+# See `assert_within_rounding`.
 ROUNDS = 8
 ROUNDINGS = 3
 TIMES = 1.5
@@ -88,7 +89,7 @@ def reference_with_bounds(
 ) -> tuple[list[Reference], list[Reference | None]]:
     """`differentiate` of the formula in float64 under `backend("reference")`, with `assert_within_rounding`'s bounds.
 
-    The dtype of the first of `inputs` is that whose rounding is allowed. Fewer `rounds` find smaller bounds.
+    Allows for rounding in the dtype of the first of `inputs`. Fewer `rounds` give smaller bounds.
     """
     wide = [t.double() for t in inputs]
     errors: list[list[tuple[Tensor, Tensor]]] = []
@@ -111,18 +112,18 @@ def reference_with_bounds(
 def assert_within_rounding(name: str, result: Tensor, reference: Reference) -> None:
     """Check that the error of a result is explained by rounding, per channel, in its RMS and its largest value.
 
-    The bound is measured: the formula runs in float64, forward and backward, ROUNDS times, with every operation's
-    result perturbed at random by up to ROUNDINGS times the rounding error of the inputs' dtype, and the factors of a
-    sum by sqrt(K) times the rounding error of the accumulator's dtype, K the number of its products. The error may be
-    TIMES the largest that results. The bound is therefore eps sqrt(K) for each value at its own scale and with its own
-    condition: where terms cancel, the sum is small and the errors are those of the terms; where rounding moves a value
-    across the kink of an activation, or past another maximum, the gradient jumps in the reference as well. Nothing is
-    widened for difficult ops.
+    The bound is measured: the formula runs in float64, forward and backward, ROUNDS times, with the result of every
+    operation perturbed at random by up to ROUNDINGS times the rounding error of the inputs' dtype, and the factors of
+    every sum by sqrt(K) times the rounding error of the accumulator's dtype, where K is the number of products in the
+    sum. The error may be TIMES the largest deviation that results. The bound is therefore eps sqrt(K) at the scale and
+    with the condition number of each value: if terms cancel, the sum is small but the errors are those of the terms; if
+    rounding moves a value across the kink of an activation, or changes which value is the maximum, the gradient jumps
+    in the reference as well. No bound is widened for difficult ops.
 
     Why not sums of absolute products, the usual bound? Through several layers it becomes far too pessimistic. Why not
-    perturbed inputs? Intermediate results are rounded as well, which in 16 bits is most of the error. Why three
-    roundings instead of one? A jump caused by one unlucky rounding must be found in eight rounds. A method that rounds
-    less often than the formula has smaller errors; one that rounds elsewhere, similar ones.
+    perturbed inputs? Intermediate results are rounded as well, which causes most of the error in 16 bits. Why three
+    roundings instead of one? Eight rounds must find a jump caused by a single unlucky rounding. An implementation that
+    rounds less often than the formula has smaller errors, and one that rounds in other places similar ones.
 
     NaN is never close. Raises AssertionError naming the worst channel, its error and its bound.
     """
@@ -132,15 +133,18 @@ def assert_within_rounding(name: str, result: Tensor, reference: Reference) -> N
         within = sizes <= TIMES * natural
         worst = int((sizes / natural).nan_to_num(0.0).masked_fill(within, -1).argmax())
         assert within.all(), (
-            f"{name}: {kind} error {sizes[worst]:.3g} in channel {worst}, where roundings make {natural[worst]:.3g}; "
-            f"at most {TIMES} times that is expected"
+            f"{name}: {kind} error {sizes[worst]:.3g} in channel {worst}, where rounding causes {natural[worst]:.3g}; "
+            f"expected is at most {TIMES} times that"
         )
 
 
 def differentiate(
     function: Callable[..., Any], inputs: Sequence[Tensor], needs: Sequence[bool] | None = None
 ) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Results of a function, and gradients of its inputs for fixed random gradients of the results."""
+    """Results of a function, and gradients of its inputs, for fixed random gradients of the results.
+
+    `needs` selects the inputs with gradients (default: all); the others have None.
+    """
     needs = [True] * len(inputs) if needs is None else needs
     leaves = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=True)]
     results = function(*leaves)
@@ -152,7 +156,7 @@ def differentiate(
 
 
 def gradients_for(results: Sequence[Tensor]) -> list[Tensor]:
-    """Fixed random gradients in steps of 1/32, exact in every dtype."""
+    """The same random gradients in every call, multiples of 1/32 and therefore exact in every dtype."""
     generator = torch.Generator().manual_seed(3)
     drawn = (torch.randn(r.shape, dtype=torch.float64, generator=generator) for r in results)
     return [(d * 32).round().div(32).to(r.device, r.dtype) for d, r in zip(drawn, results, strict=True)]
@@ -171,7 +175,7 @@ def saved_bytes(function: Callable[..., Any], inputs: Sequence[Tensor], uncounte
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda t: t):
-        results = function(*leaves)  # held until everything is counted, since freed addresses are reused
+        results = function(*leaves)  # kept until everything is counted, since freed addresses are reused
     del results
     return sum(held.values())
 
@@ -185,13 +189,13 @@ def _sizes(error: Tensor) -> tuple[Tensor, Tensor]:
 class _Rounded(TorchDispatchMode):
     """Perturbs every float64 operation at random, as described in `assert_within_rounding`.
 
-    Float64 cannot represent its own rounding errors; for float64 they are enlarged by `scale`.
+    Float64 cannot represent its own rounding errors, so for float64 they are enlarged by `scale`.
     """
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seed = seed
-        # One per device: what a function draws or computes on the CPU is perturbed as well.
+        # One per device, since a function for another device may also compute on the CPU.
         self.generators: dict[torch.device, torch.Generator] = {}
         eps, summed = (torch.finfo(d).eps for d in (dtype, torch.promote_types(dtype, torch.float32)))
         self.scale = max(1.0, 2.0**-32 / eps)
@@ -224,7 +228,8 @@ class _Rounded(TorchDispatchMode):
         return tree_map_only(Tensor, lambda t: self._off(t, self.summed * terms**0.5), args)
 
     def _off(self, x: Tensor, eps: float) -> Tensor:
-        """Perturb by up to half of `eps`, as rounding to nearest; relative to the smallest normal number below it."""
+        """Perturb values by up to `eps` / 2, like rounding to nearest; subnormal values like the smallest normal
+        number."""
         if not x.is_floating_point():
             return x
         if x.device not in self.generators:
@@ -235,11 +240,11 @@ class _Rounded(TorchDispatchMode):
 
 
 MOVES = {aten.cat, aten.stack, aten.clone, aten.randn, aten.amax, aten.relu, aten.max_pool2d_with_indices}
-"""Operations that copy or select values, which is exact."""
+"""Operations that copy, select or draw values, and therefore do not round."""
 
 
 def _terms(op: Any, args: tuple[Any, ...]) -> int:
-    """The number of products that one value of the result sums."""
+    """The number of products in the sum for one value of the result."""
     if op is aten.convolution:
         return int(args[1][0].numel())
     if op in (aten.mm, aten.bmm):
@@ -248,18 +253,18 @@ def _terms(op: Any, args: tuple[Any, ...]) -> int:
         over = range(args[0].ndim) if len(args) == 1 else args[1]
         return math.prod(args[0].shape[i] for i in over)
     if op in (aten.upsample_bilinear2d, aten.upsample_bilinear2d_backward):
-        # PyTorch's place among so many rows is off by the rounding of a number as large: that is n sqrt(1).
+        # PyTorch rounds positions among n rows in proportion to n, an error of n eps: sqrt(K) eps with K = n^2.
         return int(max((args[0].shape if op is aten.upsample_bilinear2d else args[2])[2:])) ** 2
     return 1
 
 
 def random(shape: Sequence[int], dtype: torch.dtype = torch.float64, device: str = "cpu", scale: float = 1.0) -> Tensor:
-    """Drawn in float64 and rounded, so that every dtype gets the same numbers to its precision."""
+    """Normal random numbers, drawn in float64 and rounded, so that they are the same in every dtype up to rounding."""
     return (torch.randn(tuple(shape), dtype=torch.float64) * scale).to(device=device, dtype=dtype)
 
 
 def conv(outputs: int, inputs: int, size: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-    """Weight and bias."""
+    """Random weight and bias of a convolution, such that its results are about as large as its inputs."""
     weight = random((outputs, inputs, size, size), dtype, device, (inputs * size * size) ** -0.5)
     return [weight, random((outputs,), dtype, device, 0.3)]
 
@@ -267,7 +272,7 @@ def conv(outputs: int, inputs: int, size: int, dtype: torch.dtype, device: str =
 def rfdb_inputs(
     b: int, c: int, d: int, f: int, h: int, w: int, dtype: torch.dtype = torch.float64, device: str = "cpu"
 ) -> list[Tensor]:
-    """The input, then the weights as `rfdb_from_flat` takes them."""
+    """The input and the weights, in the order of `rfdb_from_flat`'s arguments."""
     shapes = [(d, c, 1)] * 3 + [(c, c, 3)] * 3 + [(d, c, 3), (c, 4 * d, 1), (f, c, 1), (f, f, 1)] + [(f, f, 3)] * 4
     tensors = [random((b, c, h, w), dtype, device)]
     for n, k, size in [*shapes, (c, f, 1)]:
@@ -328,7 +333,7 @@ def conv_from_flat(**options: Any) -> Callable[..., Tensor]:
 def attention_inputs(
     b: int, n: int, c: int, o: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "channels"
 ) -> list[Tensor]:
-    """n maps whose rows have a squared length of about 2, theta, weight, bias, and for cosines their temperature.
+    """n maps, whose rows have a squared length of about 2, theta, weight, bias, and for cosines a temperature.
 
     `form`: channels, layers, channels-cosine or layers-cosine.
     """
@@ -353,7 +358,7 @@ def attention_from_flat(
 def channel_gate_inputs(
     b: int, c: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "pseudo3d"
 ) -> list[Tensor]:
-    """x, alpha, the gate's weights, and the addend."""
+    """x, alpha, the gate's weights, and `add`."""
     x, add = (random((b, c, h, w), dtype, device) for _ in range(2))
     if form == "full3d":
         weights = [random((3, 3, 3), dtype, device, 0.2), random((1,), dtype, device)]
@@ -376,7 +381,8 @@ def channel_gate_from_flat(form: str = "pseudo3d") -> Callable[..., Tensor]:
 def merge_inputs(
     b: int, n: int, c: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu", *, form: str = "pseudo3d"
 ) -> list[Tensor]:
-    """The inputs of `channel_gate_inputs` without the addend, and those of `attention_inputs` for it, with cosines."""
+    """The tensors of `channel_gate_inputs` without `add`, then those of `attention_inputs` with cosines in its
+    place."""
     gate = channel_gate_inputs(b, c, h, w, dtype, device, form=form)[:-1]
     return [*gate, *attention_inputs(b, n, c, c, h, w, dtype, device, form="channels-cosine")]
 
@@ -434,7 +440,7 @@ def upsampled_conv_from_flat(x: Tensor, *flat: Tensor) -> Tensor:
 
 
 class Size(NamedTuple):
-    """`b` images of `c` channels, `n` maps of them where an op takes several, and their height and width."""
+    """`b` images of `c` channels, height `h` and width `w`; `n` maps of them for ops that take several."""
 
     b: int
     n: int
@@ -448,7 +454,7 @@ class OpCase(NamedTuple):
 
     function: Callable[..., Any]
     inputs: Callable[..., list[Tensor]]
-    """`inputs(size, dtype, device)` draws them; the default device is the CPU."""
+    """`inputs(size, dtype, device)` draws random inputs; the default device is the CPU."""
     saved: Callable[[Size], int] = lambda _: 0
     """The maximum number of values saved for backward in addition to the inputs."""
     widths: tuple[int, int] = (1, 50)
@@ -456,7 +462,7 @@ class OpCase(NamedTuple):
     smallest: tuple[int, int] = (1, 1)
     """The minimum height and width."""
     result_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype
-    """The results' dtype, given the inputs'."""
+    """From the dtype of the inputs to that of the results."""
 
     def draw(self, size: Sequence[int], dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
         """Random inputs of a `Size` made from `size`, at least as high and wide as the op needs."""
@@ -465,17 +471,17 @@ class OpCase(NamedTuple):
 
 
 def is_image(t: Tensor) -> bool:
-    """Whether it is an image rather than a weight, for images wider than 3."""
+    """Whether `t` is an image rather than a weight; images must be wider than 3."""
     return t.ndim == 4 and t.shape[3] > 3
 
 
 def distilled(c: int) -> int:
-    """The distilled channels of an RFDB with c channels, in the network's proportions: 25 of 50."""
+    """The distilled channels of an RFDB with c channels, in the network's proportion of 25 to 50."""
     return max(1, c // 2)
 
 
 def esa(c: int) -> int:
-    """The channels of its ESA: 12 of 50."""
+    """The channels in the ESA of an RFDB with c channels, in the network's proportion of 12 to 50."""
     return max(1, c // 4)
 
 
@@ -489,7 +495,7 @@ def _half(size: int) -> int:
 
 
 def _windows(size: int) -> int:
-    """Windows of 32 pixels along a height or width, of which each overlaps half of the next."""
+    """The number of windows of 32 pixels along an axis, each of which overlaps half of the next."""
     return max(1, (size + 15) // 16 - 1)
 
 
@@ -498,13 +504,14 @@ def _sums(dtype: torch.dtype) -> torch.dtype:
 
 
 def _rfdb_saved(s: Size) -> int:
-    """Three stages' results, d4, ESA's first map; four low maps, and where the maxima were in at most 64 bits each."""
+    """The results of three stages, d4, ESA's first map, its four low-resolution maps, and the maxima's indices of at
+    most 64 bits."""
     low = (4 + 4) * esa(s.c) * esa_low(s.h) * esa_low(s.w)
     return s.b * ((3 * s.c + distilled(s.c) + esa(s.c)) * s.h * s.w + low)
 
 
 def _attention_saved(s: Size) -> int:
-    """The result, for its signs, and F F^T, in at most twice the bytes of the inputs' dtype."""
+    """The result, for its signs, and F F^T, in at most twice the bytes per value of the inputs."""
     return s.b * (s.c * s.h * s.w + 2 * (s.n * s.c) ** 2)
 
 
@@ -519,7 +526,7 @@ def _apply_from_flat(*tensors: Tensor) -> Tensor:
 
 
 def _shared_from_flat(alpha: Tensor, *tensors: Tensor) -> Tensor:
-    """The merge as the network has it: x is one of the maps, the last."""
+    """The merge as in the network, where x is the last of the maps."""
     return merge_from_flat("full3d", "layers")(tensors[-5], alpha, *tensors)
 
 
@@ -650,4 +657,4 @@ OPS: dict[str, OpCase] = {
         lambda s, *on: upsampled_conv_inputs(s.b, s.c, 3, s.h, s.w, *on),
     ),
 }
-"""Every op, in the forms that differ in what they compute or save."""
+"""Every public op, in all forms that differ in what they compute or save."""

@@ -1,4 +1,7 @@
-"""The functions that both backends of the ACFM have, beside the ALFM's. `weights` are a gate's, as vectors."""
+"""The functions that both backends of the ACFM implement, in addition to the ALFM's.
+
+`weights` are those of a gate, flattened; q is the gate's argument, as in `channel_gate`.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -18,7 +21,7 @@ class ACFMBackend(ALFMBackend, Protocol):
     def gate_backward(
         self, g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
     ) -> tuple[Tensor, Gradient, Sequence[Gradient]]:
-        """Gradients of x, of alpha, and of the weights."""
+        """Gradients of x, alpha and the weights."""
 
     def merge(
         self,
@@ -32,9 +35,9 @@ class ACFMBackend(ALFMBackend, Protocol):
         slope: float,
         save: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """x + alpha sigmoid(q) x + f_l, f_l = LR(matrix F + bias) and F the maps; and f_l, if `save`.
+        """x + alpha sigmoid(q) x + f_l, and f_l, or None unless `save`; f_l = LR(matrix F + bias), where F is the maps.
 
-        `matrix` [B * windows, C, NC], in the pixels' shares of the windows.
+        `matrix` [B * windows, C, NC]; the products of the windows are weighted by their shares.
         """
 
 

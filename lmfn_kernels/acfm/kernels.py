@@ -1,7 +1,7 @@
-"""The ACFM's kernels. Names and conventions as in `runtime/kernels.py`.
+"""Kernels of the ACFM. Names and conventions as in `runtime/kernels.py`.
 
-A depthwise 3x3 convolution yields u, three maps u_0, u_1, u_2 in the 3x3x3 form; a product with a banded matrix
-combines neighbouring channels, since registers cannot be shifted from one channel to the next.
+A depthwise 3x3 convolution yields u, which is three maps u_0, u_1, u_2 in the 3x3x3 form. Neighbouring channels are
+combined by a product with a banded matrix, since Triton cannot shift a block by one channel.
 """
 
 # ruff: noqa: N803  (names of constants are upper-case)
@@ -15,7 +15,7 @@ from lmfn_kernels.runtime.kernels import leaky, load_bias, load_pixels, pixel_ti
 
 @triton.jit
 def stencil(t_x, p_w, i_b, o_h, o_w, MAPS: tl.constexpr, BACK: tl.constexpr, ACC: tl.constexpr):
-    """Depthwise 3x3 convolution with one kernel or three; with `BACK`, its transpose."""
+    """A depthwise 3x3 convolution with one weight or three (`MAPS`); with `BACK`, its transpose."""
     SHAPE: tl.constexpr = t_x.block_shape
     PIXELS: tl.constexpr = SHAPE[1] * SHAPE[2]
     CHANNELS: tl.constexpr = SHAPE[3]
@@ -49,7 +49,7 @@ def gate_of(
     t_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, C,
     MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """u (pseudo-3D) and q."""
+    """u, which only the pseudo-3D form uses, and q."""
     b_u, b_1, b_2 = stencil(t_x, p_spatial, i_b, o_h, o_w, MAPS, False, ACC)
     b_bias = tl.load(p_bias).to(ACC)
     if MAPS == 3:
@@ -89,8 +89,8 @@ def merge_kernel(
     ACC: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """out = x + alpha sigmoid(q) x + f_l, f_l = LR(P F + bias) of the layers `t_f`; writes f_l to `t_added`, if
-    given."""
+    """out = x + alpha sigmoid(q) x + f_l, with f_l = LR(P F + bias) of the layers `t_f`, also written to `t_added`
+    unless it is None."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_y = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
     if WINDOWED:
@@ -127,8 +127,10 @@ def channel_gate_backward_kernel(
     MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """The part of dx that bypasses the gate (`t_dx`), e = the gradient of u or, in 3x3x3, of q, and partial sums for
-    the weights, in their order, with alpha last. Outside the image g reads as 0, and every term contains that factor.
+    """The part of the gradient of x that bypasses the gate (`t_dx`), the gradient of u, or of q in the 3x3x3 form
+    (`t_e`), and partial sums of the gradients of the weights, in their order, followed by alpha.
+
+    Outside the image g reads as 0, and every term contains that factor.
     """
     i_split = tl.program_id(0)
     b_alpha = tl.load(p_alpha).to(ACC)
@@ -156,7 +158,7 @@ def channel_gate_backward_kernel(
             b_sums += tl.where(o_sum == 12, tl.sum(b_u1 * b_dq), 0.0)
             store_pixels(t_e, i_b, o_h, o_w, 0, b_du)
         else:
-            # Tap d of channel c contributed to q of channel c + 1 - d.
+            # In the forward pass, tap d of channel c contributes to q of channel c + 1 - d.
             b_du = band_product(b_dq, 0.0, 0.0, 1.0, C, t_x.dtype, ACC, PRECISION)
             b_du2 = band_product(b_dq, 1.0, 0.0, 0.0, C, t_x.dtype, ACC, PRECISION)
             store_pixels(t_e, i_b, o_h, o_w, 0, b_dq)
@@ -176,7 +178,7 @@ def channel_gate_input_kernel(
     t_e, t_dx, p_spatial, H, W, C,
     MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """Add the part of dx that passes through the gate."""
+    """Add to `t_dx` the part of the gradient of x that passes through the gate."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_dx, b_1, b_2 = stencil(t_e, p_spatial, i_b, o_h, o_w, MAPS, True, ACC)
     if MAPS == 3:

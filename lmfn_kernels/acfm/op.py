@@ -1,7 +1,7 @@
-"""The ACFM's op: a gate for every value of an image from its neighbours in channel, height and width.
+"""The ACFM's op: a gate for every value of an image, computed from its neighbours in channel, height and width.
 
 Zhang et al., "Image deblurring based on lightweight multi-information fusion network", ICIP 2021, arXiv 2101.05403,
-section 2.3. The form with one 3x3x3 convolution is that of the network its authors released.
+section 2.3. The form with one 3x3x3 convolution is the one in the network that the authors released.
 """
 
 from collections.abc import Sequence
@@ -23,17 +23,17 @@ WIDEST = 64  # channels that one program of a kernel supports
 
 
 def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | LayerAttention | None = None) -> Tensor:
-    """x + alpha sigmoid(q) x + add, with q from the neighbours of each value in channel, height and width.
+    """x + alpha sigmoid(q) x + add, where q is a convolution of x over channel, height and width, padded with zeros.
 
-    `x`, `add` and the result [B, C, H, W], float32, float16, bfloat16 or float64, of any strides, zero beyond the
-    borders; `gate` the weights of q, whose type selects its form; `alpha` [1]. All tensors of one dtype on one device;
-    computed in float32 (float64 for float64). The result is channels-last, from the kernels with a pixel stride rounded
-    up to 16 bytes. Under autocast, images are cast to its dtype, weights are not. First-order gradients only.
+    `x`, `add` and the result [B, C, H, W], float32, float16, bfloat16 or float64, of any strides; `gate` are the
+    weights of q, whose type selects its form (`Pseudo3D`, `Full3D`); `alpha` [1]. All tensors have one dtype and
+    device; sums are in float32 (float64 for float64). The result is channels-last, from the kernels with a pixel stride
+    rounded up to 16 bytes. Under autocast, images are cast to its dtype, weights are not. Gradients are of first order.
 
-    A `LayerAttention` as `add` is computed on the fly, and written only if backward needs its signs: the merge of the
-    two attentions, f_l + f_c, in one pass over the layers and x. It must have the shape of x, [B, C, H, W].
+    If `add` is a `LayerAttention`, this is the merge of both attentions, f_l + f_c, in one pass over the layers and x:
+    f_l is computed on the fly, and written to memory only if backward needs its signs. Its shape must be that of x.
 
-    Saved for backward: `x` and the 14 or 28 weights; for a `LayerAttention` also what `layer_attention` saves.
+    Saved for backward: `x` and the gate's 14 or 28 weights; for a `LayerAttention` also what `layer_attention` saves.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
@@ -65,7 +65,7 @@ def _merged(x: Tensor, gate: Gate, alpha: Tensor, add: LayerAttention) -> Tensor
     backend = choose(x, None, "attention_merge")
     if backend == "reference":
         return reference.channel_gate(x, gate, alpha, add())
-    # Once where it is one of the maps: PyTorch's compiler takes no tensor twice.
+    # If x is one of the maps, pass it once: PyTorch's compiler does not accept a tensor twice.
     x_index = next((i for i, f in enumerate(add.maps) if f is x), -1)
     inputs = MergeInputs(list(add.maps), x if x_index < 0 else None, alpha, _as_vectors(gate), *add[1:5])
     return ATTENTION_MERGE(backend, inputs, MergeOptions(x_index, add.rows == "layers", add.slope, side))[0]
@@ -77,7 +77,7 @@ def _unsupported_reason(x: Tensor) -> str | None:
 
 
 def _as_vectors(gate: Gate) -> list[Tensor]:
-    """The weights as vectors, which autocast leaves in float32."""
+    """The weights as vectors, which autocast does not cast."""
     return [weight.flatten() for weight in gate]
 
 
@@ -115,7 +115,7 @@ def _channel_gate_backward(
 class MergeInputs(NamedTuple):
     maps: list[Tensor]
     x: Tensor | None
-    """None if it is one of the maps."""
+    """None if x is one of the maps."""
     alpha: Tensor
     gate: list[Tensor]
     theta: Tensor
@@ -126,7 +126,7 @@ class MergeInputs(NamedTuple):
 
 class MergeOptions(NamedTuple):
     x_index: int
-    """Which of the maps x is, or -1."""
+    """Index of x among the maps, or -1."""
     by_layer: bool
     slope: float
     side: int

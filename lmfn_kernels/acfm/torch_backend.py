@@ -1,8 +1,8 @@
 """ACFM in PyTorch, for CPUs, MPS and sizes without a kernel; the same functions as `triton_backend.py`.
 
-Both forms are u, a depthwise 3x3 convolution with one map per channel (pseudo-3D, with bias and ReLU) or three (3x3x3),
-then q = u T + bias (with ReLU in pseudo-3D), with T zero except between neighbouring channels, so that the product acts
-as a shift of channels. Strips of rows that fit into the cache are processed in float32 (float64 for float64).
+In both forms, u is a depthwise 3x3 convolution with one result per channel (pseudo-3D, with bias and ReLU) or three
+(3x3x3), and q = u T + bias (with ReLU in pseudo-3D). T is zero except between neighbouring channels. Images are
+processed in strips of rows that fit into the cache, in float32 (float64 for float64).
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ __all__ = [
     "products",
 ]
 
-VALUES = 1 << 19  # bytes of a strip, at least one row
+VALUES = 1 << 19  # elements per strip, unless a single row has more
 
 
 class _Weights(NamedTuple):
@@ -79,7 +79,7 @@ def merge(
 def gate_backward(
     g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of x, alpha and the weights. A strip recomputes u and q including one row above and below."""
+    """Gradients of x, alpha and the weights. Each strip recomputes u and q, including one row above and one below."""
     dx = _like(x)
     p = _prepared(x, alpha, weights)
     c = x.shape[1]
@@ -116,7 +116,7 @@ def gate_backward(
 def _prepared(x: Tensor, alpha: Tensor, weights: Sequence[Tensor]) -> _Weights:
     c, dtype = x.shape[1], torch.promote_types(x.dtype, torch.float32)
     alpha, *taken = (weight.to(dtype) for weight in (alpha, *weights))
-    # Ones at (c + d - 1, c): for tap d, channel c of q uses channel c + d - 1 of u.
+    # Matrix d has ones at (c + d - 1, c): through tap d, channel c of q reads channel c + d - 1 of u.
     one = torch.ones(c, dtype=dtype, device=x.device)
     shifts = torch.stack([torch.diag(one[abs(d) :], d) for d in (1, 0, -1)])
     if len(taken) == 2:
@@ -127,7 +127,7 @@ def _prepared(x: Tensor, alpha: Tensor, weights: Sequence[Tensor]) -> _Weights:
 
 
 def _gate(strip: Tensor, p: _Weights) -> tuple[Tensor, Tensor]:
-    """u and q, with one row less at the top and at the bottom."""
+    """u and q, which have one row less than `strip` at the top and at the bottom."""
     u = F.conv2d(strip, p.spatial, p.spatial_bias, padding=(0, 1), groups=strip.shape[1])
     if p.spatial_bias is not None:
         u.relu_()
@@ -141,11 +141,12 @@ def _matrix(x: Tensor) -> Tensor:
 
 
 def _image(matrix: Tensor, like: Tensor) -> Tensor:
+    """[pixels, C] as [1, C, rows, W]; the inverse of `_matrix`."""
     return matrix.view(1, *like.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 def _convolution_backward(e: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
-    """The gradient of the input (0) or of the weight (1)."""
+    """The gradient of the depthwise convolution's input (`which` 0) or weight (1)."""
     which_of = [which == i for i in range(3)]
     gradients = torch.ops.aten.convolution_backward(
         e, x, weight, None, [1, 1], [0, 1], [1, 1], False, [0, 0], x.shape[1], which_of
@@ -159,8 +160,7 @@ def _like(x: Tensor) -> Tensor:
 
 
 def _strips(x: Tensor) -> Iterator[tuple[int, int, int]]:
-    """Image, first row, row after the last; independent of the batch. Empty for fake tensors, which have shapes
-    only."""
+    """Image, first row and end row of each strip; they do not depend on the batch. There are none for fake tensors."""
     if isinstance(x, FakeTensor):
         return
     b, c, h, w = x.shape
@@ -171,7 +171,8 @@ def _strips(x: Tensor) -> Iterator[tuple[int, int, int]]:
 
 
 def _rows(x: Tensor, i: int, first: int, last: int) -> Tensor:
-    """Rows of an image, zero outside it, [1, C, rows, W] in channels-last float32 (or float64)."""
+    """Rows `first` to `last` (exclusive) of image `i`, zero outside it, as channels-last float32 (or float64)
+    [1, C, rows, W]."""
     found = x[i : i + 1, :, max(first, 0) : last].to(torch.promote_types(x.dtype, torch.float32))
     found = F.pad(found, (0, 0, max(-first, 0), max(last - x.shape[2], 0)))
     return found.contiguous(memory_format=torch.channels_last)

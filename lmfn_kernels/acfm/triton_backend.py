@@ -1,4 +1,4 @@
-"""ACFM on Triton kernels; same functions as `torch_backend.py`, on images that `as_kernel_image` returned."""
+"""ACFM by Triton kernels; the same functions as `torch_backend.py`, on images from `as_kernel_image`."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -45,7 +45,7 @@ __all__ = [
     "products",
 ]
 
-SUMS = 32  # the 14 or 28 weights and alpha
+SUMS = 32  # the gradients of the 14 or 28 weights and of alpha, rounded up to a power of two
 
 
 def gate(x: Tensor, add: Tensor | None, alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -109,7 +109,7 @@ def _merge(t: Tiling, grid: Grid, maps: int, layers: int, slope: float, precisio
 def gate_backward(
     g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, PartialSums, list[PartialSums]]:
-    """Gradients of x, of alpha, and of the weights."""
+    """Gradients of x, alpha and the weights."""
     dx, e = empty_image(x, *x.shape), empty_image(x, *x.shape)
     t = tiling("channel_gate_backward", x)
     sums = partial_sums(x, t.splits, (SUMS,))
@@ -125,7 +125,7 @@ def gate_backward(
 
 @lru_cache(PLANS)
 def _gate(kernel: Any, t: Tiling, maps: int) -> Plan:
-    """The gate, or what x gets through it."""
+    """`kernel` is the gate's kernel, or that of the input gradient through the gate."""
     c = t.size[1]
     images = ("t_x", "t_add", "t_out", "t_e", "t_dx")
     blocks = {name: t.pixels(channel_block(c)) for name in images}
@@ -150,7 +150,7 @@ def _gate_backward(t: Tiling, maps: int) -> Plan:
 
 
 def _maps(weights: Sequence[Tensor]) -> int:
-    """Maps that the spatial convolution gives for a channel."""
+    """Maps per channel that the spatial convolution yields: 1 for `Pseudo3D`, 3 for `Full3D`."""
     return 3 if len(weights) == 2 else 1
 
 

@@ -1,7 +1,8 @@
-"""From F F^T to the matrix that multiplies every pixel, and its gradient: NC x NC algebra shared by all backends.
+"""The matrix P by which every pixel is multiplied, from F F^T, and its gradient.
 
-The attention is linear in F and is followed by a 1x1 convolution W, so theta M + I is folded into the weights:
-W (theta M F + F) = P F with P = W (theta M + I). With rows that are layers, M [N, N] stands for M x I_C [NC, NC].
+Applying the attention is linear in F and is followed by a 1x1 convolution with weight W, so theta M + I is folded into
+the weight: W (theta M F + F) = P F with P = W (theta M + I). With layers as rows, M [N, N] stands for the Kronecker
+product of M and I_C, [NC, NC]. E is F F^T.
 """
 
 import torch
@@ -18,7 +19,7 @@ def fold_into_weight(gram: Tensor, theta: Tensor, weight: Tensor, temperature: T
 def fold_into_weight_backward(
     dp: Tensor, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of E, theta, the weight (in its strides) and the temperature."""
+    """Gradients of E, theta, the weight (with its strides) and the temperature, from the gradient `dp` of P."""
     m = attention_matrix(gram, temperature, by_layer)
     of_weight = (dp @ _mixing(m, theta, weight).mT).sum(0)
     dweight = torch.empty_like(weight).copy_(of_weight.view(weight.shape))
@@ -27,7 +28,7 @@ def fold_into_weight_backward(
     dm = theta.to(gram.dtype) * d_mixing
     de = m * (dm - (dm * m).sum(-1, keepdim=True))
     if by_layer:
-        de = -de  # the contribution of rowmax(E) is the sum of the row, which is 0
+        de = -de  # rowmax(E) receives the sum of the row's gradients, which is 0
     if temperature is None:
         return de, dtheta, dweight, None
     length = inverse_lengths(gram)
@@ -41,7 +42,7 @@ def fold_into_weight_backward(
 
 
 def channels(matrix: Tensor, size: int) -> Tensor:
-    """[B, R, R] as [B, size, size]: if rows are layers, each entry becomes itself times the identity."""
+    """[B, R, R] as [B, size, size]: with layers as rows, each entry becomes a block, itself times the identity."""
     b, n, c = matrix.shape[0], matrix.shape[1], size // matrix.shape[1]
     if c == 1:
         return matrix
@@ -51,7 +52,7 @@ def channels(matrix: Tensor, size: int) -> Tensor:
 
 
 def layers(matrix: Tensor, n: int) -> Tensor:
-    """[B, NC, NC] as [B, n, n]: the trace of each block. The transpose of `channels`."""
+    """[B, NC, NC] as [B, n, n]: each block becomes its trace. The transpose of `channels`."""
     c = matrix.shape[1] // n
     return matrix.unflatten(2, (n, c)).unflatten(1, (n, c)).diagonal(dim1=2, dim2=4).sum(-1)  # type: ignore[no-any-return]
 
@@ -63,6 +64,6 @@ def _mixing(m: Tensor, theta: Tensor, weight: Tensor) -> Tensor:
 
 
 def _rows(weight: Tensor, gram: Tensor) -> Tensor:
-    """[B, O, NC]. For a single matrix, the algorithm of matmul, and therefore the bits, depend on whether it needs a
-    gradient."""
+    """The weight as [B, O, NC]. It is expanded, since for a single matrix the algorithm of matmul, and therefore the
+    bits, depend on whether it requires a gradient."""
     return weight.flatten(1).to(gram.dtype).expand(gram.shape[0], -1, -1)

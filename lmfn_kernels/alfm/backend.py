@@ -1,4 +1,4 @@
-"""The functions that both backends of the ALFM have. F is the maps, [B, NC, HW] channel by channel."""
+"""The functions that both backends of the ALFM implement. F is all maps as a matrix [B, NC, HW], E is F F^T."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -12,13 +12,13 @@ from lmfn_kernels.runtime.gradients import Gradient, PendingMask
 
 class ALFMBackend(Protocol):
     def as_kernel_image(self, x: Tensor) -> Tensor:
-        """`x` as the other functions take it: itself where they can read it, else a copy."""
+        """`x` itself if the other functions can read its memory layout, otherwise a copy that they can."""
 
     def gram(self, maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
-        """F F^T of every block: [B * blocks, NC, NC] or, of whole layers, [B * blocks, N, N]."""
+        """F F^T of every block: [B * blocks, NC, NC] or, with layers as rows, [B * blocks, N, N]."""
 
     def products(self, gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Gradient]:
-        """G F^T of every window [B * windows, O, NC], with the pixels' shares of it, and the sum of G [O].
+        """G F^T of every window, weighted by its shares, [B * windows, O, NC], and the sum of G over pixels [O].
 
         G is the gradient [B, O, HW] before the activation.
         """
@@ -35,11 +35,11 @@ class ALFMBackend(Protocol):
         slope: float = 1.0,
         gradient: PendingMask | None = None,
     ) -> list[Tensor]:
-        """`outputs` images: LR of products of the gradient and the maps, side by side, and bias.
+        """`outputs` images: LR(products of the gradient or the maps with matrices, summed, plus bias).
 
-        `window_matrix` [B * windows, inputs, outputs * channels] multiplies the gradient, before its activation, or
-        without one the maps, in the pixels' shares of the windows; `block_matrix` [B * blocks, inputs, outputs *
-        channels] multiplies the maps, block by block.
+        `window_matrix` [B * windows, inputs, outputs * channels] multiplies the gradient before its activation, or the
+        maps if there is no gradient; the products of the windows are weighted by their shares. `block_matrix`
+        [B * blocks, inputs, outputs * channels] multiplies the maps, block by block.
         """
 
     def fold_into_weight(
@@ -50,12 +50,12 @@ class ALFMBackend(Protocol):
     def fold_into_weight_backward(
         self, dp: Tensor, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool
     ) -> tuple[Tensor, Gradient, Gradient, Gradient | None]:
-        """Gradients of E, theta, the weight and the temperature."""
+        """Gradients of E, theta, the weight and the temperature, from the gradient `dp` of P."""
 
 
 @cache
 def implementation(backend: str) -> ALFMBackend:
-    """The functions of backend `torch` or `triton`, imported when first needed: there are machines without Triton."""
+    """The functions of backend `torch` or `triton`, imported when first needed."""
     if backend == "torch":
         from lmfn_kernels.alfm import torch_backend
 

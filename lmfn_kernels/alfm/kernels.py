@@ -1,6 +1,7 @@
-"""The ALFM's kernels. Names and conventions as in `runtime/kernels.py`.
+"""Kernels of the ALFM. Names and conventions as in `runtime/kernels.py`; windows and shares as in `windows.py`.
 
-A slot is at most 64 channels of one map: its descriptor, the first channel in it, and the first row among all NC.
+A slot is up to 64 channels of one map: `t_x` is the map's descriptor, `o_c` the slot's first channel, and `o_r` its
+first row among the NC rows of F.
 """
 
 # ruff: noqa: N803  (names of constants are upper-case)
@@ -43,7 +44,7 @@ def image_block(i_block, SIDE_H, SIDE_W, ROWS, COLUMNS):
 
 @triton.jit
 def axis_share(o_x, SIDE, i_window, COUNT, ACC: tl.constexpr):
-    """The share of one of COUNT windows, centred at (i_window + 1) * SIDE, in pixels `o_x` along an axis."""
+    """The share of window `i_window` of COUNT along an axis, centred at (i_window + 1) * SIDE, at pixels `o_x`."""
     b_near = tl.minimum(tl.maximum((o_x.to(ACC) + 0.5) / SIDE - 1.0, 0.0), COUNT - 1.0)
     return tl.maximum(1.0 - tl.abs(b_near - i_window), 0.0)
 
@@ -52,10 +53,10 @@ def axis_share(o_x, SIDE, i_window, COUNT, ACC: tl.constexpr):
 def window_share(
     i_quarter, o_h, o_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
 ):  # fmt: skip
-    """The shares, in the pixels of a tile, of the window up and left of its block (0), up, left, or with its number
-    (3).
+    """The shares at the pixels of a tile of one of the four windows that may contain the tile's block.
 
-    Returns the shares [pixels, 1], all 0 if there is no such window, whether there is one, and its number.
+    For block (i, j), `i_quarter` 0 to 3 are windows (i - 1, j - 1), (i - 1, j), (i, j - 1) and (i, j). Returns the
+    shares [pixels, 1], which are 0 if there is no such window, whether it exists, and its number in the image.
     """
     N: tl.constexpr = BLOCK_H * BLOCK_W
     n_h = tl.maximum(ROWS - 1, 1)
@@ -77,9 +78,9 @@ def gram_kernel(
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Products of up to four slots with each other, over the pixels of one image block: a partial sum per program.
+    """Products of up to four slots with each other over the pixels of one block of an image: a partial sum per program.
 
-    Every tile is read once and goes into up to ten blocks of F F^T.
+    Every tile is read once and contributes to up to ten blocks of F F^T.
     """
     i_split = tl.program_id(0)
     i_b, o_top, o_left = image_block(tl.program_id(1), SIDE_H, SIDE_W, ROWS, COLUMNS)
@@ -142,10 +143,10 @@ def product_kernel(
     WINDOWED: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Products of G channels of a gradient with up to four slots, over the pixels of a block, and the gradient's sum.
+    """Products of a gradient of G channels with up to four slots over the pixels of a block, and the gradient's sum.
 
-    `t_g` is the gradient after the activation whose output is `t_act` (None: no activation). With `WINDOWED`, four
-    programs share a block: each uses the shares of one of the windows that may contain the block.
+    `t_g` is the gradient of the activation's output `t_act` (None: no activation). With `WINDOWED`, there are four
+    programs per block, each of which applies the shares of one of the four windows that may contain the block.
     """
     i_split = tl.program_id(0)
     i_block = tl.program_id(1) // 4 if WINDOWED else tl.program_id(1)
@@ -201,7 +202,7 @@ def add_product(
     b_out, t_x, t_act, t_w, i_w, i_b, o_h, o_w, o_n, CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
     SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`b_out` plus a map, if there is one, times its matrix."""
+    """`b_out` plus a map times its matrix, or `b_out` if the map is None."""
     if t_x is not None:
         for o_k in tl.static_range(0, CHANNELS, BLOCK_K):
             b_x = load_pixels(t_x, i_b, o_h, o_w, o_k)
@@ -217,7 +218,7 @@ def add_layers(
     b_out, t_x0, t_x1, t_x2, t_x3, t_x4, t_x5, t_x6, t_x7, t_w, i_w, i_b, o_h, o_w, o_n,
     CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`b_out` plus up to eight maps, each times its matrix. Triton has no list of descriptors to loop over."""
+    """`b_out` plus up to eight maps, each times its matrix. Triton cannot loop over a list of descriptors."""
     b_out = add_product(b_out, t_x0, None, t_w, i_w, i_b, o_h, o_w, o_n, CHANNELS, BLOCK_K, 1.0, ACC, PRECISION)
     b_out = add_product(b_out, t_x1, None, t_w, i_w + 1, i_b, o_h, o_w, o_n, CHANNELS, BLOCK_K, 1.0, ACC, PRECISION)
     b_out = add_product(b_out, t_x2, None, t_w, i_w + 2, i_b, o_h, o_w, o_n, CHANNELS, BLOCK_K, 1.0, ACC, PRECISION)
@@ -230,7 +231,8 @@ def add_layers(
 
 @triton.jit
 def store_one(t_out, here, i_b, o_h, o_w, o_n, b_out):
-    if t_out is not None:  # noqa: SIM102  (known when compiled, which the other is not)
+    """Store the tile if `here`; `t_out` None is an output that does not exist."""
+    if t_out is not None:  # noqa: SIM102  (a condition at compile time, the other one at run time)
         if here:
             store_pixels(t_out, i_b, o_h, o_w, o_n, b_out)
 
@@ -245,11 +247,11 @@ def mix_kernel(
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One of the OUTPUTS images: the maps, and a gradient of G channels, times matrices of their own, summed.
+    """One of OUTPUTS images: the products of the maps, and of a gradient of G channels, with their matrices, summed.
 
-    With `WINDOWED`, the gradient's matrices are per window, mixed by the pixels' shares, and the maps' are per block;
-    with `WINDOWED_MAPS`, the maps' are per window and there is no gradient. The programs for all outputs of a tile are
-    neighbours, so that they find it in the cache.
+    With `WINDOWED`, the gradient has a matrix per window, whose products are weighted by the shares, and the maps have
+    matrices per block; with `WINDOWED_MAPS` as well, the maps' matrices are per window and there is no gradient. The
+    programs for all outputs of a tile are adjacent, so that they find the tile in the cache.
     """
     i_out = tl.program_id(0) % OUTPUTS
     i_b, o_h, o_w = pixel_tile(tl.program_id(0) // OUTPUTS, H, W, BLOCK_H, BLOCK_W)
@@ -300,7 +302,7 @@ def mix_kernel(
 
 @triton.jit
 def inverse_length(p_e, o_r, R, SHORTEST: tl.constexpr):
-    """The inverse length of row `o_r` of F: the squared length is on the diagonal of E."""
+    """The inverse length of row `o_r` of F; its square is on the diagonal of E."""
     return 1.0 / tl.sqrt(tl.maximum(tl.load(p_e + o_r * (R + 1), mask=o_r < R, other=1.0), SHORTEST))
 
 
@@ -309,7 +311,8 @@ def attention_kernel(
     p_e, p_temperature, p_out, R,
     BY_LAYER: tl.constexpr, SHORTEST: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """A row of M: softmax(E) or, by layers, softmax(rowmax(E) - E), of the cosines if there is a temperature."""
+    """A row of M: softmax(E), or by layers softmax(rowmax(E) - E). With a temperature, E is replaced by its cosines
+    times that."""
     i_r = tl.program_id(0)
     o_b = tl.program_id(1).to(tl.int64) * R * R
     o_j = tl.arange(0, BLOCK_R)
@@ -330,9 +333,10 @@ def fold_kernel(
     p_x, p_m, p_theta, p_out, STEP, ROWS, R, C, SIZE,
     BACK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """X (theta M + I), or with `BACK` X (theta M + I)^T; X [ROWS, R] is STEP elements after that of the previous image.
+    """X (theta M + I), or with `BACK` X (theta M + I)^T, for each image; X of the next image is STEP elements further.
 
-    A matrix [O, SIZE] is viewed as X: ROWS is O times C, the channels of a row of M (1, or a layer's), R is SIZE / C.
+    X [ROWS, R] is a view of a matrix [O, SIZE]: C is the number of channels per row of M (1, or those of a layer),
+    ROWS = O * C, R = SIZE / C.
     """
     o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
     o_j = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
@@ -356,9 +360,9 @@ def attention_backward_kernel(
     p_dp, p_w, p_m, p_e, p_theta, p_temperature, p_de, p_dtheta, p_dtemperature, ROWS, R, C, SIZE,
     BY_LAYER: tl.constexpr, SHORTEST: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """A row of E's gradient from that of P, `p_dp`, and its part of theta's and of the temperature's.
+    """A row of the gradient of E from that of P, `p_dp`, and its part of the gradients of theta and the temperature.
 
-    `ROWS`, `R`, `C` and `SIZE` as in `fold_kernel`. The gradient through the lengths is not included.
+    ROWS, R, C and SIZE as in `fold_kernel`. The gradient through the rows' lengths is not included.
     """
     i_r = tl.program_id(0)
     i_b = tl.program_id(1).to(tl.int64)
@@ -391,7 +395,8 @@ def attention_backward_kernel(
 
 @triton.jit
 def length_backward_kernel(p_e, p_de, R, SHORTEST: tl.constexpr, BLOCK_R: tl.constexpr):
-    """Add the gradient through the cosines of its row and its column to a diagonal element of the gradient."""
+    """Add the gradient through the length of row `i_r` of F, used by all cosines of that row and column, to the
+    diagonal of the gradient of E."""
     i_r = tl.program_id(0)
     o_b = tl.program_id(1).to(tl.int64) * R * R
     o_j = tl.arange(0, BLOCK_R)

@@ -1,12 +1,12 @@
 """The ALFM's ops: attention between the channels of several layers, and the 1x1 convolution that fuses them.
 
 Zhang et al., "Image deblurring based on lightweight multi-information fusion network", ICIP 2021, arXiv 2101.05403,
-section 2.3. The form with whole layers as rows is that of the network its authors released.
+section 2.3. The form with whole layers as rows is the one in the network that the authors released.
 
 All ops take N maps [B, C, H, W], float32, float16, bfloat16 or float64, of any strides, all tensors of one dtype on one
-device, and sum in float32 (float64 for float64). Except for the gradients of the maps, nothing of their total size is
-allocated. Float32 products follow PyTorch's TF32 setting for matrix products. Results are channels-last, from the
-kernels with a pixel stride rounded up to 16 bytes; in PyTorch, contiguous if the first map is. Under autocast,
+device, and sum in float32 (float64 for float64). Apart from the gradients of the maps, nothing as large as all maps
+together is allocated. Float32 products follow PyTorch's TF32 setting for matrix products. Results are channels-last,
+from the kernels with a pixel stride rounded up to 16 bytes; in PyTorch, contiguous if the first map is. Under autocast,
 maps and weight are cast to its dtype. Gradients are of first order.
 """
 
@@ -25,9 +25,9 @@ from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 
-MOST_MAPS = 8  # that a kernel supports
+MOST_MAPS = 8  # maps that a kernel supports
 MOST_CHANNELS = 512  # of all maps together
-TILE = 16  # in the kernels, blocks of windows are multiples of this many pixels, so that no tile spans two
+TILE = 16  # pixels; the kernels need blocks whose side is a multiple, so that no tile spans two blocks
 
 Rows = Literal["channels", "layers"]
 
@@ -35,7 +35,7 @@ Rows = Literal["channels", "layers"]
 class LayerAttention(NamedTuple):
     """A deferred `layer_attention`: `channel_gate` adds it without writing it to memory; calling it computes it.
 
-    Shapes, dtypes and errors are those of `layer_attention`; errors are raised where it is used.
+    Shapes, dtypes and errors are those of `layer_attention`; arguments are checked when it is used.
     """
 
     maps: Sequence[Tensor]
@@ -53,7 +53,7 @@ class LayerAttention(NamedTuple):
     window: int | None = None
 
     def __call__(self) -> Tensor:
-        """Compute it, [B, O, H, W]."""
+        """Compute the attention, [B, O, H, W]."""
         return layer_attention(*self[:5], rows=self.rows, slope=self.slope, window=self.window)
 
 
@@ -75,12 +75,13 @@ def layer_attention(
     M = softmax(rowmax(E) - E), E = F F^T (as released). With a `temperature` [1], E is the cosine of each pair
     of rows times it, which does not depend on the image size; a row of zeros has cosine 0.
 
-    With a `window`, an even number of pixels, M is not that of the whole maps but of windows of window x window pixels,
-    half overlapping, from the upper left corner; a pixel gets the bilinear mean of the results of the four windows
-    around it. Maps that fit into one window give bit-identical results with and without it. (Not in the paper: images
-    of any size then get the attention that a network was trained with on patches, and tiles of them are exact.)
+    With a `window`, an even number of pixels, M is computed not for whole maps but for windows of window x window
+    pixels that overlap by half, starting at the upper left corner; every pixel is interpolated bilinearly between the
+    results of the four windows around it. If the maps fit into one window, the result is bit-identical to that without
+    a window. (Windows are not in the paper. With them, images of any size get the attention that the network was
+    trained with on patches, and results of tiles are exact.)
 
-    Saved for backward: the maps, the result (for its signs) and F F^T per window.
+    Saved for backward: the maps, the weights, the result (for its signs) and F F^T per window.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
@@ -98,8 +99,8 @@ def layer_attention(
 def layer_gram(maps: Sequence[Tensor], *, rows: Rows = "channels", window: int | None = None) -> Tensor:
     """F F^T, an input of `layer_apply`: [B, NC, NC] or, with `rows` "layers", [B, N, N], in float32 (or float64).
 
-    It is a sum over pixels: that of an image is the sum of those of its tiles. With a `window` smaller than the maps,
-    it is that of blocks of half a window's side, [B, rows, columns, NC, NC]. Arguments and errors as in
+    It is a sum over pixels, so that of an image is the sum of those of its tiles. With a `window` smaller than the
+    maps, there is one per block of half a window's side, [B, rows, columns, NC, NC]. Arguments and errors as in
     `layer_attention`.
     """
     check_maps(maps, rows)
@@ -124,7 +125,7 @@ def layer_apply(
     slope: float = 0.05,
     window: int | None = None,
 ) -> Tensor:
-    """`layer_attention` with a given F F^T, summed over tiles or over processes.
+    """`layer_attention` with a given F F^T, e.g. one summed over tiles or processes.
 
     `gram` as from `layer_gram`; the other arguments and the errors as in `layer_attention`.
     """
@@ -138,15 +139,15 @@ def layer_apply(
     backend = choose(maps[0], unsupported_reason(maps, side), "layer_apply")
     if backend == "reference":
         return reference.layer_apply(maps, gram, theta, weight, bias, temperature, by_layer, slope, side)
-    # As a vector, because autocast leaves vectors in float32.
+    # As a vector, since autocast does not cast vectors.
     inputs = AttentionInputs(list(maps), gram.flatten(), theta, weight, bias, temperature)
     return LAYER_ATTENTION(backend, inputs, AttentionOptions(by_layer, slope, side))[0]
 
 
 def attention_matrix(gram: Tensor, temperature: Tensor | None = None, *, rows: Rows = "channels") -> Tensor:
-    """M, the attention of `layer_attention`, from F F^T as from `layer_gram`, in the same shape and dtype.
+    """M, the attention of `layer_attention`, in the shape and dtype of `gram`, [B, NC, NC] or [B, N, N] (`layer_gram`).
 
-    `temperature` and `rows` as in `layer_attention`. It has gradients of any order.
+    `temperature` and `rows` as in `layer_attention`. Differentiable any number of times.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
@@ -157,9 +158,9 @@ def attention_matrix(gram: Tensor, temperature: Tensor | None = None, *, rows: R
 def fold_into_weight(
     gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None = None, *, rows: Rows = "channels"
 ) -> Tensor:
-    """P = W (theta M + I), [B, O, NC] in the dtype of `gram`: `layer_attention` is LR(P F + bias), image by image.
+    """P = W (theta M + I), [B, O, NC] in the dtype of `gram`: `layer_attention` is LR(P F + bias) for each image.
 
-    `gram` as from `layer_gram`; the other arguments as in `layer_attention`. It has gradients of any order.
+    `gram` as from `layer_gram`; the other arguments as in `layer_attention`. Differentiable any number of times.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
@@ -208,7 +209,7 @@ def check_fusion(
 
 
 def block_side(maps: Sequence[Tensor], window: int | None) -> int:
-    """Side of a block in pixels; 0 if the maps are one window."""
+    """Side of a block in pixels; 0 if the maps fit into one window."""
     if window is None:
         return 0
     if not isinstance(window, int) or isinstance(window, bool):
@@ -219,7 +220,7 @@ def block_side(maps: Sequence[Tensor], window: int | None) -> int:
 
 
 def holds_windows(x: Tensor) -> bool:
-    """Whether the kernels with windows compile without spills: on GPUs with descriptors in hardware."""
+    """Whether the kernels with windows compile without spills, as they do on GPUs with descriptors in hardware."""
     return not x.is_cuda or configs.describe(x.device)[1] >= 200_000
 
 
@@ -227,7 +228,7 @@ def unsupported_reason(maps: Sequence[Tensor], side: int) -> str | None:
     """The reason why the kernels cannot take these maps, or None."""
     n, size = len(maps), len(maps) * maps[0].shape[1]
     if side % TILE:
-        return f"its windows of {2 * side} pixels are not a multiple of {2 * TILE}, and kernels work on whole tiles"
+        return f"its windows of {2 * side} pixels are not a multiple of {2 * TILE}, as the kernels' tiles require"
     if side and not holds_windows(maps[0]):
         return "its windows spill registers on this GPU; the kernels need sm_90 or newer"
     if n <= MOST_MAPS and size <= MOST_CHANNELS:
@@ -269,7 +270,7 @@ def _layer_gram_backward(
 class AttentionInputs(NamedTuple):
     maps: list[Tensor]
     gram: Tensor | None
-    """F F^T as a vector, or None to compute it."""
+    """F F^T as a vector, or None if the op computes it."""
     theta: Tensor
     weight: Tensor
     bias: Tensor
@@ -319,7 +320,7 @@ def layer_attention_backward(
         "temperature": dtemperature,
     }
     if wanted("maps"):
-        # P^T g and, unless F F^T was given, (dE + dE^T) F: one pass.
+        # P^T g and, unless F F^T was given, (dE + dE^T) F, in one pass over the maps.
         matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, by_layer)
         of_maps = _of_rows(of_blocks, maps) if t.gram is None else None
         seen = maps if t.gram is None else []
@@ -333,7 +334,7 @@ def _square(gram: Tensor, maps: Sequence[Tensor], by_layer: bool) -> Tensor:
 
 
 def _of_rows(de: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """The factor of the maps in their gradient, given that of F F^T: dE + dE^T, [B, NC, NC]."""
+    """dE + dE^T [B, NC, NC], from the gradient dE of F F^T: its product with F is the gradient of F."""
     return algebra.channels(de + de.mT, len(maps) * maps[0].shape[1])
 
 
@@ -353,6 +354,6 @@ LAYER_ATTENTION = Op(
     implementation,
     _layer_attention_forward,
     layer_attention_backward,
-    saves_outputs=lambda options: options.slope != 1,  # backward needs their signs
+    saves_outputs=lambda options: options.slope != 1,  # backward needs the output's signs
     lays_out_weights=False,
 )

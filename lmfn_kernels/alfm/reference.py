@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-SHORTEST = 1e-12  # lower bound of the squared length of a row, so that a row of zeros has similarity 0 to every other
+SHORTEST = 1e-12  # lower bound of the squared length of a row, so that a row of zeros has cosine 0 with every other
 
 
 def _rows(by_layer: bool) -> str:
@@ -16,13 +16,13 @@ def _rows(by_layer: bool) -> str:
 
 
 def as_rows(maps: Sequence[Tensor], by_layer: bool) -> Tensor:
-    """F, whose rows are the channels of all layers, or the layers."""
+    """F [B, NC, HW], whose rows are the channels of all layers, or [B, N, CHW] with layers as rows."""
     f = torch.stack(list(maps), 1)
     return rearrange(f, f"b n c h w -> {_rows(by_layer)}")
 
 
 def layer_gram(maps: Sequence[Tensor], by_layer: bool, side: int = 0) -> Tensor:
-    """F F^T of the maps, [B, R, R], or with `side` of each of their blocks, [B, rows, columns, R, R]."""
+    """F F^T of the maps, [B, R, R], or with `side` that of each block, [B, rows, columns, R, R]."""
     if side:
         strips = zip(*(x.split(side, 2) for x in maps), strict=True)
         blocks = [zip(*(x.split(side, 3) for x in strip), strict=True) for strip in strips]
@@ -34,7 +34,8 @@ def layer_gram(maps: Sequence[Tensor], by_layer: bool, side: int = 0) -> Tensor:
 
 
 def attention_matrix(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
-    """M, row by row: softmax(E), E = F F^T or the cosines times a temperature; by layers softmax(rowmax(E) - E)."""
+    """M, row by row: softmax(E), or by layers softmax(rowmax(E) - E); E is F F^T, or its cosines times
+    `temperature`."""
     e = gram
     if temperature is not None:
         length = inverse_lengths(gram)
@@ -48,14 +49,14 @@ def inverse_lengths(gram: Tensor) -> Tensor:
 
 
 def _shares(size: int, side: int, windows: int, like: Tensor) -> Tensor:
-    """The share of each window in each pixel along an axis, bilinear between the centres, [windows, size]."""
+    """The share of each window at each pixel along an axis, linear between the centres, [windows, size]."""
     centre = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5
     nearest = (centre / side - 1).clamp(0, windows - 1)
     return (1 - (nearest - torch.arange(windows, device=like.device)[:, None]).abs()).clamp_min(0)
 
 
 def _reach(i: int, windows: int, side: int, size: int) -> tuple[int, int]:
-    """The pixels along an axis in which window i has a share: its own, and to the edge those beyond the last centre."""
+    """The range of pixels along an axis at which window i has a share; that of the last window extends to the edge."""
     return i * side, size if i == windows - 1 else (i + 2) * side
 
 
@@ -73,7 +74,7 @@ def layer_apply(
     _, c, h, w = maps[0].shape
 
     def attended(maps: Sequence[Tensor], gram: Tensor) -> Tensor:
-        """theta M F, as a map of all layers' channels."""
+        """theta M F, as a map [B, NC, H, W]."""
         f = as_rows(maps, by_layer)
         mixed = theta * (attention_matrix(gram, temperature, by_layer).to(f.dtype) @ f)
         return rearrange(mixed, f"{_rows(by_layer)} -> b (n c) h w", c=c, h=maps[0].shape[2], w=maps[0].shape[3])

@@ -1,8 +1,8 @@
 """ALFM in PyTorch, for CPUs, MPS and sizes without a kernel; the same functions as `triton_backend.py`.
 
-Chunks of pixels are gathered from the maps in float32 (float64 for float64), in the memory order of the first map
-(channels or pixels contiguous), and multiplied while they are in the cache. Nothing of the size of the maps is
-allocated other than the results, which have the layout of the first map.
+Pixels are gathered from the maps in chunks that fit into the cache, in float32 (float64 for float64) and in the memory
+order of the first map (channels or pixels contiguous). Apart from the results, which have the layout of the first map,
+nothing of the size of the maps is allocated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,16 +29,16 @@ class Chunk(NamedTuple):
     rows: slice
     columns: slice
     block: int
-    """Among those of all images."""
+    """Index of the block, counted over all images."""
 
 
 def as_kernel_image(x: Tensor) -> Tensor:
-    """`x` as the other functions take it: unchanged."""
+    """`x`: the other functions take any layout."""
     return x
 
 
 def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
-    """F F^T of every block: [B * blocks, NC, NC] or, of whole layers, [B * blocks, N, N]."""
+    """F F^T of every block: [B * blocks, NC, NC] or, with layers as rows, [B * blocks, N, N]."""
     x, n, c = maps[0], len(maps), maps[0].shape[1]
     out = _zeros(x, x.shape[0] * grid.blocks, n if by_layer else n * c, n if by_layer else n * c)
     for chunk, buffer in _chunks(x, n * c, grid):
@@ -47,14 +47,14 @@ def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
             f = f.unflatten(1, (n, c)).transpose(0, 1).flatten(1)
             out[chunk.block].addmm_(f, f.T)
         else:
-            for j in range(0, n * c, c):  # the upper half, a layer at a time
+            for j in range(0, n * c, c):  # the upper half, layer by layer
                 out[chunk.block, j : j + c, j:].addmm_(f[:, j : j + c].T, f[:, j:])
-    # Mirrored even if a product made both halves: a matrix times its transpose is symmetric only up to rounding.
+    # Mirrored even if both halves were computed: a matrix times its transpose is symmetric only up to rounding.
     return out.triu() + out.triu(1).mT
 
 
 def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
-    """G F^T of every window [B * windows, O, NC], with the pixels' shares, and the sum of G [O].
+    """G F^T of every window, weighted by its shares, [B * windows, O, NC], and the sum of G over pixels [O].
 
     G is the gradient before the activation.
     """
@@ -80,7 +80,7 @@ def mix(
     slope: float = 1.0,
     gradient: PendingMask | None = None,
 ) -> list[Tensor]:
-    """`outputs` images: the maps, or a gradient and the maps, times matrices, plus bias, through a leaky ReLU."""
+    """LR(products of the gradient or the maps with matrices + bias), see `ALFMBackend`."""
     x = gradient[0] if gradient else maps[0]
     if grid.windows == 1 and grid.blocks == 1 and window_matrix is not None and block_matrix is not None:
         window_matrix, block_matrix = torch.cat([window_matrix, block_matrix], dim=1), None  # one product
@@ -123,9 +123,9 @@ def _planar(x: Tensor) -> bool:
 
 
 def _windows(chunk: Chunk, grid: Grid, like: Tensor) -> Iterator[tuple[int, Tensor | None]]:
-    """The windows of a chunk, numbered over all images, with their shares in its pixels, [pixels, 1].
+    """The windows of a chunk, numbered over all images, with their shares at its pixels, [pixels, 1].
 
-    None stands for a share of one.
+    None in place of the shares means that all are 1.
     """
     n, m = grid.window_rows, grid.window_columns
     if grid.windows == 1:
@@ -141,10 +141,10 @@ def _windows(chunk: Chunk, grid: Grid, like: Tensor) -> Iterator[tuple[int, Tens
 
 
 def _chunks(x: Tensor, width: int, grid: Grid) -> Iterator[tuple[Chunk, Tensor]]:
-    """The pixels of every block, at most CHUNK at a time, complete rows or part of one, and a matrix [pixels, width]
-    for them.
+    """Chunks of at most CHUNK pixels of a block, either whole rows or part of one, and a buffer [CHUNK, width] for
+    them.
 
-    The chunks, and therefore the sums of an image, do not depend on the batch. Empty for fake tensors.
+    The chunks, and therefore the bits of an image's sums, do not depend on the batch. There are none for fake tensors.
     """
     if isinstance(x, FakeTensor):
         return
@@ -164,12 +164,12 @@ def _chunks(x: Tensor, width: int, grid: Grid) -> Iterator[tuple[Chunk, Tensor]]
 
 
 def _pixels(x: Tensor, chunk: Chunk) -> Tensor:
-    """[rows, columns, C]."""
+    """The chunk's pixels of an image, [rows, columns, C]."""
     return x[chunk.image, :, chunk.rows, chunk.columns].permute(1, 2, 0)
 
 
 def _gather(buffer: Tensor, maps: Sequence[Tensor], chunk: Chunk, gradient: PendingMask | None = None) -> Tensor:
-    """The channels of the gradient before the activation, and of the maps, one row per pixel, in `buffer`."""
+    """Copy the gradient before the activation, if any, and the maps into `buffer`, side by side, one row per pixel."""
     g, by, slope = gradient or (None, None, 1.0)
     pixels = [_pixels(x, chunk) for x in ([*maps] if g is None else [g, *maps])]
     height, width = pixels[0].shape[:2]

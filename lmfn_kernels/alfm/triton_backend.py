@@ -1,4 +1,4 @@
-"""ALFM on Triton kernels; same functions as `torch_backend.py`, on maps that `as_kernel_image` returned."""
+"""ALFM by Triton kernels; the same functions as `torch_backend.py`, on maps from `as_kernel_image`."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -45,14 +45,14 @@ __all__ = [
 WIDEST = 64  # channels in a block
 MAPS = range(8)
 SLOTS = range(4)
-WARPS = 4  # for matrices of NC x NC, which do not grow with the image
+WARPS = 4  # of kernels for NC x NC matrices, whose size does not depend on the image
 
 Slot = tuple[int, int]
-"""Which map, and the first channel."""
+"""Index of the map, and first channel."""
 
 
 def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
-    """F F^T of every block: [B * blocks, NC, NC] or, of whole layers, [B * blocks, N, N]."""
+    """F F^T of every block: [B * blocks, NC, NC] or, with layers as rows, [B * blocks, N, N]."""
     x, size = maps[0], len(maps) * maps[0].shape[1]
     t = _tiling("gram", x, grid)
     out = partial_sums(x, _splits(grid, t), (x.shape[0] * grid.blocks, size, size))
@@ -64,14 +64,14 @@ def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
 
 @lru_cache(PLANS)
 def _gram(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...]) -> Plan:
-    """`t` is of a map, `widest` the channels of a slot, `size` those of all maps."""
+    """`t` is the tiling of a map; `widest` and `size` are the channels of a slot and of all maps together."""
     blocks, constants = _of_slots(t, grid, widest, size, slots)
     programs = constants["SPLITS"], t.size[0] * grid.blocks
     return Plan(kernels.gram_kernel, programs, t.config.warps, blocks, **constants)
 
 
 def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, PartialSums]:
-    """G F^T of every window [B * windows, O, NC], with the pixels' shares of it, and the sum of G [O]."""
+    """G F^T of every window, weighted by its shares, [B * windows, O, NC], and the sum of G over pixels [O]."""
     g, activation_output, slope = gradient
     x, o, size = maps[0], g.shape[1], len(maps) * maps[0].shape[1]
     t = _tiling("product", x, grid)
@@ -88,13 +88,13 @@ def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple
 
 
 def _parts(grid: Grid) -> int:
-    """Sums of an image: where there are windows, a block has one for each of the four that it may be in."""
+    """Sums per image: with windows, four per block, one for each window that may contain it."""
     return 1 if grid.blocks == 1 else 4 * grid.blocks
 
 
 @lru_cache(PLANS)
 def _product(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...], o: int, slope: float) -> Plan:
-    """As `_gram`; `o` channels of the gradient."""
+    """As `_gram`; `o` is the number of channels of the gradient."""
     blocks, constants = _of_slots(t, grid, widest, size, slots)
     block_g = _block(o)
     blocks |= {"t_g": t.pixels(block_g), "t_act": t.pixels(block_g)}
@@ -114,7 +114,7 @@ def mix(
     slope: float = 1.0,
     gradient: PendingMask | None = None,
 ) -> list[Tensor]:
-    """As many images: the maps, or with a gradient it and the maps, times matrices, plus bias, through a leaky ReLU."""
+    """LR(products of the gradient or the maps with matrices + bias), see `ALFMBackend`."""
     g, activation_output, act_slope = gradient or (None, None, 1.0)
     x = maps[0] if maps else g
     assert x is not None
@@ -154,10 +154,10 @@ def _mix(
     slope: float,
     act_slope: float,
 ) -> Plan:
-    """`n` channels of an output, `channels` of a map, `of_g` of the gradient."""
+    """`n`, `channels` and `of_g` are the channels of an output, of a map and of the gradient."""
     block_k, block_g, block_n = _block(channels), _block(of_g or 1), _block(n)
     if grid.blocks > 1:
-        block_n = min(32, block_n)  # there are two sums, a window's and that of all: 64 outputs take many registers
+        block_n = min(32, block_n)  # two accumulators, one per window and one for all: 64 outputs need many registers
     blocks: dict[str, Block] = {"t_g": t.pixels(block_g), "t_act": t.pixels(block_g)}
     blocks |= {f"t_x{j}": t.pixels(block_k) for j in MAPS} | {f"t_out{j}": t.pixels(block_n) for j in MAPS}
     blocks |= {"t_wg": (1, block_g, block_n), "t_w": (1, block_k, block_n)}
@@ -222,7 +222,7 @@ def _attention(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tens
 
 
 def _folded(x: Tensor, m: Tensor, theta: Tensor, *, back: bool) -> Tensor:
-    """X (theta M + I), or with `back` X (theta M + I)^T, of [B, O, NC] or, for all images the same, [O, NC]."""
+    """X (theta M + I), or with `back` X (theta M + I)^T; X is [B, O, NC], or [O, NC] for all images."""
     out = torch.empty((m.shape[0], *x.shape[-2:]), dtype=m.dtype, device=m.device)
     launch(m, _fold, (x.shape, m.shape, back, m.dtype, matrix_precision(m)), p_x=x, p_m=m, p_theta=theta, p_out=out)
     return out
@@ -272,7 +272,7 @@ def _matrix(weight: Tensor) -> Tensor:
 
 
 def _as_rows(x: Sequence[int], r: int) -> dict[str, int]:
-    """How `fold_kernel` takes a matrix [..., O, NC], given the rows of M or E."""
+    """The sizes that `fold_kernel` takes for a matrix [..., O, NC], if M has `r` rows."""
     o, size = x[-2:]
     return {"ROWS": o * (size // r), "R": r, "C": size // r, "SIZE": size}
 
@@ -282,7 +282,7 @@ def _of_row(r: int) -> dict[str, Any]:
 
 
 def mix_weights(matrix: Tensor, maps: int, outputs: int, dtype: torch.dtype) -> Tensor:
-    """The blocks of `matrix` [B, maps * K, outputs * N] as matrices [K, N], image by image, output by output."""
+    """The blocks of `matrix` [B, maps * K, outputs * N] as [B * outputs * maps, K, N], rows a pitch apart."""
     parts = matrix.unflatten(2, (outputs, -1)).unflatten(1, (maps, -1)).permute(0, 3, 1, 2, 4).flatten(0, 2)
     s = pitch(parts.shape[2], dtype)
     strides = (parts.shape[1] * s, s, 1)
@@ -295,17 +295,17 @@ def _slots(maps: Sequence[Tensor]) -> tuple[Slot, ...]:
 
 
 def _widest(x: Tensor) -> int:
-    """Channels in a slot: the three TF32 products that make up one of float32 spill on sm_80 in blocks of 64."""
+    """Channels per slot. In blocks of 64, the three TF32 products for one in float32 spill registers on sm_80."""
     return 32 if x.dtype == torch.float32 and 65536 < configs.describe(x.device)[1] < 200_000 else WIDEST
 
 
 def _at_once(x: Tensor) -> int:
-    """Slots that one program holds: ten blocks of sums need the registers and the matrix units of sm_90."""
+    """Slots per program. Four have ten blocks of sums, which need the registers and matrix units of sm_90."""
     return 4 if x.dtype.itemsize == 2 and configs.describe(x.device)[1] >= 200_000 else 2
 
 
 def _groups(slots: tuple[Slot, ...], at_once: int) -> Iterator[tuple[Slot, ...]]:
-    """Groups in which every two slots meet at least once."""
+    """Groups of at most `at_once` slots, such that every pair of slots is in at least one group."""
     half = at_once // 2
     parts = [slots[first : first + half] for first in range(0, len(slots), half)]
     if len(parts) == 1:
@@ -315,7 +315,7 @@ def _groups(slots: tuple[Slot, ...], at_once: int) -> Iterator[tuple[Slot, ...]]
 
 
 def _filled(maps: Sequence[Tensor], slots: tuple[Slot, ...]) -> dict[str, Tensor]:
-    """The slots' images; those that stay empty have none."""
+    """The images of the slots, by the names of the kernels' arguments; unused slots are omitted."""
     return {f"t_x{i}": maps[j] for i, (j, _) in enumerate(slots)}
 
 
@@ -336,7 +336,7 @@ def blocks_of(grid: Grid) -> dict[str, Any]:
 def _of_slots(
     t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...]
 ) -> tuple[dict[str, Block], dict[str, Any]]:
-    """Blocks and constants of kernels that take maps slot by slot."""
+    """Blocks and constants of the kernels that take maps slot by slot."""
     channels = t.size[1]
     block_c = min(widest, channel_block(channels))
     constants = {
@@ -365,9 +365,9 @@ def _tiling(kernel: str, x: Tensor, grid: Grid) -> Tiling:
 
 
 def matrix_precision(x: Tensor) -> str:
-    """As `precision`, but PyTorch's setting for matrix products decides on TF32: that is what the formula has.
+    """As `precision`, but by PyTorch's setting for matrix products, which the formula uses.
 
-    Full float32 on NVIDIA is three TF32 products: blocks this large spill where they are done without matrix units.
+    Float32 products are three TF32 products on NVIDIA GPUs, since without matrix units blocks this large would spill.
     """
     if x.dtype != torch.float32:
         return "ieee"
@@ -377,13 +377,14 @@ def matrix_precision(x: Tensor) -> str:
 
 
 def _splits(grid: Grid, t: Tiling) -> int:
-    """Partial sums of a block: not a matter of the batch, so an image's result is not one either."""
+    """Number of partial sums per block. It must not depend on the batch, so that an image's bits do not either."""
     tiles_of_block = cdiv(grid.height, t.config.height) * cdiv(grid.width, t.config.width)
     return min(t.config.splits, cdiv(tiles_of_block, 8))
 
 
 def within(t: Tiling, grid: Grid) -> Tiling:
-    """With tiles of which none lies in two blocks; `unsupported_reason` leaves 16 x 16 pixels at least."""
+    """The tiling with tiles small enough that none spans two blocks; `unsupported_reason` ensures 16 x 16 is
+    possible."""
     if grid.blocks == 1:
         return t
     height, width = t.config.height, t.config.width

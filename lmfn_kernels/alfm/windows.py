@@ -1,9 +1,10 @@
-"""Attention in windows: the division of an image, and the shares of nearby windows in each pixel.
+"""Attention in windows: how an image is divided, and the weights of nearby windows at each pixel.
 
-An image is cut into blocks from its upper left corner; the last row and the last column of them may be partial. A
-window is 2 x 2 blocks, so that each block's F F^T is summed once and counts in up to four windows; along an axis with
-one block there is one window. Window i is centred at the boundary of its two blocks. A pixel interpolates bilinearly
-between the four windows around it, and uses the nearest beyond the outermost centres.
+An image is divided into blocks, starting at its upper left corner; blocks of the last row and column may be smaller. A
+window is 2 x 2 blocks, so that F F^T is summed once per block and added to up to four windows; along an axis with one
+block there is one window. Along an axis, window i is centred at the boundary between blocks i and i + 1. Results are
+interpolated bilinearly between the four windows around a pixel; beyond the outermost centres, the nearest one is used.
+A window's weight at a pixel is called its share.
 """
 
 from typing import NamedTuple
@@ -24,8 +25,8 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, side: int) -> "Grid":
-        """The blocks of `side` x `side` pixels of [B, C, H, W]; one block for `side` 0, or if one window contains the
-        image."""
+        """The blocks of `side` x `side` pixels of an image [B, C, H, W]; a single block if `side` is 0 or the image
+        fits into one window."""
         height, width = x.shape[2:]
         if side == 0 or max(height, width) <= 2 * side:
             return cls(height, width, 1, 1)
@@ -49,7 +50,7 @@ class Grid(NamedTuple):
 
 
 def window_sums(of_blocks: Tensor, grid: Grid) -> Tensor:
-    """F F^T of windows [B * windows, R, R], in row-major order, from those of the blocks [B * blocks, R, R]."""
+    """F F^T of windows [B * windows, R, R], in row-major order, from F F^T of blocks [B * blocks, R, R]."""
     if grid.blocks == 1:
         return of_blocks
     found: Tensor = of_blocks.unflatten(0, (-1, grid.rows, grid.columns))
@@ -61,7 +62,7 @@ def window_sums(of_blocks: Tensor, grid: Grid) -> Tensor:
 
 
 def window_sums_backward(of_windows: Tensor, grid: Grid) -> Tensor:
-    """The gradient of blocks from that of windows: each block counts in every window that contains it."""
+    """The gradient of F F^T of blocks from that of windows: each block sums those of the windows that contain it."""
     if grid.blocks == 1:
         return of_windows
     found: Tensor = of_windows.unflatten(0, (-1, grid.window_rows, grid.window_columns))
@@ -73,26 +74,27 @@ def window_sums_backward(of_windows: Tensor, grid: Grid) -> Tensor:
 
 
 def windows_from_quarters(quarters: Tensor, grid: Grid) -> Tensor:
-    """Sums per window [B * windows, ...] from the sums of blocks for the windows before and after them.
+    """Sums per window [B * windows, ...] from the sums over each block for the four windows that may contain it.
 
-    `quarters` [B * blocks * 4, ...]: for each block the windows up and left, up, left, and the one with its own number.
+    `quarters` [B * blocks * 4, ...]: for block (i, j), windows (i - 1, j - 1), (i - 1, j), (i, j - 1) and (i, j).
     """
     parts = quarters.unflatten(0, (-1, grid.rows, grid.columns, 2, 2))
     n, m = grid.window_rows, grid.window_columns
     parts = _joined(parts, 1, 3, n)
-    # With one column of blocks nothing is added, and the result would be a view with gaps, which no kernel takes.
+    # With one column of blocks nothing is added, and the result is a view with gaps, which the kernels do not take.
     return _joined(parts, 2, 3, m).flatten(0, 2).contiguous()
 
 
 def _joined(parts: Tensor, blocks: int, which: int, n: int) -> Tensor:
-    """Along one axis: window i is the second one of block i, and the first one of block i + 1, if there is one."""
+    """Along one axis: window i is the second of block i, and the first of block i + 1 if there is such a block."""
     before, behind = parts.unbind(which)
     own = behind.narrow(blocks, 0, n)
     return own + before.narrow(blocks, 1, n) if before.shape[blocks] > 1 else own
 
 
 def shares(first: int, size: int, side: int, window: int, count: int, like: Tensor) -> Tensor:
-    """The share of one of `count` windows along an axis in each of `size` pixels from `first`, [size], in [0, 1]."""
+    """The share of window number `window` of `count` along an axis at pixels `first` to `first + size`, [size], in
+    [0, 1]; `side` is the side of a block in pixels, `like` gives dtype and device."""
     centre = torch.arange(first, first + size, dtype=like.dtype, device=like.device) + 0.5
     nearest = (centre / side - 1).clamp(0, count - 1)
     return (1 - (nearest - window).abs()).clamp_min(0)

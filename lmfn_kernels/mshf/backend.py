@@ -1,4 +1,4 @@
-"""The functions that both backends of the encoder have, beside those of convolutions and upsampling."""
+"""The functions that both backends of the encoder implement, in addition to `conv`'s and `upsample`'s."""
 
 from functools import cache
 from typing import Protocol
@@ -13,7 +13,7 @@ from lmfn_kernels.weights import Conv
 
 class MSHFBackend(UpsampleBackend, Protocol):
     def stem(self, x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
-        """LR(down(f0)) with f0 = LR(conv0(x)); `x` of any strides."""
+        """LR(down(f0)) with f0 = LR(conv0(x)), LR the leaky ReLU; `x` may have any strides."""
 
     def stem_backward(
         self,
@@ -26,10 +26,13 @@ class MSHFBackend(UpsampleBackend, Protocol):
         of_input: bool,
         of_weights: bool,
     ) -> tuple[Tensor | None, ConvGradient | None, ConvGradient | None]:
-        """Gradients of the input, and of weight and bias of both convolutions, from that before the last activation."""
+        """Gradients of x, and of weight and bias of both convolutions, None if not requested.
+
+        `e` is the gradient before the last activation.
+        """
 
     def skip_gradient(self, e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
-        """The gradient of a 3x3 convolution's input, plus `g`, which came past the convolution."""
+        """The gradient of a 3x3 convolution's input `x`, plus the gradient `g` of the skip connection around it."""
 
 
 @cache

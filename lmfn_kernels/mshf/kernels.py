@@ -1,7 +1,8 @@
-"""The stem's kernels. Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, outputs].
+"""Kernels of the stem. Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, outputs].
 
-f0 is what the first convolution gives, at full size. A tap of the second one, of stride 2, sees every second row and
-column of it: a tile that is computed where it is needed, from the image's values under nine taps, packed to a block.
+f0 is the result of the first convolution, at full size. A tap of the second convolution, of stride 2, reads every
+second row and column of f0. That tile is computed where it is needed, as one matrix product of the image's values under
+the nine taps of the first convolution.
 """
 
 # ruff: noqa: N803  (names of constants are upper-case)
@@ -26,10 +27,10 @@ def f0_tile(
     INPUTS: tl.constexpr, PADDING: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """What tap `i_tap` of the second convolution sees for a tile of its outputs at (o_h, o_w).
+    """The tile of f0 that tap `i_tap` of the second convolution reads for a tile of outputs at (o_h, o_w).
 
-    Gives the image's values [pixels, BLOCK_K] under the first convolution's taps, f0 [pixels, C], and which of the
-    pixels are f0's: beyond them is the second convolution's padding.
+    Returns the image's values [pixels, BLOCK_K] under the first convolution's taps, f0 [pixels, C], and the mask of the
+    pixels inside f0; the others are the second convolution's padding.
     """
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
     o_y = 2 * (o_h + o_p // BLOCK_W) + i_tap // 3 - 1
@@ -74,10 +75,10 @@ def stem_backward_kernel(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of weights and biases: one tap of the second convolution and a partial sum over tiles a program.
+    """Gradients of weights and biases: per program, one tap of the second convolution and one partial sum over tiles.
 
-    f0's gradient is a sum over taps, and its mask and its product with the image are linear in it: so each tap makes
-    its own part of dw0, and f0's gradient is never written either.
+    The gradient of f0 is a sum over taps; applying the activation's mask and multiplying by the image are linear.
+    Therefore each tap computes its own part of dw0, and the gradient of f0 is never written to memory.
     """
     i_split = tl.program_id(0)
     i_tap = tl.program_id(1)

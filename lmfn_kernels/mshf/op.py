@@ -23,14 +23,14 @@ from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 from lmfn_kernels.weights import Conv
 
 WIDEST = 64  # channels that one program of the stem's kernels supports
-MOST_VALUES = 32  # of the image under nine taps, which are one block
+MOST_VALUES = 32  # input values of the first convolution per pixel, 9 per channel: they fill one block
 
 
 def stem(x: Tensor, conv0: Conv, down: Conv, slope: float = 0.1, *, padding: int = 1) -> Tensor:
     """LR(conv3x3 of stride 2 (f0)) with f0 = LR(conv3x3(x)), LR the leaky ReLU: the encoder's first two convolutions.
 
-    `x` [B, K, H, W], `conv0` K to C with `padding` 1 or 0, `down` C to N with padding 1; returns [B, N, h, w] with
-    h = (H + 2 padding - 1) // 2. f0, a map of full size, is not saved for backward, and the kernels write it only if
+    `x` [B, K, H, W], `conv0` K to C with `padding` 1 or 0, `down` C to N with padding 1; returns [B, N, h, w] with h =
+    (H + 2 padding - 1) // 2. The full-size map f0 is not saved for backward, and the kernels write it to memory only if
     the gradient of `x` is requested.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
@@ -51,11 +51,11 @@ def stem(x: Tensor, conv0: Conv, down: Conv, slope: float = 0.1, *, padding: int
 def residual_block(x: Tensor, conv1: Conv, conv2: Conv, *, upsample: bool = False, save_middle: bool = True) -> Tensor:
     """x + conv3x3(relu(conv3x3(x))), as one autograd function.
 
-    `x` [B, C, H, W], `conv1` C to M, `conv2` M to C; returns [B, C, H, W]. With `upsample`, the block of x at twice its
-    size (bilinear, align_corners False), [B, C, 2H, 2W]. Saved for backward, in addition to `x` and the weights: the
-    map between the convolutions, or with `save_middle=False` nothing; it is then recomputed, as the upsampled x always
-    is.
-    Errors as in `stem`.
+    `x` [B, C, H, W], `conv1` C to M, `conv2` M to C; returns [B, C, H, W]. With `upsample`, x is first upsampled to
+    twice its size (bilinear, align_corners False), and the result is [B, C, 2H, 2W].
+
+    Saved for backward, in addition to `x` and the weights: the map between the convolutions, or nothing with
+    `save_middle=False`. Backward recomputes what is not saved, and always the upsampled x. Errors as in `stem`.
     """
     checks.image("x", x)
     c, middle = x.shape[1], outputs_of(conv1)
@@ -161,7 +161,7 @@ STEM = Op(
     implementation,
     _stem_forward,
     _stem_backward,
-    saves_outputs=lambda _options: True,  # for their signs
+    saves_outputs=lambda _options: True,  # backward needs the output's signs
 )
 RESIDUAL_BLOCK = Op(
     "residual_block",

@@ -1,6 +1,6 @@
-"""MSHF on Triton kernels; same functions as `torch_backend.py`, on images that `as_kernel_image` returned.
+"""MSHF by Triton kernels; the same functions as `torch_backend.py`, on images from `as_kernel_image`.
 
-The stem's image is the exception: it is read by pointers, in any layout.
+The stem's input is an exception: it is read by pointers, in any layout.
 """
 
 from collections.abc import Sequence
@@ -73,13 +73,13 @@ def stem(x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float) -> Tens
 
 
 def _of_nine(weight: Tensor) -> Tensor:
-    """The first convolution's as one matrix [1, 9 inputs, outputs]."""
+    """The first convolution's weight as one matrix [1, 9 inputs, outputs]."""
     return weight_as_taps(weight).flatten(0, 1)[None]
 
 
 @lru_cache(PLANS)
 def _stem(t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, padding: int, slope: float) -> Plan:
-    """`t` is of the result, size and strides are the image's, and `channels` those of the map between."""
+    """`t` is the tiling of the result; `image` and `strides` are those of x, `channels` the number of f0's."""
     blocks, constants = _of_stem(t, image, strides, channels, padding, slope)
     return Plan(kernels.stem_kernel, (t.tiles,), t.config.warps, blocks, **constants)
 
@@ -88,7 +88,7 @@ def _stem(t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int
 def _stem_backward(
     t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, padding: int, slope: float
 ) -> Plan:
-    """As `_stem`, a program for each of the nine taps."""
+    """As `_stem`, with one program per tap of the second convolution and partial sum."""
     blocks, constants = _of_stem(t, image, strides, channels, padding, slope)
     of_sums = {"B": t.size[0], "SPLITS": t.splits}
     return Plan(kernels.stem_backward_kernel, (t.splits, 9), t.config.warps, blocks, **of_sums, **constants)
@@ -97,7 +97,7 @@ def _stem_backward(
 def _of_stem(
     t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, padding: int, slope: float
 ) -> tuple[dict[str, Block], dict[str, Any]]:
-    """Blocks and constants that the stem's kernels have in common."""
+    """Blocks and constants that both kernels of the stem take."""
     _, inputs, height, width = image
     n = t.size[1]
     block_k, block_c, block_n = channel_block(9 * inputs), channel_block(channels), channel_block(n)
@@ -158,7 +158,7 @@ def stem_backward(
 
 
 def _by_tap(partials: Tensor, weight: Tensor) -> PartialSums:
-    """Of a 3x3 weight's gradient, lying tap by tap."""
+    """Partial sums, stored tap by tap, of the gradient of a 3x3 weight."""
     n, k = weight.shape[:2]
     return PartialSums(partials.view(-1, 3, 3, k, n).permute(0, 4, 3, 1, 2))
 

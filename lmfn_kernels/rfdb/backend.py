@@ -1,4 +1,7 @@
-"""The functions that both backends of the RFDB have, beside those of convolutions and upsampling."""
+"""The functions that both backends of the RFDB implement, in addition to `conv`'s and `upsample`'s.
+
+LR is the leaky ReLU; names and shapes as in `op.py`.
+"""
 
 from collections.abc import Sequence
 from functools import cache
@@ -25,10 +28,10 @@ class RFDBBackend(UpsampleBackend, Protocol):
         slope: float,
         save: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """y = conv1x1 of d1 to d4, a = conv1x1(y), and d4 = LR(conv3x3(x)), if `save`."""
+        """y = conv1x1(d1, ..., d4), a = conv1x1(y), and d4 = LR(conv3x3(x)), or None unless `save`; `d` is d1 to d3."""
 
     def fused(self, d: Sequence[Tensor], fuse: Conv) -> Tensor:
-        """y, from d4 as well."""
+        """y = conv1x1(d1, ..., d4); `d` is all four maps."""
 
     def fuse_backward(
         self,
@@ -41,21 +44,24 @@ class RFDBBackend(UpsampleBackend, Protocol):
         slope: float,
         d_slope: float,
     ) -> tuple[Sequence[Tensor], ConvGradient, ConvGradient]:
-        """Gradients before the activations of d1..d4 (of d1..d3 with `d_slope`), and of both weights and biases."""
+        """Gradients of the inputs of the activations of d1 to d4, then of weight and bias of both convolutions.
+
+        `gy` and `ga` are the gradients of y and a; `slope` is that of d4's activation, `d_slope` that of the others'.
+        """
 
     def gate(self, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool) -> Tensor:
-        """y sigmoid(expand(up(v) + skip(a))), up on the fixed grid or to y's size."""
+        """y sigmoid(expand(up(v) + skip(a))), where up upsamples to the size of y, stretched or on the fixed grid."""
 
     def gate_backward(
         self, g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
     ) -> tuple[Tensor, Tensor, Tensor, ConvGradient, ConvGradient]:
-        """Gradients of y, of a, of up(v), and of weight and bias of both convolutions."""
+        """Gradients of y, a and up(v), then of weight and bias of both convolutions."""
 
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Maximum over 7x7 at stride 3, and which one it was, in a form of the backend's own."""
+        """Maximum over 7x7 at stride 3, and its index, in the backend's own format."""
 
     def pool_backward(self, g: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
-        """The gradient of what was pooled, of that height and width."""
+        """The gradient of `pool`'s input, of the height and width `size`."""
 
 
 @cache

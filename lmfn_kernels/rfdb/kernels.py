@@ -1,4 +1,4 @@
-"""The RFDB's kernels. Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, outputs]."""
+"""Kernels of the RFDB. Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, outputs]."""
 
 # ruff: noqa: N803  (names of constants are upper-case)
 
@@ -28,10 +28,10 @@ def fuse_kernel(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """d4 = leaky(conv3x3(x)), y = conv1x1 of the four, a = conv1x1(y). d4 is written only if `t_d4` is given.
+    """d4 = leaky(conv3x3(x)), y = conv1x1(d1, ..., d4), a = conv1x1(y). d4 is written only if `t_d4` is given.
 
     y and d4 are rounded to the images' dtype before use, so that backward, which reads them, sees the same values.
-    Without `t_x`, d4 is read from `p_d4`, and without `t_a`, a is omitted: this is how backward recomputes y.
+    Without `t_x`, d4 is read from `p_d4`; without `t_a`, a is not computed. Backward recomputes y without both.
     """
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     if t_x is not None:
@@ -74,10 +74,11 @@ def fuse_backward_kernel(
     FIRST: tl.constexpr, SLOPE1: tl.constexpr, SLOPE2: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """For maps FIRST and FIRST + 1 of the four: from the gradients of y and a to z, those before the maps' activations.
+    """Backward of `fuse_kernel` for maps FIRST and FIRST + 1 of d1 to d4.
 
-    Partial sums for the maps' part of the weight, and with FIRST = 0 for the bias. Four maps at once would not fit into
-    the registers, nor would the weights, which are loaded again for every tile.
+    From the gradients of y and a, computes z, the gradients of the inputs of the maps' activations, and partial sums of
+    the gradient of the maps' part of the weight, and with FIRST = 0 of the bias. Four maps at once would not fit into
+    the registers, nor would the weights, which are therefore loaded again for every tile.
     """
     i_split = tl.program_id(0)
     b_f1 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
@@ -144,7 +145,7 @@ def gate_backward_kernel(
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of y, of a through `skip`, and of the upsampled v (`t_dt`); partial sums for both 1x1s.
+    """Gradients of y, of a (through `skip`), and of the upsampled v (`t_dt`); partial sums for both convolutions.
 
     Outside the image g reads as 0, and every term contains that factor.
     """

@@ -46,9 +46,9 @@ def distill_stage(x: Tensor, distil: Conv, refine: Conv, slope: float = 0.05) ->
 def distill_fuse(
     x: Tensor, d: tuple[Tensor, Tensor, Tensor], last: Conv, fuse: Conv, squeeze: Conv, slope: float = 0.05
 ) -> tuple[Tensor, Tensor]:
-    """The end of an RFDB: d4 = LR(conv3x3(x)), y = conv1x1 of (d1, d2, d3, d4), and ESA's first a = conv1x1(y).
+    """The end of an RFDB: d4 = LR(conv3x3(x)), y = conv1x1(d1, d2, d3, d4), and ESA's first map a = conv1x1(y).
 
-    `x` [B, C, H, W], `d` three maps [B, d, H, W], `last` C to d (3x3), `fuse` 4d to C', `squeeze` C' to f; returns y
+    `x` [B, C, H, W], `d` three maps [B, d, H, W], `last` C to d, `fuse` 4d to C', `squeeze` C' to f; returns y
     [B, C', H, W] and a [B, f, H, W]. Of the intermediate maps only d4 is saved for backward. Errors as in `conv3x3`.
     """
     checks.image("x", x)
@@ -71,9 +71,9 @@ def distill_fuse(
 def esa_gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, *, fixed_grid: bool = False) -> Tensor:
     """The end of ESA: y sigmoid(expand(up(v) + skip(a))), up the bilinear (align_corners False) to y's size.
 
-    `y` [B, C, H, W], `a` [B, f, H, W], `v` [B, f, h, w], `skip` f to f (1x1), `expand` f to C (1x1); returns
-    [B, C, H, W]. With `fixed_grid`, a pixel of v becomes 6x6 pixels of y from the upper left corner, for any sizes: the
-    last ones are repeated, or the excess is cut off. Errors as in `conv3x3`.
+    `y` [B, C, H, W], `a` [B, f, H, W], `v` [B, f, h, w], `skip` f to f (1x1), `expand` f to C (1x1); returns [B, C, H,
+    W]. With `fixed_grid`, each pixel of v becomes 6x6 pixels, starting at the upper left corner, for any sizes; the
+    result is then cropped to y's size, or its last row and column are repeated. Errors as in `conv3x3`.
     """
     checks.image("y", y)
     f = a.shape[1] if isinstance(a, Tensor) and a.ndim == 4 else None
@@ -285,7 +285,7 @@ def _rfdb_backward(
     wanted: Wanted,
 ) -> Gradients:
     (slope, fixed_grid), found = options, Gradients()
-    # Already in their layout, unless something between the passes, such as a compiler, changed it.
+    # They have the kernels' layout already, unless something between the passes, such as a compiler, changed it.
     x1, x2, x3, d4, a, index, pooled, low1, low2, v = map(f.as_kernel_image, saved)
     x = f.as_kernel_image(t.x), x1, x2, x3
     d1, d2, d3 = (f.conv(x_j, *distil, slope=slope) for x_j, distil in zip(x[:3], t.distil, strict=True))
@@ -340,7 +340,7 @@ DISTILL_STAGE = Op(
     _distill_stage_forward,
     _distill_stage_backward,
     outputs=("y", "d"),
-    saves_outputs=lambda options: options.slope != 1,  # backward needs their signs
+    saves_outputs=lambda options: options.slope != 1,  # backward needs the outputs' signs
 )
 DISTILL_FUSE = Op(
     "distill_fuse",

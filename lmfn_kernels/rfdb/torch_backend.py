@@ -1,6 +1,7 @@
 """RFDB in PyTorch, for CPUs, MPS and sizes without a kernel; the same functions as `triton_backend.py`.
 
-Images are `[B, C, H, W]` in channels-last memory. `slope` is that of an activation's negative side: 1 none, 0 ReLU.
+Images are `[B, C, H, W]` in channels-last memory. `slope` is the slope of an activation for negative values: 1 is no
+activation, 0 is ReLU.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""RFDB on Triton kernels; same functions as `torch_backend.py`, on images that `as_kernel_image` returned."""
+"""RFDB by Triton kernels; the same functions as `torch_backend.py`, on images from `as_kernel_image`."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -110,9 +110,10 @@ def _fuse(
     after: tuple[Tensor, Tensor, Tensor] | None,
     slope: float,
 ) -> Tensor:
-    """y of four `maps`, or of three and d4, which is made, and written if it is given.
+    """y from four `maps`, or from three and d4 = LR(conv3x3(x)), which is written to `d4` unless that is None.
 
-    `first`: x and the convolution that makes d4; `after`: a and the convolution that makes it.
+    `first` is x, and weight and bias of the convolution for d4. `after` is a, which is written, and weight and bias of
+    the convolution for it.
     """
     x, last, last_bias = first or (None, None, None)
     a, squeeze, squeeze_bias = after or (None, None, None)
@@ -140,7 +141,7 @@ def _fuse(
 
 @lru_cache(PLANS)
 def _fuse_plan(t: Tiling, k: int, c: int, f: int, slope: float) -> Plan:
-    """Channels of x, of y and of a; `t` is of the distilled maps."""
+    """`t` is the tiling of the distilled maps; `k`, `c` and `f` are the channels of x, y and a."""
     d = t.size[1]
     block_k, block_c, block_d, block_f = channel_block(k), channel_block(c), channel_block(d), channel_block(f)
     return Plan(
@@ -182,7 +183,7 @@ def fuse_backward(
     ch, n, t = y.shape[1], d[0].shape[1], tiling("fuse_backward", y)
     z = [empty_image(d_j, *d_j.shape) for d_j in d]
     dfuse, dfuse_bias = partial_sums(y, t.splits, (ch, 4 * n)), partial_sums(y, t.splits, (ch,))
-    # Transposed beforehand: this kernel, with `tl.trans` of its weights, is what ptxas 12.8 miscompiles on sm_90.
+    # Transposed beforehand, since ptxas 12.8 miscompiles this kernel on sm_90 if it uses `tl.trans` on its weights.
     transposed = lay_out([w.transpose(0, 1) for w in (squeeze, *weight.chunk(4, dim=1))], y.dtype)
     squeeze_taps, *parts = map(weight_as_taps, transposed)
     for i in (0, 2):
@@ -207,7 +208,7 @@ def fuse_backward(
 
 @lru_cache(PLANS)
 def _fuse_backward(t: Tiling, d: int, f: int, first: int, slope1: float, slope2: float) -> Plan:
-    """`t` is of y."""
+    """`t` is the tiling of y; `d` and `f` are the channels of a distilled map and of a."""
     b, c = t.size[:2]
     block_c, block_d, block_f = channel_block(c), channel_block(d), channel_block(f)
     return Plan(
@@ -236,7 +237,7 @@ def _fuse_backward(t: Tiling, d: int, f: int, first: int, slope1: float, slope2:
 
 
 def _of_1x1(partials: Tensor) -> PartialSums:
-    """Of the gradient of a weight [N, K, 1, 1]."""
+    """Partial sums [splits, N, K] of the gradient of a weight [N, K, 1, 1]."""
     return PartialSums(partials[..., None, None])
 
 
@@ -286,7 +287,7 @@ def _weights(skip: Conv, expand: Conv) -> dict[str, Tensor]:
 
 @lru_cache(PLANS)
 def _gate(t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, strides: Sequence[int]) -> Plan:
-    """`t` is of y; `f` the channels of a and v, of which `low` is the size and `strides` those of it."""
+    """`t` is the tiling of y; `f` is the channels of a and v, `low` and `strides` are v's size and strides."""
     blocks, constants = _of_gate(t, f, low, fixed_grid, strides)
     return Plan(kernels.gate_kernel, (t.tiles,), t.config.warps, blocks, **constants)
 
@@ -301,7 +302,7 @@ def _gate_backward(t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, stri
 def _of_gate(
     t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, strides: Sequence[int]
 ) -> tuple[dict[str, Block], dict[str, Any]]:
-    """Blocks and constants that the gate's kernels have in common."""
+    """Blocks and constants that both kernels of the gate take."""
     c = t.size[1]
     block_c, block_f = channel_block(c), channel_block(f)
     blocks: dict[str, Block] = {name: t.pixels(block_c) for name in ("t_g", "t_y", "t_out", "t_dy")}
@@ -322,7 +323,7 @@ def pool(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @lru_cache(PLANS)
 def _pool(c: Config, low: Sequence[int], of_x: Sequence[int], of_out: Sequence[int], of_index: Sequence[int]) -> Plan:
-    """The result's size, and the strides of all."""
+    """`low` is the shape of the result; then the strides of the input, the result and the index."""
     b, f, h, w = low
     return Plan(
         kernels.pool_kernel,
@@ -351,7 +352,7 @@ def pool_backward(g: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
 def _pool_backward(
     t: Tiling, low: Sequence[int], of_g: Sequence[int], of_index: Sequence[int], of_dx: Sequence[int]
 ) -> Plan:
-    """`t` is of the larger map, `low` the size of the smaller; and the strides of all."""
+    """`t` is the tiling of the pooled map, `low` the result's height and width; then the strides of all three."""
     b, f, h, w = t.size
     return Plan(
         kernels.pool_backward_kernel,

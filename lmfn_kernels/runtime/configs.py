@@ -1,4 +1,4 @@
-"""Launch configs of kernels and backends of ops: a heuristic, overridden by a table per device.
+"""Launch configs of kernels, and choice of backends of ops: a heuristic, overridden by a table per device.
 
 A table is `configs/<device>.json` in this package, written by tuning; `<device>` is the name from `describe`, in lower
 case with dashes for spaces. It is one object with two optional members:
@@ -33,8 +33,8 @@ TABLE_BACKENDS = ("triton", "torch")
 
 
 class Config(NamedTuple):
-    """Rows and columns of a tile of pixels, warps, pipeline stages, and the number of partial sums of a sum over
-    pixels."""
+    """Rows and columns of a tile of pixels, warps, pipeline stages, and the largest number of partial sums of a sum
+    over pixels."""
 
     height: int = 8
     width: int = 16
@@ -74,7 +74,7 @@ def torch_is_faster(op: str, x: Tensor) -> bool:
 
 @constant_when_compiled
 def _faster_in_torch(op: str, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
-    """`bits` of the table's entries."""
+    """The `bits` of the table's entries that select PyTorch for the op in that dtype."""
     backend = tuned(describe(device)[0]).backend
     if not backend:
         return ()
@@ -88,7 +88,7 @@ def _short(dtype: torch.dtype) -> str:
 
 @cache
 def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
-    """The config without a measurement, given the shared memory of a multiprocessor in bytes.
+    """The config if nothing was measured; `shared` is the shared memory of a multiprocessor in bytes.
 
     `python -m bench resources` compiles each of them and reports spills and excessive shared memory.
     """
@@ -100,7 +100,7 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
         # Triton 3.6 cannot pipeline `product` for sm_100.
         stages = 3 if big and dtype.itemsize == 2 and kernel == "gram" else 1
         side = 8 if big else 4
-        # 128 splits: with 32, a frame's one image kept 32 of an H100's 132 multiprocessors at work.
+        # 128 splits by default: with 32, a single frame would occupy only 32 of an H100's 132 multiprocessors.
         return Config(height=side, width=side, warps=8, stages=stages)
     if kernel == "mix" and dtype.itemsize == 4:
         return Config(height=8 if big else 2, width=8, warps=8, stages=1)
@@ -109,7 +109,7 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
         large = 8 if dtype.itemsize == 2 else 4
         return Config(height=large if big else small, width=8, warps=warps, stages=1, splits=512)
     if kernel in ("gate_backward", "fuse_backward", "stem_backward", "weight_gradient"):
-        # Without TMA, the address of every element occupies a register: small tiles.
+        # Small tiles: without TMA, the address of every element occupies a register.
         pipelined = big and dtype.itemsize == 2 and kernel not in ("fuse_backward", "stem_backward")
         if kernel == "fuse_backward":
             warps = 4 if big else 8
@@ -136,7 +136,7 @@ def describe(device: torch.device) -> tuple[str, int]:
 
 
 class Table(NamedTuple):
-    """The result of tuning for a device, with the keys of the file."""
+    """The result of tuning for a device; the fields are the members of the file's object."""
 
     launch: dict[str, Config]
     backend: dict[str, str]
@@ -158,7 +158,7 @@ def tuned(device: str) -> Table:
         launch = {key: _launch(key, fields) for key, fields in found.get("launch", {}).items()}
         backend = {key: _backend(key, name) for key, name in found.get("backend", {}).items()}
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}; correct it, or remove the file to go without") from error
+        raise ValueError(f"{path}: {error}; correct it, or remove the file to use the heuristic") from error
     return Table(launch, backend)
 
 
@@ -182,4 +182,4 @@ def _backend(key: str, name: str) -> str:
 def _check_key(key: str) -> None:
     parts = key.split("/")
     if len(parts) != 3 or not parts[2].isdecimal():
-        raise ValueError(f"an entry is called {key!r}; expected is name/dtype/bits")
+        raise ValueError(f"an entry is named {key!r}; expected is name/dtype/bits")

@@ -37,7 +37,7 @@ def test_an_op_of_ones_own() -> None:
     names: dict[str, Any] = {}
     exec(text.partition("```python\n")[2].partition("```")[0], names)
     op, formula, x, weight = (names[name] for name in ("op", "formula", "x", "weight"))
-    with pytest.raises(AssertionError, match=r"gradient of input 1 .4, 5, 3, 3.: RMS error .* where roundings make"):
+    with pytest.raises(AssertionError, match=r"gradient of input 1 .4, 5, 3, 3.: RMS error .* where rounding causes"):
         assert_correct(lambda x, w: op(x, w + 0.05 * (w - w.detach())), [x, weight], formula=formula)
     with pytest.raises(AssertionError, match=r"result 0: shape .2, 4, 9, 7., expected .2, 4, 9, 8."):
         assert_correct(lambda x, w: op(x, w)[..., 1:], [x, weight], formula=formula)
@@ -110,7 +110,7 @@ def test_the_bound_finds_a_defect(
     """In every dtype, and in the block as in an op by itself."""
     inputs = OPS[name].inputs(Size(2, 1, 10, 17, 21), dtype)
     monkeypatch.setattr(torch_backend, piece, defect(getattr(torch_backend, piece)))
-    with lmfn_kernels.backend("torch"), pytest.raises(AssertionError, match="where roundings make"):
+    with lmfn_kernels.backend("torch"), pytest.raises(AssertionError, match="where rounding causes"):
         assert_correct(OPS[name].function, inputs)
 
 
