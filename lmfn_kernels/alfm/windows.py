@@ -4,7 +4,7 @@ An image is divided into blocks, starting at its upper left corner; blocks of th
 window is 2 x 2 blocks, so that F F^T is summed once per block and added to up to four windows; along an axis with one
 block there is one window. Along an axis, window i is centred at the boundary between blocks i and i + 1. Results are
 interpolated bilinearly between the four windows around a pixel; beyond the outermost centres, the nearest one is used.
-A window's weight at a pixel is called its share.
+The weight of a window at a pixel is its share.
 """
 
 from typing import NamedTuple
