@@ -1,8 +1,8 @@
 """Compile kernels into Triton's cache before they are needed: `python -m bench ahead`.
 
-The calls of the tests and benchmarks are made at their sizes, on CPU tensors, with a compiler in place of the launch,
-in one process per core; none needs the GPU. What is needed first is compiled first. If a kernel crashes its compiler,
-the kernel is reported and another process continues.
+Makes the calls of the tests and benchmarks at their sizes, on CPU tensors, with a compiler in place of the launch, in
+one process per core and without using the GPU. Kernels that are needed first are compiled first. If a kernel crashes
+the compiler, it is reported and another process continues.
 """
 
 import argparse
@@ -122,8 +122,10 @@ def specialisation(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
 
 @contextmanager
 def in_place_of_launches(gpu: str, call: Callable[[Any, Any, dict[str, Any]], None]) -> Iterator[None]:
-    """Let ops take CPU tensors; `call` receives the kernel, grid and arguments of every launch they would make on the
-    GPU."""
+    """Let ops take CPU tensors; `call` receives kernel, grid and arguments of every launch that they would make.
+
+    `gpu` is NAME:ARCH:SHARED, as in `add_arguments`.
+    """
     name, arch, shared = gpu.rsplit(":", 2)
 
     def unfilled(shape: Any, dtype: Any = torch.float64, device: str = "cpu", scale: float = 1.0) -> Any:  # noqa: ARG001

@@ -1,4 +1,4 @@
-"""The measured device: its clock, its memory, its ceilings, and its description."""
+"""The device that is measured: timing, memory, ceilings, and its description in rows."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ LONGEST_SLEEP = 400_000_000
 
 @dataclass(frozen=True)
 class Call:
-    """`timed` is timed, on the result of `before(turn)`, which is not."""
+    """A call: `timed` is timed; it takes the result of `before(turn)`, which is not timed."""
 
     before: Callable[[int], Any]
     timed: Callable[[Any], Any]
@@ -37,11 +37,12 @@ class Call:
 
 
 Times = dict[str, list[float]]
-"""Milliseconds of all calls, sorted."""
+"""Sorted milliseconds of the calls of each provider."""
 
 
 class Cpu:
-    """Wall clock, and the bytes of PyTorch's allocator (memory that a library allocates by itself is not counted)."""
+    """Measures by wall clock, and the memory of PyTorch's allocator; what a library allocates by itself is not
+    counted."""
 
     kind = torch_device = "cpu"
     l2: tuple[str, ...] = ("host",)
@@ -86,10 +87,11 @@ class Cpu:
 
 
 class Gpu:
-    """CUDA events. Before each timed call the GPU sleeps until the CPU has queued all of it, so gaps are not timed.
+    """Measures by CUDA events. Before each timed call the GPU sleeps until the CPU has queued the whole call, so that
+    gaps between launches are not timed.
 
-    `cold`: every call uses another copy of its inputs, which together exceed twice the L2; `warm`: the same call ran
-    immediately before. `cuda` is `torch.cuda`, or its replacement in a test.
+    `cold`: calls cycle through copies of their inputs, which together are larger than twice the L2; `warm`: the same
+    call ran immediately before. `cuda` is `torch.cuda`, or its replacement in a test.
     """
 
     kind = "cuda"
@@ -182,7 +184,7 @@ Device = Cpu | Gpu
 
 
 def wall(on: Device, calls: Mapping[str, Call], rounds: int) -> Times:
-    """Time the calls in turns by wall clock, synchronised, after one warm-up round."""
+    """Time the calls in round-robin order by wall clock, with synchronisation, after one warm-up round."""
     times: Times = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
@@ -196,12 +198,12 @@ def wall(on: Device, calls: Mapping[str, Call], rounds: int) -> Times:
 
 
 def device(name: str) -> Device:
-    """`cpu`, `cuda`, or `auto`: `cuda` if available, else `cpu`."""
+    """The device `cpu` or `cuda`; `auto` is `cuda` if available, otherwise `cpu`."""
     return Gpu() if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else Cpu()
 
 
 def folder_name(name: str) -> str:
-    """The folder name for a device."""
+    """The name of the folder for results of a device."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -211,7 +213,7 @@ def _ceilings(on: Device, dtype: torch.dtype, numbers: int, side: int, rounds: i
 
     a, m = rand(numbers), rand(side, side)
     b = torch.empty_like(a)
-    # The matrix product is not always the fastest: on AMD CPUs MKL's reaches half the rate of oneDNN's convolution.
+    # A matrix product is not always the fastest: on AMD CPUs, MKL's reaches half the rate of oneDNN's convolution.
     x, w = rand(1, 256, side // 16, 128), rand(256, 256, 3, 3)
     x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
     calls = {
@@ -227,9 +229,9 @@ def _ceilings(on: Device, dtype: torch.dtype, numbers: int, side: int, rounds: i
 
 def _machine(on: Device, dtype: torch.dtype, threads: int, driver: str, cuda: str, cudnn: str) -> Machine:
     copy, matrix = on.ceilings(dtype)
-    # Outside a checkout, whoever copied the tree can name the commit.
+    # Outside a checkout, the environment variable COMMIT names the commit.
     commit = _output("git", "rev-parse", "HEAD")
-    # Rows written by the same run do not change what is measured.
+    # Rows that this run writes do not count as changes.
     dirty = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ":!bench/results") != ""
     if commit == "unknown":
         commit, dirty = os.environ.get("COMMIT", "unknown"), "COMMIT" not in os.environ

@@ -1,8 +1,8 @@
 """Run the GPU tests in several processes, the most informative first: `python -m bench tests`.
 
-After a CUDA error, which makes every later call of the process fail, after a crash, and if a test hangs, another
-process continues with the remaining tests. pytest-xdist, which a machine that only measures may lack, would let a
-worker with a dead CUDA context fail all its other tests, and cannot recover one that is stuck in a kernel.
+If a process crashes, a test hangs, or a CUDA error makes all later calls of the process fail, another process
+continues with the remaining tests. pytest-xdist, which may not be installed on a machine that only measures, would let
+a worker with a dead CUDA context fail all its other tests, and cannot replace one that is stuck in a kernel.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """1 if a test failed or none ran."""
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # what is installed makes no difference
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # so that installed plugins make no difference
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-qq", "--tb=short", "--no-summary"]
     command += ["-p", "no:cacheprovider", "-p", "bench.pytest_share", *options.paths]
     found = run_shares(command, options.processes)

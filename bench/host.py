@@ -1,9 +1,9 @@
 """Launches of every op, of a frame and of a training step, and the host time they take.
 
-Counts this package's kernels and PyTorch's, in eager calls, without a graph. Without a GPU, the time is that of
-everything above the driver (`bench/stand_in.py`), with CPU tensors so small that PyTorch's own kernels take almost
-none; with one (`--device cuda`), the time until a call has been queued completely. It is the minimum over many calls,
-without a GPU in processor time, so that other work on the host is not counted.
+Counts this package's kernels and PyTorch's, in eager calls, without a CUDA graph. With a GPU (`--device cuda`), the
+time is that until a call has been queued completely. Without one, it is the processor time of everything above the
+driver (`bench/stand_in.py`), with CPU tensors so small that PyTorch's own kernels take almost no time. Times are minima
+over many calls.
 """
 
 import argparse
@@ -31,22 +31,23 @@ from lmfn_kernels.runtime.torch_private import TorchDispatchMode, tree_iter
 from lmfn_kernels.testing import is_image
 
 SIZE = (1, 32, 32)
-"""Images, height and width of an op's call: the smallest that all ops take, since every size needs as many launches."""
+"""Images, height and width of the ops' calls: small, since the number of launches does not depend on the size."""
 FRAME = Shape(1, 4, 50, 64, 64)
 STEP = Shape(2, 4, 50, 64, 64)
 SECONDS, CALLS = 1.0, 3
 """Duration and minimum number of the repetitions of a call."""
 
 NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_", "_unsafe_view"}
-"""Ops that are not views and launch nothing."""
+"""Operations that are not views and launch nothing."""
 PAIRS = {"mse_loss", "mse_loss_backward", "linalg_vector_norm"}
-"""Ops that launch two kernels."""
+"""Operations that launch two kernels."""
 TENSORS = (110, 64, 48, 36, 30)
-"""Tensors per launch of PyTorch's multi-tensor kernels, for one, two, ... lists (MultiTensorApply.cuh)."""
+"""Tensors per launch of PyTorch's multi-tensor kernels that take one, two, ... lists (MultiTensorApply.cuh)."""
 
 
 class Launches(TorchDispatchMode):
-    """Counts what is launched within the context: `ours`, and `others`, PyTorch's on a GPU, by name."""
+    """Counts launches within the context: `ours`, and by name those that PyTorch's operations make on a GPU,
+    `others`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -99,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     on = device(options.device)
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # no kernel ran, so memory is uninitialised
+    torch.set_flush_denormal(True)  # the stand-in leaves memory uninitialised, and denormal values are slow
     torch.manual_seed(0)
     with here(on.kind), lmfn_kernels.backend("triton"):
         print(f"{'':18} {'':5} {'ours':>5} {'torch':>5} {'us':>8}   on {on.name}")
@@ -121,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def here(kind: str) -> Iterator[None]:
-    """Launch kernels: on a GPU as usual, otherwise on its stand-in, with CPU tensors."""
+    """Let kernels be launched: on a GPU as usual, otherwise on the stand-in for one, with CPU tensors."""
     if kind == "cuda":
         yield
         return
@@ -147,7 +148,7 @@ def count(called: Callable[[], Any]) -> Launches:
 
 
 def least_time(called: Callable[[], Any], on: Device, seconds: float) -> float:
-    """Seconds of the fastest call. On a GPU the queue is emptied before each, so that no call waits for space in it."""
+    """Seconds of the fastest call. Each starts with an empty GPU queue, so that none waits for space in it."""
     clock = time.perf_counter if on.kind == "cuda" else time.process_time
     least, end, times = float("inf"), time.perf_counter() + seconds, 0
     while times < CALLS or time.perf_counter() < end:
@@ -160,8 +161,8 @@ def least_time(called: Callable[[], Any], on: Device, seconds: float) -> float:
 
 
 def calls(names: Sequence[str], on: str) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """Each op in bfloat16: without gradients on weights in the kernels' layout; forward and backward on plain
-    weights."""
+    """Calls of each op in bfloat16: without gradients, with weights in the kernels' layout; then forward and backward,
+    with ordinary weights."""
     for name in names:
         op = (OPS | PARTS)[name]
         shape = op.shape(*SIZE)
@@ -173,7 +174,7 @@ def calls(names: Sequence[str], on: str) -> Iterator[tuple[str, str, Callable[[]
 
 
 def wholes(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """A frame, as `for_inference` computes it without a graph, and a training step."""
+    """A frame, as `for_inference` computes it without a CUDA graph, and a training step."""
     model = network(FRAME, device=on)
     x = image(FRAME, torch.float32, on)
     frame = plain(network(FRAME, device=on).requires_grad_(False), x.device, torch.bfloat16)
@@ -183,7 +184,7 @@ def wholes(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def parts(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The parts of a launch, and calls that show the speed of the host."""
+    """Parts of a launch, and calls that indicate the speed of the host."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     from lmfn_kernels.runtime import launch
@@ -193,7 +194,7 @@ def parts(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     pixels = x.permute(0, 2, 3, 1)
     shape, strides, tile = list(pixels.shape), list(pixels.stride()), [1, 8, 16, 64]
     vector, utils = torch.zeros(64, device=on), driver.active.utils
-    # its name before Triton 3.7 is the second
+    # Triton before 3.7 has the second name.
     encode = getattr(utils, "fill_tma_descriptor_tiled", None) or utils.fill_tma_descriptor
 
     def guard() -> None:

@@ -1,4 +1,4 @@
-"""From calls to rows: each is checked against the float64 reference, then timed in turns with the others."""
+"""From calls to rows: each call is checked against the float64 reference, then timed interleaved with the others."""
 
 import sys
 import time
@@ -31,7 +31,7 @@ class Session:
     turns: bool = False
     """Whether to wait for permission before timing anything."""
     wrong: int = 0
-    """The number of wrong results and of failures of our own calls."""
+    """The number of wrong results and of failures of this package's own calls."""
     rows: list[Row] = field(default_factory=list)
     """The rows made so far."""
     _machines: dict[torch.dtype, Machine] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Session:
 
     @contextmanager
     def counting_failures(self, subject: "Measurement", provider: str) -> Iterator[None]:
-        """Count wrong results and failures of our own code within the context; skip failures of other providers."""
+        """Count wrong results and failures of this package's code within the context; ignore failures of others."""
         what = f"{subject}, {provider}"
         try:
             yield
@@ -131,7 +131,7 @@ def add_rows(
     l2: str,
     clock: Callable[[dict[str, Call], int], Times],
 ) -> None:
-    """Time all of them in turns and add a row for each."""
+    """Time all candidates, interleaved, and add a row for each."""
     before = session.on.clocks()
     times = clock({name: candidate.call for name, candidate in candidates.items()}, session.rounds)
     after = session.on.clocks()
@@ -169,7 +169,7 @@ def add_rows(
         print(
             f"{subject!s:45} {l2:4} {name:20} {row.p50:9.4g} ms ({row.p20:.4g} to {row.p80:.4g}), "
             f"{row.roofline:6.1%} of the roofline, peak {row.peak_bytes / 2**20:.1f} MiB, "
-            f"kept {row.saved_bytes / 2**20:.1f} MiB",
+            f"saved {row.saved_bytes / 2**20:.1f} MiB",
             flush=True,
         )
         session.rows.append(row)

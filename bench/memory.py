@@ -19,11 +19,11 @@ SIZES = {
     "cuda": [(256, 256), (720, 1280), (1088, 1920), (2160, 3840), (4320, 7680)],
 }
 OTHERS = {"b": (1, 2, 4), "n": (1, 2, 4), "c": (16, 32, 64)}
-"""At 256x256, with channel counts that need no padding, so that padding does not affect the growth."""
+"""Batches, maps and channels at 256x256; these channels need no padding, which would distort the growth."""
 PROVIDERS = {"cpu": ["eager-channels-last", "torch"], "cuda": ["eager-channels-last", "triton"]}
 GROWING = ("layer_attention", "rfdb", "lmfn")
 LARGEST_WITH_GRADIENTS = {"cpu": 256 * 256, "cuda": 1088 * 1920}
-"""Pixels of the image for the whole network."""
+"""Pixels of the largest image for which the whole network is measured with gradients."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

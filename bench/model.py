@@ -1,8 +1,8 @@
 """The whole network on one photograph, and its parts: `python -m bench model`.
 
-Wall-clock time, including gaps between launches: the time a user waits. On a CPU also ONNX Runtime and OpenVINO, in
-bfloat16 as well if the processor has instructions for it. The exported network is run by these and, on a GPU with
-`--dtype float16`, by ONNX Runtime's execution providers for CUDA and TensorRT.
+Times are by wall clock, including gaps between launches: the time a user waits. The exported network is also run by
+ONNX Runtime and OpenVINO on a CPU, and on a GPU with `--dtype float16` by ONNX Runtime's execution providers for CUDA
+and TensorRT. On a CPU, bfloat16 is measured as well if the processor has instructions for it.
 """
 
 import argparse
@@ -34,7 +34,8 @@ PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
 """By how the provider's name begins."""
 
 Make = Callable[[Any, Tensor], Callable[[Tensor], Tensor]]
-"""From the float32 network and an image in the dtype to compute in, to a function of the image in float32."""
+"""From the float32 network and an image in the dtype to compute in, makes a function of an image with a float32
+result."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,8 +15,10 @@ from lmfn_kernels.runtime.torch_private import FakeTensorMode
 
 
 def network(shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Network:
-    """`shape`: n RFDBs, c channels in the decoder. Attention weights that start at 0 are set to 0.1, to have an
-    effect."""
+    """A network with `shape.n` RFDBs and `shape.c` channels in the decoder.
+
+    Its attention weights, which are initialised to 0, are set to 0.1 to have an effect.
+    """
     made = Network.from_preset("lmfn", rfdbs=shape.n, features=shape.c, distilled=max(1, shape.c // 2))
     for name, parameter in made.named_parameters():
         if name.endswith((".theta", ".alpha")):
@@ -47,7 +49,8 @@ def function(shape: Shape) -> Callable[..., Tensor]:
 
 @cache
 def per_pixel(shape: Shape) -> tuple[float, float, float]:
-    """Operations of the written formula at 256x256, and three values read and three written per pixel, the minimum."""
+    """Per pixel: operations of the formula, counted at 256x256, and values that forward and backward move at least:
+    three read and three written, and half as much again."""
     small, mode = replace(shape, b=1, h=256, w=256), FakeTensorMode(allow_non_fake_inputs=True)
     call = function(small)
     on = [mode.from_tensor(t) for t in tensors(small, torch.float32, "cpu")]

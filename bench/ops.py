@@ -1,6 +1,7 @@
 """Times and memory of the ops with all providers: `python -m bench ops`.
 
-A provider whose result exceeds the bound against float64 gets no row. Providers are timed in turns, call by call.
+A provider whose result exceeds the bound against float64 gets no row. Providers are timed in round-robin order, call by
+call.
 `bench/rows.py` defines the rows, `bench/devices.py` how time is measured.
 """
 
@@ -53,8 +54,8 @@ def measure(session: Session, wanted: Request) -> None:
     torch.manual_seed(0)
     tensors = op.make(wanted.shape, wanted.dtype, on.torch_device)
     needs = [tuple(wanted.modes) != ("infer",)] * len(tensors)
-    # Few random perturbations for the whole network, whose image may be large: it has enough values to show their
-    # effect. Not so for an op: rounding in a row of ALFM's matrix affects all pixels alike.
+    # Two random perturbations suffice for the whole network, whose image may be large and has enough values to show
+    # their effect. They do not for an op: rounding in a row of ALFM's matrix affects all pixels alike.
     rounds = 2 if op.name == "lmfn" and not any(needs) else testing.ROUNDS
     results, gradients = testing.reference_with_bounds(op.function(wanted.shape), tensors, needs, rounds)
     number = min(on.copies_bytes // nbytes(tensors) + 1, MOST_COPIES)
@@ -89,7 +90,7 @@ def _checked(
     exact: list[testing.Reference],
 ) -> Candidate:
     """Raises AssertionError if the results are wrong."""
-    if mode == "infer" and provider.backend == "triton":  # once, as `for_inference` does
+    if mode == "infer" and provider.backend == "triton":  # lay the weights out once, as `for_inference` does
         with lmfn_kernels.backend("triton"):
             copies = [[weight_layout(t) if t.ndim == 4 and not is_image(t) else t for t in copy] for copy in copies]
     function = provider.function(wanted.op.function(wanted.shape))

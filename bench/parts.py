@@ -1,4 +1,4 @@
-"""Run commands with time limits one after the other, and others in the background that wait for their turn to be timed.
+"""Run commands with time limits one after the other, and others in the background that wait for their turn to time.
 
 Each command is a process group of its own, so one that crashes, hangs or prints endlessly does not affect the others. A
 background command prints `WAITING` when it is ready to time something, reads a line before it does, and prints `TIMED`
@@ -23,7 +23,7 @@ LEAST_SECONDS = 5.0
 TURN_SECONDS = 60.0
 """A background command that takes longer for one turn is killed."""
 LONGEST_LINE, MOST_BYTES = 10_000, 2**20
-"""Characters kept of a line, and of all output of a command; the rest is only counted."""
+"""Characters shown per line and per command; the rest is only counted."""
 WAITING, TIMED = "[waits for its turn]", "[timed]"
 
 
@@ -37,7 +37,7 @@ class Part(NamedTuple):
     share: float
     command: Callable[[float], list[str]] | None
     timed: bool = True
-    """Whether the background commands must be stopped meanwhile."""
+    """Whether the part times something, so that background commands must be stopped meanwhile."""
 
 
 class Outcome(NamedTuple):
@@ -78,7 +78,7 @@ class Log:
 class Command:
     """A running command; `heard` receives each line that it prints, from a separate thread.
 
-    `grouped`: whether it is a process group of its own. `answered`: whether its stdin can be written to.
+    `grouped`: it runs in a process group of its own. `answered`: its stdin can be written to.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Command:
                 os.kill(self.process.pid, number)
 
     def wait(self, seconds: float) -> str:
-        """Wait for the end, or kill it after the time limit; its status, as in `Outcome`. No process of it is left."""
+        """Wait until it ends, or kill it after the time limit; returns its status, as in `Outcome`."""
         status = None
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -153,7 +153,7 @@ class Command:
         )
 
     def kill(self) -> None:
-        """Includes the processes that the command started and left behind."""
+        """Kill the command and all processes that it started."""
         self.signal(signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):  # a process stuck in a driver may not die at once
             self.process.wait(10)
@@ -233,7 +233,7 @@ def take_turns(others: Sequence[Beside], end: float) -> None:
 
 
 def give_time(others: Sequence[Beside], seconds: float) -> float:
-    """Let them work and time until all have ended or time is up; the seconds it took."""
+    """Let background commands work and time until all have ended or time is up; returns the seconds it took."""
     began = time.monotonic()
     while (left := began + seconds - time.monotonic()) > 0 and any(one.running for one in others):
         take_turns(others, began + seconds)
@@ -285,7 +285,7 @@ def run_parts(
                 continue
             for one in others if part.timed else ():
                 one.pause()
-            # A part starts nothing new after four fifths of its time, and finishes in the last fifth.
+            # A part is told four fifths of its time, after which it starts nothing new, and finishes in the last fifth.
             running = Command(part.command(0.8 * mine / 60), partial(say, part.name, ""))
             status = running.wait(mine)
             for one in others:

@@ -32,11 +32,11 @@ COLOURS = {
     "upsampled_conv3x3": "#aaaaaa",
     "lmfn": "#222222",
 }
-"""Okabe and Ito's colours, then Tol's, distinguishable for the colour-blind."""
+"""The palettes of Okabe and Ito, then Tol, which colour-blind readers can distinguish."""
 
 
 def draw(folder: Path, verbs: dict[str, list[Row]]) -> Iterator[Path]:
-    """Draw every plot that has rows; the files."""
+    """Draw every plot for which there are rows; returns the files."""
     made: list[tuple[str, str, Callable[[list[Row]], Figure]]] = [
         ("ops", "roofline", roofline),
         ("ops", "speedup", speedup),

@@ -1,8 +1,8 @@
 """Profile a frame and a training step on a GPU kernel by kernel: `python -m bench profile`.
 
-Times are those of the kernels, as the profiler records them while the CUDA graph is replayed, medians of several
-replays, without gaps. The roofline is the time that a kernel's arithmetic, or its reads and writes, take at the rates
-measured in the same run. Every tensor counts once, whatever cache it is in; padding does not count.
+Times are those that the profiler records for each kernel while the CUDA graph is replayed, without gaps, as medians of
+several replays. The roofline is the time that a kernel's arithmetic or its reads and writes take at the rates measured
+in the same run, whichever is longer. Every tensor counts once, even if it is in a cache; padding does not count.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TILE = ("BLOCK_H", "BLOCK_W", "num_warps", "STAGES")
 
 
 class Launch(NamedTuple):
-    """A launch of ours, described by its arguments."""
+    """A launch of this package, described by its arguments."""
 
     kernel: str
     shape: str
@@ -55,7 +55,7 @@ class KernelTime:
     """Position of the first launch."""
     kernel: str
     shape: str
-    """Image and tile; empty for a kernel of PyTorch's."""
+    """Image and tile; empty for kernels of PyTorch."""
     launches: int
     us: float
     floor_us: float
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 Prepared = tuple[Callable[[], Any], Callable[[], Any]]
-"""A call, and an equivalent one whose kernels are timed."""
+"""A call without a CUDA graph, and an equivalent one whose kernels are timed."""
 
 
 def frame(on: Gpu, shape: Shape, dtype: torch.dtype) -> Prepared:
@@ -119,7 +119,7 @@ def step(on: Gpu, shape: Shape, dtype: torch.dtype) -> Prepared:
 def profiled(on: Gpu, call: Callable[[], Any], replay: Callable[[], Any], machine: Machine) -> list[KernelTime]:
     """The kernels of a call in the order of their first launch, with the times of `replay`, which launches the same.
 
-    Raises RuntimeError if the profiler sees no kernels, or others than were launched.
+    Raises RuntimeError if the profiler does not see exactly the kernels that were launched.
     """
     from lmfn_kernels.runtime.launch import intercepting
 
@@ -182,7 +182,7 @@ PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
     "fuse_backward": lambda _, weights, __: 2 * weights,
     "gate_backward": lambda _, weights, __: 3 * weights,
 }
-"""Multiplications per pixel of the largest descriptor, for kernels where that is not one per weight; computed from the
+"""Multiplications per pixel of the largest image, for kernels where there is not one per weight, computed from the
 arguments, the number of weights, and the number of images."""
 
 

@@ -1,5 +1,4 @@
-"""The implementations that a benchmark compares, of an op or, on a CPU, of the whole network: ours, and the
-alternatives."""
+"""The implementations that a benchmark compares, this package's and alternatives, of an op or of the whole network."""
 
 import io
 import tempfile
@@ -27,8 +26,8 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Provider:
-    """A backend of the ops (`lmfn_kernels.backend`), the memory layout of images, how the formula is compiled, and
-    whether the forward and backward pass of a training step are one CUDA graph."""
+    """An implementation of an op: the backend (`lmfn_kernels.backend`), the memory layout of images, how torch.compile
+    is used, and whether forward and backward pass of a training step are one CUDA graph."""
 
     name: str
     backend: str
@@ -39,7 +38,7 @@ class Provider:
 
     def function(self, function: Function) -> Function:
         """`function` as this provider runs it, with its results as a list."""
-        # Without CUDA graphs: launch gaps are not timed, so graphs would only add copies of the inputs.
+        # Without CUDA graphs, since launch gaps are not timed and graphs would only add copies of the inputs.
         inner = (
             torch.compile(function, fullgraph=True, dynamic=False, mode=self.compiled) if self.compiled else function
         )
@@ -68,28 +67,28 @@ PROVIDERS: dict[str, Provider] = {
         Provider("compile-max-autotune", "reference", compiled="max-autotune-no-cudagraphs", devices=("cuda",)),
     )
 }
-"""`triton` and `torch` are ours (`torch-contiguous` on NCHW images, which the network does not use); the others are the
-written formula: eager in NCHW, eager in channels-last (on a GPU with cuDNN's own tuning), and torch.compile. Triton
-needs a GPU; on a CPU, max-autotune takes minutes to compile."""
+"""`triton` and `torch` are this package's backends (`torch-contiguous` is `torch` with NCHW images, which the network
+does not use). The others run the formula as written: eager in NCHW, eager in channels-last (on a GPU with cuDNN's
+tuning), and torch.compile. Triton needs a GPU; max-autotune takes minutes to compile on a CPU."""
 
 SLOW = "compile-max-autotune"
-"""Providers that take so long to compile that all others are measured first."""
+"""The provider that takes so long to compile that all others are measured before it."""
 
 
 def call(function: Function, copies: Sequence[Sequence[Tensor]], mode: str) -> Call:
-    """One call in that mode, ready to be timed, cycling through copies of its inputs.
+    """A call in that mode, ready to be timed, that cycles through copies of its inputs.
 
-    It returns the results, for `bwd` the gradients, for `full` both.
+    It returns the results, the gradients in mode `bwd`, or both in mode `full`.
     """
     needs = mode != "infer"
     leaves = [[t.detach().requires_grad_(needs and t.is_floating_point()) for t in copy] for copy in copies]
-    gradients: list[Tensor] = []  # as in the reference
+    gradients: list[Tensor] = []  # of the results, the same as for the reference
 
     def forward(turn: int) -> tuple[list[Tensor], list[Tensor]]:
         mine = leaves[turn % len(leaves)]
         results = function(*mine)
         if not gradients:
-            # In the layout of the results, as the gradients from later layers would be.
+            # In the layout of the results, like gradients from later layers.
             drawn = testing.gradients_for(results)
             gradients.extend(torch.empty_like(r).copy_(g) for r, g in zip(results, drawn, strict=True))
         return results, mine

@@ -1,4 +1,4 @@
-"""A pytest plugin for `bench/gpu_tests.py`: tests as the pieces of `bench/shares.py`; a CUDA error ends the process."""
+"""A pytest plugin for `bench/gpu_tests.py`: tests are the pieces of `bench/shares.py`; a CUDA error ends the process."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 from bench.shares import say
 
 FIRST = ("bfloat16", "float32", "float16")
-"""Tests with these words in their names come first, in this order."""
+"""Tests with these words in their names run first, in this order."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

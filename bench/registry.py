@@ -1,8 +1,8 @@
-"""The measured ops: their inputs, and the minimum that a call has to compute and move.
+"""The ops that are measured: their inputs, and the minimum arithmetic and memory traffic of a call.
 
-Minimum traffic is what has to be read and written, without weights, if nothing stays on chip between the unavoidable
-passes over the image. Backward reads the gradient of each result and each input, and writes the gradient of each input;
-it takes twice the arithmetic of forward.
+Minimum traffic is the number of values, except weights, that must be read and written if nothing stays on chip between
+the unavoidable passes over the image. Backward reads the gradient of each result and each input, and writes the
+gradient of each input; it takes twice the arithmetic of forward.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from lmfn_kernels.testing import distilled, esa
 
 
 class WorkEstimate(NamedTuple):
-    """Of one call: operations, and values read and written."""
+    """The operations of one call, and the values that it reads and writes."""
 
     flop: float
     values: float
@@ -76,7 +76,7 @@ def _merge_work(s: Shape) -> tuple[float, float, float]:
 
 
 def _op(name: str, per_pixel: Callable[[Shape], tuple[float, float, float]], case: str = "") -> BenchOp:
-    """From the table of `lmfn_kernels/testing.py`, where it has the same name if no other is given."""
+    """An op from the table of `lmfn_kernels/testing.py`, where its name is `case`, or `name` if that is empty."""
     found = testing.OPS[case or name]
     return BenchOp(
         name,
@@ -114,7 +114,7 @@ OPS: dict[str, BenchOp] = {
         BenchOp("lmfn", network.tensors, network.function, network.per_pixel, widths=(4, 50)),
     )
 }
-"""The block and the attentions first, in case time runs out."""
+"""The RFDB and the attentions come first, in case time runs out."""
 
 PARTS: dict[str, BenchOp] = {
     op.name: op

@@ -1,6 +1,6 @@
-"""Tables and plots out of the rows in `bench/results`, and the docs' tables between their markers.
+"""Make tables and plots from the rows in `bench/results`, and fill in the tables in the docs.
 
-A table stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; the names are those of `bench.tables.TABLES`.
+A table is put between `<!-- bench:NAME -->` and `<!-- /bench -->`; the names are those of `bench.tables.TABLES`.
 """
 
 import argparse

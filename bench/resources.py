@@ -1,8 +1,8 @@
 """Resources of every kernel on every target, compiled without a GPU: `python -m bench resources`.
 
 The ops are called as usual, on small CPU tensors, with a compiler in place of the launch. The table therefore contains
-what a launch would compile, including argument specialisation, and cannot go out of date. A kernel for sm_90 has two
-rows, one for each ptxas in Triton's wheel: which of them is used depends on the driver (`runtime/assembler.py`).
+exactly the kernels that launches would compile, specialised in the same way. A kernel for sm_90 has two rows, one for
+each ptxas in Triton's wheel, since the driver determines which of them is used (`runtime/assembler.py`).
 """
 
 import re
@@ -58,7 +58,7 @@ MATRIX = {
     "sm_100": r"\b(?:UTC\w*MMA|HMMA)\b",
     "gfx942": r"v_mfma_",
 }
-"""Matrix instructions; on the other targets HMMA only."""
+"""Patterns of matrix instructions; on the other targets only HMMA counts."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Compiled:
     target: str
     dtype: str
     kernel: str
-    """Name, and what distinguishes this variant."""
+    """Its name, and the arguments that distinguish this variant."""
     ptxas: str
     """The version of ptxas; empty on AMD, where LLVM assembles."""
     tile: str
@@ -77,19 +77,19 @@ class Compiled:
     stack: int
     """Bytes of stack on NVIDIA, of scratch memory on AMD."""
     local: int
-    """Loads and stores of spilt registers."""
+    """Number of instructions that load or store spilled registers."""
     shared: int
     matrix: int
     hgmma: int
     products: bool
     """Whether the kernel has matrix products."""
     wide: bool
-    """Whether one has at least 64 rows in 16 bits, so that sm_90 must use HGMMA."""
+    """Whether a matrix product has at least 64 rows and 16-bit values, so that sm_90 must use HGMMA."""
     descriptors: tuple[str, ...] = ()
     """Faults of wgmma descriptors (`bench/descriptors.py`)."""
 
     def faults(self) -> list[str]:
-        """The requirements that it fails."""
+        """The requirements that the kernel does not meet."""
         limit = SHARED[self.target]
         found = {
             f"stack {self.stack} bytes": self.stack > 0,
@@ -206,7 +206,7 @@ def _rows(target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any]) ->
     versions = list(_nvidia(made) if target != "gfx942" else _amd(made))
     findings = [tuple(scan(code)[1]) if target == "sm_90" else () for _, code, _ in versions]
     if len(versions) > 1 and all(findings):
-        # Both compute a constant in a way that the scan cannot follow, as in `gram` in float32; it is not miscompiled.
+        # Not a miscompilation: both compute a constant in a way that the scan cannot follow, e.g. `gram` in float32.
         findings = [()] * len(versions)
     for (ptxas, code, numbers), found in zip(versions, findings, strict=True):
         yield Compiled(
@@ -237,7 +237,7 @@ def _variant(a: dict[str, Any]) -> str:
 
 
 def _nvidia(made: Any) -> Iterator[tuple[str, str, dict[str, int]]]:
-    """By version of ptxas: machine code, and its resources."""
+    """For each ptxas: its version, the machine code, and the resources."""
     arch = made.metadata.target.arch
     usual = assembler(arch)
     with tempfile.TemporaryDirectory() as folder:
@@ -246,7 +246,7 @@ def _nvidia(made: Any) -> Iterator[tuple[str, str, dict[str, int]]]:
             if tool == usual:
                 cubin.write_bytes(made.asm["cubin"])
             elif arch == 90:
-                # PTX that Triton generated for the newer ptxas says so, and the older one would refuse it.
+                # The PTX requests the version of the newer ptxas, which the older one rejects.
                 ptx.write_text(re.sub(r"\.version \d\.\d", ".version 8.7", made.asm["ptx"]))
                 _output(tool.path, "--gpu-name=sm_90a", str(ptx), "-o", str(cubin))
             else:
@@ -289,7 +289,7 @@ def _output(*command: str) -> str:
 
 
 def table(targets: list[str], dtypes: list[str]) -> int:
-    """Print the rows and a summary as the last line; the number of rows with a fault."""
+    """Print the rows and, as the last line, a summary; returns the number of rows with a fault."""
     print(f"triton {triton.__version__}")
     print(f"{'target':7} {'dtype':8} {'ptxas':5} {'tile':5} warps  regs stack local  shared matrix hgmma  kernel")
     rows = []

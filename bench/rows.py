@@ -16,12 +16,13 @@ L2 = Literal["cold", "warm", "host"]
 """`cold`: inputs not in the GPU's L2; `warm`: the inputs of the previous call; `host`: timed by wall clock."""
 
 OURS = ("triton-graph", "triton", "for_inference", "torch", "torch-contiguous")
-"""Our providers; the first one present represents us."""
+"""This package's providers; the first one with a row represents the package in tables."""
 
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """Images, maps per image (1 but for attention between layers; RFDBs of a network), channels, height, width."""
+    """Images, maps per image (1 except for attention between layers; for a network its RFDBs), channels, height,
+    width."""
 
     b: int
     n: int
@@ -51,7 +52,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine, the software, and the ceilings of a row."""
+    """The machine and software on which a row was measured, and the device's ceilings."""
 
     device: str
     threads: int
@@ -64,17 +65,17 @@ class Machine:
     python: str
     commit: str
     dirty: bool
-    """Whether files differed from the commit, or this is not known."""
+    """Whether files differed from the commit, or may have."""
     copy_gbps: float
     """Copy bandwidth of the device, bytes read plus written, measured in the same run."""
     matrix_tflops: float
-    """Its rate in a large matrix product or 3x3 convolution, whichever is faster, in the row's dtype and the same
-    run."""
+    """The device's rate in a large matrix product or 3x3 convolution, whichever is faster, in the row's dtype, measured
+    in the same run."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One provider of one op in one mode, dtype and shape. Its results passed the check."""
+    """A measurement of one provider of one op in one mode, dtype and shape, whose results passed the check."""
 
     op: str
     provider: str
@@ -97,15 +98,15 @@ class Row:
     gbps: float
     """Minimum traffic of the op divided by p50."""
     roofline: float
-    """The time at the ceilings divided by p50; it may exceed 1 if inputs are in the L2."""
+    """The time at the ceilings, divided by p50; may exceed 1 if inputs are in the L2."""
     rms_error: float
     """RMS error relative to the RMS of the exact result; the largest of all results and gradients."""
     max_error: float
-    """Largest error relative to the largest exact value, likewise."""
+    """Largest error relative to the largest exact value; the largest of all results and gradients."""
     clocks_before: str
     clocks_after: str
     config: dict[str, str]
-    """What else identifies this provider: the version of a runtime, settings."""
+    """Further settings of the provider, e.g. the version of a runtime."""
     kernels: tuple[Kernel, ...]
     machine: Machine
     command: str
@@ -126,7 +127,7 @@ class Row:
 
 
 class Key(NamedTuple):
-    """Identifies the measurement."""
+    """Identifies a measurement: of rows with the same key, the last one counts."""
 
     op: str
     mode: str

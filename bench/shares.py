@@ -1,8 +1,8 @@
 """Divide work among several processes, so that a crash of one does not affect the others.
 
-Each process receives its share, `--share PLACE/OF`, and the names of what is done already, one per line of `--done
-FILE`. It prints `BEGIN name` before each piece and `PASSED name`, `SKIPPED name: why` or `FAILED name: why` after it,
-and `COMPLETE` at the end. After a crash, or if a piece hangs, another process continues with the rest.
+Each process receives its share, `--share PLACE/OF`, and the names of the pieces that are done already, one per line of
+the file `--done FILE`. It prints `BEGIN name` before each piece and `PASSED name`, `SKIPPED name: why` or `FAILED name:
+why` after it, and `COMPLETE` at the end. After a crash, or if a piece hangs, another process continues with the rest.
 """
 
 import queue
@@ -20,7 +20,7 @@ OUTCOMES = ("PASSED", "FAILED", "SKIPPED")
 
 
 def run_shares(command: list[str], processes: int) -> dict[str, int]:
-    """Run the command in several processes; the number of pieces with each of `OUTCOMES`, and of `broken` shares.
+    """Run the command in several processes; returns the number of pieces by `OUTCOMES`, and of `broken` shares.
 
     A share is broken if a process ended early outside any piece.
     """
@@ -35,7 +35,7 @@ def run_shares(command: list[str], processes: int) -> dict[str, int]:
 
 
 class Share:
-    """One share, in as many consecutive processes as it takes."""
+    """One share, run in as many consecutive processes as necessary."""
 
     _printing = threading.Lock()
 
@@ -56,7 +56,7 @@ class Share:
         with tempfile.TemporaryDirectory() as folder:
             done = Path(folder) / "done.txt"
             done.write_text("\n".join(self.ends), encoding="utf-8")
-            # In this process's group, so that ending the group ends all.
+            # In this process's group, so that killing the group kills all.
             command = Command([*self._command, "--done", str(done)], lines.put, grouped=False)
             heard = time.monotonic()
             while command.process.poll() is None and time.monotonic() - heard < (HANGS if self._piece else STARTS):

@@ -1,7 +1,7 @@
 """A GPU driver that does nothing, to measure the host cost of a launch on a machine without a GPU.
 
-Triton compiles as usual up to the layout of the arguments, and its own launcher parses them, encodes descriptors and
-calls the driver, which here is a library that returns at once. Tensors are on the CPU.
+Triton compiles as usual up to the layout of the arguments. Its own launcher parses them, encodes descriptors and calls
+the driver, which here is a library that returns at once. Tensors are on the CPU.
 """
 
 import ctypes
@@ -61,9 +61,9 @@ int cuTensorMapEncodeTiled() { return 0; }
 
 @contextmanager
 def gpu(device: int = -1) -> Iterator[Any]:
-    """Make Triton's NVIDIA driver on top of that library the active one; `device` is its number, -1 for CPU tensors.
+    """Make Triton's NVIDIA driver, on top of that library, the active one; `device` is its index, -1 for CPU tensors.
 
-    The rest of the process cannot use another driver. Raises RuntimeError without a C compiler.
+    Afterwards the process cannot use another driver. Raises RuntimeError if there is no C compiler.
     """
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -103,7 +103,7 @@ def keep_freed_memory() -> None:
 
 
 def _only_numbers(_backend: Any, source: Any, metadata: dict[str, Any], *_: Any) -> str:
-    """What the launcher reads of a compiled kernel, except its machine code."""
+    """Set the metadata of a compiled kernel that the launcher reads, without generating code."""
     metadata |= {"name": "kernel", "shared": 0, "tmem_size": 0}
     metadata |= {f"{kind}_scratch_{of}": of == "align" for kind in ("global", "profile") for of in ("size", "align")}
     return str(source)

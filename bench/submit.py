@@ -1,8 +1,8 @@
 """Collect a folder of rows in one file for a pull request: `python -m bench submit OUT`.
 
-Every row is checked: device and versions are recorded, the commit is known and unmodified, and the figures are
-possible. The file is bench/results/<device>.jsonl; each line contains a row and the verb that measured it. `python -m
-bench report` makes tables from it as from a folder of rows.
+Every row is checked: device and versions must be recorded, the commit known and unmodified, and the figures plausible.
+The file is bench/results/<device>.jsonl; each line contains a row and the verb that measured it. `python -m bench
+report` makes tables from it as from a folder of rows.
 """
 
 import argparse
@@ -17,15 +17,15 @@ from lmfn import atomic
 
 RESULTS = Path(__file__).parent / "results"
 FASTEST, SLOWEST = 1e-4, 1e6
-"""Possible milliseconds of a call."""
+"""Bounds of the milliseconds of a call."""
 MOST_OF_A_CEILING = 1.3
-"""Relative to the ceiling measured in the same run, without help from caches; a warm L2 has several times the
+"""Bound relative to the ceiling measured in the same run, if inputs are not cached; a warm L2 has several times the
 bandwidth."""
 MOST_OF_A_CEILING_WARM = 5.0
 MOST_OF_FLOAT32 = 2.6
-"""Relative to the rate of float32 products: a convolution may take fewer of them (Winograd)."""
+"""Bound relative to the rate of float32 products: a convolution may need fewer of them (Winograd)."""
 LARGEST_ERROR = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.3}
-"""RMS error relative to the RMS of the exact result."""
+"""Bound of the RMS error relative to the RMS of the exact result."""
 MOST_MEMORY = 2**40
 
 
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def faults_of(row: Row) -> list[str]:
-    """What in a row is impossible, or cannot be checked by others."""
+    """The values of a row that are implausible, or that others cannot check."""
     m, gpu = row.machine, row.machine.threads == 0
     used = ["device", "torch", "python", *(["driver", "cuda", "cudnn", "triton"] if gpu else [])]
     unnamed = [name for name in used if getattr(m, name) in ("", "none", "unknown")]

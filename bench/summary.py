@@ -96,7 +96,7 @@ class Summary:
         found = [g for g in groups(self._rows("ops")) if g.others]
         if found:
             times = (f"{g.ours.op} {g.ours.mode} {g.ours.shape} {g.faster:.2f}" for g in found[:8])
-            yield f"ops, times as fast as the fastest other: {', '.join(times)}"
+            yield f"ops, speedup over the fastest other provider: {', '.join(times)}"
 
     def _more(self) -> Iterator[str]:
         counts = {verb: len(self._rows(verb)) for verb in ("model", "train", "ops", "memory")}

@@ -12,7 +12,7 @@ from bench.rows import OURS, Row, Shape
 from bench.units import SIZE, UNITS
 
 UNSEEN = ("ONNX Runtime", "OpenVINO")
-"""How the names of providers begin that do not allocate through PyTorch, whose allocations are counted."""
+"""Prefixes of the names of providers whose memory is not counted, since they do not use PyTorch's allocator."""
 
 
 def machine(row: Row) -> str:
@@ -29,7 +29,7 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def digits(number: float) -> str:
-    """Three significant digits, or all digits before the point; empty for NaN."""
+    """A number with three significant digits, or as an integer from 100 on; empty for NaN."""
     if math.isnan(number):
         return ""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
@@ -45,7 +45,7 @@ def mebibytes(row: Row) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of one measurement: ours, and the others, fastest first."""
+    """Rows that differ only in their provider: this package's, and the others, fastest first."""
 
     ours: Row
     others: list[Row]
@@ -53,7 +53,7 @@ class Group:
 
     @property
     def faster(self) -> float:
-        """Our speedup over the fastest other provider; NaN if there is none."""
+        """Speedup of `ours` over the fastest other provider; NaN if there is none."""
         return self.others[0].p50 / self.ours.p50 if self.others else math.nan
 
 
@@ -111,7 +111,7 @@ def whole(verb: str) -> Callable[[dict[str, list[Row]], Path], str]:
         rows = [row for row in verbs.get(verb, []) if row.op == "lmfn"]
         if not rows:
             return ""
-        heads = ["shape", "dtype", "provider", "ms", "ms per image", "peak, MiB", "kept, MiB"]
+        heads = ["shape", "dtype", "provider", "ms", "ms per image", "peak, MiB", "saved, MiB"]
         heads += ["of the matrix rate", "reproduce with"]
         lines = [
             [
@@ -210,7 +210,7 @@ AXES: dict[str, Callable[[Row], int]] = {
 
 
 def lines(rows: Iterable[Row]) -> list[Line]:
-    """Lines of at least three rows; of several along one axis, the one with the most rows."""
+    """Lines of at least three rows; if there are several along one axis, the one with the most rows."""
     by: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row.l2 != "warm":
@@ -230,7 +230,7 @@ def growth(verbs: dict[str, list[Row]], _link: Path) -> str:
     rows = verbs.get("memory", [])
     if not rows:
         return ""
-    heads = ["op", "mode", "dtype", "provider", "axis", "from", "to", "time", "peak", "kept", "bytes per unit"]
+    heads = ["op", "mode", "dtype", "provider", "axis", "from", "to", "time", "peak", "saved", "bytes per unit"]
     found = []
     for line in lines(rows):
         row = line.rows[0]

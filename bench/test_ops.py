@@ -1,7 +1,7 @@
 """The ops of the registry under pytest-benchmark: `pytest bench --benchmark-only`.
 
-On a GPU if available, otherwise on the CPU; inference at the first size of `python -m bench ops`; `-k "rfdb and torch"`
-selects. A wrong result fails. Wall-clock times with synchronisation, including gaps between launches.
+Inference at the first size of `python -m bench ops`, on a GPU if available, otherwise on the CPU; select with e.g. `-k
+"rfdb and torch"`. A wrong result fails. Times are by wall clock with synchronisation, including gaps between launches.
 """
 
 from functools import cache

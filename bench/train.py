@@ -1,7 +1,7 @@
 """A training step of the network as in `train.py`: forward under autocast, MSE, backward, Adam.
 
-Wall-clock time, including launches by the CPU. A provider whose gradients exceed the bound against float64 gets no row.
-`triton-graph` is `triton` with forward and backward as one CUDA graph, as in `train.py`.
+Times are by wall clock, including the CPU's launches. A provider whose gradients exceed the bound against float64 gets
+no row. `triton-graph` is `triton` with forward and backward as one CUDA graph, as in `train.py`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from lmfn.cuda_graphs import GradientGraph
 from lmfn_kernels import testing
 
 SHAPES = {"cuda": ["16x256x256", "32x256x256"], "cpu": ["8x64x64"]}
-"""Batches of the default patches, and of the demo's."""
+"""Batches of patches: the default sizes on a GPU, the demo's on a CPU."""
 STEPS = {"triton-graph": replace(PROVIDERS["triton"], name="triton-graph", graph=True), **PROVIDERS}
 """All providers, and one that only applies to a training step."""
 
@@ -59,7 +59,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     subject = Measurement("lmfn", "step", dtype, shape, OPS["lmfn"].work(shape, "full"), command)
     torch.compiler.reset()
     torch.manual_seed(0)
-    # Weights that autocast does not round: the bound is for rounding within the step.
+    # The weights are representable in the dtype of autocast, since the bound is for rounding within the step.
     model = network(shape, dtype, device).float()
     blurred, sharp = image(shape, dtype, device), image(shape, torch.float32, device)
     call = function(shape)

@@ -1,9 +1,9 @@
 """Time launch configs on this GPU and write lmfn_kernels/configs/<gpu>.json, in the format of `runtime/configs.py`.
 
-For every kernel that an op launches, forward and backward, tiles, warps, stages and splits are tried in this order, in
-turns with the best config so far, by the time of the kernel alone. A candidate can win only if its results are within
-the bound against float64 and bit-identical in ten runs, and the winner's in a hundred. Then the backends of the ops are
-compared: the table records where PyTorch's own kernels are faster.
+For every kernel that an op launches, forward and backward, tiles, warps, stages and splits are tried in this order,
+interleaved with the best config so far and by the time of the kernel alone. A candidate can win only if its results are
+within the bound against float64 and bit-identical in ten runs; the winner's must be in a hundred. Then the backends of
+each op are compared, and the table records where PyTorch's own kernels are faster.
 """
 
 import argparse
@@ -42,6 +42,7 @@ GAIN = 0.98
 """A candidate wins if its median is below this fraction of the best so far; smaller gains are noise."""
 ROUNDS = 15
 AGAIN, WINNER_AGAIN = 10, 100
+"""Repetitions of a candidate and of the winner, whose results must not change."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"out of time: {len(todo) - place} of {len(todo)} ops and shapes were not started", file=sys.stderr)
             break
         tuning.tune(op, shape, getattr(torch, dtype))
-        tuning.choose_body(op, shape, getattr(torch, dtype))
+        tuning.choose_backend(op, shape, getattr(torch, dtype))
     return 0
 
 
@@ -90,7 +91,7 @@ class Workload(NamedTuple):
 
 
 class Tuning:
-    """The growing table of a device; entries of its existing table are kept."""
+    """The table of a device, as it grows; entries of its existing table are kept."""
 
     def __init__(self, on: Gpu, end: float, folders: Sequence[Path]) -> None:
         self.on, self.end, self.folders = on, end, folders
@@ -141,7 +142,7 @@ class Tuning:
         return winner if median[winner] < GAIN * median[best] else best
 
     def fault(self, work: Workload, key: str, config: Config, times: int) -> str:
-        """What is wrong with a config; empty if nothing is."""
+        """The fault of a config; empty if there is none."""
         with self.using({**self.launch, key: config}):
             try:
                 first = work.call()
@@ -156,7 +157,7 @@ class Tuning:
         return ""
 
     def times(self, work: Workload, rounds: int) -> dict[str, float]:
-        """Milliseconds of a call by the key of its kernels."""
+        """Median milliseconds that the kernels with each key of the table take in one call."""
         found: dict[str, list[float]] = {}
         for _ in range(rounds):
             events = self.queued(work)
@@ -198,17 +199,17 @@ class Tuning:
         self.pool = self.pool or ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
         try:
             list(self.pool.map(_compile, [(ahead.this_gpu(), op.name, shape, dtype, one) for one in tables]))
-        except BrokenProcessPool:  # the compiler crashed: the rest is compiled when tried
+        except BrokenProcessPool:  # the compiler crashed; the other candidates are compiled when they are tried
             self.pool = None
 
     @contextmanager
     def using(self, table: dict[str, Config]) -> Iterator[None]:
-        """Launch with this table."""
+        """Use this table for all launches within the context."""
         self.table = table if isinstance(table, Probe) else Probe(table)
         with mock.patch.object(configs, "tuned", return_value=Table(self.table, {})):
             yield
 
-    def choose_body(self, op: BenchOp, shape: Shape, dtype: torch.dtype) -> None:
+    def choose_backend(self, op: BenchOp, shape: Shape, dtype: torch.dtype) -> None:
         """Record the `torch` backend for an op if it is faster both forward, and forward with backward."""
         tensors = op.make(shape, dtype, self.on.torch_device)
         key = f"{op.name}/{short(dtype)}/{(shape.b * shape.h * shape.w).bit_length()}"
@@ -265,7 +266,7 @@ def made(op: BenchOp, shape: Shape, dtype: torch.dtype, on: str) -> Workload:
 
 
 def _compile(job: tuple[str, str, Shape, torch.dtype, dict[str, Config]]) -> None:
-    """Compile what an op launches with a table; configs that fail to compile are found when tried."""
+    """Compile the kernels that an op launches with a table. Configs that fail to compile fail again when tried."""
     gpu, name, shape, dtype, table = job
 
     def compiled(kernel: Any, grid: Any, arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""The parts of the network for one photograph: the op of the registry, its size, and how often it occurs."""
+"""The parts of the network for one photograph: the registry's op for each, its size, and how often it occurs."""
 
 from dataclasses import dataclass
 
