@@ -198,7 +198,7 @@ ENGINES: dict[str, tuple[MakeEngine, tuple[torch.dtype, ...]]] = {
     "OpenVINO": (openvino, BOTH),
     "for_inference": (for_inference, BOTH),
 }
-"""How each is made on a CPU, and in which dtypes it exists. All but ours run the network as written (`reference`)."""
+"""On a CPU, by name: what prepares the network, and the dtypes. All but `for_inference` run it as written."""
 
 EXPORTED: dict[str, dict[str, tuple[MakeEngine, tuple[torch.dtype, ...]]]] = {
     "cpu": {

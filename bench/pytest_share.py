@@ -1,4 +1,4 @@
-"""A pytest plugin for `bench/gpu_tests.py`: tests are the pieces of `bench/shares.py`; a CUDA error ends the process."""
+"""A pytest plugin for `bench/gpu_tests.py`: tests are pieces of `bench/shares.py`; a CUDA error ends the process."""
 
 import os
 from collections.abc import Iterator
