@@ -104,7 +104,7 @@ def test_a_summary_of_what_was_found(row: Make, tmp_path: Path, monkeypatch: pyt
         "frame 1x4x50x720x1280 bfloat16, ms: for_inference 2.12, compile 7.7, eager-channels-last 11.6",
         "step 1x4x50x720x1280 bfloat16, ms: triton-graph 14.4",
         "frame, kernels alone: 530 us, 16 launches, 25% of the roofline; most: conv_kernel 524, copy 6",
-        "ops, times as fast as the fastest other: rfdb infer 1x50x180x320 1.50",
+        "ops, speedup over the fastest other provider: rfdb infer 1x50x180x320 1.50",
         "rows: 4 model, 1 train, 2 ops, 0 memory",
         "done: tests, ops",
         "no faults",
