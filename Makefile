@@ -1,4 +1,4 @@
-# make demo | test | lint | bench: each makes .venv and installs what it needs. Python 3.11 or newer, pip and make are enough.
+# make demo | test | test-ray | lint | bench: each makes .venv and installs what it needs. Python 3.11 or newer, pip and make are enough.
 PYTHON ?= python3
 BIN := .venv/bin
 # Without an NVIDIA GPU, the CPU build of torch: this exact version is the one that is tested. With one, the version that
@@ -7,13 +7,18 @@ TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch==2.11.*" |
 
 BUDGET ?= 9
 
-.PHONY: demo test test-web lint bench gpu gpu-train
+.PHONY: demo test test-ray test-web lint bench gpu gpu-train
 
 demo: .venv/installed
 	$(BIN)/python demo.py
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# The example on a Ray cluster of this machine.
+test-ray: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[ray]"
+	OMP_NUM_THREADS=1 timeout 300 $(BIN)/python -m pytest -m ray tests/test_ray.py
 
 # The page of lmfn web in a real browser: needs Chromium (apt-get install chromium), and the npm registry at the first time.
 test-web: .venv/installed
