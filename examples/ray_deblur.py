@@ -1,19 +1,20 @@
 """Sharpen a folder of photographs on a Ray cluster: python examples/ray_deblur.py PHOTOS OUT --actors 8 --gpus 1
 
-The folders must be at the same place on all machines. Only paths travel; each actor loads the network once and reads
-and writes the files itself (`lmfn.batch.Deblur`). OUT.manifest, a folder of Parquet files, has a row for each
-photograph: path, output, status, reason, seconds. Started again, the job leaves out what is in its checkpoint,
-OUT.checkpoint: it goes on where it was cut off, or adds new photographs. Failed ones are tried again once that folder
-is removed.
+The folders must have the same path on all machines. Only paths are transferred: each actor loads the network once, and
+reads and writes the files itself (`lmfn.batch.Deblur`). OUT.manifest, a folder of Parquet files, has one row per
+photograph: path, output, status, reason, seconds. The same command again skips what is in the job's checkpoint,
+OUT.checkpoint: it resumes an interrupted job, or adds new photographs. Remove the checkpoint to try failed ones again.
 
 Needs pip install "lmfn-deblur[ray]".
 """
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.checkpoint import CheckpointConfig
@@ -22,23 +23,27 @@ from lmfn import images
 from lmfn.batch import Deblur
 
 SPARE = 2
-"""CPUs beside the actors'. A job that goes on filters the finished files in a task of its own: where actors hold all
-CPUs, it waits for ever, without a word."""
+"""CPUs besides those of the actors. A resumed job filters the finished files in a task of its own: if the actors hold
+all CPUs, it waits for ever, without a message."""
 BATCH = 8
-"""Files in a call: what is done again, or looked at again, where a worker dies."""
+"""Files per call: what is repeated, or at least looked at again, when a worker dies."""
+BLOCKS = 1000
+"""Maximum number of blocks. The checkpoint records whole blocks."""
 
 
 def deblur(folder: Path, out: Path, *, actors: int, gpus: float = 0, weights: str = "lmfn") -> dict[str, int]:
-    """Sharpen all images below a folder; how many files have which status. Raises ValueError for too few CPUs."""
+    """Sharpen all images below a folder; returns the number of files by status. Raises ValueError for too few CPUs."""
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < actors + SPARE:
-        raise ValueError(f"{actors} actors need {actors + SPARE} CPUs, and the cluster has {cpus}; take fewer --actors")
-    manifest, checkpoint = Path(f"{out}.manifest"), Path(f"{out}.checkpoint")
+        raise ValueError(f"{actors} actors need {actors + SPARE} CPUs, and the cluster has {cpus}; use fewer --actors")
+    paths, manifest = images.find_images(folder), Path(f"{out}.manifest")
+    # Checkpoints work only for what is read from files.
+    listed = Path(f"{out}.paths.parquet")
+    pq.write_table(pa.table({"path": [str(path) for path in paths]}), listed)
     DataContext.get_current().checkpoint_config = CheckpointConfig(
-        id_column="path", checkpoint_path=str(checkpoint), delete_checkpoint_on_success=False
+        id_column="path", checkpoint_path=f"{out}.checkpoint", delete_checkpoint_on_success=False
     )
-    paths = ray.data.from_items([{"path": str(path)} for path in images.find_images(folder)])
-    paths.map_batches(
+    ray.data.read_parquet(str(listed), override_num_blocks=min(BLOCKS, -(-len(paths) // BATCH))).map_batches(
         Deblur,
         fn_constructor_kwargs={"out": str(out), "root": str(folder), "weights": weights},
         compute=ActorPoolStrategy(size=actors),
@@ -46,13 +51,12 @@ def deblur(folder: Path, out: Path, *, actors: int, gpus: float = 0, weights: st
         num_cpus=1,
         num_gpus=gpus,
     ).write_parquet(str(manifest))
-    rows = pyarrow.parquet.read_table(manifest, columns=["status"]) if any(manifest.glob("*.parquet")) else None
-    counts = {} if rows is None else {row["values"]: row["counts"] for row in rows["status"].value_counts().to_pylist()}
-    return dict(sorted(counts.items()))
+    statuses = pq.read_table(manifest, columns=["status"])["status"].to_pylist()
+    return dict(sorted(Counter(statuses).items()))
 
 
 def main() -> int:
-    """The exit status: 1 if a file failed."""
+    """Returns the exit status: 1 if a file failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
