@@ -15,7 +15,7 @@ from lmfn.video.flicker import Flicker
 from lmfn.video.joining import join, try_out
 from lmfn.video.probing import probe
 from lmfn.video.segments import FRAMES, Segment, Sharpen, interlaced, whole_segments, write_segments
-from lmfn.video.suffixes import WRITABLE, VideoError, is_clip
+from lmfn.video.suffixes import WRITABLE, UnusableClipError, VideoError, is_clip
 
 JOB = "job.json"
 """In the folder of segments: what they are of. Only the same job goes on from them."""
@@ -144,8 +144,11 @@ def deblur_clip(
                 bar.update(max(0.0, min(float(segment.end * clip.time_base) - clip.start, seconds) - bar.n))
         if not segments:
             raise VideoError(f"{source}: no frame can be decoded")
+    except UnusableClipError:
+        shutil.rmtree(folder)
+        raise
     finally:
-        if not whole_segments(folder):
+        if folder.is_dir() and not whole_segments(folder):
             shutil.rmtree(folder)
     for segment in segments:
         summary.frames += segment.frames

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from heapq import merge
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +52,7 @@ def join(clip: Clip, folder: Path, segments: list[Segment], target: Path, encodi
         output = _streams(clip, source, container, target, encoding)
         container.start_encoding()
         pictures = _pictures(clip, folder, segments, output.pictures)
-        for timed in merge(pictures, _beside(source, output.copied), key=lambda timed: timed.seconds):
+        for timed in merge(pictures, _beside(clip, source, output.copied), key=lambda timed: timed.seconds):
             written[timed.packet.stream.index] += 1
             container.mux_one(timed.packet)
     return output.notes
@@ -70,8 +69,9 @@ def try_out(clip: Clip, folder: Path, target: Path, encoding: Encoding) -> None:
             output = _streams(clip, source, container, target, encoding)
             frame = av.VideoFrame(clip.width, clip.height, RGB)
             frame.pts, frame.time_base = 0, clip.time_base
-            container.mux(output.pictures.encode(encoding.to_yuv(frame, clip)))
-            container.mux(output.pictures.encode())
+            for packet in output.pictures.encode(encoding.to_yuv(frame, clip)) + output.pictures.encode():
+                packet.dts = packet.pts  # x265's is undefined for a single frame
+                container.mux(packet)
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, VideoError):
             raise
@@ -130,12 +130,13 @@ def _streams(clip: Clip, source: Any, container: Any, target: Path, encoding: En
 def _pictures(clip: Clip, folder: Path, segments: list[Segment], stream: Any) -> Iterator[Timed]:
     """The segments' packets, with times of decoding that rise over all of them, each as long as to the next frame."""
     shifts, times = [], []
+    origin = round(clip.origin / clip.time_base)
     for number, segment in enumerate(segments):
         found = [packet.pts for packet in _packets(clip, segment_file(folder, number))]
-        shifts.append(segment.start - min(found))
+        shifts.append(segment.start - origin - min(found))
         times += [pts + shifts[-1] for pts in found]
     shown = sorted(times)
-    following = dict(zip(shown, [*shown[1:], max(segments[-1].end, shown[-1] + 1)], strict=True))
+    following = dict(zip(shown, [*shown[1:], max(segments[-1].end - origin, shown[-1] + 1)], strict=True))
     # The k-th packet is decoded when the k-th frame is shown, all of them earlier by the longest wait for another.
     wait = max(nth - own for nth, own in zip(shown, times, strict=True))
     decoded = iter(shown)
@@ -159,14 +160,16 @@ def _packets(clip: Clip, file: Path, stream: Any = None) -> Iterator[Any]:
                 yield packet
 
 
-def _beside(source: Any, copied: dict[int, Any]) -> Iterator[Timed]:
+def _beside(clip: Clip, source: Any, copied: dict[int, Any]) -> Iterator[Timed]:
     """The packets of the streams that are copied."""
     if not copied:
         return
     for packet in source.demux([source.streams[index] for index in copied]):
-        if packet.size and packet.dts is not None and not _is_gap(packet):
+        if packet.size and None not in (packet.pts, packet.dts) and not _is_gap(packet):
             stream = copied[packet.stream.index]
-            seconds = float(packet.dts * (packet.time_base or Fraction(0)))
+            origin = round(clip.origin / packet.time_base)
+            packet.pts, packet.dts = packet.pts - origin, packet.dts - origin
+            seconds = float(packet.dts * packet.time_base)
             packet.stream = stream
             yield Timed(seconds, packet)
 

@@ -1,14 +1,16 @@
 """What is in a clip, found out before any work: the one pass over its packets costs no decoding."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import av
+from av.format import Flags
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
@@ -49,6 +51,10 @@ class Clip:
     matrix: tuple[int, ...] | None
     """How the pictures are turned for display, as containers store it; None: not at all."""
     colours: Colours
+    origin: Fraction
+    """Seconds on the clip's clock that become 0: those of MPEG streams begin at any time."""
+    slots: tuple[int, ...] | None
+    """When the k-th frame is shown, in units of the time base, if the frames themselves do not say so."""
     start: float
     """Seconds at which the first frame is shown."""
     end: float
@@ -74,9 +80,11 @@ def probe(path: Path) -> Clip:
     Raises VideoError for a file without moving pictures, without time stamps, or that ends too early.
     """
     with opened(path) as container:
+        if container.format.name.endswith("_pipe"):
+            raise VideoError(f"{path} is one picture, not a clip; give it the suffix of its format")
         stream = picture_stream(path, container)
         index = stream.index
-        times, ends = [], []
+        times, ends, decoded = [], [], []
         for packet in container.demux():
             if packet.pts is None or not packet.size:
                 continue
@@ -84,6 +92,7 @@ def probe(path: Path) -> Clip:
             ends.append(end)
             if packet.stream.index == index and not packet.is_discard:
                 times.append((float(packet.pts * packet.time_base), end))
+                decoded.append(packet.dts)
         if not times:
             raise VideoError(f"{path} holds no frames with time stamps; convert it to MP4 first")
         declared = (container.duration or 0) / av.time_base
@@ -93,6 +102,8 @@ def probe(path: Path) -> Clip:
                 f"{path} ends after {length:.1f} of the {declared:.1f} s that it declares, so it is not whole; "
                 f"to use what is there, copy it first: ffmpeg -i {path.name} -c copy copied{path.suffix}"
             )
+        has_any_start = Flags(container.format.flags) & Flags.ts_discont
+        origin = Fraction(container.start_time or 0, av.time_base) if has_any_start else Fraction(0)
         notes = [f"{path}: {text}" for text in _other_pictures(container, stream)]
     with opened(path) as container:
         stream = container.streams[index]
@@ -100,13 +111,16 @@ def probe(path: Path) -> Clip:
         if not frames:
             raise VideoError(f"{path}: no frame can be decoded")
         first, codec = frames[0], stream.codec_context
-        matrix = first.side_data.get(Type.DISPLAYMATRIX)
+        side_data = _side_data(first)
+        # AVI has times of decoding alone. What is shown k-th has the k-th of them.
+        rising = all(None not in (a.pts, b.pts) and a.pts < b.pts for a, b in pairwise(frames))
+        lacks_times = container.format.name == "avi" and not rising and None not in decoded
         colours = Colours(first.color_range, first.color_primaries, first.color_trc, first.colorspace)
         if (hdr := HDR.get(colours.color_trc)) is not None:
             notes.append(f"{path}: HDR ({hdr}) stays as it is, not tone-mapped; the network has seen none in training")
-            if any(first.side_data.get(kind) for kind in (Type.MASTERING_DISPLAY_METADATA, Type.CONTENT_LIGHT_LEVEL)):
+            if any(side_data.get(kind) for kind in (Type.MASTERING_DISPLAY_METADATA, Type.CONTENT_LIGHT_LEVEL)):
                 notes.append(f"{path}: what it says of the display that it was mastered on is not kept")
-        if first.format.name.startswith(ALPHA):
+        if first.format.name.startswith(ALPHA) or stream.metadata.get("alpha_mode") == "1":
             notes.append(f"{path}: its transparency is not kept")
         return Clip(
             path=path,
@@ -117,13 +131,35 @@ def probe(path: Path) -> Clip:
             time_base=stream.time_base,
             rate=stream.guessed_rate or stream.average_rate or Fraction(30),
             pixel_aspect=stream.sample_aspect_ratio or codec.sample_aspect_ratio or Fraction(1),
-            matrix=None if matrix is None else tuple(memoryview(matrix).cast("B").cast("i")),
+            matrix=_matrix(first, side_data),
             colours=colours,
+            origin=origin,
+            slots=tuple(sorted(decoded)) if lacks_times else None,
             start=min(begin for begin, _ in times),
             end=max(end for _, end in times),
             interlaced=any(frame.interlaced_frame for frame in frames),
             notes=tuple(notes),
         )
+
+
+def _side_data(frame: Any) -> Any:
+    """What a frame has besides its samples. PyAV raises if it does not know one of the kinds, such as EXIF in MJPEG or
+    the eye in stereoscopic clips."""
+    try:
+        return frame.side_data
+    except ValueError:
+        return {}
+
+
+def _matrix(frame: Any, side_data: Any) -> tuple[int, ...] | None:
+    """How the frame is turned for display, as `Clip.matrix`."""
+    if (found := side_data.get(Type.DISPLAYMATRIX)) is not None:
+        return tuple(memoryview(found).cast("B").cast("i"))
+    if not frame.rotation:
+        return None
+    angle = math.radians(frame.rotation)
+    cosine, sine = round(2**16 * math.cos(angle)), round(2**16 * math.sin(angle))
+    return (cosine, sine, 0, -sine, cosine, 0, 0, 0, 2**30)
 
 
 def picture_stream(path: Path, container: Any) -> Any:

@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +24,13 @@ from lmfn.plausibility import DoubtfulOutput
 from lmfn.video.encoding import RGB, SCALING, Encoding, add_pictures
 from lmfn.video.flicker import Flicker, FlickerMeter
 from lmfn.video.probing import Clip, opened
-from lmfn.video.suffixes import VideoError
+from lmfn.video.suffixes import UnusableClipError, VideoError
 from lmfn.video.writing import whole_file
 
 FRAMES = 64
 """Frames of a segment: what a kill costs at most, and how far key frames are apart."""
 AHEAD = 3  # frames that a step may be ahead of the next
+EARLIER = 32  # units by which packets of a segment are decoded before they are shown: more than frames are reordered by
 
 Sharpen = Callable[[np.ndarray], np.ndarray]
 
@@ -129,7 +130,9 @@ def decode(clip: Clip, *, deinterlace: bool, skip: int = 0) -> Iterator[Picture]
         for number, frame in enumerate(_deinterlaced(clip, frames, stream) if deinterlace else frames):
             pts = int(frame.pts * frame.time_base / clip.time_base)
             if last is not None and pts <= last:
-                raise VideoError(f"{clip.path}: the frames at {_at(clip, pts)} have no rising time stamps; convert it")
+                raise UnusableClipError(
+                    f"{clip.path}: the frames at {_at(clip, pts)} have no rising time stamps; convert it"
+                )
             last = pts
             if number >= skip:
                 # RGB in a clip has the full range, whatever its tag says.
@@ -151,8 +154,9 @@ def _frames(clip: Clip, container: Any, stream: Any) -> Iterator[Any]:
         except StopIteration:
             return
         except av.FFmpegError as error:
-            raise VideoError(
-                f"{clip.path} cannot be decoded after {_at(clip, last)} ({error.strerror}); it is damaged"
+            kind = VideoError if isinstance(error, OSError) else UnusableClipError  # a disk may come back
+            raise kind(
+                f"{clip.path} cannot be decoded after {_at(clip, last)} ({error.strerror}); {_repair(clip)}"
             ) from error
         last = frame.pts
         yield frame
@@ -160,19 +164,25 @@ def _frames(clip: Clip, container: Any, stream: Any) -> Iterator[Any]:
 
 def _checked(clip: Clip, frames: Iterator[Any], deinterlace: bool) -> Iterator[Any]:
     """The frames, if they are what the result can hold."""
-    for frame in frames:
+    for number, frame in enumerate(frames):
+        if clip.slots is not None:
+            frame.pts = clip.slots[number] if number < len(clip.slots) else None
         if frame.pts is None:
-            raise VideoError(f"{clip.path} has frames without time stamps; convert it to MP4 first")
+            raise UnusableClipError(f"{clip.path} has frames without time stamps; convert it to MP4 first")
         if (frame.width, frame.height) != (clip.width, clip.height):
-            raise VideoError(
+            raise UnusableClipError(
                 f"{clip.path} changes its size at {_at(clip, frame.pts)}, from {clip.width}x{clip.height} to "
                 f"{frame.width}x{frame.height}; cut it there first"
             )
         if frame.is_corrupt:
-            raise VideoError(f"{clip.path} is damaged at {_at(clip, frame.pts)}")
+            raise UnusableClipError(f"{clip.path} is damaged at {_at(clip, frame.pts)}; {_repair(clip)}")
         if frame.interlaced_frame and not deinterlace:
-            raise VideoError(interlaced(clip))
+            raise UnusableClipError(interlaced(clip))
         yield frame
+
+
+def _repair(clip: Clip) -> str:
+    return f"to use the rest, convert it first: ffmpeg -i {clip.path.name} -c copy -c:v ffv1 converted.mkv"
 
 
 def interlaced(clip: Clip) -> str:
@@ -214,6 +224,13 @@ def _write(clip: Clip, file: Path, encoding: Encoding, start: int, pictures: Ite
     """Encode the pictures into a file that appears whole."""
     meter, doubts, end = FlickerMeter(), [], start
     written: Counter[int] = Counter()
+    number = count(start - EARLIER)
+
+    def mux(packets: list[Any]) -> None:
+        for packet in packets:
+            packet.dts = next(number)  # x265's are undefined for its first frames if few follow; `join` makes others
+            container.mux(packet)
+
     with whole_file(file, file.parent, written) as beside:
         with av.open(str(beside), "w", format="nut") as container:
             stream = add_pictures(container, clip, encoding)
@@ -221,13 +238,13 @@ def _write(clip: Clip, file: Path, encoding: Encoding, start: int, pictures: Ite
                 assert picture.sharp is not None
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture.sharp), format=RGB)
                 frame.pts, frame.time_base, frame.duration = picture.pts, clip.time_base, picture.duration
-                container.mux(stream.encode(encoding.to_yuv(frame, clip)))
+                mux(stream.encode(encoding.to_yuv(frame, clip)))
                 meter.add(picture.blurred, picture.sharp)
                 written[0] += 1
                 end = picture.pts + picture.duration
                 if picture.doubt:
                     doubts.append((float(picture.pts * clip.time_base), picture.doubt))
-            container.mux(stream.encode())
+            mux(stream.encode())
         segment = Segment(written[0], start, end, doubts, meter.total)
         atomic.write(file.with_suffix(".json"), segment.text().encode())
     return segment

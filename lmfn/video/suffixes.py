@@ -3,11 +3,19 @@
 from pathlib import Path
 
 WRITABLE = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
-READABLE = (*WRITABLE, ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv")
+READABLE = (
+    *WRITABLE,
+    *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2t", ".m2ts", ".mpeg", ".mpg", ".mts", ".mxf"),
+    *(".ogm", ".ogv", ".qt", ".rm", ".ts", ".vob", ".wmv", ".wtv"),
+)
 
 
 class VideoError(ValueError):
     """A clip cannot be read or written. The message names the file and the reason."""
+
+
+class UnusableClipError(VideoError):
+    """The clip itself is at fault, so that trying again does not help."""
 
 
 def is_clip(path: Path) -> bool:
