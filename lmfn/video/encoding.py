@@ -74,7 +74,10 @@ def choose_encoding(clip: Clip, target: Path, codec: str | None = None, crf: flo
     pix_fmt = _nearest(clip.pix_fmt, encoder)
     if pix_fmt is None:
         known = ", ".join(form.name for form in encoder.video_formats or ())
-        raise VideoError(f"{clip.path} has samples {clip.pix_fmt}, which {codec} cannot write; it writes {known}")
+        raise VideoError(
+            f"{clip.path} has samples {clip.pix_fmt}, which {codec} cannot write; it writes {known}. "
+            "FFV1 writes any: --codec ffv1 --ext mkv"
+        )
     options = {**QUIET.get(codec, {}), **CONSTANT_QUALITY.get(codec, {})}
     if "crf" in {option.name for option in av.CodecContext.create(codec, "w").supported_options.private}:
         options["crf"] = f"{CRF if crf is None else crf:g}"

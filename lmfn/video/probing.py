@@ -159,7 +159,7 @@ def _matrix(frame: Any, side_data: Any) -> tuple[int, ...] | None:
         return None
     angle = math.radians(frame.rotation)
     cosine, sine = round(2**16 * math.cos(angle)), round(2**16 * math.sin(angle))
-    return (cosine, sine, 0, -sine, cosine, 0, 0, 0, 2**30)
+    return (cosine, -sine, 0, sine, cosine, 0, 0, 0, 2**30)
 
 
 def picture_stream(path: Path, container: Any) -> Any:

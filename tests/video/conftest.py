@@ -28,6 +28,7 @@ def make_clip() -> Callable[..., list[int]]:
         subtitles: bool = False,
         rotation: int = 0,
         colours: tuple[int, int, int, int] = (1, 1, 1, 1),
+        start: int = 0,
     ) -> list[int]:
         times = []
         with av.open(str(path), "w") as container:
@@ -58,7 +59,7 @@ def make_clip() -> Callable[..., list[int]]:
                 packet.stream, packet.pts, packet.dts, packet.duration = text, 400 * n, 400 * n, 200
                 packet.time_base = text.time_base
                 container.mux(packet)
-            pts = 0
+            pts = start * 90000
             for n, level in enumerate(levels):
                 frame = picture(level, size, n, pix_fmt, colours)
                 frame.pts, frame.time_base = (n, Fraction(1, 30)) if path.suffix == ".avi" else (pts, TICKS)
@@ -70,7 +71,7 @@ def make_clip() -> Callable[..., list[int]]:
                 tone = np.sin(np.arange(len(levels) * 1600, dtype=np.float32) * 0.05) * 0.3
                 for n in range(0, len(levels) * 1600, 960):
                     part = av.AudioFrame.from_ndarray(tone[None, n : n + 960], format="fltp", layout="mono")
-                    part.sample_rate, part.pts = 48000, n
+                    part.sample_rate, part.pts = 48000, start * 48000 + n
                     container.mux(audio.encode(part))
                 container.mux(audio.encode())
         return times

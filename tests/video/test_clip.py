@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from lmfn import video
 from lmfn.plausibility import DoubtfulOutput
@@ -19,6 +20,7 @@ from lmfn.video import VideoError, clip_target, deblur_clip
 from lmfn.video.flicker import FlickerMeter
 from tests.video.conftest import frames, packets, picture, samples
 
+TENTH = Fraction(1, 10)
 LEVELS = [60 + 4 * (7 * n % 25) for n in range(21)]
 
 
@@ -102,6 +104,80 @@ def test_ten_bits_and_hdr_stay(make_clip: Callable, tmp_path: Path) -> None:
     make_clip(tmp_path / "small.mkv", [90, 90], codec="ffv1", pix_fmt="yuv420p10le", options={})
     with pytest.raises(VideoError, match=r"small\.mkv is 48x32, and libx265 takes 64 pixels a side at least"):
         run(tmp_path / "small.mkv", tmp_path / "small.mp4")
+
+
+def test_segments_of_a_few_frames_have_times(make_clip: Callable, tmp_path: Path) -> None:
+    """x265 leaves the times of decoding undefined where the clip ends before its first reordered frame."""
+    for count in (1, 2, 9):
+        source, target = tmp_path / f"{count}.mkv", tmp_path / f"{count}.mp4"
+        make_clip(source, LEVELS[:count], codec="ffv1", pix_fmt="yuv420p10le", size=(64, 96), options={}, sound=None)
+        run(source, target, codec="libx265", crf=0)
+        assert [f.time for f in frames(target)] == pytest.approx([f.time for f in frames(source)], abs=1e-3)
+
+
+def test_frames_of_avi_follow_in_the_order_in_which_they_are_shown(make_clip: Callable, tmp_path: Path) -> None:
+    b_frames = {"x264-params": "bframes=2:b-adapt=0:scenecut=0"}
+    make_clip(tmp_path / "in.avi", LEVELS[:12], sound="mp3", options=b_frames)
+    assert [frame.pts for frame in frames(tmp_path / "in.avi")] != sorted(f.pts for f in frames(tmp_path / "in.avi"))
+    run(tmp_path / "in.avi", tmp_path / "out.mp4")
+    made = frames(tmp_path / "out.mp4")
+    assert [frame.time for frame in made] == pytest.approx([n / 30 for n in range(12)], abs=1e-3)
+    levels = [round(float(frame.to_ndarray(format="gray").mean())) for frame in made]
+    assert levels == pytest.approx([255 - level for level in LEVELS[:12]], abs=3)
+
+
+def test_a_clock_that_begins_anywhere_becomes_0(make_clip: Callable, tmp_path: Path) -> None:
+    make_clip(tmp_path / "in.ts", LEVELS[:9], start=30_000)
+    run(tmp_path / "in.ts", tmp_path / "out.mp4")
+    old, new = frames(tmp_path / "in.ts"), frames(tmp_path / "out.mp4")
+    shift = old[0].time - new[0].time
+    assert old[0].time > 29_000
+    assert new[0].time < 1
+    assert [frame.time + shift for frame in new] == pytest.approx([frame.time for frame in old], abs=1e-3)
+    sound = [packets(path, "audio")[0][0] for path in (tmp_path / "in.ts", tmp_path / "out.mp4")]
+    assert sound[0] - sound[1] == pytest.approx(shift, abs=1e-3)
+    np.testing.assert_array_equal(samples(tmp_path / "out.mp4"), samples(tmp_path / "in.ts"))
+
+
+def test_side_data_that_pyav_does_not_know(tmp_path: Path) -> None:
+    """EXIF here; in spatial clips of phones, which eye a frame is for."""
+    picture, exif = Image.new("RGB", (48, 32), (90, 90, 90)), Image.Exif()
+    exif[0x010F] = "a maker"
+    picture.save(tmp_path / "picture.png", exif=exif)
+    source = tmp_path / "in.mov"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("png", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "rgb24"
+        stream.set_display_rotation(90)
+        for n in range(2):
+            packet = av.Packet((tmp_path / "picture.png").read_bytes())
+            packet.stream, packet.pts, packet.dts, packet.time_base, packet.is_keyframe = stream, n, n, TENTH, True
+            container.mux(packet)
+    with pytest.raises(ValueError, match="is not a valid Type"):
+        list(frames(source)[0].side_data)
+    run(source, tmp_path / "out.mov")
+    assert [frame.rotation for frame in frames(tmp_path / "out.mov")] == [90, 90]
+    (tmp_path / "picture.png").rename(tmp_path / "picture.mp4")
+    with pytest.raises(VideoError, match=r"picture\.mp4 is one picture, not a clip"):
+        run(tmp_path / "picture.mp4", tmp_path / "out.mp4")
+
+
+def test_transparency_that_the_decoder_hides(make_clip: Callable, tmp_path: Path) -> None:
+    source = tmp_path / "in.webm"
+    make_clip(source, [90] * 3, codec="libvpx-vp9", pix_fmt="yuva420p", options={}, sound=None)
+    assert run(source, tmp_path / "out.mkv").notes == [f"{source}: its transparency is not kept"]
+
+
+def test_a_damaged_clip_leaves_no_parts(make_clip: Callable, tmp_path: Path) -> None:
+    source = tmp_path / "in.mp4"
+    make_clip(source, LEVELS, sound=None)
+    sizes = [len(content) for _, content in packets(source, "video")]
+    content = source.read_bytes()
+    begin = content.index(packets(source, "video")[-3][1])
+    source.write_bytes(content[:begin] + b"\xff" * sum(sizes[-3:]) + content[begin + sum(sizes[-3:]) :])
+    with pytest.raises(VideoError, match=r"in\.mp4 .*to use the rest, convert it first: ffmpeg -i in\.mp4"):
+        run(source, tmp_path / "out.mkv")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuvj420p", "yuv444p", "gray", "yuv422p10le", "bgr0", "yuv420p"])
