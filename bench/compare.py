@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help="a file of rows, or a commit")
     parser.add_argument("b", help="likewise")
-    parser.add_argument("--run", default="ops", help='for commits: what to measure, as in "ops --op rfdb --mode full"')
+    parser.add_argument("--run", default="ops", help='for commits: what to measure, e.g. "ops --op rfdb --mode full"')
     parser.add_argument("--turns", type=int, default=3, help="for commits: how often to measure each")
 
 
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def compared(a: dict[Key, Row], b: dict[Key, Row]) -> str:
-    """A table of the measurements that both have.
+    """A table of the measurements that are in both.
 
     A difference counts as noise if the ranges from p20 to p80 overlap.
     """
@@ -62,7 +62,7 @@ def compared(a: dict[Key, Row], b: dict[Key, Row]) -> str:
 
 
 def measured(commits: tuple[str, str], arguments: list[str], turns: int) -> tuple[dict[Key, Row], dict[Key, Row]]:
-    """The turn with the median p50 of each measurement."""
+    """Rows of both commits; of a measurement's turns, the one with the median p50."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         trees = [stack.enter_context(Worktree(folder / f"tree{i}", commit)) for i, commit in enumerate(commits)]
@@ -85,7 +85,7 @@ def measured(commits: tuple[str, str], arguments: list[str], turns: int) -> tupl
 
 
 class Worktree:
-    """A commit's files in a temporary folder."""
+    """A context: the files of a commit in a temporary worktree."""
 
     def __init__(self, path: Path, commit: str) -> None:
         self.path, self.commit = path, commit

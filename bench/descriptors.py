@@ -2,8 +2,8 @@
 
 A wgmma instruction addresses a matrix in shared memory by a 64-bit descriptor in uniform registers. The lower half is
 the address; the upper half, the distance between rows and the swizzle, is known to the compiler. For one kernel of this
-package ptxas 12.8 took it from a register that held an address: an "illegal memory access" on the GPU that neither
-register counts, spills nor the interpreter reveal. This module therefore propagates constants through the output of
+package, ptxas 12.8 took it from a register that held an address. On a GPU that is an "illegal memory access"; register
+counts, spills and the interpreter do not reveal it. This module therefore propagates constants through the output of
 `nvdisasm -c`, along all paths; an upper half that is not provably a constant of the right form is a fault.
 """
 
@@ -29,9 +29,9 @@ class _Instruction(NamedTuple):
     op: str
     operands: list[str]
     written: list[str]
-    """The registers it writes."""
+    """The registers that the instruction writes."""
     target: str | None
-    """The label it may jump to."""
+    """The label that it may jump to."""
 
 
 class _Block(NamedTuple):

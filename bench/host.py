@@ -135,7 +135,7 @@ def here(kind: str) -> Iterator[None]:
     with (
         gpu(),
         mock.patch.object(backend, "INTERPRETED", True),  # so that CPU tensors are accepted
-        mock.patch.object(configs, "describe", described),  # a mock's call would take as long as many a launch's parts
+        mock.patch.object(configs, "describe", described),  # calling a mock would take longer than parts of a launch
     ):
         yield
 

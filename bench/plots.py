@@ -104,7 +104,7 @@ def speedup(rows: list[Row]) -> Figure:
     for y, group in enumerate(found):
         ax.barh(y, group.faster, color=COLOURS[group.ours.op], alpha=1 if group.ours.mode == "infer" else 0.65)
         text = ax.text(group.faster, y, f" {group.faster:.2f}, {group.others[0].provider}", va="center", fontsize=8)
-        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # the line at 1 may be behind it
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # legible in front of the line at 1
     ax.set_yticks(
         range(len(found)), [f"{g.ours.op} {g.ours.mode} {g.ours.shape} {g.ours.dtype}" for g in found], fontsize=8
     )

@@ -211,12 +211,12 @@ EXPORTED: dict[str, dict[str, tuple[MakeEngine, tuple[torch.dtype, ...]]]] = {
         "ONNX Runtime with TensorRT, exported": (partial(exported_in_onnx_runtime, "TensorrtExecutionProvider"), HALF),
     },
 }
-"""The graph of `lmfn export`, by device. It reflects a border around an image, so these are given an image without the
-border that it has (`with_reflected_border`), and their result is what lies within it."""
+"""Runtimes for the exported network, by device. The exported graph pads images by reflection: these functions take an
+image with such a border (`with_reflected_border`), remove it, and return the result within the border."""
 
 
 def with_reflected_border(x: Tensor) -> Tensor:
-    """The image, with its outermost pixels replaced by the reflection of what lies within; unchanged if too small."""
+    """The image, with its border replaced by a reflection of its interior; unchanged if it is too small."""
     if min(x.shape[2:]) <= 3 * BORDER:
         return x
     return F.pad(x[..., BORDER:-BORDER, BORDER:-BORDER], [BORDER] * 4, mode="reflect")
@@ -224,7 +224,7 @@ def with_reflected_border(x: Tensor) -> Tensor:
 
 def without_border(x: Tensor) -> Tensor:
     if min(x.shape[2:]) <= 3 * BORDER:
-        raise ValueError(f"the exported network needs images of more than {3 * BORDER} pixels a side here")
+        raise ValueError(f"the exported network needs images of more than {3 * BORDER} pixels per side here")
     return x[..., BORDER:-BORDER, BORDER:-BORDER].contiguous()
 
 

@@ -1,1 +1,1 @@
-"""ACFM, the attention between the channels of one layer."""
+"""ACFM: attention between the channels of one layer."""

@@ -1,1 +1,1 @@
-"""ALFM, the attention between the layers' features, and its parts."""
+"""ALFM: attention between the features of several layers, and its parts."""

@@ -1,1 +1,1 @@
-"""3x3 convolutions with what follows them, and the pieces that every block's convolutions are made of."""
+"""3x3 convolutions with bias, residual and activation; the other packages build on their functions."""

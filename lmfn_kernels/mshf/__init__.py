@@ -1,1 +1,1 @@
-"""MSHF: the encoder's stem and residual block."""
+"""MSHF, the encoder: its stem and its residual block."""

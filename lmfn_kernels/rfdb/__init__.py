@@ -1,1 +1,1 @@
-"""RFDB, the residual feature distillation block, and the ops it is made of."""
+"""RFDB, the residual feature distillation block: the whole block and its parts."""

@@ -1,1 +1,1 @@
-"""What all ops share: choice of backend, checks, configs, launches, registration, deterministic reductions."""
+"""Shared by all ops: choice of backend, argument checks, configs, registration, memory layout, launches, reductions."""

@@ -91,8 +91,8 @@ def weight_as_taps(weight: Tensor) -> Tensor:
 
 
 def _taps(weight: Tensor) -> tuple[Block, Block] | None:
-    """Size and strides of the view `[taps, K, N]` of a weight, if it lies tap by tap."""
-    if isinstance(weight, FakeTensor):  # whose sizes may be symbols, which no cache takes
+    """Size and strides of the view `[taps, K, N]` of a weight, or None if it is not stored tap by tap."""
+    if isinstance(weight, FakeTensor):  # not cached, as its sizes may be symbols
         return _view_of_taps.__wrapped__(weight.shape, weight.stride(), weight.dtype)
     return _view_of_taps(weight.shape, weight.stride(), weight.dtype) if weight.data_ptr() % 16 == 0 else None
 

@@ -1,1 +1,1 @@
-"""Bilinear upsampling: added to another map, or under a convolution that never makes the upsampled map."""
+"""Bilinear upsampling, with another map added, or fused into the convolution that follows it."""
