@@ -1,7 +1,10 @@
 """The network over strips of rows against the network on the whole image, and images within a budget of memory."""
 
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,10 @@ import pytest
 import torch
 
 import lmfn.deblur
-from lmfn import LMFN
+from lmfn import LMFN, images
 from lmfn.deblur import Deblurrer, Way, padded
+from lmfn.files import deblur_files
+from lmfn.images import Photo
 from lmfn.inference import engine
 from lmfn.options import parse_bytes
 from lmfn.strips import Map, PlainStages, Strips
@@ -90,6 +95,33 @@ def test_nothing_of_a_scratch_file_is_left(tmp_path):
     x.write(0, rows)
     assert not list(tmp_path.iterdir())
     assert torch.equal(x.read(1, 3, torch.empty(1, 3, 2, 5)), rows[:, :, 1:3])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("writes", [1, 9, 30])
+def test_killed_amid_strips(tmp_path, monkeypatch, writes):
+    """Nothing is half-written: neither an output nor a scratch file is left, only the claim on the output."""
+    source, target, scratch = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "scratch"
+    scratch.mkdir()
+    images.write(source, Photo(np.full((300, 90, 3), 99, np.uint8)))
+    deblurrer = Deblurrer(network(), device="cpu")
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+        plan = deblurrer.engine.strips.plan(*(len(padded(n, True)) for n in (300, 90)), 0)
+        monkeypatch.setattr(deblurrer, "way", lambda _: Way(64, plan, True, 0))
+        write, left = Map.write, iter(range(writes))
+
+        def killed_at_last(*arguments):
+            write(*arguments)
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(Map, "write", killed_at_last)
+        deblur_files([source], target, deblurrer=deblurrer)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert {path for path in tmp_path.iterdir() if path.suffix != ".claim"} == {source, scratch}
+    assert not list(scratch.iterdir())
 
 
 @pytest.fixture
