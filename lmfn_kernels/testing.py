@@ -644,8 +644,8 @@ OPS: dict[str, OpCase] = {
     ),
     "residual_block-up": OpCase(
         block_from_flat(upsample=True),
-        lambda s, *on: block_inputs(s.b, s.c, s.c, s.h, s.w, *on),
-        lambda s: 4 * s.b * s.c * s.h * s.w,
+        lambda s, *on: block_inputs(s.b, s.c, s.c, _half(s.h), _half(s.w), *on),
+        lambda s: 4 * s.b * s.c * _half(s.h) * _half(s.w),
     ),
     "upsample_add": OpCase(
         upsample_add,
@@ -654,7 +654,7 @@ OPS: dict[str, OpCase] = {
     ),
     "upsampled_conv3x3": OpCase(
         upsampled_conv_from_flat,
-        lambda s, *on: upsampled_conv_inputs(s.b, s.c, 3, s.h, s.w, *on),
+        lambda s, *on: upsampled_conv_inputs(s.b, s.c, 3, _half(s.h), _half(s.w), *on),
     ),
 }
 """Every public op, in all forms that differ in what they compute or save."""
