@@ -1,6 +1,6 @@
 """Measure weights on every kind of synthetic image, from photographs that no weights were trained on.
 
-python -m experiments.weights.kinds lmfn runs/first/ema.safetensors
+python experiments/weights/kinds.py lmfn runs/first/ema.safetensors
 """
 
 import statistics
@@ -10,7 +10,7 @@ from typing import get_args
 
 import numpy as np
 import skimage.data
-from experiments.weights.card import HELD_OUT
+from card import HELD_OUT
 
 from lmfn import Deblurrer, images
 from lmfn.data.synthesis import Image, blur_photo

@@ -1,6 +1,6 @@
 """What the included weights gain with each form of attention: its window, its temperature, ESA's grid.
 
-    python -m experiments.attention.variants DATA
+    python experiments/weights/attention.py DATA
 
 DATA holds pairs of blurred and sharp photographs. Beside them, scikit-image's photographs (`HELD_OUT` of
 experiments/weights/card.py): blurred as in a model card, sharp, and as charts (text, regular patterns, flat areas). The
@@ -14,22 +14,27 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import torch
+from card import BLUR, HELD_OUT
+from kinds import pictures, psnr
 
-from experiments.weights.card import BLUR, HELD_OUT
-from experiments.weights.kinds import pictures, psnr
 from lmfn import LMFN, data, images
 from lmfn.deblur import Deblurrer
 from lmfn.weights import NAMES
 
 WINDOW = 384
-VARIANTS = tuple(
-    (window, factor, grid)
-    for window, factor in ((None, 1.0), (WINDOW, 1.0), (WINDOW, 1.08), (None, 1.08))
-    for grid in ("stretched", "fixed")
+VARIANTS: tuple[tuple[int | None, float, Literal["stretched", "fixed"]], ...] = (
+    (None, 1.0, "stretched"),
+    (None, 1.08, "fixed"),
+    (WINDOW, 1.0, "fixed"),
+    (WINDOW, 1.08, "stretched"),
+    (WINDOW, 1.08, "fixed"),
 )
+TEMPERATURE = "alfm.temperature"
+TRAINED = {"lmfn": 1 / 1.08}
+"""Temperature that included weights were trained with, relative to their own."""
 
 
 def photographs(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -72,12 +77,10 @@ def main() -> None:
     print("|---" * 9 + "|", flush=True)
     for name in given.weights:
         trained = LMFN.from_pretrained(name)
+        temperature = trained.state_dict()[TEMPERATURE] * TRAINED.get(name, 1)
         for window, factor, grid in VARIANTS:
             network = LMFN(replace(trained.config, esa_grid=grid, alfm_window=window))
-            network.load_state_dict(trained.state_dict())
-            built_in = 1.08 if name == "lmfn" and trained.config.alfm_window else 1.0
-            with torch.no_grad():
-                network.alfm.temperature *= factor / built_in
+            network.load_state_dict(trained.state_dict() | {TEMPERATURE: temperature * factor})
             deblurrer, across, cells = Deblurrer(network, device="cpu", guard="off"), [], []
             for pairs in (real, synthetic, sharp, charts):
                 before, after = [], []
