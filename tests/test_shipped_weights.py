@@ -30,8 +30,8 @@ def test_the_file_is_the_one_that_was_measured(name: weights.Name) -> None:
     assert file.stat().st_size < 2.7e6
     tensors, metadata = checkpoint.read(file)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
-    window = 384 if name == "lmfn" else None
-    assert LMFNConfig(**metadata["config"]) == preset(name, similarity="cosine", skip="image", alfm_window=window)
+    expected = preset(name, similarity="cosine", skip="image", alfm_window=384, esa_grid="fixed")
+    assert LMFNConfig(**metadata["config"]) == expected
 
 
 @each
