@@ -51,4 +51,6 @@ gpu-train:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[train,video,dev,bench]"
+	# Without torchvision, which the CPU build of torch does not have; what we use of spandrel works without it.
+	$(BIN)/python -m pip install --quiet --no-deps "spandrel>=0.4"
 	touch $@

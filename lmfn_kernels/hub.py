@@ -19,12 +19,20 @@ LEFT_OUT = ("hub.py",)
 BUILD = """[general]
 name = "lmfn-kernels"
 version = 1
+edition = 5
 license = "Apache-2.0"
 backends = ["cpu", "cuda"]
 python-depends = ["einops"]
 
 [torch-noarch]
 pyext = ["json", "py"]
+"""
+
+FLAKE = """{
+  inputs.kernel-builder.url = "github:huggingface/kernels";
+  outputs = { self, kernel-builder }:
+    kernel-builder.lib.genKernelFlakeOutputs { inherit self; path = ./.; };
+}
 """
 
 CARD = """---
@@ -50,8 +58,8 @@ y = ops.conv3x3(x, weight, bias, activation="leaky_relu", slope=0.1)
 
 
 def write(folder: Path) -> None:
-    """Write the repository into a new or empty folder: `build.toml` and `torch-ext`, the input of kernel-builder, and
-    `build`, which is what programs load.
+    """Write the repository into a new or empty folder: `build.toml`, `flake.nix` and `torch-ext`, the input of
+    kernel-builder, and `build`, which is what programs load.
 
     Raises FileExistsError if the folder is not empty.
     """
@@ -72,7 +80,7 @@ def write(folder: Path) -> None:
         variant = f"build/torch-{backend}"
         trees |= {f"{variant}/{name}": text for name, text in files.items()}
         trees[f"{variant}/metadata.json"] = json.dumps(about, indent=2).encode()
-    trees |= {"build.toml": BUILD.encode(), "CARD.md": CARD.encode()}
+    trees |= {"build.toml": BUILD.encode(), "flake.nix": FLAKE.encode(), "CARD.md": CARD.encode()}
     for name, content in trees.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,13 @@
     python experiments/cpu-inference/exported.py
 
 All have the reflected border and the shipped weights. A row per size: the median of the rounds' times by the clock, and
-of the processor time as a ratio to that of `for_inference` in the same round. Beside other work, only the second is
-worth something, and only of one thread: two that wait for each other spin.
+of both times as ratios to those of `for_inference` in the same round. Beside other work, only the processor time is
+worth something, and only of one thread: two that wait for each other spin. The last line is the peak memory of the
+process: `--engines OpenVINO` gives that of one alone.
 """
 
 import io
+import resource
 import statistics
 import time
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ class Arguments:
     """Width x height."""
     rounds: int = 5
     threads: int = 2
+    engines: tuple[str, ...] = ()
+    """Only these; the first is what the others are compared with. Default: all, compared with for_inference."""
 
 
 def in_onnx_runtime(exported: onnx.ModelProto, threads: int) -> ImageFunction:
@@ -52,20 +56,22 @@ def main(arguments: Arguments) -> None:
     model = LMFN.from_pretrained()
     exported = onnx_model(model)
     cpu = torch.device("cpu")
-    found = {
-        "for_inference": with_border(for_inference(model, cpu, torch.float32)),
-        "ONNX Runtime": in_onnx_runtime(exported, arguments.threads),
-        "OpenVINO": in_openvino(exported, arguments.threads, "f32"),
+    makers = {
+        "for_inference": lambda: with_border(for_inference(model, cpu, torch.float32)),
+        "ONNX Runtime": lambda: in_onnx_runtime(exported, arguments.threads),
+        "OpenVINO": lambda: in_openvino(exported, arguments.threads, "f32"),
     }
     if has_fast_bf16(cpu):
-        found |= {
-            "for_inference, bfloat16": with_border(for_inference(model, cpu, torch.bfloat16)),
-            "OpenVINO, bfloat16": in_openvino(exported, arguments.threads, "bf16"),
+        makers |= {
+            "for_inference, bfloat16": lambda: with_border(for_inference(model, cpu, torch.bfloat16)),
+            "OpenVINO, bfloat16": lambda: in_openvino(exported, arguments.threads, "bf16"),
         }
+    found = {name: makers[name]() for name in arguments.engines or makers}
+    first = next(iter(found))
     for size in arguments.sizes:
         width, height = map(int, size.split("x"))
         x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-        reference, times = found["for_inference"](x), {name: list[tuple[float, float]]() for name in found}
+        reference, times = found[first](x), {name: list[tuple[float, float]]() for name in found}
         for name, run in found.items():
             print(f"{size} {name}: off by {(run(x) - reference).abs().max().item():.2g}", flush=True)
         for _ in range(arguments.rounds):
@@ -75,9 +81,12 @@ def main(arguments: Arguments) -> None:
                 times[name].append((time.perf_counter() - start, time.process_time() - used))
         for name, taken in times.items():
             clock = statistics.median(seconds for seconds, _ in taken)
-            pairs = zip(taken, times["for_inference"], strict=True)
-            ratio = statistics.median(own / other for (_, own), (_, other) in pairs)
-            print(f"{size} {name}: {clock:.3f} s, {ratio:.2f} times the processor time", flush=True)
+            pairs = list(zip(taken, times[first], strict=True))
+            ratios = [statistics.median(own[i] / other[i] for own, other in pairs) for i in (0, 1)]
+            print(
+                f"{size} {name}: {clock:.3f} s, {ratios[0]:.2f} times; processor time {ratios[1]:.2f} times", flush=True
+            )
+    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ def test_each_has_its_own_ops_and_nothing_of_the_other(loaded):
 def test_the_builders_files(repository):
     general = tomllib.loads((repository / "build.toml").read_text())
     assert general["torch-noarch"]["pyext"] == ["json", "py"]
+    assert general["general"]["edition"] == 5
+    assert (repository / "torch-ext" / general["general"]["name"].replace("-", "_") / "__init__.py").is_file()
+    assert "genKernelFlakeOutputs" in (repository / "flake.nix").read_text()
     texts = [path.read_text() for path in (repository / "torch-ext").rglob("*.py")]
     assert len(texts) > 50
     assert not any(line.startswith("from lmfn_kernels") for text in texts for line in text.splitlines())
@@ -70,6 +73,8 @@ def test_loads_with_kernels_itself(repository, loaded):
     kernels = pytest.importorskip("kernels", reason="without it, the tests above load the same files")
     if not hasattr(kernels, "get_local_kernel"):  # the tests' own folder of that name
         pytest.skip("without the package kernels, the tests above load the same files")
+    schema = pytest.importorskip("kernels._rust", reason="before kernels 0.17, the builder alone has its schema")
+    assert [str(backend) for backend in schema.Build.open(repository).general.backends] == ["cpu", "cuda"]
     module = kernels.get_local_kernel(repository, trust_remote_code=True)
     x = torch.ones(1, 4, 8, 8)
     assert torch.equal(module.conv3x3(x, torch.ones(4, 4, 3, 3)), loaded.conv3x3(x, torch.ones(4, 4, 3, 3)))
