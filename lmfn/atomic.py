@@ -31,9 +31,7 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     except OSError as error:
-        if error.filename is None:  # the error of a failed write does not name its file
-            error.filename = str(path)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)
 

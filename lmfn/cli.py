@@ -93,7 +93,7 @@ class Deblur:
 
         if not self.paths:
             raise ValueError("no file or folder given; see lmfn deblur --help")
-        clips = tuple(path for path in self.paths if is_clip(path) and not path.is_dir())
+        clips = tuple(path for path in self.paths if is_clip(path) and not os.path.isdir(path))
         others = tuple(path for path in self.paths if path not in clips)
         done = self._deblur_clips(clips) if clips else True
         return (replace(self, paths=others)._deblur_photos() if others else True) and done

@@ -3,8 +3,9 @@
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -72,6 +73,11 @@ class Deblurrer:
         if memory is not None and memory <= 0:
             raise ValueError(f"memory is {memory}; it must be a number of bytes above 0")
         self.memory = memory
+
+    def __reduce__(self) -> tuple[Callable[[Network], Self], tuple[Network]]:
+        """Pickled and copied as its network and its options; the prepared engine is made anew."""
+        options = {name: getattr(self, name) for name in ("precision", "guard", "strength", "memory")}
+        return partial(type(self), device=str(self.device), **options), (self.model,)
 
     whole_numbers = True
     """It takes samples of 8 and 16 bits as files have them, which are a quarter and a half of the memory of floats."""

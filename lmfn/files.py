@@ -315,8 +315,10 @@ def _check(source: Path, target: Path) -> None:
     if target.suffix.lower() not in images.WRITABLE:
         images.read_size(source)  # the error for a non-image has priority
         raise ImageError(f"{source}: {target.suffix or 'a name without a suffix'} is not written; choose with --ext")
-    if (length := len(os.fsencode(target.name))) > LONGEST_NAME:
-        raise ImageError(f"{source}: its result's name would have {length} bytes; {LONGEST_NAME} are the most")
+    longest = max(target.parts, key=lambda part: len(os.fsencode(part)))
+    if (length := len(os.fsencode(longest))) > LONGEST_NAME:
+        what = "its result's name" if longest == target.name else "a folder in its result's path"
+        raise ImageError(f"{source}: {what} would have {length} bytes; {LONGEST_NAME} are the most")
     place = next(parent for parent in target.absolute().parents if os.path.lexists(parent))
     if not (os.path.isdir(place) and os.access(place, os.W_OK)):
         reason = "may not be written in" if os.path.isdir(place) else "is no folder"

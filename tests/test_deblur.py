@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import sys
 import warnings
 
@@ -34,6 +35,17 @@ def model():
 @pytest.fixture(scope="module")
 def deblurrer(model):
     return Deblurrer(model, device="cpu", guard="off")
+
+
+@pytest.mark.parametrize("again", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy])
+def test_a_deblurrer_is_pickled_and_copied_with_its_options(model, again) -> None:
+    given = Deblurrer(model, device="cpu", guard="off", strength=0.5, memory=10**9)
+    same = again(given)
+    assert (same.guard, same.strength, same.memory, same.precision, same.device) == (
+        "off", 0.5, 10**9, "fp32", given.device,
+    )  # fmt: skip
+    image = picture(40, 50, 3)
+    assert np.array_equal(same(image), given(image))
 
 
 def picture(*shape, dtype=np.float32, seed=0):

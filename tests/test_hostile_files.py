@@ -1,9 +1,12 @@
 """Archives, lists, packs and settings that were damaged or made to do harm: one error each, soon, in little memory."""
 
+import gzip
 import io
 import json
 import os
+import struct
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +60,26 @@ def outside(path: Path) -> None:
         file.writestr("../../x.png", b"")
 
 
+def directory_without_end(path: Path) -> None:
+    """A million files by its central directory, each entry of 47 bytes."""
+    entry = b"PK\1\2" + struct.pack("<6H3I5H2I", 20, 20, 0, 0, 0, 33, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    end = b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 2**16 - 1, 2**16 - 1, 10**6 * len(entry), 0, 0)
+    path.write_bytes(10**6 * entry + end)
+
+
+def name_without_end(path: Path) -> None:
+    """A tar, a few kB by its compression, whose first file has a name of 32 MB."""
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 2**25
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT) + b"a" * member.size + tarfile.TarInfo("a").tobuf())
+
+
+def long_name(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a" * 256, b"")
+
+
 ARCHIVES: dict[Callable[[Path], None], str] = {
     encrypted: "is encrypted; unpack it",
     unknown_compression: "cannot be unpacked here",
@@ -64,6 +87,9 @@ ARCHIVES: dict[Callable[[Path], None], str] = {
     list_that_inflates: "a list of pairs has",
     many_files: "over 10 files",
     outside: "lies outside of it",
+    directory_without_end: "a directory of 47,000,000 bytes",
+    name_without_end: "is no folder and no zip or tar archive",
+    long_name: "holds a name of 256 bytes",
 }
 
 
@@ -71,8 +97,13 @@ ARCHIVES: dict[Callable[[Path], None], str] = {
 def test_archives(make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "MOST_MEMBERS", 10)
     make(tmp_path / "archive")
-    with pytest.raises(DataError, match=ARCHIVES[make]) as error:
-        prepare("realblur-j", tmp_path / "archive")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=ARCHIVES[make]) as error:
+            prepare("realblur-j", tmp_path / "archive")
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
     assert "archive" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["archive"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lmfn import images
+from lmfn.cells import one_line
 from lmfn.data.layouts import ANY_NAMES, UnknownLayoutError, find_pairs, spread
 from lmfn.data.synthesis import Image
 from lmfn.options import Variant
@@ -65,7 +66,7 @@ class CheckReport:
             )
         lines.append(f"decoded {self.decoded} of {self.count}" + ", spread evenly" * (self.decoded < self.count))
         lines.append(f"problems: {len(self.problems)}" if self.problems else "no problems")
-        return "\n".join([*lines, *(f"  {problem}" for problem in self.problems)])
+        return "\n".join(map(one_line, [*lines, *(f"  {problem}" for problem in self.problems)]))
 
 
 def check(

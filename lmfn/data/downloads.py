@@ -1,5 +1,6 @@
 """Data sets that somebody has downloaded: is all of it there, and a list of its pairs for `find_pairs`."""
 
+import io
 import lzma
 import os
 import shutil
@@ -13,14 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lmfn import atomic, images
+from lmfn.cells import one_line
 from lmfn.data.layouts import LIST, MOST_LIST, SPLITS, DataError, PairSet, find_pairs, index_name, write_index
 from lmfn.options import Variant
 
-MOST_MEMBERS = 10**6
+AGAIN = "download it again from its authors"
+MOST_MEMBERS = 200_000
 """Files in an archive; the largest of the data sets has 54,000."""
+MOST_READ = 2**24
+"""Bytes of a zip's directory, and of a header in a tar, which are read as a whole; of 54,000 files it has 8 million."""
 MOST_UNPACKED = 100
 """How many times an archive's own size may come out of it: images hardly shrink."""
 
@@ -100,7 +105,8 @@ class PrepareReport:
         end = [f"problems: {len(self.problems)}; no index was written", *(f"  {problem}" for problem in self.problems)]
         if self.ok:
             end = [f"index: {self.index}" if self.index else "whole; -o FOLDER unpacks it and makes an index"]
-        return "\n".join([f"{self.name}: {self.root}", *(f"  {line}" for line in self.found), *end])
+        lines = [f"{self.name}: {self.root}", *(f"  {line}" for line in self.found), *end]
+        return "\n".join(map(one_line, lines))
 
 
 def prepare(name: str, path: str | Path, out: str | Path | None = None) -> PrepareReport:
@@ -132,10 +138,12 @@ def prepare(name: str, path: str | Path, out: str | Path | None = None) -> Prepa
             size += length
             if size > most or number == MOST_MEMBERS:
                 much = f"over {size / 1e9:,.0f} GB" if size > most else f"over {MOST_MEMBERS:,} files"
-                raise DataError(f"{path} holds {much}, as no data set does; download it again from its authors")
-            file = (skeleton / member).resolve()
-            if not file.is_relative_to(skeleton.resolve()):
-                raise DataError(f"{path} holds {member}, which lies outside of it; download it again from its authors")
+                raise DataError(f"{path} holds {much}, as no data set does; {AGAIN}")
+            file = Path(os.path.normpath(skeleton / member))  # no links are made here
+            if not file.is_relative_to(skeleton):
+                raise DataError(f"{path} holds {member}, which lies outside of it; {AGAIN}")
+            if (longest := max(len(os.fsencode(part)) for part in file.parts)) > atomic.LONGEST_NAME:
+                raise DataError(f"{path} holds a name of {longest} bytes, as no data set does; {AGAIN}")
             file.parent.mkdir(parents=True, exist_ok=True)
             is_list = LIST.search(Path(member).name) is not None
             if is_list and length > MOST_LIST:
@@ -224,6 +232,35 @@ def _headers(known: Known, pairs: PairSet) -> Iterator[str]:
                 yield f"{file} is {size[1]}x{size[0]}, not {wanted[1]}x{wanted[0]}"
 
 
+class _Bounded(io.BufferedReader):
+    """A file from which no more is read at once than an archive that is none would be taken for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MOST_READ:
+            raise zipfile.BadZipFile(f"a directory of {size:,} bytes")
+        return super().read(size)
+
+
+READ_WHOLE = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _Header(tarfile.TarInfo):
+    """The header of a file in a tar; long names and the like, which are read as a whole, are bounded."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in READ_WHOLE and header.size > MOST_READ:
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        return header
+
+
 class _Zip:
     def __init__(self, file: zipfile.ZipFile) -> None:
         self.file = file
@@ -272,15 +309,17 @@ def _open(path: Path) -> Iterator[_Zip | _Tar]:
     """The archive; whatever is wrong with it becomes one DataError."""
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as zipped:
+            with _Bounded(io.FileIO(path)) as file, zipfile.ZipFile(file) as zipped:
                 yield _Zip(zipped)
-        elif tarfile.is_tarfile(path):
-            with tarfile.open(path) as tarred:
-                yield _Tar(tarred)
-        else:
+            return
+        try:
+            tarred = tarfile.open(path, tarinfo=_Header)  # noqa: SIM115 (its errors are others than those of the work)
+        except tarfile.ReadError as error:
             raise DataError(
                 f"{path} is no folder and no zip or tar archive, or it is cut short; download it again, or unpack it"
-            )
+            ) from error
+        with tarred:
+            yield _Tar(tarred)
     except NotImplementedError as error:
         raise DataError(f"{path} cannot be unpacked here ({error}); unpack it, and name the folder") from error
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error) as error:

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lmfn import images
+from lmfn.cells import one_line
 from lmfn.data.frames import FrameSequence, find_runs, without_fragments
 from lmfn.data.layouts import DataError, index
 from lmfn.data.synthesis import Image, blur_photo, draw_frame_count, mean_of_frames
@@ -35,7 +36,8 @@ class SynthReport:
     def text(self) -> str:
         """The report in lines of plain text."""
         failed = [f"could not be used: {len(self.failed)}"] if self.failed else []
-        return "\n".join([f"{self.out}: {self.written} pairs", *failed, *(f"  {reason}" for reason in self.failed)])
+        lines = [f"{self.out}: {self.written} pairs", *failed, *(f"  {reason}" for reason in self.failed)]
+        return "\n".join(map(one_line, lines))
 
 
 def synth(

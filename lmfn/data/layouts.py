@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lmfn import atomic, images
+from lmfn.cells import from_cell, to_cell
 from lmfn.options import Variant
 
 log = logging.getLogger("lmfn")
@@ -426,14 +427,14 @@ def index_name(name: str) -> str:
 def write_index(file: Path, sets: Sequence[PairSet]) -> None:
     """Replace `file` by a list of these pairs, with paths from its folder, for `find_pairs` to read."""
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
+    rows = csv.writer(text, lineterminator="\r\n")  # so that it quotes both of these characters
     rows.writerow(COLUMNS)
     folder = file.parent.resolve()
     for found in sets:
         for pair in found:
             for sharp in pair.frames or (pair.sharp,):
                 paths = (path.resolve().relative_to(folder).as_posix() for path in (pair.blurred, sharp))
-                rows.writerow([found.layout, found.split or "", pair.name, *paths])
+                rows.writerow([found.layout, found.split or "", *map(to_cell, (pair.name, *paths))])
     atomic.write(file, text.getvalue().encode())
 
 
@@ -463,7 +464,7 @@ def _indexed(file: Path, split: str | None, variant: Variant) -> PairSet:
             raise DataError(
                 f"{where}: expected {len(COLUMNS)} columns, got {len(row)}; make it anew: lmfn data prepare"
             )
-        layout, part, name, *paths = row
+        layout, part, name, *paths = *row[:2], *map(from_cell, row[2:])
         if layout.startswith("GoPro") and layout != f"GoPro ({variant})":
             continue
         blurred, sharp = (file.parent / path for path in paths)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lmfn import atomic
+from lmfn.cells import one_line
 from lmfn.data.layouts import DataError
 from lmfn.data.packed import SUFFIX, Pack, PackedSource, PackWriter
 from lmfn.data.sampling import Images, Item, Source, find_items
@@ -31,7 +32,7 @@ class PackReport:
             left = f"; {total - kept:,} left out" if kept < total else ""
             what = "runs of frames" if source.kind == "frames" else source.kind
             lines.append(f"  {source.path}: {kept:,} of {total:,} {what}{left}")
-        return "\n".join(lines)
+        return "\n".join(map(one_line, lines))
 
 
 def pack(

@@ -62,6 +62,15 @@ def test_pairs_that_do_not_fit(save: Callable, photo: np.ndarray, tmp_path: Path
         assert word in text
 
 
+def test_names_do_not_end_a_line(save: Callable, photo: np.ndarray, tmp_path: Path) -> None:
+    name = "a\r\n\x1b[31m.png"
+    for kind in ("blur", "sharp"):
+        save(tmp_path / kind / name, pixels=photo)
+    text = check(tmp_path).text()
+    assert "a\\r\\n\\x1b[31m.png is the same image" in text
+    assert len(text.splitlines()) == 6
+
+
 def test_a_sample_is_spread_evenly_and_said(save: Callable, photo: np.ndarray, tmp_path: Path) -> None:
     for n in range(10):
         save(tmp_path / "sharp" / f"{n}.png", pixels=photo)

@@ -1,6 +1,8 @@
 """Layouts of data sets: each recognised by itself, each fault named."""
 
+import csv
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -244,6 +246,18 @@ def test_faults_of_an_index_are_named_with_file_and_line(tmp_path: Path) -> None
     assert len(find_pairs(tmp_path / INDEX)) == 2
     (tmp_path / index_name("other")).unlink()
     assert "line 3: a REDS pair among those of flat pairs" in fault(head + one + two.replace("flat pairs", "REDS"))
+
+
+@pytest.mark.parametrize(
+    "name", ["=1+1", "+1", "-1", "@SUM(A1)", "'quoted", "a\rb", "a\nb", "a\x1b[31m", 'a,"b', "\tx"]
+)
+def test_an_index_holds_names_that_a_spreadsheet_would_compute(name: str, tmp_path: Path) -> None:
+    plant(tmp_path, [f"{kind}/{name}.png" for kind in ("blur", "sharp")])
+    found = find_pairs(tmp_path)
+    write_index(tmp_path / INDEX, [found])
+    with (tmp_path / INDEX).open(newline="") as file:
+        assert all(cell[:1] not in ("=", "+", "-", "@", "\t", "\r") for row in csv.reader(file) for cell in row)
+    assert list(find_pairs(tmp_path)) == [replace(pair, frames=()) for pair in found]
 
 
 def test_names_of_several_splits_do_not_collide(tmp_path: Path) -> None:
