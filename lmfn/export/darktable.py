@@ -29,7 +29,7 @@ model_card:
   long_description: "LMFN, {parameters:,} parameters, trained on real and synthetic motion blur"
   scope: "motion deblurring of photographs"
   author: "LMFN project; network by Zhang et al."
-  source: "https://pypi.org/project/lmfn-deblur"
+  source: "the Python package lmfn-deblur 0.1.0"
   paper: "https://arxiv.org/abs/2101.05403"
   license: "Apache-2.0"
   training_data: "GoPro, REDS, CID22 and CLIC 2025 photographs"
@@ -43,7 +43,7 @@ convert:
       tile_size: {tile}
 """
 
-CONVERT = '''"""Write LMFN as ONNX: pip install "lmfn-deblur[export]==0.1.0", then this script."""
+CONVERT = '''"""Write LMFN as ONNX, with the package lmfn-deblur 0.1.0 and its extra "export" installed."""
 
 import argparse
 import hashlib
