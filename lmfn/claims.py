@@ -46,6 +46,11 @@ class Claim:
         """End the attempt."""
         self.path.unlink(missing_ok=True)
 
+    def renew(self) -> None:
+        """Forget the earlier attempts, since this one got further."""
+        self.release()
+        self.take()
+
     def _attempts(self) -> list[tuple[str, int, float]]:
         try:
             lines = self.path.read_text(errors="surrogateescape").splitlines()

@@ -45,14 +45,14 @@ class Deblur:
     changed."""
 
     paths: Positional[tuple[Path, ...]]
-    """Files and folders. (Clips inside folders are skipped.)"""
+    """Files and folders of images and clips."""
     out: Annotated[Path | None, arg(aliases=["-o"])] = None
     """Output folder (subfolders are kept) or, for one file, output file. Default: NAME_deblurred next to the input."""
     weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
     suffix: str = "_deblurred"
     """Suffix of the names of outputs next to their inputs."""
     ext: str | None = None
-    """Output format, if not the input's: png, jpg, webp, tiff."""
+    """Output format, if not the input's: png, jpg, webp, tiff; for clips mp4, m4v, mov, mkv, webm."""
     overwrite: bool = False
     """Replace existing outputs. Otherwise they are left unchanged, and the exit status is 1."""
     skip_existing: bool = False
@@ -80,64 +80,57 @@ class Deblur:
     deinterlace: bool = False
     """Deinterlace interlaced clips, which are refused otherwise."""
     resume: bool = False
-    """Resume clips where an interrupted run stopped. (Images: --manifest.)"""
+    """Resume clips where an interrupted run stopped; --manifest includes it."""
     manifest: Path | None = None
-    """Write one line of JSON per image: path, output, status, reason, seconds, sizes, the digest of the weights. Images
+    """Write one line of JSON per file: path, output, status, reason, seconds, sizes, the digest of the weights. Files
     listed as done are skipped, so the same command resumes an interrupted run."""
     shard: str | None = None
     """Process only a share of the files: 3/8 is the third of eight. Default: the share of torchrun's process, or
     all."""
 
     def run(self) -> bool:
-        from lmfn.video import is_clip
+        from lmfn.files import carry_out, parse_shard, plan
 
         if not self.paths:
             raise ValueError("no file or folder given; see lmfn deblur --help")
-        clips = tuple(path for path in self.paths if is_clip(path) and not os.path.isdir(path))
-        others = tuple(path for path in self.paths if path not in clips)
-        done = self._deblur_clips(clips) if clips else True
-        return (replace(self, paths=others)._deblur_photos() if others else True) and done
-
-    def _deblur_clips(self, paths: Sequence[Path]) -> bool:
-        require("av", "lmfn deblur of a clip", "video")
-        from lmfn.video import VideoError, clip_target
-
-        targets = [clip_target(path, self.out, self.suffix, self.ext) for path in paths]
-        if twice := {str(target) for target in targets if targets.count(target) > 1}:
-            raise ValueError(f"more than one clip would become {', '.join(twice)}; run them apart")
+        shard = parse_shard(self.shard, os.environ)
+        planned = plan(self.paths, self.out, suffix=self.suffix, extension=self.ext, overwrite=self.overwrite)
+        planned = planned.part(shard)
         if self.dry_run:
-            print("\n".join(f"{path} -> {target}" for path, target in zip(paths, targets, strict=True)))
-            return True
+            print(planned)
+            return not planned.failed
 
+        from lmfn.manifest import Manifest
         from lmfn.network.fingerprint import fingerprint
-        from lmfn.video import deblur_clip
 
         deblurrer = self._deblurrer()
-        weights = f"{fingerprint(deblurrer.model)} {self.precision} {self.guard} {self.strength:g}"
-        ok = True
-        for path, target in zip(paths, targets, strict=True):
-            if target.exists() and not self.overwrite:
-                print(f"{target} exists already (--overwrite replaces it)", file=sys.stderr)
-                ok &= self.skip_existing
-                continue
-            try:
-                summary = deblur_clip(
-                    path,
-                    target,
-                    deblurrer,
-                    weights=weights,
-                    codec=self.codec,
-                    crf=self.crf,
-                    deinterlace=self.deinterlace,
-                    resume=self.resume,
-                    overwrite=self.overwrite,
-                )
-            except (VideoError, OSError) as error:
-                print(f"lmfn: {error}", file=sys.stderr)
-                ok = False
-            else:
-                print(summary, file=sys.stderr)
-        return ok
+        digest = fingerprint(deblurrer.model)
+        clip_options = {
+            "weights": f"{digest} {self.precision} {self.guard} {self.strength:g}",
+            "codec": self.codec,
+            "crf": self.crf,
+            "deinterlace": self.deinterlace,
+            "resume": self.resume or self.manifest is not None,
+        }
+        with contextlib.ExitStack() as stack:
+            report: Callable[[Any], object] = lambda _: None  # noqa: E731
+            if self.manifest is not None:
+                manifest = stack.enter_context(Manifest(self.manifest, digest, shard))
+                before = len(planned.jobs) + len(planned.existing)
+                planned = planned.without(manifest.is_done)
+                if done := before - len(planned.jobs) - len(planned.existing):
+                    print(f"{done} done by an earlier run, as {self.manifest} says", file=sys.stderr)
+                report = manifest.add
+            summary = carry_out(
+                planned,
+                deblurrer,
+                self.frames,
+                overwrite=self.overwrite,
+                report=report,
+                clip_options=clip_options,
+            )
+        print(summary, file=sys.stderr)
+        return not summary.failed and (self.skip_existing or not summary.skipped)
 
     def _deblurrer(self) -> Any:
         import torch
@@ -155,33 +148,6 @@ class Deblur:
             strength=self.strength,
             memory=None if self.memory is None else parse_bytes(self.memory),
         )
-
-    def _deblur_photos(self) -> bool:
-        from lmfn.files import carry_out, parse_shard, plan
-
-        shard = parse_shard(self.shard, os.environ)
-        planned = plan(self.paths, self.out, suffix=self.suffix, extension=self.ext, overwrite=self.overwrite)
-        planned = planned.part(shard)
-        if self.dry_run:
-            print(planned)
-            return not planned.failed
-
-        from lmfn.manifest import Manifest
-        from lmfn.network.fingerprint import fingerprint
-
-        deblurrer = self._deblurrer()
-        with contextlib.ExitStack() as stack:
-            report: Callable[[Any], object] = lambda _: None  # noqa: E731
-            if self.manifest is not None:
-                manifest = stack.enter_context(Manifest(self.manifest, fingerprint(deblurrer.model), shard))
-                before = len(planned.jobs) + len(planned.existing)
-                planned = planned.without(manifest.is_done)
-                if done := before - len(planned.jobs) - len(planned.existing):
-                    print(f"{done} done by an earlier run, as {self.manifest} says", file=sys.stderr)
-                report = manifest.add
-            summary = carry_out(planned, deblurrer, self.frames, overwrite=self.overwrite, report=report)
-        print(summary, file=sys.stderr)
-        return not summary.failed and (self.skip_existing or not summary.skipped)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,27 @@
-"""Sharpen files and folders: `plan` finds images and the paths of their results, `carry_out` does the work."""
+"""Sharpen files and folders: `plan` finds images, clips and the paths of their results, `carry_out` does the work."""
 
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from lmfn import images
+from lmfn import images, video
 from lmfn.atomic import LONGEST_NAME
 from lmfn.cells import one_line
+from lmfn.extras import require
 from lmfn.images import ImageError, heif
-from lmfn.jobs import Outcome, run_jobs
+from lmfn.jobs import Outcome, run_jobs, run_whole
 from lmfn.options import Frames
 
+WRITABLE = (*images.WRITABLE, *video.WRITABLE)
 INSTEAD = ".jpg"  # of HEIC and AVIF, which are not written
 FORMAT_LIKE = re.compile(r"\.[A-Za-z]\w{1,3}")  # a suffix that was meant as a format, unlike those of trip.2024 or v1.2
 
@@ -26,7 +31,7 @@ class Plan:
     """The planned result of every image, and the files without one."""
 
     jobs: list[tuple[Path, Path]] = field(default_factory=list)
-    """Images with the files for their results."""
+    """Images and clips with the files for their results."""
     existing: list[tuple[Path, Path]] = field(default_factory=list)
     """The same for files that exist already and are not to be replaced."""
     failed: list[tuple[Path, str]] = field(default_factory=list)
@@ -62,8 +67,12 @@ class Plan:
         if self.others:
             kinds = Counter("links" if p.is_dir() else p.suffix.lower() or "without suffix" for p in self.others)
             counts = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common())
-            remedy = " (to read HEIC and AVIF: pip install pillow-heif)" if kinds.keys() & set(heif.SUFFIXES) else ""
-            lines.append(f"{counts} left out{remedy}")
+            remedies = []
+            if kinds.keys() & set(heif.SUFFIXES):
+                remedies.append("to read HEIC and AVIF: pip install pillow-heif")
+            if kinds.keys() & set(video.READABLE):
+                remedies.append('for clips: pip install "lmfn-deblur[video]"')
+            lines.append(f"{counts} left out" + (f" ({'; '.join(remedies)})" if remedies else ""))
         return lines
 
     def __str__(self) -> str:
@@ -122,7 +131,8 @@ def deblur_files(
     overwrite: bool = False,
     frames: Frames | None = None,
 ) -> DeblurSummary:
-    """Sharpen image files, and all images in folders and their subfolders (except hidden ones); inputs are not changed.
+    """Sharpen image files and clips, also those in folders and their subfolders (except hidden ones); inputs are not
+    changed. Clips need the extra `video`; without it, those in folders are left out.
 
     `out` is a folder, in which the subfolders of given folders are kept, or, for one file, a file with the suffix of an
     image. Without `out`, the result of `photo.jpg` is `photo_deblurred.jpg` next to it, and that of the folder `album`
@@ -164,9 +174,10 @@ def carry_out(
     *,
     overwrite: bool = False,
     report: Callable[[Outcome], object] = lambda _: None,
+    clip_options: Mapping[str, Any] | None = None,
 ) -> DeblurSummary:
-    """Carry out a plan; see `deblur_files`. `report` receives each outcome as soon as it is known, including existing
-    and impossible results of the plan."""
+    """Carry out a plan, images before clips; see `deblur_files`. `report` receives each outcome as soon as it is known,
+    including existing and impossible results of the plan. `clip_options` are those of `lmfn.video.deblur_clip`."""
     summary = DeblurSummary(
         skipped=[target for _, target in planned.existing], failed=list(planned.failed), notes=planned.left_out()
     )
@@ -174,11 +185,46 @@ def carry_out(
         report(Outcome(source, target, "there"))
     for source, reason in planned.failed:
         report(Outcome(source, Path(), "failed", reason))
-    jobs = run_jobs(planned.jobs, deblurrer, frames, overwrite=overwrite)
-    for outcome in tqdm(jobs, total=len(planned.jobs), disable=len(planned.jobs) < 2, unit="image"):
+
+    def whole(outcome: Outcome, went_on: Callable[[], None]) -> None:
+        _deblur_clip(outcome, went_on, deblurrer, {"overwrite": overwrite, **(clip_options or {})})
+
+    clips = [job for job in planned.jobs if video.is_clip(job[0])]
+    photos = [job for job in planned.jobs if not video.is_clip(job[0])]
+    outcomes = chain(
+        run_jobs(photos, deblurrer, frames, overwrite=overwrite), run_whole(clips, whole, overwrite=overwrite)
+    )
+    for outcome in tqdm(outcomes, total=len(planned.jobs), disable=len(planned.jobs) < 2, unit="file"):
         report(outcome)
         summary.add(outcome)
     return summary
+
+
+def _deblur_clip(
+    outcome: Outcome,
+    went_on: Callable[[], None],
+    deblurrer: Callable[[np.ndarray], np.ndarray],
+    options: Mapping[str, Any],
+) -> None:
+    from lmfn.video.segments import FRAMES
+
+    frames = 0
+
+    def sharpen(image: np.ndarray) -> np.ndarray:
+        nonlocal frames
+        frames += 1
+        if frames % options.get("frames", FRAMES) == 0:  # a kill costs no more than a segment
+            went_on()
+        return deblurrer(image)
+
+    try:
+        summary = video.deblur_clip(outcome.source, outcome.target, sharpen, **options)
+    except video.VideoError as error:
+        raise ImageError(str(error)) from error
+    outcome.size = summary.size
+    first, *others = (line.strip() for line in str(summary).splitlines())
+    outcome.notes = [first, *(line if str(outcome.source) in line else f"{outcome.source}: {line}" for line in others)]
+    outcome.doubts = [f"{outcome.source}: broken frame at {second:.2f} s: {why}" for second, why in summary.doubts[:1]]
 
 
 def plan(
@@ -189,17 +235,21 @@ def plan(
     extension: str | None = None,
     overwrite: bool = False,
 ) -> Plan:
-    """Find the images and the files for their results; paths and errors as in `deblur_files`."""
+    """Find the images and clips, and the files for their results; paths and errors as in `deblur_files`."""
     given, out = [Path(path) for path in paths], None if out is None else Path(out)
     if extension is not None:
         extension = "." + extension.lower().lstrip(".")
-        if extension not in images.WRITABLE:
-            raise ValueError(f"the extension is {extension}; it must be one of {', '.join(images.WRITABLE)}")
+        if extension not in WRITABLE:
+            raise ValueError(f"the extension is {extension}; it must be one of {', '.join(WRITABLE)}")
     if Path(suffix).name != suffix:
         raise ValueError(f"the suffix is {suffix!r}; it is a part of a file's name and has no {os.sep}")
     into_file = out is not None and _is_file(out, given, extension)
     planned = Plan()
     found = list(_find(given, planned))
+    kinds = {video.is_clip(source) for source, _ in found}
+    if found and extension is not None and (extension in video.WRITABLE) not in kinds:
+        kind = "clip" if extension in video.WRITABLE else "image"
+        raise ValueError(f"the extension is {extension}, and there is no {kind} to write")
     earlier = _earlier_results(found, out, suffix)
     targets: dict[Path, Path] = {}  # from the result to its source
     for source, folder in found:
@@ -207,6 +257,9 @@ def plan(
             planned.results.append(source)
             continue
         target = out if into_file and out is not None else _target(source, folder, out, suffix, extension)
+        if video.is_clip(source) != video.is_clip(target):
+            kind, known = ("a clip", video.WRITABLE) if video.is_clip(source) else ("an image", images.WRITABLE)
+            raise ValueError(f"{target}: {source} is written as one of {', '.join(known)}, since it is {kind}")
         try:
             _check(source, target)
         except ImageError as error:
@@ -222,7 +275,8 @@ def plan(
         (planned.existing if not overwrite and os.path.lexists(target) else planned.jobs).append((source, target))
     if not targets:
         where = ", ".join(str(path) for path in given) or "nothing: no path was given"
-        reasons = [message for _, message in planned.failed] or [f"no image ({', '.join(images.SUFFIXES)}) in {where}"]
+        nothing = f"no image ({', '.join(images.SUFFIXES)}) and no clip ({', '.join(video.READABLE)}) in {where}"
+        reasons = [message for _, message in planned.failed] or [nothing]
         raise ValueError("\n".join(reasons + planned.left_out()))
     return planned
 
@@ -232,12 +286,12 @@ def _is_file(out: Path, given: Sequence[Path], extension: str | None) -> bool:
     suffix = out.suffix.lower()
     if os.path.isdir(out):
         return False
-    if suffix not in images.WRITABLE:
+    if suffix not in WRITABLE:
         if os.path.lexists(out):
             raise ValueError(f"{out} is a file, and no image; give a folder, or an image file")
         if FORMAT_LIKE.fullmatch(suffix):
             raise ValueError(
-                f"{out}: a file must end in one of {', '.join(images.WRITABLE)}; make a folder of this name first"
+                f"{out}: a file must end in one of {', '.join(WRITABLE)}; make a folder of this name first"
             )
         return False
     if len(given) != 1 or os.path.isdir(given[0]):
@@ -248,14 +302,18 @@ def _is_file(out: Path, given: Sequence[Path], extension: str | None) -> bool:
 
 
 def _find(given: Sequence[Path], planned: Plan) -> Iterator[tuple[Path, Path | None]]:
-    """Images with the given folder that contains them, if any; everything else is added to the plan."""
+    """Images and clips with the given folder that contains them, if any; everything else is added to the plan."""
+    has_video = find_spec("av") is not None
     for path in given:
         if os.path.isdir(path):
             tree = images.walk(path)
             planned.failed += tree.unreadable
-            planned.others += tree.others
-            yield from ((source, path) for source in tree.images)
+            clips = [other for other in tree.others if has_video and video.is_clip(other) and not os.path.isdir(other)]
+            planned.others += [other for other in tree.others if other not in set(clips)]
+            yield from ((source, path) for source in chain(tree.images, clips))
         elif os.path.lexists(path):
+            if video.is_clip(path):
+                require("av", f"{path}: a clip", "video")
             yield path, None
         else:
             planned.failed.append((path, f"{path}: there is no such file or folder"))
@@ -289,8 +347,12 @@ def _target(source: Path, folder: Path | None, out: Path | None, suffix: str, ex
         target = root / source.relative_to(folder)
     else:
         target = source.with_stem(source.stem + suffix) if out is None else out / source.name
-    kept = INSTEAD if source.suffix.lower() in heif.SUFFIXES else source.suffix
-    return target.with_suffix(extension or kept)
+    own = source.suffix.lower()
+    if video.is_clip(source):
+        kept, of_others = source.suffix if own in video.WRITABLE else ".mkv", tuple(images.WRITABLE)
+    else:
+        kept, of_others = INSTEAD if own in heif.SUFFIXES else source.suffix, video.WRITABLE
+    return target.with_suffix(kept if extension is None or extension in of_others else extension)
 
 
 def checked_target(source: Path, root: Path | None, out: Path | None, suffix: str, extension: str | None) -> Path:
@@ -312,7 +374,7 @@ def checked_target(source: Path, root: Path | None, out: Path | None, suffix: st
 
 def _check(source: Path, target: Path) -> None:
     """Raise ImageError if it is certain beforehand that the file cannot be written."""
-    if target.suffix.lower() not in images.WRITABLE:
+    if target.suffix.lower() not in WRITABLE:
         images.read_size(source)  # the error for a non-image has priority
         raise ImageError(f"{source}: {target.suffix or 'a name without a suffix'} is not written; choose with --ext")
     longest = max(target.parts, key=lambda part: len(os.fsencode(part)))

@@ -22,6 +22,9 @@ from lmfn.overlap import ahead, heard, warnings_by_thread
 from lmfn.plausibility import DoubtfulOutput
 
 Sharpen = Callable[[np.ndarray], np.ndarray]
+Whole = Callable[["Outcome", Callable[[], None]], None]
+"""Makes the result of a file and completes its outcome; calls the function after each part that a next run need not
+repeat."""
 Status = Literal["done", "there", "failed"]
 """Outcome of a file: written, existing and left unchanged, or without a result."""
 
@@ -91,7 +94,7 @@ def run_jobs(
     A file at which a process has died before (`lmfn.claims`) is processed last and alone, so that its neighbours are
     not blamed; one at which two have died fails.
     """
-    line = _Line(sharpen, frames, overwrite)
+    line = _Line(sharpen, None, frames, overwrite)
     with warnings_by_thread(DoubtfulOutput, ImageWarning):
         try:
             with (
@@ -114,11 +117,27 @@ def run_jobs(
             line.release()
 
 
+def run_whole(jobs: Iterable[tuple[Path, Path]], whole: Whole, *, overwrite: bool = False) -> Iterator[Outcome]:
+    """As `run_jobs` for files that `whole` reads, sharpens and writes by itself, one after the other."""
+    line = _Line(None, whole, None, overwrite)
+    with warnings_by_thread(DoubtfulOutput, ImageWarning):
+        try:
+            for work in line.read(jobs):
+                line.sharpen(work)
+                yield line.finish(work)
+            for work in line.suspects:
+                line.begin(work)
+                line.sharpen(work)
+                yield line.finish(work)
+        finally:
+            line.release()
+
+
 class _Line:
     """The steps of the pipeline, each called in one thread."""
 
-    def __init__(self, sharpen: Sharpen, frames: Frames | None, overwrite: bool) -> None:
-        self._sharpen, self._frames, self._overwrite = sharpen, frames, overwrite
+    def __init__(self, sharpen: Sharpen | None, whole: Whole | None, frames: Frames | None, overwrite: bool) -> None:
+        self._sharpen, self._whole, self._frames, self._overwrite = sharpen, whole, frames, overwrite
         self._whole_numbers = getattr(sharpen, "whole_numbers", False)
         self.suspects: list[_Work] = []
         self._claimed: set[Claim] = set()
@@ -150,7 +169,7 @@ class _Line:
         with work.step():
             self._claimed.add(work.claim)
             work.claim.take()
-            if self._frames != "all":
+            if self._frames != "all" and self._whole is None:
                 work.photo = images.read(
                     work.outcome.source, first=self._frames == "first", whole_numbers=self._whole_numbers
                 )
@@ -160,7 +179,9 @@ class _Line:
         if not work.goes_on:
             return
         with work.step():
-            if work.photo is not None:
+            if self._whole is not None:
+                self._whole(work.outcome, work.claim.renew)
+            elif work.photo is not None:
                 work.photo = self._sharpened(work.photo)
             else:
                 photos = images.read_frames(work.outcome.source, whole_numbers=self._whole_numbers)
@@ -171,6 +192,7 @@ class _Line:
                     work.photo = self._sharpened(first)
 
     def _sharpened(self, photo: Photo) -> Photo:
+        assert self._sharpen is not None
         return replace(photo, pixels=self._sharpen(photo.pixels))
 
     def finish(self, work: _Work) -> Outcome:

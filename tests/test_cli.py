@@ -193,10 +193,12 @@ def test_deblur_a_clip(weights: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     with av.open(str(out / "clip.mp4")) as container:
         assert len(list(container.decode(video=0))) == 3
     assert cli.main(command) == 1
-    assert "exists already (--overwrite replaces it)" in capsys.readouterr().err
+    assert "1 already there and not replaced (--overwrite does it)" in capsys.readouterr().err
     assert cli.main([*command, "--skip-existing"]) == 0
-    assert cli.main([*command[:1], str(clip), *command[1:]]) == 1
-    assert "more than one clip would become" in capsys.readouterr().err
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "clip.mp4").write_bytes(clip.read_bytes())
+    assert cli.main([*command[:1], str(tmp_path / "deep" / "clip.mp4"), *command[1:]]) == 1
+    assert "would both become" in capsys.readouterr().err
     (tmp_path / "broken.mp4").write_text("no clip")
     assert cli.main([*command[:1], str(tmp_path / "broken.mp4"), *command[2:]]) == 1
     assert "broken.mp4 cannot be read as a video" in capsys.readouterr().err

@@ -11,8 +11,8 @@ from lmfn.lazy import loader
 from lmfn.video.suffixes import READABLE, WRITABLE, VideoError, is_clip
 
 if TYPE_CHECKING:
-    from lmfn.video.clip import ClipSummary, clip_target, deblur_clip
+    from lmfn.video.clip import ClipSummary, deblur_clip
 
-__all__ = ["READABLE", "WRITABLE", "ClipSummary", "VideoError", "clip_target", "deblur_clip", "is_clip"]
+__all__ = ["READABLE", "WRITABLE", "ClipSummary", "VideoError", "deblur_clip", "is_clip"]
 
-__getattr__, __dir__ = loader(__name__, dict.fromkeys(("ClipSummary", "clip_target", "deblur_clip"), "clip"))
+__getattr__, __dir__ = loader(__name__, dict.fromkeys(("ClipSummary", "deblur_clip"), "clip"))

@@ -15,7 +15,7 @@ from lmfn.video.flicker import Flicker
 from lmfn.video.joining import join, try_out
 from lmfn.video.probing import probe
 from lmfn.video.segments import FRAMES, Segment, Sharpen, interlaced, whole_segments, write_segments
-from lmfn.video.suffixes import WRITABLE, UnusableClipError, VideoError, is_clip
+from lmfn.video.suffixes import WRITABLE, UnusableClipError, VideoError
 
 JOB = "job.json"
 """In the folder of segments: what they are of. Only the same job goes on from them."""
@@ -30,6 +30,8 @@ class ClipSummary:
     frames: int = 0
     resumed: int = 0
     """Frames among them that an earlier run had made."""
+    size: tuple[int, int] | None = None
+    """Height and width."""
     flicker: Flicker = field(default_factory=Flicker)
     doubts: list[tuple[float, str]] = field(default_factory=list)
     """Second and reason of each frame whose output looks broken."""
@@ -50,23 +52,6 @@ class ClipSummary:
             second, reason = self.doubts[0]
             lines.append(f"{len(self.doubts)} frames look broken, the first at {second:.2f} s: {reason}")
         return "\n  ".join([*lines, *self.notes])
-
-
-def clip_target(source: Path, out: Path | None, suffix: str = "_deblurred", extension: str | None = None) -> Path:
-    """The file for a clip's result: `out` if that is a clip's name, one in the folder `out`, or one beside the clip.
-
-    A clip that is in a container which is not written becomes MKV, which holds all that others do. Raises VideoError
-    for an extension that is not written.
-    """
-    if extension is not None and (extension := "." + extension.lower().lstrip(".")) not in WRITABLE:
-        raise VideoError(f"the extension is {extension}; of a clip it must be one of {', '.join(WRITABLE)}")
-    if out is not None and out.suffix.lower() in WRITABLE and not out.is_dir():
-        return out
-    if out is not None and is_clip(out) and not out.is_dir():
-        raise VideoError(f"{out}: a clip is written as one of {', '.join(WRITABLE)}")
-    kept = extension or (source.suffix if source.suffix.lower() in WRITABLE else ".mkv")
-    beside = source.with_stem(source.stem + suffix) if out is None else out / source.name
-    return beside.with_suffix(kept)
 
 
 def deblur_clip(
@@ -135,7 +120,7 @@ def deblur_clip(
     seconds = clip.end - clip.start
     try:
         try_out(clip, folder, target, encoding)
-        summary = ClipSummary(source, target, notes=list(clip.notes))
+        summary = ClipSummary(source, target, size=(clip.height, clip.width), notes=list(clip.notes))
         summary.resumed = sum(segment.frames for segment in whole_segments(folder))
         atomic.write(folder / JOB, json.dumps(job).encode())
         with tqdm(total=seconds, desc=target.name, bar_format=bar_format, disable=not progress) as bar:

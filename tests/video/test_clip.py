@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmfn import video
+from lmfn import files, video
+from lmfn.claims import Claim
+from lmfn.files import carry_out, plan
+from lmfn.jobs import Outcome
 from lmfn.plausibility import DoubtfulOutput
-from lmfn.video import VideoError, clip_target, deblur_clip
+from lmfn.video import VideoError, deblur_clip
 from lmfn.video.flicker import FlickerMeter
 from tests.video.conftest import frames, packets, picture, samples
 
@@ -450,15 +453,81 @@ def test_what_is_wrong_with_the_target_is_said_first(make_clip: Callable, tmp_pa
 
 
 def test_targets(tmp_path: Path) -> None:
-    clip = tmp_path / "clip.avi"
-    assert clip_target(clip, None) == tmp_path / "clip_deblurred.mkv"
-    assert clip_target(clip, None, "-s", "MP4") == tmp_path / "clip-s.mp4"
-    assert clip_target(tmp_path / "a.mov", tmp_path / "out") == tmp_path / "out" / "a.mov"
-    assert clip_target(clip, tmp_path / "b.mp4") == tmp_path / "b.mp4"
-    with pytest.raises(VideoError, match=r"the extension is \.png"):
-        clip_target(clip, None, extension="png")
-    with pytest.raises(VideoError, match=r"b\.avi: a clip is written as one of \.mp4"):
-        clip_target(clip, tmp_path / "b.avi")
+    clip, photo = tmp_path / "clip.avi", tmp_path / "a.png"
+    for path in (clip, tmp_path / "a.mov", photo):
+        path.touch()
+
+    def target(*arguments: object, **options: str) -> Path:
+        return plan(*arguments, **options).jobs[0][1]  # type: ignore[arg-type]
+
+    assert target([clip]) == tmp_path / "clip_deblurred.mkv"
+    assert target([clip], suffix="-s", extension="MP4") == tmp_path / "clip-s.mp4"
+    assert target([tmp_path / "a.mov"], tmp_path / "out") == tmp_path / "out" / "a.mov"
+    assert target([clip], tmp_path / "b.mp4") == tmp_path / "b.mp4"
+    for arguments, options, message in (
+        (([clip],), {"extension": "png"}, r"the extension is \.png, and there is no image"),
+        (([photo],), {"extension": "mp4"}, r"the extension is \.mp4, and there is no clip"),
+        (([clip], tmp_path / "b.avi"), {}, r"b\.avi: a file must end in one of .*\.mp4"),
+        (([clip], tmp_path / "b.png"), {}, r"b\.png: .*clip\.avi is written as one of \.mp4.*, since it is a clip"),
+        (([photo], tmp_path / "b.mp4"), {}, r"b\.mp4: .*a\.png is written as one of .*, since it is an image"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            target(*arguments, **options)
+
+
+def test_folders_of_clips_and_images(make_clip: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    (source / "deep").mkdir(parents=True)
+    make_clip(source / "a.mp4", LEVELS[:3])
+    make_clip(source / "deep" / "b.avi", LEVELS[:3], codec="mpeg4", sound=None)
+    (source / "broken.mkv").write_text("no clip")
+    Image.new("RGB", (8, 8)).save(source / "photo.png")
+    outcomes: list[Outcome] = []
+    summary = carry_out(plan([source], out), negative, None, report=outcomes.append)
+    assert [path.name for path in summary.done] == ["photo.png", "a.mp4", "b.mkv"]
+    assert [path.name for path, _ in summary.failed] == ["broken.mkv"]
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == ["a.mp4", "deep/b.mkv", "photo.png"]
+    [clip] = [outcome for outcome in outcomes if outcome.source.name == "a.mp4"]
+    assert clip.size == (32, 48)
+    assert f"{source / 'a.mp4'} -> {out / 'a.mp4'}: 3 frames, each by itself" in str(summary)
+    assert f"{source / 'a.mp4'}: flicker where the picture stands still" in str(summary)
+    again = plan([source], out)
+    assert [path.name for path, _ in again.jobs] == ["broken.mkv"]
+    assert [len(again.part((k, 2)).existing) for k in (1, 2)] == [2, 1]
+    monkeypatch.setattr(files, "find_spec", lambda _: None)
+    assert plan([source], out).left_out() == [
+        '.mp4 1, .mkv 1, .avi 1 left out (for clips: pip install "lmfn-deblur[video]")'
+    ]
+
+
+def test_a_clip_that_kills_is_given_up_unless_each_run_gets_further(make_clip: Callable, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    make_clip(tmp_path / "in" / "a.mp4", [90] * 30, size=(16, 16), sound=None)
+    make_clip(tmp_path / "in" / "b.mp4", [90] * 3, size=(16, 16), sound=None)
+    resume = {"resume": True, "progress": False, "frames": 8}
+
+    def dies_after(count: int) -> None:
+        calls = iter(range(count))
+
+        def sharpen(image: np.ndarray) -> np.ndarray:
+            if next(calls, None) is None:
+                os.kill(os.getpid(), 9)
+            return image
+
+        if (child := os.fork()) == 0:
+            carry_out(plan([tmp_path / "in"], tmp_path / "out"), sharpen, None, clip_options=resume)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 9
+
+    for _ in range(2):
+        dies_after(14)
+    assert Claim(tmp_path / "out" / "a.mp4").deaths() == 1
+    dies_after(1)
+    summary = carry_out(plan([tmp_path / "in"], tmp_path / "out"), negative, None, clip_options=resume)
+    assert [(path.name, "given up, since 2 processes died" in reason) for path, reason in summary.failed] == [
+        ("a.mp4", True)
+    ]
+    assert [path.name for path in (tmp_path / "out").glob("*.mp4")] == ["b.mp4"]
 
 
 def test_names_of_clips_cost_no_pyav() -> None:
