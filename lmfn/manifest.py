@@ -37,6 +37,8 @@ class Manifest:
     """
 
     def __init__(self, path: Path, weights: str, shard: tuple[int, int] = (1, 1)) -> None:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no file; choose another name for the manifest")
         self.weights = weights
         self._path = path if shard[1] == 1 else path.with_stem(f"{path.stem}-{shard[0]}-of-{shard[1]}")
         self._done: dict[str, dict[str, Any]] = {}

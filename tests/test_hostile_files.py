@@ -18,6 +18,7 @@ from lmfn import cli
 from lmfn.data import DataError, downloads, prepare
 from lmfn.data.layouts import COLUMNS, find_pairs
 from lmfn.data.packed import Pack, PackedSource, PackWriter
+from lmfn.manifest import Manifest
 from lmfn.training.settings import Settings
 
 
@@ -137,6 +138,20 @@ def test_flipped_bytes_of_archives(kind: str, tmp_path: Path) -> None:
             pass
         except OSError as error:
             assert error.filename is not None  # noqa: PT017
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.npz"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match=r"there is no folder or archive .*pipe"):
+        prepare("koehler", pipe)
+    with pytest.raises(DataError, match=r"there is no pack .*pipe"):
+        Pack(pipe)
+    with pytest.raises(DataError, match=r"there is no folder or list .*pipe"):
+        find_pairs(pipe)
+    with pytest.raises(ValueError, match=r"pipe\.npz is no file; choose another name"):
+        Manifest(pipe, "")
 
 
 def test_an_index_with_a_field_without_an_end(tmp_path: Path) -> None:

@@ -170,3 +170,23 @@ def test_the_program_itself(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert run.stdout == ""
     assert run.stderr == "0 deblurred, 1 failed:\n  a.png: not an image, or a broken one\n"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+@pytest.mark.parametrize("length", [249, 255])
+def test_names_as_long_as_a_file_system_allows(
+    tmp_path: Path, weights: str, suffix: str, length: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Temporary names and claims are not longer; a result whose name would be is refused."""
+    name = "a" * (length - len(suffix)) + suffix
+    images.write(tmp_path / "in" / name, Photo(np.full((40, 50, 3), 99, np.uint8)))
+    given = ["deblur", str(tmp_path / "in" / name), "-w", weights]
+    (tmp_path / "out").mkdir()
+    assert cli.main([*given, "-o", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+    capfd.readouterr()
+    assert cli.main([*given, "--skip-existing"]) == 1
+    assert f"its result's name would have {length + 10} bytes" in capfd.readouterr().err
+    assert cli.main([*given, "-o", str(tmp_path / ("f" * 256))]) == 1
+    assert "a folder in its result's path would have 256 bytes" in capfd.readouterr().err
+    assert [path.name for path in (tmp_path / "in").iterdir()] == [name]

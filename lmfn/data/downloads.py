@@ -127,7 +127,7 @@ def prepare(name: str, path: str | Path, out: str | Path | None = None) -> Prepa
         if out is not None:
             raise DataError(f"{path} is a folder, and only archives are unpacked into another one; leave out {out}")
         return _look(name, path, headers=True)
-    if not path.exists():
+    if not path.is_file():  # a pipe would be waited for
         raise DataError(f"there is no folder or archive {path}")
     with tempfile.TemporaryDirectory() as temporary, _open(path) as archive:
         skeleton = Path(temporary, "names")

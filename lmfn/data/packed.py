@@ -50,6 +50,8 @@ class Pack:
 
     def __init__(self, path: Path) -> None:
         try:
+            if not path.is_file():  # a pipe would be waited for
+                raise FileNotFoundError
             with zipfile.ZipFile(path) as stored:  # as it is written: without compression, which may hide any size
                 if sum(entry.file_size for entry in stored.infolist()) > path.stat().st_size:
                     raise ValueError("it is compressed")

@@ -48,16 +48,16 @@ class LMFNConfig:
     """Where the long skip is added: the input image to the output, the encoder's features before the head, nowhere."""
 
     def __post_init__(self) -> None:
-        window = self.alfm_window
+        window, shown = self.alfm_window, reprlib.repr(self.alfm_window)  # a file may contain anything, of any length
         if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
-            raise TypeError(f"LMFNConfig.alfm_window is {window!r}; it must be a whole number or None")
+            raise TypeError(f"LMFNConfig.alfm_window is {shown}; it must be a whole number or None")
         if window is not None and (window % 8 or not 64 <= window <= 2**20):
-            raise ValueError(f"LMFNConfig.alfm_window is {window}; it must be a multiple of 8 from 64 to {2**20}")
+            raise ValueError(f"LMFNConfig.alfm_window is {shown}; it must be a multiple of 8 from 64 to {2**20}")
         for field in fields(self):
             if field.name == "alfm_window":
                 continue
             value = getattr(self, field.name)
-            shown = reprlib.repr(value)  # a file may contain anything, of any length
+            shown = reprlib.repr(value)
             choices = get_args(field.type)
             low, high = {"rfdbs": (1, 8), "stem_padding": (0, 1)}.get(field.name, (1, 1024))
             if choices and value not in choices:
