@@ -1,10 +1,11 @@
-"""The network as a CPU runs it fastest: weights packed once for oneDNN, maps in strips that stay in the cache.
+"""Fast inference on a CPU: weights packed once for oneDNN, and maps processed in strips that fit into the cache.
 
-What is saved against the network as written (`docs/inference.md` has the figures):
-- Activations, sums and gates are done in the convolutions that make them, and most sums in place.
-- Maps lie in buffers that are kept from call to call. Fresh memory costs an eager network a quarter of its time.
-- The first convolution's result, 64 channels at the image's full size, exists a strip at a time only.
-- In the bilinear head, upsampling and the last convolution are one convolution at half the size.
+Compared with the plain network (figures are in `docs/inference.md`):
+- Activations and sums are fused into the convolutions before them; most sums are computed in place.
+- Buffers of maps are kept between calls. Allocating memory takes a quarter of the time of an eager network.
+- The result of the first convolution, 64 channels at full resolution, is computed strip by strip and never stored as a
+  whole.
+- In the bilinear head, upsampling and the last convolution are one convolution at half the resolution.
 - The attention between layers is folded into the 1x1 convolution that follows it.
 """
 
@@ -39,12 +40,12 @@ from lmfn_kernels.upsample.grid import upsample
 log = logging.getLogger(__name__)
 
 STRIP_BYTES = 1 << 22
-"""Bytes of a strip's result, for each thread: enough work for a call of oneDNN, little enough for the cache."""
+"""Bytes of a strip's result per thread: large enough for an efficient call of oneDNN, small enough for the cache."""
 MAX_BUFFER_BYTES = 1 << 30
-"""Bytes of buffers that are kept at most: photographs of many megapixels give theirs back."""
+"""Buffers of more bytes than this are freed after each call, so large photographs do not occupy memory."""
 
 Activation = tuple[str, list[float]]
-"""One of oneDNN's activations: its name and its parameters."""
+"""The name of an activation of oneDNN, and its parameters."""
 NONE: Activation = ("none", [])
 RELU: Activation = ("relu", [])
 SIGMOID: Activation = ("sigmoid", [])
@@ -75,22 +76,23 @@ SCHEMAS = {
     ),
     "_is_mkldnn_bf16_supported.default": "mkldnn::_is_mkldnn_bf16_supported() -> bool _0",
 }
-"""PyTorch's binding of oneDNN that is called here. It is not public: another release may have another one."""
+"""The operators of PyTorch's oneDNN binding used here, with their schemas. The binding is not public and may differ
+between releases."""
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""RMS error of the self-check, relative to the RMS of the network's output: some ten times what rounding leads to."""
+"""Bound of the self-check: RMS error divided by the RMS of the network's output, about ten times the rounding error."""
 
 
 def for_onednn(model: Network, dtype: torch.dtype) -> "OneDNNNetwork | None":
-    """The network on oneDNN's convolutions, or None where it cannot be had or does not compute what the network does.
+    """The network on oneDNN's convolutions, or None if that is not possible.
 
-    None is for a processor or network that is not supported, and with a warning in the log, once, for a PyTorch with
-    another binding of oneDNN and for a result other than the network's own on a small image.
+    None means that the processor, the dtype or the network is not supported. It is also returned, with a warning logged
+    once, if this PyTorch has another binding of oneDNN, or if the result on a small image differs from the network's.
     """
     if not is_supported(model, dtype):
         return None
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     try:
-        # Buffers that are made in inference mode could not be written to outside it.
+        # Buffers created in inference mode could not be written to outside it.
         with torch.inference_mode(False), torch.no_grad():
             network = OneDNNNetwork(model, dtype)
             expected = model(x)
@@ -106,7 +108,7 @@ def for_onednn(model: Network, dtype: torch.dtype) -> "OneDNNNetwork | None":
 
 
 def is_supported(model: Network, dtype: torch.dtype) -> bool:
-    """Whether this PyTorch, processor and network can be a `OneDNNNetwork`; the parts of some ablations cannot."""
+    """Whether this PyTorch, processor, network and dtype are supported; the parts of some ablations are not."""
     known = type(model.encoder) is MSHF and type(model.alfm) in (ALFM, Concat, type(None))
     if not known or not torch.backends.mkldnn.is_available():
         return False
@@ -130,9 +132,10 @@ def rms(x: Tensor) -> float:
 
 
 class Convolution:
-    """A convolution as oneDNN takes it. Images are `[1, C, H, W]`, channels-last; `padding` is that of rows, columns.
+    """A convolution with its weight in oneDNN's layout. Inputs are `[1, C, H, W]`, channels-last.
 
-    By default, rows are not padded: a strip comes with the rows above and below it that it needs.
+    `padding` is that of rows and columns. By default rows are not padded, since a strip includes the rows that are
+    needed above and below it.
     """
 
     def __init__(
@@ -164,13 +167,13 @@ class Convolution:
         return cast(Tensor, y)
 
     def accumulate_into(self, out: Tensor, x: Tensor) -> None:
-        """Out becomes out + conv(x)."""
+        """Add conv(x) to `out` in place."""
         torch.ops.mkldnn._convolution_pointwise_.binary(
             out, x, self.weight, self.bias, *self.geometry, "add", 1.0, None, [], None
         )
 
 
-# Maps are [B, C, H + 2, W]: a row of zeros above the image and one below, so that a strip is a plain slice.
+# Maps are [B, C, H + 2, W], with a row of zeros above the image and another below it, so that a strip is a plain slice.
 
 
 def map_size(x: Tensor) -> tuple[int, int]:
@@ -178,7 +181,7 @@ def map_size(x: Tensor) -> tuple[int, int]:
 
 
 def rows_of(x: Tensor, strip: Strip, halo: int = 0) -> Tensor:
-    """The strip of a map, with so many rows more above and below."""
+    """A strip of a map, with `halo` more rows above and below."""
     i, first, last = strip
     return x[i : i + 1, :, first + 1 - halo : last + 1 + halo]
 
@@ -189,13 +192,13 @@ def without_halo(x: Tensor) -> Tensor:
 
 
 def with_halo(x: Tensor) -> Tensor:
-    """A map again, of which this is what `without_halo` gave."""
+    """The map from which `without_halo` made this view."""
     b, c, height, width = x.shape
     return x.as_strided((b, c, height + 2, width), x.stride(), x.storage_offset() - x.stride(2))
 
 
 def row_strips(x: Tensor, larger: int = 1) -> Iterator[Strip]:
-    """Of all images of a map; `larger`: how many times larger the map is that a strip is made from."""
+    """The strips of all images of a map; `larger`: size of the map that a strip is computed from, relative to this."""
     row = larger * x.shape[1] * x.shape[3] * x.element_size()
     rows = max(1, STRIP_BYTES * torch.get_num_threads() // row)
     height, _ = map_size(x)
@@ -209,7 +212,7 @@ def doubled(x: Tensor) -> Tensor:
 
 
 def upsampled(x: Tensor, strip: Strip) -> Tensor:
-    """Twice the strip's rows and columns, as if the whole map had been upsampled."""
+    """A strip at twice its rows and columns, equal to that part of the whole map upsampled."""
     i, first, last = strip
     low, high = max(first - 1, 0), min(last + 1, map_size(x)[0])
     return doubled(rows_of(x, (i, low, high)))[:, :, 2 * (first - low) : 2 * (last - low)]
@@ -229,10 +232,10 @@ class OneDNNResidualBlock:
 
 
 class OneDNNRFDB:
-    """`RFDB`. The 1x1 fusion of four maps side by side is four, each added as soon as its map is there.
+    """`RFDB`. The 1x1 fusion of four concatenated maps is computed as a sum of four convolutions, one per map.
 
-    In float32, x + conv3x3(x) is a convolution with a one more at its centre, to the same rounding; in bfloat16 the one
-    would swallow the weight.
+    In float32, x + conv3x3(x) is computed as one convolution with 1 added to the centre of its weight, to the same
+    accuracy; in bfloat16, adding 1 would round the weight away.
     """
 
     def __init__(self, block: RFDB, dtype: torch.dtype) -> None:
@@ -257,13 +260,13 @@ class OneDNNRFDB:
         self.down = pack(e.conv2, dtype, stride=2, padding=(0, 0))
 
     def __call__(self, x: Tensor, spare: Sequence[Tensor], a: Tensor, out: Tensor) -> None:
-        """x stays as it is; `a` has ESA's channels."""
+        """Write the block's result to `out`; `a`, a buffer, has ESA's channels, and x is not changed."""
         self.distil_and_fuse(x, spare, a, out)
         v = upsample(self.low_branch(self.pool(without_halo(a))), map_size(a), self.fixed_grid)
         self.gate(out, a, v)
 
     def distil_and_fuse(self, x: Tensor, spare: Sequence[Tensor], a: Tensor, out: Tensor) -> None:
-        """All before ESA's small branch; x stays as it is."""
+        """Everything before ESA's low-resolution branch: writes `out` and `a`; x is not changed."""
         for j, refine in enumerate(self.refine):
             y = spare[j % 2]
             for s in row_strips(x):
@@ -290,14 +293,14 @@ class OneDNNRFDB:
         return v
 
     def gate(self, out: Tensor, a: Tensor, v: Tensor) -> None:
-        """In place, with the small branch `v` of the same size, without rows of zeros."""
+        """Multiply `out` by the gate, in place; `v` is the low-resolution branch at the size of `out`, without halo."""
         for i, first, last in row_strips(out):
             s = i, first, last
             rows_of(out, s).mul_(self.expand(self.skip(rows_of(a, s), add=v[i : i + 1, :, first:last])))
 
 
 class OneDNNACFM:
-    """`ACFM`: x + alpha w x, and what is to be added."""
+    """`ACFM`: x + alpha w x, plus `add` if given."""
 
     def __init__(self, acfm: ACFM, channels: int, dtype: torch.dtype) -> None:
         self.alpha = acfm.alpha.item()
@@ -317,10 +320,10 @@ class OneDNNACFM:
 
 
 class OneDNNNetwork:
-    """A network that is on the CPU: `[B, 3, H, W]` float32 to the same, computed in float32 or bfloat16.
+    """A network on the CPU: `[B, 3, H, W]` float32 to the same, computed in float32 or bfloat16.
 
-    To be called without gradients, by one thread at a time. Its buffers, about 60 values per pixel of the padded
-    images, are kept for the next call where they are not larger than `MAX_BUFFER_BYTES`.
+    Call it without gradients, from one thread at a time. Its buffers, about 60 values per pixel of the padded images,
+    are kept for the next call unless they exceed `MAX_BUFFER_BYTES`.
     """
 
     def __init__(self, model: Network, dtype: torch.dtype) -> None:
@@ -354,10 +357,10 @@ class OneDNNNetwork:
             self.buffers.clear()
         return sharp
 
-    # The stages of `lmfn.strips`, on one strip of rows of one image: maps without their rows of zeros.
+    # The stages of `lmfn.strips`, on one strip of rows of one image. Maps come and go without their rows of zeros.
 
     def place(self, name: str, channels: int, height: int, width: int) -> Tensor:
-        """Memory for rows of a map. Like all that the stages return, it is theirs again after `clear`."""
+        """Memory for rows of a map. It is valid until `clear` is called, like everything that the stages return."""
         return without_halo(self._map(name, 1, channels, height, width))
 
     def clear(self) -> None:
@@ -402,7 +405,7 @@ class OneDNNNetwork:
         return self._sharpen(y, self.mean.expand(rgb) if skip is None else skip)
 
     def _map(self, name: str, batch: int, channels: int, height: int, width: int) -> Tensor:
-        """A map in the memory of that name, which holds whatever was there before, but for the rows of zeros."""
+        """A map in the buffer of that name: rows of zeros at the top and bottom, the rest uninitialised."""
         count = batch * channels * (height + 2) * width
         if name not in self.buffers or self.buffers[name].numel() < count:
             self.buffers[name] = torch.empty(count, dtype=self.dtype)
@@ -420,14 +423,14 @@ class OneDNNNetwork:
         return l1
 
     def _halve(self, blurred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """At 1/4, 1/8 and 1/16."""
+        """The encoder's maps at 1/4, 1/8 and 1/16 of the image's size."""
         (b, _, height, width), c = blurred.shape, self.config.channels
         x = self._map("image", b, 3, height, width)
         without_halo(x)[:] = blurred
-        lost = 1 - self.config.stem_padding  # rows and columns at each side that the first convolution takes away
+        lost = 1 - self.config.stem_padding  # rows and columns that the first convolution removes at each side
         d1 = self._map("half 1", b, c, (height + 1) // 2 - lost, (width + 1) // 2 - lost)
         for i, first, last in row_strips(d1, larger=4):
-            # Rows 2 first - 1 to 2 last - 1 of the first convolution's result; above the first there is none.
+            # Rows 2 first - 1 to 2 last - 1 of the first convolution's result; the first strip starts at row 0.
             f0 = self.stem(x[i : i + 1, :, max(2 * first - 1, 0) + lost : 2 * last + lost + 2])
             rows_of(d1, (i, first, last))[:] = self.down[0](f0) if first else self.top(f0)
         l1, l2, l3 = (self._map(f"{n}th", b, c, height // n, width // n) for n in (4, 8, 16))
@@ -437,7 +440,7 @@ class OneDNNNetwork:
         return l1, l2, l3
 
     def _fuse_8th(self, l2: Tensor, l3: Tensor) -> None:
-        """Into l2; l3 changes too."""
+        """Fuse into l2; l3 is overwritten."""
         self.rb_16th(l3, self._like("spare", l3))
         self.rb_8th[0](l2, self._like("spare", l2))
         add_upsampled(l2, l3)
@@ -456,7 +459,7 @@ class OneDNNNetwork:
         return f
 
     def _decode(self, fused: Tensor) -> Tensor:
-        """From the encoder's map to what the head takes."""
+        """From the encoder's map to the head's input."""
         c = self.config
         f = self._reduce(fused)
         spare = self._like("spare", f), self._like("4th", f)
@@ -470,7 +473,7 @@ class OneDNNNetwork:
         return self._join(f_l, out[-1], f, spare[0])
 
     def _join(self, f_l: Tensor | None, last: Tensor, f: Tensor | None, spare: Tensor) -> Tensor:
-        """ACFM and the merge, into `f_l` where it can be: from both attentions' inputs to what the head takes."""
+        """ACFM and the merge, in place of `f_l` where possible: from the inputs of both to the head's input."""
         y = last if f_l is None else f_l
         if self.acfm is not None and f_l is not None and self.merge:
             self.acfm(last, None, spare)
@@ -486,7 +489,7 @@ class OneDNNNetwork:
         return y
 
     def _mix(self, maps: Sequence[Tensor], y: Tensor, gram: Tensor | None = None) -> Tensor:
-        """ALFM, or what stands in its place: for each image one 1x1 convolution of all maps. `gram` is theirs."""
+        """ALFM or its alternative: one 1x1 convolution of all maps per image. `gram` is the maps' F F^T, if known."""
         alfm = cast(ALFM | Concat, self.alfm)
         weight, bias = weight_and_bias(alfm.fuse)
         matrix = weight[None, :, :, 0, 0].expand(len(y), -1, -1)
@@ -510,7 +513,7 @@ class OneDNNNetwork:
         return y
 
     def _sharpen(self, y: Tensor, skip: Tensor) -> Tensor:
-        """The head, with `skip` added to the result and as large as it."""
+        """The head, with `skip`, an image of the result's size, added."""
         if self.head_rbs:
             self.head_rbs[0](y, self._like("spare", y))
             u = self._map("half 2", len(y), y.shape[1], 2 * map_size(y)[0], 2 * map_size(y)[1])
@@ -531,9 +534,10 @@ class OneDNNNetwork:
         return sharp
 
     def _edges(self, y: Tensor, skip: Tensor, sharp: Tensor) -> None:
-        """The two outermost rows and columns again: beyond an edge, upsampling repeats it and convolution has zeros."""
+        """Recompute the two outermost rows and columns: the folded convolution sees zeros beyond the edges of y,
+        whereas the network upsamples y with its edges repeated and then pads with zeros."""
         for dim in (2, 3):
-            for low, high in ((0, 0), (y.shape[dim] - 2, 2)):  # two of y's rows, and which two of the four made of them
+            for low, high in ((0, 0), (y.shape[dim] - 2, 2)):  # two lines of y, and which two of the upsampled four
                 count = min(2, sharp.shape[dim] - 2 * low - high)
                 if count > 0:
                     lines = F.conv2d(doubled(y.narrow(dim, low, 2)), self.conv.weight, self.conv.bias, padding=1)
@@ -552,6 +556,6 @@ def pack(conv: nn.Module, dtype: torch.dtype, then: Activation = NONE, **options
 
 
 def split(conv: Conv, parts: int, dtype: torch.dtype) -> list[Convolution]:
-    """A convolution of maps side by side as a sum of one for each; the first has the bias."""
+    """A convolution of concatenated maps as one convolution per map, to be summed; the first has the bias."""
     weights = conv.weight.chunk(parts, dim=1)
     return [Convolution(weight, None if j else conv.bias, dtype) for j, weight in enumerate(weights)]

@@ -1,7 +1,8 @@
-"""Plausibility check of an output: broken weights, too narrow a precision, and patterns that deblurring destroys.
+"""Plausibility check of an output: detects broken weights, too narrow a precision, and patterns that the network
+breaks.
 
-`implausibility` looks at a whole image, `implausible_regions` at its parts: a chart within a photograph comes back
-wrong while the rest is right.
+`implausibility` checks the image as a whole; `implausible_regions` checks its parts, since the network can fail on a
+chart within a photograph that is otherwise fine.
 """
 
 import math
@@ -10,48 +11,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PERIOD = 16  # the encoder halves four times; a pattern at its strides 4 and 8 repeats after 16 pixels, too
-# The most that sound weights gave on 34 photographs, blurred frames and test charts: nothing outside, a shift of 0.035,
-# 0.067 far, no pattern (2.3 / 255 on a checkerboard, which has its own).
+PERIOD = 16  # the encoder halves four times; patterns at its strides 4 and 8 also repeat every 16 pixels
+# Maxima of sound weights on 34 photographs, blurred frames and test charts: nothing outside [0, 1], a shift of 0.035,
+# an RMS change of 0.067, no pattern (2.3 / 255 on a checkerboard, whose input has that pattern).
 MARGIN, OUTSIDE = 0.1, 0.02
 SHIFT = 0.06
 FAR = 0.15
 PATTERN = 2 / 255
 
 WINDOW, STEP = 64, 32
-"""Pixels of a window that is looked at by itself, and from one to the next."""
-# On 57 photographs and blurred frames (15,360 windows, experiments/plausibility) the bounds below hold for all windows
-# but those of one drawing; on checks, stripes and a zone plate of 2 to 8 pixels a period they are passed in nearly all.
+"""Side of a window that is checked separately, and distance between neighbouring windows, in pixels."""
+# On 57 photographs and blurred frames (15,360 windows, experiments/plausibility) all windows stay below these bounds
+# except those of one drawing; on checks, stripes and a zone plate with periods of 2 to 8 pixels nearly all exceed them.
 WINDOW_OUTSIDE = 0.05
 WINDOW_SHIFT = 0.12
 FINE = 0.25
-"""Cycles per pixel above which detail is fine: blur of a pixel or two removes it."""
+"""Detail above this frequency, in cycles per pixel, is fine: blur of one or two pixels removes it."""
 FINE_DETAIL = 0.08
 FINE_CHANGE, FINE_SHARE = 0.025, 0.15
 
 
 class DoubtfulOutput(UserWarning):
-    """An output that looks broken: the message says why, and what became of it."""
+    """An output looks broken; the message says why and what was done with it."""
 
 
 def implausibility(blurred: Tensor, output: Tensor) -> str | None:
-    """Why a network's output is implausible, to be read after "the output"; None where it is not.
+    """Why a network's output is implausible, as a predicate for the subject "the output"; None if it is plausible.
 
-    `blurred`, in [0, 1], and `output`, not clipped, are `[H, W, C]` on one device. Deblurring moves what is at edges
-    and keeps what is between them. So an output is implausible that is not finite, that has much outside [0, 1], whose
-    mean colour or whose pixels (by the root mean square) are far from the input's, or in which something repeats at
-    the network's stride that does not in the input.
+    `blurred`, in [0, 1], and `output`, not clipped, are `[H, W, C]` on the same device. Deblurring changes edges and
+    keeps the areas between them. An output is therefore implausible if it is not finite, if many values are outside
+    [0, 1], if its mean colour or its pixels (by root mean square) are far from the input's, or if it has a pattern with
+    the period of the network's stride that the input does not have.
     """
     return _whole(blurred, output).implausibility()
 
 
 def implausible_regions(blurred: Tensor, output: Tensor) -> "Regions | None":
-    """The parts of a network's output that are implausible; None where there are none.
+    """The parts of a network's output that are implausible; None if there are none.
 
-    Arguments as for `implausibility`, with a finite `output`. The image is looked at in windows of 64x64 pixels. What
-    has detail above a quarter of a cycle per pixel, of more than noise has, is sharp: deblurring has to leave it as it
-    is, and fine regular patterns, charts and text are where networks fail. A window is implausible, too, whose mean
-    moves by more than that of blurred motion does, or of which much is outside [0, 1].
+    Arguments as for `implausibility`, with a finite `output`. The image is checked in windows of 64x64 pixels. A window
+    with detail above a quarter of a cycle per pixel, stronger than noise, is sharp already and must not be changed:
+    networks fail on fine regular patterns, charts and text. A window is also implausible if its mean shifts by more
+    than deblurring explains, or if many of its values are outside [0, 1].
     """
     return _whole(blurred, output).implausible_regions()
 
@@ -63,7 +64,7 @@ def _whole(blurred: Tensor, output: Tensor) -> "Check":
 
 
 class Check:
-    """`implausibility` and `implausible_regions` of an image that comes in strips of rows, from the top."""
+    """`implausibility` and `implausible_regions` of an image given in strips of rows, from top to bottom."""
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width, self.rows = height, width, 0
@@ -74,7 +75,7 @@ class Check:
         self.waiting: list[Tensor] = []
 
     def add(self, blurred: Tensor, output: Tensor) -> None:
-        """The next rows, a multiple of `STEP` of them or the last ones."""
+        """Add the next rows: a multiple of `STEP`, or the last rows."""
         self.rows += len(blurred)
         self.finite = self.finite and bool(output.isfinite().all())
         if not self.finite:
@@ -89,7 +90,7 @@ class Check:
         gray = torch.stack([image.mean(2) for image in (blurred, output)])
         if self.waiting:
             gray = torch.cat([self.waiting.pop(), gray], 1)
-        if self.rows == self.height:  # its last rows and columns repeated so that whole windows cover the image
+        if self.rows == self.height:  # repeat the last rows and columns, so that whole windows cover the image
             more = max(WINDOW, -(-self.height // STEP) * STEP) - self.height
             gray = F.pad(gray, (0, 0, 0, more), mode="replicate")
         right = max(WINDOW, -(-self.width // STEP) * STEP) - self.width
@@ -121,14 +122,14 @@ class Check:
         windows = torch.stack(self.windows)
         if not windows.any():
             return None
-        # A window covers four blocks of STEP x STEP, and a block has the weight of the windows that it is in.
+        # A window covers four blocks of STEP x STEP; a block is implausible if a window that contains it is.
         blocks = F.max_pool2d(F.pad(windows.float(), (1, 1, 1, 1))[None, None], 2, stride=1)
         found = Regions(blocks, self.height, self.width)
         return found if found.share else None
 
 
 class _Repeated:
-    """What repeats every 16 pixels of `[H, W, C]`."""
+    """The strength of patterns with a period of 16 pixels in images `[H, W, C]`."""
 
     def __init__(self) -> None:
         self.blocks, self.squares = 0, 0.0
@@ -143,7 +144,7 @@ class _Repeated:
             self.squares += blocks.square().sum((1, 2, 3)).cpu().double().sum().item()
 
     def value(self) -> float:
-        """Its root mean square, less twice what chance would give."""
+        """Root mean square of the pattern, minus twice the value expected by chance."""
         if self.blocks < 4:
             return 0.0
         mean = torch.as_tensor(self.sums) / self.blocks
@@ -153,15 +154,15 @@ class _Repeated:
 
 
 class Regions:
-    """Where an output is implausible."""
+    """The implausible regions of an output."""
 
     share: float
-    """Of the image's area."""
+    """Fraction of the image's area."""
     box: tuple[int, int, int, int]
-    """Left, top, right and bottom in pixels, right and bottom exclusive, of all of them together."""
+    """Left, top, right and bottom of their common bounding box, in pixels; right and bottom are exclusive."""
 
     def __init__(self, blocks: Tensor, height: int, width: int) -> None:
-        """`blocks`: the weight of each block of STEP x STEP pixels, [1, 1, rows, columns]."""
+        """`blocks`: weight of each block of STEP x STEP pixels, `[1, 1, rows, columns]`."""
         self.blocks, self.width = blocks, width
         count, columns, down = 0, torch.zeros(width, dtype=torch.bool, device=blocks.device), []
         for first in range(0, height, 8 * STEP):
@@ -174,7 +175,7 @@ class Regions:
         self.box = (across[0], down[0], across[-1] + 1, down[-1] + 1) if across else (0, 0, 0, 0)
 
     def weight(self, first: int, last: int) -> Tensor:
-        """Of these rows, `[rows, W, 1]` in [0, 1]: one inside, falling to zero over a soft edge of 32 pixels."""
+        """The weight of each pixel of these rows, `[rows, W, 1]`: 1 inside the regions, falling to 0 over 32 pixels."""
         top = max(first // STEP - 1, 0)
         near = self.blocks[:, :, top : -(-last // STEP) + 1]
         weight = F.interpolate(near, scale_factor=STEP, mode="bilinear", align_corners=False)[0, 0]
@@ -189,7 +190,7 @@ class Regions:
 
 
 def _implausible(x: Tensor, y: Tensor) -> Tensor:
-    """For each window of a row of them, `[WINDOW, W]`, whether it is implausible."""
+    """Whether each window of a row of windows, `[WINDOW, W]`, is implausible."""
     x, y = x.unfold(1, WINDOW, STEP).transpose(0, 1), y.unfold(1, WINDOW, STEP).transpose(0, 1)
     taper = torch.hann_window(WINDOW, periodic=False, device=x.device)
     taper = taper[:, None] * taper
@@ -204,9 +205,9 @@ def _implausible(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _amplitude(windows: Tensor, above: float) -> Tensor:
-    """The root mean square of what windows `[N, 64, 64]` hold above a frequency in cycles per pixel."""
+    """Root mean square of windows `[N, 64, 64]` above a frequency, in cycles per pixel."""
     rows, columns = (f(WINDOW, device=windows.device) for f in (torch.fft.fftfreq, torch.fft.rfftfreq))
     weight = (torch.hypot(rows[:, None], columns) >= above).to(windows.dtype)
-    weight[:, 1:-1] *= 2  # the half of the spectrum that is not computed
+    weight[:, 1:-1] *= 2  # accounts for the half of the spectrum that is not computed
     power: Tensor = torch.fft.rfft2(windows).abs().square() * weight
     return power.sum((1, 2)).sqrt() / WINDOW**2

@@ -1,8 +1,8 @@
-"""Images of any size in a bounded memory: the network stage by stage, each over strips of rows of the whole image.
+"""Images of any size in bounded memory: the network stage by stage, each over strips of rows of the whole image.
 
-The maps between stages lie in memory or in a file. A stage reads a strip of them with the rows around it that its
-convolutions see (its halo), and what those rows alone would give is dropped; so a strip's result is the whole image's.
-What looks at the whole image, F F^T and ESA's small branch, is gathered over all strips first.
+The maps between stages are in memory or in a file. A stage reads a strip of them with its halo, the rows above and
+below that its convolutions need, and drops the result's halo, so the strips together equal the result for the whole
+image. What depends on the whole image, F F^T and ESA's low-resolution branch, is accumulated over all strips first.
 """
 
 import tempfile
@@ -21,19 +21,20 @@ from lmfn_kernels import distill_fuse, distill_stage, esa_gate, layer_apply, lay
 from lmfn_kernels.upsample.grid import upsample_rows
 
 UNIT = 4
-"""Strips start at multiples of so many rows of the maps at 1/4: those at 1/16 have whole rows there."""
+"""Strips start at multiples of this many rows of the maps at 1/4, where the maps at 1/16 have whole rows."""
 MOST_ROWS = 256
-"""Of a strip, at 1/4: from here on, halos cost next to nothing."""
+"""Maximum rows of a strip at 1/4; for higher strips the cost of halos is negligible."""
 
 BESIDE = 1 << 25
-"""Bytes that a stage needs beside its maps, at most: results of single convolutions, a few MB for each thread."""
+"""Maximum bytes that a stage needs besides its maps: results of single convolutions, a few MB per thread."""
 
 Read = Callable[[int, int], Tensor]
-"""Rows of the padded image, first and last (exclusive), as `[1, 3, rows, width]` float32 on the CPU."""
+"""From the first and the last row (exclusive) to these rows of the padded image, `[1, 3, rows, width]` float32 on the
+CPU."""
 
 
 class Stages(Protocol):
-    """The network's stages on a strip `[1, C, rows, W]`; `OneDNNNetwork` and `PlainStages` are such."""
+    """The network's stages on a strip `[1, C, rows, W]`, implemented by `OneDNNNetwork` and `PlainStages`."""
 
     dtype: torch.dtype
 
@@ -41,10 +42,10 @@ class Stages(Protocol):
         """Memory for rows of a map."""
 
     def clear(self) -> None:
-        """Give back all memory of the stage before."""
+        """Free all memory of the previous stage."""
 
     def halve(self, image: Tensor) -> Sequence[Tensor]:
-        """The encoder's maps at 1/4, 1/8 and 1/16."""
+        """The encoder's maps at 1/4, 1/8 and 1/16 of the image's size."""
 
     def fuse_8th(self, l2: Tensor, l3: Tensor) -> Tensor: ...
 
@@ -52,25 +53,25 @@ class Stages(Protocol):
         """The decoder's input."""
 
     def distil(self, j: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of RFDB j: y and ESA's first map a."""
+        """RFDB j up to ESA: y, and a, the first map of ESA."""
 
     def pool(self, j: int, a: Tensor) -> Tensor: ...
 
     def low_branch(self, j: int, v: Tensor) -> Tensor:
-        """From the pooled map of the whole image."""
+        """ESA's convolutions on the pooled map of the whole image."""
 
     def gate(self, j: int, y: Tensor, a: Tensor, v: Tensor) -> Tensor:
-        """`v` comes at the size of y."""
+        """y times ESA's gate; `v` is the low-resolution branch at the size of y."""
 
     def mix(self, maps: Sequence[Tensor], gram: Tensor | None) -> Tensor:
-        """ALFM, or what stands in its place; `gram` is F F^T of the whole image, None for windows."""
+        """ALFM or its alternative; `gram` is F F^T of the whole image, None for windows."""
 
     def finish(self, f_l: Tensor | None, last: Tensor, f: Tensor | None, skip: Tensor | None) -> Tensor:
-        """RGB `[1, 3, 4 rows, 4 W]`."""
+        """ACFM, the merge and the head: RGB `[1, 3, 4 rows, 4 W]`."""
 
 
 class PlainStages:
-    """The network's own modules, on any device."""
+    """The stages computed by the network's own modules, on any device."""
 
     def __init__(self, model: Network, device: torch.device, dtype: torch.dtype) -> None:
         self.model, self.device, self.dtype = model, device, dtype
@@ -126,24 +127,24 @@ class PlainStages:
 
 
 def takes(model: Network) -> bool:
-    """Whether this network can go in strips; the encoders and attentions of some ablations look further."""
+    """Whether this network can be computed in strips; the encoders and attentions of some ablations cannot."""
     return type(model.encoder) is MSHF and type(model.alfm) in (ALFM, Concat, type(None))
 
 
 class Map:
-    """A map of the whole image, `[1, C, H, W]`, of which rows are written and read; in memory or in a file."""
+    """A map of the whole image, `[1, C, H, W]`, written and read by rows; in memory or in a file."""
 
     def __init__(self, channels: int, height: int, width: int, dtype: torch.dtype, folder: Path | None) -> None:
         self.shape, self.dtype = (channels, height, width), dtype
         if folder is None:
             self.rows = torch.empty((height, width, channels), dtype=dtype)
         else:
-            # It has no name, or loses it with this process, however that ends.
+            # The file has no name, or is deleted when this process ends, however it ends.
             self.file = cast(Any, tempfile.TemporaryFile(dir=folder, buffering=0))  # noqa: SIM115 (it stays open)
         self.in_file = folder is not None
 
     def read(self, first: int, last: int, into: Tensor) -> Tensor:
-        """The rows, in `into`."""
+        """Read rows into `into`; returns it."""
         place = into[0].permute(1, 2, 0)
         if not self.in_file:
             place.copy_(self.rows[first:last])
@@ -156,7 +157,7 @@ class Map:
         return into
 
     def write(self, first: int, x: Tensor) -> None:
-        """`x`, [1, C, rows, W], from row `first` on."""
+        """Write `x`, [1, C, rows, W], from row `first` on."""
         rows = x[0].permute(1, 2, 0)
         if self.in_file:
             self._transfer(first, rows.to("cpu", self.dtype).contiguous(), self.file.write)
@@ -175,27 +176,27 @@ class Map:
 
 
 class Stage(NamedTuple):
-    """What a stage needs on a strip."""
+    """The requirements of a stage on a strip."""
 
     halo: int
-    """Rows at 1/4, above and below."""
+    """Rows at 1/4 needed above and below."""
     unit: int
-    """A strip starts at a multiple of so many rows at 1/4, and has as many at least."""
+    """A strip starts at a multiple of this many rows at 1/4, and has at least as many."""
     bytes: float
-    """For each pixel at 1/4 of the strip and its halo."""
+    """Bytes per pixel, at 1/4, of the strip and its halo."""
 
 
 class Plan(NamedTuple):
-    """How an image of some size goes through the network."""
+    """How an image of a given size is split into strips."""
 
     rows: dict[str, int]
-    """Of a strip of each stage, at 1/4 of the image's size."""
+    """Rows of a strip by stage, at 1/4 of the image's size."""
     strip_bytes: int
-    """What the stages need at most."""
+    """Maximum bytes that a stage needs."""
     map_bytes: int
-    """What the maps between them need at most."""
+    """Maximum bytes of the maps between the stages."""
     strips: int
-    """The number of all strips together."""
+    """Number of strips over all stages."""
 
 
 class Strips:
@@ -211,7 +212,7 @@ class Strips:
         self.rows_of_gram: Any = model.alfm.rows if isinstance(model.alfm, ALFM) else None
 
     def costs(self, height: int, width: int) -> dict[str, Stage]:
-        """Of each stage, for maps of this size at 1/4."""
+        """The requirements of each stage, for maps of this size at 1/4."""
         k, e = self.config, self.stages.dtype.itemsize
         c, n, a, layers = k.channels, k.features, k.esa, k.rfdbs
         in_finish = 3 + (k.skip == "feature") + (k.merge == "concat") + 8 * (k.head == "bilinear")
@@ -228,7 +229,7 @@ class Strips:
             if self.by_window(height, width):
                 side = cast(int, self.windowed) // 2
                 rows = layers * n if self.rows_of_gram == "channels" else layers
-                # A block's F F^T and what is made of it, at most five at a time.
+                # F F^T of a block and the matrices made from it, at most five at a time.
                 costs["mix"] = Stage(side, side, (layers + 2) * n * e + 5 * 4 * (rows / side) ** 2)
         return costs
 
@@ -237,7 +238,7 @@ class Strips:
         return self.windowed is not None and max(height, width) > self.windowed
 
     def plan(self, height: int, width: int, room: int) -> Plan:
-        """For an image of this padded size: strips as high as the room, in bytes, allows."""
+        """A plan for an image of this padded size, with strips as high as `room` bytes allow."""
         height, width = height // 4, width // 4
         rows, most = {}, 0
         for name, stage in self.costs(height, width).items():
@@ -261,13 +262,13 @@ class Strips:
     def __call__(
         self, read: Read, size: tuple[int, int], plan: Plan, folder: Path | None, tick: Callable[[], Any]
     ) -> Map:
-        """RGB of the padded image, float32, not clipped; `tick` is called after each strip."""
+        """The sharp padded image: RGB, float32, not clipped; `tick` is called after each strip."""
         with self.context():
             return _Pass(self, read, size, plan, folder, tick).run()
 
 
 class Strip(NamedTuple):
-    """Rows of the maps at 1/4, and those with the halo."""
+    """First and last row (exclusive) at 1/4, without and with the halo."""
 
     first: int
     last: int
@@ -276,7 +277,7 @@ class Strip(NamedTuple):
 
 
 class _Pass:
-    """One image on its way through the network."""
+    """The computation of one image."""
 
     def __init__(
         self,
@@ -302,7 +303,7 @@ class _Pass:
             y = self.new(k.features)
             self.sweep("distil", [maps[-1]], [y, a], lambda _, x, j=j: s.distil(j, x))
             if j == 0 or k.alfm == "none":
-                maps.clear()  # what nobody reads any more
+                maps.clear()  # not needed any more
             self.gate(j, y, a)
             maps.append(y)
         del a
@@ -312,13 +313,13 @@ class _Pass:
         return self.finish(f_l, last, f)
 
     def new(self, channels: int, scale: int = 1) -> Map:
-        """A map at 1/4 of the image's size, or of 1/4 and this scale."""
+        """A map at 1 / (4 scale) of the image's size."""
         return Map(channels, self.height // scale, self.width // scale, self.stages.dtype, self.folder)
 
     def sweep(
         self, name: str, inputs: Sequence[Map], outputs: Sequence[Map], stage: Callable[..., Sequence[Tensor]]
     ) -> None:
-        """From inputs to outputs, strip by strip: `stage` gets the strip and the inputs' rows with their halo."""
+        """Compute the outputs strip by strip: `stage` gets the strip and the inputs' rows with their halo."""
         rows, halo = self.rows[name], self.costs[name].halo
         for first in range(0, self.height, rows):
             last = min(first + rows, self.height)
@@ -332,7 +333,7 @@ class _Pass:
         self.stages.clear()
 
     def take(self, i: int, x: Map, low: int, high: int) -> Tensor:
-        """Rows of a map, counted at 1/4."""
+        """Rows of a map; `low` and `high` are counted at 1/4."""
         scale = self.width // x.shape[2]
         place = self.stages.place(f"input {i}", x.shape[0], (high - low) // scale, x.shape[2])
         return x.read(low // scale, high // scale, place)
@@ -349,11 +350,11 @@ class _Pass:
         return f
 
     def gate(self, j: int, y: Map, a: Map) -> None:
-        """ESA's small branch of the whole image, then its gate, in place."""
+        """ESA's low-resolution branch of the whole image, then its gate, in place."""
         s, pooled, done = self.stages, [], 0
         count = ((self.height - 3) // 2 - 6) // 3 + 1
         for first in range(0, self.height, self.rows["gate"]):
-            # Row i comes from the rows 6 i to 6 i + 14 of `a`: all that end in this strip.
+            # Pooled row i comes from rows 6 i to 6 i + 14 of `a`; pool all rows whose inputs end within this strip.
             last = min(first + self.rows["gate"], self.height)
             ready = min(max((last - 9) // 6, 0), count)
             if ready > done:

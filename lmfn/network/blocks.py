@@ -1,8 +1,8 @@
 """The parts of LMFN (Zhang et al., ICIP 2021, arXiv 2101.05403), in the paper's order.
 
 The encoder (`MSHF`), the distillation block (`RFDB`, with its `ESA` gate), the two attentions (`ALFM` between layers,
-`ACFM` between channels) and the heads. Every part is a module of its own that can be put into somebody else's network,
-and runs on the fused ops of `lmfn_kernels`. `lmfn.network.model` joins them.
+`ACFM` between channels) and the heads. Each part is a module on the fused ops of `lmfn_kernels` that can also be used
+in other networks. `lmfn.network.model` combines them.
 """
 
 from collections.abc import Sequence
@@ -39,26 +39,28 @@ SMALLEST = 64  # ESA's pooling needs a decoder map of 15 x 15, and the decoder r
 
 
 def weight_and_bias(conv: nn.Module) -> Conv:
-    """As the fused ops take a convolution."""
+    """A convolution's parameters in the form that the fused ops take."""
     return Conv(cast(Tensor, conv.weight), cast(Tensor, conv.bias))
 
 
 def keep_scale(*convs: nn.Module) -> None:
-    """Kaiming-normal weights and no bias: features keep their size through the layers, which torch's initial weights
-    shrink tenfold before the head (no source says what the paper used; experiments/short-runs has what this gained)."""
+    """Kaiming-normal weights and no bias, which preserve the scale of features through the layers. PyTorch's default
+    initialisation reduces it tenfold before the head. The paper does not state its initialisation;
+    experiments/short-runs has the gain."""
     for conv in convs:
         draw(cast(Tensor, conv.weight), a=ENCODER_SLOPE, nonlinearity="leaky_relu")
         nn.init.zeros_(cast(Tensor, conv.bias))
 
 
 def draw(weight: Tensor, **options: Any) -> None:
-    """Kaiming-normal values. On the meta device, which holds none, PyTorch would take two seconds to draw them."""
+    """Kaiming-normal values. Skipped on the meta device, where PyTorch takes two seconds although there are no
+    values."""
     if not weight.is_meta:
         nn.init.kaiming_normal_(weight, **options)
 
 
 def start_small(conv: nn.Conv2d) -> None:
-    """A tenth of the initial weights, and no bias: what the convolution adds to a skip begins near nothing."""
+    """A tenth of the initial weights and no bias: what the convolution adds to a skip connection starts near zero."""
     with torch.no_grad():
         conv.weight.mul_(0.1)
         cast(Tensor, conv.bias).zero_()
@@ -68,27 +70,27 @@ class RB(nn.Module):
     """Residual block: x + conv3x3(relu(conv3x3(x))). `[B, C, H, W]` to the same shape."""
 
     recompute: bool = False
-    """Whether backward computes the map between the convolutions again."""
+    """Whether backward recomputes the map between the convolutions instead of saving it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        # The hidden units at full size: at a tenth of it, the first steps of Adam, which are as long for small weights
-        # as for large ones, drive most of them below zero for good.
+        # conv1 keeps its full initial scale: at a tenth of it, the first steps of Adam, whose size does not depend on
+        # that of the weights, would permanently drive most hidden units below zero.
         draw(self.conv1.weight)
         draw(self.conv2.weight)
         nn.init.zeros_(cast(Tensor, self.conv1.bias))
         start_small(self.conv2)
 
     def forward(self, x: Tensor, upsample: bool = False) -> Tensor:
-        """With `upsample`, the block of x at twice its size."""
+        """With `upsample`, the block is applied to x upsampled to twice its size."""
         convs = weight_and_bias(self.conv1), weight_and_bias(self.conv2)
         return residual_block(x, *convs, upsample=upsample, save_middle=not self.recompute)
 
 
 class MSHF(nn.Module):
-    """Multi-scale hierarchical fusion encoder (the paper's section 2.1): down to 1/16, and back to 1/4, fusing scales.
+    """Multi-scale hierarchical fusion encoder (the paper's section 2.1): down to 1/16, then back to 1/4, fusing scales.
 
     `[B, 3, H, W]` to `[B, channels, ceil(H/4), ceil(W/4)]`, any H and W >= 1 (H, W >= 3 with `stem_padding=0`).
     """
@@ -111,7 +113,7 @@ class MSHF(nn.Module):
         return self.fuse_4th(l1, self.fuse_8th(l2, l3))
 
     def halve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """At 1/4, 1/8 and 1/16."""
+        """The maps at 1/4, 1/8 and 1/16 of the image's size."""
 
         def step(x: Tensor, conv: nn.Module) -> Tensor:
             return conv3x3(x, *weight_and_bias(conv), stride=2, activation="leaky_relu", slope=ENCODER_SLOPE)
@@ -130,11 +132,12 @@ class MSHF(nn.Module):
 
 
 class ESA(nn.Module):
-    """Enhanced spatial attention: y times a gate from a small, wide-sighted branch (RFDN, arXiv 2009.11551).
+    """Enhanced spatial attention: y times a gate from a low-resolution branch with a large receptive field (RFDN, arXiv
+    2009.11551).
 
-    `[B, C, H, W]` to the same shape; H and W >= 15, which the stride-2 convolution and the 7x7 pooling need. The small
-    branch is stretched to the size of y (the paper), or brought up on a `fixed_grid` (`lmfn_kernels.esa_gate`).
-    Raises ValueError for a smaller map.
+    `[B, C, H, W]` to the same shape; H and W >= 15, which the stride-2 convolution and the 7x7 pooling need. The branch
+    is resized to the size of y (the paper) or upsampled on a `fixed_grid` (`lmfn_kernels.esa_gate`). Raises ValueError
+    for a smaller map.
     """
 
     def __init__(self, features: int = 50, esa: int = 12, fixed_grid: bool = False) -> None:
@@ -168,7 +171,7 @@ class RFDB(nn.Module):
     """Residual feature distillation block (the paper's section 2.2). `[B, C, H, W]` to the same shape, H, W >= 15."""
 
     recompute: bool = False
-    """Whether backward computes the block again, from its input alone."""
+    """Whether backward recomputes the block from its input, which alone is saved."""
 
     def __init__(self, features: int = 50, distilled: int = 25, esa: int = 12, fixed_grid: bool = False) -> None:
         super().__init__()
@@ -196,10 +199,11 @@ class ALFM(nn.Module):
     N maps `[B, C, H, W]` to one `[B, C, H, W]`: with F the maps as rows, L = theta * softmax(F F^T) F + F and
     LR(conv1x1(L)). `rows="channels"`: NC rows of WH values (the paper). `rows="layers"`: N rows of C*H*W values and
     softmax(rowmax(E) - E), as released. theta starts at 0, where the attention is the identity. The scores are summed
-    in float32 whatever the input's type: they pass 2.6e5 at 720p, more than float16 holds. With a `window`, an even
-    number of the maps' pixels, the attention is that of windows of this side (`lmfn_kernels.layer_attention`).
+    in float32 whatever the input's dtype: they exceed 2.6e5 at 720p, beyond the range of float16. With a `window`, an
+    even number of pixels of the maps, attention is computed within windows of this side
+    (`lmfn_kernels.layer_attention`).
 
-    Raises ValueError when the number of maps is not `layers`, or for a window that is not even.
+    Raises ValueError if the number of maps is not `layers`, or for a window that is not even.
     """
 
     def __init__(
@@ -220,14 +224,15 @@ class ALFM(nn.Module):
         keep_scale(self.fuse)
 
     def attention(self, maps: Sequence[Tensor]) -> Tensor:
-        """The attention matrix M of the whole maps, float32 (float64 for float64): `[B, NC, NC]` or `[B, N, N]`."""
+        """The attention matrix M over the whole maps, `[B, NC, NC]` or `[B, N, N]`; float32, or float64 for float64."""
         return attention_matrix(layer_gram(maps, rows=self.rows), self.temperature, rows=self.rows)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return self.deferred(maps)()
 
     def deferred(self, maps: Sequence[Tensor]) -> LayerAttention:
-        """What ACFM adds without its being written first. Within LMFN, so, hooks on this module see no call."""
+        """The same in a form that ACFM adds without writing it to memory. Calling this instead of the module does not
+        run the module's hooks."""
         if len(maps) != self.layers:
             raise ValueError(f"ALFM was made for {self.layers} layers, got {len(maps)} maps")
         fusion = self.theta, *weight_and_bias(self.fuse), self.temperature
@@ -247,19 +252,20 @@ class ACFM(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(1))
         # Not nn.Conv3d, whose five-dimensional weights make Module.to(memory_format=torch.channels_last) fail.
         if form == "pseudo3d":
-            # Positive at first: with one channel, an unlucky sign would leave a ReLU, and the gate, dead for ever.
+            # Initially positive: there is a single channel, and a negative weight could leave the ReLU, and with it the
+            # gate, permanently at zero.
             self.spatial_weight, self.spatial_bias = uniform(0, 1 / 3, 3, 3), uniform(0, 1 / 3, 1)
             self.channel_weight, self.channel_bias = uniform(0, 3**-0.5, 3), uniform(0, 3**-0.5, 1)
         else:
             self.weight, self.bias = uniform(-(27**-0.5), 27**-0.5, 3, 3, 3), uniform(-(27**-0.5), 27**-0.5, 1)
 
     def in_2d(self, channels: int) -> list[Conv]:
-        """The gate's convolutions over (channel, height, width) as 2D ones with as many channels as there are, which
-        every program has: one channel by itself (weight `[C, 1, 3, 3]`) and then 1x1, or one 3x3.
+        """The gate's 3D convolutions as 2D ones of this many channels, which every runtime supports: a depthwise 3x3
+        (weight `[C, 1, 3, 3]`) followed by a 1x1, or a single 3x3.
 
-        Over channels a convolution is a product with a banded matrix.
+        A convolution over channels is a product with a banded matrix.
         """
-        # [3, out, in]: with tap t, a channel takes the one at distance t - 1.
+        # [3, out, in]: tap t connects a channel to the one at distance t - 1.
         eye = torch.eye(channels + 2, dtype=self.alpha.dtype, device=self.alpha.device)
         taps = torch.stack([eye[t : t + channels, 1:-1] for t in range(3)])
         if self.form == "full3d":
@@ -271,7 +277,7 @@ class ACFM(nn.Module):
         ]
 
     def forward(self, x: Tensor, add: Tensor | LayerAttention | None = None) -> Tensor:
-        """The gated x, plus `add` where given: the merge of the two attentions."""
+        """The gated x, plus `add` if given, which merges the two attentions."""
         gate: Pseudo3D | Full3D
         if self.form == "pseudo3d":
             gate = Pseudo3D(self.spatial_weight, self.spatial_bias, self.channel_weight, self.channel_bias)
@@ -285,7 +291,7 @@ def uniform(low: float, high: float, *shape: int) -> nn.Parameter:
 
 
 class BilinearHead(nn.Module):
-    """RB, up, RB, up, conv (the paper's figure 1). `[B, C, H, W]` to `[B, 3, 4H, 4W]`."""
+    """RB, upsampling, RB, upsampling, convolution (the paper's figure 1). `[B, C, H, W]` to `[B, 3, 4H, 4W]`."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -297,7 +303,7 @@ class BilinearHead(nn.Module):
 
 
 class PixelShuffleHead(nn.Module):
-    """One convolution and a pixel shuffle (released). `[B, C, H, W]` to `[B, 3, 4H, 4W]`."""
+    """A convolution and a pixel shuffle (as released). `[B, C, H, W]` to `[B, 3, 4H, 4W]`."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -308,7 +314,8 @@ class PixelShuffleHead(nn.Module):
 
 
 def pad(x: Tensor) -> Tensor:
-    """Pad on the right and the bottom to a multiple of 16 and at least 64; by replication where reflection cannot."""
+    """Pad on the right and the bottom to a multiple of 16, at least 64: by reflection, or replication if the image is
+    too small for that."""
     height, width = x.shape[-2:]
     bottom = max(SMALLEST, -(-height // MULTIPLE) * MULTIPLE) - height
     right = max(SMALLEST, -(-width // MULTIPLE) * MULTIPLE) - width

@@ -1,7 +1,7 @@
 """LMFN: a lightweight multi-information fusion network for image deblurring.
 
 Zhang et al., "Image deblurring based on lightweight multi-information fusion network", ICIP 2021, arXiv 2101.05403.
-Needs PyTorch and `lmfn_kernels` alone; files and the Hugging Face Hub are `lmfn.network.pretrained`.
+Needs only PyTorch and `lmfn_kernels`; `lmfn.network.pretrained` adds files and the Hugging Face Hub.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)
 class Network(nn.Module):
     """The network: blurred `[B, 3, H, W]` to sharp `[B, 3, H, W]`, RGB in [0, 1] (not clipped), any H and W >= 1.
 
-    Padded by reflection (replication where the image is smaller than the pad) on the right and the bottom to a multiple
-    of 16 and to at least 64, and cropped back.
+    The input is padded on the right and the bottom to a multiple of 16, at least 64, by reflection (replication if it
+    is smaller than the padding), and the result cropped to its size.
 
     Raises TypeError for an input that is not floating point, ValueError for one that is not `[B, 3, H, W]`.
     """
@@ -68,7 +68,8 @@ class Network(nn.Module):
 
     @property
     def memory(self) -> Memory:
-        """What training keeps for backward: `lean` is half as much, and more is computed again. Same weights."""
+        """What training saves for backward: `lean` saves half as much and recomputes the rest. The weights are the
+        same."""
         return "lean" if self.rfdbs[0].recompute else "normal"
 
     @memory.setter
@@ -103,7 +104,8 @@ class Network(nn.Module):
         return sharp + blurred if self.config.skip == "image" else sharp + mean
 
     def finish(self, f_l: Tensor | LayerAttention | None, last: Tensor, f: Tensor) -> Tensor:
-        """ACFM, the merge and the head: from both attentions' inputs to what is added to the image or its mean."""
+        """ACFM, the merge and the head: from the inputs of both attentions to what is added to the image or its
+        mean."""
         if self.acfm is None:
             y = last if f_l is None else cast(Tensor, f_l)
         elif self.merge is None:
@@ -116,10 +118,11 @@ class Network(nn.Module):
         return cast(Tensor, self.head(y))
 
     def _mean(self, x: Tensor) -> Tensor:
-        """`RGB_MEAN` as `[3, 1, 1]`, of the type and on the device of `x`.
+        """`RGB_MEAN` as `[3, 1, 1]`, with the dtype and on the device of `x`.
 
-        It is no buffer: no file holds what `to_empty` would leave to be filled. It is copied to a device once, and then
-        stays there: a copy in every call would wait for the device, and a CUDA graph could not capture it.
+        It is not a buffer: weight files do not contain it, so `to_empty` would leave a buffer unset. It is copied to a
+        device once and kept there: copying in every call would wait for the device, and a CUDA graph could not capture
+        it.
         """
         if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
             return x.new_tensor(RGB_MEAN).view(3, 1, 1)
@@ -135,8 +138,8 @@ class Network(nn.Module):
     def for_inference(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> Callable[[Tensor], Tensor]:
-        """As a function that is faster than the network and has no gradients: see `lmfn.inference.for_inference`."""
-        # Imported here, the one exception to the order of the packages: `inference` is built on this module.
+        """The network as a faster function without gradients: see `lmfn.inference.for_inference`."""
+        # Imported here, the one exception to the order of the packages, since `inference` is built on this module.
         from lmfn.inference import for_inference
 
         return for_inference(self, device, dtype)
