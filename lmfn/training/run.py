@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 import numpy as np
@@ -66,6 +66,17 @@ class Progress:
         """The fraction of a run with these settings that is done, by steps or by time; 1 or more at its end."""
         by_steps = self.step / settings.length if settings.length else 0.0
         return max(by_steps, self.seconds / (60 * settings.minutes) if settings.minutes else 0.0)
+
+
+class TrainState(NamedTuple):
+    """What a step changes, and a resumed run needs again."""
+
+    model: Network
+    ema: AveragedModel
+    """Exponential moving average of the model's weights."""
+    optimizer: torch.optim.Adam
+    scaler: Any
+    """Accelerate's gradient scaler for fp16; None otherwise."""
 
 
 class RunFolder:
@@ -128,32 +139,24 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **tidy}) + "\n")
 
-    def save(
-        self,
-        model: Network,
-        ema: AveragedModel,
-        optimizer: torch.optim.Adam,
-        scaler: Any,
-        at: Progress,
-        *,
-        compact: bool = False,
-    ) -> None:
+    def save(self, state: TrainState, at: Progress, *, compact: bool = False) -> None:
         """Write the state (`compact`: Adam's moments as bfloat16) and both sets of weights; keeps the two newest
         states.
 
         Nothing is written if a weight is not finite, so that no good state is lost.
         """
+        model, ema = state.model, state.ema
         if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
             log.warning(f"step {at.step}: weights are not finite; the state is not saved, earlier ones are kept")
             return
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
-        for index, moments in optimizer.state_dict()["state"].items():
+        for index, moments in state.optimizer.state_dict()["state"].items():
             for name, tensor in moments.items():  # bfloat16 has the range for them, float16 does not
                 tensors[f"adam.{index}.{name}"] = tensor.bfloat16() if compact and tensor.ndim else tensor
         metadata = {
             "progress": asdict(at),
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "scaler": state.scaler.state_dict() if state.scaler is not None else None,
             "sha256": digest(tensors),
         }
         checkpoint.write(self.path / "state" / f"step-{at.step:08d}.safetensors", tensors, metadata)
@@ -163,8 +166,8 @@ class RunFolder:
         for old in self.states[:-2]:
             old.unlink()
 
-    def load(self, model: Network, ema: AveragedModel, optimizer: torch.optim.Adam, scaler: Any) -> Progress:
-        """Load the newest undamaged state into these.
+    def load(self, state: TrainState) -> Progress:
+        """Load the newest undamaged state into `state`.
 
         A damaged one is reported in a warning and renamed to FILE.damaged. Raises ValueError if all are damaged, or if
         the state does not fit.
@@ -175,19 +178,19 @@ class RunFolder:
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         try:
-            model.load_state_dict(parts["model"])
-            ema.load_state_dict(parts["ema"])
+            state.model.load_state_dict(parts["model"])
+            state.ema.load_state_dict(parts["ema"])
         except RuntimeError as error:
             raise ValueError(f"{path} does not fit the network of these settings: {error}") from error
-        state, parameters = optimizer.state_dict(), list(model.parameters())
+        adam, parameters = state.optimizer.state_dict(), list(state.model.parameters())
         for name, tensor in parts["adam"].items():
             index, _, moment = name.partition(".")
             if tensor.ndim:  # in the memory layout of its parameter, as Adam created it
                 tensor = torch.empty_like(parameters[int(index)]).copy_(tensor)
-            state["state"].setdefault(int(index), {})[moment] = tensor
-        optimizer.load_state_dict(state)
-        if scaler is not None and metadata["scaler"] is not None:
-            scaler.load_state_dict(metadata["scaler"])
+            adam["state"].setdefault(int(index), {})[moment] = tensor
+        state.optimizer.load_state_dict(adam)
+        if state.scaler is not None and metadata["scaler"] is not None:
+            state.scaler.load_state_dict(metadata["scaler"])
         return Progress(**metadata["progress"])
 
     def _newest_state(self) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:

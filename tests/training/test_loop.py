@@ -26,7 +26,7 @@ from lmfn.network import checkpoint
 from lmfn.training import loop as script
 from lmfn.training.loop import train
 from lmfn.training.objective import exponential_average, initial_network, make_loss
-from lmfn.training.run import Log, Progress, RunFolder, parse_settings
+from lmfn.training.run import Log, Progress, RunFolder, TrainState, parse_settings
 from lmfn.training.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -379,7 +379,8 @@ def test_weights_that_are_not_finite_cost_no_good_state(settings: Settings, capl
     before = {state: state.read_bytes() for state in run.states}
     model = LMFN(settings.network_config)
     model.reduce.bias.data[0] = float("nan")
-    run.save(model, exponential_average(model, 0.9), torch.optim.AdamW(model.parameters()), None, Progress(step=3))
+    state = TrainState(model, exponential_average(model, 0.9), torch.optim.AdamW(model.parameters()), None)
+    run.save(state, Progress(step=3))
     assert {state: state.read_bytes() for state in run.states} == before
     assert "step 3: weights are not finite" in caplog.text
 
