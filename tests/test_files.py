@@ -323,7 +323,7 @@ def test_odd_names_and_files_are_one_line_each(tmp_path):
         result = run(sorted(folder.iterdir()), overwrite=overwrite)
         assert result.done == [folder / "good_deblurred.png"]
         assert {path.name[:4]: message.rpartition(": ")[2] for path, message in result.failed} == {
-            "pipe": "no file, but a pipe, socket or device",
+            "pipe": "a pipe, socket or device, not a file",
             "loop": "cannot be read (Too many levels of symbolic links)",
             "gone": "cannot be read (No such file or directory)",
             "nnnn": "its result's name would have 265 bytes; 255 are the most",
@@ -365,7 +365,7 @@ def test_frames(tmp_path):
     assert len(calls) == 1
     result = run(sources, tmp_path / "all", frames="all", deblurrer=counted)
     assert [path.name for path in result.done] == ["moving.webp", "one.png", "pages.tif"]
-    assert "an animated PNG of 3 frames, of which the first alone can be read" in result.failed[0][1]
+    assert "an animated PNG of 3 frames, of which only the first can be read" in result.failed[0][1]
     for name in ("pages.tif", "moving.webp"):
         written = Image.open(tmp_path / "all" / name)
         assert written.n_frames == 3

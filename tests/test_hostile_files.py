@@ -84,13 +84,13 @@ def long_name(path: Path) -> None:
 ARCHIVES: dict[Callable[[Path], None], str] = {
     encrypted: "is encrypted; unpack it",
     unknown_compression: "cannot be unpacked here",
-    long_list: "as no data set does",
+    long_list: "more than any of the data sets",
     list_that_inflates: "a list of pairs has",
     many_files: "over 10 files",
-    outside: "lies outside of it",
+    outside: "a path outside the archive",
     directory_without_end: "a directory of 47,000,000 bytes",
-    name_without_end: "is no folder and no zip or tar archive",
-    long_name: "holds a name of 256 bytes",
+    name_without_end: "is neither a folder nor a zip or tar archive",
+    long_name: "contains a name of 256 bytes",
 }
 
 

@@ -1,4 +1,4 @@
-"""Data sets that somebody has downloaded: is all of it there, and a list of its pairs for `find_pairs`."""
+"""Downloaded data sets: check that they are complete, and write an index of their pairs for `find_pairs`."""
 
 import io
 import lzma
@@ -23,27 +23,27 @@ from lmfn.options import Variant
 
 AGAIN = "download it again from its authors"
 MOST_MEMBERS = 200_000
-"""Files in an archive; the largest of the data sets has 54,000."""
+"""Maximum number of files in an archive; the largest of the data sets has 54,000."""
 MOST_READ = 2**24
-"""Bytes of a zip's directory, and of a header in a tar, which are read as a whole; of 54,000 files it has 8 million."""
+"""Maximum bytes of a zip's directory and of a tar's header, which are read as a whole; 54,000 files take 8 million."""
 MOST_UNPACKED = 100
-"""How many times an archive's own size may come out of it: images hardly shrink."""
+"""Maximum ratio of unpacked size to archive size. Images hardly shrink by compression."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a data set holds when nothing is missing."""
+    """The contents of a complete data set."""
 
     layout: str
     pairs: dict[str, int]
-    """By split; the split is "" where the data set has none."""
+    """Number of pairs by split; the split is "" if the data set has none."""
     size: tuple[int, int] | None
-    """Height and width of every image, where all are alike."""
+    """Height and width of every image; None if they vary."""
     sequences: dict[str, tuple[str, ...]]
-    """Names by split, where they are known."""
+    """Names of the sequences by split, if known."""
     variants: tuple[Variant, ...] = ("blur",)
     lists: str = ""
-    """Names of its list files, which say what belongs to which split: a `*` stands for the split."""
+    """Name of the list files of its splits, with `*` in place of the split; empty if it has none."""
 
 
 def _gopro(names: str) -> tuple[str, ...]:
@@ -89,43 +89,43 @@ class PrepareReport:
     name: str
     root: Path
     found: tuple[str, ...]
-    """A line for each part that is there, and for each that is not."""
+    """A line for each part, present or not."""
     problems: tuple[str, ...]
-    """A sentence for everything that is missing or wrong."""
+    """A sentence for each thing that is missing or wrong."""
     index: Path | None
-    """The list of pairs that was written; none where there are problems, or where an archive was only looked into."""
+    """The index file that was written; None if there are problems, or if an archive was checked without unpacking."""
 
     @property
     def ok(self) -> bool:
-        """Whether every part that is there is whole."""
+        """Whether every part that is present is complete."""
         return not self.problems
 
     def text(self) -> str:
-        """The report in lines of plain text."""
+        """The report as lines of plain text."""
         end = [f"problems: {len(self.problems)}; no index was written", *(f"  {problem}" for problem in self.problems)]
         if self.ok:
-            end = [f"index: {self.index}" if self.index else "whole; -o FOLDER unpacks it and makes an index"]
+            end = [f"index: {self.index}" if self.index else "complete; -o FOLDER unpacks it and writes an index"]
         lines = [f"{self.name}: {self.root}", *(f"  {line}" for line in self.found), *end]
         return "\n".join(map(one_line, lines))
 
 
 def prepare(name: str, path: str | Path, out: str | Path | None = None) -> PrepareReport:
-    """See whether a downloaded data set (a name in `DATASETS`) is whole, and list its pairs in an index that
-    `find_pairs` takes; nothing is downloaded.
+    """Check that a downloaded data set (a name in `DATASETS`) is complete, and write an index of its pairs for
+    `find_pairs`. Nothing is downloaded.
 
-    `path` is its folder, or an archive (zip, tar, also compressed) as it was downloaded, which is looked into without
-    being unpacked; with `out`, a new or empty folder, a whole one is unpacked there, or nothing is. Of a folder every
-    image's header is read. A split that is not there at all is said, and no problem; what is missing of one is.
+    `path` is its folder or its archive (zip or tar, also compressed). An archive is checked without being unpacked;
+    with `out`, a new or empty folder, it is unpacked there if it is complete, or not at all. In a folder the header of
+    every image is read. A missing split is reported but is not a problem; an incomplete one is.
 
-    Raises DataError for an unknown name, a path that is missing, an archive that is cut short or broken or does not fit
-    on the disk, an `out` that is not empty, and for pairs that do not fit each other.
+    Raises DataError for an unknown name, a missing path, an archive that is truncated, broken or too large for the
+    disk, an `out` that is not empty, and for images without a partner.
     """
     if name not in DATASETS:
         raise DataError(f"unknown data set {name!r}; there are {', '.join(DATASETS)}")
     path = Path(path)
     if path.is_dir():
         if out is not None:
-            raise DataError(f"{path} is a folder, and only archives are unpacked into another one; leave out {out}")
+            raise DataError(f"{path} is a folder, and only archives are unpacked; leave out {out}")
         return _look(name, path, headers=True)
     if not path.is_file():  # a pipe would be waited for
         raise DataError(f"there is no folder or archive {path}")
@@ -133,21 +133,21 @@ def prepare(name: str, path: str | Path, out: str | Path | None = None) -> Prepa
         skeleton = Path(temporary, "names")
         skeleton.mkdir()
         size, most = 0, max(2**30, MOST_UNPACKED * path.stat().st_size)
-        # Empty files of the same names are enough to count what is there; lists are read.
+        # Empty files with the same names suffice for counting; only lists are extracted.
         for number, (entry, member, length) in enumerate(archive.members()):
             size += length
             if size > most or number == MOST_MEMBERS:
                 much = f"over {size / 1e9:,.0f} GB" if size > most else f"over {MOST_MEMBERS:,} files"
-                raise DataError(f"{path} holds {much}, as no data set does; {AGAIN}")
+                raise DataError(f"{path} contains {much}, more than any of the data sets; {AGAIN}")
             file = Path(os.path.normpath(skeleton / member))  # no links are made here
             if not file.is_relative_to(skeleton):
-                raise DataError(f"{path} holds {member}, which lies outside of it; {AGAIN}")
+                raise DataError(f"{path} contains {member}, a path outside the archive; {AGAIN}")
             if (longest := max(len(os.fsencode(part)) for part in file.parts)) > atomic.LONGEST_NAME:
-                raise DataError(f"{path} holds a name of {longest} bytes, as no data set does; {AGAIN}")
+                raise DataError(f"{path} contains a name of {longest} bytes, more than file systems allow; {AGAIN}")
             file.parent.mkdir(parents=True, exist_ok=True)
             is_list = LIST.search(Path(member).name) is not None
             if is_list and length > MOST_LIST:
-                raise DataError(f"{path}: {member} has {length:,} bytes; a list of pairs has {MOST_LIST:,} at most")
+                raise DataError(f"{path}: {member} has {length:,} bytes; a list of pairs has at most {MOST_LIST:,}")
             file.write_bytes(archive.read(entry, MOST_LIST) if is_list else b"")
         if out is None:
             archive.check()
@@ -163,7 +163,7 @@ def _look(name: str, path: Path, headers: bool) -> PrepareReport:
     while len(inside := [entry for entry in root.iterdir() if not entry.name.startswith(".")]) == 1:
         if not inside[0].is_dir() or inside[0].name in SPLITS:
             break
-        root = inside[0]  # archives hold one folder that holds everything
+        root = inside[0]  # archives contain a single folder with everything in it
     found: list[str] = []
     problems: list[str] = []
     sets: list[PairSet] = []
@@ -174,7 +174,7 @@ def _look(name: str, path: Path, headers: bool) -> PrepareReport:
             words = ", ".join(filter(None, (split, variant if len(known.variants) > 1 else "")))
             words = f"{words}: " if words else ""
             if split not in parts:
-                found.append(f"{words}not there ({count:,} pairs)")
+                found.append(f"{words}missing ({count:,} pairs)")
                 continue
             part = parts[split]
             found.append(f"{words}{len(part):,} of {count:,} pairs")
@@ -186,10 +186,10 @@ def _look(name: str, path: Path, headers: bool) -> PrepareReport:
             if known.layout == "REDS":
                 problems += [f"{words}sequence {s} has {n} of 100 pairs" for s, n in there.items() if n != 100]
         unknown = [split for split in parts if split not in known.pairs]
-        problems += [f"the pairs are not in the folders {' and '.join(known.pairs)}" for _ in unknown[:1]]
+        problems += [f"the pairs are not in folders named {' and '.join(known.pairs)}" for _ in unknown[:1]]
     if not sets:
         lists = f" (looked for {known.lists.replace('*', '{' + ','.join(known.pairs) + '}')})" if known.lists else ""
-        problems.append(f"nothing of {name} was found in {root}{lists}")
+        problems.append(f"no part of {name} was found in {root}{lists}")
     problems += [problem for part in sets for problem in _headers(known, part)] if headers else []
     index = root / index_name(name) if headers and not problems else None
     if index is not None:
@@ -198,7 +198,7 @@ def _look(name: str, path: Path, headers: bool) -> PrepareReport:
 
 
 def _parts(known: Known, root: Path, variant: Variant) -> dict[str, PairSet]:
-    """The splits that are there."""
+    """The splits that are present."""
     if known.lists:
         lists = {split: root / known.lists.replace("*", split) for split in known.pairs}
         return {s: replace(find_pairs(file), root=root, split=s) for s, file in lists.items() if file.is_file()}
@@ -207,9 +207,9 @@ def _parts(known: Known, root: Path, variant: Variant) -> dict[str, PairSet]:
     except DataError:
         if variant == "blur":
             raise
-        return {}  # a set without its other variant
+        return {}  # the other variant was not downloaded
     if not whole.layout.startswith(known.layout):
-        raise DataError(f"{root} is in the layout {whole.layout}, not in that of {known.layout}")
+        raise DataError(f"{root} has the layout of {whole.layout}, not that of {known.layout}")
     several = {pair.name.partition("/")[0] for pair in whole}
     if whole.split is not None or not several <= set(SPLITS):
         return {whole.split or "": whole}
@@ -266,15 +266,15 @@ class _Zip:
         self.file = file
 
     def members(self) -> Iterator[tuple[Any, str, int]]:
-        """The files, each with its name and size."""
+        """The files in the archive, each with its name and size in bytes."""
         for entry in self.file.infolist():
             if entry.flag_bits & 1:
-                raise DataError(f"{self.file.filename} is encrypted; unpack it, and name the folder")
+                raise DataError(f"{self.file.filename} is encrypted; unpack it, and pass the folder instead")
             if not entry.is_dir():
                 yield entry, entry.filename, entry.file_size
 
     def check(self) -> None:
-        """Read every byte, and compare it with its checksum."""
+        """Read all files, and compare them with their checksums."""
         if (broken := self.file.testzip()) is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {broken}")
 
@@ -294,7 +294,7 @@ class _Tar:
         return ((entry, entry.name, entry.size) for entry in self.file if entry.isfile())
 
     def check(self) -> None:
-        """Its members were all read to be listed."""
+        """Nothing is left to do: listing the members has read the whole archive."""
 
     def read(self, entry: tarfile.TarInfo, most: int) -> bytes:
         file = self.file.extractfile(entry)
@@ -306,7 +306,7 @@ class _Tar:
 
 @contextmanager
 def _open(path: Path) -> Iterator[_Zip | _Tar]:
-    """The archive; whatever is wrong with it becomes one DataError."""
+    """Open an archive. Any error caused by its contents becomes a DataError."""
     try:
         if zipfile.is_zipfile(path):
             with _Bounded(io.FileIO(path)) as file, zipfile.ZipFile(file) as zipped:
@@ -316,29 +316,29 @@ def _open(path: Path) -> Iterator[_Zip | _Tar]:
             tarred = tarfile.open(path, tarinfo=_Header)  # noqa: SIM115 (its errors are others than those of the work)
         except tarfile.ReadError as error:
             raise DataError(
-                f"{path} is no folder and no zip or tar archive, or it is cut short; download it again, or unpack it"
+                f"{path} is neither a folder nor a zip or tar archive, or is cut short; download it again, or unpack it"
             ) from error
         with tarred:
             yield _Tar(tarred)
     except NotImplementedError as error:
-        raise DataError(f"{path} cannot be unpacked here ({error}); unpack it, and name the folder") from error
+        raise DataError(f"{path} cannot be unpacked here ({error}); unpack it, and pass the folder instead") from error
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error) as error:
         raise DataError(f"{path} is cut short or broken ({error}); download it again") from error
     except (ValueError, OverflowError, LookupError, RuntimeError, OSError) as error:
-        # Of damaged headers; an error with a file's name is not of the archive's.
+        # Raised for damaged headers. An error that names a file is not caused by the archive's contents.
         if isinstance(error, DataError) or getattr(error, "filename", None) is not None:
             raise
         raise DataError(f"{path} is cut short or broken ({error}); download it again") from error
 
 
 def _unpack(archive: _Zip | _Tar, out: Path, size: int) -> None:
-    """Beside `out`, and renamed when all is there."""
+    """Unpack next to `out`, and rename when everything has been written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is not an empty folder; remove it or name another one")
+        raise DataError(f"{out} is not an empty folder; remove it or choose another one")
     out.parent.mkdir(parents=True, exist_ok=True)
     if size > (free := shutil.disk_usage(out.parent).free):
         raise DataError(
-            f"{out} would take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; name another folder"
+            f"{out} would take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; choose another folder"
         )
     beside = atomic.beside(out, f".{os.getpid()}.tmp")
     try:

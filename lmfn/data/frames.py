@@ -1,4 +1,4 @@
-"""Runs of neighbouring sharp frames, in folders of images or in video files."""
+"""Sequences of consecutive sharp frames, in folders of images or in video files."""
 
 import re
 from bisect import bisect_right
@@ -32,13 +32,13 @@ class FolderSequence:
         return len(self.files)
 
     def name(self, n: int) -> str:
-        """What frame n is called."""
+        """The name of frame n."""
         return self.files[n].stem
 
     def decode(self, first: int, last: int) -> Iterator[tuple[int, Image]]:
-        """The frames from `first` up to, not including, `last`, uint8 `[H, W, 3]`, each after its number.
+        """Number and pixels, uint8 `[H, W, 3]`, of the frames from `first` to `last` (exclusive).
 
-        Raises ImageError for a broken one.
+        Raises ImageError for a broken frame.
         """
         for n in range(first, last):
             yield n, images.read_rgb(self.files[n])
@@ -46,33 +46,33 @@ class FolderSequence:
 
 @dataclass(frozen=True)
 class VideoSequence:
-    """Frames of a video file that follow each other without a gap, in the order in which they are shown."""
+    """Frames of a video file without gaps between them, in display order."""
 
     path: Path
     size: tuple[int, int]
     """Height and width of every frame, upright."""
     quarters: int
-    """Quarter turns to the left that bring a frame upright."""
+    """Number of counterclockwise quarter turns that make a frame upright."""
     times: tuple[int, ...]
-    """When each frame is shown, in the stream's units; ascending."""
+    """Time stamps of the frames in the stream's units, ascending."""
     keys: tuple[int, ...]
-    """The times from which decoding can start, ascending."""
+    """Time stamps at which decoding can start, ascending."""
     start: int = 0
-    """The number, in the video, of the first of the frames."""
+    """Number of the first of these frames in the video."""
 
     def __len__(self) -> int:
         return len(self.times)
 
     def name(self, n: int) -> str:
-        """What frame n is called."""
+        """The name of frame n."""
         return f"{self.start + n:06d}"
 
     def decode(self, first: int, last: int) -> Iterator[tuple[int, Image]]:
-        """The frames from `first` up to, not including, `last`, uint8 `[H, W, 3]`, upright, each after its number.
+        """Number and pixels, uint8 `[H, W, 3]`, upright, of the frames from `first` to `last` (exclusive).
 
-        Decoding starts at a key frame, and the frames from there on are given, too. A frame is told by its time, so
-        that it is the same from wherever decoding starts. Raises DataError where the file does not hold what its index
-        promised.
+        Decoding starts at a key frame, and the frames between it and `first` are also yielded. Frames are identified by
+        their time stamps, so the result does not depend on where decoding starts. Raises DataError if the file does not
+        contain the frames in its index.
         """
         numbers = {time: n for n, time in enumerate(self.times)}
         missing = set(range(first, last))
@@ -92,7 +92,7 @@ class VideoSequence:
         raise DataError(f"{self.path}: frame {min(missing)} cannot be decoded; convert the video first")
 
     def _from_key_before(self, container: Any, stream: Any, time: int) -> Iterator[Any]:
-        """Decoded frames, the first of them not later than `time`: some containers seek to a later place than told."""
+        """Decoded frames starting no later than `time`, although some containers seek past the requested time."""
         for key in reversed(self.keys[: bisect_right(self.keys, time)]):
             container.seek(key, stream=stream, backward=True)
             decoded = container.decode(stream)
@@ -106,11 +106,11 @@ FrameSequence = FolderSequence | VideoSequence
 
 
 def find_runs(path: str | Path) -> list[FrameSequence]:
-    """The runs of frames in a folder of frames, in a tree of such folders, in a video file or a folder of video files.
+    """The sequences of frames in a folder of images, a tree of such folders, a video file or a folder of video files.
 
-    A video ends a run where frames are missing: where one is shown for more than half as long again as most are.
-    Only headers are read. Raises DataError where there is nothing, where a folder's frames differ in size or where a
-    video cannot be read; ImageError where an image cannot.
+    A video is split where frames are missing, that is, where a frame is shown for more than 1.5 times the median
+    duration. Only headers are read. Raises DataError if there is nothing, if the images of a folder differ in size, or
+    if a video cannot be read; ImageError if an image cannot be read.
     """
     path = Path(path)
     if path.is_file():
@@ -127,13 +127,14 @@ def find_runs(path: str | Path) -> list[FrameSequence]:
 
 
 def without_fragments(runs: Sequence[FrameSequence], least: int) -> list[FrameSequence]:
-    """The runs but for those of a video that have fewer frames than `least`, if others of it have as many."""
+    """The sequences without those of fewer than `least` frames, if another sequence of the same video is long
+    enough."""
     long = {run.path for run in runs if len(run) >= least}
     return [run for run in runs if len(run) >= least or run.path not in long]
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:
-    """A sort key by which frame_2 comes before frame_10."""
+    """A sort key that puts frame_2 before frame_10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.stem)], path.stem
 
 
@@ -153,7 +154,7 @@ def _folder(folder: Path, files: list[Path]) -> FolderSequence:
 
 
 def _video(path: Path) -> Iterator[VideoSequence]:
-    """Index a video by reading its packets; the first frame alone is decoded."""
+    """Index a video by reading its packets; only the first frame is decoded."""
     av = _av(path)
     try:
         with av.open(str(path)) as container:

@@ -1,4 +1,4 @@
-"""The folder layouts of deblurring data sets, recognised by themselves."""
+"""The folder layouts of deblurring data sets, recognised automatically."""
 
 import csv
 import io
@@ -27,51 +27,51 @@ KNOWN_LAYOUTS = """GoPro: {train,test}/SEQUENCE/{blur,blur_gamma,sharp}/
   Koehler: Blurry{1..4}_{1..12}.png, Image{I}/Kernel{K}/GroundTruth{I}_{K}_{N}.png
   or a folder with an index of `lmfn data prepare` (lmfn-index-NAME.csv)"""
 ANY_NAMES = (
-    "Any two folders whose files have equal names will do, as BLURRED,SHARP; and any other names, as two templates in "
-    "which {} is what both names share, as in my/{}_blur.png,my/{}_sharp.png"
+    "Any two folders whose files have equal names can be given as BLURRED,SHARP, and files of any other names as two "
+    "templates in which {} is the part that both names share, as in my/{}_blur.png,my/{}_sharp.png"
 )
 MOST_LIST = 2**24
-"""Bytes of a list of pairs; the longest of the data sets' own has 1.3 million."""
+"""Maximum bytes of a list of pairs; the longest list in the data sets has 1.3 million."""
 LIST = re.compile(r"(?:_(train|test)_list|^RSBlur_real_(train|val|test))\.txt$")
 """Names of RealBlur's and RSBlur's lists of pairs."""
 BRACES = re.compile(r"\{\w*\}")
-"""What stands for a part of a name in a template."""
+"""The placeholder for a part of a name in a template."""
 Item = TypeVar("Item")
 COLUMNS = ("layout", "split", "name", "blurred", "sharp")
 
 
 class DataError(ValueError):
-    """Something is wrong with somebody's data; the message names the file and the remedy."""
+    """Something is wrong with the data; the message names the file and the remedy."""
 
 
 class UnknownLayoutError(DataError):
-    """A folder with images that is in none of the known layouts of pairs."""
+    """A folder contains images but has none of the known layouts of pairs."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A blurred photograph and the sharp one of the same moment."""
+    """A blurred photograph and a sharp one of the same moment."""
 
     name: str
     """Unique in its set, e.g. `GOPR0384_11_00/000001`."""
     blurred: Path
     sharp: Path
     frames: tuple[Path, ...] = ()
-    """Koehler's set alone: the sharp images of all moments of the exposure, of which `sharp` is the middle one."""
+    """Only for Koehler: the sharp images of all moments of the exposure; `sharp` is the middle one."""
 
 
 @dataclass(frozen=True)
 class PairSet:
-    """The pairs that were found, and where."""
+    """The pairs of a data set."""
 
     layout: str
-    """What was recognised: `GoPro (blur)`, `GoPro (blur_gamma)`, `flat pairs`, `HIDE`, `RealBlur`, `RSBlur`, `REDS`,
+    """The recognised layout: `GoPro (blur)`, `GoPro (blur_gamma)`, `flat pairs`, `HIDE`, `RealBlur`, `RSBlur`, `REDS`,
     `Koehler` or `two folders`."""
     root: Path
     split: str | None
-    """Which part was taken: `train`, `val` or `test`; None where the root has no such parts or all were taken."""
+    """`train`, `val` or `test`; None if the root has no splits or all were taken."""
     pairs: tuple[Pair, ...]
-    """In the order of their names' folders and files; at least one."""
+    """At least one, sorted by folder and file name."""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -80,12 +80,12 @@ class PairSet:
         return iter(self.pairs)
 
     def spread(self, count: int) -> "PairSet":
-        """So many of the pairs, or all where there are fewer, spread evenly over their order."""
+        """`count` of the pairs, or all if there are fewer, evenly spaced in their order."""
         return replace(self, pairs=tuple(spread(self.pairs, count)))
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """So many of the items, or all where there are fewer, spread evenly over their order."""
+    """`count` of the items, or all if there are fewer, evenly spaced in their order."""
     count = min(count, len(items))
     return [items[n * len(items) // count] for n in range(count)]
 
@@ -98,21 +98,21 @@ def find_pairs(
     variant: Variant = "blur",
     indexed: bool = True,
 ) -> PairSet:
-    """The pairs under `root`, in whichever of the known layouts it is; one line of the log says which.
+    """The pairs below `root`, which may have any of the known layouts; the layout found is logged.
 
-    With `sharp`, or as the text `BLURRED,SHARP`, `root` holds the blurred and `sharp` the sharp images, below both
-    under equal names (suffixes may differ). Each may be a template instead, such as `my/{}_blur.png` and
-    `my/{}_sharp.png`: `{}`, or a word in braces, stands for what the names of a pair share, with subfolders. Otherwise
-    `root` is in one of the layouts of GoPro, HIDE, RealBlur, RSBlur, REDS and Koehler, a folder of flat pairs, one of
-    RealBlur's or RSBlur's list files, or a folder with an index (or the index itself) that `prepare` wrote;
-    `indexed=False` looks at the folder itself.
+    With `sharp`, or with the text `BLURRED,SHARP`, `root` contains the blurred and `sharp` the sharp images, under the
+    same names in both (suffixes may differ). Each may be a template instead, such as `my/{}_blur.png` and
+    `my/{}_sharp.png`: `{}`, or a word in braces, stands for the part that the names of a pair share, including
+    subfolders. Otherwise `root` has the layout of GoPro, HIDE, RealBlur, RSBlur, REDS or Koehler, or is a folder of
+    flat pairs, a list file of RealBlur or RSBlur, or an index written by `prepare` or a folder with one;
+    `indexed=False` ignores an index in the folder.
 
-    `split` ("train", "val", "test") is the part to take where the root has parts; a root without parts is taken whole.
-    None takes all parts, and names then start with the part's. "test" takes `val` where there is no `test`, as in REDS.
-    `variant` is GoPro's: `blur`, or `blur_gamma` for the mean taken with a gamma of 2.2 undone.
+    `split` is "train", "val" or "test"; it is ignored if the root has no splits. None takes all splits and prefixes
+    names with the split. "test" takes `val` if there is no `test`, as in REDS. `variant` applies to GoPro: `blur`, or
+    `blur_gamma`, whose frames were averaged after undoing a gamma of 2.2.
 
-    Raises DataError for a folder that is missing, empty, or lacks the split or the variant, for an image without its
-    partner and for two of the same name; UnknownLayoutError where no layout is recognised.
+    Raises DataError for a folder that is missing, is empty, or lacks the split or the variant, for an image without a
+    partner, and for two images of the same name; UnknownLayoutError if no layout is recognised.
     """
     if sharp is None:
         root, sharp = split_pair(str(root))
@@ -164,19 +164,19 @@ class _Folders:
     blurred: Path
     sharp: Path
     prefix: str = ""
-    """Put before the names of these pairs."""
+    """Prefix of the names of these pairs."""
     key: Callable[[str], str] = str
-    """From an image's path below its folder, without suffix, to what it shares with its partner."""
+    """From an image's path below its folder, without suffix, to the key that it shares with its partner."""
     more_sharp: bool = False
-    """Whether the sharp folder may hold images of other pairs, too."""
+    """Whether the sharp folder may also contain images of other pairs."""
 
 
 Recognised = dict[str, list[_Folders]]
-"""By split; the split is "" where the root has none."""
+"""Pairs of folders by split; the split is "" if the root has none."""
 
 
 def _parts(root: Path, inside: Callable[[Path], list[_Folders]]) -> Recognised:
-    """What `inside` finds in the root itself or else in the folders of its splits."""
+    """What `inside` finds in the root or, if nothing, in the folders of its splits."""
     whole = inside(root)
     if whole:
         return {"": whole}
@@ -202,7 +202,7 @@ def _flat(root: Path, variant: Variant) -> Recognised:
 
 
 def _sequences(folder: Path, blurred: str, sharp: str, key: Callable[[str], str] = str) -> list[_Folders]:
-    """One pair of folders a sequence; a sequence that lacks one of them is kept, for `_match` to complain about."""
+    """One pair of folders per sequence. A sequence that lacks one of them is included, so that `_match` reports it."""
     below = [path for path in sorted(folder.iterdir()) if path.is_dir()]
     if not any((path / blurred).is_dir() and (path / sharp).is_dir() for path in below):
         return []
@@ -230,7 +230,7 @@ def _rsblur(root: Path, variant: Variant) -> Recognised:
     shots = [shot for shot in sorted(scenes.glob("*/*")) if (shot / "real_blur").is_dir() and (shot / "gt").is_dir()]
     if variant != "blur" or not shots:
         return {}
-    # One picture in a folder; the prefix is all of its name.
+    # Each folder contains a single image, whose name is the prefix.
     return {"": [_Folders(s / "real_blur", s / "gt", f"{s.parent.name}/{s.name}", lambda _: "") for s in shots]}
 
 
@@ -283,10 +283,10 @@ def _found(layout: str, root: Path, split: str | None, pairs: list[Pair]) -> Pai
 
 
 def index(folder: Path, key: Callable[[str], str] = str) -> dict[str, Path]:
-    """The images below a folder by their path without the suffix, as `key` changes it, or those that a template names
-    by what stands for its braces; at least one.
+    """The images below a folder by `key` of their relative path without suffix, or the images that match a template by
+    the part in place of its braces; at least one.
 
-    Raises DataError where there is no folder, no image, or two of the same key.
+    Raises DataError if there is no folder, no image, or two images with the same key.
     """
     if _is_template(folder):
         return _templated(folder)
@@ -359,8 +359,8 @@ def _layout_of_list(file: Path) -> str:
 
 
 def _listed(file: Path) -> list[Pair]:
-    """The pairs of a list of RealBlur's or RSBlur's: a line holds the paths of a sharp and a blurred image, from the
-    list's folder."""
+    """The pairs of a list file of RealBlur or RSBlur. Each line contains the paths of a sharp and a blurred image,
+    relative to the list's folder."""
     pairs = []
     try:
         if file.stat().st_size > MOST_LIST:
@@ -392,7 +392,7 @@ def _listed(file: Path) -> list[Pair]:
 
 
 def _koehler(root: Path) -> list[Pair]:
-    """The shots; of each, the sharp images by their numbers, which have no gap but the one that is known."""
+    """The shots, each with its sharp images in order. Their numbers must have no gaps except one that is known."""
     pairs = []
     for blurred in sorted(root.glob("Blurry*_*.png"), key=_numbers):
         shot = _numbers(blurred)
@@ -405,7 +405,7 @@ def _koehler(root: Path) -> list[Pair]:
             raise DataError(f"{blurred} has no sharp images {folder}/GroundTruth{image}_{kernel}_*.png")
         wanted = set(range(1, max(found) + 1))
         if shot == (1, 3):
-            wanted.discard(30)  # not of this shot, says the benchmark's own evaluation
+            wanted.discard(30)  # excluded by the benchmark's own evaluation
         if missing := sorted(wanted - set(found)):
             raise DataError(
                 f"{folder} lacks {len(missing)} images, the first GroundTruth{image}_{kernel}_{missing[0]}.png"
@@ -420,12 +420,12 @@ def _numbers(path: Path) -> tuple[int, ...]:
 
 
 def index_name(name: str) -> str:
-    """The file name of the index of a data set."""
+    """The name of a data set's index file."""
     return f"lmfn-index-{name}.csv"
 
 
 def write_index(file: Path, sets: Sequence[PairSet]) -> None:
-    """Replace `file` by a list of these pairs, with paths from its folder, for `find_pairs` to read."""
+    """Write an index of these pairs for `find_pairs`, with paths relative to the file's folder; replaces `file`."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\r\n")  # so that it quotes both of these characters
     rows.writerow(COLUMNS)
@@ -439,40 +439,36 @@ def write_index(file: Path, sets: Sequence[PairSet]) -> None:
 
 
 def _index_rows(file: Path) -> Iterator[tuple[str, list[str]]]:
-    """The lines below the names of the columns, each after its place."""
+    """The rows below the header, each with its position in the file for messages."""
     with file.open(newline="", encoding="utf-8") as lines:
         rows = csv.reader(lines)
         try:
             if tuple(next(rows, ())) != COLUMNS:
                 raise DataError(
-                    f"{file}, line 1: expected the columns {', '.join(COLUMNS)}; make it anew: lmfn data prepare"
+                    f"{file}, line 1: expected the columns {', '.join(COLUMNS)}; run lmfn data prepare again"
                 )
             for row in rows:
                 yield f"{file}, line {rows.line_num}", row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{file}, line {rows.line_num} is broken ({error}); make it anew: lmfn data prepare"
-            ) from error
+            raise DataError(f"{file}, line {rows.line_num} is broken ({error}); run lmfn data prepare again") from error
 
 
 def _indexed(file: Path, split: str | None, variant: Variant) -> PairSet:
-    """The pairs of an index; of Koehler's, the lines of one name are the frames of one exposure."""
+    """The pairs of an index. For Koehler, rows with the same name are the frames of one exposure."""
     exposures: dict[str, dict[str, list[tuple[Path, Path]]]] = {}
     layouts: dict[str, str] = {}
     for where, row in _index_rows(file):
         if len(row) != len(COLUMNS):
-            raise DataError(
-                f"{where}: expected {len(COLUMNS)} columns, got {len(row)}; make it anew: lmfn data prepare"
-            )
+            raise DataError(f"{where}: expected {len(COLUMNS)} columns, got {len(row)}; run lmfn data prepare again")
         layout, part, name, *paths = *row[:2], *map(from_cell, row[2:])
         if layout.startswith("GoPro") and layout != f"GoPro ({variant})":
             continue
         blurred, sharp = (file.parent / path for path in paths)
         for path in (blurred, sharp):
             if not path.is_file():
-                raise DataError(f"{where}: there is no file {path}; put it back, or make the index anew")
+                raise DataError(f"{where}: there is no file {path}; put it back, or run lmfn data prepare again")
         if layouts.setdefault(part, layout) != layout:
-            raise DataError(f"{where}: a {layout} pair among those of {layouts[part]}; make it anew: lmfn data prepare")
+            raise DataError(f"{where}: a {layout} pair among those of {layouts[part]}; run lmfn data prepare again")
         exposures.setdefault(part, {}).setdefault(name, []).append((blurred, sharp))
     if not exposures:
         raise DataError(f"{file} lists no pairs" + ("" if variant == "blur" else f" of {variant}"))

@@ -98,7 +98,7 @@ class Pack:
             return from_differences(np.frombuffer(pixels, np.uint8).reshape(shape))
         except (zlib.error, ValueError) as error:
             raise DataError(
-                f"image {number} of the pack is broken ({error}); make it anew with lmfn data pack"
+                f"image {number} of the pack is broken ({error}); create it again with lmfn data pack"
             ) from error
 
 

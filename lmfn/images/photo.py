@@ -1,4 +1,4 @@
-"""An image and what must be kept of its file; what goes wrong with it."""
+"""An image with the data of its file that must be preserved, and the errors of image files."""
 
 from dataclasses import dataclass, field
 
@@ -13,26 +13,26 @@ class ImageError(ValueError):
 
 
 class ImageWarning(UserWarning):
-    """Something of an image cannot be kept. The message names the file and what it is."""
+    """Part of an image file cannot be preserved. The message names the file and the part."""
 
 
 @dataclass
 class Photo:
-    """An image and what must be kept of its file."""
+    """An image with the data of its file that must be preserved."""
 
     pixels: np.ndarray
-    """`[H, W, C]`, upright: gray, gray + alpha, RGB or RGBA for C = 1 to 4; float32 in [0, 1], or uint8 and uint16 as
-    what they are: samples of 8 and 16 bits. `write` also takes other floats."""
+    """`[H, W, C]`, upright: gray, gray + alpha, RGB or RGBA for C = 1 to 4; float32 in [0, 1], or uint8 or uint16 with
+    the full range of their type. `write` also takes other floats."""
     bits: int = 8
-    """Bits of a sample: 8 or 16 (whole numbers), or 32 (float)."""
+    """Bits per sample in the file: 8 or 16 (integer), or 32 (float)."""
     metadata: oiio.ImageSpec = field(default_factory=oiio.ImageSpec)
-    """An `OpenImageIO.ImageSpec` whose attributes (EXIF, GPS, resolution, text) `write` puts back."""
+    """An `OpenImageIO.ImageSpec` whose attributes (EXIF, GPS, resolution, text) `write` writes to the file."""
     blocks: Blocks = field(default_factory=Blocks)
-    """ICC profile, EXIF and XMP as the file has them. JPEG, PNG and WebP get these instead of what `metadata` says."""
+    """ICC profile, EXIF and XMP as in the file. JPEG, PNG and WebP get these instead of the values in `metadata`."""
     duration: int = 0
     """Milliseconds for which this frame of an animation is shown."""
     loops: int = 0
-    """How often the animation is played; 0 is for ever."""
+    """Number of times the animation is played; 0: endlessly."""
 
     @property
     def alpha(self) -> bool:

@@ -1,4 +1,4 @@
-"""Reading images, and finding them in folders."""
+"""Read image files, and find them in folders."""
 
 import os
 import stat
@@ -19,15 +19,15 @@ from lmfn.images.formats import REMEDIES, SUFFIXES, WRITABLE, identify
 from lmfn.images.photo import ImageError, ImageWarning, Photo
 from lmfn.metadata import Blocks, exif, jpeg, png, webp, xmp
 
-RGB_LIKE = range(7)  # TIFF's photometric interpretations that OpenImageIO turns into gray or RGB; CIELAB is not one
+RGB_LIKE = range(7)  # TIFF's photometric interpretations that OpenImageIO converts to gray or RGB; not CIELAB
 NO_PAGE = 1 | 4  # bits of TIFF's NewSubfileType: smaller copies (thumbnails) and masks
-MOST_COPIES = 64  # images of a TIFF among which a second page is looked for; there may be millions
-TAKEN_FOR_GRANTED = 2**27  # bytes for whose sake the free memory is not looked up, which takes a millisecond
-PROFILES = {b"GRAY": (1, 2), b"RGB ": (3, 4)}  # the channels of images that ICC profiles of these colours fit
+MOST_COPIES = 64  # thumbnails and masks of a TIFF after which no further page is searched for; there may be millions
+TAKEN_FOR_GRANTED = 2**27  # bytes up to which the free memory is not checked, since that takes a millisecond
+PROFILES = {b"GRAY": (1, 2), b"RGB ": (3, 4)}  # numbers of channels that fit ICC profiles of these colour spaces
 SAMPLES = {"uint8": "uint8", "uint16": "uint16", "half": "float", "float": "float"}
 
-# Attributes that describe the old file's layout or were derived from its header, and would be false of the file that is
-# written: patterns for OpenImageIO, which knows no alternatives. The colours are in `Blocks`.
+# Attributes that describe the layout of the file read or were derived from its header, and would be wrong in the file
+# written. They are patterns for OpenImageIO, which does not support alternatives. Colours are in `Blocks`.
 LAYOUT = (
     "oiio:BitsPerSample", "oiio:RowsPerChunk", "oiio:ColorSpace", "oiio:Gamma", "oiio:Movie", "CICP", "tiff:.*",
     "jpeg:.*", "webp:.*", "png:.*", "compression", "planarconfig", "PixelAspectRatio", "Exif:YCbCrSubsampling",
@@ -58,23 +58,24 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def read(path: str | Path, *, first: bool = False, whole_numbers: bool = False) -> Photo:
-    """The image with all that must be kept of its file. With `whole_numbers`, samples of 8 and 16 bits stay such.
+    """The image with the data of its file that must be preserved.
 
-    EXIF and XMP are the file's, with Orientation 1; the thumbnail of an image that had to be turned is left out. Broken
-    EXIF and that of a TIFF are what OpenImageIO reads into the metadata. Further pictures (gain and depth maps) and
-    films behind a JPEG are left out, with what XMP says of them and with an ImageWarning.
+    Pixels are float32 in [0, 1]; with `whole_numbers`, samples of 8 and 16 bits stay uint8 and uint16. EXIF and XMP are
+    those of the file, with Orientation 1; the thumbnail of a rotated image is dropped. For broken EXIF, and for TIFF,
+    the metadata is what OpenImageIO reads. Gain maps, depth maps and films appended to a JPEG are dropped, together
+    with their XMP, with an ImageWarning.
 
-    Raises ImageError, also for float samples outside [0, 1], and for a file of several images (an animation, pages)
-    unless the `first` alone is asked for.
+    Raises ImageError, also for float samples outside [0, 1], and for a file with several images (an animation or pages)
+    unless only the `first` is requested.
     """
     return _open(Path(path), several=first).photo(whole_numbers)
 
 
 def read_frames(path: str | Path, *, whole_numbers: bool = False) -> Iterator[Photo]:
-    """Each page of a TIFF, each frame of an animated WebP (whole pictures all), or the one image of any other file, as
-    `read` gives it.
+    """Each page of a TIFF, each frame of an animated WebP (composed to a full picture), or the only image of another
+    file, as `read` returns it.
 
-    Raises ImageError, also for animations of other formats.
+    Raises ImageError, also for animations in other formats.
     """
     image = _open(Path(path), several=True)
     if not image.several:
@@ -85,9 +86,9 @@ def read_frames(path: str | Path, *, whole_numbers: bool = False) -> Iterator[Ph
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """All files below the folder with one of `SUFFIXES`, sorted; hidden files and folders are left out.
+    """All files below the folder with one of `SUFFIXES`, sorted, without hidden files and folders.
 
-    Raises ImageError where the folder, or one in it, is missing or cannot be read.
+    Raises ImageError if the folder is missing, or if it or a folder in it cannot be read.
     """
     tree = walk(folder)
     if tree.unreadable:
@@ -96,18 +97,18 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 class Tree(NamedTuple):
-    """What is in a folder and below it; hidden files and folders are left out."""
+    """The contents of a folder and all folders below it, without hidden files and folders."""
 
     images: list[Path]
     """Files with one of `SUFFIXES`, sorted."""
     others: list[Path]
     """Other files, and links to folders, which are not followed; sorted."""
     unreadable: list[tuple[Path, str]]
-    """Folders, each with a message that names it and the reason."""
+    """Folders that cannot be read, each with a message that names it and the reason."""
 
 
 def walk(folder: str | Path) -> Tree:
-    """All that is in the folder and below it."""
+    """List the folder and all folders below it. Unreadable folders are part of the result."""
     tree = Tree([], [], [])
 
     def fail(error: OSError) -> None:
@@ -126,29 +127,31 @@ def walk(folder: str | Path) -> Tree:
 
 @dataclass
 class _Image:
-    """An image in a file whose header has been read."""
+    """An image in a file of which the header has been read."""
 
     path: Path
     form: str
     spec: oiio.ImageSpec
     blocks: Blocks
     orientation: int
-    """EXIF's Orientation, 1 to 8; above 4 height and width are exchanged."""
+    """EXIF's Orientation, 1 to 8; above 4, height and width are swapped."""
     several: str = ""
-    """What the file is, where it holds more than this one image."""
+    """A description of the file if it contains several images."""
     duration: int = 0
     loops: int = 0
 
     def decode(self, samples: str) -> np.ndarray:
-        """The samples as this type of OpenImageIO's, `[height, width, channels]`."""
+        """The samples in this type of OpenImageIO, `[height, width, channels]`."""
         raise NotImplementedError
 
     def frames(self) -> Iterator["_Image"]:
         """All images of the file."""
-        raise ImageError(f"{self.path}: {self.several}, of which the first alone can be read; make it a WebP or TIFF")
+        raise ImageError(
+            f"{self.path}: {self.several}, of which only the first can be read; convert it to WebP or TIFF"
+        )
 
     def has_more(self) -> bool:
-        """Whether there are gain maps, depth maps or films in the file, which are not kept."""
+        """Whether the file contains gain maps, depth maps or films, which are not preserved."""
         return False
 
     def photo(self, whole_numbers: bool) -> Photo:
@@ -160,7 +163,7 @@ class _Image:
         attributes = oiio.ImageSpec(self.spec)
         for pattern in LAYOUT:
             attributes.erase_attribute(pattern)
-        if pixels.shape[2] in (2, 4):  # a TIFF without it holds colours that are multiplied with alpha already
+        if pixels.shape[2] in (2, 4):  # in a TIFF without this attribute, colours are premultiplied with alpha
             attributes.attribute("oiio:UnassociatedAlpha", self.spec.get_int_attribute("oiio:UnassociatedAlpha", 0))
         if "Orientation" in attributes:
             attributes.attribute("Orientation", 1)
@@ -173,7 +176,7 @@ class _Image:
     def _upright_blocks(self, channels: int) -> Blocks:
         turned = self.orientation != 1
         block, packet, icc = self.blocks.exif, self.blocks.xmp, self.blocks.icc
-        # A profile of the colours before their conversion to RGB says nothing about those after it.
+        # A profile for the colours before conversion to RGB does not apply to the converted ones.
         return replace(
             self.blocks,
             exif=None if block is None else exif.upright(block, turned),
@@ -182,9 +185,9 @@ class _Image:
         )
 
     def pixels(self, more: int) -> np.ndarray:
-        """The samples as the file has them, `[H, W, C]` uint8, uint16 or float32 in [0, 1], upright.
+        """The samples as in the file, `[H, W, C]` uint8, uint16 or float32 in [0, 1], upright.
 
-        Raises ImageError also where memory is short of them and of `more` bytes for each.
+        Raises ImageError, also if there is not enough memory for them and for `more` additional bytes per sample.
         """
         spec = self.spec
         colours = spec.nchannels - (spec.alpha_channel == spec.nchannels - 1)
@@ -219,18 +222,18 @@ class _Image:
 
 @dataclass
 class _OpenImageIO(_Image):
-    """An image that OpenImageIO reads."""
+    """An image read by OpenImageIO."""
 
     reader: oiio.ImageInput = field(kw_only=True)
     number: int = 0
-    """Which image of the file it is."""
+    """Index of the image in the file."""
 
     def decode(self, samples: str) -> np.ndarray:
         if self.form == "PNG":
             with self.path.open("rb") as file:
                 _check_png(self.path, file, pixels=True)
         pixels = self.reader.read_image(self.number, 0, 0, self.spec.nchannels, samples)
-        # After a truncated JPEG there are pixels (gray ones where data was missing), and an error.
+        # For a truncated JPEG there are pixels, gray where data is missing, and also an error.
         problem = self.reader.geterror()
         if pixels is None or problem:
             raise ImageError(f"{self.path}: broken or cut short ({_first_line(problem)})")
@@ -254,12 +257,13 @@ class _OpenImageIO(_Image):
 
 @dataclass
 class _Animation(_Image):
-    """An animated WebP. OpenImageIO reads the parts it consists of; what it makes of them together has wrong alpha."""
+    """An animated WebP. OpenImageIO decodes its parts; composing them is done here, since OpenImageIO gets alpha
+    wrong."""
 
     canvas: np.ndarray | None = None
-    """The frame; the first where none is given."""
+    """The composed frame; the first one if None."""
 
-    def decode(self, samples: str) -> np.ndarray:  # noqa: ARG002 (it has one type)
+    def decode(self, samples: str) -> np.ndarray:  # noqa: ARG002 (always uint8)
         return next(self._canvases())[1] if self.canvas is None else self.canvas
 
     def frames(self) -> Iterator[_Image]:
@@ -296,14 +300,14 @@ class _Animation(_Image):
 
 @dataclass
 class _Heif(_Image):
-    """An image that pillow-heif or Pillow reads."""
+    """An image read by pillow-heif or Pillow."""
 
     picture: heif.Picture = field(kw_only=True)
 
     def has_more(self) -> bool:
         return self.picture.more
 
-    def decode(self, samples: str) -> np.ndarray:  # noqa: ARG002 (it has one type)
+    def decode(self, samples: str) -> np.ndarray:  # noqa: ARG002 (the type is that of the file)
         try:
             return self.picture.decode()
         except Exception as error:
@@ -311,12 +315,12 @@ class _Heif(_Image):
 
 
 def _open(path: Path, several: bool = False) -> _Image:
-    """Read the header; that of a file with `several` images only where they are asked for."""
+    """Read the header. Raises ImageError, also for a file with several images unless `several` is set."""
     try:
         str(path).encode()
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise ImageError(f"{path}: no file, but a pipe, socket or device")
+            raise ImageError(f"{path}: a pipe, socket or device, not a file")
         with path.open("rb") as file:
             head = file.read(32)
     except OSError as error:
@@ -371,7 +375,7 @@ def _open_with_openimageio(path: Path, form: str) -> _Image:
 
 
 def _open_heif(path: Path, form: str) -> _Heif:
-    # Broken files are anything from SyntaxError to EOFError there.
+    # For broken files these libraries raise anything from SyntaxError to EOFError.
     try:
         picture = heif.open_heic(path) if form == "HEIC" else heif.open_avif(path)
     except Exception as error:
@@ -385,7 +389,7 @@ def _open_heif(path: Path, form: str) -> _Heif:
 
 
 def _is_whole(file: BinaryIO, form: str, size: int) -> bool:
-    """Whether the file reaches its format's end, found without decoding it: a whole data set can be looked at first."""
+    """Whether the file is complete, determined without decoding, so that a whole data set can be checked beforehand."""
     if form == "WebP":  # RIFF: the length of what follows
         file.seek(4)
         return int.from_bytes(file.read(4), "little") <= size - 8
@@ -400,7 +404,7 @@ def _check_png(path: Path, file: BinaryIO, pixels: bool) -> None:
 
 
 def _over(part: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """What is seen where a part, uint8 `[H, W, C]`, lies over what was there."""
+    """The part, uint8 `[H, W, C]`, composed over `place`."""
     if part.shape[2] == 3:
         return part
     above, below = (x.astype(np.float32) / 255 for x in (part, place))
@@ -412,7 +416,7 @@ def _over(part: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 def _pages(reader: oiio.ImageInput) -> Iterator[int]:
-    """The numbers of the images that are pages or frames."""
+    """The indices of the images that are pages or frames."""
     misses = 0
     for number in count():
         if misses == MOST_COPIES or not reader.seek_subimage(number, 0):
@@ -421,11 +425,11 @@ def _pages(reader: oiio.ImageInput) -> Iterator[int]:
             misses += 1
         else:
             yield number
-    reader.geterror()  # that there is no further one is no error of the file's
+    reader.geterror()  # clears the error; reaching the last image is not a fault of the file
 
 
 def _orientation(spec: oiio.ImageSpec, blocks: Blocks) -> int:
-    """EXIF's Orientation, where it has none XMP's; 1 where neither has one that makes sense."""
+    """EXIF's Orientation, or XMP's if EXIF has none; 1 if neither is valid."""
     found = exif.orientation(blocks.exif) if blocks.exif is not None else None
     if found is None and "Orientation" in spec:
         found = int(spec.get_int_attribute("Orientation", 1))

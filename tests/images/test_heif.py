@@ -117,7 +117,7 @@ def test_several_pictures(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     with pytest.raises(ImageError, match=rf"{suffix[1:].upper()} of 3 images; take all or the first"):
         images.read(path)
-    with pytest.raises(ImageError, match="of 3 images, of which the first alone can be read"):
+    with pytest.raises(ImageError, match="of 3 images, of which only the first can be read"):
         list(images.read_frames(path))
     assert np.abs(images.read(path, first=True).pixels * 255 - smooth()).mean() < 2
 

@@ -212,7 +212,7 @@ def test_what_cannot_hold_several_is_refused_before_they_are_asked_for(tmp_path:
     for suffix, form in ((".png", "PNG"), (".jpg", "JPEG"), (".jfif", "JPEG")):
         with pytest.raises(ImageError, match=rf"{form} holds one image; write several as a TIFF \(pages\) or WebP"):
             images.write_frames(tmp_path / f"a{suffix}", never())
-    with pytest.raises(ImageError, match="an animated PNG of 3 frames, of which the first alone can be read"):
+    with pytest.raises(ImageError, match="an animated PNG of 3 frames, of which only the first can be read"):
         list(images.read_frames(save(tmp_path / "a.png", 3)))
     sizes = [Photo(picture(0)), Photo(picture(0)[:20])]
     with pytest.raises(ImageError, match=r"b\.webp: the frames of an animation are of one size"):
