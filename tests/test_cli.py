@@ -189,7 +189,7 @@ def test_deblur_a_clip(weights: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert cli.main([*command, "--dry-run"]) == 0
     assert capsys.readouterr().out == f"{clip} -> {out / 'clip.mp4'}\n"
     assert cli.main([*command, "--crf", "20", "--resume"]) == 0
-    assert f"{clip} -> {out / 'clip.mp4'}: 3 frames, each by itself" in capsys.readouterr().err
+    assert f"{clip} -> {out / 'clip.mp4'}: 3 frames, each sharpened independently" in capsys.readouterr().err
     with av.open(str(out / "clip.mp4")) as container:
         assert len(list(container.decode(video=0))) == 3
     assert cli.main(command) == 1

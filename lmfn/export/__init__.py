@@ -96,7 +96,7 @@ def provenance(file: Path) -> dict[str, str]:
     found = {"weights": file.name, "weights_sha256": sha256(file)}
     card = next((path for path in (file.with_suffix(".md"), file.with_name("README.md")) if path.is_file()), None)
     if card is None:
-        log.warning("there is no card beside %s: the export says nothing of a licence and training data", file)
+        log.warning("there is no card next to %s: the export states no licence and no training data", file)
         return found
     data = ModelCard.load(card).data.to_dict()
     for key in ("license", "training_data"):

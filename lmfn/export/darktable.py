@@ -1,4 +1,4 @@
-"""The folder that a model is in https://github.com/darktable-org/darktable-ai: `write_folder`."""
+"""The folder of a model for https://github.com/darktable-org/darktable-ai: `write_folder`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from lmfn.weights import NAMES, sha256
 
 TILE = 768
 OVERLAP = 64
-"""Pixels that darktable 5.6 cuts off at each side of a tile, in a task that keeps the size."""
+"""Pixels that darktable 5.6 discards at each side of a tile, in tasks that do not change the size."""
 
 MODEL = """id: deblur-{name}
 name: "deblur {name}"
@@ -150,10 +150,10 @@ def write_folder(weights: str | Path, folder: str | Path) -> None:
     """Write `model.yaml`, `convert.py`, `demo.py` and `README.md` for weights of this package, `lmfn` or
     `lmfn-released`.
 
-    Files that are there are replaced. Raises ValueError for other weights: darktable wants to know where they are from.
+    Existing files are replaced. Raises ValueError for other weights, since darktable requires a public source.
     """
     if weights not in NAMES:
-        raise ValueError(f"darktable's folder is for the weights {' or '.join(NAMES)}, which it can get, not {weights}")
+        raise ValueError(f"a folder for darktable needs published weights, {' or '.join(NAMES)}, not {weights}")
     model = LMFN.from_pretrained(weights)
     facts = {
         "name": weights,

@@ -58,7 +58,7 @@ class Graph:
         return self.add("Gather", self.add("Shape", x), self.constant(np.array([axis])))
 
     def compute(self, op: Operation, a: Size, b: Size) -> Size:
-        """Of two sizes; `Div` rounds down."""
+        """An operation on two sizes; `Div` rounds down."""
         if isinstance(a, int) and isinstance(b, int):
             return OPERATIONS[op](a, b)
         return self.add(op, self.vector(a), self.vector(b))

@@ -1,14 +1,15 @@
 """The network as an ONNX graph: `network_graph`.
 
-What it computes is what `Deblurrer` does to an RGB image before it clips the result: the border reflected around the
-image (`lmfn.inference.with_border`), the padding of `Network`, the network. Folded, to the same result:
+It computes what `Deblurrer` does to an RGB image before clipping: the border reflected around the image
+(`lmfn.inference.with_border`), the padding of `Network`, and the network. Some operations are folded, with the same
+result:
 
-- The attention between layers is a product with the fusion's weights, so the maps are multiplied only once more.
-- The sum of an RFDB's stage is a one at the centre of its convolution (not in float16, where the one would swallow the
-  weight).
+- The attention matrix is multiplied with the fusion's weights, so that the maps are multiplied only once. - The sum in
+  a stage of RFDB is 1 added to the centre of its convolution's weight (not in float16, where that would round the
+  weight away).
 - The head's second upsampling is part of the last convolution. That is wrong in the two outermost rows and columns,
-  which are in the border and cut off.
-- ACFM's convolutions over channels are 2D ones: hardly any program has those in 3D on all its devices.
+  which belong to the border and are cut off.
+- ACFM's convolutions over channels are 2D ones, since few runtimes support 3D convolutions on all devices.
 """
 
 from typing import cast
@@ -39,11 +40,11 @@ from lmfn_kernels import fold_upsampling
 from lmfn_kernels.upsample.grid import GRID
 
 SHORTEST = 1e-12
-"""Squared length that a row of the attention is taken to have at least, as in `lmfn_kernels`."""
+"""Lower bound of the squared length of the attention's rows, as in `lmfn_kernels`."""
 
 
 def network_graph(model: Network, dtype: type[np.floating], tile_size: int | None = None) -> Graph:
-    """From `blurred` to `sharp`, both float32 `[B, 3, H, W]` of any size, or `[1, 3, tile_size, tile_size]`.
+    """A graph from `blurred` to `sharp`, both float32 `[B, 3, H, W]` of any size, or `[1, 3, tile_size, tile_size]`.
 
     Convolutions compute in `dtype`, the scores of the attention in float32. Raises ValueError for a network with parts
     of an ablation.
@@ -58,7 +59,7 @@ def network_graph(model: Network, dtype: type[np.floating], tile_size: int | Non
 
 
 class _Writer:
-    """Writes the network into a graph, part by part. Parts take and give the names of tensors."""
+    """Writes the network into a graph, part by part. Parts take and return names of tensors."""
 
     def __init__(self, model: Network, dtype: type[np.floating], tile_size: int | None) -> None:
         self.g = g = Graph()
@@ -75,7 +76,7 @@ class _Writer:
         g.add("Add", sharp, "blurred" if self.config.skip == "image" else mean, output="sharp")
 
     def cast(self, x: str, dtype: type[np.floating]) -> str:
-        """Between float32 and the convolutions' type."""
+        """Convert between float32 and the dtype of the convolutions."""
         if self.dtype == np.float32:
             return x
         return self.g.add("Cast", x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
@@ -84,15 +85,15 @@ class _Writer:
         return self.g.constant(value.detach().numpy().astype(self.dtype))
 
     def padded(self, size: Size) -> Size:
-        """From an image's height or width to what the encoder takes."""
+        """From an image's height or width to the padded one."""
         rounded = self.g.rounded_up(self.g.compute("Add", size, 2 * BORDER), MULTIPLE)
         return self.g.compute("Max", rounded, SMALLEST)
 
     def border(self, image: str, height: Size, width: Size) -> str:
-        """The image with its border and padding, gathered by the numbers of the rows and columns that these repeat.
+        """The image with its border and padding, gathered by the indices of the rows and columns that they repeat.
 
-        Both reflect. Only the border of an image that is too small for that repeats the outermost pixels: with a
-        border, none is too small for the padding.
+        Both are reflections. Only the border of an image too small for that repeats the outermost pixels; with the
+        border, no image is too small for the padding.
         """
         g = self.g
         large = g.add("Greater", g.vector(g.compute("Min", height, width)), g.vector(BORDER))
@@ -111,7 +112,7 @@ class _Writer:
         return self.g.add("Max", x, self.g.add("Neg", x))
 
     def fixed_border(self, image: str) -> str:
-        """The same around a tile, whose sides are multiples of 16 and need no padding."""
+        """The border of a tile, whose sides are multiples of 16 and need no padding."""
         return self.g.add("Pad", image, self.g.vector(*[0, 0, BORDER, BORDER] * 2), mode="reflect")
 
     def encode(self, x: str) -> str:
@@ -132,7 +133,7 @@ class _Writer:
         return l1
 
     def decode(self, encoded: str) -> str:
-        """From the encoder's map to what the head takes."""
+        """From the encoder's map to the head's input."""
         g, model, c = self.g, self.model, self.config
         f = self.conv(encoded, model.reduce, padding=1)
         maps: list[str] = []
@@ -174,8 +175,8 @@ class _Writer:
         return self.g.vector(self.batch, channels, self.height, self.width)
 
     def as_large(self, v: str) -> str:
-        """ESA's small branch on the fixed grid: every pixel as 6x6, and the last ones again. It is always too small,
-        by the 9 pixels or more that a convolution and a pooling without padding take away."""
+        """ESA's low-resolution branch on the fixed grid: each pixel becomes 6x6, and the last ones are repeated. At
+        least 9 pixels are always missing, which the convolution and the pooling without padding have removed."""
         g = self.g
         large = self.resize(v, g.constant(np.array([1, 1, GRID, GRID], np.float32)))
         missing = []
@@ -186,7 +187,7 @@ class _Writer:
         return g.add("Pad", large, g.vector(0, 0, 0, 0, 0, 0, *missing), mode="edge")
 
     def fuse(self, maps: list[str]) -> str:
-        """ALFM, or the fusion without attention."""
+        """ALFM, or its fusion without attention."""
         g, alfm = self.g, cast(ALFM | Concat, self.model.alfm)
         f = maps[0] if len(maps) == 1 else g.add("Concat", *maps, axis=1)
         if isinstance(alfm, Concat):
@@ -199,7 +200,7 @@ class _Writer:
         return g.add("Reshape", self.fused(y, alfm), self.map_shape(self.config.features))
 
     def is_one_window(self, window: int) -> bool:
-        """Whether this is known of all images."""
+        """Whether every image is known to fit into one window."""
         return isinstance(self.height, int) and isinstance(self.width, int) and max(self.height, self.width) <= window
 
     def gram(self, f: str, alfm: ALFM) -> str:
@@ -210,12 +211,12 @@ class _Writer:
         return self.g.add("MatMul", f, self.g.add("Transpose", f, perm=[0, 2, 1]))
 
     def folded(self, gram: str, alfm: ALFM) -> str:
-        """The fusion of the maps that attend to each other, `[B, C, NC]`: theta W M + W."""
+        """The fusion's weight with the attention folded in, `[B, C, NC]`: theta W M + W."""
         g, e, (outputs, size) = self.g, gram, alfm.fuse.weight.shape[:2]
         scale = 1.0
         if alfm.temperature is not None:
             n = alfm.layers if alfm.rows == "layers" else size
-            # The diagonal, by operators that every program has: pnnx does not read the axes of a sum.
+            # The diagonal by operators that every runtime supports: pnnx ignores the axes of a sum.
             diagonal = g.add("Mul", e, g.constant(np.eye(n, dtype=np.float32)))
             squares = g.add("MatMul", diagonal, g.constant(np.ones((n, 1), np.float32)))
             lengths = g.add("Sqrt", g.add("Max", squares, g.constant(np.float32(SHORTEST))))
@@ -228,7 +229,7 @@ class _Writer:
         weight = alfm.fuse.weight.detach()[:, :, 0, 0]
         scaled = alfm.theta.detach() * weight
         if alfm.rows == "layers":
-            # Each layer takes the others whole: M is between layers, the same for all of their channels.
+            # M is between layers and applies equally to all of their channels.
             by_channel = scaled.unflatten(1, (alfm.layers, -1)).transpose(1, 2).flatten(0, 1)  # [C C, N]
             p = g.reshape(
                 g.add("MatMul", g.constant(by_channel.numpy()), m), -1, outputs, size // alfm.layers, alfm.layers
@@ -239,14 +240,14 @@ class _Writer:
         return self.cast(g.add("Add", p, g.constant(weight.numpy())), self.dtype)
 
     def fused(self, y: str, alfm: ALFM) -> str:
-        """With the fusion's bias and activation; `[B, C, pixels]`."""
+        """Add the fusion's bias and apply its activation; `[B, C, pixels]`."""
         bias = cast(Tensor, alfm.fuse.bias)[:, None]
         return self.activation(self.g.add("Add", y, self.weight(bias)), DECODER_SLOPE)
 
     def fuse_windows(self, f: str, alfm: ALFM, side: int) -> str:
         """ALFM with attention in windows of 2 x 2 blocks, each of `side` x `side` pixels (`lmfn_kernels.alfm.windows`).
 
-        At least 2 x 2 blocks, and the last ones filled up with zeros, which add nothing to F F^T.
+        There are at least 2 x 2 blocks; the last ones are padded with zeros, which add nothing to F F^T.
         """
         g, c, size = self.g, self.config.features, alfm.fuse.weight.shape[1]
         rows, columns = (
@@ -258,10 +259,10 @@ class _Writer:
             for count, n in ((rows, self.height), (columns, self.width))
         ]
         f = g.add("Pad", f, g.vector(0, 0, 0, 0, 0, 0, *missing))
-        # Blocks are in the order [rows, columns, B]: with that, no tensor has more than five dimensions.
+        # Blocks are in the order [rows, columns, B], so that no tensor has more than five dimensions.
         f = g.reshape(f, g.compute("Mul", self.batch, size), rows, side, columns, side)
         f = g.reshape(g.add("Transpose", f, perm=[1, 3, 0, 2, 4]), blocks, size, side * side)
-        # Sums over windows, and what each block takes of the four near it: outside, the outermost one again.
+        # Sums over windows; then the four windows around each block, where the outermost ones are repeated.
         n = alfm.layers if alfm.rows == "layers" else size
         gram = g.reshape(self.gram(f, alfm), rows, columns, -1)
         for axis, count in ((0, rows), (1, columns)):
@@ -299,7 +300,7 @@ class _Writer:
         return g.add("Add", x, g.add("Mul", x, scaled))
 
     def head(self, y: str) -> str:
-        """To the image's size, without the skip."""
+        """The head, at the image's size, without the skip connection."""
         head = self.model.head
         if not isinstance(head, BilinearHead):
             return self.shuffled(self.conv(y, head.conv, padding=1), 4)
@@ -328,7 +329,7 @@ class _Writer:
         stride: int = 1,
         groups: int = 1,
     ) -> str:
-        """With the activation after it."""
+        """A convolution followed by its activation."""
         size, pads, strides = list(weight.shape[2:]), [padding] * 4, [stride] * 2
         y = self.g.add(
             "Conv",
@@ -343,7 +344,7 @@ class _Writer:
         return self.activation(y, slope)
 
     def activation(self, x: str, slope: float) -> str:
-        """The leaky ReLU with this slope of the negative side: 0 is ReLU, 1 none."""
+        """A leaky ReLU with this negative slope: 0 is ReLU, 1 is none."""
         if slope == 1:
             return x
         return self.g.add("LeakyRelu", x, alpha=slope) if slope else self.g.add("Relu", x)
@@ -352,6 +353,6 @@ class _Writer:
         return self.resize(x, self.g.constant(np.array([1, 1, 2, 2], np.float32)))
 
     def resize(self, x: str, scales: str, sizes: str = "") -> str:
-        """Bilinear with align_corners False, by the scales or, where they are "", to the sizes."""
+        """Bilinear with align_corners=False, by the scales or, if these are "", to the sizes."""
         given = [scales, sizes] if sizes else [scales]
         return self.g.add("Resize", x, "", *given, mode="linear", coordinate_transformation_mode="half_pixel")

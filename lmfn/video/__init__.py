@@ -1,8 +1,7 @@
-"""Sharpen video clips, frame by frame: `deblur_clip`. PyAV, which it needs, is the extra `video`.
+"""Sharpen video clips, frame by frame: `deblur_clip`. Needs PyAV, installed with the extra `video`.
 
-`probing` looks at a clip before any work, `encoding` chooses how the result is encoded, `segments` decodes, sharpens
-and encodes side by side into files that are whole or not there, and `joining` makes one clip of them with all that was
-beside the pictures.
+`probing` checks a clip beforehand, `encoding` chooses how the result is encoded, `segments` decodes, sharpens and
+encodes in parallel and writes files atomically, and `joining` makes one clip of them, with the input's other streams.
 """
 
 from typing import TYPE_CHECKING

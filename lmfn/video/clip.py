@@ -1,4 +1,4 @@
-"""`deblur_clip`: from a clip to a sharp clip, in segments that a run which was cut off goes on from."""
+"""`deblur_clip`: from a clip to a sharp clip, in segments, so that an interrupted run can continue."""
 
 import json
 import os
@@ -18,31 +18,31 @@ from lmfn.video.segments import FRAMES, Segment, Sharpen, interlaced, whole_segm
 from lmfn.video.suffixes import WRITABLE, UnusableClipError, VideoError
 
 JOB = "job.json"
-"""In the folder of segments: what they are of. Only the same job goes on from them."""
+"""In the folder of segments: the job that they belong to. Only the same job continues from them."""
 
 
 @dataclass
 class ClipSummary:
-    """What became of a clip."""
+    """The outcome of a clip."""
 
     source: Path
     target: Path
     frames: int = 0
     resumed: int = 0
-    """Frames among them that an earlier run had made."""
+    """Frames among them made by an earlier run."""
     size: tuple[int, int] | None = None
     """Height and width."""
     flicker: Flicker = field(default_factory=Flicker)
     doubts: list[tuple[float, str]] = field(default_factory=list)
-    """Second and reason of each frame whose output looks broken."""
+    """Time in seconds and reason for each frame whose output looks broken."""
     notes: list[str] = field(default_factory=list)
-    """What is not kept, and what to know."""
+    """Notes for the user, such as streams that are not preserved."""
 
     def __str__(self) -> str:
-        """Some lines for the user."""
-        lines = [f"{self.source} -> {self.target}: {self.frames} frames, each by itself"]
+        """A summary in lines of plain text."""
+        lines = [f"{self.source} -> {self.target}: {self.frames} frames, each sharpened independently"]
         if self.resumed:
-            lines[0] += f" ({self.resumed} of them made before)"
+            lines[0] += f" ({self.resumed} of them by an earlier run)"
         if (levels := self.flicker.levels()) is not None:
             lines.append(
                 "flicker where the picture stands still, RMS in levels of 255: "
@@ -68,17 +68,17 @@ def deblur_clip(
     frames: int = FRAMES,
     progress: bool = True,
 ) -> ClipSummary:
-    """Sharpen a clip, frame by frame, into a new file; the clip stays as it is.
+    """Sharpen a clip, frame by frame, into a new file; the clip itself is not changed.
 
-    Times, sound, rotation, colours, chapters, tags and subtitles stay as they are, as far as the container can hold
-    them; so do bits and chroma sampling, and HDR. `sharpen` takes and gives float32 `[H, W, 3]` in [0, 1].
+    Time stamps, sound, rotation, colours, chapters, tags and subtitles are preserved as far as the container allows,
+    and so are bit depth, chroma sampling and HDR. `sharpen` maps float32 `[H, W, 3]` in [0, 1] to the same.
 
-    The work is done in segments of so many `frames`, in a folder `.NAME.parts` beside the target that is removed in the
-    end. A run that was killed goes on from them with `resume`, and ends with the same frames, if the clip, `weights`
-    (any text that tells them), codec and quality are the same.
+    The work is done in segments of `frames` frames, in a folder `.NAME.parts` next to the target that is removed at the
+    end. An interrupted run continues with `resume` and produces the same frames, provided that the clip, `weights` (any
+    text that identifies them), codec and quality are the same.
 
-    Raises VideoError before any work for a clip or a target that cannot be used; for parts of an earlier run that would
-    be lost; and where the clip cannot be read, or the result not be written, to the end.
+    Raises VideoError before any work for an unusable clip or target and for parts of an earlier run that would be lost;
+    later if the clip cannot be read, or the result cannot be written, to the end.
     """
     source, target = Path(source), Path(target)
     if not source.is_file():
@@ -145,13 +145,13 @@ def deblur_clip(
 
 
 def _check_parts(folder: Path, job: dict[str, object], resume: bool) -> None:
-    """Raise VideoError where parts of an earlier run are there and are not what is asked for; remove useless ones."""
+    """Raise VideoError if there are parts of an earlier run that this run does not continue; remove empty ones."""
     if not folder.is_dir():
         return
     if not whole_segments(folder):
         shutil.rmtree(folder)
     elif not resume:
-        raise VideoError(f"a run that was cut off left {folder}: add --resume to go on from it, or remove the folder")
+        raise VideoError(f"an interrupted run left {folder}: add --resume to continue it, or remove the folder")
     else:
         try:
             before = dict(json.loads((folder / JOB).read_text()))
@@ -159,6 +159,6 @@ def _check_parts(folder: Path, job: dict[str, object], resume: bool) -> None:
             raise VideoError(f"{folder / JOB} is broken ({error}); remove {folder} to start again") from error
         if changed := [key for key in job if before.get(key) != job[key]]:
             raise VideoError(
-                f"{folder} is of a run with another {', '.join(changed)}; remove the folder to start again, or run as "
-                "before"
+                f"{folder} belongs to a run with another {', '.join(changed)}; remove the folder to start again, or "
+                "use the same settings as before"
             )

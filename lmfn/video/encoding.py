@@ -1,4 +1,4 @@
-"""How the result is encoded: the codec, its samples, and what makes a stream of them."""
+"""How the result is encoded: the codec, the sample format, and the output stream."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,13 +11,14 @@ from lmfn.video.probing import Clip
 from lmfn.video.suffixes import VideoError
 
 CRF = 16
-"""Quality by default: hard to tell from the frames as they were encoded."""
+"""Default quality: hard to distinguish from the frames before encoding."""
 QUIET = {"libx265": {"x265-params": "log-level=error"}}
-CONSTANT_QUALITY = {"libvpx-vp9": {"b": "0"}}  # without it, crf is only the best quality that a bit rate may buy
+CONSTANT_QUALITY = {"libvpx-vp9": {"b": "0"}}  # without it, crf only limits the quality within a bit rate
 SMALLEST = {"libx265": 64}
-"""Pixels of the shortest side. Below, x265 writes past its buffers with 10 bits, which ends the process."""
+"""Minimum length of the shorter side in pixels. Below it, x265 with 10 bits writes past its buffers and crashes."""
 RGB = "gbrpf32le"
-"""How frames are given to the network: float32. Through it and back, 8 bits stay as they are but for one level."""
+"""Pixel format of the network's input and output, float32. Converting 8-bit samples to it and back changes them by at
+most one level."""
 SCALING = (
     Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
 )
@@ -26,14 +27,14 @@ RGB_SPACE, UNSPECIFIED = 0, 2  # of H.273's matrix coefficients
 
 @dataclass(frozen=True)
 class Encoding:
-    """A codec, and the samples and options that it is given."""
+    """A codec with its pixel format and options."""
 
     codec: str
     pix_fmt: str
     options: tuple[tuple[str, str], ...]
 
     def to_yuv(self, frame: Any, clip: Clip) -> Any:
-        """A frame in `RGB` as one in `pix_fmt`, by the matrix and the range of the clip's colours."""
+        """Convert a frame from `RGB` to `pix_fmt`, with the colour matrix and range of the clip."""
         space, value_range = clip.colours.colorspace, clip.colours.color_range
         matrix = Colorspace.ITU601 if space in (RGB_SPACE, UNSPECIFIED) else space
         full = value_range == ColorRange.JPEG
@@ -50,12 +51,12 @@ class Encoding:
 
 
 def choose_encoding(clip: Clip, target: Path, codec: str | None = None, crf: float | None = None) -> Encoding:
-    """The encoding for a clip: by default VP9 in WebM, elsewhere H.264 for 8 bits and HEVC for more.
+    """The encoding for a clip: by default VP9 in WebM, otherwise H.264 for 8 bits and HEVC for more.
 
-    Bits and chroma sampling are the clip's; `crf` is the codec's scale of quality, lower being better (default `CRF`,
-    where the codec has the option).
+    Bit depth and chroma sampling are those of the clip. `crf` is quality on the codec's scale, where lower is better;
+    the default is `CRF` if the codec has the option.
 
-    Raises VideoError for a codec that is not there, has no such samples or no such option.
+    Raises VideoError for a codec that is not available, does not support these samples, or does not have the option.
     """
     bits = max(component.bits for component in av.VideoFormat(clip.pix_fmt).components)
     if codec is None:
@@ -68,7 +69,7 @@ def choose_encoding(clip: Clip, target: Path, codec: str | None = None, crf: flo
         raise VideoError(f"{codec} is no video encoder; some are libx264, libx265, libvpx-vp9, libsvtav1")
     if min(clip.width, clip.height) < (least := SMALLEST.get(codec, 1)):
         raise VideoError(
-            f"{clip.path} is {clip.width}x{clip.height}, and {codec} takes {least} pixels a side at least; "
+            f"{clip.path} is {clip.width}x{clip.height}, and {codec} needs at least {least} pixels per side; "
             "try --codec libx264"
         )
     pix_fmt = _nearest(clip.pix_fmt, encoder)
@@ -87,7 +88,7 @@ def choose_encoding(clip: Clip, target: Path, codec: str | None = None, crf: flo
 
 
 def _nearest(pix_fmt: str, encoder: Any) -> str | None:
-    """The encoder's format with the fewest bits that loses nothing of this one, alpha aside."""
+    """The encoder's format with the fewest bits that represents this one without loss, except alpha."""
     wanted = av.VideoFormat(pix_fmt.replace("yuvj", "yuv"))
     bits = max(component.bits for component in wanted.components)
 
@@ -98,7 +99,7 @@ def _nearest(pix_fmt: str, encoder: Any) -> str | None:
         form
         for form in encoder.video_formats or ()
         if not form.name.startswith(("yuvj", "nv", "gbrap", "yuva", "bgra"))
-        and form.is_planar  # and so not gray, which decoders and scalers take for different ranges
+        and form.is_planar  # excludes gray, whose range decoders and scalers interpret differently
         and form.is_rgb <= wanted.is_rgb
         and max(component.bits for component in form.components) >= bits
         and area(form) >= area(wanted)
@@ -108,7 +109,7 @@ def _nearest(pix_fmt: str, encoder: Any) -> str | None:
 
 
 def add_pictures(container: Any, clip: Clip, encoding: Encoding) -> Any:
-    """A stream for the clip's pictures in a container that is being written."""
+    """Add a video stream for the clip's pictures to an output container; returns the stream."""
     stream = container.add_stream(encoding.codec, rate=clip.rate, options=dict(encoding.options))
     codec = stream.codec_context
     codec.width, codec.height, codec.pix_fmt = clip.width, clip.height, encoding.pix_fmt

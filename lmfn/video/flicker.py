@@ -1,42 +1,45 @@
-"""How much a clip flickers: what changes from frame to frame where the input stands still."""
+"""How much a clip flickers: changes from frame to frame where the input is static."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 STILL = 2 / 255
-"""A pixel of the input stands still where two steps from frame to frame differ by less than this."""
-EVERY = 2  # rows and columns of which one is looked at
+"""A pixel of the input is static if the magnitude of its second difference in time is less than this."""
+EVERY = 2  # only every second row and column is measured
 
 
 @dataclass
 class Flicker:
-    """Sums over pixels that stand still, of the squared second difference in time: f[t-1] - 2 f[t] + f[t+1], zero
-    where brightness is constant or changes steadily."""
+    """Sums over static pixels of the squared second difference in time, f[t-1] - 2 f[t] + f[t+1], which is zero where
+    brightness is constant or changes linearly."""
 
     pixels: int = 0
+    """Number of static pixels."""
     blurred: float = 0.0
+    """The input's sum."""
     sharp: float = 0.0
+    """The output's sum."""
 
     def __add__(self, other: "Flicker") -> "Flicker":
         return Flicker(self.pixels + other.pixels, self.blurred + other.blurred, self.sharp + other.sharp)
 
     def levels(self) -> tuple[float, float] | None:
-        """Root mean square of the input and of the output, in levels of 8 bits; None where nothing stood still."""
+        """Root mean square of the input and of the output, in levels of 255; None if no pixel was static."""
         if not self.pixels:
             return None
         return 255 * (self.blurred / self.pixels) ** 0.5, 255 * (self.sharp / self.pixels) ** 0.5
 
 
 class FlickerMeter:
-    """Adds up the flicker of frames as they come, each the input's and the output's, float `[H, W, 3]` in [0, 1]."""
+    """Accumulates the flicker of a sequence of frames; input and output are float `[H, W, 3]` in [0, 1]."""
 
     def __init__(self) -> None:
         self.total = Flicker()
         self._last: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, blurred: np.ndarray, sharp: np.ndarray) -> None:
-        """The next frame."""
+        """Add the next frame."""
         pair = tuple(image[::EVERY, ::EVERY].mean(axis=2) for image in (blurred, sharp))
         self._last = [*self._last[-2:], (pair[0], pair[1])]
         if len(self._last) == 3:

@@ -1,4 +1,4 @@
-"""One clip of the segments: their packets as they are, and beside them all that the input has besides pictures."""
+"""Join the segments to one clip: their packets are copied, and so are the input's other streams."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from lmfn.video.segments import Segment, segment_file
 from lmfn.video.suffixes import VideoError
 from lmfn.video.writing import whole_file
 
-MUXER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # of the container, not of the film
+MUXER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # describe the container, not the film
 
 
 class Timed(NamedTuple):
-    """A packet and when its turn is."""
+    """A packet and its decoding time in seconds, by which packets are interleaved."""
 
     seconds: float
     packet: Any
@@ -27,21 +27,22 @@ class Timed(NamedTuple):
 
 @dataclass
 class _Output:
-    """What is being written."""
+    """The streams of the output container."""
 
     pictures: Any
     """The stream of the pictures."""
     copied: dict[int, Any] = field(default_factory=dict)
-    """The streams that are copied, by their numbers in the input."""
+    """The copied streams by their index in the input."""
     notes: list[str] = field(default_factory=list)
-    """What the container cannot hold."""
+    """Notes on streams that the container cannot hold."""
 
 
 def join(clip: Clip, folder: Path, segments: list[Segment], target: Path, encoding: Encoding) -> list[str]:
-    """Write the clip of the segments in the folder; the notes on what its container cannot hold.
+    """Write the clip from the segments in the folder; returns notes on what its container cannot hold.
 
-    Sound, subtitles, chapters, tags and attached files are copied bit for bit, times as exactly as the container has
-    them: Matroska and WebM to 1 ms. Raises VideoError for sound that it cannot hold, and where it cannot be written.
+    Sound, subtitles, chapters, tags and attached files are copied bit for bit, time stamps with the precision of the
+    container (1 ms in Matroska and WebM). Raises VideoError if the container cannot hold the sound, or if the clip
+    cannot be written.
     """
     written: Counter[int] = Counter()
     with (
@@ -59,9 +60,9 @@ def join(clip: Clip, folder: Path, segments: list[Segment], target: Path, encodi
 
 
 def try_out(clip: Clip, folder: Path, target: Path, encoding: Encoding) -> None:
-    """Write one frame with all streams' headers to a file in the folder, and remove it.
+    """Write a single frame with the headers of all streams to a temporary file in the folder.
 
-    Raises VideoError where the codec or the container will not take what is to come.
+    Raises VideoError if the codec or the container does not support the streams.
     """
     trial = folder / f".trial{target.suffix}"
     try:
@@ -89,12 +90,12 @@ def try_out(clip: Clip, folder: Path, target: Path, encoding: Encoding) -> None:
 
 
 def _options(target: Path) -> dict[str, str]:
-    """The index of an MP4 goes to its beginning, so that it plays while it is being downloaded."""
+    """Muxer options: the index of an MP4 is put at its beginning, so that it plays while it is being downloaded."""
     return {"movflags": "+faststart"} if target.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
 
 
 def _streams(clip: Clip, source: Any, container: Any, target: Path, encoding: Encoding) -> _Output:
-    """Add all streams in the input's order, and the tags, before the first packet."""
+    """Add all streams in the input's order, and the tags; they must exist before the first packet."""
     container.metadata.update({key: text for key, text in source.metadata.items() if key not in MUXER_TAGS})
     output = _Output(None)
     for stream in source.streams:
@@ -102,7 +103,7 @@ def _streams(clip: Clip, source: Any, container: Any, target: Path, encoding: En
         if stream.index == clip.index:
             copied = output.pictures = add_pictures(container, clip, encoding)
         elif stream.type == "video":
-            continue  # the probe has said so
+            continue  # `probe` has noted it
         elif stream.type == "attachment" and container.format.name == "matroska":
             container.add_attachment(stream.name or "attachment", stream.mimetype or "", stream.data)
             continue
@@ -113,7 +114,7 @@ def _streams(clip: Clip, source: Any, container: Any, target: Path, encoding: En
                 f"{target}: {target.suffix} cannot hold the sound of {clip.path} ({stream.codec_context.name}); "
                 "write .mkv, which holds any"
             )
-        elif not (stream.type == "data" and source.chapters()):  # in an MP4, chapters are a stream too
+        elif not (stream.type == "data" and source.chapters()):  # in an MP4, chapters are also a data stream
             name = stream.codec_context.name if stream.codec_context else stream.name or "unknown"
             output.notes.append(
                 f"{clip.path}: its {stream.type} stream {stream.index} ({name}) is left out: {target.suffix} cannot "
@@ -128,7 +129,7 @@ def _streams(clip: Clip, source: Any, container: Any, target: Path, encoding: En
 
 
 def _pictures(clip: Clip, folder: Path, segments: list[Segment], stream: Any) -> Iterator[Timed]:
-    """The segments' packets, with times of decoding that rise over all of them, each as long as to the next frame."""
+    """The segments' packets, with ascending decoding times over all of them; each lasts until the next frame."""
     shifts, times = [], []
     origin = round(clip.origin / clip.time_base)
     for number, segment in enumerate(segments):
@@ -137,7 +138,7 @@ def _pictures(clip: Clip, folder: Path, segments: list[Segment], stream: Any) ->
         times += [pts + shifts[-1] for pts in found]
     shown = sorted(times)
     following = dict(zip(shown, [*shown[1:], max(segments[-1].end - origin, shown[-1] + 1)], strict=True))
-    # The k-th packet is decoded when the k-th frame is shown, all of them earlier by the longest wait for another.
+    # The k-th packet is decoded when the k-th frame is shown, minus the delay that makes every packet early enough.
     wait = max(nth - own for nth, own in zip(shown, times, strict=True))
     decoded = iter(shown)
     for number, shift in enumerate(shifts):
@@ -148,20 +149,21 @@ def _pictures(clip: Clip, folder: Path, segments: list[Segment], stream: Any) ->
 
 
 def _packets(clip: Clip, file: Path, stream: Any = None) -> Iterator[Any]:
-    """A segment's packets, in the clip's units. With a stream, its decoder must be set up as that of the segment."""
+    """The packets of a segment, in the clip's time base. The codec parameters of `stream`, if given, must be the
+    same."""
     with opened(file) as container:
         own = container.streams[0]
         if stream is not None and (own.codec_context.extradata or b"") != (stream.codec_context.extradata or b""):
-            raise VideoError(f"{file} was encoded in another way; remove the folder {file.parent} and start again")
+            raise VideoError(f"{file} was encoded differently; remove the folder {file.parent} and start again")
         for packet in container.demux(own):
             if packet.size:
-                packet.pts = int(packet.pts * packet.time_base / clip.time_base)  # NUT has finer units
+                packet.pts = int(packet.pts * packet.time_base / clip.time_base)  # NUT has a finer time base
                 packet.time_base = clip.time_base
                 yield packet
 
 
 def _beside(clip: Clip, source: Any, copied: dict[int, Any]) -> Iterator[Timed]:
-    """The packets of the streams that are copied."""
+    """The packets of the copied streams."""
     if not copied:
         return
     for packet in source.demux([source.streams[index] for index in copied]):
@@ -175,5 +177,5 @@ def _beside(clip: Clip, source: Any, copied: dict[int, Any]) -> Iterator[Timed]:
 
 
 def _is_gap(packet: Any) -> bool:
-    """Whether it is the empty text that stands between subtitles in an MP4, which its writer puts there by itself."""
+    """Whether the packet is the empty text between subtitles in an MP4, which the muxer inserts by itself."""
     return packet.stream.type == "subtitle" and bytes(packet) == b"\0\0"

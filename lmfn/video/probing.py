@@ -1,4 +1,4 @@
-"""What is in a clip, found out before any work: the one pass over its packets costs no decoding."""
+"""Check a clip before any work: one pass over its packets, without decoding them."""
 
 import contextlib
 import math
@@ -17,14 +17,14 @@ from av.stream import Disposition
 from lmfn.video.suffixes import VideoError
 
 HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
-FEW = 8  # frames that are decoded to see whether they are interlaced
-MISSING = 0.5  # seconds by which a clip may end before the time that it declares
+FEW = 8  # frames decoded to detect interlacing
+MISSING = 0.5  # seconds by which a clip may be shorter than it declares
 ALPHA = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya")
 
 
 @dataclass(frozen=True)
 class Colours:
-    """The tags by ITU-T H.273 that say what the samples mean, as PyAV numbers them."""
+    """The tags of ITU-T H.273 that define the meaning of the samples, with PyAV's numbers."""
 
     color_range: int
     color_primaries: int
@@ -34,39 +34,39 @@ class Colours:
 
 @dataclass(frozen=True)
 class Clip:
-    """The pictures of a clip, and how they are to be shown."""
+    """The properties of a clip's pictures and of their display."""
 
     path: Path
     index: int
-    """Of the stream that holds the pictures."""
+    """Index of the stream with the pictures."""
     width: int
     height: int
     pix_fmt: str
     time_base: Fraction
-    """Seconds in one unit of the frames' time stamps."""
+    """Unit of the frames' time stamps in seconds."""
     rate: Fraction
-    """Frames per second, nominally: the time stamps say when each is shown."""
+    """Nominal frames per second; the time stamps define when each frame is shown."""
     pixel_aspect: Fraction
     """Width of a pixel divided by its height."""
     matrix: tuple[int, ...] | None
-    """How the pictures are turned for display, as containers store it; None: not at all."""
+    """Display matrix (rotation) as containers store it; None if there is none."""
     colours: Colours
     origin: Fraction
-    """Seconds on the clip's clock that become 0: those of MPEG streams begin at any time."""
+    """Time in seconds on the clip's clock that becomes 0, since the clock of an MPEG stream starts at any value."""
     slots: tuple[int, ...] | None
-    """When the k-th frame is shown, in units of the time base, if the frames themselves do not say so."""
+    """Time of the k-th frame in units of the time base, if the frames have no time stamps; None otherwise."""
     start: float
-    """Seconds at which the first frame is shown."""
+    """Time in seconds at which the first frame is shown."""
     end: float
-    """Seconds at which the last frame's time is over."""
+    """Time in seconds at which the last frame ends."""
     interlaced: bool
     notes: tuple[str, ...]
-    """What the user should know before the result is looked at."""
+    """Notes for the user on what is not preserved."""
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """The clip's container. Errors of FFmpeg's libraries become VideoError."""
+    """Open the clip's container. Errors of FFmpeg's libraries become VideoError."""
     try:
         with av.open(str(path)) as container:
             yield container
@@ -75,13 +75,13 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def probe(path: Path) -> Clip:
-    """Look at a clip: its headers, the times of all its packets, and its first frames.
+    """Read a clip's headers, the time stamps of all its packets, and its first frames.
 
-    Raises VideoError for a file without moving pictures, without time stamps, or that ends too early.
+    Raises VideoError for a file without moving pictures, without time stamps, or shorter than it declares.
     """
     with opened(path) as container:
         if container.format.name.endswith("_pipe"):
-            raise VideoError(f"{path} is one picture, not a clip; give it the suffix of its format")
+            raise VideoError(f"{path} is a single picture, not a clip; rename it with the suffix of its format")
         stream = picture_stream(path, container)
         index = stream.index
         times, ends, decoded = [], [], []
@@ -99,7 +99,7 @@ def probe(path: Path) -> Clip:
         length = max(ends) - min(0, (container.start_time or 0) / av.time_base, *(begin for begin, _ in times))
         if declared - length > MISSING:
             raise VideoError(
-                f"{path} ends after {length:.1f} of the {declared:.1f} s that it declares, so it is not whole; "
+                f"{path} is incomplete: it ends after {length:.1f} of the {declared:.1f} s that it declares; "
                 f"to use what is there, copy it first: ffmpeg -i {path.name} -c copy copied{path.suffix}"
             )
         has_any_start = Flags(container.format.flags) & Flags.ts_discont
@@ -112,14 +112,14 @@ def probe(path: Path) -> Clip:
             raise VideoError(f"{path}: no frame can be decoded")
         first, codec = frames[0], stream.codec_context
         side_data = _side_data(first)
-        # AVI has times of decoding alone. What is shown k-th has the k-th of them.
+        # AVI has only decoding times; the k-th frame shown has the k-th of them.
         rising = all(None not in (a.pts, b.pts) and a.pts < b.pts for a, b in pairwise(frames))
         lacks_times = container.format.name == "avi" and not rising and None not in decoded
         colours = Colours(first.color_range, first.color_primaries, first.color_trc, first.colorspace)
         if (hdr := HDR.get(colours.color_trc)) is not None:
-            notes.append(f"{path}: HDR ({hdr}) stays as it is, not tone-mapped; the network has seen none in training")
+            notes.append(f"{path}: HDR ({hdr}) is kept without tone mapping; the network was not trained on HDR")
             if any(side_data.get(kind) for kind in (Type.MASTERING_DISPLAY_METADATA, Type.CONTENT_LIGHT_LEVEL)):
-                notes.append(f"{path}: what it says of the display that it was mastered on is not kept")
+                notes.append(f"{path}: the metadata of its mastering display is not kept")
         if first.format.name.startswith(ALPHA) or stream.metadata.get("alpha_mode") == "1":
             notes.append(f"{path}: its transparency is not kept")
         return Clip(
@@ -143,8 +143,8 @@ def probe(path: Path) -> Clip:
 
 
 def _side_data(frame: Any) -> Any:
-    """What a frame has besides its samples. PyAV raises if it does not know one of the kinds, such as EXIF in MJPEG or
-    the eye in stereoscopic clips."""
+    """The side data of a frame. PyAV raises if it does not know one of the kinds, such as EXIF in MJPEG or the eye in
+    stereoscopic clips."""
     try:
         return frame.side_data
     except ValueError:
@@ -152,7 +152,7 @@ def _side_data(frame: Any) -> Any:
 
 
 def _matrix(frame: Any, side_data: Any) -> tuple[int, ...] | None:
-    """How the frame is turned for display, as `Clip.matrix`."""
+    """The display matrix of the frame, as in `Clip.matrix`."""
     if (found := side_data.get(Type.DISPLAYMATRIX)) is not None:
         return tuple(memoryview(found).cast("B").cast("i"))
     if not frame.rotation:
@@ -163,7 +163,7 @@ def _matrix(frame: Any, side_data: Any) -> tuple[int, ...] | None:
 
 
 def picture_stream(path: Path, container: Any) -> Any:
-    """The first stream of moving pictures. Raises VideoError where there is none."""
+    """The first stream of moving pictures. Raises VideoError if there is none."""
     moving = [stream for stream in container.streams.video if not is_cover(stream)]
     if moving:
         return moving[0]
@@ -173,7 +173,7 @@ def picture_stream(path: Path, container: Any) -> Any:
 
 
 def is_cover(stream: Any) -> bool:
-    """Whether the stream is a picture of the whole file, as audio files have it."""
+    """Whether the stream is a cover picture, as in audio files."""
     return bool(stream.disposition & Disposition.attached_pic)
 
 

@@ -1,7 +1,7 @@
-"""Segments of the result: some frames each, encoded by themselves into files that are whole or not there.
+"""Segments of the result: some frames each, encoded independently into files that are written atomically.
 
-Decoding, the network and encoding run side by side, each a few frames ahead of the next. No container can be read whose
-writer was killed, so a clip is not one file until it is done: a run that goes on takes the whole segments as they are.
+Decoding, the network and encoding run in parallel, each a few frames ahead of the next. A container whose writer was
+killed cannot be read, so the clip is written as segments until all are done; a resumed run reuses complete segments.
 """
 
 import json
@@ -28,47 +28,47 @@ from lmfn.video.suffixes import UnusableClipError, VideoError
 from lmfn.video.writing import whole_file
 
 FRAMES = 64
-"""Frames of a segment: what a kill costs at most, and how far key frames are apart."""
-AHEAD = 3  # frames that a step may be ahead of the next
-EARLIER = 32  # units by which packets of a segment are decoded before they are shown: more than frames are reordered by
+"""Frames per segment: the most that is lost if the process is killed, and the distance between key frames."""
+AHEAD = 3  # number of frames that each step may be ahead of the next
+EARLIER = 32  # units of time by which a segment's packets are decoded early, more than encoders reorder frames
 
 Sharpen = Callable[[np.ndarray], np.ndarray]
 
 
 class Picture(NamedTuple):
-    """A frame on its way."""
+    """A frame in the pipeline."""
 
     pts: int
     duration: int
     blurred: np.ndarray
     """float32 `[H, W, 3]` in [0, 1]."""
     sharp: np.ndarray | None = None
-    """The same, sharpened."""
+    """The sharpened frame, of the same shape and dtype."""
     doubt: str | None = None
-    """Why the output looks broken, if it does."""
+    """Why the output looks broken; None if it does not."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What is known of a segment that is whole."""
+    """The properties of a complete segment."""
 
     frames: int
     start: int
-    """When its first frame is shown, in the clip's units. In its file all times are shifted: NUT knows none below 0,
-    where those of decoding may be."""
+    """Time of its first frame in the clip's time base. Times in the segment's file are shifted, since decoding times
+    may be negative, which NUT does not allow."""
     end: int
-    """When its last frame's time is over."""
+    """Time at which its last frame ends."""
     doubts: list[tuple[float, str]] = field(default_factory=list)
-    """Second and reason of each frame whose output looks broken."""
+    """Time in seconds and reason for each frame whose output looks broken."""
     flicker: Flicker = field(default_factory=Flicker)
 
     def text(self) -> str:
-        """As JSON, to the same bits."""
+        """JSON that `parse` reads back exactly."""
         return json.dumps(asdict(self))
 
     @classmethod
     def parse(cls, text: str) -> "Segment":
-        """Of what `text` gave."""
+        """The segment from the JSON of `text`."""
         values = json.loads(text)
         flicker = Flicker(**values.pop("flicker"))
         doubts = [tuple(doubt) for doubt in values.pop("doubts")]
@@ -76,12 +76,12 @@ class Segment:
 
 
 def segment_file(folder: Path, number: int) -> Path:
-    """The file of a segment; it is there when the segment is whole. What is known of it is beside it, as JSON."""
+    """The file of a segment; it exists if the segment is complete. Its properties are next to it, as JSON."""
     return folder / f"{number:06d}.nut"
 
 
 def whole_segments(folder: Path) -> list[Segment]:
-    """The segments that are there, from the first to the first that is not. Raises VideoError where the JSON of one is
+    """The complete segments in the folder, up to the first missing one. Raises VideoError if the JSON of one is
     broken."""
     found: list[Segment] = []
     while (file := segment_file(folder, len(found))).is_file():
@@ -96,15 +96,16 @@ def whole_segments(folder: Path) -> list[Segment]:
 def write_segments(
     clip: Clip, folder: Path, encoding: Encoding, sharpen: Sharpen, *, deinterlace: bool, frames: int = FRAMES
 ) -> Iterator[Segment]:
-    """Decode, sharpen and encode what is not in the folder yet; gives each segment when it is whole, the found first.
+    """Decode, sharpen and encode what is not in the folder yet; yields existing segments, then each new one once it is
+    complete.
 
-    Raises VideoError for a clip that cannot be decoded to its end, whose frames change their size, that have no time
-    stamps or go back in time, and that are interlaced without `deinterlace`; OSError where nothing can be written.
+    Raises VideoError for a clip that cannot be decoded to its end, and for frames that change their size, have no
+    ascending time stamps, or are interlaced without `deinterlace`; OSError if the folder cannot be written to.
     """
     found = whole_segments(folder)
     yield from found
     if found and found[-1].frames < frames:
-        return  # the last one of the clip is there
+        return  # that was the clip's last segment
     decoded = decode(clip, deinterlace=deinterlace, skip=sum(segment.frames for segment in found))
     with warnings_by_thread(DoubtfulOutput):
         pictures = ahead(_sharpened(ahead(decoded, AHEAD), sharpen), AHEAD)
@@ -117,10 +118,10 @@ def write_segments(
 
 
 def decode(clip: Clip, *, deinterlace: bool, skip: int = 0) -> Iterator[Picture]:
-    """The frames of a clip in the order in which they are shown, without the first `skip`; see `write_segments`.
+    """The frames of a clip in display order, without the first `skip`; raises as `write_segments`.
 
-    Decoding starts at the beginning in any case: not every container can be entered elsewhere, and it costs little
-    beside the network.
+    Decoding always starts at the beginning, since not every container can be entered elsewhere, and decoding is fast
+    compared with the network.
     """
     with opened(clip.path) as container:
         stream = container.streams[clip.index]
@@ -135,7 +136,7 @@ def decode(clip: Clip, *, deinterlace: bool, skip: int = 0) -> Iterator[Picture]
                 )
             last = pts
             if number >= skip:
-                # RGB in a clip has the full range, whatever its tag says.
+                # RGB in a clip always has the full range, regardless of its tag.
                 full = ColorRange.JPEG if frame.format.is_rgb else None
                 rgb = frame.reformat(
                     format=RGB, src_color_range=full, dst_color_range=ColorRange.JPEG, interpolation=SCALING
@@ -145,7 +146,7 @@ def decode(clip: Clip, *, deinterlace: bool, skip: int = 0) -> Iterator[Picture]
 
 
 def _frames(clip: Clip, container: Any, stream: Any) -> Iterator[Any]:
-    """The decoded frames. Raises VideoError where one cannot be decoded."""
+    """The decoded frames. Raises VideoError if one cannot be decoded."""
     last = None
     decoded = container.decode(stream)
     while True:
@@ -163,7 +164,7 @@ def _frames(clip: Clip, container: Any, stream: Any) -> Iterator[Any]:
 
 
 def _checked(clip: Clip, frames: Iterator[Any], deinterlace: bool) -> Iterator[Any]:
-    """The frames, if they are what the result can hold."""
+    """The same frames. Raises UnusableClipError for one that the result cannot represent."""
     for number, frame in enumerate(frames):
         if clip.slots is not None:
             frame.pts = clip.slots[number] if number < len(clip.slots) else None
@@ -186,12 +187,12 @@ def _repair(clip: Clip) -> str:
 
 
 def interlaced(clip: Clip) -> str:
-    """What is said of an interlaced clip."""
-    return f"{clip.path} is interlaced: its frames are of two moments each; add --deinterlace, which makes one of them"
+    """The error message for an interlaced clip."""
+    return f"{clip.path} is interlaced: each frame combines two moments; --deinterlace makes it progressive"
 
 
 def _deinterlaced(clip: Clip, frames: Iterator[Any], stream: Any) -> Iterator[Any]:
-    """As many frames, those that are interlaced by bwdif."""
+    """The same number of frames, with bwdif applied to interlaced ones."""
     graph = Graph()
     source = graph.add_buffer(template=stream, time_base=clip.time_base)
     bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
@@ -221,14 +222,14 @@ def _sharpened(pictures: Generator[Picture, None, None], sharpen: Sharpen) -> It
 
 
 def _write(clip: Clip, file: Path, encoding: Encoding, start: int, pictures: Iterator[Picture]) -> Segment:
-    """Encode the pictures into a file that appears whole."""
+    """Encode the pictures into a file that is written atomically."""
     meter, doubts, end = FlickerMeter(), [], start
     written: Counter[int] = Counter()
     number = count(start - EARLIER)
 
     def mux(packets: list[Any]) -> None:
         for packet in packets:
-            packet.dts = next(number)  # x265's are undefined for its first frames if few follow; `join` makes others
+            packet.dts = next(number)  # x265 leaves them undefined for short segments; `join` replaces them
             container.mux(packet)
 
     with whole_file(file, file.parent, written) as beside:

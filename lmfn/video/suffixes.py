@@ -1,4 +1,4 @@
-"""Which files are clips, by their names."""
+"""The file name suffixes of clips."""
 
 from pathlib import Path
 
@@ -19,5 +19,5 @@ class UnusableClipError(VideoError):
 
 
 def is_clip(path: Path) -> bool:
-    """Whether the name is that of a clip."""
+    """Whether the file is a clip, by its suffix."""
     return path.suffix.lower() in READABLE

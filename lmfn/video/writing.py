@@ -1,4 +1,4 @@
-"""Video files that are there whole or not at all."""
+"""Write video files atomically."""
 
 import contextlib
 import os
@@ -14,10 +14,10 @@ from lmfn.video.suffixes import VideoError
 
 @contextlib.contextmanager
 def whole_file(path: Path, folder: Path, number_of_packets: Counter[int]) -> Iterator[Path]:
-    """A hidden path in the folder to write to; what is there in the end takes the place of `path`, if it can be read
-    back and has, in each stream, as many packets as were counted. Otherwise nothing is left.
+    """A hidden path in the folder to write to. At the end the file there replaces `path`, provided that it can be read
+    back and each stream has at least the number of packets that was counted; otherwise it is removed.
 
-    Raises VideoError where it does not, and where FFmpeg's libraries cannot write it.
+    Raises VideoError if it is incomplete, or if FFmpeg's libraries cannot write it.
     """
     beside = atomic.beside(folder / path.stem, f".{os.getpid()}{path.suffix}")
     try:
@@ -33,9 +33,9 @@ def whole_file(path: Path, folder: Path, number_of_packets: Counter[int]) -> Ite
 
 
 def _check(path: Path, beside: Path, expected: Counter[int]) -> None:
-    """FFmpeg does not tell of every write that failed at the end."""
+    """Raise VideoError if packets are missing: FFmpeg does not report every failed write at the end of a file."""
     found: Counter[int] = Counter()
     with av.open(str(beside)) as container:
         found.update(packet.stream.index for packet in container.demux() if packet.size)
     if lost := {index: count for index, count in expected.items() if found[index] < count}:
-        raise VideoError(f"{path} cannot be written whole (of streams and packets, {lost} were given; no space left?)")
+        raise VideoError(f"{path} cannot be written completely (packets missing by stream: {lost}; no space left?)")

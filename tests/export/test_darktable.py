@@ -34,7 +34,7 @@ def test_the_folder_is_whole(name, tmp_path):
 
 def test_what_it_cannot_write_is_said(tmp_path, capsys):
     assert main(["export", str(tmp_path / "x"), "--format", "darktable", "--weights", "runs/mine"]) == 1
-    assert "is for the weights lmfn or lmfn-released, which it can get, not runs/mine" in capsys.readouterr().err
+    assert "needs published weights, lmfn or lmfn-released, not runs/mine" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "x"), "--format", "darktable", "--opset", "18"]) == 1
     assert "--opset is not an option for darktable" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

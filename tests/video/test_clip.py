@@ -105,7 +105,7 @@ def test_ten_bits_and_hdr_stay(make_clip: Callable, tmp_path: Path) -> None:
     new = frames(tmp_path / "out.mp4")[0]
     assert (new.format.name, new.color_trc) == ("yuv420p10le", 16)
     make_clip(tmp_path / "small.mkv", [90, 90], codec="ffv1", pix_fmt="yuv420p10le", options={})
-    with pytest.raises(VideoError, match=r"small\.mkv is 48x32, and libx265 takes 64 pixels a side at least"):
+    with pytest.raises(VideoError, match=r"small\.mkv is 48x32, and libx265 needs at least 64 pixels per side"):
         run(tmp_path / "small.mkv", tmp_path / "small.mp4")
 
 
@@ -161,7 +161,7 @@ def test_side_data_that_pyav_does_not_know(tmp_path: Path) -> None:
     run(source, tmp_path / "out.mov")
     assert [frame.rotation for frame in frames(tmp_path / "out.mov")] == [90, 90]
     (tmp_path / "picture.png").rename(tmp_path / "picture.mp4")
-    with pytest.raises(VideoError, match=r"picture\.mp4 is one picture, not a clip"):
+    with pytest.raises(VideoError, match=r"picture\.mp4 is a single picture, not a clip"):
         run(tmp_path / "picture.mp4", tmp_path / "out.mp4")
 
 
@@ -232,7 +232,7 @@ def test_a_run_killed_at_any_moment_goes_on_and_ends_with_the_same_frames(make_c
         assert not target.exists()
         parts = tmp_path / f".{target.name}.parts"
         if list(parts.glob("[0-9]*.nut")):
-            with pytest.raises(VideoError, match=r"a run that was cut off left .*parts: add --resume"):
+            with pytest.raises(VideoError, match=r"an interrupted run left .*parts: add --resume"):
                 run(source, target)
         summary = run(source, target, resume=True)
         made_before.append(summary.resumed)
@@ -301,7 +301,7 @@ def test_doubtful_frames_and_flicker_are_told(make_clip: Callable, tmp_path: Pat
 
     flickers.calls = 0  # type: ignore[attr-defined]
     text = str(run(source, tmp_path / "out.mp4", sharpen=flickers))
-    assert "12 frames, each by itself" in text
+    assert "12 frames, each sharpened independently" in text
     assert "1 frames look broken, the first at 0.12 s: the output is a mosaic" in text
     assert "flicker where the picture stands still" in text
 
