@@ -95,7 +95,7 @@ def test_ten_bits_and_hdr_stay(make_clip: Callable, tmp_path: Path) -> None:
     pq = (1, 9, 16, 9)
     make_clip(source, LEVELS[:9], codec="ffv1", pix_fmt="yuv420p10le", size=(64, 96), options={}, colours=pq)
     summary = run(source, tmp_path / "lossless.mkv", codec="ffv1", sharpen=lambda image: image)
-    assert any("HDR (PQ) stays as it is" in note for note in summary.notes)
+    assert any("HDR (PQ) is kept" in note for note in summary.notes)
     for old, new in zip(frames(source), frames(tmp_path / "lossless.mkv"), strict=True):
         assert new.format.name == "yuv420p10le"
         assert (new.color_range, new.color_primaries, new.color_trc, new.colorspace) == pq
@@ -208,7 +208,7 @@ def interlaced(make_clip: Callable, tmp_path: Path) -> Path:
 
 
 def test_interlaced_clips(interlaced: Path, tmp_path: Path) -> None:
-    with pytest.raises(VideoError, match=r"interlaced\.mkv is interlaced.*add --deinterlace"):
+    with pytest.raises(VideoError, match=r"interlaced\.mkv is interlaced.*--deinterlace makes"):
         run(interlaced, tmp_path / "out.mkv")
     summary = run(interlaced, tmp_path / "out.mkv", deinterlace=True)
     assert summary.frames == 10
@@ -284,7 +284,7 @@ def test_only_the_same_job_goes_on(make_clip: Callable, tmp_path: Path) -> None:
         run(source, target, sharpen=fails_late)
     assert not target.exists()
     for other, changed in (({"weights": "others"}, "weights"), ({"crf": 30}, "options"), ({"frames": 4}, "frames")):
-        with pytest.raises(VideoError, match=f"of a run with another {changed}"):
+        with pytest.raises(VideoError, match=f"belongs to a run with another {changed}"):
             run(source, target, resume=True, **other)
     assert run(source, target, resume=True).resumed == 16
 
@@ -378,7 +378,7 @@ def truncated(path: Path, make_clip: Callable) -> None:
         ("sizes.ts", sizes_change, r"sizes\.ts changes its size at .* from 48x32 to 64x32; cut it there first"),
         ("odd.mkv", lambda path, make: make(path, [90] * 4, codec="libvpx-vp9", size=(31, 47), options={}, sound=None),
          r"out\.mp4: libx264 cannot write 47x31 pixels .*the size is odd: try --codec libvpx-vp9"),
-        ("cut.mkv", truncated, r"cut\.mkv ends after \d\.\d of the \d\.\d s .*copy it first: ffmpeg -i cut\.mkv"),
+        ("cut.mkv", truncated, r"cut\.mkv is incomplete: it ends after \d\.\d of the \d\.\d s .*copy it first: ffmpeg -i cut\.mkv"),
         ("cut.mp4", truncated, r"cut\.mp4 cannot be read as a video"),
     ],
 )  # fmt: skip
