@@ -378,7 +378,7 @@ def truncated(path: Path, make_clip: Callable) -> None:
         ("sizes.ts", sizes_change, r"sizes\.ts changes its size at .* from 48x32 to 64x32; cut it there first"),
         ("odd.mkv", lambda path, make: make(path, [90] * 4, codec="libvpx-vp9", size=(31, 47), options={}, sound=None),
          r"out\.mp4: libx264 cannot write 47x31 pixels .*the size is odd: try --codec libvpx-vp9"),
-        ("cut.mkv", truncated, r"cut\.mkv is incomplete: it ends after \d\.\d of the \d\.\d s .*copy it first: ffmpeg -i cut\.mkv"),
+        ("cut.mkv", truncated, r"cut\.mkv is incomplete: it ends after \d\.\d of the \d\.\d s .*copy it first: ffmpeg"),
         ("cut.mp4", truncated, r"cut\.mp4 cannot be read as a video"),
     ],
 )  # fmt: skip
