@@ -1,7 +1,5 @@
-"""Triton's interpreter for all tests but the GPU's: kernels run on the CPU, line by line in NumPy.
-
-bfloat16 arithmetic and products are silently wrong there, so no test runs a kernel in it.
-"""
+"""Triton's interpreter for all tests except those on a GPU: kernels run on the CPU, line by line in NumPy. Its bfloat16
+arithmetic and products are silently wrong, so no test runs a kernel in bfloat16."""
 
 import os
 import sys
@@ -11,23 +9,24 @@ from typing import Any
 
 import pytest
 
-if find_spec("hypothesis"):  # a machine that only measures may have none, nor accelerate
+if find_spec("hypothesis"):  # a machine used only for measurements may lack it and accelerate
     from hypothesis import settings
 
-    # The same examples in every run, so that what fails was broken by what changed; and no test asserts a time.
+    # The same examples in every run, so that a new failure comes from a change; and no time limit per example.
     settings.register_profile("same", derandomize=True, deadline=None)
     settings.load_profile("same")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before anything imports Triton, as accelerate does: what it has decorated by then stays as it is."""
+    """Before anything imports Triton, as accelerate does: what is decorated before is not interpreted."""
     if config.getoption("markexpr") != "gpu":
         os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="session")
 def interpreter_patched_once(pytestconfig: pytest.Config) -> None:
-    """The interpreter replaces Triton's language at every call of every function of a kernel, half of its time."""
+    """The interpreter patches Triton's language at each call of each function in a kernel, which takes half of its
+    time."""
     if pytestconfig.getoption("markexpr") == "gpu" or not find_spec("triton"):
         return
     from triton.runtime import interpreter  # noqa: TID251 (only these tests run the interpreter)
@@ -38,13 +37,13 @@ def interpreter_patched_once(pytestconfig: pytest.Config) -> None:
         if function.__module__ not in replaced:
             replaced.add(function.__module__)
             replace(function)
-        return interpreter._LangPatchScope()  # which restores nothing
+        return interpreter._LangPatchScope()  # restores nothing
 
     interpreter._patch_lang = replace_once
 
 
 @pytest.fixture(autouse=True, scope="module")
 def no_precision_is_left() -> None:
-    """Accelerate holds a process to the precision of its first run; the tests of a module may take another."""
+    """Accelerate fixes a process's precision at its first run; this lets the tests of a module use others."""
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)

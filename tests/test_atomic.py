@@ -1,4 +1,4 @@
-"""Files that are written whole, whatever they are called."""
+"""Files written atomically, with names of any kind."""
 
 import os
 from pathlib import Path

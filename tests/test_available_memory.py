@@ -68,7 +68,7 @@ def test_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit of Linux")
 def test_the_limit_of_the_process() -> None:
-    """As of `ulimit -v`: what is in use already, PyTorch's libraries for instance, counts."""
+    """As set by `ulimit -v`: memory already in use, for instance by PyTorch's libraries, counts."""
     code = (
         "import resource; from lmfn import memory; import psutil; before = psutil.Process().memory_info().vms; "
         f"resource.setrlimit(resource.RLIMIT_AS, (before + {GB}, -1)); print(memory.available())"

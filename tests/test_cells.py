@@ -1,4 +1,4 @@
-"""Names with carriage returns and formulas in them, in reports and tables."""
+"""Names that contain carriage returns and formulas, in reports and tables."""
 
 from dataclasses import replace
 from pathlib import Path

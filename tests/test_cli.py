@@ -1,4 +1,4 @@
-"""The command line as a user meets it, and the demo with seconds instead of minutes."""
+"""The command line as used by a user, and the demo with seconds instead of minutes."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A training step as a graph, with a capture that does on a CPU what a graph does on a GPU."""
+"""A training step as a graph, with a capture that imitates on a CPU what a graph does on a GPU."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from lmfn.training.settings import Settings
 
 
 class Recorded:
-    """Results and gradients are the same memory in every replay, and are written over, never added to."""
+    """Results and gradients are in the same memory in every replay, and are overwritten, never accumulated."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.parameters, self.runs = list(parameters), 0
@@ -46,7 +46,7 @@ class Recorded:
 
 
 def test_gradients_are_those_of_the_call_alone() -> None:
-    """Whatever was done to those before: dropped, scaled, or left."""
+    """Whatever was done to the gradients before: set to None, scaled, or left unchanged."""
     torch.manual_seed(0)
     model, unused = nn.Linear(3, 2), nn.Parameter(torch.zeros(1))
 

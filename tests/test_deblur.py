@@ -1,4 +1,4 @@
-"""The deblurrer against the bare network."""
+"""The deblurrer against the network alone."""
 
 import copy
 import os
@@ -24,7 +24,8 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 @pytest.fixture(scope="module")
 def model():
-    """Small, and unlike a fresh one far from the identity, so that an input passed through is noticed."""
+    """A small network that, unlike an untrained one, is far from the identity, so that an unchanged input is
+    noticed."""
     torch.manual_seed(0)
     model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1)
     with torch.no_grad():
@@ -53,7 +54,7 @@ def picture(*shape, dtype=np.float32, seed=0):
 
 
 def through(model, rgb):
-    """What the network makes of `[H, W, 3]` with 16 pixels reflected (or repeated) around it, without a Deblurrer."""
+    """The network's output for `[H, W, 3]` with 16 pixels reflected (or repeated) around it, without a Deblurrer."""
     mode = "reflect" if min(rgb.shape[:2]) > 16 else "edge"
     padded = np.pad(rgb, ((16, 16), (16, 16), (0, 0)), mode=mode)
     with torch.no_grad():
@@ -86,7 +87,7 @@ def test_gray_is_the_mean_of_three_equal_channels(model, deblurrer):
     three = through(model, np.repeat(image, 3, axis=2))
     sharp = deblurrer(image)
     assert sharp.shape == image.shape
-    free = ((three > 0) & (three < 1)).all(axis=2)  # where nothing was clipped before the mean
+    free = ((three > 0) & (three < 1)).all(axis=2)  # where nothing was clipped before averaging
     assert free.mean() > 0.3
     assert np.abs(sharp[:, :, 0] - three.mean(axis=2))[free].max() < 1e-5
 
@@ -237,7 +238,7 @@ def test_an_image_of_any_size_can_be_looked_at():
 
 
 def broken(value):
-    """A network whose pixel shuffle lets the strides through: every fourth pixel is `value` away from the input."""
+    """A network whose pixel shuffle makes a visible grid: every fourth pixel is `value` away from the input."""
     model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1, head="pixelshuffle")
     with torch.no_grad():
         model.head.conv.weight.zero_()
@@ -246,7 +247,7 @@ def broken(value):
 
 
 def checks(period, height=128, width=160):
-    """Black and white squares of `period` pixels, sharp."""
+    """Sharp black and white squares of `period` pixels."""
     rows, columns = np.mgrid[:height, :width]
     board = (rows // period + columns // period) % 2 * 0.8 + 0.1
     return np.repeat(board[:, :, None], 3, axis=2).astype(np.float32)
@@ -268,7 +269,7 @@ def test_a_fine_pattern_that_the_network_destroys_is_found_and_kept(shipped):
     with pytest.warns(DoubtfulOutput, match="look at it"):
         destroyed = Deblurrer("lmfn", device="cpu")(chart)
     assert np.abs(destroyed - chart)[80:112, 112:176].max() > 0.1
-    # Far from the pattern the network's output stands.
+    # Far from the pattern the network's output is used.
     assert np.array_equal(kept[:, :24], destroyed[:, :24])
 
 
@@ -328,7 +329,7 @@ def test_a_doubtful_output_is_said_or_replaced_by_the_input(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         unseen(image)
-        replaced(np.full((16, 16, 3), 0.5, np.float32))  # too small to tell
+        replaced(np.full((16, 16, 3), 0.5, np.float32))  # too small to decide
 
     images.write(tmp_path / "a" / "1.tif", Photo(image, bits=32))
     images.write(tmp_path / "a" / "2.tif", Photo(picture(16, 16, 3), bits=32))

@@ -1,4 +1,4 @@
-"""Where to compute, and what the processor is called."""
+"""Which device is chosen, and the processor's name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`lmfn doctor`: it reports, it finds faults, and it survives whatever fails beneath it."""
+"""`lmfn doctor` reports, finds faults, and survives failures of everything it uses."""
 
 import json
 import re
@@ -233,7 +233,7 @@ def test_an_op_that_is_wrong_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None
 def test_weights_are_looked_into(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Alive, with a block whose units never fire, with a number that is none, and missing."""
+    """Healthy, with a block whose units never fire, with a NaN among the weights, and missing."""
     monkeypatch.setattr(doctor, "PROBES", {})
     torch.manual_seed(0)
     model = LMFN(LMFNConfig(channels=16, features=16, distilled=8, esa=4, rfdbs=1, similarity="cosine"))

@@ -1,9 +1,7 @@
-"""Every block, command and option of README.md and docs/, as it stands.
-
-Blocks of commands and of Python are run, from top to bottom, in a folder that has what the pages speak of; training is
-cut down to a step of a small network. What takes minutes or changes the machine (benchmarks, make, pip), and commands
-within sentences, are parsed by the programs' own parsers. Anything that is neither is fenced as `text`.
-"""
+"""Every block, command and option of README.md and docs/. Blocks of commands and of Python are run, from top to bottom,
+in a folder that contains the files that the pages mention; training is reduced to one step of a small network. What
+takes minutes or changes the machine (benchmarks, make, pip), and commands within sentences, are parsed by the programs'
+own parsers. Anything else is fenced as `text`."""
 
 import argparse
 import contextlib
@@ -48,7 +46,7 @@ INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 
 
 class Block(NamedTuple):
-    """A block of a page: the page with the line that it begins at, its kind, and its text."""
+    """A block of a page: the page with the line where it begins, its kind, and its text."""
 
     place: str
     kind: str
@@ -67,13 +65,13 @@ def blocks() -> Iterator[Block]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Words of the commands of a block, without comments."""
+    """The words of the commands in a block, without comments."""
     lines = text.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def spans() -> set[str]:
-    """What stands between single backticks, wrapped or not."""
+    """The text between single backticks, wrapped or not."""
     found = set[str]()
     for text in TEXTS.values():
         found |= {" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", FENCE.sub("", text))}
@@ -134,7 +132,7 @@ def parse_make(words: list[str]) -> None:
 
 
 def parse_pip(words: list[str]) -> None:
-    """The package is on no index: it is installed from the checkout."""
+    """The package is on no index, so it is installed from the checkout."""
     assert words[0] in ("install", "wheel")
     (target,) = (word for word in words[1:] if not word.startswith("-"))
     of, _, extras = target.rstrip("]").partition("[")
@@ -143,7 +141,7 @@ def parse_pip(words: list[str]) -> None:
 
 
 def parse_source(words: list[str]) -> None:
-    """What `lmfn` is found by, after `make demo`."""
+    """The path on which `lmfn` is found after `make demo`."""
     assert words == [".venv/bin/activate"]
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "-m venv .venv\n" in recipe
@@ -171,7 +169,7 @@ def parse_tensorboard(words: list[str]) -> None:
 
 
 class Runner(NamedTuple):
-    """How a program's command is parsed and, where it is cheap, run; both take the words after the program's name."""
+    """Parses a program's command and, if it is cheap, runs it; both take the words after the program's name."""
 
     parse: Callable[[list[str]], None]
     run: Callable[[list[str]], None] | None = None
@@ -192,7 +190,7 @@ RUNNERS[""] = Runner(lambda words: RUNNERS[words[0]].parse(words[1:]))
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that the pages speak of, small."""
+    """A folder with everything that the pages mention, small."""
     root = tmp_path_factory.mktemp("world")
     scene = skimage.data.astronaut()
 
@@ -200,7 +198,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images.write(root / path, images.Photo(scene[100 + n : 196 + n, 150:270]))
 
     def pairs(pattern: str, count: int = 1) -> None:
-        """Images by the names of blurred and sharp ones: {a,b} in the pattern."""
+        """Images named by a pattern for blurred and sharp ones, with {a,b} in it."""
         before, (blurred, sharp), after = (part.split(",") for part in re.split(r"[{}]", pattern))
         for n in range(count):
             write(f"{before[0]}{blurred}{after[0]}".replace("N", str(n)), n + 2)
@@ -256,7 +254,7 @@ def test_blocks(block: Block, world: Path, tmp_path: Path, monkeypatch: pytest.M
             monkeypatch.setitem(downloads.DATASETS, name, few)
         monkeypatch.setattr(complexity, "count_gmacs", lambda *_: 1.0)  # takes seconds
         for program_name, *words in commands(block.text):
-            if "-o" in words:  # what a command is to make is not there
+            if "-o" in words:  # the output that the command should create does not exist yet
                 shutil.rmtree(words[words.index("-o") + 1], ignore_errors=True)
             runner = RUNNERS[program_name]
             (runner.run or runner.parse)(words)

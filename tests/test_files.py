@@ -1,4 +1,4 @@
-"""What becomes of files and folders, with a stand-in for the network."""
+"""Deblurring of files and folders, with a stand-in for the network."""
 
 import os
 import warnings
@@ -21,7 +21,7 @@ def picture(*shape, seed=0):
 
 
 def negative(image):
-    """A stand-in for a deblurrer whose work is seen at once; alpha untouched."""
+    """A stand-in for a deblurrer whose effect is easy to recognise; it leaves alpha unchanged."""
     result = image.copy()
     colours = 3 if image.shape[2] > 2 else 1
     result[:, :, :colours] = 1 - image[:, :, :colours]
@@ -226,7 +226,7 @@ def test_an_error_in_the_work_does_not_stop_the_others(tmp_path, error, argument
 def test_what_cannot_be_written_is_reported(tmp_path, monkeypatch):
     sources = [save(tmp_path / "in" / "a.png"), save(tmp_path / "in" / "sub" / "b.png")]
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "sub").touch()  # a file where a folder must be: nothing can be written in it, even by root
+    (tmp_path / "out" / "sub").touch()  # a file in place of a folder: even root cannot write to it
     result = run([tmp_path / "in"], tmp_path / "out")
     assert result.done == [tmp_path / "out" / "a.png"]
     assert result.failed[0][0] == sources[1]
@@ -253,7 +253,7 @@ def test_existing_results_are_replaced_where_that_is_asked_for(tmp_path):
 
 
 def test_results_of_earlier_runs_are_no_inputs(tmp_path, monkeypatch):
-    """As `lmfn deblur *` twice and a third time, with another format in between."""
+    """As `lmfn deblur *` repeated twice, with another format in between."""
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png", "album/c.png", "album/deep/d.png"):
         save(tmp_path / name)
@@ -269,21 +269,21 @@ def test_results_of_earlier_runs_are_no_inputs(tmp_path, monkeypatch):
         assert len(planned.results) == 8, again
         assert planned.left_out() == ["8 left out: results of earlier runs"]
     assert len(plan(everything, "out").jobs) == 4
-    # A result alone is what it is given as: an input.
+    # A result given by itself is an input.
     for alone in ("a_deblurred.png", "album_deblurred"):
         assert not plan([alone]).results
     assert plan([tmp_path / "a.png", tmp_path / "b_deblurred.png"]).results == []
 
 
 def test_an_output_folder_among_the_inputs_is_none(tmp_path, monkeypatch):
-    """As `lmfn deblur * -o out` twice."""
+    """As `lmfn deblur * -o out` run twice."""
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "a.png")
     assert run(["a.png"], "out").done == [Path("out/a.png")]
     result = run(["a.png", "out"], "out", overwrite=True)
     assert result.done == [Path("out/a.png")]
     assert result.notes == ["1 left out: results of earlier runs"]
-    # Of a folder below `out`, everything is an input.
+    # Everything in a folder below `out` is an input.
     save(tmp_path / "old" / "b.png")
     assert [source for source, _ in plan(["old", "out"], "..").jobs] == [Path("old/b.png"), Path("out/a.png")]
 
@@ -418,7 +418,7 @@ def test_ctrl_c_leaves_no_half_file(tmp_path, monkeypatch):
 
 
 def test_depth_alpha_profile_and_upright_go_through(tmp_path):
-    """A 16-bit gray TIFF with alpha, lying on its side."""
+    """A 16-bit gray TIFF with alpha, rotated by its orientation."""
     pixels = np.random.default_rng(0).integers(0, 65536, (5, 9, 2), dtype=np.uint16)
     spec = oiio.ImageSpec(9, 5, 2, "uint16")
     spec.channelnames, spec.alpha_channel = ("Y", "A"), 1

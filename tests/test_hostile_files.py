@@ -1,4 +1,4 @@
-"""Archives, lists, packs and settings that were damaged or made to do harm: one error each, soon, in little memory."""
+"""Archives, lists, packs and settings that are damaged or malicious: one quick error each, with little memory."""
 
 import gzip
 import io
@@ -38,7 +38,7 @@ def unknown_compression(path: Path) -> None:
 
 
 def long_list(path: Path) -> None:
-    """A terabyte, by what the header says."""
+    """A terabyte, according to the header."""
     with tarfile.open(path, "w") as file:
         member = tarfile.TarInfo("RealBlur_J_train_list.txt")
         member.size = 2**40
@@ -111,7 +111,7 @@ def test_archives(make: Callable[[Path], None], tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "gz", "bz2", "xz"])
 def test_flipped_bytes_of_archives(kind: str, tmp_path: Path) -> None:
-    """Found, or of no consequence; never anything but a DataError or an OSError with a file's name."""
+    """Found, or without consequences; never anything but a DataError or an OSError with a file's name."""
     whole = io.BytesIO()
     files = {f"Image1/Kernel1/GroundTruth1_1_{n}.png": os.urandom(200) for n in range(1, 4)}
     if kind == "zip":

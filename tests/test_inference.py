@@ -1,4 +1,4 @@
-"""The network made ready for inference, against the network as written in float64."""
+"""The network prepared for inference, against the plain network in float64."""
 
 import copy
 import multiprocessing
@@ -53,10 +53,8 @@ def written(model, x, dtype):
 
 
 def assert_close(result, model, x, dtype):
-    """As near the exact result as the network as written comes in that dtype, but for the luck of another order.
-
-    The RMS error may be twice that of the network as written, the largest, which is one value's luck, four times.
-    """
+    """As close to the exact result as the plain network in that dtype, except for the effect of another order of sums:
+    the RMS error may be twice that of the plain network, and the largest error, that of a single value, four times."""
     exact = written(model, x.double(), torch.float64)
     plain = written(model, x.float(), dtype)
     errors = (result - exact).abs(), (plain - exact).abs()
@@ -87,7 +85,7 @@ SWITCHES = [
     ("lmfn", {"alfm": "none", "head": "pixelshuffle", "skip": "none"}),
     ("lmfn-released", {"similarity": "cosine"}),
 ]
-"""Both presets, the paper's network with each choice of each switch, and some together."""
+"""Both presets, the paper's network with each value of each option, and some combinations."""
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -116,7 +114,7 @@ def test_strips_of_one_row_change_nothing(monkeypatch, name):
 
 
 def test_full_width():
-    """The channels that people use, whose weights oneDNN lays out in blocks."""
+    """Common numbers of channels, whose weights oneDNN stores in blocks."""
     model, x = network(**FULL), image(1, 3, 64, 80)
     assert_close(for_inference(model, dtype=torch.float32)(x), model, x, torch.float32)
 
@@ -130,7 +128,7 @@ def test_uninitialised_memory_is_not_read(monkeypatch):
 
 @bf16
 def test_bf16_costs_less_than_two_hundredths_of_a_decibel():
-    """PSNR of the result, beside that of float32: a photograph, and a sharp one 30 dB from the network's result."""
+    """PSNR of the result and of float32's: for a photograph, and for a sharp one 30 dB from the network's result."""
     photo = torch.from_numpy(data.astronaut()[:256, :256] / np.float32(255)).permute(2, 0, 1)[None]
     for name in PRESETS:
         model = network(name, skip="image", similarity="cosine", **FULL)
@@ -239,7 +237,7 @@ def test_in_inference_mode_and_out_of_it():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_kernels_take_the_weights_as_they_lie(name):
-    """A copy of each for each image would be more launches than all else."""
+    """A copy per image would need more launches than everything else."""
 
     class Copies(TorchDispatchMode):
         count = 0
@@ -359,7 +357,7 @@ class TestGraphCache:
 
     def test_the_shapes_unused_for_longest_go_first(self, graphs):
         sizes = list(range(1, lmfn.cuda_graphs.GRAPHS + 1))
-        for size in [*sizes, *sizes, 1, 100]:  # 100 takes the place of 2
+        for size in [*sizes, *sizes, 1, 100]:  # 100 replaces 2
             graphs(torch.ones(1, 3, 4, size))
         self.ran.clear()
         self.captured.clear()

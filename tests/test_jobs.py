@@ -1,4 +1,4 @@
-"""Many files: overlap, claims, shards, the manifest, and the class that schedulers call."""
+"""Many files: parallel steps, claims, shards, the manifest, and the class that schedulers call."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def jobs_of(folder: Path, count: int) -> list[tuple[Path, Path]]:
 
 
 def in_a_child(work: Callable[[], object]) -> int:
-    """The signal or status with which a process of its own ends."""
+    """The signal or exit status with which a separate process ends."""
     if (child := os.fork()) == 0:
         try:
             work()
@@ -52,7 +52,7 @@ def killed_by(poison: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def test_reading_and_writing_go_on_beside_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step waits for the others to be busy: one after the other, none would come."""
+    """Each step waits until the others are busy, which would never happen if they ran one after the other."""
     jobs = jobs_of(tmp_path, 6)
     read_ahead, written = threading.Event(), threading.Event()
     read, write = images.read, images.write
@@ -76,8 +76,8 @@ def test_reading_and_writing_go_on_beside_the_network(tmp_path: Path, monkeypatc
     def sharpen(image: np.ndarray) -> np.ndarray:
         nonlocal calls
         calls += 1
-        assert read_ahead.wait(30)  # the second is read while the network is at the first
-        assert calls == 1 or written.wait(30)  # and the first is written while it is at the second
+        assert read_ahead.wait(30)  # the second is read while the network processes the first
+        assert calls == 1 or written.wait(30)  # and the first is written while it processes the second
         return negative(image)
 
     outcomes = list(run_jobs(jobs, sharpen))
@@ -101,11 +101,11 @@ def test_images_on_their_way_are_bounded_by_their_bytes(tmp_path: Path, monkeypa
     monkeypatch.setattr(images, "write", lambda *_: None)
     for _ in run_jobs(jobs, lambda image: image):
         taken += 1
-    assert peak <= 4  # one read ahead, one at the network, one that is written, one that is being read
+    assert peak <= 4  # one read ahead, one in the network, one being written, one being read
 
 
 def test_ten_thousand_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No silent stop, no file twice, nothing left over; and descriptors and memory do not grow."""
+    """No silent stop, no file processed twice, nothing left over; descriptors and memory do not grow."""
     source = save(tmp_path / "in" / "0.png")
     for n in range(1, 10_000):
         os.link(source, tmp_path / "in" / f"{n:05d}.png")
@@ -123,7 +123,7 @@ def test_ten_thousand_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     summary = deblur_files([tmp_path / "in"], tmp_path / "out", deblurrer=sharpen)
     assert len(summary.done) == len(set(written)) == 10_000
     assert max(files) <= min(files) + 3
-    assert not list((tmp_path / "out").iterdir())  # no claim is left
+    assert not list((tmp_path / "out").iterdir())  # no claim remains
 
 
 def test_a_file_that_kills_is_given_up_and_its_neighbours_are_done(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_manifest_is_the_way_to_go_on(
     failed = next(row for row in rows if row["status"] == "failed")
     assert failed["reason"].startswith(f"{tmp_path / 'in' / 'broken.png'}: ")
 
-    # As if a kill had cut the last line; a shard adds a file of its own, and knows what is done.
+    # As if a kill had cut the last line; a shard adds a file of its own and sees what the others have done.
     manifest.write_bytes(manifest.read_bytes()[:-20])
     (tmp_path / "in" / "broken.png").unlink()
     (tmp_path / "out" / "1.png").unlink()

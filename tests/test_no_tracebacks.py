@@ -1,4 +1,5 @@
-"""`lmfn deblur` on whatever a user or a file may do: one line each, the others are done, and never a traceback."""
+"""`lmfn deblur` on bad input of every kind: one line per fault, the other files are processed, and never a
+traceback."""
 
 import os
 import struct
@@ -27,7 +28,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def odd_files(folder: Path) -> dict[str, str]:
-    """Files of every kind that gives no result, and what the line on each must hold."""
+    """Files of every kind that yields no result, and what the message on each must contain."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     frames = [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
@@ -123,7 +124,7 @@ def test_arguments(
 def test_again_and_again(
     tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """`lmfn deblur *.png`, then the same with what the shell then finds."""
+    """`lmfn deblur *.png`, then the same with the files that the shell finds afterwards."""
     monkeypatch.chdir(tmp_path)
     images.write("a.png", Photo(np.full((40, 50, 3), 99, np.uint8)))
 
@@ -157,7 +158,7 @@ def test_again_and_again(
 
 
 def test_the_program_itself(tmp_path: Path) -> None:
-    """What the shell shows, from the outside."""
+    """The output as seen from the shell."""
     (tmp_path / "a.png").write_text("no image")
     run = subprocess.run(
         [sys.executable, "-m", "lmfn", "deblur", "a.png"],

@@ -36,7 +36,7 @@ def test_the_distance_is_a_weight() -> None:
     items = ahead(make(), 10, weigh=lambda _: 10)
     assert next(items) == 0
     assert one_is_there.wait(10)
-    assert len(made) <= 3  # one taken, one that weighs all, none behind it
+    assert len(made) <= 3  # one taken, one with the full weight, none behind it
     items.close()
     assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
 

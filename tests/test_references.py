@@ -1,4 +1,5 @@
-"""What the texts refer to exists: files, links, anchors, modules and tests named in Markdown and in Python."""
+"""Everything that the texts refer to exists: files, links, anchors, modules and tests named in Markdown and in
+Python."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ PYTEST = re.compile(r"pytest(?: -s)?((?: [\w/]+\.py)+)(?: -k (\"[\w ]+\"|\w+))?"
 
 @cache
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub names them."""
+    """The anchors of a page's headings, as GitHub generates them."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}

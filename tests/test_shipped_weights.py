@@ -1,4 +1,4 @@
-"""The weights that come with the package: whole, loaded offline, of use on photographs, and a start for fine-tuning."""
+"""The included weights: intact, loaded offline, useful on photographs, and a starting point for fine-tuning."""
 
 import shutil
 from dataclasses import replace
@@ -43,7 +43,7 @@ def test_they_are_loaded_by_name_offline_as_float32(
 
     monkeypatch.setattr(checkpoint, "_from_hub", no_network)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / name).mkdir()  # as in a clone, whose folder lmfn holds the code
+    (tmp_path / name).mkdir()  # as in a clone, where the folder lmfn contains the code
     model = LMFN.from_pretrained(name)
     assert not model.training
     for key, tensor in checkpoint.read(weights.FOLDER / f"{name}.safetensors")[0].items():
@@ -74,7 +74,7 @@ BLUR = BlurOptions(BlurKinds.only("shake"), length=(4, 10), rotation=(0, 2), lab
 
 @pytest.fixture(scope="module")
 def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A photograph that no weights were trained on, blurred three times."""
+    """A photograph that no weights were trained on, blurred in three ways."""
     folder = tmp_path_factory.mktemp("unseen")
     photo = skimage.data.chelsea()[20:276, 80:336]
     images.write(folder / "photos" / "cat.png", images.Photo(photo))
@@ -83,7 +83,7 @@ def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def psnr(model: LMFN, pairs: Path) -> tuple[float, float]:
-    """Of the blurred and of the deblurred ones, in dB."""
+    """PSNR of the blurred and of the deblurred images, in dB."""
     evaluation = evaluate(model, find_pairs(pairs), protocol="plain", metrics=("psnr",), device="cpu", progress=False)
     return evaluation.blurred["psnr"], evaluation.deblurred["psnr"]
 
@@ -99,7 +99,7 @@ def test_a_blurred_photograph_gains_and_a_sharp_one_stays(name: weights.Name, un
 
 
 def test_fine_tuning_improves_on_its_pairs_and_loses_nothing_on_others(unseen: Path, tmp_path: Path) -> None:
-    """The command of docs/training.md: one's own pairs, and beside them photographs blurred by shakes."""
+    """The command of docs/training.md: the user's pairs, together with photographs blurred by camera shake."""
     for name, photo in (
         ("own", skimage.data.coffee()[100:292, 200:392]),
         ("more", skimage.data.astronaut()[:256, 100:356]),

@@ -1,4 +1,4 @@
-"""The network over strips of rows against the network on the whole image, and images within a budget of memory."""
+"""The network over strips of rows against the network on the whole image, and images within a memory limit."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def picture(height, width, channels=3):
 
 
 def in_strips(strips, x, folder=None):
-    """The padded image `x` in the lowest strips there are."""
+    """The padded image `x`, computed in the lowest possible strips."""
     size = x.shape[2:]
     plan, count = strips.plan(*size, 0), []
     found = strips(lambda first, last: x[:, :, first:last], size, plan, folder, lambda: count.append(1))
@@ -89,7 +89,7 @@ def test_ablations_that_look_further_have_no_strips():
 
 
 def test_nothing_of_a_scratch_file_is_left(tmp_path):
-    """Whatever ends the process: the file has no name."""
+    """However the process ends, since the file has no name."""
     x = Map(3, 4, 5, torch.float32, tmp_path)
     rows = torch.rand(1, 3, 4, 5)
     x.write(0, rows)
@@ -126,7 +126,7 @@ def test_killed_amid_strips(tmp_path, monkeypatch, writes):
 
 @pytest.fixture
 def short(monkeypatch):
-    """A deblurrer that takes images in the lowest strips, with a scratch file; and what it made of one as a whole."""
+    """A deblurrer that uses the lowest possible strips and a scratch file, and its result for the whole image."""
 
     def make(model, image, **options):
         deblurrer = Deblurrer(model, device="cpu", **options)
@@ -172,7 +172,7 @@ def test_the_guard_looks_at_strips_as_at_the_whole(short):
 
 
 def test_the_first_way_that_fits_is_taken(monkeypatch):
-    """Real channels, of which a strip needs far less than the whole image."""
+    """With the default channels, a strip needs far less memory than the whole image."""
     deblurrer, image = Deblurrer(LMFN.from_preset("lmfn", rfdbs=4), device="cpu"), picture(1000, 900)
     whole = deblurrer.way(image)
     found = []
@@ -218,7 +218,7 @@ def test_amounts_of_memory():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_estimate_is_what_a_process_holds():
-    """The default network, as a whole and in strips: by the system's own account."""
+    """The default network, as a whole and in strips, measured by the system."""
     call = [sys.executable, "experiments/memory/sizes.py", "640x480", "--memory", "free", "+115MB"]
     done = subprocess.run(call, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()[2:]]

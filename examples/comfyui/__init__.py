@@ -15,7 +15,7 @@ def deblurrer(weights: str, strength: float) -> Deblurrer:
 
 
 class DeblurLMFN:
-    """Images `[B, H, W, C]` in [0, 1], each sharpened whole: tiles would see less than the network needs."""
+    """Images `[B, H, W, C]` in [0, 1], each processed as a whole: in tiles the network would lack context."""
 
     CATEGORY = "image/postprocessing"
     RETURN_TYPES = ("IMAGE",)

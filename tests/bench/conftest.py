@@ -1,4 +1,4 @@
-"""Rows that were never measured, and a GPU that is none: its events read the clock on the wall."""
+"""Invented rows, and a stand-in for a GPU whose events read the wall clock."""
 
 import os
 import time
@@ -52,14 +52,14 @@ def row() -> Callable[..., Row]:
 
 @pytest.fixture(autouse=True)
 def _ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of this machine take a second."""
-    from bench.devices import Cpu  # not at the top: see `gpu`
+    """Fixed ceilings, since measuring those of this machine takes a second."""
+    from bench.devices import Cpu  # not at the top, for the reason given in `gpu`
 
     monkeypatch.setattr(Cpu, "ceilings", lambda *_: (10.0, 0.1))
 
 
 class Event:
-    """The GPU sleeps until all is queued, as the real one is made to: `query` says that it has not begun."""
+    """The GPU sleeps until all calls are queued, so `query` reports that it has not started."""
 
     def __init__(self, enable_timing: bool) -> None:
         assert enable_timing
@@ -75,7 +75,7 @@ class Event:
 
 
 class Cuda:
-    """What `Gpu` asks of `torch.cuda`."""
+    """The part of `torch.cuda` that `Gpu` uses."""
 
     Event = Event
 
@@ -109,7 +109,7 @@ class Cuda:
 
 
 class Capture:
-    """In place of a CUDA graph's."""
+    """Replaces the capture of a CUDA graph."""
 
     def __call__(self, run: Callable[..., Any], *examples: Any, warm_ups: int = 0) -> Callable[..., Any]:
         for _ in range(warm_ups + 1):
@@ -119,8 +119,8 @@ class Capture:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> "Gpu":
-    """Tensors are on the CPU, kernels in Triton's interpreter; what a graph replays, runs again."""
-    # Not at the top: the interpreter is chosen before anything imports Triton or the kernels.
+    """Tensors are on the CPU and kernels run in Triton's interpreter; replaying a graph runs the function again."""
+    # Not at the top: the interpreter is chosen before Triton or the kernels are imported.
     from bench.devices import Gpu
     from lmfn import cuda_graphs, inference
 
@@ -158,7 +158,8 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 
 @pytest.fixture
 def bare(tmp_path: Path) -> dict[str, str]:
-    """The environment of a machine that only measures, with torch, Triton, NumPy and pytest; children inherit it."""
+    """The environment of a machine used only for measurements, with torch, Triton, NumPy and pytest; children inherit
+    it."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(BARE)
     kept = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "PYTHONPATH")}

@@ -1,4 +1,4 @@
-"""Kernels compiled before a GPU needs them, on a machine that has none."""
+"""Kernels compiled ahead, on a machine without a GPU."""
 
 import os
 import subprocess
@@ -51,7 +51,7 @@ with gpu(), backend("triton"), patch.object(backends, "INTERPRETED", True):
 
 
 def share(tmp_path: Path, place: str, *done: str) -> list[str]:
-    """What one process of a share prints; it is no process with Triton's interpreter."""
+    """The output of one process of a share, run without Triton's interpreter."""
     (tmp_path / "done.txt").write_text("\n".join(done))
     return in_process(tmp_path, SOME, place, str(tmp_path / "done.txt"))
 
@@ -81,12 +81,12 @@ def test_each_kernel_is_compiled_once_by_one_process(tmp_path: Path) -> None:
     other = share(tmp_path, "0/2")
     assert other == ["FAILED wrong: RuntimeError('cannot be called')", "COMPLETE"]
     assert share(tmp_path, "1/2", "1, conv_kernel of conv") == ["COMPLETE"]
-    # A launch then finds it in the cache, and compiles what is not there.
+    # A launch then finds its kernel in the cache, and compiles it if it is missing.
     assert in_process(tmp_path, LAUNCHED, str(tmp_path / "cache")) == ["0", "1"]
 
 
 def test_the_command_ends_in_time(tmp_path: Path) -> None:
-    """All that is compiled in so short a time is right, and the rest is left to the first launch."""
+    """Everything compiled within a short time limit is correct; the rest is left to the first launch."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bench", "ahead", "--gpu", "some-gpu:90:232448", "--processes", "1"]
     done = subprocess.run(
@@ -126,7 +126,7 @@ def test_calls_begin_with_what_is_measured_first() -> None:
 
 @pytest.mark.parametrize("gpu", ["some-gpu:90:232448", "nvidia:odd:name:80:166912"])
 def test_nothing_is_launched(gpu: str) -> None:
-    """The frame, whose launches are all given away, and nothing else is left changed."""
+    """The network's frame, whose launches are all intercepted; nothing else stays changed."""
     from lmfn_kernels.runtime import configs
 
     seen: list[str] = []

@@ -1,4 +1,4 @@
-"""`python -m bench all`: its parts are commands that there are, and what they leave is a summary and few files."""
+"""`python -m bench all`: its parts are existing commands, and their output is a summary and few files."""
 
 import os
 import re
@@ -24,7 +24,7 @@ Make = Callable[..., Row]
 
 
 def test_the_parts_are_commands_that_there_are(tmp_path: Path) -> None:
-    """The most telling first."""
+    """The most informative parts come first."""
     names = ["compile", "tests", "frame", "step", "kernels", "host", "compiled peers", "ops", "growth"]
     for kind, expected in (("cpu", ["model", "train", "memory", "ops"]), ("cuda", names)):
         todo, beside = everything.parts(kind, tmp_path)
@@ -38,7 +38,7 @@ def test_the_parts_are_commands_that_there_are(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_out(tmp_path: Path) -> None:
-    """Frame and step have all providers, those that are compiled for long beside the others."""
+    """Frame and step are measured with all providers, those with long compilation separately."""
     assert model.SHAPES["cuda"][0] == everything.FRAME
     assert train.SHAPES["cuda"][0] == everything.STEP
     assert set(everything.OPS) < set(OPS)
@@ -57,7 +57,7 @@ def python(code: str, *arguments: object) -> Callable[[float], list[str]]:
 
 
 def rows(folder: Path, row: Make) -> None:
-    """As parts would leave them."""
+    """The files that parts would leave."""
     shape, times = Shape(1, 4, 50, 720, 1280), {"l2": "host", "op": "lmfn"}
     with RowFile(folder / "model.jsonl") as file:
         file.add(row(provider="for_inference", shape=Shape(8, 4, 50, 720, 1280), p80=15.0, p50=15.0, **times))
@@ -81,7 +81,7 @@ def rows(folder: Path, row: Make) -> None:
 def run(
     monkeypatch: pytest.MonkeyPatch, out: Path, todo: list[Part], beside: list[Part] | None = None, minutes: float = 1
 ) -> tuple[int, list[str]]:
-    """The exit status, and the summary."""
+    """Exit status and summary."""
     monkeypatch.setattr(everything, "parts", lambda *_: (todo, beside or []))
     before = signal.getsignal(signal.SIGTERM)
     status = main(["all", "--device", "cpu", "--minutes", str(minutes), "--out", str(out)])
@@ -142,7 +142,8 @@ def test_a_broken_file_of_rows_breaks_no_summary(tmp_path: Path, monkeypatch: py
 
 
 def test_the_command_on_a_cpu(tmp_path: Path, bare: dict[str, str]) -> None:
-    """A quarter of a minute: too short for all of it, and nothing fails. No package is there that files need."""
+    """A quarter of a minute is too short for all parts, and nothing fails. The packages needed for files are
+    missing."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "bench", "all", "--device", "cpu", "--minutes", "0.25", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=bare, timeout=250)
@@ -205,7 +206,7 @@ assert model.engines("cuda", torch.float32)["eager"](network.network(shape), x)(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is the GPU that is missed")
 def test_the_gpus_tests_need_no_more_than_it_has(bare: dict[str, str]) -> None:
-    """They are collected, all of them, and on a machine without a GPU that is what they miss."""
+    """All GPU tests are collected; on a machine without a GPU they fail for that reason."""
     command = [sys.executable, "-m", "bench", "tests", "tests/gpu/test_patches.py", "--processes", "1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=bare, timeout=250)
     assert done.stdout.endswith("0 passed, 1 failed, 0 skipped\n"), done.stdout + done.stderr

@@ -1,9 +1,6 @@
-"""Miscompiled wgmma descriptors are found, and what is right passes.
-
-`machine_code` holds `fuse_kernel` of version 0.1 without `t_d4`, bfloat16, for sm_90, as two versions of ptxas made it
-of the same PTX. On an H100 the one of 12.8 ended with an illegal memory access at its last product, that of 12.9 was
-right.
-"""
+"""Miscompiled wgmma descriptors are found, and correct ones pass. `machine_code` contains `fuse_kernel` of version 0.1
+without `t_d4`, bfloat16, for sm_90, as two versions of ptxas compiled it from the same PTX. On an H100 the kernel from
+12.8 ended with an illegal memory access at its last product; that from 12.9 was correct."""
 
 import lzma
 from pathlib import Path
@@ -20,12 +17,12 @@ def _fuse_kernel(ptxas: str) -> str:
 
 
 def _program(*lines: str) -> str:
-    """As `nvdisasm -c` prints it, with addresses and semicolons; labels end with a colon."""
+    """In the format of `nvdisasm -c`, with addresses and semicolons; labels end with a colon."""
     return "\n".join(line if line.endswith(":") else f"/*{16 * i:04x}*/ {line} ;" for i, line in enumerate(lines))
 
 
 def test_what_ended_with_an_illegal_memory_access_is_found() -> None:
-    """Three of the last product's four descriptors, for both halves of its rows."""
+    """Three of the four descriptors of the last product, for both halves of its rows."""
     products, faults = scan(_fuse_kernel("12.8"))
     assert products == 32
     assert [fault.split(" of ")[0] for fault in faults] == [

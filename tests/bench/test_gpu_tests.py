@@ -1,4 +1,5 @@
-"""How the GPU's tests are run: what each process has, and that no test takes others with it. No GPU is needed."""
+"""How the GPU's tests are run: the environment of each process, and that a crashing test does not affect others. No GPU
+is needed."""
 
 import argparse
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_fails_at_its_end(broken): pass
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shares, "HANGS", 3.0)
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "")  # and put back what `run` changes
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "")  # and restore what `run` changes
 
 
 def run(*paths: Path, processes: int = 1) -> int:

@@ -1,4 +1,4 @@
-"""What the host is asked for: how it is counted, and `python -m bench host` on the stand-in for a GPU's driver."""
+"""Counts of host operations, and `python -m bench host` on the stand-in for a GPU's driver."""
 
 import os
 import re
@@ -14,7 +14,8 @@ from lmfn_kernels.testing import conv_inputs, rfdb_from_flat, rfdb_inputs, stage
 
 
 def test_what_is_counted() -> None:
-    """Our kernels; PyTorch's where they write something; of lists, as many as one of its kernels takes."""
+    """Counts our kernels and PyTorch's operations that write memory; an operation on a list counts once per kernel it
+    needs."""
     x, weight, bias, residual = conv_inputs(1, 3, 2, 6, 7, torch.float32)
     with lmfn_kernels.backend("triton"), Launches() as launched:
         lmfn_kernels.conv3x3(x, weight, bias, residual)
@@ -35,7 +36,7 @@ def test_what_is_counted() -> None:
 
 
 def test_backward_fills_no_zeros() -> None:
-    """Neither for what was only saved, nor for the gradients; but for an output that nothing came from."""
+    """Backward writes no zeros for unused outputs, and yet returns zero gradients where the formula has them."""
     tensors = [t.requires_grad_() for t in rfdb_inputs(1, 6, 3, 2, 15, 16, torch.float32)]
     stage = [t.requires_grad_() for t in stage_inputs(1, 6, 3, 9, 8, torch.float32)]
     for backend in ("torch", "triton"):
@@ -52,7 +53,7 @@ def test_backward_fills_no_zeros() -> None:
 
 
 def test_the_command() -> None:
-    """In a process of its own: this one has Triton in its interpreter."""
+    """In a separate process, since this one uses Triton's interpreter."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "bench", "host", "--device", "cpu", "--op", "conv3x3", "--seconds", "0"],

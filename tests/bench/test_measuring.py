@@ -1,4 +1,4 @@
-"""The measuring verbs from end to end, on the CPU and on a GPU that is none, at the smallest shapes."""
+"""The measuring verbs from end to end, on the CPU and on a stand-in for a GPU, at the smallest shapes."""
 
 import io
 import json
@@ -170,7 +170,7 @@ def test_the_exported_network_is_measured(tmp_path: Path, capsys: pytest.Capture
 def test_execution_providers_that_are_not_here(
     monkeypatch: pytest.MonkeyPatch, gpu: Gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An ONNX Runtime that has TensorRT and cannot start it, and has CUDA, which is the CPU here."""
+    """A stand-in for an ONNX Runtime whose TensorRT fails to start and whose CUDA is the CPU."""
     cuda, tensorrt, real = "CUDAExecutionProvider", "TensorrtExecutionProvider", onnxruntime.InferenceSession
 
     def session_on_cpu(network: bytes, options: onnxruntime.SessionOptions, providers: list[str]) -> mock.Mock:
@@ -213,7 +213,7 @@ def test_the_peak_is_what_is_held_at_once() -> None:
 
 @pytest.mark.parametrize("mode", ["infer", "full"])
 def test_memory_of_the_attention_is_linear_in_pixels(mode: str) -> None:
-    """Forward, with the slope of the result alone; with gradients, of the maps' gradients beside it."""
+    """Forward, with only the slope of the result; with gradients, also of the maps."""
     op, provider, c, n = OPS["layer_attention"], PROVIDERS["torch"], 16, 4
     peaks = []
     for h in (64, 128, 192):
@@ -221,7 +221,7 @@ def test_memory_of_the_attention_is_linear_in_pixels(mode: str) -> None:
         tensors = provider.inputs(op.make(shape, torch.float32, "cpu"))
         peaks.append(Cpu().peak(ops.call(provider.function(op.function(shape)), [tensors], mode)))
     slopes = [(b - a) / (64 * 64) for a, b in pairwise(peaks)]
-    maps = c if mode == "infer" else (n + 2) * c  # the result and, to go with it, its gradient
+    maps = c if mode == "infer" else (n + 2) * c  # the result and its gradient
     assert slopes[0] == pytest.approx(slopes[1], rel=0.02), "bytes per pixel"
     assert slopes[0] <= 1.05 * maps * 4
 
@@ -237,7 +237,7 @@ def test_growth_covers_every_axis() -> None:
 
 
 def test_tuning_takes_a_faster_config_that_is_right(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times are made up: wide tiles are fast, and 2 warps are faster, but give wrong results."""
+    """Times are invented: wide tiles are fast, and 2 warps are faster but give wrong results."""
     key, shape = "conv/float32/5", Shape(1, 1, 16, 6, 5)
     monkeypatch.setattr(configs, "describe", lambda _: ("fake-gpu-1", 232_448))
     for name, value in {"TILES": [(2, 8), (2, 16)], "ROUNDS": 1, "AGAIN": 1, "WINNER_AGAIN": 1}.items():
@@ -273,7 +273,7 @@ def test_tuning_takes_a_faster_config_that_is_right(gpu: Gpu, tmp_path: Path, mo
 
 
 def tune_command(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, package: Path, out: Path) -> int:
-    """The command, where one kernel is faster with a wider tile."""
+    """The command, for a kernel that is faster with a wider tile."""
     monkeypatch.setattr(configs, "describe", lambda _: ("fake-gpu-1", 232_448))
     monkeypatch.setattr(configs, "heuristic", lambda *_: configs.Config(2, 8, 4, 1, 2))
     for name, value in {"TILES": [(2, 16)], "ROUNDS": 1, "AGAIN": 1, "WINNER_AGAIN": 1, "CONFIGS": package}.items():
@@ -322,7 +322,7 @@ def test_tune_without_a_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 def test_a_turn_is_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checked before it, timed in it; and where nobody gives turns any more, the command ends."""
+    """Each call is checked before its turn and timed in it; if no more turns are given, the command ends."""
     few = ["ops", "--device", "cpu", "--op", "conv3x3", "--shape", "1x16x9x8", "--mode", "infer", "--rounds", "1"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     assert main([*few, "--provider", "torch", "eager", "--turns"]) == 0
@@ -335,7 +335,7 @@ def test_a_turn_is_waited_for(
 
 
 def test_a_step_as_a_graph_on_a_gpu(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows for the step as it is and as a graph, which here is the step again; the kernels are PyTorch's."""
+    """Rows for the step and for the step as a graph, which here runs the step again; the kernels are PyTorch's."""
     monkeypatch.setitem(train.STEPS, "triton-graph", replace(train.STEPS["triton-graph"], backend="torch"))
     with RowFile(tmp_path / "train.jsonl") as file:
         session = Session(gpu, file, rounds=1)
@@ -345,7 +345,7 @@ def test_a_step_as_a_graph_on_a_gpu(gpu: Gpu, tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_network_on_a_gpu(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes long to compile is timed last, again beside all others."""
+    """Providers with long compilation are timed last, interleaved with all others."""
     names = ["for_inference", "eager", SLOW]
     made = {name: model.engines("cuda", torch.float32)["eager"] for name in names}
     monkeypatch.setattr(model, "engines", lambda *_: made)
@@ -360,7 +360,7 @@ def test_the_network_on_a_gpu(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_units_are_those_of_the_network(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their least arithmetic is the formulas' but for ALFM, which has a third of it; each is an op, and is measured."""
+    """The minimum arithmetic is that of the formulas, except a third for ALFM; every entry is an op and is measured."""
     flop = sum(u.times * (OPS | PARTS)[u.op].work(u.shape, "infer").flop for u in UNITS)
     assert flop == pytest.approx(OPS["lmfn"].work(Shape(1, 4, 50, *SIZE), "infer").flop, rel=0.05)
     small = [replace(unit, part=16 * unit.part) for unit in UNITS[:2]]
@@ -374,7 +374,7 @@ def test_the_units_are_those_of_the_network(
 
 @pytest.mark.parametrize("op", (OPS | PARTS).values(), ids=lambda op: op.name)
 def test_least_work(op: BenchOp) -> None:
-    """Full is forward and backward; it grows with pixels, and backward has twice forward's arithmetic."""
+    """`full` is forward plus backward; work grows with pixels, and backward has twice the arithmetic of forward."""
     shape = op.shape(2, 64, 80)
     infer, bwd, full = (op.work(shape, mode) for mode in ("infer", "bwd", "full"))
     assert full == (infer.flop + bwd.flop, infer.values + bwd.values)

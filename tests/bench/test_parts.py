@@ -1,4 +1,4 @@
-"""Commands that fail, crash, hang, print without end or leave processes behind: the rest goes on."""
+"""Commands that fail, crash, hang, print endlessly or leave processes behind do not affect other parts."""
 
 import contextlib
 import os
@@ -80,13 +80,13 @@ def test_a_line_of_progress_is_its_last_state() -> None:
 def lives(pid: int) -> bool:
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"  # a zombie is only not collected
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"  # a zombie has ended but has not been waited for
     return False
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
 def test_nothing_is_left_behind() -> None:
-    """Neither a child that keeps the pipe open, of a command that ended, nor one of a command that was killed."""
+    """Neither a child of a finished command that keeps the pipe open nor a child of a killed command survives."""
     for parent in ("", "time.sleep(60)"):
         heard: list[str] = []
         code = (
@@ -113,7 +113,7 @@ for n in range(2):
 
 
 def test_beside_the_parts_each_waits_for_its_turn(log: Log) -> None:
-    """Turns come between the parts and in the time that is theirs; while one times something, nothing else runs."""
+    """Turns take place between parts within their time limit; nothing else runs during a timing."""
     todo = [
         Part("one", 1, python("print('part one')")),
         Part("theirs", 8, None),
@@ -129,7 +129,7 @@ def test_beside_the_parts_each_waits_for_its_turn(log: Log) -> None:
 
 
 def test_beside_the_parts_each_fails_for_itself(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One crashes, one hangs in its turn: the other and the parts go on."""
+    """One part crashes and one hangs in its turn; the others continue."""
     monkeypatch.setattr(parts, "TURN_SECONDS", 0.5)
     codes = {
         "crashes": "import os; os.abort()",
@@ -148,7 +148,7 @@ def test_beside_the_parts_time_ends_too(log: Log) -> None:
 
 
 def test_a_timed_part_is_alone(log: Log, tmp_path: Path) -> None:
-    """What runs beside it stands still meanwhile, but not beside a part that is not timed."""
+    """A part running in parallel is stopped during a timing, but not otherwise."""
     ticks, stop = tmp_path / "ticks", tmp_path / "stop"
     ticks.touch()
     paths = f"from pathlib import Path; ticks, stop = Path({str(ticks)!r}), Path({str(stop)!r})\n"

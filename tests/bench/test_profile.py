@@ -1,4 +1,4 @@
-"""Kernel by kernel: the table's rows, on a GPU that is none, and the work that it counts, without any."""
+"""The profile by kernel: the rows of its table, on a stand-in for a GPU, and the work counted without a GPU."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from lmfn_kernels.runtime.launch import intercepting
 
 @pytest.fixture
 def profiled(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
-    """No kernel computes anything; every one of ours takes 10 us, after a copy of PyTorch's that takes 2."""
+    """No kernel computes anything; each of ours takes 10 us, after a copy by PyTorch that takes 2 us."""
 
     def kernels(call: Callable[[], Any]) -> list[tuple[str, float]]:
         seen = [("copy", 2.0)]
@@ -47,7 +47,7 @@ def test_a_row_for_each_kernel_and_shape(what: str, capsys: pytest.CaptureFixtur
     rows = found[f"{what} 1x16x64x64 float32"]
     assert found["machine"]["device"] == "Fake GPU 1"
     assert rows[0] == {"first": 0, "kernel": "copy", "shape": "", "launches": 1, "us": 2.0, "floor_us": 0.0}
-    first = ["lay_out_kernel"] * (what == "step") + ["stem_kernel"]  # a frame's weights are laid out once, before it
+    first = ["lay_out_kernel"] * (what == "step") + ["stem_kernel"]  # a frame lays out its weights before
     assert [row["kernel"] for row in rows[1 : 1 + len(first)]] == first
     assert [row["first"] for row in rows] == sorted(row["first"] for row in rows), "in order"
     assert all(row["us"] == 10 * row["launches"] and row["floor_us"] > 0 for row in rows[1:])
@@ -83,7 +83,7 @@ def test_a_cpu_has_no_kernels(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def described() -> Iterator[tuple[Shape, str, list[profile.Launch]]]:
-    """The launches of a frame and of a step at their real sizes, without any of their work."""
+    """The launches of a frame and of a step at full size, without their work."""
     found: list[profile.Launch] = []
 
     def noted(kernel: Any, _grid: Any, arguments: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def described() -> Iterator[tuple[Shape, str, list[profile.Launch]]]:
 
 
 def test_the_kernels_work_is_the_networks() -> None:
-    """Products are those of the formula, but for ALFM, which has fewer here; and every kernel moves something."""
+    """Products equal those of the formula, except for ALFM, which has fewer; every kernel moves bytes."""
     for shape, mode, launches in described():
         flop = sum(launch.flop for launch in launches)
         assert 0.9 < flop / OPS["lmfn"].work(shape, mode).flop < 1.0

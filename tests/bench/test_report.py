@@ -1,4 +1,4 @@
-"""Tables and plots out of rows; the docs' tables are those of the committed rows."""
+"""Tables and plots from rows; the tables in the docs are those of the committed rows."""
 
 from collections.abc import Callable
 from pathlib import Path

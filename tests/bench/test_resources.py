@@ -1,4 +1,5 @@
-"""Every kernel of the network, compiled for every target without a GPU: no spill, memory enough, matrix units used."""
+"""Every kernel of the network, compiled for every target without a GPU: no spills, enough memory, and use of matrix
+units."""
 
 import os
 import subprocess
@@ -16,11 +17,10 @@ from bench.resources import Compiled
     [("sm_80", "float32"), ("sm_90", "bfloat16"), ("gfx942", "float32")],
 )
 def test_no_fault(target: str, dtype: str) -> None:
-    """In a process of its own: this one may have Triton in its interpreter, or an LLVM assertion may end it.
+    """In a separate process: this one may use Triton's interpreter, and an LLVM assertion would end it.
 
-    In float32, which takes the most registers, where there are the fewest; and in bfloat16 where both assemblers and
-    the descriptors of its matrix instructions are checked. `python -m bench resources` compiles every target in every
-    dtype.
+    In float32, which needs the most registers, on the targets with the fewest; in bfloat16 where both assemblers and
+    the descriptors of matrix instructions are checked. `python -m bench resources` covers every target and dtype.
     """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Rows: written one by one, read back strictly, compared."""
+"""Rows: written one by one, read strictly, compared."""
 
 import json
 from collections.abc import Callable

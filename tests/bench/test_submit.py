@@ -1,4 +1,4 @@
-"""What is submitted was measured as it says; whatever lies in bench/results can be read and can be so."""
+"""Submitted rows were measured as they state, and everything in bench/results can be read and submitted."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,7 +78,7 @@ def test_what_cannot_be_so_is_refused(
 
 
 def test_what_may_be_so_is_not_refused(row: Make) -> None:
-    """A warm L2 beats copies; float32's convolutions may have fewer products; a CPU has no driver."""
+    """A warm L2 cache is faster than copies; float32 convolutions may need fewer products; a CPU has no driver."""
     assert not faults_of(sound(row, gbps=6000.0, l2="warm"))
     assert not faults_of(sound(row, tflops=1600.0, dtype="float32"))
     on_a_cpu = sound(row, l2="host")

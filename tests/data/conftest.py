@@ -1,4 +1,4 @@
-"""Small data sets in the layouts that people have on their disks."""
+"""Small data sets in the layouts that are common on disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def save() -> Callable[..., np.ndarray]:
-    """Write a random image (or the pixels given) to a file, and return its pixels."""
+    """Write a random image, or the given pixels, to a file; returns the pixels."""
     from lmfn import images  # not before pytest_configure has set Triton's interpreter
 
     rng = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def save() -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def make_video() -> Callable[..., None]:
-    """Write a video of that many different frames: blocks of noise that move by a pixel a frame."""
+    """Write a video with this number of different frames: blocks of noise that move by one pixel per frame."""
 
     def write(
         path: Path, count: int, codec: str = "libx264", options: dict[str, str] | None = None, height: int = 48

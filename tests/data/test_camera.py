@@ -1,4 +1,4 @@
-"""The camera: curves and noise against their formulas, the mosaic against skimage's physics, JPEG against libjpeg."""
+"""The camera: curves and noise against their formulas, demosaicing against skimage, JPEG against libjpeg."""
 
 import io
 
@@ -91,7 +91,7 @@ def test_saturated_white_stays_white_behind_a_mosaic() -> None:
 
 
 def test_a_mosaic_keeps_one_colour_and_finds_linear_ones() -> None:
-    """Malvar's filters are exact for gradients, and what a pixel's own colour is they do not touch."""
+    """Malvar's filters are exact for gradients and do not change the colour sampled at a pixel."""
     y, x = torch.meshgrid(torch.arange(14.0), torch.arange(12.0), indexing="ij")
     ramp = torch.stack([0.2 + 0.02 * x, 0.2 + 0.02 * x, 0.2 + 0.02 * x]) + 0.01 * y
     found = demosaic(ramp[None], [(5, 8)])[0]
@@ -112,13 +112,13 @@ def test_a_photograph_survives_its_mosaic() -> None:
 
 @pytest.mark.parametrize("gains", [(1.0, 1.0, 1.0), (2.0, 1.0, 1.6)])
 def test_noise_behind_a_mosaic_has_the_variance_of_the_filters(gains: tuple[float, float, float]) -> None:
-    """On flat light: the raw variance times the squares of the filters, times the white balance's."""
+    """For uniform light: the raw variance times the squares of the filters and of the white balance."""
     shot, read, value = 1e-3, 2e-3, 0.4
     light = torch.full((1, 3, 400, 400), value)
     found = sense(light, [Camera(Noise(shot, read, 5), Mosaic(gains, PLAIN.matrix, (0, 0)))], [(0, 0, 400, 400)])
     raw = [shot * value / gain + read**2 for gain in gains]
-    # Of red, at the four pixels of the mosaic: itself, from beside, from above and below, from the diagonals, in 64ths:
-    # the squares of the coefficients at red, green and blue pixels.
+    # For red, at the four pixels of the mosaic (itself, horizontal, vertical, diagonal), in 64ths: the squares
+    # of the coefficients at red, green and blue pixels.
     expected = [raw[0]]
     for red, green, blue in ((32, 31.5, 0), (32, 31.5, 0), (16, 0, 45)):
         other = green * raw[1] + blue * raw[2]
@@ -134,7 +134,7 @@ def test_noise_is_normal_and_a_function_of_key_and_place() -> None:
     assert noise.shape == (2, 3, 200, 300)
     for values in noise:
         assert stats.kstest(values.flatten().double(), "norm").pvalue > 1e-3
-        for axis in (0, 1, 2):  # neighbours have nothing to do with each other
+        for axis in (0, 1, 2):  # neighbours are independent
             a, b = values.narrow(axis, 0, values.shape[axis] - 1), values.narrow(axis, 1, values.shape[axis] - 1)
             assert abs(np.corrcoef(a.flatten(), b.flatten())[0, 1]) < 0.02
     assert abs(np.corrcoef(noise[0].flatten(), noise[1].flatten())[0, 1]) < 0.02
@@ -150,7 +150,7 @@ def test_jpeg_is_libjpegs(quality: int) -> None:
     expected = np.asarray(Image.open(file)).astype(int)
     found = jpeg(torch.from_numpy(photo)[None], [quality], [(0, 0, 64, 96)])[0].numpy().astype(int)
     difference = np.abs(found - expected)
-    # libjpeg's transform is in integers: a coefficient now and then is rounded the other way.
+    # libjpeg's transform uses integers, so occasionally a coefficient is rounded to the other side.
     assert difference.mean() < 0.8
     assert np.abs(found - photo).mean() == pytest.approx(np.abs(expected - photo).mean(), rel=0.1)
 

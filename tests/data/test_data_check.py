@@ -1,4 +1,4 @@
-"""The check: what is there, and every pair that does not fit."""
+"""The data check: what is present, and every pair that does not match."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_pairs_that_do_not_fit(save: Callable, photo: np.ndarray, tmp_path: Path
     save(tmp_path / "blur" / "1.png", pixels=photo[:, :-1])
     save(tmp_path / "blur" / "2.png", pixels=photo)
     save(tmp_path / "blur" / "3.png", pixels=255 - photo)
-    for name, end in (("4", 20), ("5", -40)):  # no header, and a header but not all pixels
+    for name, end in (("4", 20), ("5", -40)):  # one without a header, and one with a header but not all pixels
         file = tmp_path / "blur" / f"{name}.png"
         file.write_bytes(file.read_bytes()[:end])
     report = check(tmp_path)

@@ -1,4 +1,4 @@
-"""Blur synthesis: against scipy's interpolation, the formulas in float64, and the physics of a point of light."""
+"""Blur synthesis: against scipy's interpolation, the formulas in float64, and the physics of a point light."""
 
 from dataclasses import replace
 from typing import get_args
@@ -96,7 +96,7 @@ def test_tiles_and_threads_do_not_show(kind: BlurKind, monkeypatch: pytest.Monke
         torch.set_num_threads(threads)
     monkeypatch.setattr(exposure, "TILE", 48)
     tiled = np.stack(blur_photo(photo, rng(3), blur))
-    # The last bits of a coordinate depend on the tile: a pixel, or a coefficient of JPEG, may be rounded the other way.
+    # The last bits of a coordinate depend on the tile: a pixel or a JPEG coefficient may round to the other side.
     assert np.abs(tiled.astype(int) - whole).mean() < 0.01
 
 
@@ -118,7 +118,7 @@ def test_no_motion_no_blur(kind: BlurKind, contrast: float) -> None:
     photo[:16, :16] = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     still = CLEAN | {"kinds": BlurKinds.only(kind), "contrast": (contrast, contrast)}
     blurred, sharp = blur_photo(photo, rng(), BlurOptions(length=(0, 0), rotation=(0, 0), **still))
-    if kind == "object":  # whose edge covers parts of pixels, and light is not mixed as values are
+    if kind == "object":  # its edge covers pixels partially, and linear light is mixed differently from values
         assert (blurred != sharp).any(axis=2).mean() < 0.05
         assert (sharp != photo).any(axis=2).mean() > 0.05
     else:
@@ -136,7 +136,7 @@ def test_what_must_be_left_alone_is_the_same_on_both_sides(kind: BlurKind) -> No
 
 
 def test_light_is_kept_by_every_motion() -> None:
-    """A bright disc in the middle of a black photograph: the sum of its light, by kind."""
+    """A bright disc in the middle of a black photograph: the sum of its light, by kind of blur."""
     y, x = np.mgrid[:121, :121] - 60
     photo = np.where(np.hypot(y, x) < 12, 188, 0).astype(np.uint8)[:, :, None].repeat(3, 2)
     for kind in ("shake", "uneven", "comb", "curve"):
@@ -148,7 +148,7 @@ def test_light_is_kept_by_every_motion() -> None:
 
 def test_an_object_moves_and_its_ground_stands() -> None:
     photo = np.full((120, 120, 3), 60, np.uint8)
-    photo[:, :40] = 200  # what objects are cut from lies elsewhere
+    photo[:, :40] = 200  # the source of the objects is elsewhere
     blur = BlurOptions(length=(18, 18), **(CLEAN | {"kinds": BlurKinds.only("object")}))
     found = 0
     for seed in range(20):
@@ -166,7 +166,7 @@ def test_an_object_moves_and_its_ground_stands() -> None:
 
 
 def test_depth_scales_the_motion() -> None:
-    """Far from the edge between near and far, the blur is that of a shake by 1 and by `far` times the path."""
+    """Far from the edge between near and far, the blur is that of shakes by 1 and by `far` times the path."""
     photo = skimage.data.astronaut()[:140, :140]
     blur = BlurOptions(length=(16, 16), rotation=(0, 0), **(CLEAN | {"kinds": BlurKinds.only("depth")}))
     drawn = Exposure.draw(rng(2), blur, (140, 140))

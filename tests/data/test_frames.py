@@ -1,4 +1,4 @@
-"""Runs of frames: the natural order of names, and every frame of a video from wherever decoding starts."""
+"""Sequences of frames: the natural order of names, and exact frames of a video wherever decoding starts."""
 
 import sys
 from collections.abc import Callable
@@ -73,7 +73,7 @@ def test_videos_in_a_folder_and_names(make_video: Callable, tmp_path: Path) -> N
 
 
 def test_a_video_s_runs_end_where_frames_are_missing(make_video: Callable, tmp_path: Path) -> None:
-    """Their mean would be of moments that do not follow each other."""
+    """Otherwise the mean would be over moments that are not consecutive."""
     make_video(tmp_path / "whole.mp4", count=41)
     with av.open(str(tmp_path / "whole.mp4")) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

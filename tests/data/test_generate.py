@@ -1,4 +1,4 @@
-"""Pairs written to the disk: complete, the same again, readable as training data."""
+"""Pairs written to disk: complete, reproducible, and readable as training data."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +98,7 @@ def test_refusals(save: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no images"):
         synth(tmp_path / "empty", tmp_path / "out")
-    synth(tmp_path / "in", tmp_path / "empty")  # an empty folder is welcome as OUT
+    synth(tmp_path / "in", tmp_path / "empty")  # an empty folder is accepted as OUT
     for out in (tmp_path / "empty", tmp_path / "in" / "a.png"):
         with pytest.raises(DataError, match="is not an empty folder; remove it or name another one"):
             synth(tmp_path / "in", out)

@@ -1,4 +1,4 @@
-"""Layouts of data sets: each recognised by itself, each fault named."""
+"""Layouts of data sets: each is recognised automatically, each fault is named."""
 
 import csv
 import logging

@@ -1,4 +1,4 @@
-"""Packs: images come back bit by bit, patches are those of the files, and damage is named."""
+"""Packs: images are restored bit by bit, patches equal those from files, and damage is named."""
 
 import hashlib
 import pickle
@@ -24,7 +24,7 @@ SHORT = BlurOptions(frames=(3, 3))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pairs, three photographs and a run of eight frames, 40x48 and larger."""
+    """Two pairs, three photographs and a sequence of eight frames, 40x48 and larger."""
     rng = np.random.default_rng(0)
 
     def write(name: str, height: int = 40, width: int = 48) -> None:
@@ -132,7 +132,8 @@ def test_long_runs_are_cut_into_stretches(folder: Path) -> None:
 
 
 def test_patches_from_a_pack(folder: Path) -> None:
-    """Of all kinds, by their weights, the same on the device as from a worker, and in a process that gets the set."""
+    """Patches of all kinds, by weight, are equal on the device, from a worker, and in a process that receives the
+    set."""
     pack(sources(folder), folder / "all.npz", blur=SHORT)
     data = TrainingSet([Source("packs", folder / "all.npz")], patch=32, seed=0, blur=SHORT)
     plans = [data.plan(n) for n in range(200)]
@@ -150,7 +151,7 @@ def test_patches_from_a_pack(folder: Path) -> None:
 
 
 def test_pairs_of_a_pack_are_those_of_the_folder(folder: Path) -> None:
-    """Patch for patch where the order is the same: one pair."""
+    """Equal patch by patch if the order is the same: with a single pair."""
     for kind in ("blur", "sharp"):
         (folder / "pairs" / kind / "1.png").unlink()
     pack([Source("pairs", folder / "pairs")], folder / "p.npz")

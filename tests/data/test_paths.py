@@ -1,4 +1,5 @@
-"""Camera paths: centred, of the length asked for, without gaps but for combs; and what each kind is named after."""
+"""Camera paths: centred, of the requested length, without gaps except for combs, and with the properties of their
+kinds."""
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_a_straight_path_is_a_line_of_its_length() -> None:
 
 
 def test_an_uneven_path_rests() -> None:
-    """The exposure's longest moment: with pauses it is a multiple of what a steady hand's is."""
+    """The longest part of the exposure at one point: with pauses it is a multiple of that of a steady hand."""
     options = {"length": (20, 20), "rotation": (0, 0)}
     longest = {
         kind: np.median([draw(kind, seed, **options).weight.max() for seed in range(60)])

@@ -1,4 +1,4 @@
-"""Downloaded data sets: whole or not, packed or not."""
+"""Downloaded data sets: complete or not, as folders and as archives."""
 
 import os
 import shutil
@@ -60,7 +60,7 @@ def _small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(save: Callable, tmp_path: Path) -> Callable[[str], Path]:
-    """The tree of a data set, inside the one folder that its archive has."""
+    """The tree of a data set, inside the single folder of its archive."""
 
     def write(name: str) -> Path:
         root = tmp_path / "download" / "Set"
@@ -103,7 +103,7 @@ def test_a_whole_set_gets_an_index(name: str, make: Callable) -> None:
     if before is not None:
         assert all_pairs(root) == before
     assert f"index: {report.index}" in report.text()
-    assert prepare(name, root) == report  # again, with the index there
+    assert prepare(name, root) == report  # again, with the index present
 
 
 def test_gopro_s_variants_are_both_listed(make: Callable) -> None:
@@ -133,7 +133,7 @@ def test_what_is_missing_is_said(make: Callable) -> None:
         "train, blur_gamma: there is no sequence GOPR2",
     ]
     shutil.rmtree(root / "train")
-    report = prepare("gopro", root)  # only a split: said, and no problem
+    report = prepare("gopro", root)  # only one split: reported, and no problem
     assert report.ok
     assert report.found[0] == "train, blur: missing (4 pairs)"
     assert len(find_pairs(root)) == 2

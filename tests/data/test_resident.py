@@ -1,4 +1,4 @@
-"""Patches made on the device against those of the workers' pipeline, and against float64."""
+"""Patches made on the device against those of the workers, and against float64."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def data(save: Callable, make_video: Callable, tmp_path: Path) -> TrainingSet:
-    """Every kind of source, of odd and different sizes; the sharp ones of the pairs are photographs and pairs again."""
+    """Every kind of source, with odd and different sizes; the sharp images of the pairs also serve as photographs and
+    as pairs."""
     smooth = torch.nn.functional.interpolate(torch.rand(9, 3, 9, 8, generator=torch.manual_seed(0)), scale_factor=5)
     for n, (height, width) in enumerate([(33, 40), (40, 29), (35, 35)]):
         pixels = (smooth[n, :, :height, :width] * 255).byte().movedim(0, 2).numpy()
@@ -57,7 +58,7 @@ def test_patches_are_those_of_the_workers(data: TrainingSet) -> None:
 
 
 def test_patches_are_made_where_the_images_are(data: TrainingSet) -> None:
-    """On a device that has no values: whatever is made elsewhere, or waits for a value, is an error there."""
+    """On the meta device: an operation on another device, or one that waits for a value, is an error."""
     for patches in ResidentSet(data, torch.device("meta"))([data.plan(n) for n in range(120)]):
         assert patches.is_meta
         assert patches.shape == (120, 3, 27, 27)
@@ -98,7 +99,7 @@ def test_mirrored_is_numpys_symmetric_padding(size: int) -> None:
 
 
 def one_of_four(rank: int, folder: str, data: TrainingSet) -> None:
-    """Write what this process keeps, and the patches that it gets of four steps."""
+    """Write the images that this process holds, and the patches that it gets in four steps."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=4)
     shared = SharedSet(data, CPU, rank, 4, progress=False)
     made = [shared([data.plan(n) for n in range(step, step + 20)]) for step in range(0, 80, 20)]

@@ -1,4 +1,4 @@
-"""Training patches: pure functions of (seed, n), whatever reads them, and faults named before training."""
+"""Training patches: pure functions of (seed, n), however they are read, with faults named before training."""
 
 import dataclasses
 import pickle
@@ -28,7 +28,7 @@ CLEAN = BlurOptions(
 
 @pytest.fixture
 def sources(save: Callable, make_video: Callable, tmp_path: Path) -> list[Source]:
-    """One of every kind, the files of odd and different sizes."""
+    """One source of every kind, with files of odd and different sizes."""
     for n, (height, width) in enumerate([(33, 47), (40, 29), (35, 35)]):
         for kind in ("blur", "sharp"):
             save(tmp_path / "pairs" / kind / f"{n}.png", height, width)
@@ -61,7 +61,7 @@ def test_a_patch_depends_on_the_seed_and_its_number_alone(sources: list[Source])
     assert len({expected[n].numpy().tobytes() for n in range(24)}) == 24
     assert torch.equal(torch.stack(data[13]), expected[13])  # out of order, from a filled cache
     assert torch.equal(patches(make(cache_gib=0)), expected)
-    assert torch.equal(patches(make(cache_gib=2e-5)), expected)  # some five images
+    assert torch.equal(patches(make(cache_gib=2e-5)), expected)  # about five images
     assert not torch.equal(patches(make(seed=5)), expected)
     threads = torch.get_num_threads()
     try:
@@ -93,7 +93,7 @@ def test_partners_are_cropped_and_turned_alike(save: Callable, tmp_path: Path) -
 
 
 class Upright(TrainingSet):
-    """The same patches, neither turned nor flipped."""
+    """The same patches, neither flipped nor rotated."""
 
     def plan(self, n: int) -> Patch:
         return dataclasses.replace(super().plan(n), turns=0, flip=False)
@@ -140,7 +140,7 @@ def test_frames_are_cropped_at_one_place_and_all_places_occur(save: Callable, tm
         blurred, sharp = data[n]
         assert torch.equal(blurred, sharp)
 
-    # Frame n of the runs below has the value n, or 100 + n: their mean is the middle one.
+    # Frame n of the sequences below has the value n, or 100 + n: their mean is the middle one.
     for run, count in (("x", 5), ("y", 9)):
         for n in range(count):
             value = n + (100 if run == "y" else 0)

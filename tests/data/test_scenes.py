@@ -1,4 +1,4 @@
-"""Text, patterns, areas of one colour and softness in photographs."""
+"""Text, patterns, areas of uniform colour and softness in photographs."""
 
 from typing import get_args
 

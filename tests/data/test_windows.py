@@ -1,4 +1,4 @@
-"""Pairs cut into windows: nothing of an image is left out, and what is written is a data set."""
+"""Pairs cut into windows: they cover the whole image, and the output is a data set."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a network costs."""
+"""The cost of a network."""
 
 import pytest
 import torch
@@ -11,12 +11,12 @@ def test_saved_bytes_of_a_network_that_anyone_can_count():
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1), torch.nn.Sigmoid()
     )
-    # The image, the ReLU's output (for itself and the next convolution), the sigmoid's; no weights.
+    # The image, the ReLU's output (for its own backward and the next convolution), and the sigmoid's; no weights.
     assert saved_bytes(model, 8, 16) == 4 * 8 * 16 * (3 + 4 + 2)
 
 
 def macs_of_the_paper(height, width):
-    """Convolutions and products of the paper's network, written down layer by layer."""
+    """Convolutions and products of the paper's network, written out layer by layer."""
     quarter = (height // 4) * (width // 4)
     eighth, sixteenth = quarter // 4, quarter // 16
     encoder = 64 * 9 * (3 * 16 + 64 * 4 + 64) * quarter + 64 * 64 * 9 * (eighth + sixteenth)
@@ -39,7 +39,7 @@ def test_gmacs_are_those_of_a_hand_count(height, width):
 
 
 def test_gmacs_of_attention_in_windows():
-    """Each of 3 x 3 windows attends to its own 96 x 96 of the map's 192 x 192 pixels; F F^T costs what it did."""
+    """Each of 3 x 3 windows attends to its 96 x 96 of the map's 192 x 192 pixels; the cost of F F^T is unchanged."""
     whole, windows = (count_gmacs(LMFN.from_preset("lmfn", alfm_window=side), 768, 768) for side in (None, 384))
     assert windows - whole == pytest.approx(200**2 * (9 * 96**2 - 192**2) / 1e9)
 

@@ -1,4 +1,4 @@
-"""What evaluate reports, against scikit-image on the files themselves, and what it refuses."""
+"""The results of evaluate, against scikit-image on the same files, and the inputs that it refuses."""
 
 import json
 import math
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Three pieces of a photograph and the same out of focus, 8-bit PNG, of two sizes."""
+    """Three pieces of a photograph and their defocused copies, 8-bit PNG, in two sizes."""
     root = tmp_path_factory.mktemp("Photos")
     (root / "blur").mkdir()
     (root / "sharp").mkdir()
@@ -60,7 +60,7 @@ def tiny():
 
 
 class Brighter(nn.Module):
-    """A network whose output anyone can compute: not a multiple of 1/255 nor half-way, partly above 1."""
+    """A network with an easily computed output: not a multiple of 1/255 nor half-way between two, partly above 1."""
 
     def __init__(self, factor=1.0957):
         super().__init__()
@@ -76,7 +76,7 @@ class Brighter(nn.Module):
 
 
 class Oracle(nn.Module):
-    """Gives what it was told, in turn: the first twice, for the warm-up."""
+    """Returns the given outputs in turn; the first twice, for the warm-up."""
 
     def __init__(self, outputs):
         super().__init__()
@@ -92,7 +92,7 @@ def run(model, pairs, **options):
 
 
 def reference(image, sharp):
-    """PSNR and SSIM gauss2d of two uint8 images."""
+    """PSNR and SSIM (gauss2d) of two uint8 images."""
     ssim = structural_similarity(
         sharp, image, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, channel_axis=2
     )
@@ -286,7 +286,7 @@ def test_the_image_with_an_infinite_output_is_named(pairs):
 
 
 def test_a_network_is_measured_as_it_is_used(pairs):
-    """Beside `Deblurrer`, to the bit: made ready for inference, with a border."""
+    """Equal to `Deblurrer` bit by bit: prepared for inference, with a border."""
     model = tiny()
     evaluator = Evaluator(pairs, protocol="plain", device="cpu", progress=False)
     evaluator(model)
@@ -299,7 +299,7 @@ def test_a_network_is_measured_as_it_is_used(pairs):
 def test_bf16_is_used_and_changes_little(pairs):
     model = tiny()
     with torch.no_grad():
-        model.head.conv.weight.mul_(50)  # an untrained network changes less than 8 bits show
+        model.head.conv.weight.mul_(50)  # the change by an untrained network would vanish in 8 bits
     full, half = (run(model, pairs, precision=precision).deblurred for precision in ("fp32", "bf16"))
     assert full != half
     assert half["psnr"] == pytest.approx(full["psnr"], abs=0.05)
@@ -431,7 +431,7 @@ def test_an_evaluation_that_was_cut_off_goes_on(pairs, tmp_path):
     run(model, pairs, out=tmp_path, worst=0)
     lines = (tmp_path / "images.csv").read_text().splitlines(keepends=True)
     assert len(lines) == 4
-    (tmp_path / "images.csv").write_text(lines[0] + lines[2] + lines[3][:-9])  # of the last line a part, of one nothing
+    (tmp_path / "images.csv").write_text(lines[0] + lines[2] + lines[3][:-9])  # one line cut, one missing
     model.seen.clear()
     resumed = run(model, pairs, out=tmp_path, worst=0)
     assert model.seen == [(1, 3, *SIZES[0])] * 2 + [(1, 3, *SIZES[2])]
@@ -440,7 +440,7 @@ def test_an_evaluation_that_was_cut_off_goes_on(pairs, tmp_path):
         "0", "1", "2", "name"
     ]  # fmt: skip
     again = run(model, pairs, out=tmp_path, worst=0)
-    assert again.rows == resumed.rows  # to the bit, times too: nothing was measured
+    assert again.rows == resumed.rows  # bit by bit, including times: nothing was measured again
 
 
 def test_a_folder_of_another_evaluation_is_refused(pairs, tmp_path):
@@ -500,7 +500,7 @@ def test_koehlers_frames_are_read_in_the_protocol(tmp_path):
     evaluation = run(Brighter(0.9), shots, protocol="koehler")
     [row] = evaluation.rows
     assert list(row.blurred) == ["psnr", "ms_ssim"]
-    # The network only darkens, which the protocol undoes, but for the rounding to 8 bits.
+    # The network only darkens, which the protocol undoes except for the rounding to 8 bits.
     assert row.deblurred["psnr"] == pytest.approx(row.blurred["psnr"], abs=0.01)
     assert "MS-SSIM" in evaluation.table()
     frame = tmp_path / "Image1" / "Kernel1" / "GroundTruth1_1_2.png"

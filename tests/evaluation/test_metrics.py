@@ -20,7 +20,7 @@ PHOTO = skimage.data.astronaut() / 255.0
 
 
 def two_images(height, width, channels=3, noise=0.1, seed=0):
-    """A piece of a photograph and what noise and some blur make of it, float64 [H, W, C] in [0, 1]."""
+    """A piece of a photograph and a noisy, slightly blurred copy, float64 [H, W, C] in [0, 1]."""
     rng = np.random.default_rng(seed)
     top, left = (int(rng.integers(0, 512 - side + 1)) for side in (height, width))
     sharp = PHOTO[top : top + height, left : left + width, :channels]
@@ -51,7 +51,7 @@ def ssim_from_moments(mx, my, mxx, myy, mxy):
 
 
 def brute_matlab3d(output, sharp):
-    """The whole 11x11x11 window at every place, edge values beyond the image."""
+    """The full 11x11x11 window at every position, with edge values repeated beyond the image."""
     mean = [
         scipy.ndimage.correlate(x, window3d(), mode="nearest")
         for x in (output, sharp, output**2, sharp**2, output * sharp)
@@ -60,7 +60,7 @@ def brute_matlab3d(output, sharp):
 
 
 def loop_matlab3d(output, sharp):
-    """The definition, one pixel and one neighbour after the other."""
+    """The definition, pixel by pixel and neighbour by neighbour."""
     height, width, channels = sharp.shape
     window = window3d()
     total = 0.0
@@ -162,7 +162,7 @@ def test_ssims_of_any_images(height, width, channels, seed, flat):
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 def test_sums_are_float64_whatever_the_images_are(metric):
-    """One float32 sum over an image loses the fourth decimal of a PSNR near 100 dB."""
+    """A single float32 sum over an image would lose the fourth decimal of a PSNR near 100 dB."""
     _, sharp = two_images(64, 48)
     sharp = as_batch(sharp).float()
     output = sharp + torch.randn(sharp.shape, generator=torch.Generator().manual_seed(0)) * 1e-5
@@ -216,7 +216,7 @@ def test_masked_psnr_and_ssim_are_those_of_scikit_images_maps():
 
 
 def ms_ssim_text(x, y):
-    """Five scales of gray images, from the definition: whole windows by scipy, halves by hand."""
+    """Five scales of gray images, from the definition: full windows by scipy, downsampling by hand."""
     result = 1.0
     for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
         if scale:
@@ -257,7 +257,7 @@ def test_ms_ssim_of_extremes():
 
 
 def test_lpips_gives_its_network_what_that_expects(monkeypatch):
-    """Images in [-1, 1], float32; a number an image comes back."""
+    """Images in [-1, 1], float32; returns one number per image."""
     seen = []
 
     def network(output, sharp):

@@ -1,4 +1,4 @@
-"""Each protocol against another text of what it says, or a case whose answer is known."""
+"""Each protocol against an independent implementation, or a case with a known answer."""
 
 import math
 
@@ -25,7 +25,7 @@ def eight_bits(array):
 
 
 def warped(matrix, height=160, width=200):
-    """The photograph as another camera sees it: its part at (60, 120), and that part moved by `matrix` (x, y, 1)."""
+    """The photograph seen by another camera: its part at (60, 120), and that part transformed by `matrix` (x, y, 1)."""
     shift = np.array([[1, 0, 120], [0, 1, 60], [0, 0, 1.0]])
     parts = (skimage.transform.ProjectiveTransform(m) for m in (shift, shift @ matrix))
     return [skimage.transform.warp(PHOTO, part, output_shape=(height, width), order=3) for part in parts]
@@ -51,10 +51,10 @@ def test_align_finds_a_known_homography_and_brightness(move):
     assert (aligned.shape, mask.shape) == ((1, 3, 160, 200), (1, 1, 160, 200))
     assert psnr(as_batch(0.8 * moved), as_batch(sharp)).item() < 22
     inner = (slice(None), slice(None), slice(12, -12), slice(12, -12))
-    factor = 0.8 * (0.8 * moved * sharp).sum() / (0.64 * moved**2).sum()  # of the images as they lay before
+    factor = 0.8 * (0.8 * moved * sharp).sum() / (0.64 * moved**2).sum()  # of the images before alignment
     assert 0.95 < factor < 1
     assert psnr(aligned[inner] / factor, as_batch(sharp)[inner]).item() > 38
-    # What the moved image does not show is masked, to half a pixel: its corners, taken where they are in the sharp one.
+    # What the moved image does not show is masked, up to half a pixel: its corners, in the sharp image's coordinates.
     y, x = np.mgrid[:160, :200]
     places = np.linalg.inv(MOVES[move]) @ np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
     right, down = (places[:2] / places[2]).reshape(2, 160, 200)
@@ -83,7 +83,7 @@ def test_realblur_is_what_the_maps_of_scikit_image_give_under_the_mask():
 
 def test_rsblur_is_realblur_of_the_clipped_image():
     sharp, moved = warped(MOVES["rotated"])
-    sharp = np.clip(1.4 * sharp, 0, 1)  # highlights, which cubic interpolation and the scale take beyond white
+    sharp = np.clip(1.4 * sharp, 0, 1)  # highlights, which cubic interpolation and scaling take above white
     output = as_batch(scipy.ndimage.gaussian_filter(np.clip(1.4 * moved, 0, 1), (1, 1, 0)))
     aligned, mask = align(as_batch(eight_bits(output[0].permute(1, 2, 0).numpy())), as_batch(sharp))
     assert aligned.max() > 1
@@ -104,7 +104,7 @@ def test_realblur_says_what_cannot_be_aligned():
 
 
 def koehler_text(output, frames):
-    """Frame by frame with NumPy, the shift found by trying all that could be."""
+    """Frame by frame in NumPy, with the shift found by exhaustive search."""
     z = eight_bits(output)
     found = []
     for x in frames:
@@ -136,8 +136,8 @@ def test_koehler_is_the_best_over_the_frames():
 
 
 def test_koehler_of_a_frame_moved_and_darkened():
-    """Nothing is lost at the edge, and half of an even level is a level: what is left is the factor, which is fitted
-    before the move is undone."""
+    """Nothing is lost at the edge, and half of an even level is a level. What remains is the factor, which is fitted
+    before the shift is undone."""
     sharp = np.zeros((165, 170, 3))
     sharp[10:-10, 10:-10] = np.round(PHOTO[100:245, 150:300] * 127) * 2 / 255
     moved = np.roll(sharp, (-4, 6), (0, 1)) / 2

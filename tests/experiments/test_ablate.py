@@ -1,4 +1,4 @@
-"""The paper's tables: what is trained, what is measured, and what is written."""
+"""The paper's tables: what is trained, measured and written."""
 
 import json
 from typing import get_args, get_type_hints

@@ -18,7 +18,7 @@ from lmfn.training.settings import Settings
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs, pairs, and two runs of a step or two, the second from the first one's weights."""
+    """Photographs, pairs, and two runs of a step or two, the second starting from the weights of the first."""
     folder = tmp_path_factory.mktemp("card")
     coarse = torch.rand(2, 3, 20, 24, generator=torch.manual_seed(0))
     for n, photo in enumerate(torch.nn.functional.interpolate(coarse, (200, 210), mode="bicubic").clamp(0, 1)):
@@ -62,7 +62,7 @@ def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[s
         "| synthetic blur, unseen photographs: unseen (6 pairs) | ssim_gauss2d |",
         "| 2 sharp photographs against themselves | psnr | | ",
         "- `first`, from random weights, seed 0: 2 steps of 2 patches of 32x32: gopro (pairs, 2), photos unblurred (",
-        "rate 0.0001 to 5e-05 by a cosine",  # the last one on record, not that of the end
+        "rate 0.0001 to 5e-05 by a cosine",  # the last record, not one of the end
         "- `second`, from the weights of `first`: 1 steps of",
         "\n\nTogether 0.0 core-hours.\n\n",
         "- GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
@@ -78,7 +78,7 @@ def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[s
     crops = images.read_rgb(picture)
     assert crops.shape == (3 * 200, 2 * (3 * 192 + 8), 3)
     cell = crops[4:196, 4 : 4 + 3 * 192].reshape(192, 3, 192, 3).swapaxes(0, 1).astype(int)
-    assert 0 < np.abs(cell[0] - cell[2]).mean() < 60  # the same place, blurred and sharp
+    assert 0 < np.abs(cell[0] - cell[2]).mean() < 60  # the same position, blurred and sharp
 
 
 def test_without_out_nothing_is_written_but_the_card(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,7 +176,7 @@ def test_a_stage_tells_where_it_began(start: Path | None, network: tuple[str, ..
 
 
 def test_a_stage_tells_what_all_processes_did(tmp_path: Path) -> None:
-    """A run begun by two processes of one thread and, after 500 steps, resumed by one of four threads."""
+    """A run started by two processes with one thread each and, after 500 steps, resumed by one with four threads."""
     settings = Settings(name="run", runs=tmp_path, photos=("photos",), batch=2, accumulate=3, patch=64)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(settings.text())

@@ -1,4 +1,4 @@
-"""Small networks, and what they make of an image as `Deblurrer` runs them."""
+"""Small networks, and their output for an image as `Deblurrer` runs them."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The node for ComfyUI, as ComfyUI loads and calls it."""
+"""The node for ComfyUI, loaded and called as ComfyUI does."""
 
 import importlib.util
 from pathlib import Path

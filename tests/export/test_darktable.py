@@ -1,4 +1,4 @@
-"""The folder for darktable-ai, against what its programs read of it, and its tiles against the whole image."""
+"""The folder for darktable-ai, against what its programs require, and its tiles against the whole image."""
 
 import runpy
 
@@ -22,7 +22,7 @@ def test_the_folder_is_whole(name, tmp_path):
     (step,) = model["convert"]
     convert = runpy.run_path(str(tmp_path / name / step["script"]))["convert"]
     arguments = {key: str(value).format(output=tmp_path) for key, value in step["args"].items()}
-    convert(**arguments | {"tile_size": 192})  # smaller than darktable's, and soon done
+    convert(**arguments | {"tile_size": 192})  # smaller than darktable's, for speed
     cv2.imwrite(str(tmp_path / "blurred.png"), astronaut()[:70, :90])
     runpy.run_path(str(tmp_path / name / "demo.py"))["demo"](
         model_dir=str(tmp_path), image=str(tmp_path / "blurred.png"), output=str(tmp_path / "sharp.png")

@@ -1,4 +1,4 @@
-"""The kernels as a repository of Hugging Face's `kernels`, loaded beside the installed package."""
+"""The kernels as a repository for Hugging Face's `kernels`, loaded in addition to the installed package."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ def repository(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(repository):
-    """As `kernels` imports it: by its files, under the name that metadata.json has."""
+    """Imported as `kernels` does: from its files, under the name in metadata.json."""
     variant = repository / "build" / "torch-cpu"
     name = json.loads((variant / "metadata.json").read_text())["id"]
     spec = importlib.util.spec_from_file_location(name, variant / "__init__.py")

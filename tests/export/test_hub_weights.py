@@ -1,4 +1,4 @@
-"""Weights pushed to a stand-in for the Hugging Face Hub on this machine, and fetched from it by its protocol."""
+"""Weights pushed to a local stand-in for the Hugging Face Hub, and downloaded from it with its protocol."""
 
 import shutil
 import threading

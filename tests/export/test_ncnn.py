@@ -1,4 +1,4 @@
-"""Networks for ncnn against PyTorch, in ncnn itself."""
+"""Networks for ncnn against PyTorch, run in ncnn."""
 
 import ncnn
 import numpy as np

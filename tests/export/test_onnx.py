@@ -1,4 +1,4 @@
-"""Exported ONNX files against the network, in ONNX Runtime and OpenVINO."""
+"""Exported ONNX files against the network, run in ONNX Runtime and OpenVINO."""
 
 import io
 import json
@@ -77,7 +77,7 @@ def test_a_tile_of_fixed_size_needs_no_computed_sizes(name, size):
     exported = onnx_model(model, tile_size=size)
     assert not {"Shape", "Range", "Where"} & {node.op_type for node in exported.graph.node}
     shapes = onnx.shape_inference.infer_shapes(exported).graph.value_info
-    assert max(len(value.type.tensor_type.shape.dim) for value in shapes) <= 5  # all that Core ML takes
+    assert max(len(value.type.tensor_type.shape.dim) for value in shapes) <= 5  # the operators that Core ML supports
     x = image(size, size)
     torch.testing.assert_close(in_onnx_runtime(exported)(x), deblurred(model, x), rtol=0, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""LMFN in spandrel itself. What its other architectures alone need of torchvision is stood in for if missing."""
+"""LMFN in spandrel. If torchvision is missing, its parts that only other architectures use are replaced by stubs."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""CUDA graphs: the network made ready for inference, and a training step's forward and backward pass."""
+"""CUDA graphs: the network prepared for inference, and the forward and backward pass of a training step."""
 
 import threading
 from typing import Any
@@ -14,7 +14,7 @@ from bench.rows import Shape
 from lmfn.cuda_graphs import GradientGraph
 from lmfn.network import Network
 
-pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
+pytestmark = pytest.mark.gpu  # run only by `-m gpu`, where a missing GPU is a failure
 
 DEVICE = "cuda"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -68,7 +68,7 @@ def test_as_it_is_captured_and_replayed(name: str, dtype: torch.dtype) -> None:
 
 
 def test_several_threads_take_turns() -> None:
-    """Each brings its images to the device and back while another's size is captured."""
+    """Each thread copies its images to the device and back while a graph of another size is captured."""
     run = network("lmfn").for_inference(DEVICE, torch.bfloat16)
     images = [image(64, 64 + 16 * i).cpu() for i in range(4)]
     found: list[list[Tensor]] = [[] for _ in images]
@@ -113,6 +113,6 @@ def test_gradients_of_a_graph_are_those_of_the_step(dtype: torch.dtype, memory: 
             for parameter, gradient in zip(parameters, found, strict=True):
                 assert torch.equal(parameter.grad, gradient)
                 assert n < 2 or gradient.abs().max() > 0
-            with torch.no_grad():  # as an optimizer does: the graph reads the weights anew
+            with torch.no_grad():  # as an optimizer does: the graph must read the changed weights
                 for parameter in parameters:
                     parameter.sub_(1e-3 * parameter.grad)

@@ -1,4 +1,5 @@
-"""The kernels on a GPU: every op against float64, a hundred times over, in graphs, far apart, and their memory."""
+"""The kernels on a GPU: every op against float64, repeated a hundred times, in graphs, with distant images, and their
+memory."""
 
 from collections.abc import Callable, Iterator
 
@@ -18,12 +19,12 @@ from lmfn_kernels.testing import (
     reference_with_bounds,
 )
 
-pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
+pytestmark = pytest.mark.gpu  # run only by `-m gpu`, where a missing GPU is a failure
 
 DEVICE = "cuda"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
-# The network's widths, and the kernels' limits, at sizes that leave partial tiles.
+# The network's widths and the kernels' limits, at sizes that leave partial tiles.
 CASES = [(name, Size(3, *op.widths, 37, 61)) for name, op in OPS.items()] + [
     ("conv3x3", Size(3, 1, 50, 37, 61)),
     ("conv3x3", Size(3, 1, 130, 37, 61)),
@@ -39,7 +40,7 @@ IDS = [f"{name}-{'x'.join(map(str, size))}" for name, size in CASES]
 
 @pytest.fixture(autouse=True)
 def _full_precision() -> Iterator[None]:
-    """Products of float32 in float32, whichever setting of PyTorch's an op follows; TF32 has a test of its own."""
+    """float32 products without TF32, whichever of PyTorch's settings an op follows; TF32 has a test of its own."""
     torch.manual_seed(0)
     settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = [setting.fp32_precision for setting in settings]
@@ -72,7 +73,7 @@ def test_within_rounding_and_a_hundred_times_the_same(name: str, size: Size, dty
 
 @pytest.mark.parametrize(("name", "size"), CASES, ids=IDS)
 def test_cuda_graph(name: str, size: Size) -> None:
-    """Forward and backward captured once, replayed on other numbers: nothing synchronises or is fixed at capture."""
+    """Forward and backward captured once and replayed on other values: nothing synchronises or is fixed at capture."""
     inputs = [t.requires_grad_() for t in OPS[name].inputs(size, torch.bfloat16, DEVICE)]
 
     def step() -> list[Tensor]:
@@ -101,14 +102,14 @@ def test_cuda_graph(name: str, size: Size) -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_compiled(name: str) -> None:
-    """One graph, forward and backward, by the default compiler, with the bits of the eager call."""
+    """One graph, forward and backward, by the default compiler, bit-identical to the eager call."""
     function, inputs = OPS[name].function, OPS[name].inputs(Size(3, *OPS[name].widths, 37, 61), torch.bfloat16, DEVICE)
     torch.compiler.reset()
     same(differentiate(torch.compile(function, fullgraph=True), inputs), differentiate(function, inputs))
 
 
 def test_compiled_under_auto() -> None:
-    """The choice itself, with the device's table, is part of the graph."""
+    """The choice of a backend, with the device's table, is part of the graph."""
     function, inputs = (
         OPS["distill_stage"].function,
         OPS["distill_stage"].inputs(Size(3, 1, 50, 37, 61), DTYPES[0], DEVICE),
@@ -119,7 +120,7 @@ def test_compiled_under_auto() -> None:
 
 
 def test_auto_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no table says otherwise."""
+    """Kernels are used unless a table says otherwise."""
     from lmfn_kernels.runtime import configs
 
     monkeypatch.setattr(configs, "tuned", lambda _: configs.Table({}, {}))
@@ -129,7 +130,7 @@ def test_auto_takes_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tf32_follows_torch() -> None:
-    """With TF32 the result differs from that without, by no more than rounding to its 10 bits, float16's, does."""
+    """With TF32 the result differs from that without, but not by more than rounding to its 10 bits, as in float16."""
     function, inputs = OPS["conv3x3"].function, OPS["conv3x3"].inputs(Size(3, 1, 50, 37, 61), torch.float32, DEVICE)
     with torch.no_grad():
         full = function(*inputs)
@@ -150,7 +151,7 @@ def test_not_the_current_device() -> None:
 
 @pytest.mark.parametrize("name", ["conv3x3-reduce", "layer_attention", "channel_gate"])
 def test_more_elements_than_int32_counts(name: str) -> None:
-    """Maps of 2.15e9 elements: result and gradients of the last image are those of that image alone."""
+    """Maps of 2.15e9 elements: result and gradients of the last image equal those of that image alone."""
     from lmfn_kernels.runtime.launch import empty_image
 
     if torch.cuda.get_device_properties(0).total_memory < 1e11:
@@ -160,14 +161,14 @@ def test_more_elements_than_int32_counts(name: str) -> None:
     small = OPS[name].inputs(Size(1, n, c, 16, 16), torch.bfloat16, DEVICE)
     scale = (2 / (h * w)) ** 0.5 if name == "layer_attention" else 1.0
     like = torch.empty(0, dtype=torch.bfloat16, device=DEVICE)
-    # As kernels write them, so that none copies them.
+    # In the kernels' layout, so that they are not copied.
     inputs = [empty_image(like, b, c, h, w).normal_(std=scale) if is_image(t) else t for t in small]
     assert inputs[0].numel() > 2**31
     channels = OPS[name].function(*small).shape[1]
     gradient = empty_image(like, b, channels, h, w).normal_()
 
     def both(first: int) -> list[Tensor]:
-        """Of the images from the first on: what the last one has."""
+        """From results for all images, those for the last one."""
         leaves = [t[first:].requires_grad_() if is_image(t) else t for t in inputs]
         y = OPS[name].function(*leaves)
         images = [t for t in leaves if is_image(t)]
@@ -178,7 +179,7 @@ def test_more_elements_than_int32_counts(name: str) -> None:
 
 
 def peak(step: Callable[[], object], backend: str) -> int:
-    """Bytes of the second call, beside those that there are before it."""
+    """Peak bytes of the second call, in addition to those allocated before it."""
     with lmfn_kernels.backend(backend):
         for _ in range(2):
             torch.cuda.synchronize()
@@ -191,7 +192,8 @@ def peak(step: Callable[[], object], backend: str) -> int:
 
 @pytest.mark.parametrize(("name", "part"), [("rfdb", 1.0), ("layer_attention", 0.5), ("channel_gate", 0.5)])
 def test_peak_memory_of_an_op(name: str, part: float) -> None:
-    """Training: at most a part of what the formula takes. Inference: the result, and for ALFM matrices of NC x NC."""
+    """Training: at most a fraction of the formula's memory. Inference: the result and, for ALFM, matrices of NC x
+    NC."""
     from lmfn_kernels.runtime.launch import as_kernel_image
 
     n, c = OPS[name].widths
@@ -209,7 +211,7 @@ def test_peak_memory_of_an_op(name: str, part: float) -> None:
 
     assert peak(train, "triton") <= part * peak(train, "reference")
     if name != "rfdb":
-        # 32 partial sums, and F F^T, M, P and P again in 16 bits at most.
+        # at most 32 partial sums, F F^T, M, P, and P again in 16 bits
         matrices = 36 * size.b * (n * c) ** 2 * 4 if name == "layer_attention" else 0
         result = size.b * size.h * size.w * as_kernel_image(leaves[0]).stride(3) * 2
         assert peak(infer, "triton") <= result + matrices + 2**20
@@ -217,7 +219,7 @@ def test_peak_memory_of_an_op(name: str, part: float) -> None:
 
 @pytest.mark.parametrize("memory", ["normal", "lean"])
 def test_peak_memory_of_training(memory: str) -> None:
-    """Forward and backward of the whole network under autocast: at most 0.4 of what the formulas take at their peak."""
+    """Forward and backward of the whole network under autocast: at most 0.4 of the formulas' peak memory."""
     model = Network.from_preset("lmfn").cuda().to(memory_format=torch.channels_last)
     images = torch.rand(4, 3, 256, 256, device="cuda")
 

@@ -1,4 +1,4 @@
-"""Training patches made on a GPU are those that a CPU makes."""
+"""Training patches made on a GPU equal those made on a CPU."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,14 +11,14 @@ from lmfn.data.rendering import Patch, render
 from lmfn.data.synthesis import Exposure, Mean, mirrored
 from lmfn.options import BlurOptions
 
-pytestmark = pytest.mark.gpu  # asked for by `-m gpu` alone, and then a failure where there is no GPU
+pytestmark = pytest.mark.gpu  # run only by `-m gpu`, where a missing GPU is a failure
 
 DEVICE = "cuda"
 SIDE, SIZE = 64, (100, 120)
 
 
 def cutter(images: Tensor) -> Callable[[Sequence[tuple[int, int, int]], int], Tensor]:
-    """Parts of images `[N, H, W, 3]`, on their device."""
+    """Parts of images `[N, H, W, 3]`, on the images' device."""
 
     def cut(parts: Sequence[tuple[int, int, int]], side: int) -> Tensor:
         along = torch.arange(side, device=images.device)
@@ -48,6 +48,6 @@ def test_patches_are_those_of_the_cpu() -> None:
     found = render(patches, SIDE, blur.margin, cutter(images.to(DEVICE)))
     for made, wanted in zip(found, expected, strict=True):
         difference = (made.cpu().int() - wanted.int()).abs()
-        assert (difference > 0).float().mean() < 1e-3  # rounded the other way: by 1 or, by JPEG, by a coefficient
+        assert (difference > 0).float().mean() < 1e-3  # rounded to the other side: by 1 or, in JPEG, by a coefficient
     assert (expected[0].int() - expected[1].int()).abs().float().mean() > 5
     assert found[0].device.type == DEVICE

@@ -1,4 +1,4 @@
-"""HEIC and AVIF against what their own libraries decode; and without the libraries."""
+"""HEIC and AVIF against the decoders of their own libraries, and behaviour without these libraries."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def test_they_come_back_upright_with_their_metadata(tmp_path: Path, suffix: str,
 
 
 def test_a_gain_map_that_is_not_kept_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pillow-heif cannot write one; it lists those that there are as auxiliary images."""
+    """pillow-heif cannot write a depth map, but lists existing ones as auxiliary images."""
     path = save(tmp_path / "a.heic", smooth())
     found = pillow_heif.open_heif(path, convert_hdr_to_8bit=False)
     found.info["aux"] = {"urn:com:apple:photo:2020:aux:hdrgainmap": [2]}
@@ -97,7 +97,7 @@ def test_10_bits_of_heic_are_16_and_white_is_white(tmp_path: Path) -> None:
 
 
 def test_colours_without_a_profile(tmp_path: Path) -> None:
-    """What an iPhone's or a camera's HDR photograph says of its colours reaches a PNG; sRGB needs no word."""
+    """The colour description of an HDR photograph from an iPhone or a camera is kept in a PNG; sRGB needs none."""
     for primaries, transfer, said in ((9, 16, ((b"cICP", bytes([9, 16, 0, 1])),)), (2, 2, ())):
         picture = pillow_heif.from_pillow(Image.fromarray(smooth()))
         picture.save(tmp_path / "a.heic", color_primaries=primaries, transfer_characteristics=transfer)
@@ -126,7 +126,7 @@ def test_several_pictures(tmp_path: Path, suffix: str) -> None:
 def test_damaged_files_are_read_or_one_error(tmp_path: Path, suffix: str) -> None:
     rng = np.random.default_rng(0)
     whole = save(tmp_path / f"whole{suffix}", smooth()).read_bytes()
-    path, errors = tmp_path / "a.jpg", []  # known by its content, not by its name
+    path, errors = tmp_path / "a.jpg", []  # recognised by its content, not by its name
     for number in range(60):
         data = bytearray(whole)
         at = int(rng.integers(16, len(data)))

@@ -1,4 +1,4 @@
-"""Files of several images: refused by name, all of them, or the first where it is asked for."""
+"""Files with several images: refused with an error that names them, or read completely, or only the first image."""
 
 import io
 import struct
@@ -65,7 +65,7 @@ def test_pages_of_a_tiff(tmp_path: Path, pages: int) -> None:
 
 
 def test_pages_of_different_kinds(tmp_path: Path) -> None:
-    """Each has its own size, depth, channels, orientation and description."""
+    """Each page has its own size, depth, channels, orientation and description."""
     rng = np.random.default_rng(0)
     pixels = [
         rng.integers(0, 256, (5, 9, 3), dtype=np.uint8),
@@ -148,7 +148,7 @@ def test_frames_of_an_animated_webp(tmp_path: Path, alpha: bool) -> None:
 @pytest.mark.parametrize("disposal", [0, 1])
 @pytest.mark.parametrize("blend", [0, 1])
 def test_frames_are_put_together_as_libwebp_does_it(tmp_path: Path, disposal: int, blend: int) -> None:
-    """Parts of the picture, at their places, half transparent, over what was there or in its place."""
+    """Half-transparent parts of the picture at their positions, blended with what was there or replacing it."""
     rng = np.random.default_rng(0)
     parts = []
     for number, (left, top) in enumerate(((0, 0), (4, 10), (20, 6), (20, 6), (0, 0))):

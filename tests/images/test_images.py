@@ -1,4 +1,4 @@
-"""Image files against Pillow (an independent reader and writer, which scikit-image brings) and against raw bytes."""
+"""Image files against Pillow (an independent reader and writer, installed with scikit-image) and against raw bytes."""
 
 import os
 import shutil
@@ -27,13 +27,13 @@ def noise(*shape, dtype=np.uint8, seed=0):
 
 
 def smooth(height, width):
-    """RGB that JPEG and WebP keep well, and that no flip or turn maps to itself."""
+    """An RGB image that JPEG and WebP preserve well and that differs from all its flips and rotations."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     return np.stack([200 * y + 20, 150 * x + 50, 100 * x * y + 90], axis=2).astype(np.uint8)
 
 
 def write_raw(path, pixels, *, icc=None, tile=0, channelnames=None, **attributes):
-    """Write samples with OpenImageIO itself, for the files that Pillow cannot write; `__` in a name stands for `:`."""
+    """Write samples with OpenImageIO, for files that Pillow cannot write; `__` in a name stands for `:`."""
     height, width, channels = pixels.shape
     spec = oiio.ImageSpec(width, height, channels, pixels.dtype.name.replace("float32", "float"))
     if channels == 2:
@@ -52,7 +52,7 @@ def write_raw(path, pixels, *, icc=None, tile=0, channelnames=None, **attributes
 
 
 def raw(path):
-    """The samples and the header as OpenImageIO has them, nothing applied."""
+    """Samples and header as OpenImageIO reads them, with nothing applied."""
     config = oiio.ImageSpec()
     config.attribute("oiio:UnassociatedAlpha", 1)
     file = oiio.ImageInput.open(str(path), config)
@@ -200,7 +200,7 @@ def test_a_png_with_the_suffix_of_a_jpeg_is_read(tmp_path):
 def test_png_and_tiff_come_back_to_the_bit(tmp_path, suffix, dtype, channels):
     source, copy = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     pixels = noise(37, 29, channels, dtype=dtype)
-    pixels[0, :, -1] = 0  # fully transparent, with colours of their own
+    pixels[0, :, -1] = 0  # fully transparent, with colours
     write_raw(source, pixels, Make="Canon", Exif__LensModel="EF 50mm", icc=profile(channels))
     photo = images.read(source)
     assert photo.bits == pixels.itemsize * 8
@@ -293,7 +293,7 @@ TAKEN = [".jpg", ".png", ".webp"]
 
 
 def camera(orientation=1, order="MM"):
-    """What Pillow makes of the tags above, and what OpenImageIO loses: a maker note, a short exposure, a thumbnail."""
+    """Metadata as Pillow reads it, including what OpenImageIO loses: a maker note, a short exposure, a thumbnail."""
     tags = exif(orientation)
     tags.endian = {"MM": ">", "II": "<"}[order]
     tags.get_ifd(0x8769)[0x829A] = IFDRational(1, 8001)
@@ -336,7 +336,7 @@ def test_the_exif_block_is_kept_to_the_byte(tmp_path, source, target, order):
 
 def test_the_thumbnail_is_kept_and_deblurring_keeps_the_block(tmp_path):
     thumbnail = b"\xff\xd8 a small picture \xff\xd9"
-    block = camera(6) + thumbnail  # behind what the directories know, as are many a maker's data
+    block = camera(6) + thumbnail  # outside the directories, like the data of many makers
     Image.fromarray(smooth(20, 33)).save(tmp_path / "a.jpg", exif=block)
     for extension in TAKEN:
         (done,) = deblur_files([tmp_path / "a.jpg"], deblurrer=lambda image: 1 - image, extension=extension).done
@@ -346,7 +346,7 @@ def test_the_thumbnail_is_kept_and_deblurring_keeps_the_block(tmp_path):
 def test_a_block_that_openimageio_does_not_see_still_says_how_to_turn(tmp_path):
     Image.fromarray(smooth(20, 33)).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(data[:-12] + chunk(b"eXIf", camera(6)[6:]) + data[-12:])  # behind the pixels
+    (tmp_path / "a.png").write_bytes(data[:-12] + chunk(b"eXIf", camera(6)[6:]) + data[-12:])  # after the pixels
     images.write(tmp_path / "b.png", images.read(tmp_path / "a.png"))
     seen, copied = (np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / name))) for name in ("a.png", "b.png"))
     assert seen.shape == (33, 20, 3)
@@ -354,7 +354,7 @@ def test_a_block_that_openimageio_does_not_see_still_says_how_to_turn(tmp_path):
 
 
 def test_the_metadata_s_exif_where_the_block_is_broken_or_too_long(tmp_path):
-    cut = camera()[6:120]  # the directory is whole, what it points at is not
+    cut = camera()[6:120]  # the directory is complete, the data it points to is not
     for number, (block, kept) in enumerate(((b"no TIFF at all", False), (cut[:60], False), (cut, True))):
         Image.fromarray(smooth(20, 33)).save(tmp_path / "a.png", exif=block)
         photo = images.read(tmp_path / "a.png")
@@ -402,7 +402,7 @@ def test_texts_too_long_for_jpeg_are_left_out(tmp_path, text):
     assert Image.open(tmp_path / "b.png").text["Description"] == text
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow thinks of such blocks
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's warnings on such blocks
 @pytest.mark.parametrize("suffix", TAKEN)
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -426,7 +426,7 @@ def test_mutated_blocks_do_no_harm(tmp_path, suffix, changes, length, target):
         assert np.array_equal(again.pixels, photo.pixels)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow thinks of such blocks
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's warnings on such blocks
 @pytest.mark.parametrize("suffix", TAKEN)
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), min_size=1, max_size=3))
@@ -464,7 +464,7 @@ def test_lossy_formats_are_of_high_quality_and_8_bits(tmp_path, suffix):
     assert again.bits == 8
     assert np.abs(again.pixels - pixels).mean() < 1.5 / 255
     if suffix == ".jpg":
-        assert max(Image.open(tmp_path / "a.jpg").quantization[0]) <= 13  # what libjpeg has at quality 95, at most 12.1
+        assert max(Image.open(tmp_path / "a.jpg").quantization[0]) <= 13  # libjpeg has at most 12.1 at quality 95
 
 
 def test_opaque_alpha_is_dropped_for_jpeg_and_any_other_is_an_error(tmp_path):
@@ -487,7 +487,7 @@ def test_samples_are_rounded_to_the_nearest_and_clipped_by_nobody(tmp_path):
 
 
 def broken_files(folder):
-    """Files that are no whole images, and what the error must say."""
+    """Files that are not complete images, and the text that the error must contain."""
     pixels = noise(90, 110, 3)
     for name, options in (
         ("a.png", {}),
@@ -552,7 +552,7 @@ def test_broken_files_are_errors_that_name_file_and_reason_and_print_nothing(tmp
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     Image.fromarray(noise(4, 4, 3)).save(tmp_path / "a.png")
     (tmp_path / "a.png").chmod(0)
-    if os.geteuid() == 0:  # whom the mode does not stop
+    if os.geteuid() == 0:  # root, whom the mode does not restrict
 
         def refuse(*_):
             raise PermissionError(13, "Permission denied")
@@ -617,7 +617,7 @@ def test_find_images_in_no_folder(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 def test_a_file_that_is_cut_short_is_found_by_its_size_alone(tmp_path, suffix):
-    """So that a data set's broken files are named before training starts. A preview inside has an end of its own."""
+    """So that broken files of a data set are named before training starts. A preview inside has its own end marker."""
     thumbnail = tmp_path / "thumbnail.jpg"
     images.write(thumbnail, Photo(smooth(8, 8).astype(np.float32) / 255))
     block = Image.Exif()

@@ -27,13 +27,13 @@ FORMATS = [".jpg", ".png", ".webp"]
 
 
 def smooth(height, width):
-    """RGB that JPEG and WebP keep well, and that no flip or turn maps to itself."""
+    """An RGB image that JPEG and WebP preserve well and that differs from all its flips and rotations."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     return np.stack([200 * y + 20, 150 * x + 50, 100 * x * y + 90], axis=2).astype(np.uint8)
 
 
 def save(path, packet=None, **options):
-    """A file by Pillow, with XMP in each format."""
+    """A file written by Pillow, with XMP in each format."""
     if packet is not None and path.suffix == ".png":
         options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", packet.decode())
@@ -112,7 +112,7 @@ def test_what_xmp_says_of_pictures_behind_the_picture_is_left_out_with_them(tmp_
 
 
 def camera(orientation):
-    """An EXIF block with sizes, an exposure time, a thumbnail behind all of it, and its orientation in two places."""
+    """An EXIF block with sizes, an exposure time, a thumbnail at its end, and the orientation in two places."""
     small = io.BytesIO()
     Image.fromarray(smooth(20, 33)).resize((8, 5)).save(small, "jpeg")
     thumbnail = small.getvalue()

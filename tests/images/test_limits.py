@@ -1,4 +1,4 @@
-"""Files that would fill the memory, hang the reader or pretend to be images."""
+"""Files that would fill the memory, hang the reader, or pretend to be images."""
 
 import os
 import struct
@@ -21,7 +21,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_bomb(path: Path, side: int, bits: int, colour: int) -> Path:
-    """A whole PNG of zeros: some hundred kilobytes become gigabytes."""
+    """A complete PNG of zeros: a few hundred kilobytes that decode to gigabytes."""
     size, block = side * (1 + side * bits * {0: 1, 2: 3}[colour] // 8), 2**20
     compressor = zlib.compressobj(9, wbits=-15)
     zeros = compressor.compress(bytes(block)) + compressor.flush(zlib.Z_FULL_FLUSH)
@@ -124,7 +124,7 @@ def test_files_are_named_by_their_content(tmp_path: Path, content: bytes, name: 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp", "tiff"])
 def test_damaged_files_are_read_or_one_error(tmp_path: Path, form: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Flipped bits, bytes of other values, cuts, and parts twice or not at all."""
+    """Bits flipped, bytes changed, the end cut off, and parts duplicated or removed."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:40, :56]
     picture = Image.fromarray(np.stack([5 * y, 4 * x, x + y], axis=2).astype(np.uint8))

@@ -1,7 +1,5 @@
-"""What the tests of the kernels share; `tests/conftest.py` sets Triton's interpreter.
-
-`lmfn_kernels` is imported in the fixtures: when this file is read, the interpreter may not have been set yet.
-"""
+"""Fixtures for the tests of the kernels; `tests/conftest.py` sets Triton's interpreter. `lmfn_kernels` is imported
+inside the fixtures, since the interpreter may not have been set yet when this file is read."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-# What the interpreter computes in; it gets bfloat16 wrong.
+# The dtypes that the interpreter computes correctly; bfloat16 is wrong there.
 GRID = [("torch", torch.bfloat16)]
 GRID += [(backend, d) for backend in ("torch", "triton") for d in (torch.float64, torch.float32, torch.float16)]
 
@@ -21,7 +19,7 @@ def _seeded() -> None:
 
 @pytest.fixture(params=["torch", "triton"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each of the two, chosen during the test."""
+    """Each of the two backends, selected during the test."""
     import lmfn_kernels
 
     with lmfn_kernels.backend(request.param):
@@ -30,7 +28,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(params=GRID, ids=lambda grid: f"{grid[0]}-{str(grid[1]).removeprefix('torch.')}")
 def backend_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    """Every dtype of each backend, which is chosen during the test."""
+    """Every dtype of each backend, which is selected during the test."""
     import lmfn_kernels
 
     with lmfn_kernels.backend(request.param[0]):
@@ -39,5 +37,5 @@ def backend_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    """For a process that is to compile kernels, or to have none: without the interpreter."""
+    """The environment of a process that compiles kernels, or has none: without the interpreter."""
     return {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "LMFN_BACKEND")}

@@ -1,7 +1,5 @@
-"""What is done per launch, looked at where Triton compiles and launches: `test_launch.py` runs this in a process.
-
-The stand-in for a GPU's driver (`bench/stand_in.py`) takes launches of kernels on CPU tensors and computes nothing.
-"""
+"""What is done per launch, observed where Triton compiles and launches: `test_launch.py` runs this in a process. The
+stand-in for a GPU's driver (`bench/stand_in.py`) accepts launches of kernels on CPU tensors and computes nothing."""
 
 import gc
 import json
@@ -37,17 +35,17 @@ Launched = list[Any]
 
 
 def plain(argument: Any) -> Any:
-    """What the launcher reads of an argument."""
+    """The attributes of an argument that the launcher reads."""
     if hasattr(argument, "strides"):
         base = argument.base.data_ptr()
-        round_to_tf32 = getattr(argument, "round_f32_to_tf32", False)  # Triton 3.6 knows none
+        round_to_tf32 = getattr(argument, "round_f32_to_tf32", False)  # Triton 3.6 does not know any
         return base, list(argument.shape), list(argument.strides), argument.padding, round_to_tf32
     return argument.data_ptr() if isinstance(argument, Tensor) else argument
 
 
 @contextmanager
 def recorded() -> Iterator[list[Launched]]:
-    """What Triton's launcher is called with, and the descriptors that the driver encodes on the way."""
+    """The arguments with which Triton's launcher is called, and the descriptors that the driver encodes."""
     found: list[Launched] = []
     inner = CudaLauncher.__call__
     encode = next(n for n in ("fill_tma_descriptor_tiled", "fill_tma_descriptor") if hasattr(driver.active.utils, n))
@@ -60,7 +58,7 @@ def recorded() -> Iterator[list[Launched]]:
     def called(self: Any, *arguments: Any) -> None:
         head, hooks, values = arguments[:6], arguments[7:9], arguments[9:]
         assert not any(hook and hook.calls for hook in hooks)
-        # A constant, and a size of 1, is compiled in, and what is passed in its place is not read.
+        # A constant, or a size of 1, is compiled into the kernel, and the argument in its place is not read.
         taken = [plain(v) for v in values if isinstance(v, Tensor) or hasattr(v, "strides")]
         found.append([self, *head, taken, [v for v in values if type(v) is int]])
         inner(self, *arguments)
@@ -78,7 +76,8 @@ def weight(dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def check_as_triton_launches_it() -> None:
-    """Every kind of launch of every op, forward and backward: the arguments and descriptors of Triton's own way."""
+    """Every kind of launch of every op, forward and backward, has the arguments and descriptors of a launch by
+    Triton."""
     asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     with ExitStack() as stack:
         for backend in BACKENDS:
@@ -104,7 +103,8 @@ def check_as_triton_launches_it() -> None:
 
 
 def check_what_a_launch_does_not_do() -> None:
-    """From the second call on: no plan, no checked descriptor, no binding by Triton, no choice of config by shape."""
+    """From the second call on: no planning, no check of descriptors, no binding by Triton, no choice of a config by
+    shape."""
     x, w, b = image(), weight(), torch.zeros(50, dtype=torch.bfloat16)
     conv3x3(x, w, b)
     refused = mock.Mock(side_effect=AssertionError("made again"))
@@ -131,7 +131,7 @@ def check_memory_at_another_address() -> None:
 
 
 def check_what_triton_specialises() -> None:
-    """Another dtype, alignment or presence of a tensor, another size or config: each is another compiled kernel."""
+    """Another dtype, alignment or presence of a tensor, or another size or config, selects another compiled kernel."""
     launchers = []
     memory = torch.zeros(64, dtype=torch.bfloat16)
     with recorded() as found:
@@ -224,7 +224,7 @@ def check_no_tensor_is_kept() -> None:
 
 
 def check_misaligned_memory_is_refused() -> None:
-    """Which `as_kernel_image` never gives."""
+    """A layout that `as_kernel_image` never returns."""
     x = torch.zeros(64 * 72 + 1, dtype=torch.bfloat16)[1:].view(1, 9, 8, 64).permute(0, 3, 1, 2)
     w = weight_layout(torch.zeros(64, 64, 3, 3, dtype=torch.bfloat16))
     conv.conv(launch.as_kernel_image(x), w, None, padding=1)

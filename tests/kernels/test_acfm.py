@@ -45,7 +45,7 @@ def test_many_channels(form: str) -> None:
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("form", FORMS)
 def test_merge(form: str) -> None:
-    """What is added is added; without it the gate is alone."""
+    """`add` is added to the gated x; without it the result is the gated x alone."""
     x, alpha, *weights, add = channel_gate_inputs(1, 5, 6, 7, torch.float64, form=form)
     gate = lmfn_kernels.Full3D(*weights) if form == "full3d" else lmfn_kernels.Pseudo3D(*weights)
     alone = lmfn_kernels.channel_gate(x, gate, alpha)
@@ -69,7 +69,7 @@ def test_merge_with_attention_in_windows(backend_dtype: torch.dtype) -> None:
 
 
 def test_attention_of_many_channels_is_two_ops() -> None:
-    """ALFM's kernels take what the gate's do not."""
+    """ALFM's kernels support inputs that the gate's do not."""
     tensors = merge_inputs(1, 2, 70, 3, 4, torch.float64)
     with lmfn_kernels.backend("torch"):
         assert_correct(merge_from_flat(), tensors)

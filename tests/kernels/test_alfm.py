@@ -21,7 +21,7 @@ FORMS = ["channels", "channels-cosine", "layers", "layers-cosine"]
 
 @pytest.fixture
 def four_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The slots of sm_90, which the interpreter's device does not have."""
+    """The number of slots on sm_90, since the interpreter's device reports none."""
     from lmfn_kernels.alfm import triton_backend
 
     monkeypatch.setattr(triton_backend, "_at_once", lambda _: 4)
@@ -36,7 +36,7 @@ def test_other_forms(form: str) -> None:
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("n", "c"), [(1, 3), (8, 2), (2, 70), (1, 130)])
 def test_maps_and_channels(n: int, c: int) -> None:
-    """One map and eight, and channels that fill no block, or more than one."""
+    """One map and eight, and channels that do not fill a block or need more than one."""
     tensors = attention_inputs(1, n, c, 7, 5, 6, torch.float64)
     assert_correct(attention_from_flat(), tensors)
 
@@ -44,7 +44,7 @@ def test_maps_and_channels(n: int, c: int) -> None:
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("form", FORMS)
 def test_windows(form: str) -> None:
-    """Three blocks of 16 pixels down, the last one cut, and two across."""
+    """Three blocks of 16 pixels down, the last one partial, and two across."""
     inputs = attention_inputs(1, 2, 3, 4, 35, 20, torch.float32, form=form)
     assert_correct(attention_from_flat(form, window=32), inputs)
 
@@ -53,7 +53,7 @@ def test_windows(form: str) -> None:
     ("height", "width", "window"), [(5, 40, 12), (40, 5, 12), (13, 13, 6), (5, 7, 2), (24, 25, 24)]
 )
 def test_windows_of_any_even_size(height: int, width: int, window: int) -> None:
-    """Rows of windows, columns of them, blocks of one pixel, and blocks that the border does or does not cut."""
+    """Windows in one row or column, blocks of one pixel, and blocks that the border cuts or does not cut."""
     tensors = attention_inputs(2, 2, 3, 4, height, width, torch.float64, form="channels-cosine")
     with lmfn_kernels.backend("torch"):
         assert_correct(attention_from_flat("channels-cosine", window=window), tensors)
@@ -133,7 +133,7 @@ def test_without_an_activation() -> None:
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("form", FORMS)
 def test_tiles_are_the_whole(form: str) -> None:
-    """An image in uneven strips, F F^T summed over them: result and gradients as of the whole."""
+    """An image in uneven strips with F F^T summed over them: result and gradient equal those of the whole image."""
     tensors = attention_inputs(1, 3, 5, 4, 12, 5, torch.float32, form=form)
     rows = form.removesuffix("-cosine")
 
@@ -147,7 +147,7 @@ def test_tiles_are_the_whole(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_matrices_by_themselves(form: str) -> None:
-    """W (theta M + I) F is the whole, with W, theta and M given and F F^T as it is."""
+    """W (theta M + I) F for the whole image, with given W, theta and M, and the actual F F^T."""
     *maps, theta, weight, bias = attention_inputs(2, 3, 5, 4, 7, 9, torch.float64, form=form.removesuffix("-cosine"))
     rows: Any = form.removesuffix("-cosine")
     temperature = torch.tensor([2.0], dtype=torch.float64) if form.endswith("cosine") else None
@@ -180,7 +180,7 @@ def test_gram_is_symmetric_to_the_bit() -> None:
 
 @pytest.mark.usefixtures("backend")
 def test_sums_beyond_float16() -> None:
-    """F F^T of 4e5, more than float16 holds."""
+    """F F^T of 4e5, beyond the range of float16."""
     maps = [torch.full((1, 2, 32, 32), 20.0, dtype=torch.float16) + j for j in range(2)]
     gram = lmfn_kernels.layer_gram(maps)
     assert gram.dtype == torch.float32

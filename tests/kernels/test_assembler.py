@@ -1,4 +1,4 @@
-"""Which ptxas assembles kernels for sm_90, seen in what it makes: a cubin names the release that made it."""
+"""Which ptxas assembles kernels for sm_90, determined from its output: a cubin names the release that made it."""
 
 import json
 import os
@@ -71,7 +71,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """From a process that compiles: this one has Triton in its interpreter."""
+    """From a process that compiles, since this one uses Triton's interpreter."""
     pytest.importorskip("triton")
     folder = tmp_path_factory.mktemp("triton")
     script = folder / "script.py"
@@ -87,7 +87,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_our_kernels_get_the_newer_one_and_nobody_elses(found: dict[str, Any]) -> None:
-    """Theirs were compiled before, after, and in another thread meanwhile."""
+    """Other packages' kernels, compiled before, after, and in another thread at the same time, use their own ptxas."""
     assert {release for release, _ in found["ours"]} == {129}
     assert {release for release, _ in found["theirs"]} == {128}
     assert found["others"] == [{}, {}, {}]
@@ -99,7 +99,7 @@ def test_what_the_old_one_made_is_not_found_in_the_cache(found: dict[str, Any]) 
 
 
 def test_the_old_one_refuses_what_is_for_the_newer_one(found: dict[str, Any]) -> None:
-    """Were Triton to choose another way, there would be an error, not a kernel that is wrong."""
+    """If Triton chose its assembler in another way, there would be an error instead of a wrong kernel."""
     assert found["refused"].startswith("PTXASError")
     assert "Unsupported .version 8.8" in found["refused"]
 

@@ -46,7 +46,7 @@ def test_importing_imports_no_triton(environment: dict[str, str]) -> None:
 
 def test_variable_sets_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen() -> str:
-        """By the module as a process that begins has it."""
+        """According to the module as imported by a new process."""
         return str(runpy.run_path(backend.__file__)["_chosen"])
 
     monkeypatch.delenv("LMFN_BACKEND", raising=False)

@@ -1,4 +1,4 @@
-"""The two backends of a folder have the same signatures: mypy holds both to one protocol."""
+"""The two backends of a folder have the same signatures: mypy checks both against one protocol."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_mypy_sees_a_signature_that_differs(tmp_path: Path) -> None:
         lines += [f"import {name}", f"{name}_backend: ALFMBackend = {name}"]
     (tmp_path / "use.py").write_text("\n".join(lines))
     files = [*tmp_path.glob("*.py"), KERNELS / "alfm" / "backend.py", KERNELS / "runtime" / "gradients.py"]
-    # PyTorch's types, which take most of the time, are left out.
+    # PyTorch's types, which take most of the time, are not checked.
     options = ["--follow-imports=skip", f"--cache-dir={tmp_path}", "--config-file="]
     found, errors, _ = mypy.run([*options, *map(str, files)])
     assert not errors

@@ -1,4 +1,4 @@
-"""What kernels read and write beyond their images: nothing, whatever is there, and however far apart images lie."""
+"""Kernels neither read nor write outside their images, whatever is there, even if images are far apart."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -24,17 +24,18 @@ FOLDERS = ("acfm", "alfm", "conv", "mshf", "rfdb", "upsample")
 
 
 def amid_nan(x: Tensor) -> Tensor:
-    """`x` as kernels read it, without a copy, amid NaN and infinities, also between the pixels."""
+    """`x` in the kernels' layout, without a copy, surrounded by NaN and infinities, which are also in the gaps between
+    pixels."""
     b, c, h, w = x.shape
     s = pitch(c, x.dtype)
     memory = torch.full((b * h * w * s + 2 * GUARD,), float("nan"), dtype=x.dtype)
-    memory[::2] = float("inf")  # where a maximum passes NaN over
+    memory[::2] = float("inf")  # where a maximum does not propagate NaN
     return memory.as_strided((b, c, h, w), (h * w * s, 1, w * s, s), GUARD).copy_(x)
 
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
-    """All memory that kernels are given to write: it starts as NaN, amid a guard band that must stay."""
+    """All memory that kernels are given for writing: filled with NaN, between guard bands that must not change."""
     made: list[tuple[Tensor, Tensor]] = []
     empty_strided = torch.empty_strided
 
@@ -76,20 +77,21 @@ def test_nothing_beyond_the_image_is_read_or_written(name: str, written: list[tu
 
 
 def test_four_maps_in_one_program(monkeypatch: pytest.MonkeyPatch, written: list[tuple[Tensor, Tensor]]) -> None:
-    """As on sm_90."""
+    """The number of slots on sm_90."""
     monkeypatch.setattr("lmfn_kernels.alfm.triton_backend._at_once", lambda _: 4)
     hold_to_bounds("layer_attention", written)
 
 
 def apart(b: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
-    """Two images, as kernels read them, more than 2^31 elements apart; between them no memory is used."""
+    """Two images in the kernels' layout, more than 2^31 elements apart; the memory between them is never used."""
     s, distance = pitch(c, dtype), 2**31 + 1024
     return torch.empty((b - 1) * distance + h * w * s, dtype=dtype).as_strided((b, c, h, w), (distance, 1, w * s, s))
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_more_elements_than_int32_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inputs, gradients, results and all that lies between them, two images far apart, have the bits of those near."""
+    """Inputs, gradients, results and everything between them, for two distant images, are bit-identical to those of
+    adjacent ones."""
     inputs = OPS[name].draw((2, 2, 3, 4, 5), torch.float16)
 
     def far(t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tables of tuned configs: what they override, and errors that name the entry."""
+"""Tables of tuned configs: which configs they override, and errors that name the entry."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from lmfn_kernels.runtime import backend, configs
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[object], Path]]:
-    """Writes the table of a GPU that every tensor is then taken to be on."""
+    """Writes the table of a GPU on which every tensor then appears to be."""
     (tmp_path / "configs").mkdir()
     monkeypatch.setattr(configs.resources, "files", lambda _: tmp_path)
     monkeypatch.setattr(configs, "describe", lambda _: ("some-gpu", 232_448))
@@ -47,13 +47,13 @@ def test_table_overrides_the_heuristic(table: Callable[[object], Path]) -> None:
 
 
 class OnGPU(Tensor):
-    """A CPU tensor that says that it is on a GPU."""
+    """A CPU tensor that reports to be on a GPU."""
 
     is_cuda = True  # type: ignore[assignment]
 
 
 def test_auto_takes_the_faster_backend(table: Callable[[object], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the table names `torch`, and only if nobody asked for another; kernels in deterministic mode."""
+    """The torch backend if the table names it and no other was requested; kernels in deterministic mode."""
     monkeypatch.setattr(backend, "_missing", lambda _: None)
     table({"backend": {"rfdb/float16/14": "torch", "rfdb/float16/13": "triton", "conv3x3/float32/14": "torch"}})
     image = torch.zeros(1, 8, 128, 64, dtype=torch.float16).as_subclass(OnGPU)  # 2^13 pixels: 14 digits
@@ -70,7 +70,7 @@ def test_auto_takes_the_faster_backend(table: Callable[[object], Path], monkeypa
 
 
 def test_table_is_read_while_compiling(table: Callable[[object], Path]) -> None:
-    """Without a break of the graph, and for all sizes of a range at once."""
+    """Without graph breaks, and for all sizes of a range at once."""
     table({"backend": {"rfdb/float32/14": "torch"}})
 
     def call(x: Tensor) -> Tensor:

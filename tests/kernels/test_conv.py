@@ -17,7 +17,7 @@ def test_options(activation: str, stride: int, padding: int) -> None:
 
 @pytest.mark.usefixtures("backend")
 def test_many_channels() -> None:
-    """More than one block of inputs, and of outputs, neither a multiple of it."""
+    """More than one block of input and of output channels, neither a multiple of the block."""
     assert_correct(conv_from_flat(activation="leaky_relu"), conv_inputs(1, 70, 130, 5, 6, torch.float32))
 
 

@@ -1,4 +1,4 @@
-"""A launch: what is done for each, and what once; looked at by `launched.py`, where Triton compiles."""
+"""A launch: what is done for each one and what only once, observed by `launched.py`, where Triton compiles."""
 
 import json
 import os
@@ -14,7 +14,7 @@ CHECKS = Path(__file__).with_name("launched.py")
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What went wrong in each check. In a process of its own: this one has Triton in its interpreter."""
+    """The failures of each check. In a separate process, since this one uses Triton's interpreter."""
     root = CHECKS.parents[2]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The encoder's ops: what they do not write, what the kernels refuse, and errors."""
+"""The encoder's ops: what they do not write to memory, what the kernels refuse, and errors."""
 
 from typing import Any
 
@@ -29,7 +29,8 @@ def test_block_with_other_channels_inside() -> None:
 
 
 def test_f0_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stem's kernels have no memory of its size, forward or for the weights; for the image's gradient they have."""
+    """The stem's kernels allocate nothing of its size, in forward and for the weights; for the image's gradient they
+    do."""
     made: list[tuple[int, ...]] = []
     real = torch.empty_strided
 

@@ -27,7 +27,7 @@ F16, F32, F64 = torch.float16, torch.float32, torch.float64
 
 
 def weights(dtype: torch.dtype) -> list[Tensor]:
-    """More than one launch takes, of all kinds of strides."""
+    """More tensors than one launch takes, with all kinds of strides."""
     shapes = [(n, k, size, size) for n, k, size in ((3, 5, 3), (16, 4, 1), (1, 1, 3), (50, 25, 1), (9, 70, 3))]
     found = [random(shape, dtype) for shape in shapes]
     found += [weight.contiguous(memory_format=torch.channels_last) for weight in found]
@@ -57,13 +57,14 @@ def test_lay_out(dtype: torch.dtype, to: torch.dtype) -> None:
         taps = weight_as_taps(laid_out)
         assert taps.data_ptr() == laid_out.data_ptr()
         assert torch.equal(taps, weight.to(to).flatten(2).permute(2, 1, 0))
-        if laid_out is not weight:  # kernels read the padding, too
+        if laid_out is not weight:  # kernels also read the padding
             rows = taps.shape[0], taps.shape[1], pitch(weight.shape[0], to) - weight.shape[0]
             assert not taps.as_strided(rows, taps.stride(), taps.storage_offset() + taps.shape[2]).any()
 
 
 def test_sum_gradients() -> None:
-    """Into each tensor's dtype and strides, whatever the order of the partial sums' dimensions; nothing beside."""
+    """Into each tensor's dtype and strides, whatever the order of the dimensions of the partial sums; nothing else is
+    written."""
     from lmfn_kernels.runtime.gradients import PartialSums
     from lmfn_kernels.runtime.multi_tensor import sum_gradients
 
@@ -94,7 +95,7 @@ def test_sum_gradients() -> None:
     ids=["rfdb", "conv3x3", "stem", "channel_gate"],
 )
 def test_launches_of_an_op(function: Callable[..., Tensor], tensors: list[Tensor], forward: int, backward: int) -> None:
-    """One that lays out all weights in each pass and one that sums all gradients, and nothing of PyTorch's."""
+    """One launch lays out all weights in each pass and one sums all gradients; PyTorch launches nothing."""
     leaves = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
     leaves = [t.detach().requires_grad_() for t in leaves]
     with lmfn_kernels.backend("triton"), torch.autocast("cpu", F16):

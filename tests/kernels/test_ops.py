@@ -1,4 +1,4 @@
-"""What holds for every op under both backends: float64, gradients, any memory, the same bits."""
+"""Properties of every op under both backends: float64, gradients, memory layouts, determinism."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def correct(name: str, inputs: list[Tensor], needs: list[bool] | None = None) ->
 
 @pytest.mark.parametrize("name", OPS)
 def test_within_rounding_of_float64(name: str, backend_dtype: torch.dtype) -> None:
-    """On images of more than one tile, with channels that fill no block."""
+    """On images of more than one tile, with channels that do not fill a block."""
     images, height = (2, 9) if backend_dtype == torch.float32 else (1, 4)
     correct(name, OPS[name].draw((images, 3, 6, height, 19), backend_dtype))
 
@@ -39,8 +39,8 @@ def test_widths_of_the_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_gradcheck(name: str) -> None:
-    """Against finite differences in float64, along one direction through all inputs. The kernels' gradients are those
-    of the formula, above."""
+    """Against finite differences in float64, along one direction through all inputs. The kernels' gradients are
+    compared with those of the formula above."""
     inputs = OPS[name].draw((1, 2, 2, 3, 4), torch.float64)
     direction = [random(t.shape) for t in inputs]
 
@@ -51,12 +51,12 @@ def test_gradcheck(name: str) -> None:
 
 
 def steps(t: Tensor) -> list[int]:
-    """The strides that are ever taken."""
+    """The strides that occur in practice."""
     return [step for step, size in zip(t.stride(), t.shape, strict=True) if size > 1]
 
 
 def in_memory(image: Tensor, kind: str) -> Tensor:
-    """As large an image, in memory of this kind."""
+    """An image of the same size, in memory of this kind."""
     b, c, h, w = image.shape
     if kind == "channels_last":
         return image.contiguous(memory_format=torch.channels_last)
@@ -69,11 +69,11 @@ def in_memory(image: Tensor, kind: str) -> Tensor:
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("name", OPS)
-# The same examples everywhere, and not shrunk: a failure names one in seconds.
+# The same examples everywhere, without shrinking, so that a failure names one within seconds.
 @settings(max_examples=2, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_kind(name: str, data: st.DataObject) -> None:
-    """Sizes, memory of every image, dtypes, and which inputs need gradients."""
+    """Sizes, memory layout of every image, dtypes, and which inputs need gradients."""
     b, n, c, h, w = (data.draw(st.integers(1, m), label=x) for x, m in zip("bnchw", (2, 4, 9, 12, 18), strict=True))
     dtype = data.draw(st.sampled_from([torch.float64, torch.float32, torch.float16]), label="dtype")
     torch.manual_seed(data.draw(st.integers(0, 99), label="seed"))
@@ -88,7 +88,7 @@ def test_any_kind(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("name", OPS)
 def test_same_bits_inputs_left_alone_and_strides_of_weights(name: str, memory_format: torch.memory_format) -> None:
-    """A weight's gradient lies as the weight does, or DistributedDataParallel would copy it."""
+    """A weight's gradient has the weight's strides; otherwise DistributedDataParallel would copy it."""
     inputs = OPS[name].draw((1, 2, 3, 4, 5), torch.float32)
     inputs = [t.contiguous(memory_format=memory_format) if t.ndim == 4 else t for t in inputs]
     before = [t.clone() for t in inputs]
@@ -103,9 +103,9 @@ def test_same_bits_inputs_left_alone_and_strides_of_weights(name: str, memory_fo
 
 @pytest.mark.parametrize("name", OPS)
 def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
-    """In the kernels; PyTorch's own choose their order of sums by the whole size."""
+    """Only for the kernels: the order of sums in PyTorch depends on the size of the whole batch."""
     inputs = OPS[name].draw((4, 2, 5, 4, 5), torch.float32)
-    alone = [t[1:2] if t.shape[0] == 4 else t for t in inputs]  # no weight has 4 of anything
+    alone = [t[1:2] if t.shape[0] == 4 else t for t in inputs]  # no weight has a size of 4
     with torch.no_grad(), lmfn_kernels.backend("triton"):
         for together, one in zip(results(name, inputs), results(name, alone), strict=True):
             assert torch.equal(together[1:2], one)
@@ -117,7 +117,7 @@ def results(name: str, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def test_reference_is_what_it_says() -> None:
-    """The formula's own results, under the backend of that name, have gradients of any order."""
+    """Under the backend `reference`, the formula's own results have gradients of any order."""
     inputs = [t.requires_grad_() for t in OPS["rfdb"].inputs(Size(1, 1, 2, 15, 15), torch.float64)]
     with lmfn_kernels.backend("reference"):
         assert torch.autograd.gradgradcheck(OPS["rfdb"].function, inputs, fast_mode=True)

@@ -1,4 +1,4 @@
-"""What is saved for backward, and the most memory that a call takes."""
+"""What is saved for backward, and the peak memory of a call."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_saved_beside_the_inputs(name: str) -> None:
 
 
 def test_the_formula_saves_more() -> None:
-    """So that the measure above measures."""
+    """Checks the measure used above."""
     for name in ("rfdb", "layer_attention", "stem"):
         inputs = OPS[name].inputs(SIZE, torch.float32)
         with lmfn_kernels.backend("reference"):
@@ -32,20 +32,20 @@ def test_the_formula_saves_more() -> None:
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_rfdb_of_the_network(dtype: torch.dtype) -> None:
-    """At most 5.5 times the bytes of its input, that included, pixels' padding too."""
+    """At most 5.5 times the bytes of its input, including the input itself and the padding of pixels."""
     x, *weights = OPS["rfdb"].inputs(Size(1, 1, 50, 16, 16), dtype)
     assert 4 <= saved_bytes(OPS["rfdb"].function, [x, *weights], weights) / x.nbytes <= 5.5
 
 
 def test_rfdb_under_autocast() -> None:
-    """In bytes of the float32 input, which has to be saved in 16 bits, too."""
+    """In bytes of the float32 input, which is also saved in 16 bits."""
     x, *weights = OPS["rfdb"].inputs(Size(1, 1, 50, 32, 40), torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert saved_bytes(OPS["rfdb"].function, [x, *weights], weights) / x.nbytes <= 5.5 / 2 + 0.5
 
 
 def peak() -> int:
-    """Bytes of memory that the process has had at its most."""
+    """Peak resident bytes of the process."""
     return next(int(line.split()[1]) * 1024 for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
 
 
@@ -59,16 +59,16 @@ def peak() -> int:
     ],
 )
 def test_peak_memory_of_attention_at_720p(name: str, order: torch.memory_format, least: float, most: float) -> None:
-    """MiB beside the inputs, which are 703, and the output, 176: of the inputs the formula makes three copies."""
+    """MiB in addition to the inputs (703) and the output (176); the formula makes three copies of the inputs."""
     n, c, h, w = 4, 50, 720, 1280
     weights = torch.zeros(1), torch.ones(c, n * c, 1, 1) / 200, torch.zeros(c)
     small = [torch.full((1, c, 8, 8), 0.01) for _ in range(n)]
     maps = [torch.empty(1, c, h, w, memory_format=order).fill_(0.01) for _ in range(n)]
     with lmfn_kernels.backend(name), torch.no_grad():
         lmfn_kernels.layer_attention(small, *weights)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what there is
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the present value
         before = peak()
         y = lmfn_kernels.layer_attention(maps, *weights)
         found = (peak() - before - y.nbytes) / 2**20
-    print(f"{name}, {order}: {found:.1f} MiB")  # `pytest -s` shows it
+    print(f"{name}, {order}: {found:.1f} MiB")  # shown by `pytest -s`
     assert least <= found <= most

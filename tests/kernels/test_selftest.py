@@ -1,4 +1,4 @@
-"""The ops' check of themselves: what is right passes, and what is wrong is said, op by op."""
+"""The self-test of the ops: correct ops pass, and faults are reported for each op."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The oracle: it finds small defects, measures on every device, and serves other people's ops."""
+"""The oracle: it finds small defects, works on every device, and can be used for other ops."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_every_op_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_op_of_ones_own() -> None:
-    """The example of docs/kernels.md passes; with a small fault in a gradient it does not."""
+    """The example in docs/kernels.md passes; with a small error in a gradient it fails."""
     text = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
     names: dict[str, Any] = {}
     exec(text.partition("```python\n")[2].partition("```")[0], names)
@@ -50,7 +50,7 @@ def test_saved_bytes_counts_memory_once() -> None:
 
 
 def border_tap_dropped(conv: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """One of the nine taps is left out in the first row."""
+    """One of the nine taps is missing in the first row."""
 
     def call(x: Tensor, weight: Tensor, *rest: Any, slope: float = 1.0, **options: Any) -> Tensor:
         y = conv(x, weight, *rest, **options)
@@ -107,7 +107,7 @@ def last_column_less(input_gradient: Callable[..., Tensor]) -> Callable[..., Ten
 def test_the_bound_finds_a_defect(
     name: str, piece: str, defect: Callable[..., Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In every dtype, and in the block as in an op by itself."""
+    """In every dtype, and within the block as in a single op."""
     inputs = OPS[name].inputs(Size(2, 1, 10, 17, 21), dtype)
     monkeypatch.setattr(torch_backend, piece, defect(getattr(torch_backend, piece)))
     with lmfn_kernels.backend("torch"), pytest.raises(AssertionError, match="where rounding causes"):
@@ -115,13 +115,13 @@ def test_the_bound_finds_a_defect(
 
 
 def test_the_bound_is_measured_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a function computes on another device than its input is off by numbers drawn there."""
+    """A result on a device other than the input's differs if the function draws random numbers there."""
     asked: list[str] = []
     make = torch.Generator
 
     def generator(device: torch.device | str = "cpu") -> torch.Generator:
         asked.append(str(device))
-        return make()  # of numbers on meta tensors there are none
+        return make()  # meta tensors have no random numbers
 
     def function(x: Tensor) -> Tensor:
         assert (torch.ones(3, dtype=x.dtype, device="meta") * 2).is_meta

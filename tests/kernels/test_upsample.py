@@ -1,4 +1,4 @@
-"""Bilinear upsampling, and the convolution of an upsampled map that is never made."""
+"""Bilinear upsampling, and the convolution of an upsampled map that is never written to memory."""
 
 import pytest
 import torch
@@ -22,13 +22,13 @@ F32, F64 = torch.float32, torch.float64
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("low", [(1, 1), (4, 9), (9, 19), (12, 4)])
 def test_upsample_add_of_any_size(low: tuple[int, int]) -> None:
-    """A pixel, half the size rounded down, the same size, a larger one; twice the size is below."""
+    """A single pixel, half the size rounded down, the same size, and a larger one; twice the size is tested below."""
     assert_correct(upsample_add, upsample_add_inputs(1, 3, 9, 19, low, F32))
 
 
 @pytest.mark.usefixtures("backend")
 def test_upsample_add_of_many_channels_to_twice_the_size() -> None:
-    """More than one block of channels, not a multiple of it; PyTorch's own upsampling in float64 beside."""
+    """More than one block of channels, not a multiple of it; compared with PyTorch's own upsampling in float64."""
     inputs = upsample_add_inputs(1, 70, 4, 6, (2, 3), F64)
     results, gradients = differentiate(upsample_add, inputs)
     with lmfn_kernels.backend("reference"):
@@ -51,7 +51,7 @@ def test_tiles_within_the_image_meet_one_part() -> None:
 
 
 def test_fold() -> None:
-    """Every part against the formula, on an image that is zero but at one place: the edges, the corners, the inside."""
+    """Each part against the formula, on an image that is zero except in one place: edges, corners, interior."""
     x, weight, _ = upsampled_conv_inputs(1, 2, 3, 5, 6, F64)
     folded = fold_upsampling(weight)
     y = torch.zeros(1, 12, 5, 6, dtype=F64)
@@ -59,7 +59,7 @@ def test_fold() -> None:
         y[:, :, rows, columns] += F.conv2d(x[:, :, rows, columns], part, padding=1)
     up = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     assert (F.pixel_shuffle(y, 2) - F.conv2d(up, weight, padding=1)).abs().max() <= 1e-14
-    # Linear, and `unfold` is its adjoint.
+    # `fold` is linear, and `unfold` is its adjoint.
     g = random(folded.shape)
     assert ((folded * g).sum() - (weight * unfold_gradient(g)).sum()).abs() <= 1e-12
 

@@ -1,4 +1,4 @@
-"""Weights that lie as the kernels read them: read in place, and under every backend the same results."""
+"""Weights in the kernels' layout: read without a copy, and the same results under every backend."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ NAMES = ["conv3x3", "conv3x3-down", "stem", "residual_block", "distill_stage", "
 
 
 class Copies(TorchDispatchMode):
-    """Counts them."""
+    """Counts the copies."""
 
     count = 0
 
@@ -25,7 +25,7 @@ class Copies(TorchDispatchMode):
 
 
 def amid_nan(weight: Tensor) -> Tensor:
-    """The same, its gaps not a number."""
+    """The same, with NaN in its gaps."""
     memory = torch.full((weight.untyped_storage().nbytes() // weight.itemsize,), float("nan"), dtype=weight.dtype)
     return memory.as_strided(weight.shape, weight.stride()).copy_(weight)
 

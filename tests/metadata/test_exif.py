@@ -1,4 +1,4 @@
-"""EXIF blocks laid out by hand, read by Pillow."""
+"""EXIF blocks written by hand, read by Pillow."""
 
 import struct
 
@@ -13,14 +13,15 @@ THUMBNAIL = b"\xff\xd8 a small picture \xff\xd9"
 
 
 def block(order="<", orientation=6):
-    """An EXIF block, by hand: sizes, two orientations, a maker note, an exposure time of 1/8001 s, a thumbnail."""
+    """An EXIF block written by hand: sizes, two orientations, a maker note, an exposure time of 1/8001 s, a
+    thumbnail."""
     number = f"{order}HHI"
 
     def directory(*entries, following=0):
         return struct.pack(order + "H", len(entries)) + b"".join(entries) + struct.pack(order + "I", following)
 
     def short(tag, value):
-        return struct.pack(f"{number}HH", tag, 3, 1, value, 0xABCD)  # the bytes left over are anybody's
+        return struct.pack(f"{number}HH", tag, 3, 1, value, 0xABCD)  # the remaining bytes may be anything
 
     def at(tag, kind, count, offset):
         return struct.pack(f"{number}I", tag, kind, count, offset)
@@ -130,7 +131,7 @@ def test_upright_of_mutated_blocks(order, changes):
     exif.upright(data, turned=True)
     assert len(exif.with_size(data, 7, 5)) == len(data)
     turned = exif.upright(data)
-    if turned is not None:  # what has changed is the value, at most four bytes, of an entry with the tag
+    if turned is not None:  # only the value, at most four bytes, of an entry with the tag has changed
         tag = struct.pack(order + "H", 0x0112)
         for at, (old, new) in enumerate(zip(data, turned, strict=True)):
             assert old == new or tag in (data[at - n : at - n + 2] for n in (8, 9, 10, 11))

@@ -1,4 +1,4 @@
-"""XMP packets as Adobe's tools, phones and ExifTool write them, and as nobody does."""
+"""XMP packets as written by Adobe's tools, phones and ExifTool, and malformed ones."""
 
 import pytest
 

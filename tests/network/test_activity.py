@@ -53,7 +53,8 @@ def test_hooks_are_removed_when_the_network_fails() -> None:
 
 
 def test_no_block_dies_in_training_from_nothing() -> None:
-    """A hundred steps at a high rate, on squares blurred sideways: the network learns, and its units go on firing."""
+    """A hundred steps at a high rate, on squares blurred horizontally: the network learns, and its units keep
+    firing."""
     torch.manual_seed(0)
     model = Network(preset("lmfn", **SMALL))
     adam = torch.optim.AdamW(model.parameters(), lr=0, weight_decay=0)

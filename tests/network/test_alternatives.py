@@ -1,4 +1,4 @@
-"""What stands in the paper's parts' places in its ablations."""
+"""The alternatives to the paper's parts in its ablations."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ FUSIONS = {"none": -10_051, "concat": -1, "pooled": -1 + 12 * 401 + 200, "spatia
 
 
 def awake(module):
-    """In float64, no weight or bias at an initial value that would hide it."""
+    """In float64, with no weight or bias at an initial value that could hide it."""
     torch.manual_seed(0)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -66,7 +66,7 @@ def test_fusions_are_those_of_the_definition(kind):
 
 def test_pyramid_pooling_is_that_of_the_definition():
     module = awake(PyramidPooling(8))
-    x = torch.randn(1, 8, 12, 18, dtype=torch.float64)  # a multiple of all parts
+    x = torch.randn(1, 8, 12, 18, dtype=torch.float64)  # a multiple for all parts
     seen = [x]
     for parts, conv in zip((1, 2, 3, 6), module.reduce, strict=True):
         means = x.reshape(8, parts, 12 // parts, parts, 18 // parts).mean((2, 4))
@@ -83,7 +83,7 @@ def test_aspp_is_that_of_the_definition():
     for rate, conv in zip((1, 6, 12, 18), module.branches, strict=True):
         kernel = conv.weight.detach().numpy()
         spread = np.zeros((4, 4, rate * (kernel.shape[2] - 1) + 1, rate * (kernel.shape[3] - 1) + 1))
-        spread[:, :, ::rate, ::rate] = kernel  # the holes of an atrous convolution, filled with zeros
+        spread[:, :, ::rate, ::rate] = kernel  # the gaps of an atrous convolution, filled with zeros
         outputs = [
             sum(
                 scipy.ndimage.correlate(channel, k, mode="constant")

@@ -1,4 +1,4 @@
-"""The network against the paper's formulas, written out a second time in a few lines of float64."""
+"""The network against the paper's formulas, written independently in a few lines of float64."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def _seed() -> None:
 
 
 def awake(module: nn.Module) -> nn.Module:
-    """In float64, with theta and alpha away from 0, where both attentions would be the identity."""
+    """In float64, with theta and alpha different from 0, where both attentions would be the identity."""
     for name, parameter in module.named_parameters():
         if name.endswith(("theta", "alpha")):
             nn.init.constant_(parameter, 0.7)
@@ -83,7 +83,7 @@ def rfdb_text(m: nn.Module, x: Tensor) -> Tensor:
 
 
 def alfm_text(m: ALFM, maps: list[Tensor]) -> Tensor:
-    """One image and one row at a time, as the paper writes it: L = theta * M F + F, then LR(conv1x1(L))."""
+    """One image and one row at a time, as in the paper: L = theta * M F + F, then LR(conv1x1(L))."""
     images = []
     for b in range(maps[0].shape[0]):
         rows = [channel.flatten() for x in maps for channel in x[b]]
@@ -155,7 +155,7 @@ def check(module: nn.Module, text: Callable[[nn.Module, Tensor], Tensor], x: Ten
     [
         ("lmfn", 4, 1_248_621),
         ("lmfn-released", 4, 1_223_780),
-        # The released network's authors count 23,927 more: two layers never used and the mean shift.
+        # The authors of the released network count 23,927 more: two unused layers and the mean shift.
         *(
             ("lmfn-released", n, total - 23_927)
             for n, total in enumerate((956_857, 1_053_807, 1_150_757, 1_247_707, 1_344_657, 1_441_607), start=1)
@@ -185,7 +185,7 @@ def test_shape_of_every_map() -> None:
         "encoder.rb_4th.4": (2, 64, 24, 32),
         "encoder": (2, 64, 24, 32),
         **{f"rfdbs.{i}": (2, 50, 24, 32) for i in range(4)},
-        "acfm": (2, 50, 24, 32),  # with ALFM's result, which is no map of its own
+        "acfm": (2, 50, 24, 32),  # whose ALFM result is not a map of its own
         "head.rb1": (2, 50, 24, 32),
         "head.rb2": (2, 50, 48, 64),
         "head": (2, 3, 96, 128),
@@ -214,7 +214,7 @@ def test_esa_and_rfdb() -> None:
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_alfm(rows: str, similarity: str) -> None:
     module = awake(ALFM(5, 3, rows, similarity))
-    # Alike enough, and of a size, at which the softmax is neither flat nor a step.
+    # Similar and scaled so that the softmax is neither uniform nor a step.
     maps = [0.3 * (0.5 + torch.randn(2, 5, 4, 7, dtype=torch.float64)) for _ in range(3)]
     if similarity == "cosine":
         nn.init.constant_(module.temperature, 3.0)
@@ -344,7 +344,7 @@ def test_wrong_input_is_named(error: type[Exception], words: str, x: Tensor) -> 
 
 
 def test_a_tile_on_esa_s_fixed_grid_is_part_of_the_whole():
-    """And stretched it is not: that is what the switch is for."""
+    """A resized branch depends on the image's size, which is the reason for the switch."""
     x = torch.randn(1, 10, 90, 40, dtype=torch.float64)
     for fixed_grid in (False, True):
         module = awake(RFDB(10, 5, 4, fixed_grid))

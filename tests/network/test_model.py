@@ -1,4 +1,4 @@
-"""The whole network on its ops: equal to the written formulas, lean, and at home in PyTorch's own machinery."""
+"""The whole network on its ops: equal to the formulas, lean in memory, and compatible with PyTorch's machinery."""
 
 import hashlib
 from importlib import import_module
@@ -25,7 +25,7 @@ SMALL = {"channels": 8, "features": 10, "distilled": 5, "esa": 4, "rfdbs": 2}
 
 
 def network(preset: str = "lmfn", memory: str = "normal", **fields: object) -> LMFN:
-    """Seeded, with theta and alpha away from 0, where both attentions would be the identity."""
+    """Seeded, with theta and alpha different from 0, where both attentions would be the identity."""
     torch.manual_seed(0)
     model = LMFN.from_preset(preset, **fields)
     for name, parameter in model.named_parameters():
@@ -45,7 +45,7 @@ def gradients(model: LMFN, image: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("memory", ["normal", "lean"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_equals_the_formulas(name: str, memory: str) -> None:
-    """In float64, an odd size, every gradient, at both presets' own switches."""
+    """In float64, at an odd size, with every gradient, for the switches of both presets."""
     model = network(name, memory, **SMALL).double()
     image = torch.rand(2, 3, 67, 85, dtype=torch.float64)
     found = gradients(model, image)
@@ -67,7 +67,7 @@ def test_equals_the_formulas_at_full_width(name: str) -> None:
 
 
 def train(backend: str) -> tuple[list[float], float]:
-    """Losses of 50 steps to darken images, and the PSNR at the end."""
+    """Losses of 50 steps of learning to darken images, and the PSNR at the end."""
     model = network(**SMALL)
     adam = torch.optim.Adam(model.parameters(), lr=1e-3)
     images = torch.rand(50, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -93,10 +93,8 @@ def test_trains_as_the_formulas_do() -> None:
 
 
 def kept(model: LMFN, precision: torch.dtype, backend: str = "torch") -> float:
-    """Bytes per pixel of one 256x256 patch that autograd saves, parameters not counted.
-
-    The 16-bit copies of the weights, which autocast makes once per step, count with this one patch.
-    """
+    """Bytes per pixel of one 256x256 patch that autograd saves, parameters not counted. The 16-bit copies of the
+    weights, which autocast makes once per step, are attributed to this patch."""
     with lmfn_kernels.backend(backend), torch.autocast("cpu", precision, enabled=precision != torch.float32):
         return saved_bytes(model) / 256**2
 
@@ -112,7 +110,7 @@ def test_kept_for_backward(name: str, precision: torch.dtype, memory: str, most:
 
 
 def test_the_formulas_keep_much_more() -> None:
-    """So that the measure above measures."""
+    """Checks the measure used above."""
     assert kept(network(), torch.bfloat16, "reference") > 1000
 
 
@@ -150,7 +148,7 @@ def test_compiles_whole(name: str, memory: str) -> None:
 
 
 class NothingFromTheHost(TorchFunctionMode):
-    """Fails where a value is taken to the device or from it: that cannot be captured in a CUDA graph."""
+    """Fails if a value is copied to or from the device, which a CUDA graph cannot capture."""
 
     TAKEN = (
         *(torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.nonzero, Tensor.nonzero, Tensor.item),
@@ -165,12 +163,12 @@ class NothingFromTheHost(TorchFunctionMode):
 @pytest.mark.parametrize("body", ["triton", "torch"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_graph_can_capture_it(name: str, body: str) -> None:
-    """After a first run, forward and backward take nothing to the device, and wait for nothing from it."""
+    """After a first run, forward and backward copy nothing to the device and wait for nothing from it."""
     from lmfn_kernels.runtime import launch
 
     model = network(name, similarity="cosine", **SMALL)
     image = torch.rand(1, 3, 64, 70)
-    # What the interpreter does is not what a GPU does.
+    # The interpreter behaves differently from a GPU.
     with lmfn_kernels.backend(body), launch.intercepting(lambda *_: None):
         gradients(model, image)
         with NothingFromTheHost():
@@ -183,7 +181,7 @@ def test_a_graph_can_capture_it(name: str, body: str) -> None:
 def test_all_tensors_are_made_on_the_images_device(
     name: str, memory: str, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On one that has no values: whatever is made elsewhere, or waits for a value, is an error there."""
+    """On the meta device: an operation on another device, or one that waits for a value, is an error."""
     monkeypatch.setattr(backend, "_missing", lambda _: None)
     monkeypatch.setattr(configs, "describe", lambda _: ("meta", 232448))
     launching = [f"{part}.triton_backend" for part in ("acfm", "alfm", "conv", "mshf", "rfdb", "upsample")]
@@ -198,7 +196,8 @@ def test_all_tensors_are_made_on_the_images_device(
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_exports(name: str) -> None:
-    """Once, for any batch and all sizes in multiples of 16 from 112, where ESA's low map is more than a row."""
+    """Once, for any batch and all sizes that are multiples of 16 from 112, where ESA's low map has more than one
+    row."""
     model = network(name, **SMALL).eval()
     batch = torch.export.Dim("batch", min=1, max=16)
     rows, columns = (torch.export.Dim(side, min=7, max=256) for side in ("rows", "columns"))
@@ -207,7 +206,7 @@ def test_exports(name: str) -> None:
     )
     for size in ((1, 3, 112, 144), (3, 3, 176, 112)):
         image = torch.rand(size)
-        found = program.module()(image)  # no backward pass is exported, and none is asked for
+        found = program.module()(image)  # no backward pass is exported or needed
         assert not found.requires_grad
         with torch.no_grad():
             assert (found - model(image)).abs().max() <= 1e-6
@@ -245,7 +244,7 @@ def test_float64_as_the_default_makes_float64_networks_and_leaves_inference_as_i
 
 
 def test_autocast() -> None:
-    """bfloat16 within its rounding of float32, gradients in float32."""
+    """bfloat16 is within its rounding error of float32; gradients are float32."""
     model, image = network(**SMALL), torch.rand(1, 3, 64, 64)
     exact = gradients(model, image)
     with torch.autocast("cpu", torch.bfloat16):
@@ -257,7 +256,7 @@ def test_autocast() -> None:
 
 
 def in_parallel(rank: int, folder: str) -> None:
-    """One process of two: two steps with a changing graph, and two with a static one, keeping little."""
+    """One process of two: two steps with a changing graph, and two with a static one in lean memory."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.set_num_threads(1)
     images = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
@@ -268,10 +267,10 @@ def in_parallel(rank: int, folder: str) -> None:
             parallel.zero_grad()
             parallel(images[rank]).square().mean().backward()
         torch.save([p.grad for p in model.parameters()], Path(folder) / f"{rank}-{static}.pt")
-    del parallel  # as train.py does, and for its reason
+    del parallel  # as in training, for the same reason
     dist.destroy_process_group()
     names = [comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")]
-    assert not [name for name in names if "gloo" in name]  # they may abort Python's own end
+    assert not [name for name in names if "gloo" in name]  # they may abort while Python exits
 
 
 def test_distributed(tmp_path: Path) -> None:
@@ -292,7 +291,7 @@ def test_distributed(tmp_path: Path) -> None:
     [("lmfn", 182, "53f862c43a3650ce"), ("lmfn-released", 174, "9d7d55cffab64f3a")],
 )
 def test_weights_files_still_load(name: str, count: int, digest: str) -> None:
-    """Names and shapes of all weights, as files of earlier versions have them."""
+    """Names and shapes of all weights, as in files of earlier versions."""
     state = LMFN.from_preset(name).state_dict()
     text = "\n".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
     assert (len(state), hashlib.sha256(text.encode()).hexdigest()[:16]) == (count, digest)

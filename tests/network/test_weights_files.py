@@ -1,4 +1,5 @@
-"""Weights files that are broken, foreign or absurd: one error that names the file, at once, and no type cast unsaid."""
+"""Weights files that are broken, foreign or absurd: one immediate error that names the file, and no silent type
+cast."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Photographs and settings for runs of seconds."""
+"""Photographs and settings for runs that take seconds."""
 
 import signal
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def _signals_and_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two smooth random pictures: enough for the loss to fall."""
+    """Two smooth random pictures, enough for the loss to fall."""
     from lmfn import images  # not before pytest_configure has set Triton's interpreter
 
     folder = tmp_path_factory.mktemp("photos")

@@ -1,4 +1,4 @@
-"""Which samples a process draws."""
+"""The samples that a process draws."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""`make gpu-train`: some minutes of a run from packs, and some more in the next call. Walked on the CPU."""
+"""`make gpu-train` on the CPU: some minutes of a run from packs, continued by the next call."""
 
 import json
 import subprocess

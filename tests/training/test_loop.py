@@ -1,4 +1,4 @@
-"""Training runs, whole: resumed after a kill, stopped by signals, shared between processes, fed with broken input."""
+"""Complete training runs: resumed after a kill, stopped by signals, distributed over processes, given broken input."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def records(folder: Path) -> list[dict[str, object]]:
 def start(
     settings: Settings, prelude: str = "", launcher: tuple[str, ...] = (sys.executable,)
 ) -> subprocess.Popen[str]:
-    """train.py in a process of its own, after `prelude`."""
+    """Run train.py in a separate process, after `prelude`."""
     file = settings.runs / f"{settings.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(settings.text())
@@ -135,7 +135,7 @@ lmfn.atomic.os.replace = replaced
 
 
 def test_killed_twice_and_resumed_is_bit_identical_to_a_run_in_one_go(settings: Settings) -> None:
-    # A fraction of 9 is no round number.
+    # 9 does not divide evenly
     whole = dataclasses.replace(settings, name="whole", steps=9, data_on="workers")
     broken = dataclasses.replace(whole, name="broken", workers=1)
     finish(start(whole))
@@ -169,12 +169,12 @@ def test_two_processes_train_on_what_one_with_twice_the_batch_does(settings: Set
     for name in ("model", "ema"):
         a, b = weights(run_in(one), name), weights(run_in(two), name)
         initial = LMFN(one.network_config).state_dict()
-        assert max((a[key] - initial[key]).abs().max() for key in a) > 1e-3  # they did learn
+        assert max((a[key] - initial[key]).abs().max() for key in a) > 1e-3  # they have learnt
         assert max((a[key] - b[key]).abs().max() for key in a) < 1e-6
 
 
 def one_of_four(rank: int, settings: Settings, port: int) -> None:
-    """Train as torchrun's process of this number, with memory for half of the images."""
+    """Train as the process with this number under torchrun, with memory for half of the images."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="4", LOCAL_WORLD_SIZE="4", MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
@@ -441,7 +441,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def test_a_data_error_in_a_worker_ends_the_run(settings: Settings, photos: Path) -> None:
-    """And so do its workers, which wait for more work: the process ends by itself."""
+    """The workers end as well, although they are waiting for work; the process ends by itself."""
     broken = sorted(photos.glob("*"))[0]
     arguments = ["--runs", str(settings.runs), "--name", "broken", "--photos", str(photos), "--steps", "50"]
     arguments += ["--batch", "2", "--patch", "64", "--data-on", "workers", "--workers", "2", "--cache-gib", "0"]
@@ -489,7 +489,7 @@ def test_a_finished_run_is_not_overwritten_by_its_name(settings: Settings, capsy
         "--runs",
         str(settings.runs),
     ]
-    assert parse_settings([*again, "--resume", "auto"]) == resumed  # the command that began it works, too
+    assert parse_settings([*again, "--resume", "auto"]) == resumed  # the original command also works
     assert dataclasses.replace(resumed, resume="never") == settings
     assert script.train(resumed) == 0
     assert "10 steps" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The learning rate, losses, the average of the weights, and the weights that a run starts from."""
+"""The learning rate, losses, the average of the weights, and the weights with which a run starts."""
 
 import dataclasses
 

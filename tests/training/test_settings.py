@@ -1,4 +1,4 @@
-"""Settings from the command line and from files, and what is wrong with them."""
+"""Settings from the command line and from files, and errors in them."""
 
 import dataclasses
 from pathlib import Path

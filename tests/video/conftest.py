@@ -1,4 +1,4 @@
-"""Small clips in every container, with all that clips have besides pictures."""
+"""Small clips in every container, with all the streams and data that clips have besides pictures."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -14,7 +14,7 @@ TICKS = Fraction(1, 90000)
 
 @pytest.fixture
 def make_clip() -> Callable[..., list[int]]:
-    """Write a clip whose frames have the given mean levels, each with a pattern of its own; the time stamps."""
+    """Write a clip whose frames have the given mean levels, each with its own pattern; returns the time stamps."""
 
     def write(
         path: Path,
@@ -64,7 +64,7 @@ def make_clip() -> Callable[..., list[int]]:
                 frame = picture(level, size, n, pix_fmt, colours)
                 frame.pts, frame.time_base = (n, Fraction(1, 30)) if path.suffix == ".avi" else (pts, TICKS)
                 times.append(pts)
-                pts += 3000 + 700 * (n % 3)  # of a variable rate
+                pts += 3000 + 700 * (n % 3)  # with a variable frame rate
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
             if audio:
@@ -82,7 +82,7 @@ def make_clip() -> Callable[..., list[int]]:
 def picture(
     level: int, size: tuple[int, int], seed: int, pix_fmt: str = "yuv420p", colours: tuple[int, ...] = (1, 1, 1, 1)
 ) -> Any:
-    """A frame of that mean level and a faint pattern of its own."""
+    """A frame with that mean level and a faint pattern of its own."""
     coarse = np.random.default_rng(seed).integers(-9, 10, (size[0] // 8 + 1, size[1] // 8 + 1, 3))
     pixels = (level + coarse.repeat(8, 0).repeat(8, 1))[: size[0], : size[1]].clip(0, 255).astype(np.uint8)
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -90,19 +90,19 @@ def picture(
 
 
 def packets(path: Path, kind: str) -> list[tuple[float, bytes]]:
-    """Seconds and content of the packets of the first stream of this kind."""
+    """Time in seconds and content of the packets of the first stream of this kind."""
     with av.open(str(path)) as container:
         stream = next(stream for stream in container.streams if stream.type == kind)
         return [(float(p.pts * p.time_base), bytes(p)) for p in container.demux(stream) if p.size]
 
 
 def frames(path: Path) -> list[Any]:
-    """All frames, decoded."""
+    """All decoded frames."""
     with av.open(str(path)) as container:
         return list(container.decode(video=0))
 
 
 def samples(path: Path) -> np.ndarray:
-    """The sound, decoded."""
+    """The decoded sound."""
     with av.open(str(path)) as container:
         return np.concatenate([part.to_ndarray() for part in container.decode(audio=0)], axis=1)

@@ -1,4 +1,4 @@
-"""Clips through `deblur_clip`, with a stand-in for the network: what is kept, and what is refused."""
+"""Clips through `deblur_clip`, with a stand-in for the network: what is preserved, and what is refused."""
 
 import os
 import resource
@@ -244,7 +244,7 @@ def test_a_run_killed_at_any_moment_goes_on_and_ends_with_the_same_frames(make_c
 
 
 def kill_at(source: Path, target: Path, what: str, moment: int) -> None:
-    """In a child process: begin, and die at the given frame or the given renaming of a file that is whole."""
+    """In a child process: start, and die at the given frame or at the given renaming of a complete file."""
     counts = {"frame": 0, "replace": 0}
     replace = os.replace
 
@@ -338,7 +338,7 @@ def cover_art(path: Path, _make_clip: Callable) -> None:
 
 
 def sizes_change(path: Path, _make_clip: Callable) -> None:
-    """Two encoders' packets in one stream, each with its own headers inside."""
+    """Packets of two encoders in one stream, each with its own headers."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
@@ -399,7 +399,7 @@ def test_odd_sizes_go_where_the_codec_has_them(make_clip: Callable, tmp_path: Pa
 
 @pytest.fixture
 def small_files() -> Iterator[Callable[[int], None]]:
-    """A limit on the size of files: what a full disk is to who writes."""
+    """A limit on the size of files, which a writer notices like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)

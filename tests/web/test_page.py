@@ -1,8 +1,5 @@
-"""The page in a real browser: Chromium, with WebAssembly and the shipped weights (make test-web).
-
-What is asked of the network is compared with `Deblurrer`; everything else is done as a user does it, by keyboard and
-files.
-"""
+"""The page in a real browser: Chromium, with WebAssembly and the shipped weights (make test-web). The network's results
+are compared with `Deblurrer`; everything else is done as by a user, with keyboard and files."""
 
 import base64
 import io
@@ -34,7 +31,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 120_000  # milliseconds, on a computer with much else to do
+PATIENCE = 120_000  # milliseconds, on a busy computer
 FINISHED = "#save:visible, #message:not(:empty)"
 
 
@@ -61,7 +58,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def opened(browser, server):
-    """One page for all tests, so that the network is loaded once; with the addresses that it asked for."""
+    """One page for all tests, so that the network is loaded once; records the addresses requested."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
@@ -102,7 +99,7 @@ def encoded(pixels: np.ndarray, form: str = "PNG", **options) -> bytes:
 
 
 def choose(page, data: bytes, name: str = "photo.png") -> str:
-    """Choose a file and wait. Returns what the page says is wrong, if anything is."""
+    """Choose a file and wait; returns the error shown by the page, if any."""
     page.set_input_files("#file", files=[{"name": name, "mimeType": "", "buffer": data}])
     page.locator(FINISHED).first.wait_for()
     return page.inner_text("#message")
@@ -116,7 +113,7 @@ def saved(page) -> tuple[str, Image.Image]:
 
 
 def levels(image: Image.Image, expected: np.ndarray) -> float:
-    """The largest difference in levels of 8 bits."""
+    """The largest difference in levels of 255."""
     return float(np.abs(np.asarray(image.convert("RGB")) - 255 * expected).max())
 
 
@@ -147,7 +144,7 @@ def test_a_large_photograph_is_sharpened_in_tiles(page, deblur) -> None:
 
 def test_a_jpeg_keeps_exif_and_profile(page, deblur) -> None:
     exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 6, "Maker"  # to be turned clockwise
+    exif[0x0112], exif[0x010F] = 6, "Maker"  # to be rotated clockwise
     exif.get_ifd(0x8769).update({0x9003: "2026:01:02 03:04:05", 0x927C: b"maker's note", 0xA002: 120, 0xA003: 80})
     exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 30.0, 1.5)})
     profile = swapped_profile()
@@ -170,7 +167,7 @@ def test_a_jpeg_keeps_exif_and_profile(page, deblur) -> None:
 
 
 def swapped_profile() -> bytes:
-    """sRGB with red and blue exchanged: a browser that applied it would exchange them in the pixels."""
+    """sRGB with red and blue swapped: a browser that applied the profile would swap them in the pixels."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     red, blue = data.index(b"rXYZ"), data.index(b"bXYZ")
     data[red : red + 4], data[blue : blue + 4] = b"bXYZ", b"rXYZ"

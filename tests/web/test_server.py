@@ -1,4 +1,4 @@
-"""What `lmfn web` serves, without a browser."""
+"""The files that `lmfn web` serves, without a browser."""
 
 import base64
 import hashlib
@@ -114,7 +114,7 @@ def archive() -> bytes:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes | OSError]:
-    """The npm registry: what it answers, one after the other; and an empty cache."""
+    """The npm registry, with its responses in order, and an empty cache."""
     published, answers = archive(), list[bytes | OSError]()
     integrity = "sha512-" + base64.b64encode(hashlib.sha512(published).digest()).decode()
 
@@ -137,7 +137,7 @@ def test_the_runtime_is_downloaded_once(registry: list[bytes | OSError]) -> None
     expected = {name: name.encode() for name in runtime.FILES}
     assert runtime.runtime_files() == expected
     assert not registry
-    assert runtime.runtime_files() == expected  # a second download would find no answer
+    assert runtime.runtime_files() == expected  # a second download would get no response
 
 
 def test_another_archive_is_refused_and_not_kept(registry: list[bytes | OSError]) -> None:
@@ -187,7 +187,7 @@ def test_the_page_is_whole_and_its_self_test_is_true(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(files["/network.onnx"], providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"blurred": blurred.transpose(2, 0, 1)[None]})
     np.testing.assert_allclose(found[0].transpose(1, 2, 0).clip(0, 1), sharp, atol=1e-4)
-    assert np.abs(sharp - blurred).max() > 1e-3  # a network that does nothing would check nothing
+    assert np.abs(sharp - blurred).max() > 1e-3  # a network that does nothing would test nothing
 
 
 def test_the_page_names_no_other_origin() -> None:
@@ -196,7 +196,7 @@ def test_the_page_names_no_other_origin() -> None:
     assert {url for _, url in found} == {
         "http://ns.adobe.com/xap/1.0/\\0",
         "http://www.w3.org/2000/svg",
-    }  # names, no places
+    }  # names without directories
 
 
 @pytest.mark.parametrize(
