@@ -5,10 +5,12 @@ import multiprocessing
 import os
 import threading
 from dataclasses import fields
+from functools import partial
 from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+import small_networks
 import torch
 from skimage import data
 
@@ -32,18 +34,7 @@ bf16 = pytest.mark.skipif(
 DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=bf16)]
 
 
-def network(name="lmfn", **options):
-    """Far from the identity, with biases and attentions that count."""
-    torch.manual_seed(0)
-    model = LMFN.from_preset(name, **(SMALL | options)).eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if key.endswith((".theta", ".alpha")):
-                parameter.fill_(0.3)
-            if key.endswith("bias"):
-                parameter.normal_(0, 0.05)
-        model.head.conv.weight.mul_(10 if model.config.skip == "image" else 1)
-    return model
+network = partial(small_networks.network, **SMALL)
 
 
 def written(model, x, dtype):

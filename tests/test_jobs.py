@@ -94,7 +94,7 @@ def test_images_on_their_way_are_bounded_by_their_bytes(tmp_path: Path, monkeypa
     def large(path: Path, **_: bool) -> images.Photo:
         nonlocal peak
         peak = max(peak, int(path.stem) + 1 - taken)
-        pixels = np.broadcast_to(np.float32(0.5), (2**12, AHEAD // 2**13, 3))  # 1.5 times what may be ahead
+        pixels = np.broadcast_to(np.float32(0.5), (2**12, AHEAD // 2**13, 3))  # 1.5 times the limit
         return images.Photo(pixels)
 
     monkeypatch.setattr(images, "read", large)

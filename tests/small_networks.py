@@ -19,7 +19,7 @@ def network(name="lmfn", **options):
             if key.endswith("bias"):
                 parameter.normal_(0, 0.05)
         model.head.conv.weight.mul_(10 if model.config.skip == "image" else 1)
-    return model.requires_grad_(False)
+    return model
 
 
 def image(height, width, batch=1):
