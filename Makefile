@@ -1,8 +1,8 @@
 # make demo | test | test-ray | lint | bench: each makes .venv and installs what it needs. Python 3.11 or newer, pip and make are enough.
 PYTHON ?= python3
 BIN := .venv/bin
-# Without an NVIDIA GPU, the CPU build of torch: this exact version is the one that is tested. With one, the version that
-# brings the Triton that the tests install: another's would be replaced, and torch.compile left with one it does not know.
+# Without an NVIDIA GPU, the CPU build of torch in the version that is tested. With one, the version whose Triton is the
+# one that the tests install; otherwise pip would replace its Triton with one that torch.compile does not support.
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch==2.11.*" || echo "torch==2.13.0")
 
 BUDGET ?= 9
@@ -20,7 +20,7 @@ test-ray: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[ray]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray -rs -o timeout=0 tests/test_ray.py
 
-# The page of lmfn web in a real browser: needs Chromium (apt-get install chromium), and the npm registry at the first time.
+# The page of lmfn web in a real browser: needs Chromium (apt-get install chromium) and, the first time, the npm registry.
 test-web: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/web -m browser
 
@@ -39,8 +39,8 @@ bench: .venv/installed
 gpu:
 	$(PYTHON) -m bench all --device cuda --minutes $(BUDGET) $(if $(OUT),--out "$(OUT)")
 
-# BUDGET minutes of a training run of STEPS steps on PACK, validated on VAL (files of lmfn data pack). Everything is in OUT/gpu,
-# each state 15 MB; where that folder is brought along, the next BUDGET minutes go on from it. ARGS: more options of train.py.
+# BUDGET minutes of a training run of STEPS steps on PACK, validated on VAL (files written by lmfn data pack). All output is
+# in OUT/gpu, 15 MB per state; with that folder in place, the next BUDGET minutes continue from it. ARGS: options of train.py.
 gpu-train:
 	timeout --signal TERM --kill-after 60 $(BUDGET)m $(PYTHON) train.py --runs "$(or $(OUT),runs)" --name gpu --resume auto \
 		--packs "$(PACK)" --val "$(VAL)" --steps $(or $(STEPS),100000) --precision bf16 --compact-states $(ARGS) \
