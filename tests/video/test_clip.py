@@ -489,7 +489,7 @@ def test_folders_of_clips_and_images(make_clip: Callable, tmp_path: Path, monkey
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == ["a.mp4", "deep/b.mkv", "photo.png"]
     [clip] = [outcome for outcome in outcomes if outcome.source.name == "a.mp4"]
     assert clip.size == (32, 48)
-    assert f"{source / 'a.mp4'} -> {out / 'a.mp4'}: 3 frames, each by itself" in str(summary)
+    assert f"{source / 'a.mp4'} -> {out / 'a.mp4'}: 3 frames, each sharpened independently" in str(summary)
     assert f"{source / 'a.mp4'}: flicker where the picture stands still" in str(summary)
     again = plan([source], out)
     assert [path.name for path, _ in again.jobs] == ["broken.mkv"]
