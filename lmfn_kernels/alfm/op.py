@@ -6,7 +6,7 @@ section 2.3. The form with whole layers as rows is the one in the network that t
 All ops take N maps [B, C, H, W], float32, float16, bfloat16 or float64, of any strides, all tensors of one dtype on one
 device, and sum in float32 (float64 for float64). Apart from the gradients of the maps, nothing as large as all maps
 together is allocated. Float32 products follow PyTorch's TF32 setting for matrix products. Results are channels-last,
-from the kernels with a pixel stride rounded up to 16 bytes; in PyTorch, contiguous if the first map is. Under autocast,
+from the kernels with gaps between pixels (`pixel_pitch`); in PyTorch, contiguous if the first map is. Under autocast,
 maps and weight are cast to its dtype. Gradients are of first order.
 """
 

@@ -2,7 +2,7 @@
 
 Images are float32, float16, bfloat16 or float64 `[B, C, H, W]` of any strides, all tensors of one dtype on one device.
 Sums are in float32 (float64 for float64), and follow PyTorch's own TF32 setting for convolutions. The result is
-channels-last, from the kernels with a pixel stride rounded up to 16 bytes. Under autocast, images and weights are cast
+channels-last, from the kernels with gaps between pixels (`pixel_pitch`). Under autocast, images and weights are cast
 to its dtype. Gradients are of first order.
 """
 

@@ -5,7 +5,7 @@ section 2.2; ESA from Liu et al., "Residual feature distillation network", arXiv
 
 All ops take float32, float16, bfloat16 or float64 images `[B, C, H, W]` of any strides, all tensors of one dtype on one
 device, sum in float32 (float64 for float64), and follow PyTorch's own TF32 setting for convolutions. Results are
-channels-last, from the kernels with a pixel stride rounded up to 16 bytes. Under autocast, images and weights are cast
+channels-last, from the kernels with gaps between pixels (`pixel_pitch`). Under autocast, images and weights are cast
 to its dtype. Gradients are of first order.
 """
 

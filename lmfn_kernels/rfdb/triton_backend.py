@@ -117,15 +117,16 @@ def _fuse(
     """
     x, last, last_bias = first or (None, None, None)
     a, squeeze, squeeze_bias = after or (None, None, None)
-    d1, ch = maps[0], weight.shape[0]
+    maps, ch = [as_pitched_image(d) for d in maps], weight.shape[0]
+    d1 = maps[0]
     y = empty_image(d1, d1.shape[0], ch, *d1.shape[2:])
-    key = tiling("fuse", d1), 1 if x is None else x.shape[1], ch, 1 if a is None else a.shape[1], slope
+    key = tiling("fuse", d1), d1.stride(3), 1 if x is None else x.shape[1], ch, 1 if a is None else a.shape[1], slope
     launch(
         d1,
         _fuse_plan,
         key,
         t_x=x,
-        **{f"p_d{j}": as_pitched_image(d) for j, d in enumerate(maps, 1)},
+        **{f"p_d{j}": d for j, d in enumerate(maps, 1)},
         t_last=None if last is None else weight_as_taps(last),
         p_last_bias=last_bias,
         p_fuse=weight_as_taps(weight),
@@ -140,8 +141,9 @@ def _fuse(
 
 
 @lru_cache(PLANS)
-def _fuse_plan(t: Tiling, k: int, c: int, f: int, slope: float) -> Plan:
-    """`t` is the tiling of the distilled maps; `k`, `c` and `f` are the channels of x, y and a."""
+def _fuse_plan(t: Tiling, pitch_d: int, k: int, c: int, f: int, slope: float) -> Plan:
+    """`t` is the tiling of the distilled maps, whose pixels are `pitch_d` elements apart; `k`, `c` and `f` are the
+    channels of x, y and a."""
     d = t.size[1]
     block_k, block_c, block_d, block_f = channel_block(k), channel_block(c), channel_block(d), channel_block(f)
     return Plan(
@@ -159,7 +161,7 @@ def _fuse_plan(t: Tiling, k: int, c: int, f: int, slope: float) -> Plan:
         D=d,
         F=f,
         PITCH_C=pitch(c, t.dtype),
-        PITCH_D=pitch(d, t.dtype),
+        PITCH_D=pitch_d,
         PITCH_F=pitch(f, t.dtype),
         SLOPE=slope,
         BLOCK_C=block_c,

@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from lmfn_kernels.runtime.assembler import compiler_options
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.gradients import PendingMask
-from lmfn_kernels.runtime.layout import pitch
+from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 from lmfn_kernels.runtime.torch_private import FakeTensor
 from lmfn_kernels.runtime.triton_private import driver
 
@@ -33,8 +33,9 @@ def as_pending(e: Tensor | PendingMask) -> PendingMask:
 
 
 def empty_image(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised image `[b, c, h, w]` in the layout that kernels write: channels-last, pixels a `pitch` apart."""
-    s = pitch(c, dtype or like.dtype)
+    """An uninitialised image `[b, c, h, w]` in the layout that kernels write: channels-last, pixels a `pixel_pitch`
+    apart."""
+    s = pixel_pitch(c, dtype or like.dtype)
     return torch.empty_strided((b, c, h, w), (h * w * s, 1, w * s, s), dtype=dtype or like.dtype, device=like.device)
 
 
@@ -51,7 +52,7 @@ def as_kernel_image(x: Tensor) -> Tensor:
 def as_pitched_image(x: Tensor) -> Tensor:
     """`x` itself if it has the layout of `empty_image`, otherwise a copy in it, for kernels that read by pointers."""
     b, c, h, w = x.shape
-    s = pitch(c, x.dtype)
+    s = pixel_pitch(c, x.dtype)
     return x if x.stride() == (h * w * s, 1, w * s, s) else empty_image(x, b, c, h, w).copy_(x)
 
 

@@ -1,5 +1,8 @@
 """Memory layout: constants on their device, and weights that ops read without a copy. Does not need Triton."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -26,9 +29,35 @@ def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device)
 
 
 def pitch(channels: int, dtype: torch.dtype) -> int:
-    """Elements from one pixel to the next: `channels` rounded up to 16 bytes, as descriptors require."""
+    """Elements from one row of a weight to the next: `channels` rounded up to 16 bytes, as descriptors require."""
     step = 16 // dtype.itemsize
     return -(-channels // step) * step
+
+
+class _Pixels(threading.local):
+    compact = False
+
+
+_pixels = _Pixels()
+
+
+@contextmanager
+def compact_pixels() -> Iterator[None]:
+    """Images that this thread's kernels write within the context need less memory, and more time to be read."""
+    before, _pixels.compact = _pixels.compact, True
+    try:
+        yield
+    finally:
+        _pixels.compact = before
+
+
+def pixel_pitch(channels: int, dtype: torch.dtype) -> int:
+    """Elements from one pixel to the next in an image that kernels write.
+
+    Above 32 channels, multiples of the 64 that kernels read at once: pixels of 50 channels then begin at lines of 128
+    bytes in 16 bits. `compact_pixels` makes it multiples of 16 bytes, which descriptors require.
+    """
+    return pitch(channels, dtype) if _pixels.compact or channels <= 32 else -(-channels // 64) * 64
 
 
 def weight_layout(weight: Tensor) -> Tensor:

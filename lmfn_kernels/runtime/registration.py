@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lmfn_kernels.runtime.gradients import Gradient, PartialSums
+from lmfn_kernels.runtime.layout import compact_pixels
 from lmfn_kernels.runtime.schema import Argument, from_arguments, schema, sizes, to_arguments, to_lists, to_tensors
 from lmfn_kernels.runtime.torch_private import is_transformed
 
@@ -138,7 +139,9 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
     def forward(self, backend: str, arguments: Sequence[Argument], options: OptionsT, save: bool) -> list[Tensor]:
         """The outputs, followed by the other tensors to save."""
         inputs = self._laid_out(backend, from_arguments(self.inputs, iter(arguments)))
-        outputs, saved = self._forward(self._implementation(backend), inputs, options, save)
+        # Of what is saved for backward, bytes count; what is not is read sooner from pixels further apart.
+        with compact_pixels() if save else nullcontext():
+            outputs, saved = self._forward(self._implementation(backend), inputs, options, save)
         return [*outputs, *saved]
 
     def backward(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
-from lmfn_kernels.runtime.layout import pitch
+from lmfn_kernels.runtime.layout import compact_pixels, pixel_pitch
+from lmfn_kernels.runtime.torch_private import FakeTensorMode
 from lmfn_kernels.testing import (
     OPS,
     assert_within_rounding,
@@ -27,7 +28,7 @@ def amid_nan(x: Tensor) -> Tensor:
     """`x` in the kernels' layout, without a copy, surrounded by NaN and infinities, which are also in the gaps between
     pixels."""
     b, c, h, w = x.shape
-    s = pitch(c, x.dtype)
+    s = pixel_pitch(c, x.dtype)
     memory = torch.full((b * h * w * s + 2 * GUARD,), float("nan"), dtype=x.dtype)
     memory[::2] = float("inf")  # where a maximum does not propagate NaN
     return memory.as_strided((b, c, h, w), (h * w * s, 1, w * s, s), GUARD).copy_(x)
@@ -64,6 +65,10 @@ def hold_to_bounds(name: str, written: list[tuple[Tensor, Tensor]]) -> None:
         assert found is not None
         assert reference is not None
         assert_within_rounding("result or gradient", found, reference)
+    hold_guards(written)
+
+
+def hold_guards(written: list[tuple[Tensor, Tensor]]) -> None:
     assert written
     for view, memory in written:
         inside = torch.zeros(memory.numel(), dtype=torch.bool)
@@ -76,6 +81,46 @@ def test_nothing_beyond_the_image_is_read_or_written(name: str, written: list[tu
     hold_to_bounds(name, written)
 
 
+@pytest.mark.parametrize("name", OPS)
+def test_pixels_64_apart(name: str, written: list[tuple[Tensor, Tensor]]) -> None:
+    """Results without gradients have the bits of those that are saved in less memory."""
+    channels = 66 if name == "conv3x3-reduce" else 34
+    inputs = [amid_nan(t) if is_image(t) else t for t in OPS[name].draw((1, 2, channels, 3, 5), torch.float32)]
+
+    def results() -> list[Tensor]:
+        written.clear()
+        found = OPS[name].function(*inputs)
+        hold_guards(written)
+        return [found] if isinstance(found, Tensor) else list(found)
+
+    with lmfn_kernels.backend("triton"), torch.no_grad():
+        with compact_pixels():
+            expected = results()
+        for result, reference in zip(results(), expected, strict=True):
+            assert torch.equal(result, reference)
+            assert result.ndim < 4 or result.shape[1] <= 32 or result.stride(3) == 64
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_fakes_lie_as_results_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels as far apart, with and without what is saved for backward."""
+    inputs = OPS[name].draw((1, 2, 34, 3, 5), torch.float32)
+
+    def strides(inputs: list[Tensor]) -> list[tuple[int, ...]]:
+        with lmfn_kernels.backend("triton"):
+            saving, _ = differentiate(OPS[name].function, inputs)
+            with torch.no_grad():
+                found = OPS[name].function(*inputs)
+        return [t.stride() for t in (*saving, *([found] if isinstance(found, Tensor) else found))]
+
+    with FakeTensorMode() as fake:
+        of_fakes = strides([fake.from_tensor(t) for t in inputs])
+    for folder in FOLDERS:
+        module = import_module(f"lmfn_kernels.{folder}.triton_backend")
+        monkeypatch.setattr(module, "launch", lambda *_, **__: None, raising=False)  # strides are the host's
+    assert strides(inputs) == of_fakes
+
+
 def test_four_maps_in_one_program(monkeypatch: pytest.MonkeyPatch, written: list[tuple[Tensor, Tensor]]) -> None:
     """The number of slots on sm_90."""
     monkeypatch.setattr("lmfn_kernels.alfm.triton_backend._at_once", lambda _: 4)
@@ -84,7 +129,7 @@ def test_four_maps_in_one_program(monkeypatch: pytest.MonkeyPatch, written: list
 
 def apart(b: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
     """Two images in the kernels' layout, more than 2^31 elements apart; the memory between them is never used."""
-    s, distance = pitch(c, dtype), 2**31 + 1024
+    s, distance = pixel_pitch(c, dtype), 2**31 + 1024
     return torch.empty((b - 1) * distance + h * w * s, dtype=dtype).as_strided((b, c, h, w), (distance, 1, w * s, s))
 
 
