@@ -137,7 +137,7 @@ def shape_of(op: BenchOp, text: str) -> Shape:
     """`BxHxW`, `BxCxHxW` or `BxNxCxHxW`; omitted numbers are as in the network."""
     numbers = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
     if not 3 <= len(numbers) <= 5 or 0 in numbers:
-        raise ValueError(f"--shape {text}: expected are three to five numbers, BxHxW, BxCxHxW or BxNxCxHxW")
+        raise ValueError(f"--shape {text}: expected three to five numbers, BxHxW, BxCxHxW or BxNxCxHxW")
     b, *widths, h, w = numbers
     n, c = op.widths if not widths else (op.widths[0], widths[0]) if len(widths) == 1 else widths
     return Shape(b, n, c, h, w)

@@ -134,7 +134,7 @@ def assert_within_rounding(name: str, result: Tensor, reference: Reference) -> N
         worst = int((sizes / natural).nan_to_num(0.0).masked_fill(within, -1).argmax())
         assert within.all(), (
             f"{name}: {kind} error {sizes[worst]:.3g} in channel {worst}, where rounding causes {natural[worst]:.3g}; "
-            f"expected is at most {TIMES} times that"
+            f"expected at most {TIMES} times that"
         )
 
 

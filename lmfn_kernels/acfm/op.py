@@ -39,7 +39,7 @@ def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | LayerAttent
     """
     checks.image("x", x)
     if not isinstance(gate, (Pseudo3D, Full3D)):
-        raise TypeError(f"gate is a {type(gate).__name__}; expected is Pseudo3D or Full3D")
+        raise TypeError(f"gate is a {type(gate).__name__}; expected Pseudo3D or Full3D")
     shapes = ((3, 3), (1,), (3,), (1,)) if isinstance(gate, Pseudo3D) else ((3, 3, 3), (1,))
     for name, weight, shape in zip(gate._fields, gate, shapes, strict=True):
         checks.tensor(f"gate.{name}", weight, shape, x)

@@ -168,15 +168,15 @@ def fold_into_weight(
     checks.tensor("theta", theta, (1,), theta)
     checks.tensor("weight", weight, (None, gram.shape[1] if rows == "channels" else None, 1, 1), theta)
     if weight.shape[1] % gram.shape[1]:
-        raise ValueError(f"weight has {weight.shape[1]} inputs; expected is a multiple of the {gram.shape[1]} maps")
+        raise ValueError(f"weight has {weight.shape[1]} inputs; expected a multiple of the {gram.shape[1]} maps")
     return algebra.fold_into_weight(gram, theta, weight, temperature, rows == "layers")
 
 
 def check_maps(maps: Sequence[Tensor], rows: str) -> None:
     if not isinstance(maps, (list, tuple)):
-        raise TypeError(f"maps is a {type(maps).__name__}; a list or tuple of maps [B, C, H, W] is expected")
+        raise TypeError(f"maps is a {type(maps).__name__}; expected a list or tuple of maps [B, C, H, W]")
     if not maps:
-        raise ValueError("maps is empty; one map or more are expected")
+        raise ValueError("maps is empty; expected one map or more")
     checks.image("maps[0]", maps[0])
     for j, x in enumerate(maps[1:], 1):
         checks.tensor(f"maps[{j}]", x, maps[0].shape, maps[0])
@@ -185,7 +185,7 @@ def check_maps(maps: Sequence[Tensor], rows: str) -> None:
 
 def check_rows(rows: str) -> None:
     if rows not in ("channels", "layers"):
-        raise ValueError(f"rows is {rows!r}; expected is channels or layers")
+        raise ValueError(f"rows is {rows!r}; expected channels or layers")
 
 
 def check_gram(gram: Tensor, temperature: Tensor | None, rows: str) -> None:
@@ -213,9 +213,9 @@ def block_side(maps: Sequence[Tensor], window: int | None) -> int:
     if window is None:
         return 0
     if not isinstance(window, int) or isinstance(window, bool):
-        raise TypeError(f"window is {window!r}; expected is a whole number of pixels, or None")
+        raise TypeError(f"window is {window!r}; expected a whole number of pixels, or None")
     if window < 2 or window % 2:
-        raise ValueError(f"window is {window}; expected is an even number of pixels, 2 or more")
+        raise ValueError(f"window is {window}; expected an even number of pixels, 2 or more")
     return 0 if max(maps[0].shape[2:]) <= window else window // 2
 
 

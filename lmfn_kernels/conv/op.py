@@ -45,11 +45,11 @@ def conv3x3(
     if bias is not None:
         checks.tensor("bias", bias, (channels,), x)
     if stride not in (1, 2):
-        raise ValueError(f"stride is {stride}; expected is 1 or 2")
+        raise ValueError(f"stride is {stride}; expected 1 or 2")
     if padding not in (0, 1):
-        raise ValueError(f"padding is {padding}; expected is 0 or 1")
+        raise ValueError(f"padding is {padding}; expected 0 or 1")
     if activation not in ("none", "relu", "leaky_relu"):
-        raise ValueError(f"activation is {activation!r}; expected is one of none, relu, leaky_relu")
+        raise ValueError(f"activation is {activation!r}; expected one of none, relu, leaky_relu")
     if activation == "leaky_relu":
         checks.slope(slope)
     if residual is not None:

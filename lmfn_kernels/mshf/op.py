@@ -36,7 +36,7 @@ def stem(x: Tensor, conv0: Conv, down: Conv, slope: float = 0.1, *, padding: int
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
     if padding not in (0, 1):
-        raise ValueError(f"padding is {padding}; expected is 0 or 1")
+        raise ValueError(f"padding is {padding}; expected 0 or 1")
     checks.image("x", x, 3 - 2 * padding)
     checks.slope(slope)
     c, n = outputs_of(conv0), outputs_of(down)

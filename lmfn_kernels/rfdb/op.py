@@ -54,7 +54,7 @@ def distill_fuse(
     checks.image("x", x)
     checks.slope(slope)
     if len(d) != 3:
-        raise ValueError(f"d has {len(d)} maps; expected are 3")
+        raise ValueError(f"d has {len(d)} maps; expected 3")
     n, c, f = outputs_of(last), outputs_of(fuse), outputs_of(squeeze)
     for j, d_j in enumerate(d):
         checks.tensor(f"d[{j}]", d_j, (x.shape[0], n, *x.shape[2:]), x)
@@ -100,7 +100,7 @@ def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05, *, fixed_grid: bo
     c, d, f = x.shape[1], outputs_of(weights.distil_last), outputs_of(weights.conv1)
     for name in ("distil", "refine"):
         if len(getattr(weights, name)) != 3:
-            raise ValueError(f"weights.{name} has {len(getattr(weights, name))} convolutions; expected are 3")
+            raise ValueError(f"weights.{name} has {len(getattr(weights, name))} convolutions; expected 3")
     for j in range(3):
         check_conv(f"weights.distil[{j}]", weights.distil[j], d, c, 1, x)
         check_conv(f"weights.refine[{j}]", weights.refine[j], c, c, 3, x)

@@ -166,20 +166,18 @@ def _launch(key: str, fields: dict[str, int]) -> Config:
     _check_key(key)
     for name, value in fields.items():
         if name not in Config._fields or type(value) is not int or value < 1:
-            raise ValueError(
-                f"{key} has {name} = {value!r}; expected are whole numbers for {', '.join(Config._fields)}"
-            )
+            raise ValueError(f"{key} has {name} = {value!r}; expected whole numbers for {', '.join(Config._fields)}")
     return Config(**fields)
 
 
 def _backend(key: str, name: str) -> str:
     _check_key(key)
     if name not in TABLE_BACKENDS:
-        raise ValueError(f"{key} is {name!r}; expected is {' or '.join(TABLE_BACKENDS)}")
+        raise ValueError(f"{key} is {name!r}; expected {' or '.join(TABLE_BACKENDS)}")
     return name
 
 
 def _check_key(key: str) -> None:
     parts = key.split("/")
     if len(parts) != 3 or not parts[2].isdecimal():
-        raise ValueError(f"an entry is named {key!r}; expected is name/dtype/bits")
+        raise ValueError(f"an entry is named {key!r}; expected name/dtype/bits")

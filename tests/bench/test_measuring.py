@@ -119,7 +119,7 @@ def test_what_cannot_run_is_left_out_and_said(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize("shape", ["3x4", "1x2x3x4x5x6", "1x0x4", "axbxc"])
 def test_a_shape_that_is_none(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ops", "--device", "cpu", "--shape", shape]) == 1
-    assert f"error: --shape {shape}: expected are three to five numbers" in capsys.readouterr().err
+    assert f"error: --shape {shape}: expected three to five numbers" in capsys.readouterr().err
 
 
 def test_out_of_time(capsys: pytest.CaptureFixture[str]) -> None:

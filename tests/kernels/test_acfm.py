@@ -107,22 +107,22 @@ def test_errors_name_the_argument() -> None:
     gate = lmfn_kernels.Pseudo3D(*weights)
     maps = [torch.zeros(1, 3, 4, 6)]
     attention = lmfn_kernels.LayerAttention(maps, alpha, torch.zeros(3, 3, 1, 1), torch.zeros(3))
-    with pytest.raises(ValueError, match=r"add.maps.0. has shape .1, 3, 4, 6.; expected is .1, 3, 4, 5."):
+    with pytest.raises(ValueError, match=r"add.maps.0. has shape .1, 3, 4, 6.; expected .1, 3, 4, 5."):
         lmfn_kernels.channel_gate(x, gate, alpha, attention)
     attention = attention._replace(maps=[x], weight=torch.zeros(2, 3, 1, 1), bias=torch.zeros(2))
-    with pytest.raises(ValueError, match=r"add.weight has shape .2, 3, 1, 1.; expected is .3, "):
+    with pytest.raises(ValueError, match=r"add.weight has shape .2, 3, 1, 1.; expected .3, "):
         lmfn_kernels.channel_gate(x, gate, alpha, attention)
-    with pytest.raises(TypeError, match="gate is a list; expected is Pseudo3D or Full3D"):
+    with pytest.raises(TypeError, match="gate is a list; expected Pseudo3D or Full3D"):
         lmfn_kernels.channel_gate(x, weights, alpha)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"gate.channel_weight has shape .4,.; expected is .3."):
+    with pytest.raises(ValueError, match=r"gate.channel_weight has shape .4,.; expected .3."):
         lmfn_kernels.channel_gate(x, gate._replace(channel_weight=torch.zeros(4)), alpha)
-    with pytest.raises(ValueError, match=r"gate.weight has shape .3, 3.; expected is .3, 3, 3."):
+    with pytest.raises(ValueError, match=r"gate.weight has shape .3, 3.; expected .3, 3, 3."):
         lmfn_kernels.channel_gate(x, lmfn_kernels.Full3D(*weights[:2]), alpha)
-    with pytest.raises(ValueError, match=r"alpha has shape .2,.; expected is .1."):
+    with pytest.raises(ValueError, match=r"alpha has shape .2,.; expected .1."):
         lmfn_kernels.channel_gate(x, gate, torch.zeros(2))
-    with pytest.raises(ValueError, match=r"add has shape .1, 3, 4, 4.; expected is .1, 3, 4, 5."):
+    with pytest.raises(ValueError, match=r"add has shape .1, 3, 4, 4.; expected .1, 3, 4, 5."):
         lmfn_kernels.channel_gate(x, gate, alpha, add[..., 1:])
-    with pytest.raises(ValueError, match=r"x has shape .3, 4, 5.; a non-empty"):
+    with pytest.raises(ValueError, match=r"x has shape .3, 4, 5.; expected a non-empty"):
         lmfn_kernels.channel_gate(x[0], gate, alpha)
     with pytest.raises(TypeError, match=r"x has dtype torch.int64"):
         lmfn_kernels.channel_gate(x.long(), gate, alpha)

@@ -102,10 +102,10 @@ def test_the_pixels_shares_of_all_windows_sum_to_one() -> None:
 @pytest.mark.parametrize(
     ("window", "error", "message"),
     [
-        (7, ValueError, "window is 7; expected is an even number"),
-        (0, ValueError, "window is 0; expected is an even number"),
-        (8.0, TypeError, "window is 8.0; expected is a whole number"),
-        (True, TypeError, "window is True; expected is a whole number"),
+        (7, ValueError, "window is 7; expected an even number"),
+        (0, ValueError, "window is 0; expected an even number"),
+        (8.0, TypeError, "window is 8.0; expected a whole number"),
+        (True, TypeError, "window is True; expected a whole number"),
     ],
 )
 def test_what_is_no_window(window: Any, error: type[Exception], message: str) -> None:
@@ -162,13 +162,13 @@ def test_the_matrices_by_themselves(form: str) -> None:
 
 def test_errors_of_the_matrices() -> None:
     gram, theta, weight = torch.ones(1, 4, 4), torch.ones(1), torch.ones(2, 6, 1, 1)
-    with pytest.raises(ValueError, match=r"gram has shape \(1, 4, 3\); expected is \(any, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"gram has shape \(1, 4, 3\); expected \(any, 4, 4\)"):
         lmfn_kernels.attention_matrix(gram[:, :, :3])
-    with pytest.raises(ValueError, match="rows is 'pixels'; expected is channels or layers"):
+    with pytest.raises(ValueError, match="rows is 'pixels'; expected channels or layers"):
         lmfn_kernels.attention_matrix(gram, rows="pixels")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"weight has shape \(2, 6, 1, 1\); expected is \(any, 4, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"weight has shape \(2, 6, 1, 1\); expected \(any, 4, 1, 1\)"):
         lmfn_kernels.fold_into_weight(gram, theta, weight)
-    with pytest.raises(ValueError, match="weight has 6 inputs; expected is a multiple of the 4 maps"):
+    with pytest.raises(ValueError, match="weight has 6 inputs; expected a multiple of the 4 maps"):
         lmfn_kernels.fold_into_weight(gram, theta, weight, rows="layers")
 
 
@@ -208,20 +208,20 @@ def wrong(**changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"maps": torch.zeros(2, 1, 3, 5, 6)}, TypeError, "maps is a Tensor; a list or tuple of maps"),
-        ({"maps": []}, ValueError, "maps is empty; one map or more"),
-        ({"maps": [torch.zeros(1, 3, 5, 6)] * 3}, ValueError, r"weight has shape .4, 6, 1, 1.; expected is .any, 9, 1"),
+        ({"maps": torch.zeros(2, 1, 3, 5, 6)}, TypeError, "maps is a Tensor; expected a list or tuple of maps"),
+        ({"maps": []}, ValueError, "maps is empty; expected one map or more"),
+        ({"maps": [torch.zeros(1, 3, 5, 6)] * 3}, ValueError, r"weight has shape .4, 6, 1, 1.; expected .any, 9, 1"),
         (
             {"maps": [torch.zeros(1, 3, 5, 6), torch.zeros(1, 3, 5, 7)]},
             ValueError,
-            r"maps.1. has shape .1, 3, 5, 7.; expected is .1, 3, 5, 6.",
+            r"maps.1. has shape .1, 3, 5, 7.; expected .1, 3, 5, 6.",
         ),
-        ({"theta": torch.zeros(())}, ValueError, r"theta has shape \(\); expected is \(1\)"),
-        ({"bias": torch.zeros(5)}, ValueError, r"bias has shape \(5,\); expected is \(4\)"),
-        ({"temperature": torch.zeros(2)}, ValueError, r"temperature has shape \(2,\); expected is \(1\)"),
-        ({"weight": torch.zeros(4, 6, 1, 1).double()}, TypeError, "weight has dtype torch.float64; expected is"),
-        ({"rows": "pixels"}, ValueError, "rows is 'pixels'; expected is channels or layers"),
-        ({"slope": 0.0}, ValueError, "slope is 0.0; expected is a number above 0"),
+        ({"theta": torch.zeros(())}, ValueError, r"theta has shape \(\); expected \(1\)"),
+        ({"bias": torch.zeros(5)}, ValueError, r"bias has shape \(5,\); expected \(4\)"),
+        ({"temperature": torch.zeros(2)}, ValueError, r"temperature has shape \(2,\); expected \(1\)"),
+        ({"weight": torch.zeros(4, 6, 1, 1).double()}, TypeError, "weight has dtype torch.float64; expected "),
+        ({"rows": "pixels"}, ValueError, "rows is 'pixels'; expected channels or layers"),
+        ({"slope": 0.0}, ValueError, "slope is 0.0; expected a number above 0"),
     ],
 )
 def test_errors_name_the_argument(changes: dict[str, object], error: type[Exception], message: str) -> None:
@@ -233,9 +233,9 @@ def test_errors_name_the_argument(changes: dict[str, object], error: type[Except
 def test_errors_of_the_gram() -> None:
     *maps, theta, weight, bias = attention_inputs(1, 2, 3, 4, 5, 6, torch.float16)
     gram = lmfn_kernels.layer_gram(maps)
-    with pytest.raises(TypeError, match=r"gram has dtype torch.float16; expected is torch.float32"):
+    with pytest.raises(TypeError, match=r"gram has dtype torch.float16; expected torch.float32"):
         lmfn_kernels.layer_apply(maps, gram.half(), theta, weight, bias)
-    with pytest.raises(ValueError, match=r"gram has shape .1, 6, 6.; expected is .1, 2, 2."):
+    with pytest.raises(ValueError, match=r"gram has shape .1, 6, 6.; expected .1, 2, 2."):
         lmfn_kernels.layer_apply(maps, gram, theta, weight, bias, rows="layers")
 
 

@@ -92,10 +92,10 @@ def test_table_is_read_while_compiling(table: Callable[[object], Path]) -> None:
             r"some-gpu.json: 'conv/float16/14' is none of launch, backend; correct it, or remove",
         ),
         ([], "some-gpu.json: "),
-        ({"launch": {"conv/float16": ENTRY}}, "an entry is named 'conv/float16'; expected is name/dtype/bits"),
-        ({"launch": {"conv/float16/14": {"tile": 4}}}, "conv/float16/14 has tile = 4; expected are whole numbers for"),
-        ({"launch": {"conv/float16/14": {"warps": "4"}}}, "conv/float16/14 has warps = '4'; expected are whole"),
-        ({"backend": {"rfdb/float16/14": "cudnn"}}, "rfdb/float16/14 is 'cudnn'; expected is triton or torch"),
+        ({"launch": {"conv/float16": ENTRY}}, "an entry is named 'conv/float16'; expected name/dtype/bits"),
+        ({"launch": {"conv/float16/14": {"tile": 4}}}, "conv/float16/14 has tile = 4; expected whole numbers for"),
+        ({"launch": {"conv/float16/14": {"warps": "4"}}}, "conv/float16/14 has warps = '4'; expected whole"),
+        ({"backend": {"rfdb/float16/14": "cudnn"}}, "rfdb/float16/14 is 'cudnn'; expected triton or torch"),
     ],
 )
 def test_errors_name_the_table_and_the_entry(table: Callable[[object], Path], content: object, message: str) -> None:

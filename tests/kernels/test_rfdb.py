@@ -43,7 +43,7 @@ def test_errors_name_the_convolution() -> None:
     weights = RFDBWeights((*convs[:3],), (*convs[3:6],), *convs[6:])
     with pytest.raises(ValueError, match="height and width of at least 15"):
         lmfn_kernels.rfdb(x[:, :, :14], weights)
-    with pytest.raises(ValueError, match=r"weights.conv_f.weight has shape .6, 12, 1, 1.; expected is .2, 2, 1, 1."):
+    with pytest.raises(ValueError, match=r"weights.conv_f.weight has shape .6, 12, 1, 1.; expected .2, 2, 1, 1."):
         lmfn_kernels.rfdb(x, weights._replace(conv_f=weights.fuse))
-    with pytest.raises(ValueError, match=r"weights.refine has 2 convolutions; expected are 3"):
+    with pytest.raises(ValueError, match=r"weights.refine has 2 convolutions; expected 3"):
         lmfn_kernels.rfdb(x, weights._replace(refine=weights.refine[:2]))  # type: ignore[arg-type]

@@ -63,7 +63,7 @@ def test_it_is_the_same_weight(name: str) -> None:
 
 
 def test_what_is_no_weight_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"weight has shape \(3,\); expected is \(any, any, any, any\)"):
+    with pytest.raises(ValueError, match=r"weight has shape \(3,\); expected \(any, any, any, any\)"):
         weight_layout(torch.zeros(3))
-    with pytest.raises(TypeError, match="weight is a list; a tensor is expected"):
+    with pytest.raises(TypeError, match="weight is a list; expected a tensor"):
         weight_layout([1.0])  # type: ignore[arg-type]
