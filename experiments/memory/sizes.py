@@ -44,13 +44,15 @@ def one(height: int, width: int, weights: str, memory: str) -> None:
         if memory != "free":
             deblurrer.memory = parse_bytes(memory.removeprefix("+")) + before * memory.startswith("+")
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
-        way = deblurrer.way(np.broadcast_to(np.uint8(0), (height, width, 3)))
+        budget, image = deblurrer.memory, 3 * height * width
+        deblurrer.memory = None if budget is None else budget - image  # which is held when the way is chosen
+        way, deblurrer.memory = deblurrer.way(np.broadcast_to(np.uint8(0), (height, width, 3))), budget
         began, used = time.perf_counter(), time.process_time()
         summary = deblur_files([source], Path(folder, "b.tif"), deblurrer=deblurrer)
         if not summary.done:
             raise SystemExit(str(summary))
     peak = held("VmHWM")
-    estimate = before + way.needed + 3 * height * width
+    estimate = before + way.needed + image
     wall, processor = time.perf_counter() - began, time.process_time() - used
     print(
         f"| {height * width / 1e6:.1f} | {width} x {height} | {weights} | {memory} | {way} | "
