@@ -43,7 +43,7 @@ _pixels = _Pixels()
 
 @contextmanager
 def compact_pixels() -> Iterator[None]:
-    """Images that this thread's kernels write within the context need less memory, and more time to be read."""
+    """Within the context, images that this thread's kernels write take less memory, but longer to read."""
     before, _pixels.compact = _pixels.compact, True
     try:
         yield

@@ -139,7 +139,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
     def forward(self, backend: str, arguments: Sequence[Argument], options: OptionsT, save: bool) -> list[Tensor]:
         """The outputs, followed by the other tensors to save."""
         inputs = self._laid_out(backend, from_arguments(self.inputs, iter(arguments)))
-        # Of what is saved for backward, bytes count; what is not is read sooner from pixels further apart.
+        # Compact where images are saved for backward; others are read faster with pixels further apart.
         with compact_pixels() if save else nullcontext():
             outputs, saved = self._forward(self._implementation(backend), inputs, options, save)
         return [*outputs, *saved]
