@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lmfn import images
 from lmfn.cuda_graphs import WARM_UPS, GradientGraph
 from lmfn.network import checkpoint
-from lmfn.training import loop as script
+from lmfn.training import step
+from lmfn.training.loop import train
 from lmfn.training.settings import Settings
 
 
@@ -94,8 +95,8 @@ def test_a_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         device="cpu",
         val_every=3,
     )
-    assert script.train(plain) == 0
-    monkeypatch.setattr(script, "obstacle_to_graph", lambda *_: None)
+    assert train(plain) == 0
+    monkeypatch.setattr(step, "obstacle_to_graph", lambda *_: None)
     made: list[GradientGraph] = []
 
     def graph(run: Callable[..., Any], parameters: Iterable[nn.Parameter]) -> GradientGraph:
@@ -103,8 +104,8 @@ def test_a_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         made.append(GradientGraph(run, parameters, Recorded(parameters)))
         return made[0]
 
-    monkeypatch.setattr(script, "GradientGraph", graph)
-    assert script.train(dataclasses.replace(plain, name="graph")) == 0
+    monkeypatch.setattr(step, "GradientGraph", graph)
+    assert train(dataclasses.replace(plain, name="graph")) == 0
     assert made[0].replay is not None
     for name in ("model", "ema"):
         one, other = (checkpoint.read(tmp_path / run / f"{name}.safetensors")[0] for run in ("plain", "graph"))
@@ -114,15 +115,15 @@ def test_a_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_step_is_a_graph_where_it_can_be() -> None:
     settings, cuda = Settings(photos=("x",)), torch.device("cuda:0")
     assert settings.graph, "unless told not to"
-    assert script.obstacle_to_graph(settings, cuda, 1) is None
-    assert script.obstacle_to_graph(settings, torch.device("cpu"), 1) == "the device is cpu"
-    assert script.obstacle_to_graph(settings, cuda, 2) == "there are 2 processes"
+    assert step.obstacle_to_graph(settings, cuda, 1) is None
+    assert step.obstacle_to_graph(settings, torch.device("cpu"), 1) == "the device is cpu"
+    assert step.obstacle_to_graph(settings, cuda, 2) == "there are 2 processes"
     for change, why in (
         ({"accumulate": 2}, "--accumulate adds up gradients"),
         ({"precision": "fp16"}, "fp16 scales its gradients"),
         ({"compile": True}, "--compile launches its own"),
     ):
-        assert script.obstacle_to_graph(dataclasses.replace(settings, **change), cuda, 1) == why  # type: ignore[arg-type]
+        assert step.obstacle_to_graph(dataclasses.replace(settings, **change), cuda, 1) == why  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -132,11 +133,11 @@ def test_what_becomes_of_the_step_is_said(
     graph: bool, obstacle: str | None, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made: list[object] = []
-    monkeypatch.setattr(script, "obstacle_to_graph", lambda *_: obstacle)
-    monkeypatch.setattr(script, "GradientGraph", lambda *_: made.append("graph"))
+    monkeypatch.setattr(step, "obstacle_to_graph", lambda *_: obstacle)
+    monkeypatch.setattr(step, "GradientGraph", lambda *_: made.append("graph"))
     accelerator: Any = SimpleNamespace(device=torch.device("cuda"), num_processes=1)
     with caplog.at_level("INFO", "lmfn"):
-        script.gradient_function(Settings(photos=("x",), graph=graph), accelerator, nn.Linear(1, 1))
+        step.gradient_function(Settings(photos=("x",), graph=graph), accelerator, nn.Linear(1, 1))
     assert bool(made) == (graph and obstacle is None)
     assert said in caplog.text
     assert obstacle is None or obstacle in caplog.text

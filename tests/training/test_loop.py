@@ -24,6 +24,7 @@ from lmfn import LMFN, images
 from lmfn.data import DataError, TrainingSet
 from lmfn.network import checkpoint
 from lmfn.training import loop as script
+from lmfn.training import step
 from lmfn.training.loop import train
 from lmfn.training.objective import exponential_average, initial_network, make_loss
 from lmfn.training.run import Log, Progress, RunFolder, TrainState, parse_settings
@@ -268,14 +269,14 @@ def broken_loss(bad: Callable[[int], bool]) -> Callable[[Settings], Callable[[Te
 def test_steps_whose_loss_is_not_finite_are_skipped_and_counted(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "make_loss", broken_loss(lambda call: call in (2, 3, 7)))
+    monkeypatch.setattr(step, "make_loss", broken_loss(lambda call: call in (2, 3, 7)))
     assert script.train(settings) == 0
     assert [record for record in records(run_in(settings)) if "skipped" in record][-1]["skipped"] == 3
     assert all(torch.isfinite(tensor).all() for tensor in weights(run_in(settings)).values())
 
 
 def test_twenty_skipped_steps_in_a_row_end_the_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script, "make_loss", broken_loss(lambda call: call > 5))
+    monkeypatch.setattr(step, "make_loss", broken_loss(lambda call: call > 5))
     with pytest.raises(FloatingPointError, match=r"not finite 20 steps in a row, up to step 25; .*state.* --lr"):
         script.train(dataclasses.replace(settings, steps=100, save_every=4))
     assert all(torch.isfinite(tensor).all() for tensor in weights(run_in(settings), "ema").values())
