@@ -323,7 +323,7 @@ def test_odd_names_and_files_are_one_line_each(tmp_path):
         result = run(sorted(folder.iterdir()), overwrite=overwrite)
         assert result.done == [folder / "good_deblurred.png"]
         assert {path.name[:4]: message.rpartition(": ")[2] for path, message in result.failed} == {
-            "pipe": "a pipe, socket or device, not a file",
+            "pipe": "a pipe, not a file",
             "loop": "cannot be read (Too many levels of symbolic links)",
             "gone": "cannot be read (No such file or directory)",
             "nnnn": "its result's name would have 265 bytes; 255 are the most",

@@ -144,11 +144,11 @@ def test_flipped_bytes_of_archives(kind: str, tmp_path: Path) -> None:
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.npz"
     os.mkfifo(pipe)
-    with pytest.raises(DataError, match=r"there is no folder or archive .*pipe"):
+    with pytest.raises(DataError, match=r"pipe\.npz: a pipe, not a folder or archive"):
         prepare("koehler", pipe)
-    with pytest.raises(DataError, match=r"there is no pack .*pipe"):
+    with pytest.raises(DataError, match=r"pipe\.npz: a pipe, not a pack"):
         Pack(pipe)
-    with pytest.raises(DataError, match=r"there is no folder or list .*pipe"):
+    with pytest.raises(DataError, match=r"pipe\.npz: a pipe, not a folder or list"):
         find_pairs(pipe)
     with pytest.raises(ValueError, match=r"pipe\.npz is no file; choose another name"):
         Manifest(pipe, "")

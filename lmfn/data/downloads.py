@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lmfn import atomic, images
+from lmfn.absent import absent
 from lmfn.cells import one_line
 from lmfn.data.layouts import LIST, MOST_LIST, SPLITS, DataError, PairSet, find_pairs, index_name, write_index
 from lmfn.options import Variant
@@ -128,7 +129,7 @@ def prepare(name: str, path: str | Path, out: str | Path | None = None) -> Prepa
             raise DataError(f"{path} is a folder, and only archives are unpacked; leave out {out}")
         return _look(name, path, headers=True)
     if not path.is_file():  # a pipe would be waited for
-        raise DataError(f"there is no folder or archive {path}")
+        raise DataError(absent("folder or archive", path))
     with tempfile.TemporaryDirectory() as temporary, _open(path) as archive:
         skeleton = Path(temporary, "names")
         skeleton.mkdir()

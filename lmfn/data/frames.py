@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lmfn import images
+from lmfn.absent import absent
 from lmfn.data.layouts import DataError
 from lmfn.data.synthesis import Image
 
@@ -116,7 +117,7 @@ def find_runs(path: str | Path) -> list[FrameSequence]:
     if path.is_file():
         return list(_video(path))
     if not path.is_dir():
-        raise DataError(f"there is no folder or video {path}")
+        raise DataError(absent("folder or video", path))
     videos = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith("."))
     folders: dict[Path, list[Path]] = {}
     for file in images.find_images(path):

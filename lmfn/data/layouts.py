@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lmfn import atomic, images
+from lmfn.absent import absent
 from lmfn.cells import from_cell, to_cell
 from lmfn.options import Variant
 
@@ -131,7 +132,7 @@ def find_pairs(
     if root.is_file():
         return _found(_layout_of_list(root), root, None, _listed(root))
     if not root.is_dir():
-        raise DataError(f"there is no folder or list {root}")
+        raise DataError(absent("folder or list", root))
     if any(root.glob("Blurry*_*.png")):
         return _found("Koehler", root, None, _koehler(root))
     lists = _list_files(root)
@@ -291,7 +292,7 @@ def index(folder: Path, key: Callable[[str], str] = str) -> dict[str, Path]:
     if _is_template(folder):
         return _templated(folder)
     if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}")
+        raise DataError(absent("folder", folder))
     found: dict[str, Path] = {}
     for path in images.find_images(folder):
         name = key(path.relative_to(folder).with_suffix("").as_posix())

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lmfn import images
+from lmfn.absent import absent
 from lmfn.data.layouts import DataError, Pair, PairSet
 from lmfn.data.synthesis import Image
 
@@ -49,9 +50,9 @@ class Pack:
     """
 
     def __init__(self, path: Path) -> None:
+        if not path.is_file():  # a pipe would be waited for
+            raise DataError(f"{absent('pack', path)}; make one with lmfn data pack")
         try:
-            if not path.is_file():  # a pipe would be waited for
-                raise FileNotFoundError
             with zipfile.ZipFile(path) as stored:  # as it is written: without compression, which may hide any size
                 if sum(entry.file_size for entry in stored.infolist()) > path.stat().st_size:
                     raise ValueError("it is compressed")
@@ -64,8 +65,6 @@ class Pack:
             self.sizes: list[tuple[int, int]] = [(height, width) for height, width in index["sizes"]]
             self._ends: list[int] = index["ends"]
             self._check()
-        except FileNotFoundError:
-            raise DataError(f"there is no pack {path}; make one with lmfn data pack") from None
         except (OSError, ValueError, LookupError, TypeError, EOFError, RecursionError, zipfile.BadZipFile) as error:
             if isinstance(error, DataError):
                 raise

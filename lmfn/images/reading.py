@@ -14,6 +14,7 @@ import numpy as np
 import OpenImageIO as oiio  # noqa: N813 (the name it goes by in its own documentation)
 
 from lmfn import memory, metadata
+from lmfn.absent import absent
 from lmfn.images import heif
 from lmfn.images.formats import REMEDIES, SUFFIXES, WRITABLE, identify
 from lmfn.images.photo import ImageError, ImageWarning, Photo
@@ -320,7 +321,7 @@ def _open(path: Path, several: bool = False) -> _Image:
         str(path).encode()
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise ImageError(f"{path}: a pipe, socket or device, not a file")
+            raise ImageError(absent("file", path))
         with path.open("rb") as file:
             head = file.read(32)
     except OSError as error:

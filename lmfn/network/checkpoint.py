@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 
 from lmfn import atomic, weights
+from lmfn.absent import absent
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +84,7 @@ def _names(file: Any) -> list[str]:
 def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         own = " or ".join(weights.NAMES)
-        raise FileNotFoundError(
-            f"there is no file {path}; weights are {own}, or what save_pretrained or train.py wrote"
-        )
+        raise FileNotFoundError(f"{absent('file', path)}; weights are {own}, or what save_pretrained or train.py wrote")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file

@@ -10,6 +10,7 @@ import torch
 import tyro
 import yaml
 
+from lmfn.absent import absent
 from lmfn.data import Source
 from lmfn.data.sampling import Kind
 from lmfn.network.config import LMFNConfig, preset
@@ -170,7 +171,7 @@ class Settings:
         Raises ValueError naming the file for unknown or invalid entries, FileNotFoundError if it does not exist.
         """
         if not path.is_file():
-            raise FileNotFoundError(f"there is no settings file {path}")
+            raise FileNotFoundError(absent("settings file", path))
         try:
             if path.stat().st_size > MOST_BYTES:
                 raise ValueError(f"it has more than {MOST_BYTES:,} bytes, and is no file of settings")

@@ -10,6 +10,7 @@ import av
 from tqdm import tqdm
 
 from lmfn import atomic
+from lmfn.absent import absent
 from lmfn.video.encoding import choose_encoding
 from lmfn.video.flicker import Flicker
 from lmfn.video.joining import join, try_out
@@ -82,7 +83,7 @@ def deblur_clip(
     """
     source, target = Path(source), Path(target)
     if not source.is_file():
-        raise VideoError(f"{source}: there is no such file")
+        raise VideoError(absent("file", source))
     if target.suffix.lower() not in WRITABLE:
         raise VideoError(f"{target}: a clip is written as one of {', '.join(WRITABLE)}")
     if (length := len(os.fsencode(target.name))) > atomic.LONGEST_NAME:

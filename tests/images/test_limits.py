@@ -87,8 +87,8 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "gone.png").symlink_to("nowhere")
     for name, reason in (
-        (tmp_path / "x.png", "a pipe, socket or device, not a file"),
-        (Path("/dev/null"), "a pipe, socket or device, not a file"),
+        (tmp_path / "x.png", "x.png: a pipe, not a file"),
+        (Path("/dev/null"), "/dev/null: a device, not a file"),
         (tmp_path / "loop.png", r"cannot be read \(Too many levels of symbolic links\)"),
         (tmp_path / "gone.png", r"cannot be read \(No such file or directory\)"),
         (tmp_path / ("n" * 300 + ".png"), r"cannot be read \(File name too long\)"),

@@ -447,7 +447,7 @@ def test_what_is_wrong_with_the_target_is_said_first(make_clip: Callable, tmp_pa
     ):
         with pytest.raises(VideoError, match=message):
             run(source, target, sharpen=never, **options)
-    with pytest.raises(VideoError, match=r"gone\.mp4: there is no such file"):
+    with pytest.raises(VideoError, match=r"there is no file .*gone\.mp4"):
         run(tmp_path / "gone.mp4", tmp_path / "out.mp4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "old.mp4"]
 
