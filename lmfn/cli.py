@@ -480,7 +480,7 @@ def _check_verb(arguments: Sequence[str], verbs: Any = Verb) -> None:
     if verb is None:
         near = difflib.get_close_matches(arguments[0], known, n=1)
         meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-        print(f"lmfn: there is no verb {arguments[0]!r}{meant}", file=sys.stderr)
+        print(f"lmfn: there is no command {arguments[0]!r}{meant}", file=sys.stderr)
         raise SystemExit(2)
     if verb is Data:
         _check_verb(arguments[1:], get_type_hints(Data)["action"])
