@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 LONGEST_NAME = 255  # bytes, in nearly every file system
@@ -33,7 +34,8 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # in a read-only file system it would replace the error that names `path`
+            unfinished.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:
