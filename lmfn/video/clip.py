@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lmfn import atomic
 from lmfn.absent import absent
-from lmfn.video.encoding import choose_encoding
+from lmfn.video.encoding import Encoding, choose_encoding
 from lmfn.video.flicker import Flicker
 from lmfn.video.joining import join, try_out
 from lmfn.video.probing import probe
@@ -82,34 +82,12 @@ def deblur_clip(
     later if the clip cannot be read, or the result cannot be written, to the end.
     """
     source, target = Path(source), Path(target)
-    if not source.is_file():
-        raise VideoError(absent("file", source))
-    if target.suffix.lower() not in WRITABLE:
-        raise VideoError(f"{target}: a clip is written as one of {', '.join(WRITABLE)}")
-    if (length := len(os.fsencode(target.name))) > atomic.LONGEST_NAME:
-        raise VideoError(
-            f"{source}: its result's name would have {length} bytes; {atomic.LONGEST_NAME} are the most. Name it by -o"
-        )
-    if os.path.realpath(source) == os.path.realpath(target):
-        raise VideoError(f"the result of {source} would overwrite it; choose another output")
-    if os.path.lexists(target) and not overwrite:
-        raise VideoError(f"{target} is there already; --overwrite replaces it")
+    _check_paths(source, target, overwrite)
     clip = probe(source)
     if clip.interlaced and not deinterlace:
         raise VideoError(interlaced(clip))
     encoding = choose_encoding(clip, target, codec, crf)
-    job: dict[str, object] = {
-        "source": str(source.resolve()),
-        "bytes": source.stat().st_size,
-        "modified": source.stat().st_mtime_ns,
-        "weights": weights,
-        "deinterlace": deinterlace,
-        "frames": frames,
-        "codec": encoding.codec,
-        "samples": encoding.pix_fmt,
-        "options": dict(encoding.options),
-        "libraries": {name: list(version) for name, version in av.library_versions.items()},
-    }
+    job = _job(source, encoding, weights=weights, deinterlace=deinterlace, frames=frames)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = atomic.beside(target, ".parts")
     _check_parts(folder, job, resume)
@@ -143,6 +121,38 @@ def deblur_clip(
     summary.notes += join(clip, folder, segments, target, encoding)
     shutil.rmtree(folder)
     return summary
+
+
+def _check_paths(source: Path, target: Path, overwrite: bool) -> None:
+    """Raise VideoError if the clip is missing or the target cannot be written."""
+    if not source.is_file():
+        raise VideoError(absent("file", source))
+    if target.suffix.lower() not in WRITABLE:
+        raise VideoError(f"{target}: a clip is written as one of {', '.join(WRITABLE)}")
+    if (length := len(os.fsencode(target.name))) > atomic.LONGEST_NAME:
+        raise VideoError(
+            f"{source}: its result's name would have {length} bytes; {atomic.LONGEST_NAME} are the most. Name it by -o"
+        )
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise VideoError(f"the result of {source} would overwrite it; choose another output")
+    if os.path.lexists(target) and not overwrite:
+        raise VideoError(f"{target} is there already; --overwrite replaces it")
+
+
+def _job(source: Path, encoding: Encoding, *, weights: str, deinterlace: bool, frames: int) -> dict[str, object]:
+    """All that decides the result's frames: a run continues an earlier one only if it is equal."""
+    return {
+        "source": str(source.resolve()),
+        "bytes": source.stat().st_size,
+        "modified": source.stat().st_mtime_ns,
+        "weights": weights,
+        "deinterlace": deinterlace,
+        "frames": frames,
+        "codec": encoding.codec,
+        "samples": encoding.pix_fmt,
+        "options": dict(encoding.options),
+        "libraries": {name: list(version) for name, version in av.library_versions.items()},
+    }
 
 
 def _check_parts(folder: Path, job: dict[str, object], resume: bool) -> None:

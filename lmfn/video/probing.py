@@ -84,24 +84,7 @@ def probe(path: Path) -> Clip:
             raise VideoError(f"{path} is a single picture, not a clip; rename it with the suffix of its format")
         stream = picture_stream(path, container)
         index = stream.index
-        times, ends, decoded = [], [], []
-        for packet in container.demux():
-            if packet.pts is None or not packet.size:
-                continue
-            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-            ends.append(end)
-            if packet.stream.index == index and not packet.is_discard:
-                times.append((float(packet.pts * packet.time_base), end))
-                decoded.append(packet.dts)
-        if not times:
-            raise VideoError(f"{path} holds no frames with time stamps; convert it to MP4 first")
-        declared = (container.duration or 0) / av.time_base
-        length = max(ends) - min(0, (container.start_time or 0) / av.time_base, *(begin for begin, _ in times))
-        if declared - length > MISSING:
-            raise VideoError(
-                f"{path} is incomplete: it ends after {length:.1f} of the {declared:.1f} s that it declares; "
-                f"to use what is there, copy it first: ffmpeg -i {path.name} -c copy copied{path.suffix}"
-            )
+        begin, end, decoded = _packet_times(path, container, index)
         has_any_start = Flags(container.format.flags) & Flags.ts_discont
         origin = Fraction(container.start_time or 0, av.time_base) if has_any_start else Fraction(0)
         notes = [f"{path}: {text}" for text in _other_pictures(container, stream)]
@@ -135,11 +118,37 @@ def probe(path: Path) -> Clip:
             colours=colours,
             origin=origin,
             slots=tuple(sorted(decoded)) if lacks_times else None,
-            start=min(begin for begin, _ in times),
-            end=max(end for _, end in times),
+            start=begin,
+            end=end,
             interlaced=any(frame.interlaced_frame for frame in frames),
             notes=tuple(notes),
         )
+
+
+def _packet_times(path: Path, container: Any, index: int) -> tuple[float, float, list[Any]]:
+    """When the first picture of a stream begins and the last one ends, in seconds, and the decoding times of all.
+
+    Raises VideoError for pictures without time stamps, and for a clip that is shorter than it declares.
+    """
+    times, ends, decoded = [], [], []
+    for packet in container.demux():
+        if packet.pts is None or not packet.size:
+            continue
+        end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+        ends.append(end)
+        if packet.stream.index == index and not packet.is_discard:
+            times.append((float(packet.pts * packet.time_base), end))
+            decoded.append(packet.dts)
+    if not times:
+        raise VideoError(f"{path} holds no frames with time stamps; convert it to MP4 first")
+    declared = (container.duration or 0) / av.time_base
+    length = max(ends) - min(0, (container.start_time or 0) / av.time_base, *(begin for begin, _ in times))
+    if declared - length > MISSING:
+        raise VideoError(
+            f"{path} is incomplete: it ends after {length:.1f} of the {declared:.1f} s that it declares; "
+            f"to use what is there, copy it first: ffmpeg -i {path.name} -c copy copied{path.suffix}"
+        )
+    return min(begin for begin, _ in times), max(end for _, end in times), decoded
 
 
 def _side_data(frame: Any) -> Any:
