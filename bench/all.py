@@ -38,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def parts(device: str, out: Path) -> tuple[list[Part], list[Part]]:
     """The parts that run one after the other, and those in the background."""
 
-    def bench(verb: str, *more: str, told: tuple[str, ...] = ("device", "minutes", "out")) -> Command:
+    def bench(verb: str, *more: str, forwarded: tuple[str, ...] = ("device", "minutes", "out")) -> Command:
         def command(minutes: float) -> list[str]:
             options = {"device": device, "minutes": f"{minutes:.3f}", "out": str(out)}
-            words = [word for name in told for word in (f"--{name}", options[name])]
+            words = [word for name in forwarded for word in (f"--{name}", options[name])]
             return [sys.executable, "-m", "bench", verb, *words, *more]
 
         return command
@@ -52,18 +52,18 @@ def parts(device: str, out: Path) -> tuple[list[Part], list[Part]]:
         return [Part(verb, share, bench(verb, *few)) for verb, share in shares.items()], []
     frame, step, ops = ("model", "--shape", FRAME), ("train", "--shape", STEP), ("ops", "--op", *OPS)
     todo = [
-        Part("compile", 2.5, bench("ahead", told=("minutes",)), timed=False),
-        Part("tests", 3, bench("tests", told=()), timed=False),
+        Part("compile", 2.5, bench("ahead", forwarded=("minutes",)), timed=False),
+        Part("tests", 3, bench("tests", forwarded=()), timed=False),
         Part("frame", 0.8, bench(*frame, "--dtype", "bfloat16", "float16", "--provider", "for_inference", *EAGER)),
         Part("step", 0.8, bench(*step, "--provider", "triton-graph", *EAGER)),
-        Part("kernels", 0.8, bench("profile", told=("device", "out"))),
-        Part("host", 0.3, bench("host", "--seconds", "0.1", told=("device",))),
+        Part("kernels", 0.8, bench("profile", forwarded=("device", "out"))),
+        Part("host", 0.3, bench("host", "--seconds", "0.1", forwarded=("device",))),
         Part("compiled peers", 1.5, None),
         Part("ops", 2, bench(*ops, "--provider", *EAGER)),
         Part("growth", 1, bench("memory")),
         Part("sizes", 1, bench("model", "--provider", "for_inference", *EAGER)),
         Part("parts", 1, bench("model", "--units")),
-        Part("tuning", 1.3, bench("tune", told=("minutes", "out"))),
+        Part("tuning", 1.3, bench("tune", forwarded=("minutes", "out"))),
     ]
     beside = [
         Part("compiled frame", 1, bench(*frame, "--turns", "--provider", "for_inference", *COMPILED)),
