@@ -44,6 +44,7 @@ EXTRAS = {
     "export": "lmfn export and lmfn web",
     "ncnn": "lmfn export for ncnn",
     "spandrel": "chaiNNer and ComfyUI",
+    "ray": "the example on Ray",
     "bench": "plots of the benchmarks",
     "engines": "other runtimes to compare with in the benchmarks",
     "dev": "tests and linting",

@@ -40,10 +40,10 @@ def deblurrer(model):
 
 @pytest.mark.parametrize("again", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy])
 def test_a_deblurrer_is_pickled_and_copied_with_its_options(model, again) -> None:
-    given = Deblurrer(model, device="cpu", guard="off", strength=0.5, memory=10**9)
+    given = Deblurrer(model, device="cpu", guard="off", strength=0.5, memory=2**40)
     same = again(given)
     assert (same.guard, same.strength, same.memory, same.precision, same.device) == (
-        "off", 0.5, 10**9, "fp32", given.device,
+        "off", 0.5, 2**40, "fp32", given.device,
     )  # fmt: skip
     image = picture(40, 50, 3)
     assert np.array_equal(same(image), given(image))

@@ -21,6 +21,7 @@ import torch.distributed as dist
 # If imported while a process group exists (by DistributedDataParallel), the default arguments of its functions keep
 # that group and gloo's threads alive, which may abort the interpreter's exit ("terminate called without an active
 # exception").
+import torch.distributed.nn  # noqa: F401
 from torch import Tensor, nn
 from tqdm import tqdm
 

@@ -146,9 +146,9 @@ def test_an_engine_that_is_not_installed_is_left_out(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     asked = ["model", "--device", "cpu", "--rounds", "1", "--shape", "1x1x16x64x64", "--dtype", "float32"]
-    assert main([*asked, "--provider", "OpenVINO", "for_inference"]) == 0
+    assert main([*asked, "--provider", "OpenVINO, exported", "for_inference"]) == 0
     said = capsys.readouterr()
-    assert "OpenVINO: import of openvino halted" in said.err
+    assert "OpenVINO, exported: import of openvino halted" in said.err
     assert "for_inference" in said.out
 
 
@@ -164,7 +164,7 @@ def test_the_exported_network_is_measured(tmp_path: Path, capsys: pytest.Capture
     if sys.platform != "darwin":
         assert "Core ML, exported: the installed ONNX Runtime has no CoreMLExecutionProvider" in capsys.readouterr().err
     assert main(["model", *[word.replace("70x64", "48x64") for word in few], "--provider", *names]) == 0
-    assert "the exported network needs images of more than 48 pixels a side" in capsys.readouterr().err
+    assert "the exported network needs images of more than 48 pixels per side" in capsys.readouterr().err
 
 
 def test_execution_providers_that_are_not_here(
