@@ -130,6 +130,10 @@ class Network(nn.Module):
             self._means[x.device, x.dtype] = torch.tensor(RGB_MEAN, dtype=x.dtype, device=x.device).view(3, 1, 1)
         return self._means[x.device, x.dtype]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles make the mean anew: one made within `torch.func` is a wrapper that cannot be copied."""
+        return self.__dict__ | {"_means": {}}
+
     @classmethod
     def from_preset(cls, name: str = "lmfn", **overrides: Any) -> Self:
         """An untrained network: `LMFN.from_preset("lmfn", skip="feature")`. Raises ValueError as `preset` does."""

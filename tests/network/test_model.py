@@ -1,5 +1,6 @@
 """The whole network on its ops: equal to the formulas, lean in memory, and compatible with PyTorch's machinery."""
 
+import copy
 import hashlib
 from importlib import import_module
 from pathlib import Path
@@ -295,3 +296,11 @@ def test_weights_files_still_load(name: str, count: int, digest: str) -> None:
     state = LMFN.from_preset(name).state_dict()
     text = "\n".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
     assert (len(state), hashlib.sha256(text.encode()).hexdigest()[:16]) == (count, digest)
+
+
+def test_a_network_first_called_within_torch_func_can_be_copied():
+    model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1)
+    x = torch.rand(1, 3, 32, 32)
+    torch.func.grad(lambda x: model(x).sum())(x)
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(model)(x), model(x))
