@@ -244,15 +244,30 @@ def test_it_can_be_cancelled_and_begun_again(page) -> None:
     assert choose(page, encoded(photograph(40, 40))) == ""
 
 
+def dialog_opened_by(key, page):
+    """A key that Chromium drops is pressed again, as people do."""
+    from playwright.sync_api import TimeoutError as NotOpened  # where there is no browser, it is not installed
+
+    for _ in range(5):
+        try:
+            with page.expect_file_chooser(timeout=6000) as chooser:
+                page.keyboard.press(key)
+        except NotOpened:
+            continue
+        return chooser.value
+    raise AssertionError(f"{key} opens no dialog")
+
+
 def test_the_keyboard_is_enough(page) -> None:
+    photo = encoded(photograph(60, 80))
     page.reload()
-    # Chromium drops keys that come before the first picture of a page.
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    page.keyboard.press("Tab")
-    for key in ("Enter", "Space"):
-        with page.expect_file_chooser() as chooser:
-            page.keyboard.press(key)
-    chooser.value.set_files([{"name": "photo.png", "mimeType": "", "buffer": encoded(photograph(60, 80))}])
+    # Chromium drops keys that come before the first picture of a page, now and then also right after it.
+    while not page.locator("#choose").evaluate("it => it === document.activeElement"):
+        page.keyboard.press("Tab")
+        page.wait_for_timeout(50)
+    dialog_opened_by("Enter", page).set_files([])
+    dialog_opened_by("Space", page).set_files([{"name": "photo.png", "mimeType": "", "buffer": photo}])
     page.locator("#save").wait_for()
     split = page.locator("#split")
     assert split.evaluate("it => it === document.activeElement")
