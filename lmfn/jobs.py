@@ -109,10 +109,7 @@ def run_jobs(
                         yield finishing.popleft()[0].result()
                 while finishing:
                     yield finishing.popleft()[0].result()
-            for work in line.suspects:
-                line.begin(work)
-                line.sharpen(work)
-                yield line.finish(work)
+            yield from line.process_suspects()
         finally:
             line.release()
 
@@ -125,10 +122,7 @@ def run_whole(jobs: Iterable[tuple[Path, Path]], whole: Whole, *, overwrite: boo
             for work in line.read(jobs):
                 line.sharpen(work)
                 yield line.finish(work)
-            for work in line.suspects:
-                line.begin(work)
-                line.sharpen(work)
-                yield line.finish(work)
+            yield from line.process_suspects()
         finally:
             line.release()
 
@@ -194,6 +188,13 @@ class _Line:
     def _sharpened(self, photo: Photo) -> Photo:
         assert self._sharpen is not None
         return replace(photo, pixels=self._sharpen(photo.pixels))
+
+    def process_suspects(self) -> Iterator[Outcome]:
+        """All steps of the files at which a process has died before, one file after the other."""
+        for work in self.suspects:
+            self.begin(work)
+            self.sharpen(work)
+            yield self.finish(work)
 
     def finish(self, work: _Work) -> Outcome:
         """Write the result, and release the claim."""

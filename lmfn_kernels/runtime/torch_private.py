@@ -1,7 +1,7 @@
 """All private names of PyTorch that this project uses: any version may change them, so only this module imports them.
 
-All of them exist in PyTorch 2.11 to 2.13. If one is missing, importing or calling it fails with an error that names it,
-unless stated otherwise below; no result changes silently.
+All of them exist in PyTorch 2.11 and 2.13. If one is missing, importing or calling it fails with an error that names
+it, unless stated otherwise below; no result changes silently.
 """
 
 from collections.abc import Callable
