@@ -47,3 +47,13 @@ def no_precision_is_left() -> None:
     """Accelerate fixes a process's precision at its first run; this lets the tests of a module use others."""
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the weights of a network that is as small as possible."""
+    from lmfn import LMFN
+
+    folder = tmp_path_factory.mktemp("weights")
+    LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1).save_pretrained(folder)
+    return str(folder)

@@ -11,16 +11,9 @@ import pytest
 
 import demo
 import lmfn
-from lmfn import LMFN, checkout, cli, images
+from lmfn import checkout, cli, images
 from lmfn.data import find_pairs
 from lmfn.extras import require
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("weights")
-    LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture

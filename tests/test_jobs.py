@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from lmfn import LMFN, cli, images
+from lmfn import cli, images
 from lmfn.batch import Deblur
 from lmfn.claims import Claim
 from lmfn.files import carry_out, deblur_files, parse_shard, plan
@@ -189,13 +189,6 @@ def test_shards_are_disjoint_and_all(tmp_path: Path) -> None:
     for text in ("0/8", "9/8", "3", "3/8/2", "a/b"):
         with pytest.raises(ValueError, match=r"the third of eight is 3/8"):
             parse_shard(text, {})
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("weights")
-    LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1).save_pretrained(folder)
-    return str(folder)
 
 
 def test_a_manifest_is_the_way_to_go_on(

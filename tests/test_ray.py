@@ -11,18 +11,11 @@ import numpy as np
 import psutil
 import pytest
 
-from lmfn import LMFN, images
+from lmfn import images
 from lmfn.batch import Deblur
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("weights")
-    LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture

@@ -84,7 +84,9 @@ def _names(file: Any) -> list[str]:
 def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         own = " or ".join(weights.NAMES)
-        raise FileNotFoundError(f"{absent('file', path)}; weights are {own}, or what save_pretrained or train.py wrote")
+        raise FileNotFoundError(
+            f"{absent('file', path)}; weights are {own}, or a file or folder of save_pretrained or train.py"
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file
@@ -95,7 +97,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _metadata(path: Path, file: Any) -> dict[str, Any]:
     text = (file.metadata() or {}).get("lmfn")
     if text is None:
-        raise ValueError(f"{path} has no LMFN metadata: neither save_pretrained nor train.py wrote it")
+        raise ValueError(f"{path} has no LMFN metadata; expected a file of save_pretrained or train.py")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:

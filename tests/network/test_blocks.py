@@ -400,7 +400,7 @@ def test_save_and_load(tmp_path) -> None:
 
 
 def test_broken_weights_are_named(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere; weights are lmfn or lmfn-released, or what"):
+    with pytest.raises(FileNotFoundError, match="nowhere; weights are lmfn or lmfn-released, or a file or"):
         LMFN.from_pretrained(tmp_path / "nowhere")
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"not weights")
