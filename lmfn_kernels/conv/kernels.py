@@ -12,6 +12,7 @@ from lmfn_kernels.runtime.kernels import (
     load_pixels,
     load_weight,
     pixel_tile,
+    store_padded,
     store_pixels,
 )
 
@@ -142,7 +143,7 @@ def conv_kernel(
     b_out = leaky(b_out, SLOPE)
     if t_mask is not None:
         b_out = leaky_gradient(b_out, load_pixels(t_mask, i_b, o_h, o_w, o_n), MASK_SLOPE)
-    store_pixels(t_out, i_b, o_h, o_w, o_n, b_out)
+    store_padded(t_out, i_b, o_h, o_w, o_n, N, b_out)
 
 
 @triton.jit

@@ -20,6 +20,7 @@ from lmfn_kernels.runtime.launch import (
     empty_image,
     even_odd_views,
     launch,
+    padded_image,
     partial_sums,
     tiling,
     weight_as_taps,
@@ -158,7 +159,7 @@ def conv(
     slope: float = 1.0,
 ) -> Tensor:
     height, width = ((size + 2 * padding - weight.shape[2]) // stride + 1 for size in x.shape[2:])
-    out, w = empty_image(x, x.shape[0], weight.shape[0], height, width), weight_as_taps(weight)
+    out, w = padded_image(x, x.shape[0], weight.shape[0], height, width), weight_as_taps(weight)
     views = (
         {"t_x": x} if stride == 1 else {f"t_x{i}": view for i, view in zip(PARITIES, _views(x, stride), strict=True)}
     )
@@ -182,10 +183,10 @@ def input_gradient(
 ) -> Tensor:
     """The gradient of a convolution's input `x`; the arguments are described in `ConvBackend`."""
     e = as_pending(e)
-    dx = empty_image(x, *x.shape) if add_to is None else add_to
     taps = weight_as_taps(weight)
     if stride == 1:
         assert add_to is None, "not implemented for stride 1, as no op needs it"
+        dx = padded_image(x, *x.shape)
         launch_conv(
             dx,
             [e.gradient],
@@ -200,8 +201,9 @@ def input_gradient(
         )
         return dx
     assert (residual, extra, mask) == (False, None, 1), "not implemented for stride 2, as no op needs it"
+    dx = empty_image(x, *x.shape) if add_to is None else add_to
     views = even_odd_views(dx)
-    key = tiling("conv", views[0]), taps.shape, padding, e.slope, add_to is not None
+    key = tiling("stride_2_input_gradient", views[0]), taps.shape, padding, e.slope, add_to is not None
     results = {f"t_dx{i}": view if view.numel() else None for i, view in zip(PARITIES, views, strict=True)}
     launch(dx, _stride_2_input_gradient, key, t_g=e.gradient, t_act=e.activation_output, t_w=taps, **results)
     return dx

@@ -29,6 +29,7 @@ from lmfn_kernels.runtime.launch import (
     channel_block,
     empty_image,
     launch,
+    padded_image,
     partial_sums,
     tiling,
     weight_as_taps,
@@ -164,6 +165,6 @@ def _by_tap(partials: Tensor, weight: Tensor) -> PartialSums:
 
 
 def skip_gradient(e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
-    dx = empty_image(x, *x.shape)
+    dx = padded_image(x, *x.shape)
     launch_conv(dx, [e], as_pending(e), weight_as_taps(weight), mode="back", padding=1, residual=as_pending(g))
     return dx

@@ -14,6 +14,7 @@ from lmfn_kernels.runtime.kernels import (
     load_tile,
     load_weight,
     pixel_tile,
+    store_padded,
     store_pixels,
 )
 from lmfn_kernels.upsample.kernels import upsampled
@@ -134,7 +135,7 @@ def gate_kernel(
     b_t = (b_t + load_bias(p_skip_bias, 0, F, BLOCK_F, ACC)).to(t_y.dtype)
     b_s = tl.dot(b_t, load_weight(t_expand, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
     b_s += load_bias(p_expand_bias, 0, C, BLOCK_C, ACC)
-    store_pixels(t_out, i_b, o_h, o_w, 0, load_pixels(t_y, i_b, o_h, o_w, 0).to(ACC) * sigmoid(b_s))
+    store_padded(t_out, i_b, o_h, o_w, 0, C, load_pixels(t_y, i_b, o_h, o_w, 0).to(ACC) * sigmoid(b_s))
 
 
 @triton.jit

@@ -31,6 +31,7 @@ from lmfn_kernels.runtime.launch import (
     channel_block,
     empty_image,
     launch,
+    padded_image,
     partial_sums,
     tiling,
     weight_as_taps,
@@ -71,7 +72,7 @@ __all__ = [
 
 
 def stage(x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, Tensor]:
-    out, d = empty_image(x, *x.shape), empty_image(x, x.shape[0], distil.weight.shape[0], *x.shape[2:])
+    out, d = padded_image(x, *x.shape), empty_image(x, x.shape[0], distil.weight.shape[0], *x.shape[2:])
     launch_conv(
         out,
         [x],
@@ -119,7 +120,7 @@ def _fuse(
     a, squeeze, squeeze_bias = after or (None, None, None)
     maps, ch = [as_pitched_image(d) for d in maps], weight.shape[0]
     d1 = maps[0]
-    y = empty_image(d1, d1.shape[0], ch, *d1.shape[2:])
+    y = padded_image(d1, d1.shape[0], ch, *d1.shape[2:])
     key = tiling("fuse", d1), d1.stride(3), 1 if x is None else x.shape[1], ch, 1 if a is None else a.shape[1], slope
     launch(
         d1,
@@ -244,7 +245,7 @@ def _of_1x1(partials: Tensor) -> PartialSums:
 
 
 def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool) -> Tensor:
-    out = empty_image(y, *y.shape)
+    out = padded_image(y, *y.shape)
     key = tiling("gate", y), a.shape[1], v.shape[2:], fixed_grid, strides(v)
     launch(y, _gate, key, t_y=y, t_a=a, p_v=v, **_weights(skip, expand), t_out=out)
     return out

@@ -122,6 +122,9 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int) -> Config:
     if not big:
         short = dtype.itemsize == 2
         return Config(height=4 if short else 2, width=16, warps=warps, stages=2 if short and shared >= 100_000 else 1)
+    if kernel == "conv" and dtype.itemsize == 2:
+        # Of 11 tiles the fastest on an H100 at 1x180x320 and 16x64x64, 64 channels: 15.8 us; 8x16 took 18.8.
+        return Config(width=32, warps=8)
     return Config(stages=3 if dtype.itemsize == 2 else 2)
 
 

@@ -35,6 +35,13 @@ def store_pixels(t_x, i_b, o_h, o_w, o_c, b_x):
 
 
 @triton.jit
+def store_padded(t_x, i_b, o_h, o_w, o_c, C, b_x):
+    """Store a tile of an image with C channels, and zeros after them: there, infinity times a weight of 0 is NaN."""
+    o_x = o_c + tl.arange(0, t_x.block_shape[3])
+    store_pixels(t_x, i_b, o_h, o_w, o_c, tl.where((o_x < C)[None, :], b_x, 0.0))
+
+
+@triton.jit
 def load_weight(t_w, i_tap, o_k, o_n):
     """The matrix [inputs, outputs] of one tap."""
     SHAPE: tl.constexpr = t_w.block_shape

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 import triton.language as tl
@@ -37,6 +38,41 @@ def empty_image(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype
     apart."""
     s = pixel_pitch(c, dtype or like.dtype)
     return torch.empty_strided((b, c, h, w), (h * w * s, 1, w * s, s), dtype=dtype or like.dtype, device=like.device)
+
+
+def padded_image(like: Tensor, b: int, c: int, h: int, w: int) -> Tensor:
+    """`empty_image` for a kernel that writes all of it (`store_padded`): if pixels are a multiple of 64 values apart,
+    with zeros after the channels of each."""
+    s = pixel_pitch(c, like.dtype)
+    if s == c or s % 64 or isinstance(like, FakeTensor):
+        return empty_image(like, b, c, h, w)
+    shape, strides = (b, c, h, w), (h * w * s, 1, w * s, s)
+    out = torch.empty_strided((b, s, h, w), strides, dtype=like.dtype, device=like.device)
+    out.as_strided_(shape, strides)  # in place: no view, and the memory includes the zeros of the last pixel
+    key = id(out)
+    _padded[key] = ref(out, lambda _: _padded.pop(key, None)), shape, strides, out.data_ptr(), _writes(out)
+    return out
+
+
+_padded: dict[int, tuple[ref[Tensor], Block, Block, int, int | None]] = {}
+"""By id, the images with zeros after the channels of each pixel: size, strides, address and writes when they were made.
+
+Strides do not prove that there are zeros: a slice of a larger tensor has the same ones, and a NaN there times a weight
+of 0 is NaN. An attribute of the tensor would be copied with it, to memory that has none.
+"""
+
+
+def _writes(x: Tensor) -> int | None:
+    """How often PyTorch wrote to `x` or to a view of it, which kernels do not count; None in inference mode."""
+    return None if x.is_inference() else x._version
+
+
+def padded_channels(x: Tensor, shape: Block, strides: Block) -> int:
+    """How many values of each pixel of `x` kernels may read: the channels, and any zeros that a kernel wrote after."""
+    found = _padded.get(id(x))
+    if found is None or found[0]() is not x or found[1:] != (shape, strides, x.data_ptr(), _writes(x)):
+        return shape[1]
+    return strides[3]
 
 
 def as_kernel_image(x: Tensor) -> Tensor:
@@ -288,16 +324,17 @@ class _Described:
 
     def __init__(self, x: Tensor) -> None:
         self.base = x
-        self.shape, self.strides = _channels_last(x.shape, x.stride())
+        shape, strides = x.shape, x.stride()
+        self.shape, self.strides = _channels_last(shape, strides, padded_channels(x, shape, strides))
 
 
 @lru_cache(PLANS)
-def _channels_last(shape: Block, strides: Block) -> tuple[Block, Block]:
-    """Size and strides of an image as [B, H, W, C], of a weight as they are."""
+def _channels_last(shape: Block, strides: Block, channels: int) -> tuple[Block, Block]:
+    """Size and strides of an image as [B, H, W, channels], of a weight as they are."""
     if len(shape) != 4:
         return shape, strides
-    (b, c, h, w), (from_b, from_c, from_h, from_w) = shape, strides
-    return (b, h, w, c), (from_b, from_h, from_w, from_c)
+    (b, _, h, w), (from_b, from_c, from_h, from_w) = shape, strides
+    return (b, h, w, channels), (from_b, from_h, from_w, from_c)
 
 
 def partial_sums(like: Tensor, splits: int, shape: Sequence[int]) -> Tensor:
