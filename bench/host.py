@@ -37,7 +37,17 @@ STEP = Shape(2, 4, 50, 64, 64)
 SECONDS, CALLS = 1.0, 3
 """Duration and minimum number of the repetitions of a call."""
 
-NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_", "_unsafe_view"}
+NOTHING = {
+    "as_strided_",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "resize_",
+    "set_",
+    "_unsafe_view",
+}
 """Operations that are not views and launch nothing."""
 PAIRS = {"mse_loss", "mse_loss_backward", "linalg_vector_norm"}
 """Operations that launch two kernels."""
