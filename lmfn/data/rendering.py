@@ -29,6 +29,8 @@ class Patch:
     """Whether it is flipped horizontally before it is turned."""
 
 
+SYMMETRIES = 8
+"""Of a square: quarter turns, plus 4 if flipped first."""
 Part = tuple[int, int, int]
 """A square crop: the number of the image, top and left; images are mirrored beyond their borders."""
 Cut = Callable[[Sequence[Part], int], Tensor]
@@ -70,14 +72,20 @@ def render(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> tuple[
     order = [n for kind in kinds.values() for n in kind]
     finish = torch.tensor([(order.index(n), patch.turns + 4 * patch.flip) for n, patch in enumerate(patches)])
     place, symmetry = finish.to(sharp.device, non_blocking=True).T
-    pixels = symmetries(side, sharp.device)[symmetry] + place[:, None] * side**2
-    blurred, sharp = (image.reshape(-1, 3)[pixels].view(-1, side, side, 3) for image in (blurred, sharp))
-    return blurred.permute(0, 3, 1, 2), sharp.permute(0, 3, 1, 2)
+    return turned(blurred, place, symmetry), turned(sharp, place, symmetry)
+
+
+def turned(images: Tensor, place: Tensor, symmetry: Tensor) -> Tensor:
+    """Those of the square images `[N, side, side, 3]` with the numbers `place`, each in its `symmetry`, as
+    `[B, 3, side, side]`, channels-last in memory."""
+    side = images.shape[1]
+    pixels = _permutations(side, images.device)[symmetry] + place[:, None] * side**2
+    return images.reshape(-1, 3)[pixels].view(-1, side, side, 3).permute(0, 3, 1, 2)
 
 
 @functools.cache
-def symmetries(side: int, device: torch.device) -> Tensor:
-    """Permutations of the pixels of a square, `[8, side * side]`, by quarter turns, plus 4 if flipped first."""
+def _permutations(side: int, device: torch.device) -> Tensor:
+    """Permutations of the pixels of a square, `[SYMMETRIES, side * side]`, by symmetry."""
     square = torch.arange(side * side, device=device).view(side, side)
     turned = [torch.rot90(s, turns) for s in (square, square.flip(1)) for turns in range(4)]
     return torch.stack(turned).flatten(1)

@@ -1,22 +1,25 @@
 """The batches of a training run, starting at any step, for any number of processes."""
 
 import ctypes
+import itertools
 import logging
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from lmfn.data import TrainingSet
+from lmfn.data.rendering import SYMMETRIES, Patch, turned
 from lmfn.data.resident import Plans, ResidentSet, SharedSet, largest_share
 from lmfn.memory import available_memory
 from lmfn.training.settings import Settings
@@ -42,6 +45,62 @@ class StepBatches(Sampler[list[int]]):
                 first = ((step * self.accumulate + part) * self.processes + self.process) * self.batch
                 yield list(range(first, first + self.batch))
             step += 1
+
+
+ROUND, TOGETHER = 64, 8
+"""Batches whose patches are kept for reuse, and those that are made at once."""
+
+
+class Rounds(Sampler[list[int]]):
+    """Sample numbers of one process for `Reused`: those of `TOGETHER` batches at a time, starting with a round."""
+
+    def __init__(self, settings: Settings, first: int, process: int, processes: int) -> None:
+        self.batch, self.first, self.process, self.processes = settings.batch, first, process, processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = TOGETHER * self.batch
+        for part in itertools.count(self.first * (ROUND // TOGETHER)):
+            start = (part * self.processes + self.process) * size
+            yield list(range(start, start + size))
+
+
+class Reused:
+    """Batches of patches that are each used `reuse` times, starting at any of them: a round of batches is made and kept
+    on the device, and passed through `reuse` times, in another order and with each patch in another symmetry.
+
+    Order and symmetries are functions of the seed and the pass.
+    """
+
+    def __init__(
+        self, settings: Settings, resident: ResidentSet, plans: Iterator[list[Patch]], device: torch.device, start: int
+    ) -> None:
+        self._resident, self._plans, self._device = resident, plans, device
+        self._batch, self._reuse, self._seed = settings.batch, settings.reuse, settings.seed
+        self._next, self._round, self._pass = start, -1, -1
+        side, kept = settings.patch, ROUND * settings.batch
+        self._images = torch.empty(2, kept, side, side, 3, dtype=torch.uint8, device=device)
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """Blurred and sharp, uint8 `[B, 3, patch, patch]`, channels-last in memory."""
+        which_pass, number = divmod(self._next, ROUND)
+        if which_pass != self._pass:
+            self._begin(which_pass)
+        self._next += 1
+        place, symmetry = self._order[:, number * self._batch : (number + 1) * self._batch]
+        blurred, sharp = (turned(images, place, symmetry) for images in self._images)
+        return blurred, sharp
+
+    def _begin(self, which_pass: int) -> None:
+        of_round, turn = divmod(which_pass, self._reuse)
+        if of_round != self._round:
+            for part in self._images.split(TOGETHER * self._batch, dim=1):
+                for into, made in zip(part, self._resident(next(self._plans)), strict=True):
+                    into.copy_(made.permute(0, 2, 3, 1))
+        kept = self._images.shape[1]
+        symmetries = np.random.default_rng((self._seed, of_round)).random((kept, SYMMETRIES)).argsort(axis=1)[:, turn]
+        place = np.random.default_rng((self._seed, of_round, turn)).permutation(kept)
+        self._order = torch.from_numpy(np.stack([place, symmetries[place]])).to(self._device)
+        self._round, self._pass = of_round, which_pass
 
 
 def leave_signals_to_main_process(closed: Any, _worker: int) -> None:
@@ -72,13 +131,18 @@ class Batches:
         self.device, self.seconds = device, 0.0
         self.resident: ResidentSet | SharedSet | None = None
         place = "workers" if settings.data_on == "workers" else self._place(settings, data, processes)
-        sampler = StepBatches(settings, start, process, processes)
+        sampler: Sampler[list[int]] = StepBatches(settings, start, process, processes)
         if place == "each":
             self.resident = ResidentSet(data, device, progress=process == 0)
         elif place == "shared":
             self.resident = SharedSet(data, device, process, processes, progress=process == 0)
             # Every process plans the patches of all; it makes those whose images it holds.
             sampler = StepBatches(replace(settings, batch=settings.batch * processes), start, 0, 1)
+        if settings.reuse > 1:
+            if not isinstance(self.resident, ResidentSet):
+                raise ValueError("reuse needs all images on the device of each process; use --reuse 1")
+            first = start * settings.accumulate
+            sampler = Rounds(settings, first // (ROUND * settings.reuse), process, processes)
         self._closed = multiprocessing.RawValue(ctypes.c_bool, False)
         loader: DataLoader[Any] = DataLoader(
             Plans(data) if self.resident else data,
@@ -89,6 +153,9 @@ class Batches:
             worker_init_fn=partial(leave_signals_to_main_process, self._closed),
         )
         self._batches = (batch for batch in loader)
+        self._reused = None
+        if settings.reuse > 1 and isinstance(self.resident, ResidentSet):
+            self._reused = Reused(settings, self.resident, self._batches, device, first)
 
     def _place(self, settings: Settings, data: TrainingSet, processes: int) -> Literal["each", "shared", "workers"]:
         """Where decoded images are kept: in each process, distributed over all, or nowhere, so that workers make
@@ -125,13 +192,19 @@ class Batches:
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         begin = time.perf_counter()
-        batch = next(self._batches)
         blurred, sharp = (
             images.to(self.device, memory_format=torch.channels_last, non_blocking=True).float().div_(255)
-            for images in (self.resident(batch) if self.resident else batch)
+            for images in self._made()
         )
         self.seconds += time.perf_counter() - begin
         return blurred, sharp
+
+    def _made(self) -> Sequence[Tensor]:
+        """Blurred and sharp, uint8."""
+        if self._reused:
+            return next(self._reused)
+        batch = next(self._batches)
+        return self.resident(batch) if self.resident else batch
 
     def close(self) -> None:
         """End the workers, also at exit: after an error some of them would wait for ever."""
