@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from lmfn.data import TrainingSet, find_pairs
 from lmfn.data.packed import is_pack, packed_pairs
-from lmfn.device import choose_device
+from lmfn.device import autocast, choose_device
 from lmfn.evaluation import Evaluator
 from lmfn.network.activity import summarise, unit_activity
 from lmfn.training.batches import Batches
@@ -86,7 +86,8 @@ def train(settings: Settings) -> int:
                     run.save(state, at, compact=settings.compact_states)
                 if done >= 1 or (at.step % settings.val_every == 0 and not ended.stop):
                     log.validate(at, state.ema.module, validation, (blurred[0], output[0], sharp[0]))
-                    log.activity(at, summarise(unit_activity(state.model, blurred)))
+                    with autocast(device, settings.precision):
+                        log.activity(at, summarise(unit_activity(state.model, blurred)))
                     began = time.perf_counter() - at.seconds  # validation does not count as training time
             if ended.stop:
                 break

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from lmfn import atomic, images
 from lmfn.data import Pair
 from lmfn.data.packed import read_rgb
+from lmfn.device import autocast
 from lmfn.evaluation import Evaluator
 from lmfn.evaluation.pictures import middle, pixels, side_by_side
 from lmfn.network import checkpoint
@@ -303,7 +304,8 @@ class Log:
     def sample(self, model: nn.Module, pair: Pair) -> tuple[np.ndarray, ...]:
         """Blurred image, output and sharp image of the central crop of a validation pair."""
         blurred, sharp = (middle(read_rgb(path), SHOWN, SHOWN) for path in (pair.blurred, pair.sharp))
-        output = model(torch.from_numpy(blurred).movedim(2, 0)[None].to(self.device) / 255)[0]
+        with autocast(self.device, self.settings.precision):  # float32 kernels would be compiled just for this
+            output = model(torch.from_numpy(blurred).movedim(2, 0)[None].to(self.device) / 255)[0]
         return blurred, pixels(output), sharp
 
     def close(self, at: Progress, stopped_by: int | None) -> None:
