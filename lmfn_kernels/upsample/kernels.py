@@ -102,42 +102,108 @@ def at_place(i_place, o_x, SIZE):
 
 
 @triton.jit
+def fold_upsampling_kernel(
+    p_w, p_rows, p_columns, p_out, SIZE, K, N, s_n, s_k, s_h, s_w,
+    TAPS: tl.constexpr, RESULTS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Fold a weight [N, K, 3, 3] to out [TAPS^2, K, N RESULTS^2] of SIZE elements, by a matrix [TAPS, RESULTS, 3] per
+    axis (`of_pairs`)."""
+    o_out = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m_out = o_out < SIZE
+    o_column, o_row = o_out % RESULTS, o_out // RESULTS % RESULTS
+    o_rest = o_out // (RESULTS * RESULTS)
+    o_n, o_k, o_tap = o_rest % N, o_rest // N % K, o_rest // N // K
+    o_row = (o_tap // TAPS * RESULTS + o_row) * 3
+    o_column = (o_tap % TAPS * RESULTS + o_column) * 3
+    b_out = tl.zeros([BLOCK], ACC)
+    for i in tl.static_range(3):
+        b_row = tl.load(p_rows + o_row + i, mask=m_out, other=0.0)
+        for j in tl.static_range(3):
+            b_w = tl.load(p_w + o_n * s_n + o_k * s_k + i * s_h + j * s_w, mask=m_out, other=0.0).to(ACC)
+            b_out += b_row * tl.load(p_columns + o_column + j, mask=m_out, other=0.0) * b_w
+    tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def load_of_quads(
+    p_tile, o_y, o_x, m_x, i_row, i_column, o_k, H, W, s_h, s_w,
+    READABLE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One pixel per quad of a tile: the one `i_row` rows and `i_column` columns from its first, zeros unless `m_x`.
+
+    `p_tile` is the first pixel of the tile; `o_y` and `o_x` are the positions of the quads' first pixels in the image.
+    Loads through a descriptor cannot skip every other pixel.
+    """
+    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
+    o_c = o_k + tl.arange(0, BLOCK_K)
+    m_x = m_x & (o_y + i_row >= 0) & (o_y + i_row < H) & (o_x + i_column >= 0) & (o_x + i_column < W)
+    p_first = p_tile + (i_row * s_h + i_column * s_w)
+    o_first = o_p // BLOCK_W * (2 * s_h) + o_p % BLOCK_W * (2 * s_w)
+    return tl.load(
+        p_first + (o_first[:, None] + o_c[None, :]), mask=m_x[:, None] & (o_c < READABLE)[None, :], other=0.0
+    )
+
+
+@triton.jit
 def upsampled_conv_kernel(
-    t_x, t_w, p_bias, p_out, H, W, N, s_b, s_n, s_h, s_w,
-    K: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    p_x, t_w, p_bias, p_out, H, W, N, s_xb, s_xh, s_xw, s_b, s_n, s_h,
+    K: tl.constexpr, READABLE: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out = conv3x3(up2(x)) + bias, from the folded weights of the nine parts.
+    """out = conv3x3(up2(x)) + bias, from the weights that `fold_upsampling_kernel` folds by quads.
 
-    Result (n, a, b) of pixel (h, w) is channel n of out at (2h + a, 2w + b). A tile that does not touch the edge of the
-    image needs only the first part.
+    A tile is of quads, 2x2 pixels of x. A quad has 4x4 pixels in each channel of out, which depend on the 4x4 pixels of
+    x around it: one product per pixel of those, of BLOCK_N channels of out at once. Taps 4 and 5 along an axis correct
+    the first and the last position; a tile that does not touch the edge of the image does not need them.
+
+    `READABLE` is how many values of a pixel may be read: its K channels, and zeros after them. The strides of x are in
+    UNITs of 16 bytes, so that the compiler knows that 16 bytes can be loaded at once.
     """
-    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
+    s_xb, s_xh, s_xw = s_xb * UNIT, s_xh * UNIT, s_xw * UNIT
+    i_b, o_h, o_w = pixel_tile(tl.program_id(0), tl.cdiv(H, 2), tl.cdiv(W, 2), BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
-    o_y = o_h + o_p // BLOCK_W
-    o_x = o_w + o_p % BLOCK_W
-    b_out = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
+    o_y, o_x = 2 * (o_h + o_p // BLOCK_W), 2 * (o_w + o_p % BLOCK_W)
+    p_tile = p_x + (i_b.to(tl.int64) * s_xb + 2 * o_h.to(tl.int64) * s_xh + 2 * o_w.to(tl.int64) * s_xw)
+    b_out = tl.zeros([BLOCK_H * BLOCK_W, 16 * BLOCK_N], ACC)
     n_k: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
-    for i in tl.range(0, 9 * n_k, num_stages=STAGES):
-        i_tap = i // n_k
-        b_x = load_pixels(t_x, i_b, o_h + i_tap // 3 - 1, o_w + i_tap % 3 - 1, i % n_k * BLOCK_K)
-        b_w = load_weight(t_w, i_tap, i % n_k * BLOCK_K, o_n)
+    for i in tl.range(0, 16 * n_k, num_stages=STAGES):
+        i_row, i_column, o_k = i // n_k // 4, i // n_k % 4, i % n_k * BLOCK_K
+        b_x = load_of_quads(
+            p_tile, o_y, o_x, o_y < H, i_row - 1, i_column - 1, o_k, H, W, s_xh, s_xw,
+            READABLE, BLOCK_H, BLOCK_W, BLOCK_K,
+        )  # fmt: skip
+        b_w = load_weight(t_w, i_row * 6 + i_column, o_k, 16 * o_n)
         b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
-    if (o_h == 0) | (o_h + BLOCK_H >= H) | (o_w == 0) | (o_w + BLOCK_W >= W):
-        for i in tl.range(9 * n_k, 81 * n_k, num_stages=1):
-            i_tap = i // n_k
-            m_x = at_place(i_tap // 27, o_y, H) & at_place(i_tap // 9 % 3, o_x, W)
-            b_x = load_pixels(t_x, i_b, o_h + i_tap % 9 // 3 - 1, o_w + i_tap % 3 - 1, i % n_k * BLOCK_K)
-            b_w = load_weight(t_w, i_tap, i % n_k * BLOCK_K, o_n)
-            b_x = tl.where(m_x[:, None], b_x, 0.0).to(b_x.dtype)
-            b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
-    o_r = o_n + tl.arange(0, BLOCK_N)
-    b_out += tl.load(p_bias + o_r // 4, mask=o_r < N, other=0.0).to(ACC)[None, :]
-    p_pixel = p_out + i_b.to(tl.int64) * s_b + (2 * o_y * s_h + 2 * o_x * s_w)[:, None]
-    p_pixel += (o_r // 4 * s_n + o_r // 2 % 2 * s_h + o_r % 2 * s_w)[None, :]
-    m_out = ((o_y < H) & (o_x < W))[:, None] & (o_r < N)[None, :]
-    tl.store(p_pixel, b_out.to(p_out.dtype.element_ty), mask=m_out)
+    last_y, last_x = (H - 1) // 2, (W - 1) // 2
+    top, bottom, left, right = o_h == 0, o_h + BLOCK_H > last_y, o_w == 0, o_w + BLOCK_W > last_x
+    if top | bottom | left | right:
+        for i in tl.range(0, 36 * n_k, num_stages=1):
+            i_row, i_column, o_k = i // n_k // 6, i // n_k % 6, i % n_k * BLOCK_K
+            here = (i_row >= 4) | (i_column >= 4)
+            here = here & ((i_row != 4) | top) & ((i_row != 5) | bottom)
+            here = here & ((i_column != 4) | left) & ((i_column != 5) | right)
+            if here:
+                m_x = ((i_row != 4) | (o_y == 0)) & ((i_row != 5) | (o_y == 2 * last_y))
+                m_x = m_x & ((i_column != 4) | (o_x == 0)) & ((i_column != 5) | (o_x == 2 * last_x))
+                o_row = tl.where(i_row < 4, i_row - 1, (i_row - 4) * (H - 1 - 2 * last_y))
+                o_column = tl.where(i_column < 4, i_column - 1, (i_column - 4) * (W - 1 - 2 * last_x))
+                b_x = load_of_quads(
+                    p_tile, o_y, o_x, m_x, o_row, o_column, o_k, H, W, s_xh, s_xw,
+                    READABLE, BLOCK_H, BLOCK_W, BLOCK_K,
+                )  # fmt: skip
+                b_w = load_weight(t_w, i // n_k, o_k, 16 * o_n)
+                b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
+    # From [quads, channels and 4x4 pixels] to rows of each channel, which are stored 16 bytes at a time.
+    b_out = b_out.reshape(BLOCK_H, BLOCK_W, BLOCK_N, 4, 4).permute(2, 0, 3, 1, 4)
+    b_out = b_out.reshape(BLOCK_N * BLOCK_H * 4, BLOCK_W * 4)
+    o_line = tl.arange(0, BLOCK_N * BLOCK_H * 4)
+    o_c, o_row = o_n + o_line // (4 * BLOCK_H), 4 * o_h + o_line % (4 * BLOCK_H)
+    o_column = 4 * o_w + tl.arange(0, BLOCK_W * 4)
+    b_out += tl.load(p_bias + o_c, mask=o_c < N, other=0.0).to(ACC)[:, None]
+    p_line = p_out + (i_b.to(tl.int64) * s_b + o_c.to(tl.int64) * s_n + o_row.to(tl.int64) * s_h)
+    m_out = ((o_c < N) & (o_row < 2 * H))[:, None] & (o_column < 2 * W)[None, :]
+    tl.store(p_line[:, None] + o_column[None, :], b_out.to(p_out.dtype.element_ty), mask=m_out)
 
 
 @triton.jit

@@ -19,17 +19,20 @@ from lmfn_kernels.runtime.launch import (
     Plan,
     Tiling,
     accumulator,
+    accumulator_dtype,
     cdiv,
     channel_block,
     empty_image,
     launch,
+    padded_channels,
     partial_sums,
     tiling,
 )
-from lmfn_kernels.runtime.layout import pitch
+from lmfn_kernels.runtime.layout import constant, pitch
+from lmfn_kernels.runtime.torch_private import FakeTensor
 from lmfn_kernels.upsample import kernels
 from lmfn_kernels.upsample.grid import ratio
-from lmfn_kernels.upsample.polyphase import fold_by_axes, unfold_gradient
+from lmfn_kernels.upsample.polyphase import fold_by_axes, of_pairs, unfold_gradient
 
 __all__ = [
     "as_kernel_image",
@@ -135,9 +138,46 @@ def planes(like: Tensor, b: int, c: int, h: int, w: int) -> Tensor:
 def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     n = weight.shape[0]
     out = planes(x, x.shape[0], n, 2 * x.shape[2], 2 * x.shape[3])
-    key = tiling("upsampled_conv", x), 4 * n, out.stride()
-    launch(x, _upsampled_conv, key, t_x=x, t_w=_folded(weight, x.dtype), p_bias=bias, p_out=out)
+    folded = _folded_by_quads(weight, x)
+    key = tiling("upsampled_conv", x), n, padded_channels(x, x.shape, x.stride()), strides(x), out.stride()
+    launch(x, _upsampled_conv, key, p_x=x, t_w=folded, p_bias=bias, p_out=out)
     return out
+
+
+def _folded_by_quads(weight: Tensor, x: Tensor) -> Tensor:
+    """The weight folded for `upsampled_conv_kernel` on `x`, [36 taps, inputs, 16N outputs]."""
+    n, k = weight.shape[:2]
+    out = torch.empty((36, k, 16 * n), dtype=x.dtype, device=x.device)
+    if isinstance(x, FakeTensor):  # its size may be a symbol, of which nobody may ask whether it is odd
+        return out
+    rows, columns = (constant(of_pairs(size % 2 == 1), accumulator_dtype(x), x) for size in x.shape[2:])
+    key = weight.shape, weight.stride(), x.dtype
+    launch(x, _fold, key, p_w=weight, p_rows=rows, p_columns=columns, p_out=out)
+    return out
+
+
+FOLDED = 1024
+"""Elements of a folded weight per program."""
+
+
+@lru_cache(PLANS)
+def _fold(weight: Sequence[int], of_weight: Sequence[int], dtype: torch.dtype) -> Plan:
+    n, k = weight[:2]
+    size = 36 * k * 16 * n
+    return Plan(
+        kernels.fold_upsampling_kernel,
+        (cdiv(size, FOLDED),),
+        4,
+        {},
+        SIZE=size,
+        K=k,
+        N=n,
+        **{f"s_{dimension}": stride for dimension, stride in zip("nkhw", of_weight, strict=True)},
+        TAPS=6,
+        RESULTS=4,
+        ACC=accumulator(dtype),
+        BLOCK=FOLDED,
+    )
 
 
 def _folded(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -151,18 +191,22 @@ def _folded(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @lru_cache(PLANS)
-def _upsampled_conv(t: Tiling, n: int, of_out: Sequence[int]) -> Plan:
-    """`t` is the tiling of x, `n` the folded weight's outputs, four per channel of the result; the result's strides."""
-    k = t.size[1]
-    block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
+def _upsampled_conv(t: Tiling, n: int, readable: int, of_x: Sequence[int], of_out: Sequence[int]) -> Plan:
+    """`t` is the tiling of x, whose tiles are of quads, `n` the channels of the result, `readable` how many values of a
+    pixel of x may be read; then the strides of both images."""
+    b, k, h, w = t.size
+    block_k, block_n, unit = min(64, channel_block(k)), 4, 16 // t.dtype.itemsize
     return Plan(
         kernels.upsampled_conv_kernel,
-        (t.tiles, cdiv(n, block_n)),
+        (b * cdiv(h, 2 * t.config.height) * cdiv(w, 2 * t.config.width), cdiv(n, block_n)),
         t.config.warps,
-        {"t_x": t.pixels(block_k), "t_w": (1, block_k, block_n)},
+        {"t_w": (1, block_k, 16 * block_n)},
         N=n,
-        **{f"s_{dimension}": stride for dimension, stride in zip("bnhw", of_out, strict=True)},
+        **named_strides("x", [stride // unit for stride in of_x]),
+        **{f"s_{dimension}": stride for dimension, stride in zip("bnh", of_out, strict=False)},
         K=k,
+        READABLE=readable,
+        UNIT=unit,
         BLOCK_K=block_k,
         BLOCK_N=block_n,
         STAGES=t.config.stages,

@@ -41,13 +41,18 @@ def test_upsample_add_of_many_channels_to_twice_the_size() -> None:
 
 @pytest.mark.usefixtures("backend")
 def test_convolution_of_many_channels() -> None:
-    assert_correct(upsampled_conv_from_flat, upsampled_conv_inputs(1, 70, 20, 4, 5, F32))
+    assert_correct(upsampled_conv_from_flat, upsampled_conv_inputs(1, 70, 5, 4, 5, F32))
 
 
-def test_tiles_within_the_image_meet_one_part() -> None:
-    """An image of five by four tiles."""
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (5, 2), (33, 65)])
+def test_convolution_of_any_size(size: tuple[int, int]) -> None:
+    """A single pixel, an odd number along one axis or the other, and tiles that do not touch the edge of the image."""
+    inputs = upsampled_conv_inputs(1, 4, 3, *size, F64)
     with lmfn_kernels.backend("triton"):
-        assert_correct(upsampled_conv_from_flat, upsampled_conv_inputs(1, 4, 3, 40, 64, F32))
+        found = upsampled_conv_from_flat(*inputs)
+    with lmfn_kernels.backend("reference"):
+        expected = upsampled_conv_from_flat(*inputs)
+    assert (found - expected).abs().max() <= 1e-12
 
 
 def test_fold() -> None:
