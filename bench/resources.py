@@ -131,12 +131,17 @@ def _calls(dtype: torch.dtype) -> None:
     def conv(n: int, k: int, size: int) -> Conv:
         return Conv(image(n, k, size, size), image(n))
 
-    b, c, d, f, h, w = 2, 50, 25, 12, 34, 50
-    x, distil, refine, last = image(b, c, h, w), conv(d, c, 1), conv(c, c, 3), conv(d, c, 3)
+    b, c, d, f = 2, 50, 25, 12
+    distil, refine, last = conv(d, c, 1), conv(c, c, 3), conv(d, c, 3)
     fuse, squeeze, skip, expand, low = conv(c, 4 * d, 1), conv(f, c, 1), conv(f, f, 1), conv(c, f, 1), conv(f, f, 3)
-    block = rfdb.Inputs(x, (distil,) * 3, (refine,) * 3, last, fuse, squeeze, skip, low, low, low, low, expand)
-    _both_passes(rfdb.RFDB, block, rfdb.BlockOptions(0.05, fixed_grid=False))
-    _both_passes(rfdb.DISTILL_STAGE, rfdb.StageInputs(x, distil, refine), rfdb.Options(0.05))
+    for h, w in ((130, 130), (34, 50)):  # convolutions of large images have larger tiles
+        x = image(b, c, h, w)
+        block = rfdb.Inputs(x, (distil,) * 3, (refine,) * 3, last, fuse, squeeze, skip, low, low, low, low, expand)
+        _both_passes(rfdb.RFDB, block, rfdb.BlockOptions(0.05, fixed_grid=False))
+        _both_passes(rfdb.DISTILL_STAGE, rfdb.StageInputs(x, distil, refine), rfdb.Options(0.05))
+        _both_passes(
+            mshf.RESIDUAL_BLOCK, mshf.BlockInputs(x, refine, refine), mshf.BlockOptions(True, save_middle=True)
+        )
     d1, d2, d3 = (image(b, d, h, w) for _ in range(3))
     _both_passes(rfdb.DISTILL_FUSE, rfdb.FuseInputs(x, d1, d2, d3, last, fuse, squeeze), rfdb.Options(0.05))
     for n, stride, slope in ((c, 1, 0.0), (64, 1, 0.0), (64, 2, 0.1)):

@@ -110,7 +110,7 @@ class Tuning:
         with self.using(self.launch):
             work.call()  # compile with the present table
             spent = {key: ms for key, ms in self.times(work, ROUNDS).items() if not dict.__contains__(self.launch, key)}
-        best = {key: configs.heuristic(key.split("/")[0], dtype, self.shared) for key in spent}
+        best = {key: self.untuned(key, dtype) for key in spent}
         order = sorted(spent, key=lambda key: -spent[key])
         for step in (tiles, warps, stages, splits):
             if self.out_of_time:
@@ -122,12 +122,16 @@ class Tuning:
                     break
                 best[key] = self.fastest(work, key, best[key], candidates[key])
         for key in order:
-            if best[key] != configs.heuristic(key.split("/")[0], dtype, self.shared):
+            if best[key] != self.untuned(key, dtype):
                 fault = self.fault(work, key, best[key], WINNER_AGAIN)
                 print(f"{key}: {best[key]}" + (f", but {fault}" if fault else ""), flush=True)
                 if not fault:
                     self.launch[key] = best[key]
         self.write()
+
+    def untuned(self, key: str, dtype: torch.dtype) -> Config:
+        kernel, _, bits = key.split("/")
+        return configs.heuristic(kernel, dtype, self.shared, int(bits))
 
     def fastest(self, work: Workload, key: str, best: Config, candidates: Iterable[Config]) -> Config:
         """The fastest correct config, by the time of the kernel alone."""

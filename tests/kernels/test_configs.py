@@ -37,13 +37,20 @@ def test_table_overrides_the_heuristic(table: Callable[[object], Path]) -> None:
     """By device, kernel, dtype and the number of binary digits of B H W; not in deterministic mode."""
     image = torch.zeros(1, 8, 100, 100, dtype=torch.float16)
     table({"launch": {"conv/float16/14": ENTRY, "fuse/float16/14": {"warps": 1}}})
-    heuristic = configs.heuristic("conv", torch.float16, 232_448)
+    heuristic = configs.heuristic("conv", torch.float16, 232_448, 14)
     assert configs.config("conv", image) == configs.Config(**ENTRY) != heuristic
     assert configs.config("fuse", image) == configs.Config(warps=1)
     assert configs.config("conv", image[:, :, :50]) == heuristic
-    assert configs.config("conv", image.float()) == configs.heuristic("conv", torch.float32, 232_448)
+    assert configs.config("conv", image.float()) == configs.heuristic("conv", torch.float32, 232_448, 14)
     torch.use_deterministic_algorithms(True)
     assert configs.config("conv", image) == heuristic
+
+
+def test_small_images_have_smaller_tiles(table: Callable[[object], Path]) -> None:
+    """So that there is a tile for each of a GPU's multiprocessors."""
+    table({})
+    large, small = (configs.config("conv", torch.zeros(1, 8, h, 256, dtype=torch.bfloat16)) for h in (128, 127))
+    assert (large.height, large.width, small.height, small.width) == (8, 32, 8, 16)
 
 
 class OnGPU(Tensor):
