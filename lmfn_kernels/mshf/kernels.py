@@ -14,7 +14,7 @@ from lmfn_kernels.runtime.kernels import (
     leaky,
     leaky_gradient,
     load_bias,
-    load_pixels,
+    load_tile,
     load_weight,
     pixel_tile,
     store_pixels,
@@ -30,7 +30,8 @@ def f0_tile(
     """The tile of f0 that tap `i_tap` of the second convolution reads for a tile of outputs at (o_h, o_w).
 
     Returns the image's values [pixels, BLOCK_K] under the first convolution's taps, f0 [pixels, C], and the mask of the
-    pixels inside f0; the others are the second convolution's padding.
+    pixels inside f0; the others are the second convolution's padding. After the image's values comes a 1, whose weight
+    is 0 here: multiplied by the gradient of f0, it yields the bias's gradient.
     """
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
     o_y = 2 * (o_h + o_p // BLOCK_W) + i_tap // 3 - 1
@@ -41,7 +42,7 @@ def f0_tile(
     o_s = o_x[:, None] + (o_k // INPUTS % 3 - PADDING)[None, :]
     m_x = (o_k < 9 * INPUTS)[None, :] & m_f[:, None] & (o_r >= 0) & (o_r < H) & (o_s >= 0) & (o_s < W)
     p_tap = p_x + i_b.to(tl.int64) * s_b + (o_k % INPUTS * s_c)[None, :]
-    b_x = tl.load(p_tap + (o_r * s_h + o_s * s_w), mask=m_x, other=0.0)
+    b_x = tl.load(p_tap + (o_r * s_h + o_s * s_w), mask=m_x, other=tl.where(o_k == 9 * INPUTS, 1.0, 0.0)[None, :])
     b_f = leaky(tl.dot(b_x, b_w0, input_precision=PRECISION, out_dtype=ACC) + b_bias0, SLOPE)
     return b_x, tl.where(m_f[:, None], b_f, 0.0).to(TYPE), m_f
 
@@ -68,49 +69,106 @@ def stem_kernel(
 
 
 @triton.jit
-def stem_backward_kernel(
-    p_x, t_w0, p_bias0, t_w, t_g, t_act, p_dw0, p_dbias0, p_dw, p_dbias,
-    B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, s_w, SPLITS,
+def load_gradient(
+    p_g, p_act, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr, SLOPE: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A tile of the gradient before the last activation."""
+    b_g = load_tile(p_g, i_b, o_h, o_w, H, W, C, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
+    b_act = load_tile(p_act, i_b, o_h, o_w, H, W, C, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
+    return leaky_gradient(b_g, b_act, SLOPE)
+
+
+@triton.jit
+def stem_gradients(
+    p_x, t_w0, p_bias0, t_w, p_g, p_act, p_dw0, p_dw, p_dbias,
+    B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, s_w, SPLITS, ODD: tl.constexpr,
     INPUTS: tl.constexpr, PADDING: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    PITCH: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of weights and biases: per program, one tap of the second convolution and one partial sum over tiles.
-
-    The gradient of f0 is a sum over taps; applying the activation's mask and multiplying by the image are linear.
-    Therefore each tap computes its own part of dw0, and the gradient of f0 is never written to memory.
-    """
+    """The part of `stem_backward_kernel` that the odd columns of f0 contribute, or the even ones."""
     i_split = tl.program_id(0)
-    i_tap = tl.program_id(1)
+    i_row = tl.program_id(1)
+    i_tap = 3 * i_row + 1 + ODD
     b_w0 = load_weight(t_w0, 0, 0, 0)
     b_bias0 = load_bias(p_bias0, 0, C, BLOCK_C, ACC)
-    b_dw0 = tl.zeros([BLOCK_K, BLOCK_C], ACC)
-    b_dbias0 = tl.zeros([BLOCK_C], ACC)
+    # Products of 64 rows read weights from shared memory; those of fewer rows would keep them in registers, and spill.
+    KEPT: tl.constexpr = BLOCK_H * BLOCK_W >= 64
+    if KEPT:
+        b_w = tl.trans(load_weight(t_w, i_tap, 0, 0))
+        b_first_w = tl.trans(load_weight(t_w, 3 * i_row, 0, 0))
+    b_dw0 = tl.zeros([BLOCK_C, BLOCK_K], ACC)
     b_dw = tl.zeros([BLOCK_C, BLOCK_N], ACC)
+    b_first_dw = tl.zeros([BLOCK_C, BLOCK_N], ACC)
     b_dbias = tl.zeros([BLOCK_N], ACC)
     n_tiles = B * tl.cdiv(OUT_H, BLOCK_H) * tl.cdiv(OUT_W, BLOCK_W)
     for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
         i_b, o_h, o_w = pixel_tile(i_tile, OUT_H, OUT_W, BLOCK_H, BLOCK_W)
-        b_e = leaky_gradient(load_pixels(t_g, i_b, o_h, o_w, 0), load_pixels(t_act, i_b, o_h, o_w, 0), SLOPE)
+        b_e = load_gradient(p_g, p_act, i_b, o_h, o_w, OUT_H, OUT_W, N, PITCH, SLOPE, BLOCK_H, BLOCK_W, BLOCK_N)
+        if ODD:
+            b_next = load_gradient(
+                p_g, p_act, i_b, o_h, o_w + 1, OUT_H, OUT_W, N, PITCH, SLOPE, BLOCK_H, BLOCK_W, BLOCK_N
+            )  # fmt: skip
         b_x, b_f, m_f = f0_tile(
-            p_x, b_w0, b_bias0, i_b, o_h, o_w, i_tap, H, W, s_b, s_c, s_h, s_w, t_g.dtype,
+            p_x, b_w0, b_bias0, i_b, o_h, o_w, i_tap, H, W, s_b, s_c, s_h, s_w, p_g.dtype.element_ty,
             INPUTS, PADDING, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K,
         )  # fmt: skip
         b_dw = tl.dot(tl.trans(b_f), b_e, b_dw, input_precision=PRECISION, out_dtype=ACC)
-        b_dbias += tl.sum(b_e.to(ACC), axis=0)
-        b_e0 = tl.dot(b_e, tl.trans(load_weight(t_w, i_tap, 0, 0)), input_precision=PRECISION, out_dtype=ACC)
-        b_e0 = tl.where(m_f[:, None], leaky_gradient(b_e0, b_f, SLOPE), 0.0)
-        b_dbias0 += tl.sum(b_e0, axis=0)
-        b_dw0 = tl.dot(tl.trans(b_x), b_e0.to(b_x.dtype), b_dw0, input_precision=PRECISION, out_dtype=ACC)
+        if not KEPT:
+            b_w = tl.trans(load_weight(t_w, i_tap, 0, 0))
+        b_e0 = tl.dot(b_e, b_w, input_precision=PRECISION, out_dtype=ACC)
+        if ODD:
+            b_first_dw = tl.dot(tl.trans(b_f), b_next, b_first_dw, input_precision=PRECISION, out_dtype=ACC)
+            if not KEPT:
+                b_first_w = tl.trans(load_weight(t_w, 3 * i_row, 0, 0))
+            b_e0 = tl.dot(b_next, b_first_w, b_e0, input_precision=PRECISION, out_dtype=ACC)
+        elif i_row == 0:
+            b_dbias += tl.sum(b_e.to(ACC), axis=0)
+        b_e0 = tl.where(m_f[:, None], leaky_gradient(b_e0, b_f, SLOPE), 0.0).to(b_x.dtype)
+        b_dw0 = tl.dot(tl.trans(b_e0), b_x, b_dw0, input_precision=PRECISION, out_dtype=ACC)
     o_k = tl.arange(0, BLOCK_K)
     o_c = tl.arange(0, BLOCK_C)
     o_n = tl.arange(0, BLOCK_N)
-    i_part = (i_split * 9 + i_tap).to(tl.int64)
-    m_c = o_c < C
     m_n = o_n < N
-    p_part = p_dw0 + i_part * 9 * INPUTS * C + o_k[:, None] * C + o_c[None, :]
-    tl.store(p_part, b_dw0, mask=(o_k < 9 * INPUTS)[:, None] & m_c[None, :])
-    tl.store(p_dbias0 + i_part * C + o_c, b_dbias0, mask=m_c)
-    tl.store(p_dw + i_part * C * N + o_c[:, None] * N + o_n[None, :], b_dw, mask=m_c[:, None] & m_n[None, :])
-    if i_tap == 0:
+    m_dw = (o_c < C)[:, None] & m_n[None, :]
+    p_dw0 += (i_split * 6 + i_row * 2 + ODD).to(tl.int64) * (9 * INPUTS + 1) * C
+    m_dw0 = (o_c < C)[:, None] & (o_k <= 9 * INPUTS)[None, :]
+    tl.store(p_dw0 + o_k[None, :] * C + o_c[:, None], b_dw0, mask=m_dw0)
+    p_dw += (i_split * 9).to(tl.int64) * C * N + o_c[:, None] * N + o_n[None, :]
+    tl.store(p_dw + i_tap * C * N, b_dw, mask=m_dw)
+    if ODD:
+        tl.store(p_dw + 3 * i_row * C * N, b_first_dw, mask=m_dw)
+    elif i_row == 0:
         tl.store(p_dbias + i_split * N + o_n, b_dbias, mask=m_n)
+
+
+@triton.jit
+def stem_backward_kernel(
+    p_x, t_w0, p_bias0, t_w, p_g, p_act, p_dw0, p_dw, p_dbias,
+    B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, s_w, SPLITS,
+    INPUTS: tl.constexpr, PADDING: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    PITCH: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of weights and biases: per program, one row of taps of the second convolution, the odd or the even
+    columns of f0, and one partial sum over tiles.
+
+    An even column of f0 is read through the middle tap; an odd one through the last tap of one output and the first tap
+    of the next. The gradient of f0 is a sum over taps; applying the activation's mask and multiplying by the image are
+    linear. Therefore each row of taps computes its own part of dw0, and the gradient of f0 is never written to memory.
+    """
+    if tl.program_id(2) == 0:
+        stem_gradients(
+            p_x, t_w0, p_bias0, t_w, p_g, p_act, p_dw0, p_dw, p_dbias,
+            B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, s_w, SPLITS, True,
+            INPUTS, PADDING, SLOPE, ACC, PRECISION, PITCH, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_C, BLOCK_N, STAGES,
+        )  # fmt: skip
+    else:
+        stem_gradients(
+            p_x, t_w0, p_bias0, t_w, p_g, p_act, p_dw0, p_dw, p_dbias,
+            B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, s_w, SPLITS, False,
+            INPUTS, PADDING, SLOPE, ACC, PRECISION, PITCH, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_C, BLOCK_N, STAGES,
+        )  # fmt: skip

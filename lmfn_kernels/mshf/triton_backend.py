@@ -26,6 +26,7 @@ from lmfn_kernels.runtime.launch import (
     Plan,
     Tiling,
     as_pending,
+    as_pitched_image,
     channel_block,
     empty_image,
     launch,
@@ -34,6 +35,7 @@ from lmfn_kernels.runtime.launch import (
     tiling,
     weight_as_taps,
 )
+from lmfn_kernels.runtime.layout import pixel_pitch
 from lmfn_kernels.upsample.triton_backend import (
     upsample_add,
     upsample_backward,
@@ -89,10 +91,10 @@ def _stem(t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int
 def _stem_backward(
     t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, padding: int, slope: float
 ) -> Plan:
-    """As `_stem`, with one program per tap of the second convolution and partial sum."""
+    """As `_stem`, with one program per row of taps, parity of columns and partial sum."""
     blocks, constants = _of_stem(t, image, strides, channels, padding, slope)
-    of_sums = {"B": t.size[0], "SPLITS": t.splits}
-    return Plan(kernels.stem_backward_kernel, (t.splits, 9), t.config.warps, blocks, **of_sums, **constants)
+    of_sums = {"B": t.size[0], "SPLITS": t.splits, "PITCH": pixel_pitch(t.size[1], t.dtype)}
+    return Plan(kernels.stem_backward_kernel, (t.splits, 3, 2), t.config.warps, blocks, **of_sums, **constants)
 
 
 def _of_stem(
@@ -102,8 +104,11 @@ def _of_stem(
     _, inputs, height, width = image
     n = t.size[1]
     block_k, block_c, block_n = channel_block(9 * inputs), channel_block(channels), channel_block(n)
-    blocks: dict[str, Block] = {name: t.pixels(block_n) for name in ("t_out", "t_g", "t_act")}
-    blocks |= {"t_w0": (1, block_k, block_c), "t_w": (1, block_c, block_n)}
+    blocks: dict[str, Block] = {
+        "t_w0": (1, block_k, block_c),
+        "t_w": (1, block_c, block_n),
+        "t_out": t.pixels(block_n),
+    }
     constants = {
         **t.constants(),
         "H": height,
@@ -131,7 +136,7 @@ def stem_backward(
     if of_weights:
         g, (n, channels), values = e.gradient, down.weight.shape[:2], 9 * conv0.weight.shape[1]
         t = tiling("stem_backward", g)
-        dw0, dbias0 = partial_sums(g, 9 * t.splits, (values, channels)), partial_sums(g, 9 * t.splits, (channels,))
+        dw0 = partial_sums(g, 6 * t.splits, (values + 1, channels))
         dw, dbias = partial_sums(g, t.splits, (9, channels, n)), partial_sums(g, t.splits, (n,))
         launch(
             x,
@@ -141,14 +146,13 @@ def stem_backward(
             t_w0=_of_nine(conv0.weight),
             p_bias0=conv0.bias,
             t_w=weight_as_taps(down.weight),
-            t_g=g,
-            t_act=e.activation_output,
+            p_g=as_pitched_image(g),
+            p_act=as_pitched_image(e.activation_output),
             p_dw0=dw0,
-            p_dbias0=dbias0,
             p_dw=dw,
             p_dbias=dbias,
         )
-        dconv0 = _by_tap(dw0, conv0.weight), PartialSums(dbias0)
+        dconv0 = _by_tap(dw0[:, :values], conv0.weight), PartialSums(dw0[:, values])
         ddown = _by_tap(dw, down.weight), PartialSums(dbias)
     if not of_input:
         return None, dconv0, ddown
@@ -161,7 +165,7 @@ def stem_backward(
 def _by_tap(partials: Tensor, weight: Tensor) -> PartialSums:
     """Partial sums, stored tap by tap, of the gradient of a 3x3 weight."""
     n, k = weight.shape[:2]
-    return PartialSums(partials.view(-1, 3, 3, k, n).permute(0, 4, 3, 1, 2))
+    return PartialSums(partials.view(-1, 9 * k, n).unflatten(1, (3, 3, k)).permute(0, 4, 3, 1, 2))
 
 
 def skip_gradient(e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:

@@ -111,12 +111,15 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
         return Config(height=large if big else small, width=8, warps=warps, stages=1, splits=512)
     if kernel in ("gate_backward", "fuse_backward", "stem_backward", "weight_gradient"):
         # Small tiles: without TMA, the address of every element occupies a register.
-        pipelined = big and dtype.itemsize == 2 and kernel not in ("fuse_backward", "stem_backward")
+        wide = big and dtype.itemsize == 2
+        pipelined = wide and kernel not in ("fuse_backward", "stem_backward")
         if kernel == "fuse_backward":
             warps = 4 if big else 8
-        height = (8 if dtype.itemsize == 2 else 4) if big else 2
-        if kernel == "stem_backward" and big:
-            height //= 2
+        height = (8 if wide else 4) if big else 2
+        if kernel == "stem_backward":
+            # On sm_90, more warps than 16 rows each would compute every product twice; on sm_80, 8 warps spill.
+            height = 8 if wide else 2
+            warps = 4 if wide or 120_000 <= shared < 200_000 else warps
         return Config(height, width=8, warps=warps, stages=2 if pipelined else 1)
     if kernel in ("upsample_add", "upsampled_conv") and big:
         return Config(height=2 if kernel == "upsample_add" else 8, warps=8, stages=3 if dtype.itemsize == 2 else 2)
