@@ -73,10 +73,12 @@ def load_gradient(
     p_g, p_act, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr, SLOPE: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the gradient before the last activation."""
+    """A tile of the gradient before the last activation, of which `p_act` is the output unless it is the identity."""
     b_g = load_tile(p_g, i_b, o_h, o_w, H, W, C, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
-    b_act = load_tile(p_act, i_b, o_h, o_w, H, W, C, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
-    return leaky_gradient(b_g, b_act, SLOPE)
+    if p_act is not None:
+        b_act = load_tile(p_act, i_b, o_h, o_w, H, W, C, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
+        b_g = leaky_gradient(b_g, b_act, SLOPE)
+    return b_g
 
 
 @triton.jit

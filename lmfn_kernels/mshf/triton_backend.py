@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lmfn_kernels.conv.backend import MaskedGradient
 from lmfn_kernels.conv.triton_backend import (
     as_kernel_image,
     conv,
@@ -19,7 +20,7 @@ from lmfn_kernels.conv.triton_backend import (
     weight_gradient,
 )
 from lmfn_kernels.mshf import kernels
-from lmfn_kernels.runtime.gradients import ConvGradient, PartialSums, PendingMask
+from lmfn_kernels.runtime.gradients import ConvGradient, PartialSums
 from lmfn_kernels.runtime.launch import (
     PLANS,
     Block,
@@ -130,11 +131,11 @@ def _of_stem(
 
 
 def stem_backward(
-    e: PendingMask, x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float, of_input: bool, of_weights: bool
+    e: MaskedGradient, x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float, of_input: bool, of_weights: bool
 ) -> tuple[Tensor | None, ConvGradient | None, ConvGradient | None]:
     dconv0 = ddown = None
     if of_weights:
-        g, (n, channels), values = e.gradient, down.weight.shape[:2], 9 * conv0.weight.shape[1]
+        (g, act, _), (n, channels), values = as_pending(e), down.weight.shape[:2], 9 * conv0.weight.shape[1]
         t = tiling("stem_backward", g)
         dw0 = partial_sums(g, 6 * t.splits, (values + 1, channels))
         dw, dbias = partial_sums(g, t.splits, (9, channels, n)), partial_sums(g, t.splits, (n,))
@@ -147,7 +148,7 @@ def stem_backward(
             p_bias0=conv0.bias,
             t_w=weight_as_taps(down.weight),
             p_g=as_pitched_image(g),
-            p_act=as_pitched_image(e.activation_output),
+            p_act=None if act is None else as_pitched_image(act),
             p_dw0=dw0,
             p_dw=dw,
             p_dbias=dbias,
