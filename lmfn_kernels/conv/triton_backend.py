@@ -1,9 +1,11 @@
 """Convolution by Triton kernels; the same functions as `torch_backend.py`, on images from `as_kernel_image`."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import import_module
 
 import torch
+import triton
 from torch import Tensor
 
 from lmfn_kernels.conv import kernels
@@ -77,7 +79,9 @@ def launch_conv(
     if e.activation_output is not None:
         tensors["t_act"] = e.activation_output
     if residual is not None:
-        tensors |= {"t_residual": residual.gradient, "t_residual_act": residual.activation_output}
+        tensors["t_residual"] = residual.gradient
+        if residual.activation_output is not None:
+            tensors["t_residual_act"] = residual.activation_output
     if extra is not None:
         tensors["t_z"], tensors["t_zw"] = extra
         z = extra[0].shape[1]
@@ -87,7 +91,8 @@ def launch_conv(
         tensors["t_dw"], tensors["p_dbias"], tensors["t_d"] = distil
         d = distil[2].shape[1]
     slopes = slope, e.slope, mask_slope
-    key = tiling("conv", out), weight.shape, z, d, mode, padding, slopes
+    programs = 0 if tensors.keys() & {"t_act", "t_residual_act", "t_z", "t_mask"} else ring_programs(out.device)
+    key = tiling("conv", out), weight.shape, z, d, mode, padding, slopes, programs
     launch(out, _convolution, key, t_w=weight, p_bias=bias, t_out=out, **tensors)
 
 
@@ -100,9 +105,13 @@ def _convolution(
     mode: str,
     padding: int,
     slopes: tuple[float, float, float],
+    programs: int,
 ) -> Plan:
-    """`t` is the tiling of the output; `z` and `d` are the channels of the extra image and of the second output."""
+    """`t` is the tiling of the output; `z` and `d` are the channels of the extra image and of the second output;
+    `programs` is 0 if `ring_kernel` cannot do what is asked for."""
     taps, k, n = weight if mode in ("same", "down") else (weight[0], weight[2], weight[1])
+    if programs and mode == "same" and taps == 9 and t.dtype.itemsize == 2 and channel_block(k) == channel_block(n) == 64:
+        return _ring(t, n, d, padding, slopes[0], programs)
     block_k, block_n, block_z, block_d = (
         min(64, channel_block(k)),
         min(64, channel_block(n)),
@@ -140,6 +149,51 @@ def _convolution(
     )
 
 
+TRITON_WITH_RING = ("3.6.",)
+"""Releases of Triton for which `ring_kernel` was compiled; Gluon, its language, is experimental."""
+
+
+@cache
+def ring_programs(device: torch.device) -> int:
+    """Programs of `ring_kernel` that run at once on a device, one per multiprocessor; 0 where `conv_kernel` is used."""
+    if device.type != "cuda" or torch.version.cuda is None or not triton.__version__.startswith(TRITON_WITH_RING):
+        return 0
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return 0
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _ring(t: Tiling, n: int, d: int, padding: int, slope: float, programs: int) -> Plan:
+    """`ring_kernel` for n channels of its output and d of its second output, if there is one."""
+    ring = import_module("lmfn_kernels.conv.gluon_kernels")  # only here, as not every Triton has Gluon
+    b, _, h, w = t.size
+    rows = 4
+    tiles = b * cdiv(h, rows) * cdiv(w, ring.WIDTH)
+    weight, box = (1, ring.CHANNELS, ring.CHANNELS), (1, 1, ring.BOX, ring.CHANNELS)
+    return Plan(
+        ring.ring_kernel,
+        (min(programs, tiles),),
+        4,
+        {
+            "t_x": (1, 2, ring.PITCH, ring.CHANNELS),
+            "t_residual": (1, rows, ring.PITCH, ring.CHANNELS),
+            "t_w": weight,
+            "t_dw": weight,
+            "t_out": box,
+            "t_d": box,
+        },
+        ring.descriptor,
+        B=b,
+        H=h,
+        W=w,
+        N=n,
+        D=d,
+        PADDING=padding,
+        SLOPE=slope,
+        ROWS=rows,
+    )
+
+
 def _views(x: Tensor, stride: int) -> list[Tensor]:
     """The images of an input's descriptors. An empty view, e.g. the odd rows of a single row, becomes a zero pixel."""
     if stride == 1:
@@ -164,7 +218,8 @@ def conv(
         {"t_x": x} if stride == 1 else {f"t_x{i}": view for i, view in zip(PARITIES, _views(x, stride), strict=True)}
     )
     mode = "same" if stride == 1 else "down"
-    key = tiling("conv", out), w.shape, 1, 1, mode, padding, (slope, 1.0, 1.0)
+    programs = ring_programs(out.device)
+    key = tiling("conv", out), w.shape, 1, 1, mode, padding, (slope, 1.0, 1.0), programs
     launch(out, _convolution, key, t_w=w, p_bias=bias, t_residual=residual, t_out=out, **views)
     return out
 

@@ -208,14 +208,20 @@ class Plan:
     """A kernel at one shape: its grid and constants, and the compiled kernels for the tensors seen so far.
 
     `blocks` maps the arguments that are descriptors to their block shapes: [1, height, width, channels] for an image
-    [B, H, W, C], [1, inputs, outputs] for a weight [taps, inputs, outputs]. A plan holds no tensors and no addresses,
-    so it never becomes stale.
+    [B, H, W, C], [1, inputs, outputs] for a weight [taps, inputs, outputs]; `descriptor` makes one from a tensor, its
+    size, its strides and its block. A plan holds no tensors and no addresses, so it never becomes stale.
     """
 
     def __init__(
-        self, kernel: Any, grid: tuple[int, ...], warps: int, blocks: Mapping[str, Block], **constants: Any
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        warps: int,
+        blocks: Mapping[str, Block],
+        descriptor: Callable[..., Any] = TensorDescriptor,
+        **constants: Any,
     ) -> None:
-        self.kernel, self.grid, self.blocks = kernel, grid, blocks
+        self.kernel, self.grid, self.blocks, self.descriptor = kernel, grid, blocks, descriptor
         self.constants = {**constants, "num_warps": warps}
         self.compiled: dict[tuple[Any, ...], _Compiled] = {}
 
@@ -290,7 +296,7 @@ def _as_documented(plan: Plan, on: Tensor, tensors: Mapping[str, Tensor | None])
         arguments[name] = tensor
         if tensor is not None and name in plan.blocks:
             view = _Described(tensor)
-            arguments[name] = TensorDescriptor(tensor, list(view.shape), list(view.strides), list(plan.blocks[name]))
+            arguments[name] = plan.descriptor(tensor, list(view.shape), list(view.strides), list(plan.blocks[name]))
     guard = nullcontext() if on.device.type == "cpu" else torch.get_device_module(on.device).device(on.device)
     with guard:
         return _launcher(plan.kernel, plan.grid, arguments | plan.constants | compiler_options())

@@ -1,0 +1,249 @@
+"""The 3x3 convolution of stride 1 for Hopper (sm_90), in Gluon: each pixel is loaded once, not once per tap.
+
+Names as in `runtime/kernels.py`. A persistent program has one warp that loads tiles of pixels by TMA into a ring of
+slots in shared memory, and two warpgroups that each take every second tile. All nine matrices of the weight stay in
+shared memory.
+
+A tile is ROWS rows of PITCH pixels of 64 channels, and the two rows below it. Its products are transposed, weight
+[outputs, inputs] times pixels [inputs, ROWS * PITCH], with the pixels of all rows in one sequence. The operand of tap
+(i, j) therefore is the same memory from pixel i * PITCH + j on. This works for every j because Hopper's 128-byte
+swizzle depends on bits 7 to 9 of the address in shared memory and not on the start of a matrix. The last two columns
+of each row combine two rows and are not stored, so a tile has WIDTH = PITCH - 2 columns of results. What Gluon itself
+loads from and stores to shared memory must start at a multiple of 8 pixels, as it counts rows from the start.
+"""
+
+# ruff: noqa: N803, N806  (names of constants are upper-case)
+
+from typing import Any
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+PITCH = 32
+WIDTH = PITCH - 2
+CHANNELS = 64
+BOX = 16
+"""Pixels of a row that are stored at once: a power of two. The two boxes of a row overlap, with equal values."""
+
+_PITCH, _WIDTH, _CHANNELS, _BOX = map(gl.constexpr, (PITCH, WIDTH, CHANNELS, BOX))
+
+
+@gluon.jit
+def matrix_at(pixels, o_p, PIXELS: gl.constexpr):
+    """The pixels from `o_p` on as a matrix [channels, PIXELS]."""
+    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    return pixels.index(o_p)._reinterpret(pixels.dtype, [PIXELS, _CHANNELS], LAYOUT).permute((1, 0))
+
+
+@gluon.jit
+def load_box(t_x, i_b, o_h, o_w, bar, pixels, o_p):
+    to = pixels.index(o_p)._reinterpret(t_x.dtype, t_x.block_type.shape, t_x.layout)
+    tma.async_copy_global_to_shared(t_x, [i_b, o_h, o_w, 0], bar, to)
+
+
+@gluon.jit
+def store_box(t_x, i_b, o_h, o_w, pixels, o_p):
+    of = pixels.index(o_p)._reinterpret(t_x.dtype, t_x.block_type.shape, t_x.layout)
+    tma.async_copy_shared_to_global(t_x, [i_b, o_h, o_w, 0], of)
+
+
+@gluon.jit
+def store_rows(t_x, i_b, o_h, o_w, pixels, o_p, ROWS: gl.constexpr):
+    for i in gl.static_range(ROWS):
+        store_box(t_x, i_b, o_h + i, o_w, pixels, o_p + i * _PITCH)
+        store_box(t_x, i_b, o_h + i, o_w + _WIDTH - _BOX, pixels, o_p + i * _PITCH + _WIDTH - _BOX)
+
+
+@gluon.jit
+def tile_at(i_tile, n_h, n_w, ROWS: gl.constexpr):
+    """Image, first row and first column of tile `i_tile`."""
+    return i_tile // (n_w * n_h), i_tile // n_w % n_h * ROWS, i_tile % n_w * _WIDTH
+
+
+@gluon.jit
+def load_weights(t_w, t_dw, weights, loaded, ROW: gl.constexpr):
+    """Load a row of taps, and with the last one the weight of the second output."""
+    DISTIL: gl.constexpr = t_dw is not None and ROW == 2
+    bar = loaded.index(ROW)
+    mbarrier.expect(bar, (4 if DISTIL else 3) * t_w.block_type.nbytes)
+    for j in gl.static_range(3):
+        tma.async_copy_global_to_shared(t_w, [3 * ROW + j, 0, 0], bar, weights.index(3 * ROW + j))
+    if DISTIL:
+        tma.async_copy_global_to_shared(t_dw, [0, 0, 0], bar, weights.index(9))
+
+
+@gluon.jit
+def produce(
+    t_x, t_residual, t_w, t_dw, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
+    PADDING: gl.constexpr, ROWS: gl.constexpr, SLOTS: gl.constexpr, SLOT: gl.constexpr,
+    FIRST: gl.constexpr, RESIDUAL: gl.constexpr,
+):  # fmt: skip
+    """Load the tiles of this program, in order, each as soon as its slot is empty."""
+    TILE: gl.constexpr = (ROWS + 2) * _PITCH
+    WITH_RESIDUAL: gl.constexpr = t_residual is not None and RESIDUAL == TILE
+    LOADED: gl.constexpr = TILE + (ROWS * _PITCH if WITH_RESIDUAL else 0)
+    load_weights(t_w, t_dw, weights, loaded, 0)
+    i_turn = 0
+    for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
+        i_slot = i_turn % SLOTS
+        bar = full.index(i_slot)
+        mbarrier.wait(empty.index(i_slot), (i_turn // SLOTS & 1) ^ 1)
+        i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, ROWS)
+        mbarrier.expect(bar, LOADED * _CHANNELS * 2)
+        for i in gl.static_range(0, ROWS + 2, 2):
+            load_box(t_x, i_b, o_h - PADDING + i, o_w - PADDING, bar, pixels, i_slot * SLOT + FIRST + i * _PITCH)
+        if WITH_RESIDUAL:
+            load_box(t_residual, i_b, o_h, o_w, bar, pixels, i_slot * SLOT + RESIDUAL)
+        if i_turn == 0:
+            load_weights(t_w, t_dw, weights, loaded, 1)
+            load_weights(t_w, t_dw, weights, loaded, 2)
+        i_turn += 1
+
+
+@gluon.jit
+def product(weights, i_w, pixels, o_p, b_out, PIXELS: gl.constexpr):
+    b_w = weights.index(i_w).reshape([_CHANNELS, _CHANNELS]).permute((1, 0))
+    return warpgroup_mma(b_w, matrix_at(pixels, o_p, PIXELS), b_out, is_async=True)
+
+
+@gluon.jit
+def load_bias(p_bias, N, LAYOUT: gl.constexpr):
+    o_n = gl.arange(0, _CHANNELS, layout=gl.SliceLayout(1, LAYOUT))
+    return gl.load(p_bias + o_n, mask=o_n < N, other=0.0).to(gl.float32)[:, None]
+
+
+@gluon.jit
+def leaky(b_x, SLOPE: gl.constexpr):
+    """As in `runtime/kernels.py`."""
+    if SLOPE == 1.0:
+        return b_x
+    if SLOPE == 0.0:
+        return gl.where(b_x < 0, 0.0, b_x)
+    return gl.where(b_x < 0, b_x * SLOPE, b_x)
+
+
+@gluon.jit
+def stage(pixels, o_p, b_x, N, PIXELS: gl.constexpr, LAYOUT: gl.constexpr):
+    """Write a result to shared memory, with zeros after its N channels: there, infinity times a weight of 0 is NaN."""
+    o_n = gl.arange(0, _CHANNELS, layout=gl.SliceLayout(1, LAYOUT))
+    matrix_at(pixels, o_p, PIXELS).store(gl.where((o_n < N)[:, None], b_x, 0.0).to(pixels.dtype))
+
+
+@gluon.jit
+def consume(
+    t_out, t_d, p_bias, p_dbias, t_residual, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w, N, D,
+    GROUP: gl.constexpr, SLOPE: gl.constexpr, ROWS: gl.constexpr, SLOTS: gl.constexpr, SLOT: gl.constexpr,
+    FIRST: gl.constexpr, RESIDUAL: gl.constexpr,
+):  # fmt: skip
+    """Compute every second tile of this program; a result is staged in the tile's own slot."""
+    PIXELS: gl.constexpr = ROWS * _PITCH
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PIXELS, 16])
+    STAGED_D: gl.constexpr = SLOTS * SLOT + GROUP * PIXELS
+    i_turn = GROUP
+    for i_tile in range(gl.program_id(0) + GROUP * gl.num_programs(0), n_tiles, 2 * gl.num_programs(0)):
+        i_slot = i_turn % SLOTS
+        o_p = i_slot * SLOT
+        i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, ROWS)
+        b_out = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
+        mbarrier.wait(full.index(i_slot), i_turn // SLOTS & 1)
+        for i in gl.static_range(3):
+            mbarrier.wait(loaded.index(i), 0)
+            for j in gl.static_range(3):
+                b_out = product(weights, 3 * i + j, pixels, o_p + FIRST + i * _PITCH + j, b_out, PIXELS)
+        if t_d is not None:
+            b_d = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
+            b_d = product(weights, 9, pixels, o_p + RESIDUAL, b_d, PIXELS)
+            b_out, b_d = warpgroup_mma_wait(num_outstanding=0, deps=(b_out, b_d))
+            b_d = leaky(b_d + load_bias(p_dbias, D, LAYOUT), SLOPE)
+            stage(pixels, STAGED_D, b_d, D, PIXELS, LAYOUT)
+        else:
+            b_out = warpgroup_mma_wait(num_outstanding=0, deps=(b_out,))
+        if p_bias is not None:
+            b_out += load_bias(p_bias, N, LAYOUT)
+        if t_residual is not None:
+            b_out += matrix_at(pixels, o_p + RESIDUAL, PIXELS).load(LAYOUT).to(gl.float32)
+        stage(pixels, o_p, leaky(b_out, SLOPE), N, PIXELS, LAYOUT)
+        fence_async_shared()
+        store_rows(t_out, i_b, o_h, o_w, pixels, o_p, ROWS)
+        if t_d is not None:
+            store_rows(t_d, i_b, o_h, o_w, pixels, STAGED_D, ROWS)
+        tma.store_wait(0)
+        mbarrier.arrive(empty.index(i_slot), count=1)
+        i_turn += 2
+
+
+@gluon.jit(do_not_specialize=["B", "H", "W", "N", "D"])
+def ring_kernel(
+    t_x, t_w, p_bias, t_residual, t_out, t_dw, p_dbias, t_d, B, H, W, N, D,
+    PADDING: gl.constexpr, SLOPE: gl.constexpr, ROWS: gl.constexpr,
+):  # fmt: skip
+    """out = leaky(conv(x) + bias + residual), H x W, with at most 64 channels before and after it.
+
+    `t_d`: a second output, leaky(conv1x1(x) + bias), as in `conv_kernel`; the residual then is x.
+    """
+    n_h = gl.cdiv(H, ROWS)
+    n_w = gl.cdiv(W, _WIDTH)
+    n_tiles = B * n_h * n_w
+    PIXELS: gl.constexpr = ROWS * _PITCH
+    TILE: gl.constexpr = PIXELS + 2 * _PITCH
+    # With a second output, the residual is the tile's own center: it must start at a multiple of 8 pixels.
+    FIRST: gl.constexpr = 0 if t_d is None else 7
+    RESIDUAL: gl.constexpr = TILE if t_d is None else FIRST + _PITCH + 1
+    SLOT: gl.constexpr = TILE + (8 if t_d is not None else PIXELS if t_residual is not None else 0)
+    SLOTS: gl.constexpr = 3 if t_residual is not None and t_d is None else 4
+    # Behind the slots: the second output is staged. The last tap reads two pixels of it, for columns that are not
+    # stored.
+    REST: gl.constexpr = 8 if t_d is None else 2 * PIXELS
+    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    eights = gl.allocate_shared_memory(t_x.dtype, [(SLOTS * SLOT + REST) // 8, 8, _CHANNELS], LAYOUT)
+    pixels = eights._reinterpret(t_x.dtype, [SLOTS * SLOT + REST, 1, _CHANNELS], LAYOUT)
+    n_w_taps: gl.constexpr = 9 if t_d is None else 10
+    weights = gl.allocate_shared_memory(t_x.dtype, [n_w_taps, 1, _CHANNELS, _CHANNELS], t_w.layout)
+    loaded = gl.allocate_shared_memory(gl.int64, [3, 1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(3):
+        mbarrier.init(loaded.index(i), count=1)
+    for i in gl.static_range(SLOTS):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=1)
+    gl.warp_specialize(
+        [
+            (
+                consume,
+                (
+                    t_out, t_d, p_bias, p_dbias, t_residual, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
+                    N, D, 0, SLOPE, ROWS, SLOTS, SLOT, FIRST, RESIDUAL,
+                ),
+            ),
+            (
+                consume,
+                (
+                    t_out, t_d, p_bias, p_dbias, t_residual, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
+                    N, D, 1, SLOPE, ROWS, SLOTS, SLOT, FIRST, RESIDUAL,
+                ),
+            ),
+            (
+                produce,
+                (
+                    t_x, t_residual, t_w, t_dw, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
+                    PADDING, ROWS, SLOTS, SLOT, FIRST, RESIDUAL,
+                ),
+            ),
+        ],
+        [4, 1],
+        [232, 40],
+    )  # fmt: skip
+
+
+def descriptor(x: Any, shape: list[int], strides: list[int], block: list[int]) -> TensorDescriptor:
+    """A descriptor of blocks of 64 channels in 16 bits, as all of these kernels' are."""
+    return TensorDescriptor(x, shape, strides, block, gl.NVMMASharedLayout(128, 16, rank=len(block)))
