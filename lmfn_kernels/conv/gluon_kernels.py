@@ -32,8 +32,10 @@ WIDTH = PITCH - 2
 CHANNELS = 64
 BOX = 16
 """Pixels of a row that are stored at once: a power of two. The two boxes of a row overlap, with equal values."""
+SHARED = 231_000
+"""Bytes of shared memory for slots and weights; sm_90 has 232,448, and barriers take some."""
 
-_PITCH, _WIDTH, _CHANNELS, _BOX = map(gl.constexpr, (PITCH, WIDTH, CHANNELS, BOX))
+_PITCH, _WIDTH, _CHANNELS, _BOX, _SHARED = map(gl.constexpr, (PITCH, WIDTH, CHANNELS, BOX, SHARED))
 
 
 @gluon.jit
@@ -198,15 +200,16 @@ def ring_kernel(
     FIRST: gl.constexpr = 0 if t_d is None else 7
     RESIDUAL: gl.constexpr = TILE if t_d is None else FIRST + _PITCH + 1
     SLOT: gl.constexpr = TILE + (8 if t_d is not None else PIXELS if t_residual is not None else 0)
-    SLOTS: gl.constexpr = 3 if t_residual is not None and t_d is None else 4
     # Behind the slots: the second output is staged. The last tap reads two pixels of it, for columns that are not
     # stored.
     REST: gl.constexpr = 8 if t_d is None else 2 * PIXELS
+    TAPS: gl.constexpr = 9 if t_d is None else 10
+    ROOM: gl.constexpr = (_SHARED - TAPS * _CHANNELS * _CHANNELS * 2) // (_CHANNELS * 2) - REST
+    SLOTS: gl.constexpr = 4 if ROOM >= 4 * SLOT else ROOM // SLOT
     LAYOUT: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     eights = gl.allocate_shared_memory(t_x.dtype, [(SLOTS * SLOT + REST) // 8, 8, _CHANNELS], LAYOUT)
     pixels = eights._reinterpret(t_x.dtype, [SLOTS * SLOT + REST, 1, _CHANNELS], LAYOUT)
-    n_w_taps: gl.constexpr = 9 if t_d is None else 10
-    weights = gl.allocate_shared_memory(t_x.dtype, [n_w_taps, 1, _CHANNELS, _CHANNELS], t_w.layout)
+    weights = gl.allocate_shared_memory(t_x.dtype, [TAPS, 1, _CHANNELS, _CHANNELS], t_w.layout)
     loaded = gl.allocate_shared_memory(gl.int64, [3, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())

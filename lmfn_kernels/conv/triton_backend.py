@@ -153,6 +153,9 @@ TRITON_WITH_RING = ("3.6.",)
 """Releases of Triton for which `ring_kernel` was compiled; Gluon, its language, is experimental."""
 
 
+RING_ROWS = 4
+
+
 @cache
 def ring_programs(device: torch.device) -> int:
     """Programs of `ring_kernel` that run at once on a device, one per multiprocessor; 0 where `conv_kernel` is used."""
@@ -167,7 +170,7 @@ def _ring(t: Tiling, n: int, d: int, padding: int, slope: float, programs: int) 
     """`ring_kernel` for n channels of its output and d of its second output, if there is one."""
     ring = import_module("lmfn_kernels.conv.gluon_kernels")  # only here, as not every Triton has Gluon
     b, _, h, w = t.size
-    rows = 4
+    rows = RING_ROWS
     tiles = b * cdiv(h, rows) * cdiv(w, ring.WIDTH)
     weight, box = (1, ring.CHANNELS, ring.CHANNELS), (1, 1, ring.BOX, ring.CHANNELS)
     return Plan(
