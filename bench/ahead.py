@@ -29,6 +29,7 @@ from bench.shares import run_shares, say
 from bench.train import Step
 from lmfn.inference import plain
 from lmfn_kernels import testing, weight_layout
+from lmfn_kernels.conv import triton_backend as convolutions
 from lmfn_kernels.runtime import backend, configs, launch
 from lmfn_kernels.runtime.triton_private import CudaLauncher, GPUTarget, driver
 from lmfn_kernels.testing import is_image
@@ -139,6 +140,7 @@ def in_place_of_launches(gpu: str, call: Callable[[Any, Any, dict[str, Any]], No
         for where, what, by in (
             (driver, "_active", there),
             (configs, "describe", lambda _: (name, int(shared))),
+            (convolutions, "ring_programs", lambda _: 132 if arch == "90" and convolutions.HAS_RING else 0),
             (backend, "INTERPRETED", True),
             (testing, "random", unfilled),
         ):

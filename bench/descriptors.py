@@ -30,8 +30,8 @@ class _Instruction(NamedTuple):
     operands: list[str]
     written: list[str]
     """The registers that the instruction writes."""
-    target: str | None
-    """The label that it may jump to."""
+    targets: list[str]
+    """The labels that it may jump to: one, or those of a jump table (BRX)."""
 
 
 class _Block(NamedTuple):
@@ -75,11 +75,11 @@ def _blocks(disassembly: str) -> list[_Block]:
         elif found := _LINE.search(line):
             at, predicate, op, rest = found.groups()
             operands = [operand.strip().replace(".reuse", "") for operand in rest.split(",")]
-            target = re.search(r"`\(([^)]+)\)", rest)
+            targets = re.findall(r"`\(([^)]+)\)", rest)
+            if table := re.search(r"BRANCH_TARGETS ([^\"]+)", rest):
+                targets += table[1].split(",")
             written = _written(op, operands)
-            blocks[-1].instructions.append(
-                _Instruction(at, predicate is not None, op, operands, written, target and target[1])
-            )
+            blocks[-1].instructions.append(_Instruction(at, predicate is not None, op, operands, written, targets))
     return blocks
 
 
@@ -102,8 +102,7 @@ def _after(block: _Block, place: int, places: dict[str, int], values: Values) ->
     """The successors of a block, with the constants known there."""
     values, found = dict(values), []
     for instruction in block.instructions:
-        if instruction.target in places:
-            found.append((places[instruction.target], dict(values)))
+        found += [(places[target], dict(values)) for target in instruction.targets if target in places]
         if not instruction.conditional and instruction.op.split(".")[0] in ("BRA", "BRX", "JMP", "EXIT", "RET"):
             return found
         _step(instruction, values)
@@ -154,6 +153,8 @@ def _results(instruction: _Instruction, values: Values) -> list[int | None]:
         return [_sum(known), _sum([_value(_upper_half(source), values) for source in sources])]
     if op in ("UIADD3", "UIADD3.X", "IADD3", "IADD3.X", "VIADD"):
         return [_sum(known)]
+    if op == "CS2R" and instruction.operands[1:] == ["SRZ"]:
+        return [0, 0]
     if op in ("MOV", "UMOV", "R2UR") and len(known) == 1:
         return known
     if op in ("IMAD.MOV.U32", "IMAD.U32", "IMAD.X") and known[:2] == [0, 0]:

@@ -252,6 +252,11 @@ def _triton() -> Lines:
         if capability in here and not is_sound(tool, arch):
             fault = ("it miscompiles kernels; set TRITON_PTXAS_PATH to the ptxas of CUDA 12.9 or newer",)
         yield f"ptxas for sm_{arch}", f"{tool.version} ({Path(tool.path).name})", *fault
+    from lmfn_kernels.conv.triton_backend import ring_programs
+
+    for i in range(torch.cuda.device_count() if gpu else 0):
+        with_ring = ring_programs(torch.device("cuda", i)) > 0
+        yield f"3x3 on cuda:{i}", "ring_kernel (Gluon) in 16 bits" if with_ring else "conv_kernel"
 
 
 def _memory() -> Lines:

@@ -125,6 +125,7 @@ def test_a_gpu_needs_a_compiler_and_no_interpreter(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_assembler_that_miscompiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmfn_kernels.conv import triton_backend
     from lmfn_kernels.runtime import assembler
 
     found = probe("Triton")
@@ -135,7 +136,10 @@ def test_an_assembler_that_miscompiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: [(9, 0), (12, 0)][i])
+    monkeypatch.setattr(triton_backend, "ring_programs", lambda device: [132, 0][device.index])
     found = probe("Triton")
+    assert found["3x3 on cuda:0"].value.startswith("ring_kernel")
+    assert found["3x3 on cuda:1"].value == "conv_kernel"
     assert "TRITON_PTXAS_PATH" in found["ptxas for sm_90"].fault
     assert not found["ptxas for sm_120"].fault
 

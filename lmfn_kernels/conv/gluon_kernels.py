@@ -4,15 +4,15 @@ Names as in `runtime/kernels.py`. A persistent program has one warp that loads t
 slots in shared memory, and two warpgroups that each take every second tile. All nine matrices of the weight stay in
 shared memory.
 
-A tile is ROWS rows of PITCH pixels of 64 channels, and the two rows below it. Its products are transposed, weight
-[outputs, inputs] times pixels [inputs, ROWS * PITCH], with the pixels of all rows in one sequence. The operand of tap
-(i, j) therefore is the same memory from pixel i * PITCH + j on. This works for every j because Hopper's 128-byte
-swizzle depends on bits 7 to 9 of the address in shared memory and not on the start of a matrix. The last two columns
-of each row combine two rows and are not stored, so a tile has WIDTH = PITCH - 2 columns of results. What Gluon itself
-loads from and stores to shared memory must start at a multiple of 8 pixels, as it counts rows from the start.
+A tile is BLOCK_H + 2 rows of PITCH pixels of 64 channels. Its products are transposed, weight [outputs, inputs] times
+pixels [inputs, BLOCK_H * PITCH], with the pixels of all rows in one sequence. The operand of tap (i, j) therefore is
+the same memory from pixel i * PITCH + j on. This works for every j because Hopper's 128-byte swizzle depends on bits 7
+to 9 of the address in shared memory and not on the start of a matrix. The last two columns of each row combine two rows
+and are not stored, so a tile has BLOCK_W = PITCH - 2 columns of results. What Gluon itself loads from and stores to
+shared memory must start at a multiple of 8 pixels, as it counts rows from the start.
 """
 
-# ruff: noqa: N803, N806  (names of constants are upper-case)
+# ruff: noqa: N803, SIM113  (names of constants are upper-case; Gluon has no enumerate)
 
 from typing import Any
 
@@ -28,14 +28,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 PITCH = 32
-WIDTH = PITCH - 2
+ROWS = 4
+"""With 8, registers spill if there is a residual."""
 CHANNELS = 64
 BOX = 16
 """Pixels of a row that are stored at once: a power of two. The two boxes of a row overlap, with equal values."""
 SHARED = 231_000
 """Bytes of shared memory for slots and weights; sm_90 has 232,448, and barriers take some."""
 
-_PITCH, _WIDTH, _CHANNELS, _BOX, _SHARED = map(gl.constexpr, (PITCH, WIDTH, CHANNELS, BOX, SHARED))
+_PITCH, _CHANNELS, _BOX, _SHARED = map(gl.constexpr, (PITCH, CHANNELS, BOX, SHARED))
 
 
 @gluon.jit
@@ -58,16 +59,16 @@ def store_box(t_x, i_b, o_h, o_w, pixels, o_p):
 
 
 @gluon.jit
-def store_rows(t_x, i_b, o_h, o_w, pixels, o_p, ROWS: gl.constexpr):
-    for i in gl.static_range(ROWS):
+def store_rows(t_x, i_b, o_h, o_w, pixels, o_p, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr):
+    for i in gl.static_range(BLOCK_H):
         store_box(t_x, i_b, o_h + i, o_w, pixels, o_p + i * _PITCH)
-        store_box(t_x, i_b, o_h + i, o_w + _WIDTH - _BOX, pixels, o_p + i * _PITCH + _WIDTH - _BOX)
+        store_box(t_x, i_b, o_h + i, o_w + BLOCK_W - _BOX, pixels, o_p + i * _PITCH + BLOCK_W - _BOX)
 
 
 @gluon.jit
-def tile_at(i_tile, n_h, n_w, ROWS: gl.constexpr):
+def tile_at(i_tile, n_h, n_w, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr):
     """Image, first row and first column of tile `i_tile`."""
-    return i_tile // (n_w * n_h), i_tile // n_w % n_h * ROWS, i_tile % n_w * _WIDTH
+    return i_tile // (n_w * n_h), i_tile // n_w % n_h * BLOCK_H, i_tile % n_w * BLOCK_W
 
 
 @gluon.jit
@@ -85,22 +86,22 @@ def load_weights(t_w, t_dw, weights, loaded, ROW: gl.constexpr):
 @gluon.jit
 def produce(
     t_x, t_residual, t_w, t_dw, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
-    PADDING: gl.constexpr, ROWS: gl.constexpr, SLOTS: gl.constexpr, SLOT: gl.constexpr,
+    PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr, SLOT: gl.constexpr,
     FIRST: gl.constexpr, RESIDUAL: gl.constexpr,
 ):  # fmt: skip
     """Load the tiles of this program, in order, each as soon as its slot is empty."""
-    TILE: gl.constexpr = (ROWS + 2) * _PITCH
+    TILE: gl.constexpr = (BLOCK_H + 2) * _PITCH
     WITH_RESIDUAL: gl.constexpr = t_residual is not None and RESIDUAL == TILE
-    LOADED: gl.constexpr = TILE + (ROWS * _PITCH if WITH_RESIDUAL else 0)
+    LOADED: gl.constexpr = TILE + (BLOCK_H * _PITCH if WITH_RESIDUAL else 0)
     load_weights(t_w, t_dw, weights, loaded, 0)
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
         i_slot = i_turn % SLOTS
         bar = full.index(i_slot)
         mbarrier.wait(empty.index(i_slot), (i_turn // SLOTS & 1) ^ 1)
-        i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, ROWS)
+        i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         mbarrier.expect(bar, LOADED * _CHANNELS * 2)
-        for i in gl.static_range(0, ROWS + 2, 2):
+        for i in gl.static_range(0, BLOCK_H + 2, 2):
             load_box(t_x, i_b, o_h - PADDING + i, o_w - PADDING, bar, pixels, i_slot * SLOT + FIRST + i * _PITCH)
         if WITH_RESIDUAL:
             load_box(t_residual, i_b, o_h, o_w, bar, pixels, i_slot * SLOT + RESIDUAL)
@@ -142,18 +143,18 @@ def stage(pixels, o_p, b_x, N, PIXELS: gl.constexpr, LAYOUT: gl.constexpr):
 @gluon.jit
 def consume(
     t_out, t_d, p_bias, p_dbias, t_residual, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w, N, D,
-    GROUP: gl.constexpr, SLOPE: gl.constexpr, ROWS: gl.constexpr, SLOTS: gl.constexpr, SLOT: gl.constexpr,
-    FIRST: gl.constexpr, RESIDUAL: gl.constexpr,
+    GROUP: gl.constexpr, SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
+    SLOTS: gl.constexpr, SLOT: gl.constexpr, FIRST: gl.constexpr, RESIDUAL: gl.constexpr,
 ):  # fmt: skip
     """Compute every second tile of this program; a result is staged in the tile's own slot."""
-    PIXELS: gl.constexpr = ROWS * _PITCH
+    PIXELS: gl.constexpr = BLOCK_H * _PITCH
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PIXELS, 16])
     STAGED_D: gl.constexpr = SLOTS * SLOT + GROUP * PIXELS
     i_turn = GROUP
     for i_tile in range(gl.program_id(0) + GROUP * gl.num_programs(0), n_tiles, 2 * gl.num_programs(0)):
         i_slot = i_turn % SLOTS
         o_p = i_slot * SLOT
-        i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, ROWS)
+        i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         b_out = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
         mbarrier.wait(full.index(i_slot), i_turn // SLOTS & 1)
         for i in gl.static_range(3):
@@ -174,9 +175,9 @@ def consume(
             b_out += matrix_at(pixels, o_p + RESIDUAL, PIXELS).load(LAYOUT).to(gl.float32)
         stage(pixels, o_p, leaky(b_out, SLOPE), N, PIXELS, LAYOUT)
         fence_async_shared()
-        store_rows(t_out, i_b, o_h, o_w, pixels, o_p, ROWS)
+        store_rows(t_out, i_b, o_h, o_w, pixels, o_p, BLOCK_H, BLOCK_W)
         if t_d is not None:
-            store_rows(t_d, i_b, o_h, o_w, pixels, STAGED_D, ROWS)
+            store_rows(t_d, i_b, o_h, o_w, pixels, STAGED_D, BLOCK_H, BLOCK_W)
         tma.store_wait(0)
         mbarrier.arrive(empty.index(i_slot), count=1)
         i_turn += 2
@@ -185,16 +186,16 @@ def consume(
 @gluon.jit(do_not_specialize=["B", "H", "W", "N", "D"])
 def ring_kernel(
     t_x, t_w, p_bias, t_residual, t_out, t_dw, p_dbias, t_d, B, H, W, N, D,
-    PADDING: gl.constexpr, SLOPE: gl.constexpr, ROWS: gl.constexpr,
+    PADDING: gl.constexpr, SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
 ):  # fmt: skip
     """out = leaky(conv(x) + bias + residual), H x W, with at most 64 channels before and after it.
 
     `t_d`: a second output, leaky(conv1x1(x) + bias), as in `conv_kernel`; the residual then is x.
     """
-    n_h = gl.cdiv(H, ROWS)
-    n_w = gl.cdiv(W, _WIDTH)
+    n_h = gl.cdiv(H, BLOCK_H)
+    n_w = gl.cdiv(W, BLOCK_W)
     n_tiles = B * n_h * n_w
-    PIXELS: gl.constexpr = ROWS * _PITCH
+    PIXELS: gl.constexpr = BLOCK_H * _PITCH
     TILE: gl.constexpr = PIXELS + 2 * _PITCH
     # With a second output, the residual is the tile's own center: it must start at a multiple of 8 pixels.
     FIRST: gl.constexpr = 0 if t_d is None else 7
@@ -224,21 +225,21 @@ def ring_kernel(
                 consume,
                 (
                     t_out, t_d, p_bias, p_dbias, t_residual, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
-                    N, D, 0, SLOPE, ROWS, SLOTS, SLOT, FIRST, RESIDUAL,
+                    N, D, 0, SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL,
                 ),
             ),
             (
                 consume,
                 (
                     t_out, t_d, p_bias, p_dbias, t_residual, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
-                    N, D, 1, SLOPE, ROWS, SLOTS, SLOT, FIRST, RESIDUAL,
+                    N, D, 1, SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL,
                 ),
             ),
             (
                 produce,
                 (
                     t_x, t_residual, t_w, t_dw, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
-                    PADDING, ROWS, SLOTS, SLOT, FIRST, RESIDUAL,
+                    PADDING, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL,
                 ),
             ),
         ],

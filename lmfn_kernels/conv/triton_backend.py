@@ -110,7 +110,13 @@ def _convolution(
     """`t` is the tiling of the output; `z` and `d` are the channels of the extra image and of the second output;
     `programs` is 0 if `ring_kernel` cannot do what is asked for."""
     taps, k, n = weight if mode in ("same", "down") else (weight[0], weight[2], weight[1])
-    if programs and mode == "same" and taps == 9 and t.dtype.itemsize == 2 and channel_block(k) == channel_block(n) == 64:
+    if (
+        programs
+        and mode == "same"
+        and taps == 9
+        and t.dtype.itemsize == 2
+        and channel_block(k) == channel_block(n) == 64
+    ):
         return _ring(t, n, d, padding, slopes[0], programs)
     block_k, block_n, block_z, block_d = (
         min(64, channel_block(k)),
@@ -149,41 +155,34 @@ def _convolution(
     )
 
 
-TRITON_WITH_RING = ("3.6.",)
-"""Releases of Triton for which `ring_kernel` was compiled; Gluon, its language, is experimental."""
-
-
-RING_ROWS = 4
+HAS_RING = triton.__version__.startswith("3.6.")
+"""Whether `ring_kernel` is known to compile: Gluon, its language, changes between releases of Triton."""
 
 
 @cache
 def ring_programs(device: torch.device) -> int:
-    """Programs of `ring_kernel` that run at once on a device, one per multiprocessor; 0 where `conv_kernel` is used."""
-    if device.type != "cuda" or torch.version.cuda is None or not triton.__version__.startswith(TRITON_WITH_RING):
+    """Programs of `ring_kernel` that a device runs at once, one per multiprocessor; 0 where it runs `conv_kernel`."""
+    if not HAS_RING or device.type != "cuda" or torch.version.cuda is None:
         return 0
-    if torch.cuda.get_device_capability(device) != (9, 0):
-        return 0
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.multi_processor_count) if (properties.major, properties.minor) == (9, 0) else 0
 
 
 def _ring(t: Tiling, n: int, d: int, padding: int, slope: float, programs: int) -> Plan:
     """`ring_kernel` for n channels of its output and d of its second output, if there is one."""
     ring = import_module("lmfn_kernels.conv.gluon_kernels")  # only here, as not every Triton has Gluon
     b, _, h, w = t.size
-    rows = RING_ROWS
-    tiles = b * cdiv(h, rows) * cdiv(w, ring.WIDTH)
-    weight, box = (1, ring.CHANNELS, ring.CHANNELS), (1, 1, ring.BOX, ring.CHANNELS)
+    rows, columns = ring.ROWS, ring.PITCH - 2
+    weight, row = (1, ring.CHANNELS, ring.CHANNELS), (1, 1, ring.BOX, ring.CHANNELS)
     return Plan(
         ring.ring_kernel,
-        (min(programs, tiles),),
+        (min(programs, b * cdiv(h, rows) * cdiv(w, columns)),),
         4,
         {
             "t_x": (1, 2, ring.PITCH, ring.CHANNELS),
             "t_residual": (1, rows, ring.PITCH, ring.CHANNELS),
-            "t_w": weight,
-            "t_dw": weight,
-            "t_out": box,
-            "t_d": box,
+            **dict.fromkeys(("t_w", "t_dw"), weight),
+            **dict.fromkeys(("t_out", "t_d"), row),
         },
         ring.descriptor,
         B=b,
@@ -193,7 +192,8 @@ def _ring(t: Tiling, n: int, d: int, padding: int, slope: float, programs: int) 
         D=d,
         PADDING=padding,
         SLOPE=slope,
-        ROWS=rows,
+        BLOCK_H=rows,
+        BLOCK_W=columns,
     )
 
 

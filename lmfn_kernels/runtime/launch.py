@@ -218,7 +218,7 @@ class Plan:
         grid: tuple[int, ...],
         warps: int,
         blocks: Mapping[str, Block],
-        descriptor: Callable[..., Any] = TensorDescriptor,
+        descriptor: Any = TensorDescriptor,
         **constants: Any,
     ) -> None:
         self.kernel, self.grid, self.blocks, self.descriptor = kernel, grid, blocks, descriptor

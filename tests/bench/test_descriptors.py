@@ -40,6 +40,7 @@ def test_what_was_right_passes() -> None:
 
 
 PRODUCT = "HGMMA.64x64x16.F32.BF16 R24, R40, gdesc[UR4].tnspB, R24, gsb0"
+JUMP_TABLE = 'BRX R8 -0x1a0 (*"BRANCH_TARGETS .L_x_0,.L_x_1"*)'
 BOTH_SHARED = "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4].tnspB, R24, gsb0"
 CONSTANT = "UMOV UR7, 0x40000040"
 
@@ -54,11 +55,13 @@ CONSTANT = "UMOV UR7, 0x40000040"
         ["UIADD3 UR6, UP0, UR8, 0x20, URZ", "UIADD3.X UR7, URZ, -0x3ffffff0, URZ, UP0, !UPT", PRODUCT],
         ["IMAD.MOV.U32 R3, RZ, RZ, 0x40000040", "IMAD.X R5, RZ, RZ, R3, P0", "R2UR UR7, R5", PRODUCT],
         ["IMAD.MOV.U32 R3, RZ, RZ, RZ", "IADD3.X R3, R3, 0x40000040, RZ, P0, !PT", "R2UR UR7, R3", PRODUCT],
+        ["CS2R R2, SRZ", "IADD3.X R3, R3, 0x40000040, RZ, P0, !PT", "R2UR UR7, R3", PRODUCT],
         ["UMOV UR7, 0x40000000", "ULOP3.LUT UR7, UR7, 0x40, URZ, 0xfc, !UPT", PRODUCT],
         [CONSTANT, "MOV R5, 0x40000040", "@P1 R2UR UR7, R5", PRODUCT],
         [CONSTANT, "@P0 BRA `(.L_x_1)", "UMOV UR8, 0x1", ".L_x_1:", PRODUCT],
         [CONSTANT, ".L_x_1:", PRODUCT, "UIADD3 UR6, UR6, 0x2, URZ", "@P0 BRA `(.L_x_1)", "EXIT"],
         [CONSTANT, "BRA `(.L_x_1)", ".L_x_0:", "UMOV UR7, UR9", ".L_x_1:", PRODUCT, "EXIT"],
+        [CONSTANT, JUMP_TABLE, ".L_x_0:", "EXIT", ".L_x_1:", PRODUCT, "EXIT"],
     ],
 )
 def test_a_constant_passes(right: list[str]) -> None:
@@ -80,6 +83,8 @@ def test_a_constant_passes(right: list[str]) -> None:
         [CONSTANT, "UIADD3.X UR7, UR9, UR7, URZ, UP0, !UPT", PRODUCT],
         [CONSTANT, "@P0 BRA `(.L_x_1)", "UMOV UR7, UR9", ".L_x_1:", PRODUCT],
         [CONSTANT, ".L_x_1:", PRODUCT, "UMOV UR7, UR9", "@P0 BRA `(.L_x_1)", "EXIT"],
+        ["CS2R R2, SR_CLOCKLO", "R2UR UR7, R3", PRODUCT],
+        [JUMP_TABLE, ".L_x_0:", "UMOV UR7, UR9", "EXIT", ".L_x_1:", PRODUCT, "EXIT"],
         [CONSTANT, "CALL.REL.NOINC `($f)", PRODUCT],
     ],
 )

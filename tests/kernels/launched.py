@@ -84,6 +84,9 @@ def check_as_triton_launches_it() -> None:
             stack.enter_context(mock.patch.object(backend, "launch", lambda *a, **k: asked.append((a, k))))
         for _, _, called in calls([op for op in OPS | PARTS if op != "lmfn"], "cpu"):
             called()
+        stack.enter_context(mock.patch.object(conv, "ring_programs", return_value=132))
+        for _, _, called in calls(["conv3x3", "distill_stage"], "cpu"):
+            called()
     assert len(asked) > 100
     kinds = set()
     for arguments, tensors in asked:
@@ -100,6 +103,7 @@ def check_as_triton_launches_it() -> None:
         assert len(found) == 2
         assert found[0] == found[1], kind
     assert len({kernel for kernel, *_ in kinds}) > 20
+    assert len({kind for kind in kinds if kind[0] == "ring_kernel"}) > 1
 
 
 def check_what_a_launch_does_not_do() -> None:
