@@ -28,6 +28,14 @@ def test_block_with_other_channels_inside() -> None:
     assert_correct(block_from_flat(upsample=True, save_middle=False), block_inputs(2, 6, 5, 5, 11, F32))
 
 
+@pytest.mark.usefixtures("backend")
+def test_stem_without_activations() -> None:
+    def call(x: Tensor, *flat: Tensor) -> Tensor:
+        return lmfn_kernels.stem(x, Conv(*flat[:2]), Conv(*flat[2:]), slope=1.0)
+
+    assert_correct(call, stem_inputs(1, 4, 3, 5, 6, F32))
+
+
 def test_f0_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stem's kernels allocate nothing of its size, in forward and for the weights; for the image's gradient they
     do."""
