@@ -15,13 +15,13 @@ SOME = """
 import sys
 from bench import ahead
 from bench.__main__ import main
-from bench.registry import OPS
+from bench.registry import PARTS
 
 def wrong():
     raise RuntimeError("cannot be called")
 
 def conv():
-    op = OPS["conv3x3"]
+    op = PARTS["conv3x3_down"]
     ahead.call_op(op, op.shape(2, 9, 8), ahead.torch.float16, train=False)
 
 ahead.calls = lambda: [("wrong", wrong), ("conv", conv), ("conv again", conv)]
@@ -33,7 +33,7 @@ import sys
 from unittest.mock import patch
 
 from bench import ahead
-from bench.registry import OPS
+from bench.registry import PARTS
 from bench.stand_in import gpu
 from lmfn_kernels import backend
 from lmfn_kernels.runtime import backend as backends, configs
@@ -41,7 +41,7 @@ from lmfn_kernels.runtime.triton_private import CUDABackend
 from triton import knobs
 
 with gpu(), backend("triton"), patch.object(backends, "INTERPRETED", True):
-    knobs.cache.dir, made, conv = sys.argv[1], CUDABackend.make_cubin, OPS["conv3x3"]
+    knobs.cache.dir, made, conv = sys.argv[1], CUDABackend.make_cubin, PARTS["conv3x3_down"]
     with patch.object(configs, "describe", return_value=("some-gpu", 232448)):
         ahead.call_op(conv, conv.shape(2, 9, 8), ahead.torch.float16, train=False)
         print(made.call_count)
