@@ -125,7 +125,7 @@ def load_bias(p_bias, N, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def leaky(b_x, SLOPE: gl.constexpr):
-    """As in `runtime/kernels.py`."""
+    """As in `runtime/kernels.py`, whose functions Gluon cannot call."""
     if SLOPE == 1.0:
         return b_x
     if SLOPE == 0.0:
