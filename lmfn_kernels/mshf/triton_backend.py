@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lmfn_kernels.conv.backend import MaskedGradient
 from lmfn_kernels.conv.triton_backend import (
     as_kernel_image,
     conv,
@@ -20,7 +19,7 @@ from lmfn_kernels.conv.triton_backend import (
     weight_gradient,
 )
 from lmfn_kernels.mshf import kernels
-from lmfn_kernels.runtime.gradients import ConvGradient, PartialSums
+from lmfn_kernels.runtime.gradients import ConvGradient, PartialSums, PendingMask
 from lmfn_kernels.runtime.launch import (
     PLANS,
     Block,
@@ -131,7 +130,14 @@ def _of_stem(
 
 
 def stem_backward(
-    e: MaskedGradient, x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float, of_input: bool, of_weights: bool
+    e: Tensor | PendingMask,
+    x: Tensor,
+    conv0: Conv,
+    down: Conv,
+    padding: int,
+    slope: float,
+    of_input: bool,
+    of_weights: bool,
 ) -> tuple[Tensor | None, ConvGradient | None, ConvGradient | None]:
     dconv0 = ddown = None
     if of_weights:

@@ -121,6 +121,8 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
             height = 8 if wide else 2
             warps = 4 if wide or 120_000 <= shared < 200_000 else warps
         return Config(height, width=8, warps=warps, stages=2 if pipelined else 1)
+    if kernel == "upsample_backward":
+        return Config(height=4 if dtype.itemsize == 2 else 2)
     if kernel in ("upsample_add", "upsampled_conv") and big:
         return Config(height=2 if kernel == "upsample_add" else 8, warps=8, stages=3 if dtype.itemsize == 2 else 2)
     if not big:

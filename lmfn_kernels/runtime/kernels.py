@@ -187,9 +187,9 @@ def sum_kernel(
     o_1, o_0 = o_i // SIZE_3 // SIZE_2 % SIZE_1, o_i // SIZE_3 // SIZE_2 // SIZE_1
     o_x = o_0 * tl.load(p_row + 8) + o_1 * tl.load(p_row + 9) + o_2 * tl.load(p_row + 10) + o_3 * tl.load(p_row + 11)
     o_y = o_0 * tl.load(p_row + 12) + o_1 * tl.load(p_row + 13) + o_2 * tl.load(p_row + 14) + o_3 * tl.load(p_row + 15)
-    b_y = tl.zeros([BLOCK], ACC)
+    b_x = tl.zeros([BLOCK_S, BLOCK], ACC)
     for o_first in tl.range(0, n_values, BLOCK_S, num_stages=1):
         o_s = o_first + tl.arange(0, BLOCK_S)
         m_x = (o_s < n_values)[:, None] & m_i[None, :]
-        b_y += tl.sum(tl.load(p_x + o_s[:, None] * s_value + o_x[None, :], mask=m_x, other=0.0).to(ACC), axis=0)
-    tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_i)
+        b_x += tl.load(p_x + o_s[:, None] * s_value + o_x[None, :], mask=m_x, other=0.0).to(ACC)
+    tl.store(p_y + o_y, tl.sum(b_x, axis=0).to(p_y.dtype.element_ty), mask=m_i)

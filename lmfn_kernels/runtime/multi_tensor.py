@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmfn_kernels.runtime import kernels
 from lmfn_kernels.runtime.gradients import PartialSums
-from lmfn_kernels.runtime.launch import PLANS, Plan, accumulator, launch, lies_as_taps
+from lmfn_kernels.runtime.launch import PLANS, Plan, accumulator, cdiv, launch, lies_as_taps
 from lmfn_kernels.runtime.layout import pitch
 from lmfn_kernels.runtime.torch_private import FakeTensor
 
@@ -22,8 +22,10 @@ SLOTS = 16
 WARPS = 4
 LAID_OUT = 1024
 """Elements that one program copies."""
-SUMMED, AT_ONCE = 256, 8
-"""Sums that one program computes, and partial sums of each that it loads at once."""
+LOADED, STEPS = 2048, 4
+"""Partial sums that one program loads at once, and the most steps in which it should add up all of its sums."""
+FEWEST, MOST = 32, 256
+"""Sums that one program computes, neighbours in memory: fewer than 32 would not fill a line of 128 bytes."""
 
 Geometry = tuple[tuple[tuple[int, ...], ...], ...]
 """Shapes and strides of each tensor."""
@@ -60,8 +62,9 @@ def sum_gradients(gradients: Sequence[PartialSums], tensors: Sequence[Tensor]) -
         values, results = [gradients[i].values for i in some], [found[i] for i in some]
         if not isinstance(values[0], FakeTensor):
             geometry = tuple((x.shape, x.stride(), y.stride()) for x, y in zip(values, results, strict=True))
-            table = _sum_table(geometry, values[0].device)
-            key = table.shape[0], values[0].dtype
+            summed = _sums_per_program(max(len(x) for x in values))
+            table = _sum_table(geometry, summed, values[0].device)
+            key = table.shape[0], summed, values[0].dtype
             launch(values[0], _sum, key, **_filled("p_x", values), **_filled("p_y", results), p_table=table)
     return found
 
@@ -86,8 +89,8 @@ def _lay_out(programs: int) -> Plan:
 
 
 @lru_cache(PLANS)
-def _sum(programs: int, dtype: torch.dtype) -> Plan:
-    constants = {"FIELDS": 16, "ACC": accumulator(dtype), "BLOCK_S": AT_ONCE, "BLOCK": SUMMED}
+def _sum(programs: int, summed: int, dtype: torch.dtype) -> Plan:
+    constants = {"FIELDS": 16, "ACC": accumulator(dtype), "BLOCK_S": LOADED // summed, "BLOCK": summed}
     return Plan(kernels.sum_kernel, (programs,), WARPS, {}, **constants)
 
 
@@ -108,8 +111,14 @@ def _laid_out_size(shape: Sequence[int], dtype: torch.dtype) -> int:
     return height * width * k * pitch(n, dtype)
 
 
+def _sums_per_program(values: int) -> int:
+    """How many sums of that many values one program computes: a power of two."""
+    at_once = 1 << (cdiv(values, STEPS) - 1).bit_length()
+    return min(MOST, max(FEWEST, LOADED // at_once))
+
+
 @lru_cache(PLANS)
-def _sum_table(geometry: Geometry, device: torch.device) -> Tensor:
+def _sum_table(geometry: Geometry, summed: int, device: torch.device) -> Tensor:
     rows = []
     for i, (shape, strides, of_sum) in enumerate(geometry):
         # Dimensions by decreasing stride of the values, so that neighbouring threads read neighbouring addresses.
@@ -118,7 +127,7 @@ def _sum_table(geometry: Geometry, device: torch.device) -> Tensor:
         of_values, sizes, of_sums = zip(*dimensions, strict=True)
         count = math.prod(sizes)
         fields = count, shape[0], strides[0], *sizes[1:], *of_values, *of_sums
-        rows += [(i, first, *fields) for first in range(0, count, SUMMED)]
+        rows += [(i, first, *fields) for first in range(0, count, summed)]
     return _on_device(rows, device)
 
 

@@ -65,34 +65,60 @@ def upsample_add_kernel(
 
 
 @triton.jit
+def readers(i_x, SIZE, TO, FROM, LOW):
+    """The positions, out of SIZE, that are interpolated from source pixel `i_x`: the first, and the end (exclusive).
+
+    Positions before the first source pixel and after the last one belong to these two.
+    """
+    o_first = tl.where(i_x > 0, ((2 * i_x - 1) * TO + FROM) // (2 * FROM), 0)
+    o_end = tl.where(i_x < LOW - 1, ((2 * i_x + 3) * TO + FROM - 1) // (2 * FROM), SIZE)
+    return o_first, tl.minimum(o_end, SIZE)
+
+
+@triton.jit
+def share(o_x, i_x, TO, FROM, LOW, ACC: tl.constexpr):
+    """The weight of source pixel `i_x` at position `o_x`."""
+    o_x0, o_x1, b_x = bilinear_axis(o_x, TO, FROM, LOW, ACC)
+    return tl.where(o_x0 == i_x, 1 - b_x, 0.0) + tl.where(o_x1 == i_x, b_x, 0.0)
+
+
+@triton.jit
 def upsample_backward_kernel(
-    p_g, p_dv, H, W, F, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_gb, s_gh, s_gw, s_b, s_h, s_w,
-    ACC: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
+    p_g, p_dv, B, H, W, F, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_gb, s_gh, s_gw, s_b, s_h, s_w,
+    PITCH: tl.constexpr, ACC: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one pixel of v, gathered in a fixed order from the pixels of g that the pixel contributed to."""
-    i_b = (tl.program_id(0) // (LOW_H * LOW_W)).to(tl.int64)
-    i_y = tl.program_id(0) // LOW_W % LOW_H
-    i_x = tl.program_id(0) % LOW_W
+    """The gradients of BLOCK_P pixels of v, gathered in a fixed order from the pixels of g that read each, BLOCK_W of
+    a row at once.
+
+    PITCH is F rounded up to 16 bytes, which one load reads.
+    """
+    o_r = tl.arange(0, BLOCK_P * BLOCK_W)
     o_f = tl.arange(0, BLOCK_F)
-    # Positions before the first source pixel and after the last one belong to these two.
-    o_first = tl.where(i_x > 0, tl.maximum((2 * i_x - 1) * TO_W // (2 * FROM_W) - 1, 0), 0)
-    o_last = tl.where(i_x < LOW_W - 1, tl.minimum((2 * i_x + 3) * TO_W // (2 * FROM_W) + 1, W), W)
-    o_top = tl.where(i_y > 0, tl.maximum((2 * i_y - 1) * TO_H // (2 * FROM_H) - 1, 0), 0)
-    o_end = tl.where(i_y < LOW_H - 1, tl.minimum((2 * i_y + 3) * TO_H // (2 * FROM_H) + 1, H), H)
-    b_dv = tl.zeros([BLOCK_W, BLOCK_F], ACC)
-    for o_y in range(o_top, o_end):
-        o_y0, o_y1, b_y = bilinear_axis(o_y, TO_H, FROM_H, LOW_H, ACC)
-        b_y = tl.where(o_y0 == i_y, 1 - b_y, 0.0) + tl.where(o_y1 == i_y, b_y, 0.0)
-        for o_start in range(o_first, o_last, BLOCK_W):
-            o_x = o_start + tl.arange(0, BLOCK_W)
-            o_x0, o_x1, b_x = bilinear_axis(o_x, TO_W, FROM_W, LOW_W, ACC)
-            b_x = tl.where(o_x0 == i_x, 1 - b_x, 0.0) + tl.where(o_x1 == i_x, b_x, 0.0)
-            m_g = (o_x < o_last)[:, None] & (o_f < F)[None, :]
-            p_row = p_g + i_b * s_gb + tl.cast(o_y, tl.int64) * s_gh
-            b_g = tl.load(p_row + o_x[:, None] * s_gw + o_f[None, :], mask=m_g, other=0.0).to(ACC)
+    n_low = B * LOW_H * LOW_W
+    i_low = tl.minimum(tl.program_id(0) * BLOCK_P + o_r // BLOCK_W, n_low - 1)
+    i_y = i_low // LOW_W % LOW_H
+    i_x = i_low % LOW_W
+    o_top, o_end = readers(i_y, H, TO_H, FROM_H, LOW_H)
+    o_first, o_last = readers(i_x, W, TO_W, FROM_W, LOW_W)
+    p_image = p_g + (i_low // LOW_W // LOW_H).to(tl.int64) * s_gb
+    b_dv = tl.zeros([BLOCK_P * BLOCK_W, BLOCK_F], ACC)
+    for o_row in range(0, tl.max(o_end - o_top)):
+        o_y = o_top + o_row
+        b_y = share(o_y, i_y, TO_H, FROM_H, LOW_H, ACC)
+        for o_column in range(0, tl.max(o_last - o_first), BLOCK_W):
+            o_x = o_first + o_column + o_r % BLOCK_W
+            b_x = share(o_x, i_x, TO_W, FROM_W, LOW_W, ACC)
+            m_g = ((o_y < o_end) & (o_x < o_last))[:, None]
+            if PITCH < BLOCK_F:
+                m_g = m_g & (o_f < PITCH)[None, :]
+            p_pixel = p_image + o_y.to(tl.int64) * s_gh + o_x * s_gw
+            b_g = tl.load(p_pixel[:, None] + o_f[None, :], mask=m_g, other=0.0).to(ACC)
             b_dv += b_g * (b_x * b_y)[:, None]
-    p_pixel = p_dv + i_b * s_b + i_y * s_h + i_x * s_w + o_f
-    tl.store(p_pixel, tl.sum(b_dv, axis=0).to(p_dv.dtype.element_ty), mask=o_f < F)
+    i_low = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    p_dv += (i_low // LOW_W // LOW_H).to(tl.int64)[:, None] * s_b
+    p_dv += (i_low // LOW_W % LOW_H * s_h + i_low % LOW_W * s_w)[:, None] + o_f[None, :]
+    b_dv = tl.sum(b_dv.reshape(BLOCK_P, BLOCK_W, BLOCK_F), axis=1)
+    tl.store(p_dv, b_dv.to(p_dv.dtype.element_ty), mask=(i_low < n_low)[:, None] & (o_f < F)[None, :])
 
 
 @triton.jit

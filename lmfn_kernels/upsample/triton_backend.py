@@ -111,21 +111,28 @@ def _upsample_backward(
 ) -> Plan:
     """`t` is the tiling of the larger map, `low` the height and width of the smaller; then the strides of both."""
     b, channels, h, w = t.size
+    scale = ratios((h, w), low, fixed_grid)
+    # As many of a row as read one pixel of the smaller map, at most 16 at once.
+    columns = min(16, 1 << (cdiv(2 * scale["TO_W"], scale["FROM_W"]) - 1).bit_length())
+    pixels = max(1, t.config.height * t.config.width // columns)
     return Plan(
         kernels.upsample_backward_kernel,
-        (b * low[0] * low[1],),
+        (cdiv(b * low[0] * low[1], pixels),),
         t.config.warps,
         {},
+        B=b,
         H=h,
         W=w,
         F=channels,
         LOW_H=low[0],
         LOW_W=low[1],
-        **ratios((h, w), low, fixed_grid),
+        **scale,
         **named_strides("g", of_g),
         **named_strides("", of_dv),
+        PITCH=pitch(channels, t.dtype),
         ACC=accumulator(t.dtype),
-        BLOCK_W=t.config.width,
+        BLOCK_P=pixels,
+        BLOCK_W=columns,
         BLOCK_F=channel_block(channels),
     )
 

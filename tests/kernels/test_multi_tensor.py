@@ -71,7 +71,7 @@ def test_sum_gradients() -> None:
     tensors = [*weights(F32), random((7,), F32), random((300,), F32), random((1,), F16)]
     partials = []
     for i, tensor in enumerate(tensors):
-        memory = random((1 + 6 * (i % 4), *tensor.shape[::-1]), F32)
+        memory = random((1 + 6 * (i % 4) if tensor.ndim > 1 else 300, *tensor.shape[::-1]), F32)
         partials.append(memory.permute(0, *range(tensor.ndim, 0, -1)))
     gradients = [PartialSums(values) for values in partials]
     with Launches() as launched:

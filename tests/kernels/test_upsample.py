@@ -14,6 +14,8 @@ from lmfn_kernels.testing import (
     upsampled_conv_from_flat,
     upsampled_conv_inputs,
 )
+from lmfn_kernels.upsample.backend import implementation
+from lmfn_kernels.upsample.grid import upsample
 from lmfn_kernels.upsample.polyphase import PARTS, fold_upsampling, unfold_gradient
 
 F32, F64 = torch.float32, torch.float64
@@ -37,6 +39,21 @@ def test_upsample_add_of_many_channels_to_twice_the_size() -> None:
         assert x is not None
         assert y is not None
         assert (x - y).abs().max() <= 1e-13
+
+
+@pytest.mark.parametrize("fixed_grid", [False, True])
+def test_gradients_reach_only_the_pixels_that_were_read(fixed_grid: bool) -> None:
+    """Infinity times a weight of 0 would be NaN. Sizes above and below the smaller map's; the fixed grid repeats its
+    last row or is cropped."""
+    functions = implementation("triton")
+    for low, size in (((2, 3), (13, 9)), ((3, 2), (6, 4)), ((4, 3), (3, 5))):
+        g, v = random((1, 3, *size), F64), torch.zeros((1, 3, *low), dtype=F64, requires_grad=True)
+        g[:, :, size[0] // 2, size[1] // 2] = torch.inf
+        at = torch.where(g.isinf(), 1.0, 0.0)
+        (reached,) = torch.autograd.grad(upsample(v, size, fixed_grid), v, at)
+        found = functions.upsample_backward(functions.as_kernel_image(g), v.detach(), fixed_grid)
+        assert torch.equal(found.isinf(), reached != 0), (low, size)
+        assert not found.isnan().any(), (low, size)
 
 
 @pytest.mark.usefixtures("backend")
