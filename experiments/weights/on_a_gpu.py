@@ -1,23 +1,26 @@
-"""Train from the included weights on a GPU for some minutes, faster than `train.py` does.
+"""Train on a GPU for some minutes, faster than `train.py` does, or compare short runs.
 
-python experiments/weights/on_a_gpu.py DATA OUT --seconds 240
+    python experiments/weights/on_a_gpu.py DATA OUT --seconds 240        # a long run from random weights
+    python experiments/weights/on_a_gpu.py DATA OUT --study 1200         # each recipe for 1,200 steps
 
-Three things differ from `train.py`. Patches are made before the training, as many as fit into the time, and the
-training draws crops of them, flipped and transposed, on the device: making them takes more launches than the step that
-uses them. The host never waits for the device: Adam's kernel skips a step that is not finite by itself, and losses are
-read every fifty steps. Hidden units of the residual blocks that hardly ever fire get new weights first.
+Two things differ from `train.py`. Patches are made before the training, as many as fit into the time, and the training
+draws crops of them, flipped and transposed, on the device: making them takes more launches than the step that uses
+them. The host never waits for the device: Adam's kernel skips a step that is not finite by itself, and losses are read
+every fifty steps.
 
-It validates every 2,000 steps, and stops where a tenth of the time has made the network worse than it was.
+A long run validates every 2,000 steps, and stops if after a quarter of its time the network is worse than its input.
 
 DATA is a folder with gopro/, reds/, photos/, photos_open/, frames_240fps/ and val/ (docs/weights.md lists the sources).
-OUT/gpu is a folder as `train.py` writes it.
+OUT/gpu is a folder as `train.py` writes it; OUT/study.jsonl has a line per recipe.
 """
 
 import argparse
+import itertools
+import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,8 +32,10 @@ from torch import Tensor
 from lmfn.data.rendering import Patch
 from lmfn.data.resident import ResidentSet
 from lmfn.data.sampling import TrainingSet
+from lmfn.device import autocast
 from lmfn.network.activity import RARELY, summarise, unit_activity
 from lmfn.network.blocks import RB, weight_and_bias
+from lmfn.network.config import preset
 from lmfn.network.pretrained import LMFN
 from lmfn.options import BlurKinds, BlurOptions
 from lmfn.training.loop import validation_set
@@ -41,6 +46,24 @@ from lmfn.training.step import gradient_function
 
 KINDS = BlurKinds(sharp=0.08, soft=0.08, jpeg=0.05, text=0.06, pattern=0.12, flat=0.05)
 """Half as much as by default is to be left alone."""
+HELD_OUT = 256
+"""Patches that are not trained on, to compare by."""
+VALIDATED = 2000
+"""Steps between validations."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Patches made before the training."""
+
+    side: int
+    """Height and width; crops of at most this size are trained on. Images smaller than this are left out."""
+    most: int
+    """Number of patches."""
+    seconds: float
+    """Time to make them; what is not ready then is left out."""
+    together: int
+    """Patches made at once."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +72,41 @@ class Phase:
     """Share of the training time."""
     batch: int
     patch: int
-    side: int
-    """Of the patches made beforehand, from which it takes crops."""
-    most: int
-    """Patches made beforehand."""
-    seconds: float
-    """Time to make them; what is not ready then is left out."""
-    together: int
-    """Patches made at once."""
+    pool: int
+    """Index in `POOLS`."""
 
 
-VALIDATED = 2000
-"""Steps between validations."""
-PHASES = (Phase(0.0, 16, 256, 320, 40_000, 20.0, 160), Phase(0.82, 8, 384, 416, 6_666, 6.0, 80))
-"""The second phase has the size of the windows in which ALFM attends. Images smaller than `side` are left out."""
+@dataclass(frozen=True)
+class Recipe:
+    """What the study varies."""
+
+    rate: float = 4e-4
+    batch: int = 64
+    patch: int = 128
+    loss: str = "l1"
+    fft: float = 4.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 0.5
+    start: str | None = None
+    """Weights to start from; hidden units that hardly ever fire get new weights first."""
 
 
-def settings(data: Path, out: Path, seconds: float, rate: float) -> Settings:
+POOLS = (Pool(320, 40_000, 20.0, 160), Pool(416, 6_666, 6.0, 80))
+PHASES = (Phase(0.0, 64, 128, 0), Phase(0.4, 16, 256, 0), Phase(0.82, 8, 384, 1))
+"""Of the long run. The last one has the size of the windows in which ALFM attends."""
+STUDY = (
+    Recipe(),
+    Recipe(rate=2e-4),
+    Recipe(rate=8e-4),
+    Recipe(batch=16, patch=256),
+    Recipe(fft=0.0),
+    Recipe(loss="charbonnier", fft=0.5),
+    Recipe(betas=(0.9, 0.9)),
+    Recipe(rate=1e-4, start="lmfn"),
+)
+
+
+def settings(data: Path, out: Path, recipe: Recipe, seconds: float) -> Settings:
     photos = data / "photos"
     return Settings(
         name="gpu",
@@ -75,13 +116,14 @@ def settings(data: Path, out: Path, seconds: float, rate: float) -> Settings:
         photos=(f"{photos}=7", f"{data / 'photos_open'}=4"),
         blur=BlurOptions(kinds=KINDS, length=(1.0, 22.0)),
         val=data / "val",
-        loss="l1",
-        fft=4.0,
-        clip=4.0,
-        lr=rate,
+        loss=recipe.loss,  # type: ignore[arg-type]
+        fft=recipe.fft,
+        clip=recipe.clip,
+        lr=recipe.rate,
+        betas=recipe.betas,
         warmup=200,
-        batch=PHASES[0].batch,
-        patch=PHASES[0].patch,
+        batch=recipe.batch,
+        patch=recipe.patch,
         minutes=seconds / 60,
         precision="bf16",
         log_every=50,
@@ -100,18 +142,31 @@ def plans(data: TrainingSet, count: int) -> list[Patch]:
         return [patch for part in workers.map(partial(planned, data=data), parts) for patch in part]
 
 
-def made(data: TrainingSet, patches: list[Patch], phase: Phase, device: torch.device) -> Tensor:
+def made(data: TrainingSet, patches: list[Patch], pool: Pool, device: torch.device) -> Tensor:
     """Blurred and sharp patches, uint8 `[N, 2, side, side, 3]`."""
     resident = ResidentSet(data, device, progress=False)
-    pool = torch.empty(len(patches), 2, phase.side, phase.side, 3, dtype=torch.uint8, device=device)
-    end, count = time.monotonic() + phase.seconds, 0
+    pixels = torch.empty(len(patches), 2, pool.side, pool.side, 3, dtype=torch.uint8, device=device)
+    end, count = time.monotonic() + pool.seconds, 0
     while count < len(patches) and time.monotonic() < end:
-        part = patches[count : count + phase.together]
+        part = patches[count : count + pool.together]
         for which, images in enumerate(resident(part)):
-            pool[count : count + len(part), which] = images.permute(0, 2, 3, 1)
+            pixels[count : count + len(part), which] = images.permute(0, 2, 3, 1)
         count += len(part)
-        torch.cuda.synchronize()
-    return pool[:count]
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return pixels[:count]
+
+
+def network(start: str | None, sample: Tensor) -> LMFN:
+    """With attention over the whole patch, as in training, and otherwise as the shipped weights are used."""
+    torch.manual_seed(0)
+    if start is None:
+        return LMFN(preset("lmfn", similarity="cosine", esa_grid="fixed"))
+    given = LMFN.from_pretrained(start)
+    model = LMFN(replace(given.config, alfm_window=None))
+    model.load_state_dict(given.state_dict())
+    print(f"{revive(model, sample)} units have new weights")
+    return model
 
 
 @torch.no_grad()
@@ -142,7 +197,9 @@ def crops(pool: Tensor, batch: int, patch: int, seed: int) -> Iterator[tuple[Ten
     while True:
         corner = side - patch + 1
         drawn = torch.stack([draw(below) for below in (count, corner, corner, 2, 2, 2)])
-        number, top, left, flips_y, flips_x, swaps = drawn.pin_memory().to(pool.device, non_blocking=True)
+        if pool.is_cuda:
+            drawn = drawn.pin_memory()
+        number, top, left, flips_y, flips_x, swaps = drawn.to(pool.device, non_blocking=True)
         rows = (top + torch.where(flips_y > 0, along.flip(0), along)) * side
         columns = left + torch.where(flips_x > 0, along.flip(0), along)
         straight = rows[:, :, None] + columns[:, None, :]
@@ -151,83 +208,153 @@ def crops(pool: Tensor, batch: int, patch: int, seed: int) -> Iterator[tuple[Ten
         yield blurred, sharp
 
 
-def train(run: RunFolder, s: Settings, model: LMFN, pools: list[Tensor], seconds: float) -> None:
-    accelerator, device = Accelerator(mixed_precision="bf16"), pools[0].device
-    model.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parameters: list[Tensor] = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=0.0, fused=True)
-    state, at = TrainState(model, exponential_average(model, s.ema), optimizer, None), Progress()
-    averages: list[Tensor] = list(state.ema.module.parameters())
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.begin(s, 0)
-    log = Log(run, s, at, device, 1)
-    validation = validation_set(s, device)
-    assert validation is not None
-    start = validation(model).deblurred["psnr"]
-    skipped, began, done, phases = (
-        torch.zeros((), device=device),
-        time.monotonic(),
-        0.0,
-        list(zip(PHASES, pools, strict=True)),
-    )
-    while done < 1:
-        done = min(1.0, (time.monotonic() - began) / seconds)
-        if phases and done >= phases[0][0].begins:
-            phase, pool = phases.pop(0)
-            batches = crops(pool, phase.batch, phase.patch, at.step + phase.patch)
-            gradients = gradient_function(s, accelerator, model)  # of this size: its CUDA graph
-        blurred, sharp = next(batches)
-        loss, _ = gradients(blurred, sharp)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, s.clip or float("inf"))
+class Training:
+    """Steps of a network whose host never waits for the device."""
+
+    def __init__(self, s: Settings, model: LMFN, device: torch.device) -> None:
+        self.settings, self.accelerator = s, Accelerator(mixed_precision="bf16")
+        model.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameters: list[Tensor] = list(model.parameters())
+        optimizer = torch.optim.AdamW(self.parameters, lr=s.lr, betas=s.betas, weight_decay=s.weight_decay, fused=True)
+        self.state, self.at = TrainState(model, exponential_average(model, s.ema), optimizer, None), Progress()
+        self.averages: list[Tensor] = list(self.state.ema.module.parameters())
+        self.skipped = torch.zeros((), device=device)
+
+    def of_size(self) -> None:
+        """Call before the first step, and before the first one of another batch or patch size."""
+        self.gradients = gradient_function(self.settings, self.accelerator, self.state.model)  # captures a CUDA graph
+
+    def step(self, blurred: Tensor, sharp: Tensor, done: float) -> tuple[Tensor, Tensor]:
+        """Loss and norm of the gradient, scalars on the device; `done` is the share of the run."""
+        s, optimizer = self.settings, self.state.optimizer
+        loss, _ = self.gradients(blurred, sharp)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, s.clip or float("inf"))
         # The fused kernel skips the step by itself, as it does for a GradScaler.
         optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]
-        skipped += optimizer.found_inf  # type: ignore[attr-defined]
-        rate = learning_rate(s, at.step, done)
-        optimizer.param_groups[0]["lr"] = rate
+        self.skipped += optimizer.found_inf  # type: ignore[attr-defined]
+        optimizer.param_groups[0]["lr"] = learning_rate(s, self.at.step, done)
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(averages, parameters, 1 - min(s.ema, (1 + at.step) / (10 + at.step)))
-        at.step += 1
+            decay = min(s.ema, (1 + self.at.step) / (10 + self.at.step))
+            torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
+        self.at.step += 1
+        return loss, norm
+
+
+@torch.no_grad()
+def gain(model: torch.nn.Module, held_out: Tensor) -> float:
+    """Gain in dB of a network on the held-out patches that are blurred, uint8 `[N, 2, side, side, 3]`, in the mean."""
+    gains = []
+    for part in held_out.split(16):
+        blurred, sharp = part.permute(1, 0, 4, 2, 3).float().div(255)
+        with autocast(blurred.device, "bf16"):
+            output = model(blurred.contiguous(memory_format=torch.channels_last)).float()
+        errors = [(image.clamp(0, 1) - sharp).square().mean((1, 2, 3)) for image in (blurred, output)]
+        gains += [10 * (before / after).log10() for before, after in zip(*errors, strict=True) if before > 1e-4]
+    return float(torch.stack(gains).mean())
+
+
+def study(data: Path, out: Path, pools: Sequence[Tensor], steps: int) -> None:
+    """Train by each recipe, on the same patches in the same order."""
+    device, sample = pools[0].device, sample_of(pools[0])
+    evaluator = validation_set(settings(data, out, Recipe(), 60), device)
+    assert evaluator is not None
+    training_pool, held_out = pools[0][:-HELD_OUT], pools[0][-HELD_OUT:, :, :256, :256]
+    for recipe in STUDY:
+        training = Training(settings(data, out, recipe, 60), network(recipe.start, sample), device)
+        training.of_size()
+        batches, began = crops(training_pool, recipe.batch, recipe.patch, 0), time.monotonic()
+        for number in range(steps):
+            loss, norm = training.step(*next(batches), number / steps)
+            if number == 0:
+                loss.item()
+                began = time.monotonic()
+        loss.item()
+        seconds, model = time.monotonic() - began, training.state.ema.module
+        with autocast(device, "bf16"):
+            dead = sum(one.dead for one in summarise(unit_activity(model, sample.to(device))).values())
+        found = {
+            "synthetic_gain": gain(model, held_out),
+            "psnr": evaluator(model).deblurred["psnr"],
+            "dead": dead,
+            "norm": float(norm),
+            "skipped": float(training.skipped),
+            "seconds": seconds,
+        }
+        line = json.dumps({**asdict(recipe), "steps": steps, **found})
+        with (out / "study.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+
+def sample_of(pool: Tensor) -> Tensor:
+    return pool[:8, 0, :128, :128].permute(0, 3, 1, 2).float().cpu() / 255
+
+
+def train(data: Path, out: Path, pools: Sequence[Tensor], recipe: Recipe, seconds: float) -> None:
+    """A run with all phases, which follows the clock."""
+    device = pools[0].device
+    s = settings(data, out, recipe, seconds)
+    training = Training(s, network(recipe.start, sample_of(pools[0])), device)
+    run, at, state = RunFolder(s.runs / s.name), training.at, training.state
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.begin(s, 0)
+    log, evaluator = Log(run, s, at, device, 1), validation_set(s, device)
+    assert evaluator is not None
+    began, done, phases = time.monotonic(), 0.0, list(PHASES)
+    for number in itertools.count():
+        if phases and done >= phases[0].begins:
+            phase = phases.pop(0)
+            training.of_size()
+            batches = crops(pools[phase.pool], phase.batch, phase.patch, number + phase.patch)
+        blurred, sharp = next(batches)
+        loss, norm = training.step(blurred, sharp, done)
+        done = min(1.0, (time.monotonic() - began) / seconds)
         if at.step % s.log_every == 0 or done >= 1:
-            last_loss, last_norm, bad = torch.stack([loss, norm, skipped]).tolist()
+            last_loss, last_norm, bad = torch.stack([loss, norm, training.skipped]).tolist()
             at.seconds, at.skipped = time.monotonic() - began, int(bad)
-            log.step(at, done, last_loss, rate, last_norm, 0.0)
-        if at.step % VALIDATED == 0:
-            paused, found = time.monotonic(), validation(state.ema.module).deblurred
-            run.record(at.step, event="validation", **found)
-            if done > 0.1 and found["psnr"] < start:
-                raise SystemExit(
-                    f"step {at.step}: {found['psnr']:.2f} dB, after {start:.2f} dB at the start; lower --rate"
-                )
+            log.step(at, done, last_loss, learning_rate(s, at.step, done), last_norm, 0.0)
+        if at.step % VALIDATED == 0 or done >= 1:
+            paused, found = time.monotonic(), evaluator(state.ema.module)
+            run.record(at.step, event="validation", **found.deblurred)
+            print(
+                f"step {at.step}, {done:.0%}: {found.blurred['psnr']:.2f} -> {found.deblurred['psnr']:.2f} dB",
+                flush=True,
+            )
+            if 0.25 < done and found.deblurred["psnr"] < found.blurred["psnr"]:
+                raise SystemExit("the network is worse than its input; lower --rate")
+            run.save(state, at, compact=True)
             began += time.monotonic() - paused
-    run.save(state, at)
-    with accelerator.autocast():
-        log.activity(at, summarise(unit_activity(model, blurred)))
-    print(f"{start:.2f} dB before, now", validation(state.ema.module).deblurred)
+        if done >= 1:
+            break
+    with training.accelerator.autocast():
+        log.activity(at, summarise(unit_activity(state.model, blurred)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--rate", type=float, default=3e-4, help="learning rate")
+    parser.add_argument("--study", type=int, metavar="STEPS", help="compare recipes by this many steps of each")
+    parser.add_argument("--rate", type=float, default=4e-4, help="learning rate of a long run")
     parser.add_argument("--seconds", type=float, default=240.0, help="training time, without the preparation")
+    parser.add_argument("--start", help="weights to start from; default: random ones")
     options = parser.parse_args()
-    s = settings(options.data, options.out, options.seconds, options.rate)
+    s = settings(options.data, options.out, Recipe(), 60)
+    pools_needed = POOLS[:1] if options.study else POOLS
     sets = []
-    for number, phase in enumerate(PHASES):
-        pairs = tuple(pair for pair in s.pairs if phase.side <= 320 or "reds" not in pair)  # REDS: crops of 320x320
-        sets.append(TrainingSet(replace(s, pairs=pairs).sources, patch=phase.side, seed=number, blur=s.blur))
-    drawn = [plans(data, phase.most) for data, phase in zip(sets, PHASES, strict=True)]
-    device = torch.device("cuda")
-    pools = [made(*one, device) for one in zip(sets, drawn, PHASES, strict=True)]
-    given = LMFN.from_pretrained("lmfn")
-    model = LMFN(replace(given.config, alfm_window=None))
-    model.load_state_dict(given.state_dict())
-    torch.manual_seed(0)
-    sample = pools[0][:8, 0, :128, :128].permute(0, 3, 1, 2).float().cpu() / 255
-    print(f"{revive(model, sample)} units have new weights; {[len(pool) for pool in pools]} patches")
-    train(RunFolder(s.runs / s.name), s, model, pools, options.seconds)
+    for number, pool in enumerate(pools_needed):
+        pairs = tuple(pair for pair in s.pairs if pool.side <= 320 or "reds" not in pair)  # REDS: crops of 320x320
+        sets.append(TrainingSet(replace(s, pairs=pairs).sources, patch=pool.side, seed=number, blur=s.blur))
+    drawn = [plans(data, pool.most) for data, pool in zip(sets, pools_needed, strict=True)]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options.out.mkdir(parents=True, exist_ok=True)
+    pools = [made(*one, device) for one in zip(sets, drawn, pools_needed, strict=True)]
+    print(f"{[len(pool) for pool in pools]} patches", flush=True)
+    if options.study:
+        study(options.data, options.out, pools, options.study)
+    else:
+        train(options.data, options.out, pools, Recipe(rate=options.rate, start=options.start), options.seconds)
 
 
 if __name__ == "__main__":
