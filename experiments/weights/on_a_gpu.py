@@ -321,7 +321,7 @@ def train(data: Path, out: Path, pools: Sequence[Tensor], recipe: Recipe, second
                 f"step {at.step}, {done:.0%}: {found.blurred['psnr']:.2f} -> {found.deblurred['psnr']:.2f} dB",
                 flush=True,
             )
-            if 0.25 < done and found.deblurred["psnr"] < found.blurred["psnr"]:
+            if done > 0.25 and found.deblurred["psnr"] < found.blurred["psnr"]:
                 raise SystemExit("the network is worse than its input; lower --rate")
             run.save(state, at, compact=True)
             began += time.monotonic() - paused
