@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from torch import Tensor
 
 from lmfn.options import Precision
 
@@ -31,6 +32,11 @@ def check_precision(device: torch.device, precision: str) -> None:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU; on a CPU use fp32 or bf16")
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, without waiting for the copy: on CUDA it is made from pinned memory."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[None]:

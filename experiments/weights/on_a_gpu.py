@@ -1,12 +1,10 @@
-"""Train on a GPU for some minutes, faster than `train.py` does, or compare short runs.
+"""Train on a GPU for some minutes from patches made beforehand, or compare short runs.
 
     python experiments/weights/on_a_gpu.py DATA OUT --seconds 240        # a long run from random weights
     python experiments/weights/on_a_gpu.py DATA OUT --study 1200         # each recipe for 1,200 steps
 
-Two things differ from `train.py`. Patches are made before the training, as many as fit into the time, and the training
-draws crops of them, flipped and transposed, on the device: making them takes more launches than the step that uses
-them. The host never waits for the device: Adam's kernel skips a step that is not finite by itself, and losses are read
-every fifty steps.
+The steps are those of `train.py`, the patches are not: they are made before the training, as many as fit into the time,
+and the training draws crops of them, flipped and transposed, on the device.
 
 A long run validates every 2,000 steps, and stops if after a quarter of its time the network is worse than its input.
 
@@ -15,7 +13,6 @@ OUT/gpu is a folder as `train.py` writes it; OUT/study.jsonl has a line per reci
 """
 
 import argparse
-import itertools
 import json
 import os
 import time
@@ -32,7 +29,7 @@ from torch import Tensor
 from lmfn.data.rendering import Patch
 from lmfn.data.resident import ResidentSet
 from lmfn.data.sampling import TrainingSet
-from lmfn.device import autocast
+from lmfn.device import autocast, sent
 from lmfn.network.activity import RARELY, summarise, unit_activity
 from lmfn.network.blocks import RB, weight_and_bias
 from lmfn.network.config import preset
@@ -42,7 +39,7 @@ from lmfn.training.loop import validation_set
 from lmfn.training.objective import exponential_average, learning_rate
 from lmfn.training.run import Log, Progress, RunFolder, TrainState
 from lmfn.training.settings import Settings
-from lmfn.training.step import gradient_function
+from lmfn.training.step import Stepper
 
 KINDS = BlurKinds(sharp=0.08, soft=0.08, jpeg=0.05, text=0.06, pattern=0.12, flat=0.05)
 """Half as much as by default is to be left alone."""
@@ -197,9 +194,7 @@ def crops(pool: Tensor, batch: int, patch: int, seed: int) -> Iterator[tuple[Ten
     while True:
         corner = side - patch + 1
         drawn = torch.stack([draw(below) for below in (count, corner, corner, 2, 2, 2)])
-        if pool.is_cuda:
-            drawn = drawn.pin_memory()
-        number, top, left, flips_y, flips_x, swaps = drawn.to(pool.device, non_blocking=True)
+        number, top, left, flips_y, flips_x, swaps = sent(drawn, pool.device)
         rows = (top + torch.where(flips_y > 0, along.flip(0), along)) * side
         columns = left + torch.where(flips_x > 0, along.flip(0), along)
         straight = rows[:, :, None] + columns[:, None, :]
@@ -208,37 +203,12 @@ def crops(pool: Tensor, batch: int, patch: int, seed: int) -> Iterator[tuple[Ten
         yield blurred, sharp
 
 
-class Training:
-    """Steps of a network whose host never waits for the device."""
-
-    def __init__(self, s: Settings, model: LMFN, device: torch.device) -> None:
-        self.settings, self.accelerator = s, Accelerator(mixed_precision="bf16")
-        model.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.parameters: list[Tensor] = list(model.parameters())
-        optimizer = torch.optim.AdamW(self.parameters, lr=s.lr, betas=s.betas, weight_decay=s.weight_decay, fused=True)
-        self.state, self.at = TrainState(model, exponential_average(model, s.ema), optimizer, None), Progress()
-        self.averages: list[Tensor] = list(self.state.ema.module.parameters())
-        self.skipped = torch.zeros((), device=device)
-
-    def of_size(self) -> None:
-        """Call before the first step, and before the first one of another batch or patch size."""
-        self.gradients = gradient_function(self.settings, self.accelerator, self.state.model)  # captures a CUDA graph
-
-    def step(self, blurred: Tensor, sharp: Tensor, done: float) -> tuple[Tensor, Tensor]:
-        """Loss and norm of the gradient, scalars on the device; `done` is the share of the run."""
-        s, optimizer = self.settings, self.state.optimizer
-        loss, _ = self.gradients(blurred, sharp)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, s.clip or float("inf"))
-        # The fused kernel skips the step by itself, as it does for a GradScaler.
-        optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()  # type: ignore[attr-defined]
-        self.skipped += optimizer.found_inf  # type: ignore[attr-defined]
-        optimizer.param_groups[0]["lr"] = learning_rate(s, self.at.step, done)
-        optimizer.step()
-        with torch.no_grad():
-            decay = min(s.ema, (1 + self.at.step) / (10 + self.at.step))
-            torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
-        self.at.step += 1
-        return loss, norm
+def first_state(s: Settings, model: LMFN, device: torch.device) -> TrainState:
+    model.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=s.lr, betas=s.betas, weight_decay=s.weight_decay, fused=device.type == "cuda"
+    )
+    return TrainState(model, exponential_average(model, s.ema), optimizer, None)
 
 
 @torch.no_grad()
@@ -261,24 +231,24 @@ def study(data: Path, out: Path, pools: Sequence[Tensor], steps: int) -> None:
     assert evaluator is not None
     training_pool, held_out = pools[0][:-HELD_OUT], pools[0][-HELD_OUT:, :, :256, :256]
     for recipe in STUDY:
-        training = Training(settings(data, out, recipe, 60), network(recipe.start, sample), device)
-        training.of_size()
-        batches, began = crops(training_pool, recipe.batch, recipe.patch, 0), time.monotonic()
-        for number in range(steps):
-            loss, norm = training.step(*next(batches), number / steps)
-            if number == 0:
-                loss.item()
-                began = time.monotonic()
-        loss.item()
-        seconds, model = time.monotonic() - began, training.state.ema.module
+        s = settings(data, out, recipe, 60)
+        state = first_state(s, network(recipe.start, sample), device)
+        batches = crops(training_pool, recipe.batch, recipe.patch, 0)
+        stepper = Stepper(s, Accelerator(mixed_precision="bf16"), state, batches)
+        stepper.step(learning_rate(s, 0, 0.0))
+        ends, began = stepper.read(), time.monotonic()
+        for number in range(1, steps):
+            stepper.step(learning_rate(s, number, number / steps))
+        ends += stepper.read()
+        seconds, model = time.monotonic() - began, state.ema.module
         with autocast(device, "bf16"):
             dead = sum(one.dead for one in summarise(unit_activity(model, sample.to(device))).values())
         found = {
             "synthetic_gain": gain(model, held_out),
             "psnr": evaluator(model).deblurred["psnr"],
             "dead": dead,
-            "norm": float(norm),
-            "skipped": float(training.skipped),
+            "norm": ends[-1].norm,
+            "skipped": sum(end.bad for end in ends),
             "seconds": seconds,
         }
         line = json.dumps({**asdict(recipe), "steps": steps, **found})
@@ -295,25 +265,26 @@ def train(data: Path, out: Path, pools: Sequence[Tensor], recipe: Recipe, second
     """A run with all phases, which follows the clock."""
     device = pools[0].device
     s = settings(data, out, recipe, seconds)
-    training = Training(s, network(recipe.start, sample_of(pools[0])), device)
-    run, at, state = RunFolder(s.runs / s.name), training.at, training.state
+    state = first_state(s, network(recipe.start, sample_of(pools[0])), device)
+    run, at, accelerator = RunFolder(s.runs / s.name), Progress(), Accelerator(mixed_precision="bf16")
     run.path.mkdir(parents=True, exist_ok=True)
     run.begin(s, 0)
     log, evaluator = Log(run, s, at, device, 1), validation_set(s, device)
     assert evaluator is not None
     began, done, phases = time.monotonic(), 0.0, list(PHASES)
-    for number in itertools.count():
-        if phases and done >= phases[0].begins:
+    while done < 1:
+        if phases and at.step % s.log_every == 0 and done >= phases[0].begins:
             phase = phases.pop(0)
-            training.of_size()
-            batches = crops(pools[phase.pool], phase.batch, phase.patch, number + phase.patch)
-        blurred, sharp = next(batches)
-        loss, norm = training.step(blurred, sharp, done)
+            batches = crops(pools[phase.pool], phase.batch, phase.patch, at.step + phase.patch)
+            stepper = Stepper(s, accelerator, state, batches)  # captures a CUDA graph for this size
+        rate = learning_rate(s, at.step, done)
+        blurred, _, _ = stepper.step(rate)
+        at.step += 1
         done = min(1.0, (time.monotonic() - began) / seconds)
         if at.step % s.log_every == 0 or done >= 1:
-            last_loss, last_norm, bad = torch.stack([loss, norm, training.skipped]).tolist()
-            at.seconds, at.skipped = time.monotonic() - began, int(bad)
-            log.step(at, done, last_loss, learning_rate(s, at.step, done), last_norm, 0.0)
+            ends = stepper.read()
+            at.seconds, at.skipped = time.monotonic() - began, at.skipped + sum(end.bad for end in ends)
+            log.step(at, done, [end.loss for end in ends], rate, ends[-1].norm, 0.0)
         if at.step % VALIDATED == 0 or done >= 1:
             paused, found = time.monotonic(), evaluator(state.ema.module)
             run.record(at.step, event="validation", **found.deblurred)
@@ -325,9 +296,7 @@ def train(data: Path, out: Path, pools: Sequence[Tensor], recipe: Recipe, second
                 raise SystemExit("the network is worse than its input; lower --rate")
             run.save(state, at, compact=True)
             began += time.monotonic() - paused
-        if done >= 1:
-            break
-    with training.accelerator.autocast():
+    with accelerator.autocast():
         log.activity(at, summarise(unit_activity(state.model, blurred)))
 
 

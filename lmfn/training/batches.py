@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 from lmfn.data import TrainingSet
 from lmfn.data.rendering import SYMMETRIES, Patch, turned
 from lmfn.data.resident import Plans, ResidentSet, SharedSet, largest_share
+from lmfn.device import sent
 from lmfn.memory import available_memory
 from lmfn.training.settings import Settings
 
@@ -99,7 +100,7 @@ class Reused:
         kept = self._images.shape[1]
         symmetries = np.random.default_rng((self._seed, of_round)).random((kept, SYMMETRIES)).argsort(axis=1)[:, turn]
         place = np.random.default_rng((self._seed, of_round, turn)).permutation(kept)
-        self._order = torch.from_numpy(np.stack([place, symmetries[place]])).to(self._device)
+        self._order = sent(torch.from_numpy(np.stack([place, symmetries[place]])), self._device)
         self._round, self._pass = of_round, which_pass
 
 
@@ -189,6 +190,9 @@ class Batches:
         least = torch.tensor(available, device=self.device)
         dist.all_reduce(least, dist.ReduceOp.MIN)
         return int(least)
+
+    def __iter__(self) -> Self:
+        return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         begin = time.perf_counter()

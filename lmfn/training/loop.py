@@ -63,34 +63,40 @@ def train(settings: Settings) -> int:
             log = Log(run, settings, at, device, accelerator.num_processes)
             stack.callback(log.bar.close)  # so that an error starts a new line
 
-        done, began = at.fraction_of(settings), time.perf_counter() - at.seconds
+        done, began, in_a_row, stopping = at.fraction_of(settings), time.perf_counter() - at.seconds, 0, False
+        alone = accelerator.num_processes == 1
         stepper = Stepper(settings, accelerator, state, batches)
-        while stepper.has_batch and done < 1:
+        while stepper.has_batch and done < 1 and not stopping:
             rate = learning_rate(settings, at.step, done)
-            loss, norm, (blurred, output, sharp) = stepper.gradients()
+            blurred, output, sharp = stepper.step(rate)
             at.step += 1
-            seconds = time.perf_counter() - began if is_main else 0.0
-            ended = agree(accelerator, loss, norm, stop.signal is not None, seconds)
-            at.seconds, at.skipped = ended.seconds, at.skipped + ended.bad
+            # A process among several learns what time it is, and whether to stop, only when they all read.
+            at.seconds = time.perf_counter() - began if alone else at.seconds
             done = at.fraction_of(settings)
-            stepper.update(rate, ended.bad)
-            if stepper.skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
-                raise FloatingPointError(
-                    f"the loss was not finite {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step {at.step}; the last "
-                    f"good state is in {run.path / 'state'}. A lower --lr, --clip 1 or --precision fp32 may help"
-                )
+            if not (done >= 1 or (alone and stop.signal) or is_read_after(at.step, settings, device)):
+                continue
 
+            ends = stepper.read()
+            stopping, at.seconds = agree(
+                accelerator, stop.signal is not None, time.perf_counter() - began if is_main else 0.0
+            )
+            done = at.fraction_of(settings)
+            for step, end in enumerate(ends, at.step - len(ends) + 1):
+                at.skipped, in_a_row = at.skipped + end.bad, in_a_row + 1 if end.bad else 0
+                if in_a_row == MOST_SKIPPED_IN_A_ROW:
+                    raise FloatingPointError(
+                        f"the loss was not finite {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step {step}; the last "
+                        f"good state is in {run.path / 'state'}. A lower --lr, --clip 1 or --precision fp32 may help"
+                    )
             if is_main:
-                log.step(at, done, ended.loss, rate, ended.norm, batches.seconds)
-                if done >= 1 or ended.stop or at.step % settings.save_every == 0:
+                log.step(at, done, [end.loss for end in ends], rate, ends[-1].norm, batches.seconds)
+                if done >= 1 or stopping or at.step % settings.save_every == 0:
                     run.save(state, at, compact=settings.compact_states)
-                if done >= 1 or (at.step % settings.val_every == 0 and not ended.stop):
+                if done >= 1 or (at.step % settings.val_every == 0 and not stopping):
                     log.validate(at, state.ema.module, validation, (blurred[0], output[0], sharp[0]))
                     with autocast(device, settings.precision):
                         log.activity(at, summarise(unit_activity(state.model, blurred)))
                     began = time.perf_counter() - at.seconds  # validation does not count as training time
-            if ended.stop:
-                break
 
     if is_main:
         log.close(at, stop.signal)
@@ -100,6 +106,14 @@ def train(settings: Settings) -> int:
     del stepper
     accelerator.end_training()
     return 128 + stop.signal if stop.signal else 0
+
+
+def is_read_after(step: int, settings: Settings, device: torch.device) -> bool:
+    """Whether the host reads, after this step, what came of the steps. On CUDA it would wait for the device, and the
+    device for it, so it does so only where something is reported or saved."""
+    return device.type != "cuda" or any(
+        step % every == 0 for every in (settings.log_every, settings.save_every, settings.val_every)
+    )
 
 
 def join_processes(settings: Settings) -> Accelerator:

@@ -240,10 +240,10 @@ class Log:
         start = {"torch": torch.__version__, "device": str(device), "processes": processes}
         run.record(at.step, event="start", **start, threads=torch.get_num_threads())
 
-    def step(self, at: Progress, done: float, loss: float, rate: float, norm: float, waited: float) -> None:
-        """Record a step: loss, learning rate, gradient norm, and the total seconds spent waiting for data."""
-        if math.isfinite(loss):
-            self.losses.append(loss)
+    def step(self, at: Progress, done: float, losses: Sequence[float], rate: float, norm: float, waited: float) -> None:
+        """Record the losses of the steps since the last call, and of the last one the learning rate, gradient norm, and
+        total seconds spent waiting for data."""
+        self.losses += filter(math.isfinite, losses)
         self.bar.update(min(done, 1.0) - self.bar.n)
         if at.step % self.settings.log_every and done < 1:
             return

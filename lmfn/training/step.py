@@ -1,8 +1,8 @@
-"""A training step: the gradients of its batches, what all processes agree on, and the update of the weights."""
+"""A training step: the gradients of its batches, the update of the weights, and what all processes agree on."""
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lmfn.cuda_graphs import GradientGraph
-from lmfn.training.batches import Batches
 from lmfn.training.objective import exponential_average, initial_network, make_loss
 from lmfn.training.run import TrainState
 from lmfn.training.settings import Settings
@@ -36,25 +35,64 @@ def initial_state(settings: Settings, accelerator: Accelerator) -> TrainState:
     return TrainState(model, ema, optimizer, accelerator.scaler)
 
 
-class Stepper:
-    """The two halves of a step, `gradients` and `update`. In between, the processes `agree` on whether to skip it."""
+class StepEnd(NamedTuple):
+    """What came of a step. All processes have the same."""
 
-    def __init__(self, settings: Settings, accelerator: Accelerator, state: TrainState, batches: Batches) -> None:
+    loss: float
+    norm: float
+    """Norm of the gradient before clipping; both are means over the processes."""
+    bad: bool
+    """The step was skipped: a loss or gradient was not finite in at least one process."""
+
+
+class Stepper:
+    """Steps with the batches of an iterator (blurred and sharp, float32 `[B, 3, H, W]`, on the accelerator's device).
+
+    With a fused optimizer, as on CUDA, the host never waits for the device, except in `read`: Adam's kernel skips a
+    step by itself, and what came of the steps stays on the device until it is read.
+    """
+
+    def __init__(
+        self, settings: Settings, accelerator: Accelerator, state: TrainState, batches: Iterator[tuple[Tensor, Tensor]]
+    ) -> None:
         self.accelerator, self.accumulate, self.clip = accelerator, settings.accumulate, settings.clip
-        self.state, self.batches, self.skipped_in_a_row = state, batches, 0
+        self.state, self.batches = state, batches
         network = torch.compile(state.model) if settings.compile else state.model
         self.network, self.optimizer = accelerator.prepare(network, state.optimizer)
         self.add_gradients = gradient_function(settings, accelerator, self.network)
         self.upcoming = next(batches, None)
+        self.unread: list[Tensor] = []
 
     @property
     def has_batch(self) -> bool:
         """Whether there is a batch for another step."""
         return self.upcoming is not None
 
-    def gradients(self) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Loss and norm of the gradient before clipping, both scalars on the device; blurred, output and sharp images
-        of the last batch, `[B, 3, H, W]` each."""
+    def step(self, rate: float) -> tuple[Tensor, ...]:
+        """Make a step with this learning rate, or skip it in all processes if it is not finite in one; returns blurred,
+        output and sharp images of its last batch, `[B, 3, H, W]` each.
+
+        The average of the weights is updated in any case: a skipped step leaves them as they are.
+        """
+        loss, images = self._gradients()
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.clip or float("inf"))
+        means = self.accelerator.reduce(torch.stack([loss, norm]).float() / self.accelerator.num_processes)
+        scaler, optimizer = self.accelerator.scaler, self.state.optimizer
+        # With fp16 the scaler handles gradients that are not finite: it skips the step itself, and lowers its scale.
+        bad = ~(means[:1] if scaler else means).isfinite().all()
+        self.unread.append(torch.cat([means, bad[None]]))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if optimizer.defaults["fused"]:
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as a GradScaler does
+        if scaler or optimizer.defaults["fused"] or not bad:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.state.ema.update_parameters(self.state.model)
+        return images
+
+    def _gradients(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss, a scalar on the device, and the images of the last batch."""
         loss = torch.zeros((), device=self.accelerator.device)
         for part in range(self.accumulate):
             assert self.upcoming is not None  # either all batches of a step exist, or none
@@ -64,43 +102,20 @@ class Stepper:
                 share, output = self.add_gradients(blurred, sharp)
             loss += share
             self.upcoming = next(self.batches, None)  # prepared while a GPU still works on this one
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.clip or float("inf"))
-        return loss, norm, (blurred, output, sharp)
+        return loss, (blurred, output, sharp)
 
-    def update(self, rate: float, bad: bool) -> None:
-        """Update the weights, with this learning rate, and their average; skipped if the step is `bad`."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        if self.accelerator.scaler or not bad:  # the scaler skips the step itself, and lowers its scale
-            self.optimizer.step()
-        if not bad:
-            self.state.ema.update_parameters(self.state.model)
-        self.optimizer.zero_grad()
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if bad else 0
+    def read(self) -> list[StepEnd]:
+        """What came of the steps since the last call. Waits for the device."""
+        values = torch.stack(self.unread).tolist()
+        self.unread.clear()
+        return [StepEnd(loss, norm, bad > 0) for loss, norm, bad in values]
 
 
-class StepEnd(NamedTuple):
-    """What all processes agree on at the end of a step."""
-
-    bad: bool
-    """A loss or gradient is not finite in at least one process."""
-    stop: bool
-    """At least one process was asked to stop."""
-    seconds: float
-    """Training time, by the main process's clock."""
-    loss: float
-    norm: float
-    """Norm of the gradient; both are means over the processes."""
-
-
-def agree(accelerator: Accelerator, loss: Tensor, norm: Tensor, stop: bool, seconds: float) -> StepEnd:
-    """One exchange, and one wait for the device, per step, so that all processes skip, stop and end at the same one."""
-    # With fp16 the scaler handles gradients that are not finite.
-    finite = loss.isfinite() if accelerator.scaler else loss.isfinite() & norm.isfinite()
-    known = torch.tensor([stop, seconds], dtype=torch.float32).to(loss.device, non_blocking=True)
-    means = torch.stack([loss, norm]).float() / accelerator.num_processes
-    bad, mean_loss, mean_norm, stopped, clock = accelerator.reduce(torch.cat([~finite[None], means, known])).tolist()
-    return StepEnd(bad > 0, stopped > 0, clock, mean_loss, mean_norm)
+def agree(accelerator: Accelerator, stop: bool, seconds: float) -> tuple[bool, float]:
+    """Whether any process was asked to stop, and the sum of the seconds: only the main process passes its own."""
+    known = torch.tensor([stop, seconds], dtype=torch.float32, device=accelerator.device)
+    stopped, clock = accelerator.reduce(known).tolist()
+    return stopped > 0, clock
 
 
 def obstacle_to_graph(settings: Settings, device: torch.device, processes: int) -> str | None:

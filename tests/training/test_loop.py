@@ -275,7 +275,35 @@ def test_steps_whose_loss_is_not_finite_are_skipped_and_counted(
     assert all(torch.isfinite(tensor).all() for tensor in weights(run_in(settings)).values())
 
 
-def test_twenty_skipped_steps_in_a_row_end_the_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda_a_run_is_read_where_it_is_reported(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights and records, of fewer readings."""
+    read, cuda = script.is_read_after, torch.device("cuda")
+    counted: list[int] = []
+    monkeypatch.setattr(step.Stepper, "read", lambda self, f=step.Stepper.read: counted.append(1) or f(self))
+    settings = dataclasses.replace(settings, log_every=4, val_every=10)
+    for name in ("often", "seldom"):
+        with monkeypatch.context() as patch:
+            patch.setattr(step, "make_loss", broken_loss(lambda call: call in (2, 3, 7)))
+            if name == "seldom":
+                patch.setattr(script, "is_read_after", lambda at, settings, _: read(at, settings, cuda))
+            assert script.train(dataclasses.replace(settings, name=name)) == 0
+    assert len(counted) == 10 + 4  # after the steps 4, 5, 8 and 10
+    often, seldom = (run_in(settings).with_name(name) for name in ("often", "seldom"))
+    for name in ("model", "ema"):
+        a, b = weights(often, name), weights(seldom, name)
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    timed = {"seconds", "images_per_second", "waiting"}
+    one, other = ([{k: v for k, v in r.items() if k not in timed} for r in records(run)] for run in (often, seldom))
+    assert one == other
+    assert [RunFolder(run).states[-1].name for run in (often, seldom)] == ["step-00000010.safetensors"] * 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_twenty_skipped_steps_in_a_row_end_the_run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    read = script.is_read_after
+    monkeypatch.setattr(script, "is_read_after", lambda at, settings, _: read(at, settings, torch.device(device)))
     monkeypatch.setattr(step, "make_loss", broken_loss(lambda call: call > 5))
     with pytest.raises(FloatingPointError, match=r"not finite 20 steps in a row, up to step 25; .*state.* --lr"):
         script.train(dataclasses.replace(settings, steps=100, save_every=4))
