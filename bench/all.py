@@ -51,24 +51,31 @@ def parts(device: str, out: Path) -> tuple[list[Part], list[Part]]:
         shares = {"model": 3, "train": 1, "memory": 2.5, "ops": 4}
         return [Part(verb, share, bench(verb, *few)) for verb, share in shares.items()], []
     frame, step, ops = ("model", "--shape", FRAME), ("train", "--shape", STEP), ("ops", "--op", *OPS)
+    # What is checked in float64 takes half a minute until its first row on a machine with everything still to load.
     todo = [
         Part("compile", 2.5, bench("ahead", forwarded=("minutes",)), timed=False),
-        Part("tests", 3, bench("tests", forwarded=()), timed=False),
-        Part("frame", 0.8, bench(*frame, "--dtype", "bfloat16", "float16", "--provider", "for_inference", *EAGER)),
-        Part("step", 0.8, bench(*step, "--provider", "triton-graph", *EAGER)),
-        Part("kernels", 0.8, bench("profile", forwarded=("device", "out"))),
-        Part("host", 0.3, bench("host", "--seconds", "0.1", forwarded=("device",))),
+        Part("tests", 3, bench("tests", forwarded=()), timed=False, least=60),
+        Part(
+            "frame",
+            0.8,
+            bench(*frame, "--dtype", "bfloat16", "float16", "--provider", "for_inference", *EAGER),
+            least=35,
+        ),
+        Part("step", 0.8, bench(*step, "--provider", "triton-graph", *EAGER), least=35),
+        Part("kernels", 0.8, bench("profile", forwarded=("device", "out")), least=20),
+        Part("host", 0.3, bench("host", "--seconds", "0.1", forwarded=("device",)), least=15),
         Part("compiled peers", 1.5, None),
-        Part("ops", 2, bench(*ops, "--provider", *EAGER)),
-        Part("growth", 1, bench("memory")),
-        Part("sizes", 1, bench("model", "--provider", "for_inference", *EAGER)),
-        Part("parts", 1, bench("model", "--units")),
-        Part("tuning", 1.3, bench("tune", forwarded=("minutes", "out"))),
+        Part("ops", 2, bench(*ops, "--provider", *EAGER), least=30),
+        Part("growth", 1, bench("memory"), least=30),
+        Part("sizes", 1, bench("model", "--provider", "for_inference", *EAGER), least=30),
+        Part("parts", 1, bench("model", "--units"), least=30),
+        Part("tuning", 1.3, bench("tune", forwarded=("minutes", "out")), least=30),
     ]
+    # Compiling with max-autotune takes longer than six minutes on sixteen cores, and slows the tests.
     beside = [
-        Part("compiled frame", 1, bench(*frame, "--turns", "--provider", "for_inference", *COMPILED)),
-        Part("compiled step", 1, bench(*step, "--turns", "--provider", "triton-graph", *COMPILED)),
-        Part("compiled ops", 1, bench(*ops, "--turns", "--provider", "triton", *COMPILED)),
+        Part("compiled frame", 1, bench(*frame, "--turns", "--provider", "for_inference", *COMPILED), least=400),
+        Part("compiled step", 1, bench(*step, "--turns", "--provider", "triton-graph", *COMPILED), least=400),
+        Part("compiled ops", 1, bench(*ops, "--turns", "--provider", "triton", *COMPILED), least=400),
     ]
     return todo, beside
 

@@ -38,6 +38,8 @@ class Part(NamedTuple):
     command: Callable[[float], list[str]] | None
     timed: bool = True
     """Whether the part times something, so that background commands must be stopped meanwhile."""
+    least: float = 0.0
+    """Seconds without which the part has no result: it gets them if they are left, and is not started otherwise."""
 
 
 class Outcome(NamedTuple):
@@ -170,7 +172,7 @@ class Beside:
         self.outcome: Outcome | None = None
         self._command = Command(command, self._hear, answered=True)
         with contextlib.suppress(OSError):  # the parts have priority
-            os.setpriority(os.PRIO_PROCESS, self._command.process.pid, 10)
+            os.setpriority(os.PRIO_PROCESS, self._command.process.pid, 19)
 
     def _hear(self, line: str) -> None:
         if line in (WAITING, TIMED):
@@ -251,6 +253,7 @@ def run_parts(
     report: Callable[[list[Outcome]], None] = lambda _outcomes: None,
 ) -> list[Outcome]:
     """Run the parts, each with its share of the remaining time, and `beside` in the background; the outcome of each.
+    A background command that would not have its least time is left out.
 
     `hear` receives every line with the name of its part; `report` the outcomes so far, after each part.
     """
@@ -269,14 +272,15 @@ def run_parts(
     others = [
         Beside(part.name, part.command(0.8 * seconds / 60), partial(say, part.name, f"{part.name}: "))
         for part in beside
-        if part.command
+        if part.command and seconds >= part.least
     ]
     try:
         for place, part in enumerate(todo):
             take_turns(others, end)
             left = end - time.monotonic()
             mine = left * part.share / sum(one.share for one in todo[place:])
-            if mine < LEAST_SECONDS:
+            mine = max(mine, min(part.least, left))
+            if mine < max(part.least, LEAST_SECONDS):
                 note(Outcome(part.name, "not started", 0.0))
                 continue
             log.say(f"{part.name}: {mine:.0f} seconds of {left:.0f}")

@@ -15,7 +15,7 @@ WARM_UPS = 3
 """Calls before a capture with gradients, so that plans, workspaces and streams exist."""
 GRAPHS = 8
 """Number of shapes whose CUDA graphs are kept."""
-LARGEST_GRAPH = 1 << 22
+LARGEST_GRAPH = 1 << 24
 """Pixels of a batch above which kernels take so long that a graph gains nothing, while holding memory."""
 
 

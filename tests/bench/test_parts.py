@@ -56,6 +56,22 @@ def test_no_time_left(log: Log) -> None:
     assert statuses(run_parts(0.01, [Part("late", 1, python("pass"))], log)) == {"late": "not started"}
 
 
+def test_least_time(log: Log) -> None:
+    """A part gets the time without which it has no result, at the cost of later ones, or is not started."""
+    waits = python("import time; time.sleep(0.6)")
+    todo = [
+        Part("small share", 0.01, waits, least=5),
+        Part("too long", 1, python("pass"), least=60),
+        Part("short", 1, python("pass")),
+    ]
+    beside = [Part("compiles", 1, python("pass"), least=60)]
+    assert statuses(run_parts(20, todo, log, beside=beside)) == {
+        "small share": "done",
+        "too long": "not started",
+        "short": "done",
+    }
+
+
 def test_what_prints_without_end(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "MOST_BYTES", 5000)
     code = r"""
