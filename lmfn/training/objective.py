@@ -6,15 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from lmfn.network.pretrained import LMFN
 from lmfn.training.settings import Settings
 
 log = logging.getLogger(__name__)
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def learning_rate(settings: Settings, step: int, progress: float) -> float:
@@ -76,12 +74,19 @@ def make_loss(settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-def exponential_average(model: LMFN, decay: float) -> AveragedModel:
-    """The exponential moving average of a network's weights. The decay grows as (1 + n) / (10 + n) with the number of
-    steps n, up to `decay`, so that the initial weights do not dominate the average of a short run."""
+def exponential_average(model: LMFN) -> AveragedModel:
+    """A copy of a network for the exponential moving average of its weights, which `update_average` updates."""
+    return AveragedModel(model)
 
-    def average(averaged: Tensors, current: Tensors, n: Tensor | int) -> None:
-        # All at once: one by one, the host would wait for the GPU once per tensor.
-        get_ema_multi_avg_fn(min(decay, (1 + float(n)) / (10 + float(n))))(averaged, current, n)
 
-    return AveragedModel(model, multi_avg_fn=average)
+@torch.no_grad()
+def update_average(average: AveragedModel, model: nn.Module, decay: float) -> None:
+    """The next step of a moving average. The decay grows as (1 + n) / (10 + n) with the number of steps n, up to
+    `decay`, so that the initial weights do not dominate the average of a short run.
+
+    All weights at once, and with n on the host: `AveragedModel.update_parameters` would wait for a GPU.
+    """
+    n = int(average.n_averaged)
+    weight = 1 - min(decay, (1 + n) / (10 + n)) if n else 1.0
+    torch._foreach_lerp_(list(average.module.parameters()), list(model.parameters()), weight)
+    average.n_averaged += 1

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lmfn.cuda_graphs import GradientGraph
-from lmfn.training.objective import exponential_average, initial_network, make_loss
+from lmfn.training.objective import exponential_average, initial_network, make_loss, update_average
 from lmfn.training.run import TrainState
 from lmfn.training.settings import Settings
 
@@ -24,7 +24,7 @@ def initial_state(settings: Settings, accelerator: Accelerator) -> TrainState:
     model = initial_network(settings).train()
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.memory = settings.memory
-    ema = exponential_average(model, settings.ema)
+    ema = exponential_average(model)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.lr,
@@ -55,7 +55,8 @@ class Stepper:
     def __init__(
         self, settings: Settings, accelerator: Accelerator, state: TrainState, batches: Iterator[tuple[Tensor, Tensor]]
     ) -> None:
-        self.accelerator, self.accumulate, self.clip = accelerator, settings.accumulate, settings.clip
+        self.accelerator, self.accumulate = accelerator, settings.accumulate
+        self.clip, self.ema = settings.clip, settings.ema
         self.state, self.batches = state, batches
         network = torch.compile(state.model) if settings.compile else state.model
         self.network, self.optimizer = accelerator.prepare(network, state.optimizer)
@@ -88,7 +89,7 @@ class Stepper:
         if scaler or optimizer.defaults["fused"] or not bad:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        self.state.ema.update_parameters(self.state.model)
+        update_average(self.state.ema, self.state.model, self.ema)
         return images
 
     def _gradients(self) -> tuple[Tensor, tuple[Tensor, ...]]:

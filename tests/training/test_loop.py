@@ -411,7 +411,7 @@ def test_weights_that_are_not_finite_cost_no_good_state(settings: Settings, capl
     before = {state: state.read_bytes() for state in run.states}
     model = LMFN(settings.network_config)
     model.reduce.bias.data[0] = float("nan")
-    state = TrainState(model, exponential_average(model, 0.9), torch.optim.AdamW(model.parameters()), None)
+    state = TrainState(model, exponential_average(model), torch.optim.AdamW(model.parameters()), None)
     run.save(state, Progress(step=3))
     assert {state: state.read_bytes() for state in run.states} == before
     assert "step 3: weights are not finite" in caplog.text

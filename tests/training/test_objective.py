@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lmfn import LMFN
-from lmfn.training.objective import exponential_average, learning_rate, make_loss
+from lmfn.training.objective import exponential_average, learning_rate, make_loss, update_average
 from lmfn.training.settings import Settings
 
 
@@ -38,11 +38,11 @@ def test_losses(settings: Settings) -> None:
 
 def test_ema_forgets_the_beginning_of_a_short_run() -> None:
     model = LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1)
-    ema = exponential_average(model, 0.999)
+    ema = exponential_average(model)
     expected = None
     for n in range(6):
         torch.nn.init.constant_(model.alfm.theta, float(n))
-        ema.update_parameters(model)
+        update_average(ema, model, 0.999)
         decay = min(0.999, (1 + n) / (10 + n))
         expected = float(n) if expected is None else decay * expected + (1 - decay) * n
     assert ema.module.alfm.theta.item() == pytest.approx(expected, rel=1e-6)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lmfn.training import step
-from lmfn.training.objective import make_loss
+from lmfn.training.objective import make_loss, update_average
 from lmfn.training.run import TrainState
 from lmfn.training.settings import Settings
 from lmfn.training.step import Stepper, initial_state
@@ -51,7 +51,7 @@ def test_nothing_is_read_until_it_is_asked_for(settings: Settings, accumulate: i
     stepper = Stepper(dataclasses.replace(settings, accumulate=accumulate, clip=1.0), accelerator, state, batches())
     stepper.step(1e-3)
     with Reads() as of_the_average:
-        state.ema.update_parameters(state.model)
+        update_average(state.ema, state.model, 0.9)
     assert of_the_average.count > 0
     for _ in range(3):
         with Reads() as reads:
