@@ -100,12 +100,13 @@ class Network(nn.Module):
             out.append(block(out[-1] if out else f))
         fused = self.alfm if isinstance(self.alfm, ALFM) and self.acfm is not None and self.merge is None else None
         f_l = self.alfm(out) if self.alfm is not None and fused is None else None
-        sharp = self.finish(fused.deferred(out) if fused else f_l, out[-1], f)[..., :height, :width]
+        y = self.attend(fused.deferred(out) if fused else f_l, out[-1], f)
+        del x, f, out, f_l  # the head needs most memory
+        sharp = self.head(y)[..., :height, :width]
         return sharp + blurred if self.config.skip == "image" else sharp + mean
 
-    def finish(self, f_l: Tensor | LayerAttention | None, last: Tensor, f: Tensor) -> Tensor:
-        """ACFM, the merge and the head: from the inputs of both attentions to what is added to the image or its
-        mean."""
+    def attend(self, f_l: Tensor | LayerAttention | None, last: Tensor, f: Tensor) -> Tensor:
+        """ACFM and the merge: from ALFM's result, the last RFDB's and the encoder's to the input of the head."""
         if self.acfm is None:
             y = last if f_l is None else cast(Tensor, f_l)
         elif self.merge is None:
@@ -115,7 +116,7 @@ class Network(nn.Module):
             y = conv3x3(both, *weight_and_bias(self.merge), residual=f if self.config.skip == "feature" else None)
         if self.config.skip == "feature" and self.merge is None:
             y = y + f
-        return cast(Tensor, self.head(y))
+        return y
 
     def _mean(self, x: Tensor) -> Tensor:
         """`RGB_MEAN` as `[3, 1, 1]`, with the dtype and on the device of `x`.
