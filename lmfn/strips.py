@@ -122,7 +122,7 @@ class PlainStages:
         return layer_apply(maps, gram, *fusion, rows=alfm.rows, slope=DECODER_SLOPE)
 
     def finish(self, f_l: Tensor | None, last: Tensor, f: Tensor | None, skip: Tensor | None) -> Tensor:
-        sharp = self.model.head(self.model.attend(f_l, last, last if f is None else f))
+        sharp: Tensor = self.model.head(self.model.attend(f_l, last, last if f is None else f))
         return sharp + (self.model._mean(sharp) if skip is None else skip.to(self.device))
 
 

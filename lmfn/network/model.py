@@ -102,7 +102,7 @@ class Network(nn.Module):
         f_l = self.alfm(out) if self.alfm is not None and fused is None else None
         y = self.attend(fused.deferred(out) if fused else f_l, out[-1], f)
         del x, f, out, f_l  # the head needs most memory
-        sharp = self.head(y)[..., :height, :width]
+        sharp: Tensor = self.head(y)[..., :height, :width]
         return sharp + blurred if self.config.skip == "image" else sharp + mean
 
     def attend(self, f_l: Tensor | LayerAttention | None, last: Tensor, f: Tensor) -> Tensor:
