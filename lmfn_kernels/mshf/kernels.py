@@ -22,47 +22,63 @@ from lmfn_kernels.runtime.kernels import (
 
 
 @triton.jit
+def pad_kernel(p_x, p_out, H, W, SIZE, PITCH, s_b, s_c, s_h, s_w, C, PADDING: tl.constexpr, BLOCK: tl.constexpr):
+    """Copy an image of any strides to planes of SIZE elements, with PADDING zeros around it and rows PITCH apart."""
+    i_plane = tl.program_id(1).to(tl.int64)
+    o_out = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    o_y, o_x = o_out // PITCH - PADDING, o_out % PITCH - PADDING
+    m_x = (o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W)
+    b_x = tl.load(p_x + i_plane // C * s_b + i_plane % C * s_c + (o_y * s_h + o_x * s_w), mask=m_x, other=0.0)
+    tl.store(p_out + i_plane * SIZE + o_out, b_x.to(p_out.dtype.element_ty), mask=(o_out < SIZE) & (o_x < W + PADDING))
+
+
+@triton.jit
 def f0_tile(
-    p_x, b_w0, b_bias0, i_b, o_h, o_w, i_tap, H, W, s_b, s_c, s_h, s_w, TYPE: tl.constexpr,
-    INPUTS: tl.constexpr, PADDING: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    p_x, b_w0, b_bias0, i_b, o_h, o_w, i_tap, H, W, s_b, s_c, s_h,
+    INPUTS: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The tile of f0 that tap `i_tap` of the second convolution reads for a tile of outputs at (o_h, o_w).
+    """The tile of f0 [H, W] that tap `i_tap` of the second convolution reads for a tile of outputs at (o_h, o_w).
 
     Returns the image's values [pixels, BLOCK_K] under the first convolution's taps, f0 [pixels, C], and the mask of the
     pixels inside f0; the others are the second convolution's padding. After the image's values comes a 1, whose weight
     is 0 here: multiplied by the gradient of f0, it yields the bias's gradient.
+
+    `p_x` is from `pad_kernel`, so every pixel of f0 may read its nine taps: the mask is one per pixel, and the three
+    columns of a row are at a constant distance.
     """
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
     o_y = 2 * (o_h + o_p // BLOCK_W) + i_tap // 3 - 1
     o_x = 2 * (o_w + o_p % BLOCK_W) + i_tap % 3 - 1
-    m_f = (o_y >= 0) & (o_y < H + 2 * PADDING - 2) & (o_x >= 0) & (o_x < W + 2 * PADDING - 2)
+    m_f = (o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W)
     o_k = tl.arange(0, BLOCK_K)
-    o_r = o_y[:, None] + (o_k // INPUTS // 3 - PADDING)[None, :]
-    o_s = o_x[:, None] + (o_k // INPUTS % 3 - PADDING)[None, :]
-    m_x = (o_k < 9 * INPUTS)[None, :] & m_f[:, None] & (o_r >= 0) & (o_r < H) & (o_s >= 0) & (o_s < W)
-    p_tap = p_x + i_b.to(tl.int64) * s_b + (o_k % INPUTS * s_c)[None, :]
-    b_x = tl.load(p_tap + (o_r * s_h + o_s * s_w), mask=m_x, other=tl.where(o_k == 9 * INPUTS, 1.0, 0.0)[None, :])
+    p_pixel = p_x + i_b.to(tl.int64) * s_b + (o_y * s_h + o_x)
+    p_row = p_pixel[:, None] + (o_k % INPUTS * s_c + o_k // INPUTS // 3 * s_h)[None, :]
+    m_x = m_f[:, None] & (o_k < 9 * INPUTS)[None, :]
+    b_one = tl.where(o_k == 9 * INPUTS, 1.0, 0.0)
+    b_x = tl.load(p_row + (o_k // INPUTS % 3)[None, :], mask=m_x, other=b_one[None, :])
     b_f = leaky(tl.dot(b_x, b_w0, input_precision=PRECISION, out_dtype=ACC) + b_bias0, SLOPE)
-    return b_x, tl.where(m_f[:, None], b_f, 0.0).to(TYPE), m_f
+    if (o_h == 0) | (o_w == 0) | (2 * (o_h + BLOCK_H) > H) | (2 * (o_w + BLOCK_W) > W):
+        b_f = tl.where(m_f[:, None], b_f, 0.0)
+    return b_x, b_f.to(b_x.dtype), m_f
 
 
 @triton.jit
 def stem_kernel(
-    p_x, t_w0, p_bias0, t_w, p_bias, t_out, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, s_w,
-    INPUTS: tl.constexpr, PADDING: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    p_x, t_w0, p_bias0, t_w, p_bias, t_out, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h,
+    INPUTS: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out = leaky(conv3x3 of stride 2 (leaky(conv3x3(x))))."""
+    """out = leaky(conv3x3 of stride 2 (leaky(conv3x3(x)))); H and W are those of f0."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), OUT_H, OUT_W, BLOCK_H, BLOCK_W)
     b_w0 = load_weight(t_w0, 0, 0, 0)
     b_bias0 = load_bias(p_bias0, 0, C, BLOCK_C, ACC)
     b_out = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
     for i_tap in tl.range(0, 9, num_stages=STAGES):
         _, b_f, _ = f0_tile(
-            p_x, b_w0, b_bias0, i_b, o_h, o_w, i_tap, H, W, s_b, s_c, s_h, s_w, t_out.dtype,
-            INPUTS, PADDING, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K,
+            p_x, b_w0, b_bias0, i_b, o_h, o_w, i_tap, H, W, s_b, s_c, s_h,
+            INPUTS, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K,
         )  # fmt: skip
         b_out = tl.dot(b_f, load_weight(t_w, i_tap, 0, 0), b_out, input_precision=PRECISION, out_dtype=ACC)
     store_pixels(t_out, i_b, o_h, o_w, 0, leaky(b_out + load_bias(p_bias, 0, N, BLOCK_N, ACC), SLOPE))
@@ -84,8 +100,8 @@ def load_gradient(
 @triton.jit
 def stem_gradients(
     p_x, t_w0, p_bias0, t_w, p_g, p_act, p_dw0, p_dw, p_dbias,
-    B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, s_w, SPLITS, ODD: tl.constexpr,
-    INPUTS: tl.constexpr, PADDING: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, SPLITS, ODD: tl.constexpr,
+    INPUTS: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     PITCH: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
@@ -114,8 +130,8 @@ def stem_gradients(
                 p_g, p_act, i_b, o_h, o_w + 1, OUT_H, OUT_W, N, PITCH, SLOPE, BLOCK_H, BLOCK_W, BLOCK_N
             )  # fmt: skip
         b_x, b_f, m_f = f0_tile(
-            p_x, b_w0, b_bias0, i_b, o_h, o_w, i_tap, H, W, s_b, s_c, s_h, s_w, p_g.dtype.element_ty,
-            INPUTS, PADDING, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K,
+            p_x, b_w0, b_bias0, i_b, o_h, o_w, i_tap, H, W, s_b, s_c, s_h,
+            INPUTS, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K,
         )  # fmt: skip
         b_dw = tl.dot(tl.trans(b_f), b_e, b_dw, input_precision=PRECISION, out_dtype=ACC)
         if not KEPT:
@@ -149,8 +165,8 @@ def stem_gradients(
 @triton.jit
 def stem_backward_kernel(
     p_x, t_w0, p_bias0, t_w, p_g, p_act, p_dw0, p_dw, p_dbias,
-    B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, s_w, SPLITS,
-    INPUTS: tl.constexpr, PADDING: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, SPLITS,
+    INPUTS: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     PITCH: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
@@ -165,12 +181,12 @@ def stem_backward_kernel(
     if tl.program_id(2) == 0:
         stem_gradients(
             p_x, t_w0, p_bias0, t_w, p_g, p_act, p_dw0, p_dw, p_dbias,
-            B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, s_w, SPLITS, True,
-            INPUTS, PADDING, SLOPE, ACC, PRECISION, PITCH, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_C, BLOCK_N, STAGES,
+            B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, SPLITS, True,
+            INPUTS, SLOPE, ACC, PRECISION, PITCH, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_C, BLOCK_N, STAGES,
         )  # fmt: skip
     else:
         stem_gradients(
             p_x, t_w0, p_bias0, t_w, p_g, p_act, p_dw0, p_dw, p_dbias,
-            B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, s_w, SPLITS, False,
-            INPUTS, PADDING, SLOPE, ACC, PRECISION, PITCH, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_C, BLOCK_N, STAGES,
+            B, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h, SPLITS, False,
+            INPUTS, SLOPE, ACC, PRECISION, PITCH, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_C, BLOCK_N, STAGES,
         )  # fmt: skip

@@ -1,12 +1,14 @@
 """MSHF by Triton kernels; the same functions as `torch_backend.py`, on images from `as_kernel_image`.
 
-The stem's input is an exception: it is read by pointers, in any layout.
+The stem's input is an exception: it may have any layout, and is copied to planes with zeros around them, which its
+kernels read by pointers.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lmfn_kernels.conv.triton_backend import (
@@ -27,6 +29,7 @@ from lmfn_kernels.runtime.launch import (
     Tiling,
     as_pending,
     as_pitched_image,
+    cdiv,
     channel_block,
     empty_image,
     launch,
@@ -35,7 +38,7 @@ from lmfn_kernels.runtime.launch import (
     tiling,
     weight_as_taps,
 )
-from lmfn_kernels.runtime.layout import pixel_pitch
+from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 from lmfn_kernels.upsample.triton_backend import (
     upsample_add,
     upsample_backward,
@@ -64,15 +67,51 @@ __all__ = [
 def stem(x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
     height, width = ((size + 2 * padding - 1) // 2 for size in x.shape[2:])
     out = empty_image(x, x.shape[0], down.weight.shape[0], height, width)
-    key = tiling("stem", out), x.shape, x.stride(), conv0.weight.shape[0], padding, slope
+    planes = _padded_planes(x, padding)
+    key = tiling("stem", out), planes.shape, planes.stride(), conv0.weight.shape[0], slope
     weights = {
         "t_w0": _of_nine(conv0.weight),
         "p_bias0": conv0.bias,
         "t_w": weight_as_taps(down.weight),
         "p_bias": down.bias,
     }
-    launch(x, _stem, key, p_x=x, **weights, t_out=out)
+    launch(x, _stem, key, p_x=planes, **weights, t_out=out)
     return out
+
+
+PADDED = 1024
+"""Elements of the padded planes per program."""
+
+
+def _padded_planes(x: Tensor, padding: int) -> Tensor:
+    """`x` [B, K, H, W] with `padding` zeros on each side, in contiguous rows a pitch apart."""
+    b, k, h, w = x.shape
+    h, w = h + 2 * padding, w + 2 * padding
+    s = pitch(w, x.dtype)
+    out = torch.empty_strided((b, k, h, w), (k * h * s, h * s, s, 1), dtype=x.dtype, device=x.device)
+    launch(x, _pad, (x.shape, x.stride(), s, padding), p_x=x, p_out=out)
+    return out
+
+
+@lru_cache(PLANS)
+def _pad(image: Sequence[int], strides: Sequence[int], row: int, padding: int) -> Plan:
+    """`image` and `strides` are those of x, `row` the pitch of the result."""
+    b, channels, height, width = image
+    size = (height + 2 * padding) * row
+    return Plan(
+        kernels.pad_kernel,
+        (cdiv(size, PADDED), b * channels),
+        4,
+        {},
+        H=height,
+        W=width,
+        SIZE=size,
+        PITCH=row,
+        **{f"s_{dimension}": stride for dimension, stride in zip("bchw", strides, strict=True)},
+        C=channels,
+        PADDING=padding,
+        BLOCK=PADDED,
+    )
 
 
 def _of_nine(weight: Tensor) -> Tensor:
@@ -81,24 +120,23 @@ def _of_nine(weight: Tensor) -> Tensor:
 
 
 @lru_cache(PLANS)
-def _stem(t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, padding: int, slope: float) -> Plan:
-    """`t` is the tiling of the result; `image` and `strides` are those of x, `channels` the number of f0's."""
-    blocks, constants = _of_stem(t, image, strides, channels, padding, slope)
+def _stem(t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, slope: float) -> Plan:
+    """`t` is the tiling of the result; `image` and `strides` are those of the padded planes, `channels` the number of
+    f0's."""
+    blocks, constants = _of_stem(t, image, strides, channels, slope)
     return Plan(kernels.stem_kernel, (t.tiles,), t.config.warps, blocks, **constants)
 
 
 @lru_cache(PLANS)
-def _stem_backward(
-    t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, padding: int, slope: float
-) -> Plan:
+def _stem_backward(t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, slope: float) -> Plan:
     """As `_stem`, with one program per row of taps, parity of columns and partial sum."""
-    blocks, constants = _of_stem(t, image, strides, channels, padding, slope)
+    blocks, constants = _of_stem(t, image, strides, channels, slope)
     of_sums = {"B": t.size[0], "SPLITS": t.splits, "PITCH": pixel_pitch(t.size[1], t.dtype)}
     return Plan(kernels.stem_backward_kernel, (t.splits, 3, 2), t.config.warps, blocks, **of_sums, **constants)
 
 
 def _of_stem(
-    t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, padding: int, slope: float
+    t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int, slope: float
 ) -> tuple[dict[str, Block], dict[str, Any]]:
     """Blocks and constants that both kernels of the stem take."""
     _, inputs, height, width = image
@@ -111,15 +149,14 @@ def _of_stem(
     }
     constants = {
         **t.constants(),
-        "H": height,
-        "W": width,
+        "H": height - 2,
+        "W": width - 2,
         "OUT_H": t.size[2],
         "OUT_W": t.size[3],
         "C": channels,
         "N": n,
-        **{f"s_{dimension}": stride for dimension, stride in zip("bchw", strides, strict=True)},
+        **{f"s_{dimension}": stride for dimension, stride in zip("bch", strides, strict=False)},
         "INPUTS": inputs,
-        "PADDING": padding,
         "SLOPE": slope,
         "BLOCK_K": block_k,
         "BLOCK_C": block_c,
@@ -145,11 +182,12 @@ def stem_backward(
         t = tiling("stem_backward", g)
         dw0 = partial_sums(g, 6 * t.splits, (values + 1, channels))
         dw, dbias = partial_sums(g, t.splits, (9, channels, n)), partial_sums(g, t.splits, (n,))
+        planes = _padded_planes(x, padding)
         launch(
             x,
             _stem_backward,
-            (t, x.shape, x.stride(), channels, padding, slope),
-            p_x=x,
+            (t, planes.shape, planes.stride(), channels, slope),
+            p_x=planes,
             t_w0=_of_nine(conv0.weight),
             p_bias0=conv0.bias,
             t_w=weight_as_taps(down.weight),

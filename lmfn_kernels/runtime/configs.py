@@ -124,7 +124,7 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
     if kernel == "upsample_backward":
         return Config(height=4 if dtype.itemsize == 2 else 2)
     if kernel in ("upsample_add", "upsampled_conv") and big:
-        return Config(height=2 if kernel == "upsample_add" else 8, warps=8, stages=3 if dtype.itemsize == 2 else 2)
+        return Config(height=4 if kernel == "upsample_add" else 8, warps=8, stages=3 if dtype.itemsize == 2 else 2)
     if not big:
         short = dtype.itemsize == 2
         return Config(height=4 if short else 2, width=16, warps=warps, stages=2 if short and shared >= 100_000 else 1)
@@ -132,7 +132,9 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
         # Of 11 tiles the fastest on an H100 at 1x180x320 and 16x64x64, 64 channels: 15.8 us; 8x16 took 18.8. With fewer
         # of them than multiprocessors, 8x16 is faster: 6.7 us, where 8x32 takes 8.4 (H200), at 1x90x160.
         return Config(width=32, warps=8)
-    return Config(stages=3 if dtype.itemsize == 2 else 2)
+    # A warp of the stem's loads 32 pixels of a row at once.
+    shape = (4, 32) if kernel == "stem" else (8, 16)
+    return Config(*shape, stages=3 if dtype.itemsize == 2 else 2)
 
 
 @cache

@@ -47,7 +47,7 @@ def test_a_row_for_each_kernel_and_shape(what: str, capsys: pytest.CaptureFixtur
     rows = found[f"{what} 1x16x64x64 float32"]
     assert found["machine"]["device"] == "Fake GPU 1"
     assert rows[0] == {"first": 0, "kernel": "copy", "shape": "", "launches": 1, "us": 2.0, "floor_us": 0.0}
-    first = ["lay_out_kernel"] * (what == "step") + ["stem_kernel"]  # a frame lays out its weights before
+    first = ["lay_out_kernel"] * (what == "step") + ["pad_kernel", "stem_kernel"]  # a frame lays out its weights before
     assert [row["kernel"] for row in rows[1 : 1 + len(first)]] == first
     assert [row["first"] for row in rows] == sorted(row["first"] for row in rows), "in order"
     assert all(row["us"] == 10 * row["launches"] and row["floor_us"] > 0 for row in rows[1:])
