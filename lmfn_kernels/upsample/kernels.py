@@ -8,7 +8,7 @@ Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, out
 import triton
 import triton.language as tl
 
-from lmfn_kernels.runtime.kernels import load_pixels, load_weight, pixel_tile, store_pixels
+from lmfn_kernels.runtime.kernels import load_pixels, load_weight, pixel_tile, store_padded, store_pixels
 
 
 @triton.jit
@@ -50,18 +50,30 @@ def upsampled(
 @triton.jit
 def upsample_add_kernel(
     p_v, t_added, t_out, H, W, LOW_H, LOW_W, F, s_b, s_h, s_w,
-    ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
+    DOUBLES: tl.constexpr, PITCH: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """out = v [LOW_H, LOW_W, F] upsampled to H x W, plus `added` unless it is None."""
+    """out = v [LOW_H, LOW_W, F] upsampled to H x W, plus `added` unless it is None.
+
+    With `DOUBLES`, which is true if H x W is twice as large, positions are computed without divisions. PITCH is F
+    rounded up to 16 bytes, and the strides are in UNITs of 16 bytes, so that loads take 16 bytes.
+    """
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_f = tl.program_id(1) * BLOCK_F
-    b_out = upsampled(
-        p_v + o_f, i_b, o_h, o_w, H, W, LOW_H, LOW_W, H, LOW_H, W, LOW_W, F - o_f, s_b, s_h, s_w,
-        ACC, BLOCK_H, BLOCK_W, BLOCK_F,
-    )  # fmt: skip
+    s_b, s_h, s_w = s_b * UNIT, s_h * UNIT, s_w * UNIT
+    if DOUBLES:
+        b_out = upsampled(
+            p_v + o_f, i_b, o_h, o_w, H, W, LOW_H, LOW_W, 2, 1, 2, 1, PITCH - o_f, s_b, s_h, s_w,
+            ACC, BLOCK_H, BLOCK_W, BLOCK_F,
+        )  # fmt: skip
+    else:
+        b_out = upsampled(
+            p_v + o_f, i_b, o_h, o_w, H, W, LOW_H, LOW_W, H, LOW_H, W, LOW_W, PITCH - o_f, s_b, s_h, s_w,
+            ACC, BLOCK_H, BLOCK_W, BLOCK_F,
+        )  # fmt: skip
     if t_added is not None:
         b_out += load_pixels(t_added, i_b, o_h, o_w, o_f).to(ACC)
-    store_pixels(t_out, i_b, o_h, o_w, o_f, b_out)
+    store_padded(t_out, i_b, o_h, o_w, o_f, F, b_out)
 
 
 @triton.jit

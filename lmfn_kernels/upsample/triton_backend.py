@@ -25,6 +25,7 @@ from lmfn_kernels.runtime.launch import (
     empty_image,
     launch,
     padded_channels,
+    padded_image,
     partial_sums,
     tiling,
 )
@@ -69,7 +70,7 @@ def ratios(size: Sequence[int], low: Sequence[int], fixed_grid: bool) -> dict[st
 
 
 def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
-    out = empty_image(low, low.shape[0], low.shape[1], size[0], size[1])
+    out = padded_image(low, low.shape[0], low.shape[1], size[0], size[1])
     key = tiling("upsample_add", out), low.shape[2:], strides(low)
     launch(out, _upsample_add, key, p_v=low, t_added=added, t_out=out)
     return out
@@ -79,7 +80,7 @@ def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) 
 def _upsample_add(t: Tiling, low: Sequence[int], of_low: Sequence[int]) -> Plan:
     """`t` is the tiling of the result; `low` and `of_low` are height and width, and strides of the smaller map."""
     channels = t.size[1]
-    width = min(64, channel_block(channels))
+    width, unit = min(64, channel_block(channels)), 16 // t.dtype.itemsize
     return Plan(
         kernels.upsample_add_kernel,
         (t.tiles, cdiv(channels, width)),
@@ -90,7 +91,10 @@ def _upsample_add(t: Tiling, low: Sequence[int], of_low: Sequence[int]) -> Plan:
         LOW_H=low[0],
         LOW_W=low[1],
         F=channels,
-        **named_strides("", of_low),
+        **named_strides("", [stride // unit for stride in of_low]),
+        DOUBLES=t.size[2] == 2 * low[0] and t.size[3] == 2 * low[1],
+        PITCH=pitch(channels, t.dtype),
+        UNIT=unit,
         ACC=accumulator(t.dtype),
         BLOCK_H=t.config.height,
         BLOCK_W=t.config.width,
