@@ -180,6 +180,8 @@ PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
     "mix": lambda _, weights, images: weights / images,
     "merge": lambda _, weights, images: weights / images,
     "fuse_backward": lambda _, weights, __: 2 * weights,
+    "conv_pool": lambda a, *_: 9 / 4 * a["F"] ** 2,
+    "low_convs": lambda a, *_: 3 * 9 * a["F"] ** 2,
     "gate_backward": lambda _, weights, __: 3 * weights,
 }
 """Multiplications per pixel of the largest image, for kernels where there is not one per weight, computed from the

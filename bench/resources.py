@@ -85,7 +85,8 @@ class Compiled:
     products: bool
     """Whether the kernel has matrix products."""
     wide: bool
-    """Whether a matrix product has at least 64 rows and 16-bit values, so that sm_90 must use HGMMA."""
+    """Whether a matrix product has at least 64 rows and 16-bit values for four warps or more, so that sm_90 must use
+    HGMMA."""
     descriptors: tuple[str, ...] = ()
     """Faults of wgmma descriptors (`bench/descriptors.py`)."""
 
@@ -229,7 +230,7 @@ def _rows(target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any]) ->
             matrix=len(re.findall(MATRIX.get(target, r"\bHMMA\."), code)),
             hgmma=len(re.findall(r"\bHGMMA\.", code)),
             products=products,
-            wide=products and rows >= 64 and DTYPES[dtype].itemsize == 2,
+            wide=products and rows >= 64 and a["num_warps"] >= 4 and DTYPES[dtype].itemsize == 2,
             descriptors=found,
             **numbers,
         )

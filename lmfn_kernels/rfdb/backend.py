@@ -57,11 +57,18 @@ class RFDBBackend(UpsampleBackend, Protocol):
     ) -> tuple[Tensor, Tensor, Tensor, ConvGradient, ConvGradient]:
         """Gradients of y, a and up(v), then of weight and bias of both convolutions."""
 
-    def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Maximum over 7x7 at stride 3, and its index, in the backend's own format."""
+    def conv_pool(self, x: Tensor, of_conv: Conv, save: bool, /) -> tuple[Tensor, Tensor | None]:
+        """Maximum over 7x7 at stride 3 of conv3x3(x) at stride 2 without padding, and its index, in the backend's own
+        format, or None unless `save`."""
 
     def pool_backward(self, g: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
-        """The gradient of `pool`'s input, of the height and width `size`."""
+        """The gradient of what `conv_pool` takes the maximum of, with the height and width `size`."""
+
+    def low_convs(
+        self, x: Tensor, conv1: Conv, conv2: Conv, conv3: Conv, save: bool
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """conv3(low2) with low2 = relu(conv2(low1)) and low1 = relu(conv1(x)), all 3x3 with padding 1; then low1 and
+        low2, or nothing unless `save`."""
 
 
 @cache

@@ -191,28 +191,140 @@ def gate_backward_kernel(
 
 
 @triton.jit
-def pool_kernel(
-    p_x, p_out, p_index, LOW_H, LOW_W, F, s_xb, s_xh, s_xw, s_b, s_h, s_w, s_ib, s_ih, s_iw,
-    BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
+def load_taps(p_w, s_tap, F: tl.constexpr, PITCH_W: tl.constexpr, BLOCK_F: tl.constexpr):
+    """The nine matrices of a 3x3 convolution."""
+    return (
+        load_rows(p_w, F, PITCH_W, BLOCK_F, BLOCK_F),
+        load_rows(p_w + s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
+        load_rows(p_w + 2 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
+        load_rows(p_w + 3 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
+        load_rows(p_w + 4 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
+        load_rows(p_w + 5 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
+        load_rows(p_w + 6 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
+        load_rows(p_w + 7 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
+        load_rows(p_w + 8 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
+    )
+
+
+@triton.jit
+def conv_pool_kernel(
+    p_x, p_w, p_bias, p_out, p_index, WIDTH, LOW_H, LOW_W, s_xb, s_xh, s_b, s_h, s_w, s_ib, s_ih, s_iw, s_tap,
+    F: tl.constexpr, PITCH: tl.constexpr, PITCH_W: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Maximum over 7x7 at stride 3, and its index among the 49: the first of equal values, or a NaN."""
-    n_w = tl.cdiv(LOW_W, BLOCK_W)
+    """Maximum over 7x7 at stride 3 of a 3x3 convolution at stride 2 without padding.
+
+    A program computes the seven rows, BLOCK_W of their WIDTH columns, that a row of maxima needs. Nothing of the
+    convolution is written. `p_index` gets the maximum's index among the 49, unless it is None: the first of equal
+    values, or a NaN. F and PITCH, the distance of the input's pixels, are constants for the sake of long loads.
+    """
+    COLUMNS: tl.constexpr = (BLOCK_W - 4) // 3
+    n_w = tl.cdiv(LOW_W, COLUMNS)
     i_b = (tl.program_id(0) // (LOW_H * n_w)).to(tl.int64)
     i_y = tl.program_id(0) // n_w % LOW_H
-    o_x = tl.program_id(0) % n_w * BLOCK_W + tl.arange(0, BLOCK_W)
+    i_x = tl.program_id(0) % n_w * COLUMNS
+    o_x = 3 * i_x + tl.arange(0, BLOCK_W)
     o_f = tl.arange(0, BLOCK_F)
-    m_out = (o_x < LOW_W)[:, None] & (o_f < F)[None, :]
-    p_first = p_x + i_b * s_xb + i_y.to(tl.int64) * 3 * s_xh + (3 * o_x * s_xw)[:, None] + o_f[None, :]
-    b_max = tl.load(p_first, mask=m_out, other=0.0)
-    b_index = tl.zeros([BLOCK_W, BLOCK_F], tl.int32)
-    for i in range(1, 49):
-        b_x = tl.load(p_first + i // 7 * s_xh + i % 7 * s_xw, mask=m_out, other=0.0)
-        m_more = (b_x > b_max) | (b_x != b_x)
-        b_max = tl.where(m_more, b_x, b_max)
-        b_index = tl.where(m_more, i, b_index)
-    tl.store(p_out + i_b * s_b + i_y * s_h + (o_x * s_w)[:, None] + o_f[None, :], b_max, mask=m_out)
-    p_i = p_index + i_b * s_ib + i_y * s_ih + (o_x * s_iw)[:, None] + o_f[None, :]
-    tl.store(p_i, b_index.to(tl.int8), mask=m_out)
+    m_x = (o_x < WIDTH)[:, None] & (o_f < F)[None, :]
+    p_first = p_x + i_b * s_xb + (6 * i_y).to(tl.int64) * s_xh + (2 * PITCH * o_x)[:, None] + o_f[None, :]
+    b_w = load_taps(p_w, s_tap, F, PITCH_W, BLOCK_F)
+    b_bias = load_bias(p_bias, 0, F, BLOCK_F, ACC)
+    b_max = tl.full([BLOCK_W, BLOCK_F], float("-inf"), ACC)
+    b_row = tl.zeros([BLOCK_W, BLOCK_F], tl.int32)
+    for i in tl.range(0, 7, num_stages=STAGES):
+        b_c = tl.zeros([BLOCK_W, BLOCK_F], ACC)
+        for i_row in tl.static_range(3):
+            b_r = tl.zeros([BLOCK_W, BLOCK_F], ACC)  # a sum of its own, so that the three do not wait for each other
+            for i_column in tl.static_range(3):
+                b_x = tl.load(p_first + (2 * i + i_row) * s_xh + i_column * PITCH, mask=m_x, other=0.0)
+                b_r = tl.dot(b_x, b_w[3 * i_row + i_column], b_r, input_precision=PRECISION, out_dtype=ACC)
+            b_c += b_r
+        m_more = (b_c > b_max) | (b_c != b_c)
+        b_max = tl.where(m_more, b_c, b_max)
+        if p_index is not None:
+            b_row = tl.where(m_more, 7 * i, b_row)
+    o_p = tl.arange(0, BLOCK_P)
+    o_first = tl.minimum(3 * o_p, BLOCK_W - 7)[:, None] + tl.zeros([1, BLOCK_F], tl.int32)
+    b_out = tl.gather(b_max, o_first, 0)
+    if p_index is not None:
+        b_index = tl.gather(b_row, o_first, 0)
+    for i in tl.static_range(1, 7):
+        b_c = tl.gather(b_max, o_first + i, 0)
+        m_more = (b_c > b_out) | (b_c != b_c)
+        if p_index is not None:
+            b_i = tl.gather(b_row, o_first + i, 0) + i
+            m_more = m_more | ((b_c == b_out) & (b_i < b_index))
+            b_index = tl.where(m_more, b_i, b_index)
+        b_out = tl.where(m_more, b_c, b_out)
+    m_out = ((o_p < COLUMNS) & (i_x + o_p < LOW_W))[:, None] & (o_f < F)[None, :]
+    p_o = p_out + i_b * s_b + i_y * s_h + ((i_x + o_p) * s_w)[:, None] + o_f[None, :]
+    tl.store(p_o, (b_out + b_bias).to(p_out.dtype.element_ty), mask=m_out)
+    if p_index is not None:
+        p_i = p_index + i_b * s_ib + i_y * s_ih + ((i_x + o_p) * s_iw)[:, None] + o_f[None, :]
+        tl.store(p_i, b_index.to(tl.int8), mask=m_out)
+
+
+@triton.jit
+def conv_of_tile(b_x, b_w, b_bias, BLOCK_W: tl.constexpr, PRECISION: tl.constexpr):
+    """A 3x3 convolution of a tile in registers. A pixel at the tile's edge gets what belongs to the opposite edge."""
+    SIZE: tl.constexpr = b_x.shape[0]
+    o_p = tl.arange(0, SIZE)[:, None] + tl.zeros([1, b_x.shape[1]], tl.int32)
+    b_out = b_bias + tl.zeros(b_x.shape, b_bias.dtype)
+    for i in tl.static_range(9):
+        b_tap = tl.gather(b_x, (o_p + (i // 3 - 1) * BLOCK_W + i % 3 - 1 + SIZE) % SIZE, 0)
+        b_out = tl.dot(b_tap, b_w[i], b_out, input_precision=PRECISION, out_dtype=b_bias.dtype)
+    return b_out
+
+
+@triton.jit
+def low_convs_kernel(
+    p_x, p_w1, p_bias1, p_w2, p_bias2, p_w3, p_bias3, p_low1, p_low2, p_out,
+    H, W, s_xb, s_xh, s_b, s_h, s_w, s_tap1, s_tap2, s_tap3,
+    F: tl.constexpr, PITCH: tl.constexpr, PITCH_W: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """out = conv3(low2), low2 = relu(conv2(low1)), low1 = relu(conv1(x)), 3x3 with padding 1.
+
+    A program computes all three for a tile that reaches two pixels beyond its results on each side. Both maps between
+    stay in registers, and are written only if `p_low1` and `p_low2` are given.
+    """
+    n_w = tl.cdiv(W, BLOCK_W - 4)
+    n_tiles = n_w * tl.cdiv(H, BLOCK_H - 4)
+    i_b = (tl.program_id(0) // n_tiles).to(tl.int64)
+    i_tile = tl.program_id(0) % n_tiles
+    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
+    o_y = i_tile // n_w * (BLOCK_H - 4) - 2 + o_p // BLOCK_W
+    o_x = i_tile % n_w * (BLOCK_W - 4) - 2 + o_p % BLOCK_W
+    o_f = tl.arange(0, BLOCK_F)
+    m_f = (o_f < F)[None, :]
+    # All weights but the first convolution's are loaded here, so that none is waited for between the convolutions.
+    b_w2 = load_taps(p_w2, s_tap2, F, PITCH_W, BLOCK_F)
+    b_w3 = load_taps(p_w3, s_tap3, F, PITCH_W, BLOCK_F)
+    b_bias1 = load_bias(p_bias1, 0, F, BLOCK_F, ACC)
+    b_bias2 = load_bias(p_bias2, 0, F, BLOCK_F, ACC)
+    b_bias3 = load_bias(p_bias3, 0, F, BLOCK_F, ACC)
+    b_c = b_bias1 + tl.zeros([BLOCK_H * BLOCK_W, BLOCK_F], ACC)
+    for i_row in tl.range(0, 3, num_stages=STAGES):
+        o_r = o_y + i_row - 1
+        for i_column in tl.static_range(3):
+            o_c = o_x + i_column - 1
+            m_x = ((o_r >= 0) & (o_r < H) & (o_c >= 0) & (o_c < W))[:, None] & m_f
+            b_x = tl.load(p_x + i_b * s_xb + (o_r * s_xh + o_c * PITCH)[:, None] + o_f[None, :], mask=m_x, other=0.0)
+            b_w = load_rows(p_w1 + (3 * i_row + i_column) * s_tap1, F, PITCH_W, BLOCK_F, BLOCK_F)
+            b_c = tl.dot(b_x, b_w, b_c, input_precision=PRECISION, out_dtype=ACC)
+    # Outside the image the next convolution reads zeros, not what this one would be there.
+    m_image = ((o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W))[:, None] & m_f
+    b_low1 = tl.where(m_image, leaky(b_c, 0.0), 0.0).to(p_out.dtype.element_ty)
+    b_c = conv_of_tile(b_low1, b_w2, b_bias2, BLOCK_W, PRECISION)
+    b_low2 = tl.where(m_image, leaky(b_c, 0.0), 0.0).to(p_out.dtype.element_ty)
+    b_c = conv_of_tile(b_low2, b_w3, b_bias3, BLOCK_W, PRECISION)
+    m_rows = (o_p // BLOCK_W >= 2) & (o_p // BLOCK_W < BLOCK_H - 2)
+    m_out = m_image & (m_rows & (o_p % BLOCK_W >= 2) & (o_p % BLOCK_W < BLOCK_W - 2))[:, None]
+    o_out = i_b * s_b + (o_y * s_h + o_x * s_w)[:, None] + o_f[None, :]
+    if p_low1 is not None:
+        tl.store(p_low1 + o_out, b_low1, mask=m_out)
+        tl.store(p_low2 + o_out, b_low2, mask=m_out)
+    tl.store(p_out + o_out, b_c.to(p_out.dtype.element_ty), mask=m_out)
 
 
 @triton.jit

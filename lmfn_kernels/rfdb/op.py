@@ -268,12 +268,10 @@ def _rfdb_forward(
         d.append(d_j)
     y, a, d4 = f.fuse(x[-1], d, t.distil_last, t.fuse, t.conv1, slope, save)
     del d
-    pooled, index = f.pool(f.conv(a, *t.conv2, stride=2))
-    low1 = f.conv(pooled, *t.conv_max, padding=1, slope=0.0)
-    low2 = f.conv(low1, *t.conv3, padding=1, slope=0.0)
-    v = f.conv(low2, *t.conv3_, padding=1)
+    pooled, index = f.conv_pool(a, t.conv2, save)
+    v, low = f.low_convs(pooled, t.conv_max, t.conv3, t.conv3_, save)
     out = f.gate(y, a, v, t.conv_f, t.conv4, fixed_grid)
-    return (out,), () if d4 is None else (*x[1:], d4, a, index, pooled, low1, low2, v)
+    return (out,), () if d4 is None or index is None else (*x[1:], d4, a, index, pooled, *low, v)
 
 
 def _rfdb_backward(

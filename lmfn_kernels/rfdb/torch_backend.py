@@ -25,15 +25,16 @@ from lmfn_kernels.weights import Conv
 __all__ = [
     "as_kernel_image",
     "conv",
+    "conv_pool",
     "fuse",
     "fuse_backward",
     "fused",
     "gate",
     "gate_backward",
     "input_gradient",
+    "low_convs",
     "mask_gradient",
     "materialize",
-    "pool",
     "pool_backward",
     "stage",
     "upsample_add",
@@ -67,9 +68,9 @@ def fused(d: Sequence[Tensor], fuse: Conv) -> Tensor:
     return y
 
 
-def pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    values, index = aten.max_pool2d_with_indices.default(x, [7, 7], [3, 3])
-    return as_kernel_image(values), as_kernel_image(index)
+def conv_pool(x: Tensor, of_conv: Conv, save: bool) -> tuple[Tensor, Tensor | None]:
+    values, index = aten.max_pool2d_with_indices.default(conv(x, *of_conv, stride=2), [7, 7], [3, 3])
+    return as_kernel_image(values), as_kernel_image(index) if save else None
 
 
 def pool_backward(g: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
@@ -77,6 +78,12 @@ def pool_backward(g: Tensor, index: Tensor, size: Sequence[int]) -> Tensor:
     return as_kernel_image(
         aten.max_pool2d_with_indices_backward.default(g, x, [7, 7], [3, 3], [0, 0], [1, 1], False, index)
     )
+
+
+def low_convs(x: Tensor, conv1: Conv, conv2: Conv, conv3: Conv, save: bool) -> tuple[Tensor, Sequence[Tensor]]:
+    low1 = conv(x, *conv1, padding=1, slope=0.0)
+    low2 = conv(low1, *conv2, padding=1, slope=0.0)
+    return conv(low2, *conv3, padding=1), (low1, low2) if save else ()
 
 
 def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool) -> Tensor:

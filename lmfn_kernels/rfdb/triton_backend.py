@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from lmfn_kernels.conv.triton_backend import (
@@ -17,7 +18,6 @@ from lmfn_kernels.conv.triton_backend import (
     weight_gradient,
 )
 from lmfn_kernels.rfdb import kernels
-from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.gradients import ConvGradient, PartialSums
 from lmfn_kernels.runtime.launch import (
     PLANS,
@@ -52,15 +52,16 @@ from lmfn_kernels.weights import Conv
 __all__ = [
     "as_kernel_image",
     "conv",
+    "conv_pool",
     "fuse",
     "fuse_backward",
     "fused",
     "gate",
     "gate_backward",
     "input_gradient",
+    "low_convs",
     "mask_gradient",
     "materialize",
-    "pool",
     "pool_backward",
     "stage",
     "upsample_add",
@@ -315,32 +316,55 @@ def _of_gate(
     return blocks, constants | ratios(t.size[2:], low, fixed_grid) | named_strides("", strides) | t.constants()
 
 
-def pool(x: Tensor) -> tuple[Tensor, Tensor]:
+def conv_pool(x: Tensor, conv: Conv, save: bool) -> tuple[Tensor, Tensor | None]:
     b, f, h, w = x.shape
-    low = (h - 7) // 3 + 1, (w - 7) // 3 + 1
-    out, index = empty_image(x, b, f, *low), empty_image(x, b, f, *low, dtype=torch.int8)
-    key = config("pool", x), out.shape, strides(x), strides(out), strides(index)
-    launch(x, _pool, key, p_x=x, p_out=out, p_index=index)
+    height, width = ((size - 3) // 2 + 1 for size in (h, w))
+    low = (height - 7) // 3 + 1, (width - 7) // 3 + 1
+    out, weight = empty_image(x, b, f, *low), weight_as_taps(conv.weight)
+    index = empty_image(x, b, f, *low, dtype=torch.int8) if save else None
+    of_index = (0, 0, 0) if index is None else strides(index)
+    key = tiling("conv_pool", x), low, width, weight.stride(), strides(x), strides(out), of_index
+    launch(x, _conv_pool, key, p_x=x, p_w=weight, p_bias=conv.bias, p_out=out, p_index=index)
     return out, index
 
 
 @lru_cache(PLANS)
-def _pool(c: Config, low: Sequence[int], of_x: Sequence[int], of_out: Sequence[int], of_index: Sequence[int]) -> Plan:
-    """`low` is the shape of the result; then the strides of the input, the result and the index."""
-    b, f, h, w = low
+def _conv_pool(
+    t: Tiling,
+    low: Sequence[int],
+    width: int,
+    weight: Sequence[int],
+    of_x: Sequence[int],
+    of_out: Sequence[int],
+    of_index: Sequence[int],
+) -> Plan:
+    """`t` is the tiling of the input, whose tiles are rows of maxima; `low` is the height and width of the result,
+    `width` the convolution's number of columns; then the strides of the weight and of the three images."""
+    b, f = t.size[:2]
+    block_w = triton.next_power_of_2(3 * t.config.width + 4)
+    columns = (block_w - 4) // 3
     return Plan(
-        kernels.pool_kernel,
-        (b * h * cdiv(w, c.width),),
-        c.warps,
+        kernels.conv_pool_kernel,
+        (b * low[0] * cdiv(low[1], columns),),
+        t.config.warps,
         {},
-        LOW_H=h,
-        LOW_W=w,
-        F=f,
-        **named_strides("x", of_x),
+        WIDTH=width,
+        LOW_H=low[0],
+        LOW_W=low[1],
+        s_xb=of_x[0],
+        s_xh=of_x[1],
         **named_strides("", of_out),
         **named_strides("i", of_index),
-        BLOCK_W=c.width,
+        s_tap=weight[0],
+        F=f,
+        PITCH=of_x[2],
+        PITCH_W=weight[1],
+        ACC=accumulator(t.dtype),
+        PRECISION=t.precision,
+        BLOCK_W=block_w,
+        BLOCK_P=channel_block(columns),
         BLOCK_F=channel_block(f),
+        STAGES=t.config.stages,
     )
 
 
@@ -373,4 +397,44 @@ def _pool_backward(
         ACC=accumulator(t.dtype),
         BLOCK_W=t.config.width,
         BLOCK_F=channel_block(f),
+    )
+
+
+def low_convs(x: Tensor, conv1: Conv, conv2: Conv, conv3: Conv, save: bool) -> tuple[Tensor, Sequence[Tensor]]:
+    out, *low = (empty_image(x, *x.shape) for _ in range(3 if save else 1))
+    weights = [weight_as_taps(conv.weight) for conv in (conv1, conv2, conv3)]
+    key = tiling("low_convs", x), tuple(weight.stride() for weight in weights), strides(x), strides(out)
+    launch(
+        x,
+        _low_convs,
+        key,
+        p_x=x,
+        **{f"p_w{i}": weight for i, weight in enumerate(weights, 1)},
+        **{f"p_bias{i}": conv.bias for i, conv in enumerate((conv1, conv2, conv3), 1)},
+        **{f"p_low{i}": image for i, image in enumerate(low, 1)},
+        p_out=out,
+    )
+    return out, low
+
+
+@lru_cache(PLANS)
+def _low_convs(t: Tiling, weights: Sequence[Sequence[int]], of_x: Sequence[int], of_out: Sequence[int]) -> Plan:
+    """`t` is the tiling of the input; then the strides of the three weights, of the input and of the results."""
+    (b, f, h, w), c = t.size, t.config
+    block_h, block_w = triton.next_power_of_2(c.height + 4), triton.next_power_of_2(c.width + 4)
+    return Plan(
+        kernels.low_convs_kernel,
+        (b * cdiv(h, block_h - 4) * cdiv(w, block_w - 4),),
+        c.warps,
+        {},
+        s_xb=of_x[0],
+        s_xh=of_x[1],
+        **named_strides("", of_out),
+        **{f"s_tap{i}": weight[0] for i, weight in enumerate(weights, 1)},
+        F=f,
+        PITCH=of_x[2],
+        PITCH_W=weights[0][1],
+        BLOCK_F=channel_block(f),
+        STAGES=c.stages,
+        **t.constants() | {"BLOCK_H": block_h, "BLOCK_W": block_w},
     )

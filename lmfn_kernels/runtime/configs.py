@@ -121,6 +121,11 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
             height = 8 if wide else 2
             warps = 4 if wide or 120_000 <= shared < 200_000 else warps
         return Config(height, width=8, warps=warps, stages=2 if pipelined else 1)
+    if kernel in ("conv_pool", "low_convs"):
+        # Small maps: the smallest tiles that fill the rows of a matrix instruction, for as many programs as possible.
+        short = dtype.itemsize == 2
+        width = 9 if kernel == "conv_pool" else 4
+        return Config(4, width, warps=2 if short else 4, stages=4 if short and shared >= 100_000 else 1)
     if kernel == "upsample_backward":
         return Config(height=4 if dtype.itemsize == 2 else 2)
     if kernel in ("upsample_add", "upsampled_conv") and big:

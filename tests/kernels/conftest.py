@@ -6,10 +6,26 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
+
+GUARD = 64
+"""Elements of memory around an image that must be neither read nor written."""
 
 # The dtypes that the interpreter computes correctly; bfloat16 is wrong there.
 GRID = [("torch", torch.bfloat16)]
 GRID += [(backend, d) for backend in ("torch", "triton") for d in (torch.float64, torch.float32, torch.float16)]
+
+
+def amid_nan(x: Tensor) -> Tensor:
+    """`x` in the kernels' layout, without a copy, surrounded by NaN and infinities, which are also in the gaps between
+    pixels."""
+    from lmfn_kernels.runtime.layout import pixel_pitch
+
+    b, c, h, w = x.shape
+    s = pixel_pitch(c, x.dtype)
+    memory = torch.full((b * h * w * s + 2 * GUARD,), float("nan"), dtype=x.dtype)
+    memory[::2] = float("inf")  # where a maximum does not propagate NaN
+    return memory.as_strided((b, c, h, w), (h * w * s, 1, w * s, s), GUARD).copy_(x)
 
 
 @pytest.fixture(autouse=True)

@@ -21,19 +21,9 @@ from lmfn_kernels.testing import (
     is_image,
     reference_with_bounds,
 )
+from tests.kernels.conftest import GUARD, amid_nan
 
-GUARD = 64
 FOLDERS = ("acfm", "alfm", "conv", "mshf", "rfdb", "upsample")
-
-
-def amid_nan(x: Tensor) -> Tensor:
-    """`x` in the kernels' layout, without a copy, surrounded by NaN and infinities, which are also in the gaps between
-    pixels."""
-    b, c, h, w = x.shape
-    s = pixel_pitch(c, x.dtype)
-    memory = torch.full((b * h * w * s + 2 * GUARD,), float("nan"), dtype=x.dtype)
-    memory[::2] = float("inf")  # where a maximum does not propagate NaN
-    return memory.as_strided((b, c, h, w), (h * w * s, 1, w * s, s), GUARD).copy_(x)
 
 
 @pytest.fixture

@@ -1,13 +1,100 @@
-"""The RFDB and its parts: sizes of ESA's low maps, what the kernels refuse, and errors."""
+"""The RFDB and its parts: ESA's low branch, sizes of its maps, what the kernels refuse, and errors."""
 
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 import lmfn_kernels
 from lmfn_kernels import Conv, RFDBWeights
-from lmfn_kernels.testing import assert_correct, gate_from_flat, gate_inputs, rfdb_from_flat, rfdb_inputs
+from lmfn_kernels.rfdb.backend import implementation
+from lmfn_kernels.runtime import configs
+from lmfn_kernels.testing import assert_correct, conv, gate_from_flat, gate_inputs, random, rfdb_from_flat, rfdb_inputs
+from tests.kernels.conftest import amid_nan
+
+
+def conv_pool(x: Tensor, *flat: Tensor) -> Tensor:
+    return F.max_pool2d(F.conv2d(x, *flat, stride=2), 7, stride=3)
+
+
+def low_convs(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+    low1 = F.relu(F.conv2d(x, *flat[:2], padding=1))
+    low2 = F.relu(F.conv2d(low1, *flat[2:4], padding=1))
+    return F.conv2d(low2, *flat[4:], padding=1), low1, low2
+
+
+def low_branch(name: str, x: Tensor, *flat: Tensor) -> list[Tensor]:
+    """What the kernel computes and saves for backward, except the maximum's index; without saving, the same result."""
+    part = getattr(implementation("triton"), name)
+    convs = [Conv(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
+    result, saved = part(amid_nan(x), *convs, True)
+    alone, nothing = part(amid_nan(x), *convs, False)
+    assert torch.equal(alone.nan_to_num(7), result.nan_to_num(7))
+    assert not nothing
+    return [result] if name == "conv_pool" else [result, *saved]
+
+
+LOW_BRANCH = {
+    "conv_pool": (conv_pool, 1, [(15, 71), (21, 16)]),
+    "low_convs": (low_convs, 3, [(3, 9), (5, 1)]),
+}
+"""Formula, convolutions, and sizes: less than a tile of the kernel, and more, neither a multiple."""
+
+
+@pytest.fixture(params=LOW_BRANCH)
+def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A kernel of ESA's low branch, with the tiles that it has on a GPU."""
+    name: str = request.param
+    tiles = configs.heuristic(name, torch.float16, 232_448, 10)
+    monkeypatch.setattr(configs, "INTERPRETED", configs.INTERPRETED._replace(height=tiles.height, width=tiles.width))
+    return name
+
+
+@pytest.mark.parametrize(
+    ("f", "dtype"),
+    [
+        (12, torch.float32),
+        (12, torch.float16),
+        (3, torch.float64),
+        (8, torch.float16),
+        (16, torch.float32),
+        (24, torch.float16),
+    ],
+)
+def test_low_branch_within_rounding_of_float64(part: str, f: int, dtype: torch.dtype) -> None:
+    """With NaN and infinities around and between the pixels."""
+    formula, convs, sizes = LOW_BRANCH[part]
+    for images, (h, w) in enumerate(sizes if f == 12 else sizes[:1], 1):
+        inputs = [random((images, f, h, w), dtype)]
+        for _ in range(convs):
+            inputs += conv(f, f, 3, dtype)
+        assert_correct(partial(low_branch, part), inputs, [False] * len(inputs), formula=formula)
+
+
+def test_low_branch_spreads_nan_as_its_formula(part: str) -> None:
+    formula, convs, sizes = LOW_BRANCH[part]
+    x = random((1, 2, *sizes[0]), torch.float32)
+    x[0, 1, 0, 1] = float("nan")
+    flat = [t for _ in range(convs) for t in conv(2, 2, 3, torch.float32)]
+    found, expected = low_branch(part, x, *flat)[0], formula(x, *flat)
+    expected = expected if isinstance(expected, Tensor) else expected[0]
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert 0 < int(found.isnan().sum()) < found.numel()
+
+
+def test_index_of_the_maximum() -> None:
+    """Of 49, row by row: the first of equal values."""
+    x = torch.zeros(1, 2, 27, 33, dtype=torch.float64)
+    x[0, 0] = random(x.shape[2:])
+    kept = torch.zeros(2, 2, 3, 3, dtype=torch.float64)
+    kept[0, 0, 1, 1] = kept[1, 1, 1, 1] = 1  # the second channel is zero throughout
+    low, index = implementation("triton").conv_pool(amid_nan(x), Conv(kept, kept.new_zeros(2)), True)
+    _, expected = F.max_pool2d(F.conv2d(x, kept, stride=2), 7, stride=3, return_indices=True)
+    assert index is not None
+    rows, columns = (torch.arange(size) * 3 for size in low.shape[2:])
+    assert torch.equal(expected, (rows[:, None] + index // 7) * 16 + columns + index % 7)
 
 
 @pytest.mark.usefixtures("backend")
