@@ -330,28 +330,28 @@ def attention_kernel(
 
 @triton.jit
 def fold_kernel(
-    p_x, p_m, p_theta, p_out, STEP, ROWS, R, C, SIZE,
+    p_x, p_m, p_theta, p_out, s_b, s_o, s_k, ROWS, R, C, SIZE,
     BACK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """X (theta M + I), or with `BACK` X (theta M + I)^T, for each image; X of the next image is STEP elements further.
+    """X (theta M + I), or with `BACK` X (theta M + I)^T, for each image.
 
-    X [ROWS, R] is a view of a matrix [O, SIZE]: C is the number of channels per row of M (1, or those of a layer),
-    ROWS = O * C, R = SIZE / C.
+    X [ROWS, R] is a view of a matrix [O, SIZE] with strides s_b of images, s_o and s_k: C is the number of channels
+    per row of M (1, or those of a layer), ROWS = O * C, R = SIZE / C.
     """
     o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
     o_j = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
     i_b = tl.program_id(2).to(tl.int64)
-    p_x += i_b * STEP + o_k // C * SIZE + o_k % C
+    p_x += i_b * s_b + o_k // C * s_o + o_k % C * s_k
     p_m += i_b * R * R
     b_out = tl.zeros([BLOCK_K, BLOCK_R], ACC)
     for o_r in tl.range(0, R, BLOCK_R, num_stages=1):
         o_i = o_r + tl.arange(0, BLOCK_R)
-        b_x = tl.load(p_x + o_i[None, :] * C, mask=(o_k < ROWS) & (o_i[None, :] < R), other=0.0).to(ACC)
+        b_x = tl.load(p_x + o_i[None, :] * (C * s_k), mask=(o_k < ROWS) & (o_i[None, :] < R), other=0.0).to(ACC)
         o_m = o_j * R + o_i[:, None] if BACK else o_i[:, None] * R + o_j
         b_m = tl.load(p_m + o_m, mask=(o_i[:, None] < R) & (o_j < R), other=0.0)
         b_out = tl.dot(b_x, b_m, b_out, input_precision=PRECISION, out_dtype=ACC)
     m_out = (o_k < ROWS) & (o_j < R)
-    b_out = tl.load(p_x + o_j * C, mask=m_out, other=0.0).to(ACC) + tl.load(p_theta).to(ACC) * b_out
+    b_out = tl.load(p_x + o_j * (C * s_k), mask=m_out, other=0.0).to(ACC) + tl.load(p_theta).to(ACC) * b_out
     tl.store(p_out + i_b * (ROWS // C) * SIZE + o_k // C * SIZE + o_k % C + o_j * C, b_out, mask=m_out)
 
 

@@ -184,7 +184,7 @@ def _mix(
 
 def fold_into_weight(gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
     """P [B, O, NC], as in `attention_matrix.py`."""
-    return _folded(_matrix(weight), _attention(gram, temperature, by_layer), theta, back=False)
+    return _folded(weight.flatten(1), _attention(gram, temperature, by_layer), theta, back=False)
 
 
 def fold_into_weight_backward(
@@ -224,7 +224,8 @@ def _attention(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tens
 def _folded(x: Tensor, m: Tensor, theta: Tensor, *, back: bool) -> Tensor:
     """X (theta M + I), or with `back` X (theta M + I)^T; X is [B, O, NC], or [O, NC] for all images."""
     out = torch.empty((m.shape[0], *x.shape[-2:]), dtype=m.dtype, device=m.device)
-    launch(m, _fold, (x.shape, m.shape, back, m.dtype, matrix_precision(m)), p_x=x, p_m=m, p_theta=theta, p_out=out)
+    key = x.shape, x.stride(), m.shape, back, m.dtype, matrix_precision(m)
+    launch(m, _fold, key, p_x=x, p_m=m, p_theta=theta, p_out=out)
     return out
 
 
@@ -249,7 +250,10 @@ def _length_backward(gram: Sequence[int]) -> Plan:
 
 
 @lru_cache(PLANS)
-def _fold(x: Sequence[int], m: Sequence[int], back: bool, dtype: torch.dtype, precision: str) -> Plan:
+def _fold(
+    x: Sequence[int], of_x: Sequence[int], m: Sequence[int], back: bool, dtype: torch.dtype, precision: str
+) -> Plan:
+    """`x` and `of_x` are size and strides of X."""
     b, r, _ = m
     sizes, block_k, block_r = _as_rows(x, r), 16, 32
     return Plan(
@@ -257,7 +261,9 @@ def _fold(x: Sequence[int], m: Sequence[int], back: bool, dtype: torch.dtype, pr
         (cdiv(sizes["ROWS"], block_k), cdiv(r, block_r), b),
         WARPS,
         {},
-        STEP=x[1] * x[2] if len(x) == 3 else 0,
+        s_b=of_x[0] if len(x) == 3 else 0,
+        s_o=of_x[-2],
+        s_k=of_x[-1],
         BACK=back,
         ACC=accumulator(dtype),
         PRECISION=precision,
