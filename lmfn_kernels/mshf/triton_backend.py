@@ -100,7 +100,7 @@ def _pad(image: Sequence[int], strides: Sequence[int], row: int, padding: int) -
     size = (height + 2 * padding) * row
     return Plan(
         kernels.pad_kernel,
-        (cdiv(size, PADDED), b * channels),
+        (b * channels * cdiv(size, PADDED),),
         4,
         {},
         H=height,
