@@ -178,7 +178,7 @@ PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
     "gram": lambda a, *_: a["SIZE"] * (a["SIZE"] + 1) / 2,
     "product": lambda a, *_: a["G"] * a["SIZE"],
     "mix": lambda _, weights, images: weights / images,
-    "merge": lambda _, weights, images: weights / images,
+    "merge": lambda a, *_: a["LAYERS"] * a["C"] ** 2,
     "fuse_backward": lambda _, weights, __: 2 * weights,
     "conv_pool": lambda a, *_: 9 / 4 * a["F"] ** 2,
     "low_convs": lambda a, *_: 3 * 9 * a["F"] ** 2,

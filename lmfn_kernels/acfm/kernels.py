@@ -9,8 +9,18 @@ combined by a product with a banded matrix, since Triton cannot shift a block by
 import triton
 import triton.language as tl
 
-from lmfn_kernels.alfm.kernels import add_layers, window_share
-from lmfn_kernels.runtime.kernels import leaky, load_bias, load_pixels, pixel_tile, store_pixels
+from lmfn_kernels.alfm.kernels import window_share
+from lmfn_kernels.runtime.kernels import (
+    leaky,
+    load_bias,
+    load_pitched,
+    load_pixels,
+    load_rows,
+    load_tile,
+    pixel_tile,
+    store_padded,
+    store_pixels,
+)
 
 
 @triton.jit
@@ -51,14 +61,23 @@ def gate_of(
 ):  # fmt: skip
     """u, which only the pseudo-3D form uses, and q."""
     b_u, b_1, b_2 = stencil(t_x, p_spatial, i_b, o_h, o_w, MAPS, False, ACC)
+    return across_channels(b_u, b_1, b_2, p_spatial_bias, p_channel, p_bias, C, t_x.dtype, MAPS, ACC, PRECISION)
+
+
+@triton.jit
+def across_channels(
+    b_u, b_1, b_2, p_spatial_bias, p_channel, p_bias, C,
+    dtype: tl.constexpr, MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As `gate_of`, from the results of `stencil`."""
     b_bias = tl.load(p_bias).to(ACC)
     if MAPS == 3:
-        b_q = band_product(b_u, 1.0, 0.0, 0.0, C, t_x.dtype, ACC, PRECISION) + b_1
-        b_q += band_product(b_2, 0.0, 0.0, 1.0, C, t_x.dtype, ACC, PRECISION) + b_bias
+        b_q = band_product(b_u, 1.0, 0.0, 0.0, C, dtype, ACC, PRECISION) + b_1
+        b_q += band_product(b_2, 0.0, 0.0, 1.0, C, dtype, ACC, PRECISION) + b_bias
     else:
         b_u = leaky(b_u + tl.load(p_spatial_bias).to(ACC), 0.0)
         b_before, b_same, b_after = load_three(p_channel, ACC)
-        b_q = leaky(band_product(b_u, b_before, b_same, b_after, C, t_x.dtype, ACC, PRECISION) + b_bias, 0.0)
+        b_q = leaky(band_product(b_u, b_before, b_same, b_after, C, dtype, ACC, PRECISION) + b_bias, 0.0)
     return b_u, b_q
 
 
@@ -82,15 +101,85 @@ def channel_gate_kernel(
 
 
 @triton.jit
+def pitched_stencil(
+    p_x, p_w, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr, MAPS: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """`stencil` of an image in the layout of `empty_image`: the three loads of a row are under way at once."""
+    b_0 = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
+    b_1 = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
+    b_2 = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
+    for i in tl.range(0, 3, num_stages=1):
+        for j in tl.static_range(3):
+            b_x = load_pitched(p_x, i_b, o_h + i - 1, o_w + j - 1, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C).to(ACC)
+            p_tap = p_w + i * 3 + j
+            b_0 += b_x * tl.load(p_tap).to(ACC)
+            if MAPS == 3:
+                b_1 += b_x * tl.load(p_tap + 9).to(ACC)
+                b_2 += b_x * tl.load(p_tap + 18).to(ACC)
+    m_c = (tl.arange(0, BLOCK_C) < C)[None, :]
+    return tl.where(m_c, b_0, 0.0), tl.where(m_c, b_1, 0.0), tl.where(m_c, b_2, 0.0)
+
+
+@triton.jit
+def load_layer(
+    p_f, p_w, i_w, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr, OF_ROW: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A tile of a layer, and matrix `i_w`."""
+    b_f = load_tile(p_f, i_b, o_h, o_w, H, W, C, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
+    return b_f, load_rows(p_w + i_w.to(tl.int64) * (C * OF_ROW), C, OF_ROW, BLOCK_C, BLOCK_C)
+
+
+@triton.jit
+def add_two(
+    b_y, p_f0, p_f1, p_w, i_w, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr, OF_ROW: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """`b_y` plus up to two layers, each times its matrix: both are loaded before the first product."""
+    if p_f0 is not None:
+        b_f0, b_w0 = load_layer(p_f0, p_w, i_w, i_b, o_h, o_w, H, W, C, PITCH, OF_ROW, BLOCK_H, BLOCK_W, BLOCK_C)
+    if p_f1 is not None:
+        b_f1, b_w1 = load_layer(p_f1, p_w, i_w + 1, i_b, o_h, o_w, H, W, C, PITCH, OF_ROW, BLOCK_H, BLOCK_W, BLOCK_C)
+    if p_f0 is not None:
+        b_y = tl.dot(b_f0, b_w0, b_y, input_precision=PRECISION, out_dtype=ACC)
+    if p_f1 is not None:
+        b_y = tl.dot(b_f1, b_w1, b_y, input_precision=PRECISION, out_dtype=ACC)
+    return b_y
+
+
+@triton.jit
+def add_layers(
+    b_y, p_f0, p_f1, p_f2, p_f3, p_f4, p_f5, p_f6, p_f7, p_w, i_w, i_b, o_h, o_w, H, W, C,
+    PITCH: tl.constexpr, OF_ROW: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """`b_y` plus up to eight layers, each times its matrix."""
+    b_y = add_two(
+        b_y, p_f0, p_f1, p_w, i_w, i_b, o_h, o_w, H, W, C, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C
+    )  # fmt: skip
+    b_y = add_two(
+        b_y, p_f2, p_f3, p_w, i_w + 2, i_b, o_h, o_w, H, W, C, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C
+    )  # fmt: skip
+    b_y = add_two(
+        b_y, p_f4, p_f5, p_w, i_w + 4, i_b, o_h, o_w, H, W, C, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C
+    )  # fmt: skip
+    return add_two(
+        b_y, p_f6, p_f7, p_w, i_w + 6, i_b, o_h, o_w, H, W, C, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C
+    )  # fmt: skip
+
+
+@triton.jit
 def merge_kernel(
-    t_x, t_f0, t_f1, t_f2, t_f3, t_f4, t_f5, t_f6, t_f7, t_w, p_mix_bias, t_added, t_out,
+    p_x, p_f0, p_f1, p_f2, p_f3, p_f4, p_f5, p_f6, p_f7, p_w, p_mix_bias, t_added, t_out,
     p_alpha, p_spatial, p_spatial_bias, p_channel, p_bias, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
-    WINDOWED: tl.constexpr, LAYERS: tl.constexpr, CHANNELS: tl.constexpr, SLOPE: tl.constexpr, MAPS: tl.constexpr,
+    WINDOWED: tl.constexpr, LAYERS: tl.constexpr, SLOPE: tl.constexpr, MAPS: tl.constexpr,
+    PITCH: tl.constexpr, OF_ROW: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """out = x + alpha sigmoid(q) x + f_l, with f_l = LR(P F + bias) of the layers `t_f`, also written to `t_added`
-    unless it is None."""
+    """out = x + alpha sigmoid(q) x + f_l, with f_l = LR(P F + bias) of the layers `p_f`, also written to `t_added`
+    unless it is None. Rows of the matrices `p_w` are OF_ROW elements apart."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_y = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
     if WINDOWED:
@@ -103,21 +192,27 @@ def merge_kernel(
                 i_w = (i_b * n_windows + i_window) * LAYERS
                 b_part = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
                 b_part = add_layers(
-                    b_part, t_f0, t_f1, t_f2, t_f3, t_f4, t_f5, t_f6, t_f7, t_w, i_w, i_b, o_h, o_w, 0,
-                    CHANNELS, BLOCK_C, ACC, MIX_PRECISION,
+                    b_part, p_f0, p_f1, p_f2, p_f3, p_f4, p_f5, p_f6, p_f7, p_w, i_w, i_b, o_h, o_w, H, W, C,
+                    PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
                 )  # fmt: skip
                 b_y += b_share * b_part
     else:
         b_y = add_layers(
-            b_y, t_f0, t_f1, t_f2, t_f3, t_f4, t_f5, t_f6, t_f7, t_w, i_b * LAYERS, i_b, o_h, o_w, 0,
-            CHANNELS, BLOCK_C, ACC, MIX_PRECISION,
+            b_y, p_f0, p_f1, p_f2, p_f3, p_f4, p_f5, p_f6, p_f7, p_w, i_b * LAYERS, i_b, o_h, o_w, H, W, C,
+            PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
     b_y = leaky(b_y + load_bias(p_mix_bias, 0, C, BLOCK_C, ACC), SLOPE)
     if t_added is not None:
         store_pixels(t_added, i_b, o_h, o_w, 0, b_y)
-    _, b_q = gate_of(t_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, C, MAPS, ACC, PRECISION)
-    b_y += load_pixels(t_x, i_b, o_h, o_w, 0).to(ACC) * (1 + tl.load(p_alpha).to(ACC) * tl.sigmoid(b_q))
-    store_pixels(t_out, i_b, o_h, o_w, 0, b_y)
+    b_u, b_1, b_2 = pitched_stencil(
+        p_x, p_spatial, i_b, o_h, o_w, H, W, C, PITCH, MAPS, ACC, BLOCK_H, BLOCK_W, BLOCK_C
+    )  # fmt: skip
+    _, b_q = across_channels(
+        b_u, b_1, b_2, p_spatial_bias, p_channel, p_bias, C, p_x.dtype.element_ty, MAPS, ACC, PRECISION
+    )  # fmt: skip
+    b_x = load_pitched(p_x, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C).to(ACC)
+    b_y += b_x * (1 + tl.load(p_alpha).to(ACC) * tl.sigmoid(b_q))
+    store_padded(t_out, i_b, o_h, o_w, 0, C, b_y)
 
 
 @triton.jit

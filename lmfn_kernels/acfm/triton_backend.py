@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lmfn_kernels.acfm import kernels
 from lmfn_kernels.alfm.triton_backend import (
-    MAPS,
     as_kernel_image,
     blocks_of,
     fold_into_weight,
@@ -26,12 +25,15 @@ from lmfn_kernels.runtime.launch import (
     PLANS,
     Plan,
     Tiling,
+    as_pitched_image,
     channel_block,
     empty_image,
     launch,
+    padded_image,
     partial_sums,
     tiling,
 )
+from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 
 __all__ = [
     "as_kernel_image",
@@ -66,15 +68,18 @@ def merge(
     slope: float,
     save: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    out, kept = empty_image(x, *x.shape), empty_image(x, *x.shape) if save else None
-    key = within(tiling("merge", x), grid), grid, _maps(weights), len(maps), slope, matrix_precision(x)
+    out, kept = padded_image(x, *x.shape), empty_image(x, *x.shape) if save else None
+    images = {"p_x": x} | {f"p_f{j}": f for j, f in enumerate(maps)}
+    t, row = within(tiling("merge", x), grid), pixel_pitch(x.shape[1], x.dtype)
+    if grid.blocks > 1 and x.dtype.itemsize > 2:  # two sums, of a window and of all, in many registers
+        t = t._replace(config=t.config._replace(height=min(2, t.config.height)))
+    key = t, grid, _maps(weights), len(maps), slope, matrix_precision(x), row
     launch(
         x,
         _merge,
         key,
-        t_x=x,
-        **{f"t_f{j}": f for j, f in enumerate(maps)},
-        t_w=mix_weights(matrix.mT, len(maps), 1, x.dtype),
+        **{name: as_pitched_image(image) for name, image in images.items()},
+        p_w=mix_weights(matrix.mT, len(maps), 1, x.dtype),
         p_mix_bias=bias,
         t_added=kept,
         t_out=out,
@@ -85,20 +90,20 @@ def merge(
 
 
 @lru_cache(PLANS)
-def _merge(t: Tiling, grid: Grid, maps: int, layers: int, slope: float, precision: str) -> Plan:
+def _merge(t: Tiling, grid: Grid, maps: int, layers: int, slope: float, precision: str, row: int) -> Plan:
     c = t.size[1]
     n = channel_block(c)
-    images = ("t_x", "t_added", "t_out", *(f"t_f{j}" for j in MAPS))
     return Plan(
         kernels.merge_kernel,
         (t.tiles,),
         t.config.warps,
-        {"t_w": (1, n, n)} | {name: t.pixels(n) for name in images},
+        {"t_added": t.pixels(n), "t_out": t.pixels(n)},
         C=c,
         MAPS=maps,
         LAYERS=layers,
-        CHANNELS=c,
         SLOPE=slope,
+        PITCH=row,
+        OF_ROW=pitch(c, t.dtype),
         MIX_PRECISION=precision,
         BLOCK_C=n,
         **blocks_of(grid),

@@ -49,25 +49,35 @@ def load_weight(t_w, i_tap, o_k, o_n):
 
 
 @triton.jit
-def load_tile(
-    p_x, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr,
+def load_pitched(
+    p_x, i_b, o_h, o_w, H, W, PITCH: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The tile that `load_pixels` returns, loaded by pointers from an image in the layout of `empty_image`, with pixels
-    PITCH elements apart.
+    """A tile loaded by pointers from an image in the layout of `empty_image`, with pixels PITCH elements apart: zeros
+    outside the image, and after the channels whatever memory contains there.
 
     Outside a loop, Triton waits for each load through a descriptor where it is issued; these loads overlap.
     """
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
     o_c = tl.arange(0, BLOCK_C)
-    m_x = ((o_h + o_p // BLOCK_W < H) & (o_w + o_p % BLOCK_W < W))[:, None]
+    o_y, o_x = o_h + o_p // BLOCK_W, o_w + o_p % BLOCK_W
+    m_x = ((o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W))[:, None]
     if PITCH < BLOCK_C:
         m_x = m_x & (o_c < PITCH)[None, :]
     p_first = p_x + ((i_b * H + o_h).to(tl.int64) * W + o_w) * PITCH
     o_x = (o_p // BLOCK_W * W + o_p % BLOCK_W) * PITCH
-    b_x = tl.load(p_first + o_x[:, None] + o_c[None, :], mask=m_x, other=0.0)
+    return tl.load(p_first + o_x[:, None] + o_c[None, :], mask=m_x, other=0.0)
+
+
+@triton.jit
+def load_tile(
+    p_x, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The tile that `load_pixels` returns, by `load_pitched`."""
+    b_x = load_pitched(p_x, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
     # Channels beyond C are masked here and not in the load, since a 16-byte load has a single mask.
-    return tl.where((o_c < C)[None, :], b_x, 0.0)
+    return tl.where((tl.arange(0, BLOCK_C) < C)[None, :], b_x, 0.0)
 
 
 @triton.jit

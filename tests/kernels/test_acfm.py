@@ -1,5 +1,7 @@
 """ACFM: its forms, the merge with ALFM, and its errors."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -82,16 +84,20 @@ def test_attention_of_many_channels_is_two_ops() -> None:
 
 def test_what_is_added_is_written_for_backward_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from lmfn_kernels.acfm import triton_backend as acfm_launch
+    from lmfn_kernels.runtime import launch
 
     made: list[Tensor] = []
 
-    def counted(*args: object) -> Tensor:
-        made.append(empty_image(*args))  # type: ignore[arg-type]
-        return made[-1]
+    def counting(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def counted(*args: object) -> Tensor:
+            made.append(make(*args))
+            return made[-1]
 
-    empty_image = acfm_launch.empty_image
-    monkeypatch.setattr(acfm_launch, "empty_image", counted)
-    monkeypatch.setattr("lmfn_kernels.alfm.triton_backend.empty_image", counted)
+        return counted
+
+    monkeypatch.setattr(acfm_launch, "padded_image", counting(launch.padded_image))
+    monkeypatch.setattr(acfm_launch, "empty_image", counting(launch.empty_image))
+    monkeypatch.setattr("lmfn_kernels.alfm.triton_backend.empty_image", counting(launch.empty_image))
     x, *others = merge_inputs(1, 2, 5, 6, 7, torch.float32)
     with lmfn_kernels.backend("triton"):
         result = merge_from_flat()(x, *others)
