@@ -255,7 +255,7 @@ def _fold(
 ) -> Plan:
     """`x` and `of_x` are size and strides of X."""
     b, r, _ = m
-    sizes, block_k, block_r = _as_rows(x, r), 16, 32
+    sizes, block_k, block_r = _as_rows(x, r), 16, 64
     return Plan(
         kernels.fold_kernel,
         (cdiv(sizes["ROWS"], block_k), cdiv(r, block_r), b),
