@@ -1,7 +1,9 @@
 """Devices and precisions."""
 
 import contextlib
+import functools
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -37,6 +39,26 @@ def check_precision(device: torch.device, precision: str) -> None:
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on the device, without waiting for the copy: on CUDA it is made from pinned memory."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def sent_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of the host on the device, in one copy, which the host does not wait for."""
+    if device.type == "cpu":
+        return list(tensors)
+    sizes = [-(-tensor.nbytes // 16) * 16 for tensor in tensors]
+    packed = torch.zeros(sum(sizes), dtype=torch.uint8)
+    for part, tensor in zip(packed.split(sizes), tensors, strict=True):
+        part[: tensor.nbytes] = tensor.contiguous().flatten().view(torch.uint8)
+    return [
+        part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for part, tensor in zip(sent(packed, device).split(sizes), tensors, strict=True)
+    ]
+
+
+@functools.cache
+def constant(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor that never changes on the device, copied once."""
+    return tensor.to(device)
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[None]:

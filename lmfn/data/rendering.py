@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lmfn.data.synthesis import Exposure, Mean, expose, mean_of_windows
+from lmfn.data.synthesis import Exposure, Mean, Photographs, Runs, synthesise
+from lmfn.device import sent
 
 
 @dataclass(frozen=True)
@@ -46,33 +47,48 @@ def render(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> tuple[
     kinds: dict[type, list[int]] = {type(None): [], Mean: [], Exposure: []}
     for n, patch in enumerate(patches):
         kinds[type(patch.exposure)].append(n)
-    made: list[tuple[Tensor, Tensor]] = []
-    if chosen := [patches[n] for n in kinds[type(None)]]:
-        both = cut([(patch.images[which], *patch.corner) for which in (0, 1) for patch in chosen], side)
-        made.append((both[: len(chosen)], both[len(chosen) :]))
-    if chosen := [patches[n] for n in kinds[Mean]]:
-        frames = cut([(image, *patch.corner) for patch in chosen for image in patch.images], side)
-        runs = frames.split([len(patch.images) for patch in chosen])
-        boxes = [(*patch.corner, side, side) for patch in chosen]
-        blurred = mean_of_windows(runs, [cast(Mean, patch.exposure) for patch in chosen], boxes)
-        made.append((blurred, torch.stack([run[len(run) // 2] for run in runs])))
-    if chosen := [patches[n] for n in kinds[Exposure]]:
-        exposures = [cast(Exposure, patch.exposure) for patch in chosen]
-        around = [(p.images[0], p.corner[0] - margin, p.corner[1] - margin) for p in chosen]
-        elsewhere = [
-            (number, top + exposure.outline.texture[0], left + exposure.outline.texture[1])
-            for (number, top, left), exposure in zip(around, exposures, strict=True)
-            if exposure.outline
-        ]
-        textures = cut(elsewhere, side + 2 * margin) if elsewhere else None
-        boxes = [(*patch.corner, side, side) for patch in chosen]
-        made.append(expose(cut(around, side + 2 * margin), textures, exposures, boxes))
+    pairs, runs, photos = ([patches[n] for n in numbers] for numbers in kinds.values())
+    parts = [(patch.images[which], *patch.corner) for which in (0, 1) for patch in pairs]
+    parts += [(image, *patch.corner) for patch in runs for image in patch.images]
+    crops = cut(parts, side) if parts else torch.empty(0)
+    made = [(crops[: len(pairs)], crops[len(pairs) : 2 * len(pairs)])] if pairs else []
+    frames = crops[2 * len(pairs) :]
+    if runs or photos:
+        made.append(
+            synthesise(
+                Runs(
+                    frames,
+                    [len(patch.images) for patch in runs],
+                    [cast(Mean, patch.exposure) for patch in runs],
+                    [(*patch.corner, side, side) for patch in runs],
+                )
+                if runs
+                else None,
+                _photographs(photos, side, margin, cut) if photos else None,
+            )
+        )
 
-    blurred, sharp = (torch.cat(images) for images in zip(*made, strict=True))
+    images = torch.cat([image for which in zip(*made, strict=True) for image in which])
     order = [n for kind in kinds.values() for n in kind]
-    finish = torch.tensor([(order.index(n), patch.turns + 4 * patch.flip) for n, patch in enumerate(patches)])
-    place, symmetry = finish.to(sharp.device, non_blocking=True).T
-    return turned(blurred, place, symmetry), turned(sharp, place, symmetry)
+    finish = torch.tensor(
+        [(order.index(n) + first, p.turns + 4 * p.flip) for first in (0, len(order)) for n, p in enumerate(patches)]
+    )
+    place, symmetry = sent(finish, images.device).T
+    blurred, sharp = turned(images, place, symmetry).split(len(order))
+    return blurred, sharp
+
+
+def _photographs(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> Photographs:
+    exposures = [cast(Exposure, patch.exposure) for patch in patches]
+    around = [(p.images[0], p.corner[0] - margin, p.corner[1] - margin) for p in patches]
+    elsewhere = [
+        (number, top + exposure.outline.texture[0], left + exposure.outline.texture[1])
+        for (number, top, left), exposure in zip(around, exposures, strict=True)
+        if exposure.outline
+    ]
+    windows = cut(around + elsewhere, side + 2 * margin)
+    textures = windows[len(around) :] if elsewhere else None
+    return Photographs(windows[: len(around)], textures, exposures, [(*patch.corner, side, side) for patch in patches])
 
 
 def turned(images: Tensor, place: Tensor, symmetry: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from lmfn.data.rendering import Part, Patch, render
 from lmfn.data.sampling import TrainingSet
 from lmfn.data.synthesis import mirrored
+from lmfn.device import sent
 
 
 class ResidentSet:
@@ -45,17 +46,18 @@ class ResidentSet:
         for number, image in bar:
             end = int(ends[number])
             self._pixels[end - image.shape[0] * image.shape[1] : end] = torch.from_numpy(image).reshape(-1, 3)
-        self._table = torch.cat([(ends - areas)[:, None], sizes], dim=1).to(device)
+        self._table = torch.cat([(ends - areas)[:, None], sizes], dim=1)
 
     def __call__(self, patches: Sequence[Patch]) -> tuple[Tensor, Tensor]:
         return render(patches, self.data.patch, self.data.blur.margin, self._cut)
 
     def _cut(self, parts: Sequence[Part], side: int) -> Tensor:
-        number, top, left = torch.tensor(parts).to(self._pixels.device, non_blocking=True).T
+        number, top, left = torch.tensor(parts).T
         first, height, width = self._table[number].T[..., None]
-        along = torch.arange(side, device=self._pixels.device)
+        along = torch.arange(side)
         rows, columns = mirrored(top[:, None] + along, height), mirrored(left[:, None] + along, width)
-        return self._pixels[(first + rows * width)[:, :, None] + columns[:, None, :]]
+        rows, columns = sent(torch.stack([first + rows * width, columns]), self._pixels.device)
+        return self._pixels[rows[:, :, None] + columns[:, None, :]]
 
 
 def owners(data: TrainingSet, processes: int) -> list[int]:

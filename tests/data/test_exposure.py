@@ -13,7 +13,15 @@ from scipy.ndimage import map_coordinates
 from skimage.metrics import peak_signal_noise_ratio
 
 from lmfn.data import BlurKinds, BlurOptions
-from lmfn.data.synthesis import Exposure, blur_photo, draw_frame_count, expose, exposure, mean_of_frames
+from lmfn.data.synthesis import (
+    Exposure,
+    Photographs,
+    blur_photo,
+    draw_frame_count,
+    exposure,
+    mean_of_frames,
+    synthesise,
+)
 from lmfn.data.synthesis.exposure import STILL
 from lmfn.data.synthesis.paths import Motion
 from lmfn.options import BlurKind
@@ -173,10 +181,10 @@ def test_depth_scales_the_motion() -> None:
     window = torch.from_numpy(np.pad(photo, ((30, 30), (30, 30), (0, 0)), mode="symmetric"))[None]
     box = (0, 0, 140, 140)
     depth = replace(drawn.depth, softness=0.1, wave=(0.0, 0.1, 0.0), far=0.25)
-    found = expose(window, None, [replace(drawn, depth=depth)], [box])[0][0]
+    found = synthesise(None, Photographs(window, None, [replace(drawn, depth=depth)], [box]))[0][0]
     near, far = (
-        expose(window, None, [replace(drawn, depth=None, motion=scaled(drawn.motion, by))], [box])[0][0]
-        for by in (1.0, 0.25)
+        synthesise(None, Photographs(window, None, [replace(drawn, depth=None, motion=motion)], [box]))[0][0]
+        for motion in (drawn.motion, scaled(drawn.motion, 0.25))
     )
     y, x = torch.meshgrid(torch.arange(140.0), torch.arange(140.0), indexing="ij")
     above = np.cos(depth.direction) * (x - depth.through[1]) + np.sin(depth.direction) * (y - depth.through[0])

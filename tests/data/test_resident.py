@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 from lmfn.data import BlurOptions, Source, TrainingSet
 from lmfn.data.resident import Plans, ResidentSet, SharedSet, largest_share, owners
 from lmfn.data.synthesis import mirrored
+from lmfn_kernels.runtime.torch_private import TorchDispatchMode
 
 BLUR = BlurOptions(frames=(3, 7), length=(0, 30), rotation=(0, 20), highlights=(1, 3))
 CPU = torch.device("cpu")
@@ -62,6 +64,37 @@ def test_patches_are_made_where_the_images_are(data: TrainingSet) -> None:
     for patches in ResidentSet(data, torch.device("meta"))([data.plan(n) for n in range(120)]):
         assert patches.is_meta
         assert patches.shape == (120, 3, 27, 27)
+
+
+class Launches(TorchDispatchMode):
+    """Counts what would be launches, copies from the host, and waits for such copies, if the meta device were a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches = self.copies = self.waits = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if getattr(result, "is_meta", False):
+            if func is torch.ops.aten._to_copy.default and not args[0].is_meta:
+                self.copies += 1
+                self.waits += not kwargs.get("non_blocking")
+            elif not func.is_view and not func.name().startswith(("aten::empty", "aten::_unsafe_view")):
+                self.launches += 1
+        return result
+
+
+def test_a_batch_takes_few_launches_and_no_wait(data: TrainingSet) -> None:
+    """Of whatever it consists, and however many patches it has."""
+    resident = ResidentSet(data, torch.device("meta"))
+    resident([data.plan(n) for n in range(120)])  # sends what never changes
+    for count, most in ((16, 280), (120, 450)):
+        for first in range(0, 120, count):
+            with Launches() as made:
+                resident([data.plan(n) for n in range(first, first + count)])
+            assert 20 < made.launches <= most
+            assert 0 < made.copies <= 10
+            assert made.waits == 0
 
 
 def test_an_image_of_two_sources_is_kept_once(data: TrainingSet) -> None:

@@ -45,7 +45,14 @@ def test_patches_are_those_of_the_cpu() -> None:
         exposure = Exposure.draw(rng, blur, SIZE, (*corner, SIDE, SIDE)) if n % 3 == 2 else exposure
         patches.append(Patch(numbers, SIZE, corner, exposure, n % 4, n % 8 < 4))
     expected = render(patches, SIDE, blur.margin, cutter(images))
-    found = render(patches, SIDE, blur.margin, cutter(images.to(DEVICE)))
+    cut = cutter(images.to(DEVICE))
+    first = render(patches, SIDE, blur.margin, cut)  # sends what never changes
+    torch.cuda.set_sync_debug_mode("error")  # the host waits for nothing
+    try:
+        found = render(patches, SIDE, blur.margin, cut)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(one, other) for one, other in zip(first, found, strict=True))
     for made, wanted in zip(found, expected, strict=True):
         difference = (made.cpu().int() - wanted.int()).abs()
         assert (difference > 0).float().mean() < 1e-3  # rounded to the other side: by 1 or, in JPEG, by a coefficient

@@ -7,22 +7,24 @@ from lmfn.data.synthesis.exposure import (
     Exposure,
     Image,
     Mean,
+    Photographs,
+    Runs,
     blur_photo,
     draw_frame_count,
-    expose,
     mean_of_frames,
-    mean_of_windows,
     mirrored,
+    synthesise,
 )
 
 __all__ = [
     "Exposure",
     "Image",
     "Mean",
+    "Photographs",
+    "Runs",
     "blur_photo",
     "draw_frame_count",
-    "expose",
     "mean_of_frames",
-    "mean_of_windows",
     "mirrored",
+    "synthesise",
 ]

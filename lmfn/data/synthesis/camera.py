@@ -4,6 +4,7 @@ All randomness of a pixel is a function of a key and of its position in the phot
 part of the full image.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmfn.data.synthesis.paths import Box, uniform
+from lmfn.device import constant, sent, sent_together
 from lmfn.options import BlurOptions
 
 REACH = 18  # pixels around a crop that affect it, by chroma blocks in JPEG and the mosaic's filters
@@ -120,32 +122,35 @@ def sense(light: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) -> Ten
     With a mosaic the light is converted to the sensor's colours and clipped, each pixel keeps one of its three values,
     and the others are interpolated from noisy neighbours (mirrored at the border of the crop).
     """
-    device = light.device
-    mosaics = [camera.mosaic for camera in cameras]
-    some = [n for n, mosaic in enumerate(mosaics) if mosaic]
-    if not some:
-        return _with_noise(light.clamp(0, 1), cameras, boxes)
-    raw = light.clamp(0, 1)
-    found = [mosaic for mosaic in mosaics if mosaic]
+    some = [n for n, camera in enumerate(cameras) if camera.mosaic]
+    found = [camera.mosaic for camera in cameras if camera.mosaic]
     gains = torch.tensor([mosaic.gains for mosaic in found])
     matrices = torch.tensor([mosaic.matrix for mosaic in found])
-    to_sensor = (torch.linalg.inv(matrices.double()).float() / gains[:, :, None]).to(device, non_blocking=True)
-    to_srgb, balance = matrices.to(device, non_blocking=True), gains[..., None, None].to(device, non_blocking=True)
-    chosen = torch.tensor(some).to(device, non_blocking=True)
-    raw[chosen] = _mix(to_sensor, light[chosen]).clamp(0, 1)
-    noisy = _with_noise(raw, cameras, boxes)
-    corners = [
-        (box[0] - m.phase[0], box[1] - m.phase[1]) for box, m in zip((boxes[n] for n in some), found, strict=True)
-    ]
-    # Clipped before the colours are mixed: otherwise white would turn pink where only green is saturated.
-    noisy[chosen] = _mix(to_srgb, (balance * demosaic(noisy[chosen].clamp(0, 1), corners)).clamp(max=1))
-    return noisy
+    to_sensor = torch.linalg.inv(matrices.double()).float() / gains[:, :, None] if some else matrices
+    corners = [(boxes[n][0] - m.phase[0], boxes[n][1] - m.phase[1]) for n, m in zip(some, found, strict=True)]
+    noise = torch.tensor([(camera.noise.shot, camera.noise.read**2) for camera in cameras], dtype=torch.float32)
+    places = _places([camera.noise.key for camera in cameras], boxes)
+    tables = [noise, places, torch.tensor(some), gains, matrices, to_sensor, _odd(corners, *boxes[0][2:])]
+    strength, places, chosen, gains, to_srgb, to_sensor, odd = sent_together(tables, light.device)
+
+    raw = light.clamp(0, 1)
+    if some:
+        raw[chosen] = _mix(to_sensor, light[chosen]).clamp(0, 1)
+    if noise.any():
+        shot, read = strength.view(-1, 2, 1, 1, 1).unbind(1)
+        raw = raw + (shot * raw + read).sqrt() * _normal(places, *boxes[0][2:])
+    if some:
+        # Clipped before the colours are mixed: otherwise white would turn pink where only green is saturated.
+        found_light = gains[..., None, None] * _demosaic(raw[chosen].clamp(0, 1), odd)
+        raw[chosen] = _mix(to_srgb, found_light.clamp(max=1))
+    return raw
 
 
 def _mix(matrices: Tensor, images: Tensor) -> Tensor:
     """Multiply the colours `[B, 3, H, W]` of each pixel by matrices `[B, 3, 3]`."""
-    m = matrices[..., None, None]
-    return sum(m[:, :, c] * images[:, None, c] for c in range(3))  # type: ignore[return-value]
+    red, green, blue = (matrices[:, :, c, None, None] for c in range(3))
+    mixed = red * images[:, None, 0]
+    return mixed.addcmul_(green, images[:, None, 1]).addcmul_(blue, images[:, None, 2])
 
 
 # Malvar, He and Cutler, "High-quality linear interpolation for demosaicing of Bayer-patterned color images", ICASSP
@@ -156,32 +161,35 @@ _DIAGONAL = [[0, 0, -1.5, 0, 0], [0, 2, 0, 2, 0], [-1.5, 0, 6, 0, -1.5], [0, 2, 
 _FILTERS = torch.tensor([_CROSS, _BESIDE, [list(row) for row in zip(*_BESIDE, strict=True)], _DIAGONAL])[:, None] / 8
 
 
+# By the parity of row and column (even-even, even-odd, odd-even, odd-odd) and colour: the mosaic's own value (0) or the
+# filter (1 to 4) that finds it. At a green pixel, red is beside in the rows of red, and above and below in the others;
+# blue the other way round.
+_FOUND_BY = torch.tensor([[0, 1, 4], [2, 0, 3], [3, 0, 2], [4, 1, 0]])
+_PASSES = torch.tensor([0, 1, 1, 2])
+"""The colour that the mosaic passes, by parity."""
+
+
 def demosaic(images: Tensor, corners: Sequence[tuple[int, int]]) -> Tensor:
     """Keep the colour that a Bayer mosaic passes at each pixel of `[B, 3, H, W]`, and interpolate the others.
 
     Pixels whose row and column are even, counted from `corners`, are red, those whose row and column are odd, blue.
     """
-    device = images.device
-    top, left = torch.tensor(corners).to(device, non_blocking=True).T[..., None]
-    odd_row = (top + torch.arange(images.shape[2], device=device))[:, :, None] % 2 == 1
-    odd_column = (left + torch.arange(images.shape[3], device=device))[:, None, :] % 2 == 1
-    red, blue = ~odd_row & ~odd_column, odd_row & odd_column
-    mosaic = torch.where(red, images[:, 0], torch.where(blue, images[:, 2], images[:, 1]))
-    padded = F.pad(mosaic[:, None], (2, 2, 2, 2), mode="reflect")  # without the edge twice: the colours stay in step
-    cross, beside, above, diagonal = F.conv2d(padded, _FILTERS.to(device, non_blocking=True)).unbind(1)
-    green = torch.where(red | blue, cross, mosaic)
-    # At a green pixel, red is beside in the rows of red, and above and below in the others; blue the other way round.
-    at_red = torch.where(red, mosaic, torch.where(blue, diagonal, torch.where(odd_row, above, beside)))
-    at_blue = torch.where(blue, mosaic, torch.where(red, diagonal, torch.where(odd_row, beside, above)))
-    return torch.stack([at_red, green, at_blue], dim=1)
+    return _demosaic(images, sent(_odd(corners, *images.shape[2:]), images.device))
 
 
-def _with_noise(light: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) -> Tensor:
-    parameters = torch.tensor([(camera.noise.shot, camera.noise.read**2) for camera in cameras], dtype=torch.float32)
-    if not parameters.any():
-        return light
-    shot, read = parameters.to(light.device, non_blocking=True).view(-1, 2, 1, 1, 1).unbind(1)
-    return light + (shot * light + read).sqrt() * normal([camera.noise.key for camera in cameras], boxes, light.device)
+def _odd(corners: Sequence[tuple[int, int]], height: int, width: int) -> Tensor:
+    """Twice the parity of each row, then that of each column, counted from the corners: int64 `[B, height + width]`."""
+    top, left = torch.tensor(corners, dtype=torch.int64).view(-1, 2).T[..., None]
+    return torch.cat([(top + torch.arange(height)) % 2 * 2, (left + torch.arange(width)) % 2], dim=1)
+
+
+def _demosaic(images: Tensor, odd: Tensor) -> Tensor:
+    device, height = images.device, images.shape[2]
+    parity = odd[:, :height, None] + odd[:, None, height:]
+    mosaic = images.gather(1, constant(_PASSES, device)[parity][:, None])
+    padded = F.pad(mosaic, (2, 2, 2, 2), mode="reflect")  # without the edge twice: the colours stay in step
+    planes = torch.cat([mosaic, F.conv2d(padded, constant(_FILTERS, device))], dim=1)
+    return planes.gather(1, constant(_FOUND_BY, device)[parity].permute(0, 3, 1, 2))
 
 
 def normal(keys: Sequence[int], boxes: Sequence[Box], device: torch.device) -> Tensor:
@@ -190,14 +198,27 @@ def normal(keys: Sequence[int], boxes: Sequence[Box], device: torch.device) -> T
 
     The Box-Muller transform of two parts of a hash.
     """
-    height, width = boxes[0][2:]
-    places = torch.tensor([(key, box[0], box[1]) for key, box in zip(keys, boxes, strict=True)])
-    key, top, left = places.to(device, non_blocking=True).T[..., None, None, None]
-    rows = top + torch.arange(height, device=device)[:, None]
-    columns = left + torch.arange(width, device=device)
-    x = hashed(key, (rows << 26) + (columns << 2) + torch.arange(3, device=device).view(3, 1, 1))
+    return _normal(sent(_places(keys, boxes), device), *boxes[0][2:])
+
+
+def _places(keys: Sequence[int], boxes: Sequence[Box]) -> Tensor:
+    """A key, and the hash's number of the upper left pixel, int64 `[2, B]`."""
+    numbers = [(key, (box[0] << 26) + (box[1] << 2)) for key, box in zip(keys, boxes, strict=True)]
+    return torch.tensor(numbers).T.contiguous()
+
+
+def _normal(places: Tensor, height: int, width: int) -> Tensor:
+    key, first = places[..., None, None, None]
+    x = hashed(key, first + _steps(height, width, places.device))
     one, other = (x >> 40) & 0xFFFFFF, x & 0xFFFFFF
     return torch.sqrt(-2 * ((one + 1) / 2**24).log()) * torch.cos(other * (2 * math.pi / 2**24))
+
+
+@functools.lru_cache(4)
+def _steps(height: int, width: int, device: torch.device) -> Tensor:
+    """The hash's number of each value of an image relative to the first, int64 `[3, height, width]`."""
+    rows, columns = torch.arange(height, device=device)[:, None] << 26, torch.arange(width, device=device) << 2
+    return rows + columns + torch.arange(3, device=device).view(3, 1, 1)
 
 
 def hashed(key: Tensor | int, place: Tensor) -> Tensor:
@@ -250,27 +271,36 @@ def jpeg(pixels: Tensor, qualities: Sequence[int], boxes: Sequence[Box]) -> Tens
     height, width = pixels.shape[1:3]
     quality = torch.tensor(qualities)
     scale = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    tables = ((_TABLES * scale.view(-1, 1, 1, 1) + 50) // 100).clamp(1, 255).float().to(device, non_blocking=True)
-    top, left = torch.tensor([(box[0] % 16, box[1] % 16) for box in boxes]).to(device, non_blocking=True).T[..., None]
+    tables = ((_TABLES * scale.view(-1, 1, 1, 1) + 50) // 100).clamp(1, 255).float()
+    top, left = torch.tensor([(box[0] % 16, box[1] % 16) for box in boxes]).T[..., None]
     # A whole number of blocks of 16, the same for every crop, wherever it starts.
-    along_y, along_x = (torch.arange(-(-(n + 15) // 16) * 16, device=device) for n in (height, width))
-    rows, columns = (along_y - top).clamp(0, height - 1), (along_x - left).clamp(0, width - 1)
-    which = torch.arange(len(pixels), device=device)[:, None, None]
-    blocks = pixels[which, rows[:, :, None], columns[:, None, :]].float().permute(0, 3, 1, 2)
-    ycc = _mix(_TO_YCBCR.to(device, non_blocking=True)[None], blocks)
-    luma = _quantised(ycc[:, :1] - 128, tables[:, :1])
-    chroma = _quantised(F.avg_pool2d(ycc[:, 1:], 2), tables[:, 1:].expand(-1, 2, -1, -1))
+    high, wide = (-(-(n + 15) // 16) * 16 for n in (height, width))
+    rows = (torch.arange(high) - top).clamp(0, height - 1) * width + torch.arange(len(boxes))[:, None] * height * width
+    columns = (torch.arange(wide) - left).clamp(0, width - 1)
+    back_rows = (top + torch.arange(height)) * wide + torch.arange(len(boxes))[:, None] * high * wide
+    sending = [tables, rows, columns, back_rows, left + torch.arange(width)]
+    tables, rows, columns, back_rows, back_columns = sent_together(sending, device)
+
+    blocks = pixels.reshape(-1, 3)[rows[:, :, None] + columns[:, None, :]].float().permute(0, 3, 1, 2)
+    ycc = _mix(constant(_TO_YCBCR, device)[None], blocks)
+    luma, chroma = _quantised(ycc[:, :1] - 128, F.avg_pool2d(ycc[:, 1:], 2), tables)
     chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear")
-    rgb = _mix(_FROM_YCBCR.to(device, non_blocking=True)[None], torch.cat([luma + 128, chroma], dim=1))
-    rows, columns = (top + torch.arange(height, device=device)), (left + torch.arange(width, device=device))
-    return rgb.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
+    rgb = _mix(constant(_FROM_YCBCR, device)[None], torch.cat([luma + 128, chroma], dim=1))
+    codes = rgb.clamp_(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1).reshape(-1, 3)
+    return codes[back_rows[:, :, None] + back_columns[:, None, :]]
 
 
-def _quantised(planes: Tensor, tables: Tensor) -> Tensor:
-    """Planes `[B, C, H, W]` with the coefficients of their 8x8 blocks rounded to multiples of tables `[B, C, 8, 8]`."""
-    dct = _DCT.to(planes.device, non_blocking=True)
-    blocks = planes.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # [B, C, rows, columns, 8, 8]
-    steps = tables[:, :, None, None]
-    rounded = (dct @ blocks @ dct.T / steps).round() * steps
-    made: Tensor = (dct.T @ rounded @ dct).transpose(3, 4)
-    return made.flatten(4, 5).flatten(2, 3)
+def _quantised(luma: Tensor, chroma: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+    """Luma `[B, 1, H, W]` and chroma `[B, 2, H / 2, W / 2]` with the coefficients of their 8x8 blocks rounded to
+    multiples of tables `[B, 2, 8, 8]`, the first one for luma."""
+    dct = constant(_DCT, luma.device)
+    parts = [planes.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4) for planes in (luma, chroma)]
+    counts = [part[0, ..., 0, 0].numel() for part in parts]
+    blocks = torch.cat([part.flatten(1, 3) for part in parts], dim=1)  # [B, blocks, 8, 8]
+    steps = torch.cat([tables[:, n : n + 1].expand(-1, count, -1, -1) for n, count in enumerate(counts)], dim=1)
+    rounded = (dct @ blocks @ dct.T / steps).round_() * steps
+    made = [
+        found.unflatten(1, part.shape[1:4]).transpose(3, 4).flatten(4, 5).flatten(2, 3)
+        for part, found in zip(parts, (dct.T @ rounded @ dct).split(counts, dim=1), strict=True)
+    ]
+    return made[0], made[1]

@@ -11,7 +11,7 @@ al., CVPR 2017, section 3): either as they are, or with a gamma of 2.2 undone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast, get_args
+from typing import Any, NamedTuple, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from lmfn.data.synthesis.paths import (
     uniform,
 )
 from lmfn.data.synthesis.scenes import REGULAR, Overlay, paint, soften
+from lmfn.device import constant, sent_together
 from lmfn.options import BlurKind, BlurOptions
 
 Image = NDArray[np.uint8]
@@ -143,7 +144,8 @@ def blur_photo(photo: Image, rng: np.random.Generator, blur: BlurOptions | None 
             if drawn.outline:
                 below, right = drawn.outline.texture
                 texture = window(tile[0] + below, tile[1] + right, *tile[2:])
-            for which, pixels in enumerate(expose(window(*tile), texture, [drawn], [tile])):
+            photograph = Photographs(window(*tile), texture, [drawn], [tile])
+            for which, pixels in enumerate(synthesise(None, photograph)):
                 made[which, y : y + height, x : x + width] = pixels[0, REACH:-REACH, REACH:-REACH].numpy()
     return made[0], made[1]
 
@@ -156,61 +158,153 @@ def mirrored(index: Any, size: Any) -> Any:
     return (2 * size - 1 - abs(2 * (index % (2 * size)) - (2 * size - 1))) // 2
 
 
-def expose(
-    windows: Tensor, textures: Tensor | None, drawn: Sequence[Exposure], boxes: Sequence[Box]
-) -> tuple[Tensor, Tensor]:
-    """Crops of several photographs, blurred and sharp, uint8 `[B, height, width, 3]`, on the windows' device.
+class Photographs(NamedTuple):
+    """Crops of photographs to be exposed."""
 
-    `windows` `[B, height + 2 margin, width + 2 margin, 3]`, uint8, are the surroundings of the boxes (of equal height
-    and width), with margin `BlurOptions.margin`; `textures`, of the same size, one for each exposure with an outline,
-    in their order, are the surroundings of the boxes moved by the outline's `texture`. Every pixel is computed
-    independently of threads and of the other photographs.
+    windows: Tensor
+    """Their surroundings, uint8 `[B, height + 2 margin, width + 2 margin, 3]`, with margin `BlurOptions.margin`."""
+    textures: Tensor | None
+    """Of the same size, one for each exposure with an outline, in their order: the surroundings of the crops moved by
+    the outline's `texture`."""
+    drawn: Sequence[Exposure]
+    boxes: Sequence[Box]
+    """The crops, of equal height and width."""
+
+
+class Runs(NamedTuple):
+    """Crops of runs of frames to be averaged."""
+
+    frames: Tensor
+    """uint8 `[F, height, width, 3]`, run by run."""
+    counts: Sequence[int]
+    """Frames of each run."""
+    drawn: Sequence[Mean]
+    boxes: Sequence[Box]
+
+
+def synthesise(runs: Runs | None, photographs: Photographs | None) -> tuple[Tensor, Tensor]:
+    """Blurred and sharp crops, uint8 `[B, height, width, 3]`, on the images' device: those of the runs, then those of
+    the photographs. All crops have the same height and width.
+
+    Every pixel is computed independently of threads and of the other crops. What is done to several of them is done to
+    all of these at once, and the host waits for nothing.
     """
+    sharp: list[Tensor] = []
+    light: list[Tensor] = []
+    boxes: list[Box] = []
+    seen: list[tuple[int, Camera, float]] = []  # number, camera and contrast of each image that is exposed
+    if runs:
+        encoded, middle = _averages(runs)
+        sharp.append(middle)
+        light.append(to_linear(encoded))
+        boxes += runs.boxes
+        seen += [(n, mean.camera, 0.0) for n, mean in enumerate(runs.drawn)]
+    packed: list[tuple[int, int]] = []  # number and quality of what is compressed: first what is to be left alone
+    if photographs:
+        first = len(boxes)
+        scenes, exposed = _scenes(photographs)
+        sharp.append(scenes)
+        light += [exposed] if exposed is not None else []
+        boxes += photographs.boxes
+        for n, exposure in enumerate(photographs.drawn, first):
+            seen += [(n, cast(Camera, exposure.camera), exposure.contrast)] if exposure.motion else []
+            packed += [(n, exposure.quality)] if exposure.quality else []
+    images = torch.cat(sharp)
+    alone = len(packed)
+    packed += [(n, camera.quality) for n, camera, _ in seen if camera.quality]
+
+    kept = [n for n, camera, _ in seen[: len(runs.boxes) if runs else 0] if not camera.changes_light]
+    numbers, contrasts = torch.tensor([n for n, *_ in seen]), torch.tensor([contrast for *_, contrast in seen])
+    numbers, contrasts, places, kept_places = sent_together(
+        [numbers, contrasts.view(-1, 1, 1, 1), torch.tensor([n for n, _ in packed]), torch.tensor(kept)], images.device
+    )
+    blurred = images
+    if seen:
+        sensed = sense(torch.cat(light), [camera for _, camera, _ in seen], [boxes[n] for n, *_ in seen])
+        values = with_contrast(from_linear(sensed), contrasts)
+        if kept:  # without the curve and its inverse, which could round half a level either way
+            values[kept_places] = encoded[kept_places]
+        codes = (values.clamp_(0, 1) * 255).round_().to(torch.uint8).permute(0, 2, 3, 1)
+        blurred = images.index_copy(0, numbers, codes)
+    if packed:
+        made = jpeg(blurred[places], [quality for _, quality in packed], [boxes[n] for n, _ in packed])
+        blurred = blurred.index_copy(0, places, made)
+        images = images.index_copy(0, places[:alone], made[:alone]) if alone else images
+    return blurred, images
+
+
+_CURVES = torch.cat([CODES, CODES**GAMMA])
+
+
+def _averages(runs: Runs) -> tuple[Tensor, Tensor]:
+    """The mean of each run, with values in [0, 1], `[B, 3, height, width]`, and its middle frame, uint8
+    `[B, height, width, 3]`."""
+    device, counts = runs.frames.device, runs.counts
+    firsts = [sum(counts[:n]) for n in range(len(counts))]
+    # Added up frame by frame: the first frames of all runs, then the second ones, until the longest runs are left.
+    longest = sorted(range(len(counts)), key=lambda n: -counts[n])
+    added = [[n for n in longest if counts[n] > frame] for frame in range(max(counts))]
+    linear = [mean.linear_light for mean in runs.drawn]
+    tables = [
+        torch.tensor([firsts[n] + frame for frame, some in enumerate(added) for n in some]),
+        torch.tensor([256 * linear[n] for some in added for n in some], dtype=torch.int32).view(-1, 1, 1, 1),
+        torch.tensor([first + count // 2 for first, count in zip(firsts, counts, strict=True)]),
+        torch.tensor([longest.index(n) for n in range(len(counts))]),
+        torch.tensor(counts).view(-1, 1, 1, 1),
+        torch.tensor(linear).view(-1, 1, 1, 1),
+    ]
+    order, curve, middle, back, lengths, is_linear = sent_together(tables, device)
+    values = constant(_CURVES, device)[runs.frames[order] + curve].split([len(some) for some in added])
+    total = values[0].clone()
+    for value in values[1:]:
+        total[: len(value)].add_(value)
+    mean = total[back] / lengths
+    return torch.where(is_linear, mean ** (1 / GAMMA), mean).permute(0, 3, 1, 2), runs.frames[middle]
+
+
+def _scenes(photographs: Photographs) -> tuple[Tensor, Tensor | None]:
+    """The crops with what is drawn on them, uint8 `[B, height, width, 3]`, and the light of those that move,
+    `[M, 3, height, width]`."""
+    windows, textures, drawn, boxes = photographs
     device = windows.device
     height, width = boxes[0][2:]
     margin = (windows.shape[1] - height) // 2
     inside = slice(margin, margin + height), slice(margin, margin + width)
-
-    scenes = windows.clone()
-    if soft := [n for n, exposure in enumerate(drawn) if exposure.softness]:
-        scenes[soft] = soften(scenes[soft], [drawn[n].softness for n in soft])
-    for n, (exposure, box) in enumerate(zip(drawn, boxes, strict=True)):
-        if exposure.overlay:
-            scenes[n] = paint(scenes[n], exposure.overlay, (box[0] - margin, box[1] - margin))
-    sharp = scenes[:, inside[0], inside[1]].clone()
+    corners = [(box[0] - margin, box[1] - margin) for box in boxes]
+    moving = [n for n, exposure in enumerate(drawn) if exposure.motion]
     outlined = [n for n, exposure in enumerate(drawn) if exposure.outline]
+    numbers = [torch.tensor(moving), torch.tensor(outlined)]
+    tables = [light_of_codes(drawn[n].contrast, drawn[n].gain) for n in moving + outlined]
+    first = 256 * torch.arange(len(tables)).view(-1, 1, 1, 1)
+    outlines = _outlines([cast(Outline, drawn[n].outline) for n in outlined], [corners[n] for n in outlined], windows)
+    sending = [*numbers, torch.stack(tables).flatten() if tables else first, first, *outlines]
+    chosen, behind, curves, first, *outlines = sent_together(sending, device)
+
+    scenes = soften(windows, [exposure.softness for exposure in drawn])
+    scenes = paint(scenes, [exposure.overlay for exposure in drawn], corners)
+    sharp = scenes[:, inside[0], inside[1]].contiguous()
+    if not moving:
+        return sharp, None
+    shown, objects = scenes[chosen], None
     if textures is not None:
-        covers = torch.stack([_cover(cast(Outline, drawn[n].outline), boxes[n], margin, device) for n in outlined])
-        over, texture, behind = (
+        covers = _cover(*outlines)
+        over, texture, ground = (
             covers[(..., *inside)][..., None],
             textures[:, inside[0], inside[1]].float(),
-            sharp[outlined],
+            sharp[behind],
         )
-        sharp[outlined] = (behind + over * (texture - behind)).round().to(torch.uint8)
-    if packed := [n for n, exposure in enumerate(drawn) if exposure.quality]:
-        sharp[packed] = jpeg(sharp[packed], [cast(int, drawn[n].quality) for n in packed], [boxes[n] for n in packed])
-    blurred = sharp.clone()
-    moving = [n for n, exposure in enumerate(drawn) if exposure.motion]
-    if not moving:
-        return blurred, sharp
-
-    exposures, places = [drawn[n] for n in moving], [boxes[n] for n in moving]
-    tables = torch.stack([light_of_codes(e.contrast, e.gain) for e in exposures]).to(device, non_blocking=True)
-    things, objects = [moving.index(n) for n in outlined], None
+        sharp = sharp.index_copy(0, behind, (ground + over * (texture - ground)).round().to(torch.uint8))
+        shown = torch.cat([shown, textures])
+    light = curves[shown + first].permute(0, 3, 1, 2).contiguous()
     if textures is not None:
-        objects = torch.cat([_light(textures, tables[things]) * covers[:, None], covers[:, None]], dim=1)
-    light = _integrate(_light(scenes[moving], tables), objects, things, exposures, places)
-    cameras = [cast(Camera, exposure.camera) for exposure in exposures]
-    contrast = torch.tensor([e.contrast for e in exposures]).to(device, non_blocking=True).view(-1, 1, 1, 1)
-    codes = _round(with_contrast(from_linear(sense(light, cameras, places)), contrast)).permute(0, 2, 3, 1)
-    blurred[moving] = _compressed(codes, cameras, places)
-    return blurred, sharp
+        light, thing = light.split([len(moving), len(outlined)])
+        objects = torch.cat([thing * covers[:, None], covers[:, None]], dim=1)
+    things = [moving.index(n) for n in outlined]
+    return sharp, _integrate(light, objects, things, [drawn[n] for n in moving], [boxes[n] for n in moving])
 
 
-def _light(pixels: Tensor, tables: Tensor) -> Tensor:
-    """Look up pixels `[B, H, W, 3]`, uint8, in tables `[B, 256]`; `[B, 3, H, W]`."""
-    first = 256 * torch.arange(len(pixels), device=pixels.device).view(-1, 1, 1, 1)
-    return tables.flatten()[pixels + first].permute(0, 3, 1, 2).contiguous()
+AT_ONCE, PIXELS_AT_ONCE = 16, 1 << 25
+"""Moments that a GPU computes at once, and pixels at these moments. (A CPU computes one at a time, in its cache.)"""
 
 
 def _integrate(
@@ -221,57 +315,79 @@ def _integrate(
     `ground` is the light in the windows; `objects` `[len(things), 4, H, W]` is the light of objects times their
     coverage, and the coverage; `things` are the numbers of their scenes.
     """
-    device = ground.device
+    device, (high, wide) = ground.device, ground.shape[2:]
     height, width = boxes[0][2:]
     moments = max(len(cast(Motion, exposure.motion).weight) for exposure in drawn)
-    moves = _moves([cast(Motion, e.motion) for e in drawn], boxes, moments).to(device, non_blocking=True)
-    if objects is not None:
-        motions = [cast(Motion, drawn[n].object_motion) for n in things]
-        moves_of_objects = _moves(motions, [boxes[n] for n in things], moments).to(device, non_blocking=True)
-    share = _shares(drawn, boxes).to(device, non_blocking=True) if any(e.depth for e in drawn) else None
     # Coordinates relative to the centre of the window, in grid_sample's units: the window is [-1, 1].
-    u = torch.arange(width, device=device) - (width - 1) / 2
-    v = (torch.arange(height, device=device) - (height - 1) / 2)[:, None]
-    to_x, to_y = 2 / ground.shape[3], 2 / ground.shape[2]
-    home = torch.stack([(u + 0 * v) * to_x, (v + 0 * u) * to_y], dim=-1)
+    unit = torch.tensor([2 / wide, 2 / high])
+    u = (torch.arange(width) - (width - 1) / 2)[:, None]
+    v = (torch.arange(height) - (height - 1) / 2)[:, None]
+    home = torch.stack(torch.broadcast_tensors(u.T * unit[0], v * unit[1]), dim=-1)
+    weights, moves = _moves([cast(Motion, exposure.motion) for exposure in drawn], boxes, moments)
+    motions = [cast(Motion, drawn[n].object_motion) for n in things]
+    _, moves_of_objects = _moves(motions, [boxes[n] for n in things], moments)
+    tables = [u, v, home, weights, _shares(drawn, boxes), moves * unit, moves_of_objects * unit, torch.tensor(things)]
+    u, v, home, weights, share, moves, moves_of_objects, places = sent_together(tables, device)
 
-    def sample(light: Tensor, move: Tensor, share: Tensor | None = None) -> Tensor:
-        """The light that pixels see, displaced by the motion or the share of it at their position."""
-        cos_less_one, sin, dx, dy = move[:4]
-        away = torch.stack([(cos_less_one * u + dx + sin * v) * to_x, (dy - sin * u + cos_less_one * v) * to_y], dim=-1)
-        at = home + (away if share is None else share * away)
-        return F.grid_sample(light, at, mode="bilinear", padding_mode="border", align_corners=False)
+    def displaced(moves: Tensor) -> tuple[Tensor, Tensor]:
+        """What a column and a row add to the displacement at each moment, `[B, moments, width or height, 2]`."""
+        by_u, by_v, shift = moves.unbind(2)
+        return torch.addcmul(shift, by_u, u), by_v * v
 
+    def sample(light: Tensor, at: Tensor) -> Tensor:
+        """Light `[B, C, H, W]` at positions `[B, moments, height, width, 2]`: `[B, C, moments, height, width]`."""
+        found = F.grid_sample(light, at.flatten(1, 2), mode="bilinear", padding_mode="border", align_corners=False)
+        made: Tensor = found.unflatten(2, at.shape[1:3])
+        return made
+
+    columns, rows = displaced(moves)
+    if objects is not None:
+        columns_of_objects, rows_of_objects = displaced(moves_of_objects)
     total = torch.zeros(len(drawn), 3, height, width, device=device)
-    for moment in range(moments):
-        seen = sample(ground, moves[moment], share)
+    most = 1 if device.type == "cpu" else max(1, min(AT_ONCE, PIXELS_AT_ONCE // (len(drawn) * height * width)))
+    for first in range(0, moments, most):
+        some = slice(first, first + most)
+        # Pixels are displaced by the motion, or by the share of it at their position.
+        away = columns[:, some, None] + rows[:, some, :, None]
+        seen = sample(ground, torch.addcmul(home, share, away))
         if objects is not None:
-            thing = sample(objects, moves_of_objects[moment])
-            seen[things] = seen[things] * (1 - thing[:, 3:]) + thing[:, :3]
-        total.addcmul_(seen, moves[moment, 4, :, None])
+            away = columns_of_objects[:, some, None] + rows_of_objects[:, some, :, None]
+            thing = sample(objects, away.add_(home))
+            seen[places] = seen[places] * (1 - thing[:, 3:]) + thing[:, :3]
+        if most == 1:
+            total.addcmul_(seen[:, :, 0], weights[:, first, :, None, None])
+        else:
+            total += seen.mul_(weights[:, None, some, :, None]).sum(2)
     return total
 
 
-def _moves(motions: Sequence[Motion], boxes: Sequence[Box], moments: int) -> Tensor:
-    """The origin of the light of a box at each moment, float32 `[moments, 5, B, 1, 1]`.
+def _moves(motions: Sequence[Motion], boxes: Sequence[Box], moments: int) -> tuple[Tensor, Tensor]:
+    """The weight of each moment, float32 `[B, moments, 1]`, and how the light of a box is displaced then,
+    `[B, moments, 3, 1, 2]`.
 
-    At (u, v) relative to the centre of the box the light is displaced by (cos - 1) u + sin v + dx and
-    (cos - 1) v - sin u + dy. The values are these four coefficients, including the zoom, and the moment's weight.
+    At (u, v) relative to the centre of the box it is displaced by (cos - 1) u + sin v + dx to the right, and by
+    (cos - 1) v - sin u + dy down, with the zoom in the cosine and sine: by the first times u, the second times v, and
+    the third.
     """
-    moves = np.zeros((moments, 5, len(motions)), np.float32)
+    weights = np.zeros((len(motions), moments, 1), np.float32)
+    moves = np.zeros((len(motions), moments, 3, 1, 2), np.float32)
     for n, (motion, box) in enumerate(zip(motions, boxes, strict=True)):
         # The centre of the box relative to the pivot, which rotates and is then displaced.
         y, x = (box[axis] + (box[2 + axis] - 1) / 2 - motion.pivot[axis] for axis in (0, 1))
         cos, sin = (np.exp(-motion.zoom) * f(motion.angle) for f in (np.cos, np.sin))
         dx = cos * (x - motion.x) + sin * (y - motion.y) - x
         dy = cos * (y - motion.y) - sin * (x - motion.x) - y
-        moves[: len(motion.weight), :, n] = np.stack([cos - 1, sin, dx, dy, motion.weight], axis=1)
-    return torch.from_numpy(moves)[..., None, None]
+        count = len(motion.weight)
+        weights[n, :count, 0] = motion.weight
+        moves[n, :count, :, 0] = np.stack([cos - 1, -sin, sin, cos - 1, dx, dy], axis=1).reshape(count, 3, 2)
+    return torch.from_numpy(weights), torch.from_numpy(moves)
 
 
 def _shares(drawn: Sequence[Exposure], boxes: Sequence[Box]) -> Tensor:
-    """The share of the motion at each position, `[B, height, width, 1]`; 1 without depth."""
-    shares = torch.ones(len(drawn), *boxes[0][2:], 1)
+    """The share of the motion at each position, `[B, 1, height, width, 1]`, or `[1]` without depth: 1."""
+    if not any(exposure.depth for exposure in drawn):
+        return torch.ones(1)
+    shares = torch.ones(len(drawn), 1, *boxes[0][2:], 1)
     for share, exposure, box in zip(shares, drawn, boxes, strict=True):
         if depth := exposure.depth:
             y = (box[0] + torch.arange(box[2]))[:, None] - depth.through[0]
@@ -279,25 +395,27 @@ def _shares(drawn: Sequence[Exposure], boxes: Sequence[Box]) -> Tensor:
             cos, sin = np.cos(depth.direction), np.sin(depth.direction)
             height, frequency, phase = depth.wave
             above = cos * x + sin * y + height * torch.sin(frequency * (cos * y - sin * x) + phase)
-            share[..., 0] = depth.far + (1 - depth.far) * torch.sigmoid(2 * above / depth.softness)
+            share[0, ..., 0] = depth.far + (1 - depth.far) * torch.sigmoid(2 * above / depth.softness)
     return shares
 
 
-def _cover(outline: Outline, box: Box, margin: int, device: torch.device) -> Tensor:
-    """The fraction of each pixel of a window that an object covers, `[height + 2 margin, width + 2 margin]`."""
-    y = torch.arange(box[2] + 2 * margin, device=device)[:, None] + (box[0] - margin - outline.centre[0])
-    x = torch.arange(box[3] + 2 * margin, device=device) + (box[1] - margin - outline.centre[1])
-    angle, radius = torch.atan2(y, x), outline.radius
-    dents = sum(height * torch.cos(k * angle + phase) for k, (height, phase) in enumerate(outline.dents, 2))
-    return (0.5 + radius * (1 + dents) - torch.hypot(x, y)).clamp(0, 1)
+def _outlines(outlines: Sequence[Outline], corners: Sequence[tuple[int, int]], windows: Tensor) -> list[Tensor]:
+    """What `_cover` needs: rows `[B, H, 1]` and columns `[B, 1, W]` relative to the centre, radii, and dents."""
+    numbers = range(len(outlines))
+    centres = [(corners[n][0] - outlines[n].centre[0], corners[n][1] - outlines[n].centre[1]) for n in numbers]
+    down, right = torch.tensor(centres, dtype=torch.float32).view(-1, 2).T[..., None]
+    y, x = torch.arange(windows.shape[1]) + down, torch.arange(windows.shape[2]) + right
+    radii = torch.tensor([outline.radius for outline in outlines], dtype=torch.float32).view(-1, 1, 1)
+    dents = torch.tensor([outline.dents for outline in outlines], dtype=torch.float32)
+    return [y[:, :, None], x[:, None], radii, dents]
 
 
-def _compressed(codes: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) -> Tensor:
-    """Images `[B, height, width, 3]`, compressed where the camera has a quality."""
-    if packed := [n for n, camera in enumerate(cameras) if camera.quality]:
-        qualities = [cast(int, cameras[n].quality) for n in packed]
-        codes[packed] = jpeg(codes[packed], qualities, [boxes[n] for n in packed])
-    return codes
+def _cover(y: Tensor, x: Tensor, radius: Tensor, dents: Tensor) -> Tensor:
+    """The fraction of each pixel of a window that an object covers, `[B, H, W]`."""
+    height, phase = dents[..., None, None].unbind(2)  # [B, dents, 1, 1]
+    waves = torch.arange(2, 2 + dents.shape[1], device=y.device).view(-1, 1, 1)
+    bumps = (height * torch.cos(waves * torch.atan2(y, x)[:, None] + phase)).sum(1)
+    return (0.5 + radius * (1 + bumps) - torch.hypot(x, y)).clamp_(0, 1)
 
 
 def draw_frame_count(rng: np.random.Generator, blur: BlurOptions) -> int:
@@ -318,33 +436,6 @@ def mean_of_frames(
         raise ValueError(f"{len(frames)} frames have no middle one; give an odd number")
     drawn = Mean.draw(rng, blur or BlurOptions())
     middle = frames[len(frames) // 2]
-    made = mean_of_windows([[torch.from_numpy(frame) for frame in frames]], [drawn], [(0, 0, *middle.shape[:2])])
+    stack = torch.from_numpy(np.stack(frames))
+    made, _ = synthesise(Runs(stack, [len(frames)], [drawn], [(0, 0, *middle.shape[:2])]), None)
     return made[0].numpy(), middle.copy()
-
-
-def mean_of_windows(frames: Sequence[Sequence[Tensor]], drawn: Sequence[Mean], boxes: Sequence[Box]) -> Tensor:
-    """The means of several runs of frames, uint8 `[B, height, width, 3]`, on the frames' device.
-
-    A frame is a crop `[height, width, 3]`, uint8; `boxes` are its positions. Runs may have any length.
-    """
-    device = frames[0][0].device
-    curves = torch.stack([CODES, CODES**GAMMA]).to(device, non_blocking=True)
-    means = []
-    for run, mean in zip(frames, drawn, strict=True):
-        table = curves[int(mean.linear_light)]
-        total = torch.zeros(run[0].shape, device=device)
-        for frame in run:
-            total += table[frame.int()]
-        total /= len(run)
-        means.append(total ** (1 / GAMMA) if mean.linear_light else total)
-    encoded = torch.stack(means).permute(0, 3, 1, 2)
-    cameras = [mean.camera for mean in drawn]
-    sensed = from_linear(sense(to_linear(encoded), cameras, boxes))
-    # Without a change of the light, skip the curve and its inverse, which could round half a level either way.
-    changed = torch.tensor([camera.changes_light for camera in cameras]).to(device, non_blocking=True)
-    codes = _round(torch.where(changed.view(-1, 1, 1, 1), sensed, encoded)).permute(0, 2, 3, 1)
-    return _compressed(codes, cameras, boxes)
-
-
-def _round(encoded: Tensor) -> Tensor:
-    return (encoded.clamp(0, 1) * 255).round().to(torch.uint8)

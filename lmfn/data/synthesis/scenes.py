@@ -1,5 +1,6 @@
 """Additions to photographs before exposure: text, regular patterns, areas of one colour, softness."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lmfn.data.synthesis.camera import hashed
 from lmfn.data.synthesis.paths import Box
+from lmfn.device import constant, sent_together
 
 Pattern = Literal["checks", "bars", "sine", "dots", "lines", "zone", "star", "text", "flat"]
 SOFT_REACH = 5  # reach of softness in pixels
@@ -75,37 +77,63 @@ def _colours(rng: np.random.Generator, pattern: Pattern) -> tuple[tuple[int, int
     return ink, paper
 
 
-def paint(window: Tensor, overlay: Overlay, corner: tuple[int, int]) -> Tensor:
-    """A crop `[height, width, 3]`, uint8, of a photograph at row and column `corner`, with an overlay.
+def paint(windows: Tensor, overlays: Sequence[Overlay | None], corners: Sequence[tuple[int, int]]) -> Tensor:
+    """Crops `[B, height, width, 3]`, uint8, of photographs at row and column `corners`, with their overlays.
 
     A pixel is the mean of the pattern at four points.
     """
-    device = window.device
-    top, left, height, width = overlay.area
-    y = torch.arange(window.shape[0], device=device)[:, None] + (corner[0] - top)
-    x = torch.arange(window.shape[1], device=device) + (corner[1] - left)
-    cos, sin = math.cos(overlay.angle) / overlay.cell, math.sin(overlay.angle) / overlay.cell
-    share = torch.zeros(window.shape[:2], device=device)
-    for dy in (0.25, 0.75):
-        for dx in (0.25, 0.75):
-            u, v = cos * (x + dx) + sin * (y + dy), cos * (y + dy) - sin * (x + dx)
-            if overlay.pattern in ("zone", "star"):  # about the centre of the area
-                u, v = u - (cos * width + sin * height) / 2, v - (cos * height - sin * width) / 2
-            share += PATTERNS[overlay.pattern](u, v, overlay.key) / 4
-    ink, paper = (
-        torch.tensor(c, dtype=torch.float32).to(device, non_blocking=True) for c in (overlay.ink, overlay.paper)
+    found = [(overlay, *corners[n], n) for n, overlay in enumerate(overlays) if overlay]
+    if not found:
+        return windows
+    drawn = sorted(found, key=lambda one: get_args(Pattern).index(one[0].pattern))
+    areas = torch.tensor([overlay.area for overlay, *_ in drawn])[..., None]
+    y, x = (
+        torch.arange(extent) + (torch.tensor([corner[axis] for _, *corner, _ in drawn])[:, None] - areas[:, axis])
+        for axis, extent in enumerate(windows.shape[1:3])
     )
-    drawn = (paper + share[..., None] * (ink - paper)).round().to(torch.uint8)
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    return torch.where(inside[..., None], drawn, window)
+    inside = [(along >= 0) & (along < areas[:, 2 + axis]) for axis, along in enumerate((y, x))]
+    turn = torch.tensor(
+        [[math.cos(o.angle) / o.cell, math.sin(o.angle) / o.cell] for o, *_ in drawn], dtype=torch.double
+    )
+    centre = torch.stack([_turned(turn, areas[:, 3], areas[:, 2], 1), _turned(turn, areas[:, 2], areas[:, 3], -1)])
+    cos, sin = turn.float().T[..., None, None]
+    # At points a quarter of a pixel from the edges of a pixel, in rows; and the same in columns.
+    y, x = (along[:, None] + torch.tensor(points)[:, None] for along, points in ((y, _DOWN), (x, _RIGHT)))
+    tables = [cos * x, sin * x, cos * y, sin * y, *inside, (centre / 2).float()]
+    tables += [torch.tensor([o.key for o, *_ in drawn]), torch.tensor([[o.paper, o.ink] for o, *_ in drawn]).float()]
+    tables += [torch.tensor([n for *_, n in drawn])]
+    cx, sx, cy, sy, rows, columns, centre, keys, colours, places = sent_together(tables, windows.device)
+
+    u, v = cx[:, :, None, :] + sy[..., None], cy[..., None] - sx[:, :, None, :]
+    shares, first = [], 0
+    for pattern, group in itertools.groupby(overlay.pattern for overlay, *_ in drawn):
+        some = slice(first, first := first + len(list(group)))
+        at_u, at_v = u[some], v[some]
+        if pattern in ("zone", "star"):  # about the centre of the area
+            at_u, at_v = (at - middle for at, middle in zip((at_u, at_v), centre[:, some, :, None, None], strict=True))
+        shares.append(PATTERNS[pattern](at_u, at_v, keys[some, None, None, None]))
+    share = (torch.cat(shares) / 4).sum(1)[..., None]
+    paper, ink = colours[:, :, None, None].unbind(1)
+    made = (paper + share * (ink - paper)).round().to(torch.uint8)
+    covered = (rows[:, :, None] & columns[:, None, :])[..., None]
+    return windows.index_copy(0, places, torch.where(covered, made, windows[places]))
 
 
-def _zone(u: Tensor, v: Tensor, key: int) -> Tensor:  # noqa: ARG001
+_DOWN, _RIGHT = (0.25, 0.25, 0.75, 0.75), (0.25, 0.75, 0.25, 0.75)
+"""The four points of a pixel."""
+
+
+def _turned(turn: Tensor, along: Tensor, across: Tensor, sign: int) -> Tensor:
+    """A coordinate `[B, 1]` after a rotation by cosines and sines `[B, 2]`, in double precision."""
+    return turn[:, :1] * along + sign * turn[:, 1:] * across
+
+
+def _zone(u: Tensor, v: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
     """Rings that become finer with distance: as wide as a cell at a distance of eight cells."""
     return 0.5 + 0.5 * torch.cos(math.pi / 16 * (u * u + v * v))
 
 
-def _star(u: Tensor, v: Tensor, key: int) -> Tensor:
+def _star(u: Tensor, v: Tensor, key: Tensor) -> Tensor:
     return (torch.sin((8 + key % 24) * torch.atan2(v, u)) > 0).float()
 
 
@@ -122,14 +150,14 @@ FONT = torch.from_numpy(np.pad(_DOTS, ((0, 1), (0, 2), (0, 1)))).float()
 """`[letter, row, column]`, with a space as the last letter; one column between letters, two rows between lines."""
 
 
-def _text(u: Tensor, v: Tensor, key: int) -> Tensor:
+def _text(u: Tensor, v: Tensor, key: Tensor) -> Tensor:
     column, row = (u / 6).floor().long(), (v / 9).floor().long()
     bits = (hashed(key, (row << 24) + column) >> 20) & 0xFFFF
     letter = torch.where(bits % 6 == 0, len(FONT) - 1, bits // 6 % (len(FONT) - 1))
-    return FONT.to(u.device, non_blocking=True)[letter, v.floor().long() - 9 * row, u.floor().long() - 6 * column]
+    return constant(FONT, u.device)[letter, v.floor().long() - 9 * row, u.floor().long() - 6 * column]
 
 
-PATTERNS: dict[Pattern, Callable[[Tensor, Tensor, int], Tensor]] = {
+PATTERNS: dict[Pattern, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "checks": lambda u, v, _: (u.floor() + v.floor()) % 2,
     "bars": lambda u, v, _: (u.floor() + 0 * v) % 2,
     "sine": lambda u, v, _: 0.5 + 0.5 * torch.sin(math.pi * (u + 0 * v)),
@@ -140,16 +168,21 @@ PATTERNS: dict[Pattern, Callable[[Tensor, Tensor, int], Tensor]] = {
     "text": _text,
     "flat": lambda u, v, _: torch.ones_like(u + v),
 }
-"""The amount of ink at a point, by coordinates in cells; the last argument is the overlay's key."""
+"""The amount of ink at points, by coordinates in cells, `[B, 4, H, W]`; the last argument is the overlays' keys."""
 REGULAR = tuple(pattern for pattern in get_args(Pattern) if pattern not in ("text", "flat"))
 
 
 def soften(windows: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """Windows `[B, H, W, 3]`, uint8, each blurred by a Gaussian of that standard deviation in pixels."""
+    """Windows `[B, H, W, 3]`, uint8, each blurred by a Gaussian of that standard deviation in pixels, or by none."""
+    soft = [n for n, sigma in enumerate(sigmas) if sigma]
+    if not soft:
+        return windows
     at = torch.arange(-SOFT_REACH, SOFT_REACH + 1)
-    weights = torch.exp(-0.5 * (at / torch.tensor(sigmas)[:, None]) ** 2)
-    weights = (weights / weights.sum(dim=1, keepdim=True)).repeat_interleave(3, 0).to(windows.device, non_blocking=True)
-    planes = F.pad(windows.permute(0, 3, 1, 2).float(), (SOFT_REACH,) * 4, mode="replicate").flatten(0, 1)[None]
+    weights = torch.exp(-0.5 * (at / torch.tensor([sigmas[n] for n in soft])[:, None]) ** 2)
+    weights = (weights / weights.sum(dim=1, keepdim=True)).repeat_interleave(3, 0)
+    weights, places = sent_together([weights, torch.tensor(soft)], windows.device)
+    sharp = windows[places].permute(0, 3, 1, 2).float()
+    planes = F.pad(sharp, (SOFT_REACH,) * 4, mode="replicate").flatten(0, 1)[None]
     planes = F.conv2d(planes, weights[:, None, :, None], groups=planes.shape[1])
     planes = F.conv2d(planes, weights[:, None, None, :], groups=planes.shape[1])
-    return planes.view(len(windows), 3, *windows.shape[1:3]).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return windows.index_copy(0, places, planes.view_as(sharp).round().to(torch.uint8).permute(0, 2, 3, 1))
