@@ -326,8 +326,14 @@ def _integrate(
     weights, moves = _moves([cast(Motion, exposure.motion) for exposure in drawn], boxes, moments)
     motions = [cast(Motion, drawn[n].object_motion) for n in things]
     _, moves_of_objects = _moves(motions, [boxes[n] for n in things], moments)
-    tables = [u, v, home, weights, _shares(drawn, boxes), moves * unit, moves_of_objects * unit, torch.tensor(things)]
-    u, v, home, weights, share, moves, moves_of_objects, places = sent_together(tables, device)
+    depths = {n: exposure.depth for n, exposure in enumerate(drawn) if exposure.depth}
+    shares = _shares([*depths.values()], [boxes[n] for n in depths], height, width)
+    tables = [u, v, home, weights, moves * unit, moves_of_objects * unit, torch.tensor(things)]
+    tables += [shares, torch.tensor([*depths])]
+    u, v, home, weights, moves, moves_of_objects, places, shares, deep = sent_together(tables, device)
+    share = torch.ones(len(drawn), 1, height, width, 1, device=device) if depths else torch.ones(1, device=device)
+    if depths:
+        share.index_copy_(0, deep, shares)
 
     def displaced(moves: Tensor) -> tuple[Tensor, Tensor]:
         """What a column and a row add to the displacement at each moment, `[B, moments, width or height, 2]`."""
@@ -383,19 +389,16 @@ def _moves(motions: Sequence[Motion], boxes: Sequence[Box], moments: int) -> tup
     return torch.from_numpy(weights), torch.from_numpy(moves)
 
 
-def _shares(drawn: Sequence[Exposure], boxes: Sequence[Box]) -> Tensor:
-    """The share of the motion at each position, `[B, 1, height, width, 1]`, or `[1]` without depth: 1."""
-    if not any(exposure.depth for exposure in drawn):
-        return torch.ones(1)
-    shares = torch.ones(len(drawn), 1, *boxes[0][2:], 1)
-    for share, exposure, box in zip(shares, drawn, boxes, strict=True):
-        if depth := exposure.depth:
-            y = (box[0] + torch.arange(box[2]))[:, None] - depth.through[0]
-            x = box[1] + torch.arange(box[3]) - depth.through[1]
-            cos, sin = np.cos(depth.direction), np.sin(depth.direction)
-            height, frequency, phase = depth.wave
-            above = cos * x + sin * y + height * torch.sin(frequency * (cos * y - sin * x) + phase)
-            share[0, ..., 0] = depth.far + (1 - depth.far) * torch.sigmoid(2 * above / depth.softness)
+def _shares(depths: Sequence[Depth], boxes: Sequence[Box], height: int, width: int) -> Tensor:
+    """The share of the motion at each position, `[B, 1, height, width, 1]`."""
+    shares = torch.empty(len(depths), 1, height, width, 1)
+    for share, depth, box in zip(shares, depths, boxes, strict=True):
+        y = (box[0] + torch.arange(height))[:, None] - depth.through[0]
+        x = box[1] + torch.arange(width) - depth.through[1]
+        cos, sin = np.cos(depth.direction), np.sin(depth.direction)
+        wave, frequency, phase = depth.wave
+        above = cos * x + sin * y + wave * torch.sin(frequency * (cos * y - sin * x) + phase)
+        share[0, ..., 0] = depth.far + (1 - depth.far) * torch.sigmoid(2 * above / depth.softness)
     return shares
 
 
