@@ -93,7 +93,7 @@ def test_a_batch_takes_few_launches_and_no_wait(data: TrainingSet) -> None:
             with Launches() as made:
                 resident([data.plan(n) for n in range(first, first + count)])
             assert 20 < made.launches <= most
-            assert 0 < made.copies <= 10
+            assert 0 < made.copies <= 11
             assert made.waits == 0
 
 
