@@ -52,21 +52,10 @@ def render(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> tuple[
     parts += [(image, *patch.corner) for patch in runs for image in patch.images]
     crops = cut(parts, side) if parts else torch.empty(0)
     made = [(crops[: len(pairs)], crops[len(pairs) : 2 * len(pairs)])] if pairs else []
-    frames = crops[2 * len(pairs) :]
-    if runs or photos:
-        made.append(
-            synthesise(
-                Runs(
-                    frames,
-                    [len(patch.images) for patch in runs],
-                    [cast(Mean, patch.exposure) for patch in runs],
-                    [(*patch.corner, side, side) for patch in runs],
-                )
-                if runs
-                else None,
-                _photographs(photos, side, margin, cut) if photos else None,
-            )
-        )
+    averaged = _runs(runs, side, crops[2 * len(pairs) :]) if runs else None
+    exposed = _photographs(photos, side, margin, cut) if photos else None
+    if averaged or exposed:
+        made.append(synthesise(averaged, exposed))
 
     images = torch.cat([image for which in zip(*made, strict=True) for image in which])
     order = [n for kind in kinds.values() for n in kind]
@@ -76,6 +65,12 @@ def render(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> tuple[
     place, symmetry = sent(finish, images.device).T
     blurred, sharp = turned(images, place, symmetry).split(len(order))
     return blurred, sharp
+
+
+def _runs(patches: Sequence[Patch], side: int, frames: Tensor) -> Runs:
+    counts = [len(patch.images) for patch in patches]
+    boxes = [(*patch.corner, side, side) for patch in patches]
+    return Runs(frames, counts, [cast(Mean, patch.exposure) for patch in patches], boxes)
 
 
 def _photographs(patches: Sequence[Patch], side: int, margin: int, cut: Cut) -> Photographs:
