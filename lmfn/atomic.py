@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,9 +18,9 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(name)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write to a temporary file, flush it to disk, and rename it, so that a full disk or a kill leaves the old file
-    intact.
+def write(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write the content, or its parts, to a temporary file, flush it to disk, and rename it, so that a full disk or a
+    kill leaves the old file intact.
 
     Folders are created as needed. Raises OSError, which names `path`.
     """
@@ -27,7 +28,7 @@ def write(path: Path, content: bytes) -> None:
     unfinished = beside(path, f".{os.getpid()}.tmp")
     try:
         with unfinished.open("wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)

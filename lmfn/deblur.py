@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self, cast, get_args
+from typing import NamedTuple, Self, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,10 @@ from lmfn.network.model import Network
 from lmfn.network.pretrained import LMFN
 from lmfn.options import Guard, Precision
 from lmfn.plausibility import Check, DoubtfulOutput
+from lmfn.scratch import Pixels, StoredPixels
 from lmfn.strips import Plan, Strips
+
+AnyPixels = TypeVar("AnyPixels", np.ndarray, StoredPixels)
 
 REMEDY = "make the image smaller"
 STRIP_PIXELS = 1 << 19
@@ -79,16 +82,17 @@ class Deblurrer:
         options = {name: getattr(self, name) for name in ("precision", "guard", "strength", "memory")}
         return partial(type(self), device=str(self.device), **options), (self.model,)
 
-    whole_numbers = True
-    """It takes samples of 8 and 16 bits as files have them, which are a quarter and a half of the memory of floats."""
+    as_stored = True
+    """It takes samples as files have them: of 8 and 16 bits, and those of large images in a scratch file."""
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: AnyPixels) -> AnyPixels:
         """Sharpen `[H, W, C]` of any size, float32 or float64 in [0, 1], uint8 or uint16: gray, gray + alpha, RGB or
-        RGBA for C = 1 to 4.
+        RGBA for C = 1 to 4; an array, or `lmfn.scratch.StoredPixels`.
 
-        The result has the same shape and dtype and is clipped to its range. Alpha is unchanged. Gray passes through the
-        network as three equal channels, of which the mean is returned. The network computes in at most float32. An
-        implausible output is a `DoubtfulOutput` warning with the reason and, for parts of the image, their position.
+        The result is of the same kind, shape and dtype and is clipped to its range. Alpha is unchanged. Gray passes
+        through the network as three equal channels, of which the mean is returned. The network computes in at most
+        float32. An implausible output is a `DoubtfulOutput` warning with the reason and, for parts of the image, their
+        position.
 
         Raises TypeError for another dtype, ValueError for another shape or values outside [0, 1], MemoryError for an
         image that needs more memory than available (before any work, if this can be known), and FloatingPointError if
@@ -98,22 +102,25 @@ class Deblurrer:
         height, width, channels = image.shape
         colours = 3 if channels > 2 else 1
         way = self.way(image)
-        result = image.copy()
+        result = np.empty_like(image) if isinstance(image, np.ndarray) else image.empty_like()
         try:
-            output = self._sharpen(image[:, :, :colours], way)
+            output = self._sharpen(image, way)
             rows = [(first, min(first + way.rows, height)) for first in range(0, height, way.rows)]
             reason, regions = None, None
             if self.guard != "off":
                 looked_at = Check(height, width)
                 for first, last in rows:
-                    looked_at.add(as_float(image[first:last, :, :colours]).to(self.device), output(first, last))
+                    looked_at.add(as_float(image[first:last][:, :, :colours]).to(self.device), output(first, last))
                 reason = looked_at.implausibility()
                 regions = looked_at.implausible_regions() if reason is None else None
             if reason is not None and self.guard == "input":
                 warnings.warn(f"the output {reason}; the input was kept", DoubtfulOutput, stacklevel=2)
+                for first, last in rows:
+                    result[first:last] = image[first:last]
                 return result
             for first, last in rows:
-                blurred = as_float(image[first:last, :, :colours]).to(self.device)
+                pixels = image[first:last].copy()
+                blurred = as_float(pixels[:, :, :colours]).to(self.device)
                 strength = torch.full_like(blurred, self.strength)
                 if regions is not None and self.guard == "input":
                     strength *= 1 - regions.weight(first, last)
@@ -125,7 +132,8 @@ class Deblurrer:
                         "the network's output is not finite: its weights are broken, or fp16 is too narrow for it; "
                         "try fp32"
                     )
-                put(sharp.clamp_(0, 1).cpu().numpy(), result[first:last, :, :colours])
+                put(sharp.clamp_(0, 1).cpu().numpy(), pixels[:, :, :colours])
+                result[first:last] = pixels
         except RuntimeError as error:
             if any(words in str(error) for words in ("out of memory", "allocate memory")):  # of CUDA and MPS; of a CPU
                 raise MemoryError(f"out of memory on {self.device} with an {size(height, width)}; {REMEDY}") from error
@@ -137,17 +145,20 @@ class Deblurrer:
             warnings.warn(f"the output {regions}; {outcome}", DoubtfulOutput, stacklevel=2)
         return result
 
-    def _sharpen(self, image: np.ndarray, way: "Way") -> Callable[[int, int], Tensor]:
+    def _sharpen(self, image: Pixels, way: "Way") -> Callable[[int, int], Tensor]:
         """The network's output of `[H, W, C]`: a function from first and last row to `[rows, W, 3]` float32."""
-        height, width = image.shape[:2]
+        height, width, channels = image.shape
+        colours = 3 if channels > 2 else 1
         if way.plan is None:
-            whole = as_float(image).to(self.device).expand(-1, -1, 3).permute(2, 0, 1)[None]
+            whole = as_float(image[:][:, :, :colours]).to(self.device).expand(-1, -1, 3).permute(2, 0, 1)[None]
             sharp = self.run(whole)[0].permute(1, 2, 0)
             return lambda first, last: sharp[first:last]
         down, across = (padded(n, min(height, width) > BORDER) for n in (height, width))
 
         def read(first: int, last: int) -> Tensor:
-            part = as_float(image[down[first:last, None], across])
+            rows = down[first:last]
+            top = rows.min()
+            part = as_float(image[top : rows.max() + 1][(rows - top)[:, None], across, :colours])
             return part.expand(-1, -1, 3).permute(2, 0, 1)[None]
 
         folder = scratch_folder(way.plan.map_bytes) if way.in_file else None
@@ -162,12 +173,13 @@ class Deblurrer:
 
         return rows
 
-    def way(self, image: np.ndarray) -> "Way":
+    def way(self, image: Pixels) -> "Way":
         """How the image would go through the network now. Raises MemoryError where the memory is too little."""
         height, width = image.shape[:2]
         free, held = self._available()
         rows = max(1, STRIP_PIXELS // (64 * width)) * 64
-        beside = image.nbytes * (self.device.type == "cpu") + min(rows, height) * width * 120 + 4096 * width
+        in_memory = isinstance(image, np.ndarray) and self.device.type == "cpu"
+        beside = image.nbytes * in_memory + min(rows, height) * width * 120 + 4096 * width
         needed = self.estimated_bytes(height, width) + beside
         if free is None or needed <= free:
             return Way(rows, None, False, needed)
@@ -194,7 +206,7 @@ class Deblurrer:
         held = torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else resident() - kept
         return max(self.memory - held, 0), held
 
-    def _short(self, image: np.ndarray, needed: int, available: int, held: int) -> str:
+    def _short(self, image: Pixels, needed: int, available: int, held: int) -> str:
         what = f"an {size(*image.shape[:2])} needs at least {(needed + held) / 1e9:.2f} GB on {self.device}"
         if self.memory is None:
             return f"{what}, and {available / 1e9:.2f} GB are available; {REMEDY}"
@@ -252,18 +264,22 @@ def size(height: int, width: int) -> str:
     return f"image of {width} x {height} pixels ({height * width / 1e6:.1f} megapixels)"
 
 
-def check(image: np.ndarray) -> None:
+def check(image: Pixels) -> None:
     """Raise TypeError or ValueError unless this is a valid image for `Deblurrer`."""
     if isinstance(image, np.ma.MaskedArray):
         raise TypeError("the image is a masked array; fill it first (image.filled(value))")
-    if not isinstance(image, np.ndarray):
+    if not isinstance(image, Pixels):
         raise TypeError(f"the image is a {type(image).__name__}; it must be a numpy array [H, W, C], float in [0, 1]")
     if image.dtype not in (np.float32, np.float64, np.uint8, np.uint16):
         raise TypeError(f"the image is {image.dtype}; it must be float32 or float64 in [0, 1], uint8 or uint16")
-    if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or image.size == 0:
+    if len(image.shape) != 3 or not 1 <= image.shape[2] <= 4 or 0 in image.shape:
         raise ValueError(f"the image has shape {image.shape}; it must be [H, W, C] with H, W >= 1 and C from 1 to 4")
     if image.dtype.kind == "u":
         return
-    low, high = image.min(), image.max()
+    low, high = np.inf, -np.inf
+    rows = max(1, STRIP_PIXELS // image.shape[1])
+    for first in range(0, image.shape[0], rows):
+        part = image[first : first + rows]
+        low, high = np.minimum(low, part.min()), np.maximum(high, part.max())  # NaN if one is
     if not (low >= 0 and high <= 1):  # also true for NaN
         raise ValueError(f"the image's values are from {low:.6g} to {high:.6g}; they must be in [0, 1]")

@@ -146,8 +146,8 @@ def deblur_files(
     A file with several images (pages, frames) is an error unless `frames` is "all" (as a TIFF or WebP) or "first". An
     image that cannot be read, sharpened or written, and a missing path, are listed in the summary's `failed` and do not
     stop the others; an image with an implausible output (a `DoubtfulOutput` warning of the deblurrer) is also listed in
-    `doubtful`. A deblurrer whose `whole_numbers` is true gets samples of 8 and 16 bits as in the file. More than one
-    file shows a progress bar on stderr.
+    `doubtful`. A deblurrer whose `as_stored` is true gets samples as in the file, those of large images as
+    `lmfn.scratch.StoredPixels`. More than one file shows a progress bar on stderr.
 
     Raises ValueError, before any work, if there is nothing to do, if a result would overwrite an input or another
     result, and if `out` or `extension` is unusable.

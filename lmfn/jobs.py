@@ -10,9 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import Any, Literal
 
 from lmfn import images
 from lmfn.claims import MOST_DEATHS, Claim
@@ -21,7 +19,8 @@ from lmfn.options import Frames
 from lmfn.overlap import ahead, heard, warnings_by_thread
 from lmfn.plausibility import DoubtfulOutput
 
-Sharpen = Callable[[np.ndarray], np.ndarray]
+Sharpen = Callable[[Any], Any]
+"""Sharpens `lmfn.scratch.Pixels`; arrays only, unless it has an attribute `as_stored` that is true."""
 Whole = Callable[["Outcome", Callable[[], None]], None]
 """Makes the result of a file and completes its outcome; calls the function after each part that a next run need not
 repeat."""
@@ -132,7 +131,7 @@ class _Line:
 
     def __init__(self, sharpen: Sharpen | None, whole: Whole | None, frames: Frames | None, overwrite: bool) -> None:
         self._sharpen, self._whole, self._frames, self._overwrite = sharpen, whole, frames, overwrite
-        self._whole_numbers = getattr(sharpen, "whole_numbers", False)
+        self._as_stored = getattr(sharpen, "as_stored", False)
         self.suspects: list[_Work] = []
         self._claimed: set[Claim] = set()
 
@@ -165,7 +164,10 @@ class _Line:
             work.claim.take()
             if self._frames != "all" and self._whole is None:
                 work.photo = images.read(
-                    work.outcome.source, first=self._frames == "first", whole_numbers=self._whole_numbers
+                    work.outcome.source,
+                    first=self._frames == "first",
+                    whole_numbers=self._as_stored,
+                    stored=self._as_stored,
                 )
 
     def sharpen(self, work: _Work) -> None:
@@ -178,7 +180,7 @@ class _Line:
             elif work.photo is not None:
                 work.photo = self._sharpened(work.photo)
             else:
-                photos = images.read_frames(work.outcome.source, whole_numbers=self._whole_numbers)
+                photos = images.read_frames(work.outcome.source, whole_numbers=self._as_stored, stored=self._as_stored)
                 first, *second = islice(photos, 2)
                 if second:
                     images.write_frames(work.outcome.target, map(self._sharpened, chain([first], second, photos)))

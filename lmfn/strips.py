@@ -5,18 +5,19 @@ below that its convolutions need, and drops the result's halo, so the strips tog
 image. What depends on the whole image, F F^T and ESA's low-resolution branch, is accumulated over all strips first.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lmfn.network.alternatives import Concat
 from lmfn.network.blocks import ALFM, DECODER_SLOPE, ESA, MSHF, RFDB, weight_and_bias
 from lmfn.network.model import Network
+from lmfn.scratch import RowFile
 from lmfn_kernels import distill_fuse, distill_stage, esa_gate, layer_apply, layer_gram
 from lmfn_kernels.upsample.grid import upsample_rows
 
@@ -136,43 +137,35 @@ class Map:
 
     def __init__(self, channels: int, height: int, width: int, dtype: torch.dtype, folder: Path | None) -> None:
         self.shape, self.dtype = (channels, height, width), dtype
-        if folder is None:
+        self.file = None if folder is None else RowFile(folder, width * channels * dtype.itemsize)
+        if self.file is None:
             self.rows = torch.empty((height, width, channels), dtype=dtype)
-        else:
-            # The file has no name, or is deleted when this process ends, however it ends.
-            self.file = cast(Any, tempfile.TemporaryFile(dir=folder, buffering=0))  # noqa: SIM115 (it stays open)
-        self.in_file = folder is not None
 
     def read(self, first: int, last: int, into: Tensor) -> Tensor:
         """Read rows into `into`; returns it."""
         place = into[0].permute(1, 2, 0)
-        if not self.in_file:
+        if self.file is None:
             place.copy_(self.rows[first:last])
         elif place.is_contiguous() and place.device.type == "cpu" and place.dtype == self.dtype:
-            self._transfer(first, place, self.file.readinto)
+            self.file.read(first, as_bytes(place))
         else:
             rows = torch.empty(place.shape, dtype=self.dtype)
-            self._transfer(first, rows, self.file.readinto)
+            self.file.read(first, as_bytes(rows))
             place.copy_(rows)
         return into
 
     def write(self, first: int, x: Tensor) -> None:
         """Write `x`, [1, C, rows, W], from row `first` on."""
         rows = x[0].permute(1, 2, 0)
-        if self.in_file:
-            self._transfer(first, rows.to("cpu", self.dtype).contiguous(), self.file.write)
-        else:
+        if self.file is None:
             self.rows[first : first + len(rows)] = rows
+        else:
+            self.file.write(first, as_bytes(rows.to("cpu", self.dtype).contiguous()))
 
-    def _transfer(self, first: int, rows: Tensor, call: Callable[[memoryview], int]) -> None:
-        channels, _, width = self.shape
-        self.file.seek(first * width * channels * self.dtype.itemsize)
-        left = memoryview(cast(Any, rows.view(-1).view(torch.uint8).numpy()))
-        while left:
-            done = call(left)
-            if not done:
-                raise OSError("the scratch file ended early")
-            left = left[done:]
+
+def as_bytes(x: Tensor) -> np.ndarray:
+    """The memory of a contiguous tensor on the CPU."""
+    return x.view(-1).view(torch.uint8).numpy()
 
 
 class Stage(NamedTuple):

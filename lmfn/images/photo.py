@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import OpenImageIO as oiio  # noqa: N813 (the name it goes by in its own documentation)
 
 from lmfn.metadata import Blocks
+from lmfn.scratch import Pixels
 
 
 class ImageError(ValueError):
@@ -20,9 +20,9 @@ class ImageWarning(UserWarning):
 class Photo:
     """An image with the data of its file that must be preserved."""
 
-    pixels: np.ndarray
+    pixels: Pixels
     """`[H, W, C]`, upright: gray, gray + alpha, RGB or RGBA for C = 1 to 4; float32 in [0, 1], or uint8 or uint16 with
-    the full range of their type. `write` also takes other floats."""
+    the full range of their type. `write` also takes other floats. An array, or `StoredPixels`."""
     bits: int = 8
     """Bits per sample in the file: 8 or 16 (integer), or 32 (float)."""
     metadata: oiio.ImageSpec = field(default_factory=oiio.ImageSpec)

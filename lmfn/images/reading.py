@@ -1,14 +1,16 @@
 """Read image files, and find them in folders."""
 
+import math
 import os
 import stat
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813 (the name it goes by in its own documentation)
@@ -19,13 +21,17 @@ from lmfn.images import heif
 from lmfn.images.formats import REMEDIES, SUFFIXES, WRITABLE, identify
 from lmfn.images.photo import ImageError, ImageWarning, Photo
 from lmfn.metadata import Blocks, exif, jpeg, png, webp, xmp
+from lmfn.scratch import Pixels, StoredPixels
 
 RGB_LIKE = range(7)  # TIFF's photometric interpretations that OpenImageIO converts to gray or RGB; not CIELAB
 NO_PAGE = 1 | 4  # bits of TIFF's NewSubfileType: smaller copies (thumbnails) and masks
 MOST_COPIES = 64  # thumbnails and masks of a TIFF after which no further page is searched for; there may be millions
 TAKEN_FOR_GRANTED = 2**27  # bytes up to which the free memory is not checked, since that takes a millisecond
+LARGE = 2**26  # bytes of samples above which pixels may be in a file instead of in memory
+AT_ONCE = 2**22  # bytes of samples that are decoded into a file at a time
 PROFILES = {b"GRAY": (1, 2), b"RGB ": (3, 4)}  # numbers of channels that fit ICC profiles of these colour spaces
 SAMPLES = {"uint8": "uint8", "uint16": "uint16", "half": "float", "float": "float"}
+DTYPES = {"uint8": np.uint8, "uint16": np.uint16, "float": np.float32}
 
 # Attributes that describe the layout of the file read or were derived from its header, and would be wrong in the file
 # written. They are patterns for OpenImageIO, which does not support alternatives. Colours are in `Blocks`.
@@ -41,7 +47,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
 
     Raises ImageError, also for several images in one file.
     """
-    pixels = _open(Path(path)).pixels(8)
+    pixels = cast(np.ndarray, _open(Path(path)).pixels(8))
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     elif pixels.dtype == np.float32:
@@ -58,21 +64,23 @@ def read_size(path: str | Path) -> tuple[int, int]:
     return size[::-1] if image.orientation > 4 else size
 
 
-def read(path: str | Path, *, first: bool = False, whole_numbers: bool = False) -> Photo:
+def read(path: str | Path, *, first: bool = False, whole_numbers: bool = False, stored: bool = False) -> Photo:
     """The image with the data of its file that must be preserved.
 
-    Pixels are float32 in [0, 1]; with `whole_numbers`, samples of 8 and 16 bits stay uint8 and uint16. EXIF and XMP are
-    those of the file, with Orientation 1; the thumbnail of a rotated image is dropped. For broken EXIF, and for TIFF,
-    the metadata is what OpenImageIO reads. Gain maps, depth maps and films appended to a JPEG are dropped, together
+    Pixels are float32 in [0, 1]; with `whole_numbers`, samples of 8 and 16 bits stay uint8 and uint16. With `stored`
+    (and `whole_numbers`), those of an image above 64 MB are written to a scratch file while they are decoded, if there
+    is a folder with room for it; they are `lmfn.scratch.StoredPixels`. EXIF and XMP are those of the file, with
+    Orientation 1; the thumbnail of a rotated image is dropped. For broken EXIF, and for TIFF, the metadata is what
+    OpenImageIO reads. Gain maps, depth maps and films appended to a JPEG are dropped, together
     with their XMP, with an ImageWarning.
 
     Raises ImageError, also for float samples outside [0, 1], and for a file with several images (an animation or pages)
     unless only the `first` is requested.
     """
-    return _open(Path(path), several=first).photo(whole_numbers)
+    return _open(Path(path), several=first).photo(whole_numbers, stored)
 
 
-def read_frames(path: str | Path, *, whole_numbers: bool = False) -> Iterator[Photo]:
+def read_frames(path: str | Path, *, whole_numbers: bool = False, stored: bool = False) -> Iterator[Photo]:
     """Each page of a TIFF, each frame of an animated WebP (composed to a full picture), or the only image of another
     file, as `read` returns it.
 
@@ -80,10 +88,10 @@ def read_frames(path: str | Path, *, whole_numbers: bool = False) -> Iterator[Ph
     """
     image = _open(Path(path), several=True)
     if not image.several:
-        yield image.photo(whole_numbers)
+        yield image.photo(whole_numbers, stored)
     else:
         for frame in image.frames():
-            yield frame.photo(whole_numbers)
+            yield frame.photo(whole_numbers, stored)
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -141,9 +149,14 @@ class _Image:
     duration: int = 0
     loops: int = 0
 
-    def decode(self, samples: str) -> np.ndarray:
-        """The samples in this type of OpenImageIO, `[height, width, channels]`."""
+    def decode(self, samples: str, rows: int) -> Iterator[np.ndarray]:
+        """The samples in this type of OpenImageIO, `[rows, width, channels]`, from top to bottom; the whole image at
+        once if its format does not allow less."""
         raise NotImplementedError
+
+    def held(self) -> int:
+        """Bytes per sample that the decoder holds of the whole image, even if it gives few rows at a time."""
+        return self.spec.format.size()
 
     def frames(self) -> Iterator["_Image"]:
         """All images of the file."""
@@ -155,11 +168,11 @@ class _Image:
         """Whether the file contains gain maps, depth maps or films, which are not preserved."""
         return False
 
-    def photo(self, whole_numbers: bool) -> Photo:
-        pixels = self.pixels(0 if whole_numbers else 8)
+    def photo(self, whole_numbers: bool, stored: bool = False) -> Photo:
+        pixels = self.pixels(0 if whole_numbers else 8, stored)
         bits = 8 * pixels.dtype.itemsize
         if bits < 32 and not whole_numbers:
-            pixels = pixels.astype(np.float32)
+            pixels = cast(np.ndarray, pixels).astype(np.float32)
             pixels /= np.float32(2**bits - 1)
         attributes = oiio.ImageSpec(self.spec)
         for pattern in LAYOUT:
@@ -185,8 +198,8 @@ class _Image:
             icc=icc if icc is not None and channels in PROFILES.get(icc[16:20], ()) else None,
         )
 
-    def pixels(self, more: int) -> np.ndarray:
-        """The samples as in the file, `[H, W, C]` uint8, uint16 or float32 in [0, 1], upright.
+    def pixels(self, more: int, stored: bool = False) -> Pixels:
+        """The samples as in the file, `[H, W, C]` uint8, uint16 or float32 in [0, 1], upright; `stored` as in `read`.
 
         Raises ImageError, also if there is not enough memory for them and for `more` additional bytes per sample.
         """
@@ -203,22 +216,37 @@ class _Image:
         samples = SAMPLES.get(str(spec.format))
         if samples is None:
             raise ImageError(f"{self.path}: samples of type {spec.format}; 8 or 16 bits or float can be read")
-        needed = spec.width * spec.height * spec.nchannels * (spec.format.size() + more)
+        shape, dtype = (spec.height, spec.width, spec.nchannels), DTYPES[samples]
+        folder = None
+        if stored and (size := math.prod(shape) * np.dtype(dtype).itemsize) > LARGE:
+            with suppress(MemoryError):
+                folder = memory.scratch_folder(2 * size)  # the result is as large
+        turned = self.orientation > 4
+        whole = folder is None or turned
+        needed = math.prod(shape) * ((spec.format.size() if whole else self.held()) + more)
         if needed > TAKEN_FOR_GRANTED and needed > (available := memory.available()):
             raise ImageError(
                 f"{self.path}: {spec.width:,} x {spec.height:,} pixels need {needed / 1e9:.1f} GB, and "
                 f"{available / 1e9:.1f} GB are free"
             )
-        pixels = self.decode(samples)
-        if samples == "float" and not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise ImageError(f"{self.path}: float samples outside [0, 1]; scale them into [0, 1] first")
-        if self.orientation > 4:
-            pixels = pixels.swapaxes(0, 1)
-        if self.orientation in (2, 3, 6, 7):
-            pixels = pixels[:, ::-1]
-        if self.orientation in (3, 4, 7, 8):
-            pixels = pixels[::-1]
-        return np.ascontiguousarray(pixels)
+        pixels: Pixels = np.empty(0) if whole else StoredPixels(cast(Path, folder), shape, dtype)
+        last = 0
+        for part in self.decode(samples, spec.height if whole else max(1, AT_ONCE // (spec.width * spec.nchannels))):
+            if samples == "float" and not (part.min() >= 0 and part.max() <= 1):
+                raise ImageError(f"{self.path}: float samples outside [0, 1]; scale them into [0, 1] first")
+            first, last = last, last + len(part)
+            across = part[:, ::-1] if self.orientation in (2, 3, 7, 8) else part
+            down = across[::-1] if (from_below := self.orientation in (3, 4, 6, 7)) else across
+            if whole:
+                pixels = down
+            else:
+                first = spec.height - last if from_below else first
+                pixels[first : first + len(down)] = down
+        if turned:
+            pixels = cast(np.ndarray, pixels).swapaxes(0, 1)
+        if isinstance(pixels, StoredPixels):
+            return pixels
+        return np.ascontiguousarray(pixels) if folder is None else StoredPixels.of(pixels, folder)
 
 
 @dataclass
@@ -229,16 +257,34 @@ class _OpenImageIO(_Image):
     number: int = 0
     """Index of the image in the file."""
 
-    def decode(self, samples: str) -> np.ndarray:
+    def decode(self, samples: str, rows: int) -> Iterator[np.ndarray]:
         if self.form == "PNG":
             with self.path.open("rb") as file:
                 _check_png(self.path, file, pixels=True)
-        pixels = self.reader.read_image(self.number, 0, 0, self.spec.nchannels, samples)
-        # For a truncated JPEG there are pixels, gray where data is missing, and also an error.
-        problem = self.reader.geterror()
-        if pixels is None or problem:
-            raise ImageError(f"{self.path}: broken or cut short ({_first_line(problem)})")
-        return np.asarray(pixels)
+        spec = self.spec
+        if spec.tile_width:
+            rows = -(-rows // spec.tile_height) * spec.tile_height
+        left, right, top, bottom = spec.x, spec.x + spec.width, spec.y, spec.y + spec.height
+        for first in range(top, bottom, rows):
+            last, channels = min(first + rows, bottom), spec.nchannels
+            if rows >= spec.height:
+                part = self.reader.read_image(self.number, 0, 0, channels, samples)
+            elif spec.tile_width:
+                across = left, right, first, last
+                part = self.reader.read_tiles(self.number, 0, *across, spec.z, spec.z + 1, 0, channels, samples)
+            else:
+                part = self.reader.read_scanlines(self.number, 0, first, last, spec.z, 0, channels, samples)
+            # For a truncated JPEG there are pixels, gray where data is missing, and also an error.
+            problem = self.reader.geterror()
+            if part is None or problem:
+                raise ImageError(f"{self.path}: broken or cut short ({_first_line(problem)})")
+            yield np.asarray(part)
+
+    def held(self) -> int:
+        with self.path.open("rb") as file:
+            if self.form == "JPEG":
+                return 2 * jpeg.is_progressive(file)  # coefficients
+            return super().held() * (self.form == "WebP" or (self.form == "PNG" and png.is_interlaced(file)))
 
     def has_more(self) -> bool:
         if self.form != "JPEG":
@@ -264,8 +310,8 @@ class _Animation(_Image):
     canvas: np.ndarray | None = None
     """The composed frame; the first one if None."""
 
-    def decode(self, samples: str) -> np.ndarray:  # noqa: ARG002 (always uint8)
-        return next(self._canvases())[1] if self.canvas is None else self.canvas
+    def decode(self, samples: str, rows: int) -> Iterator[np.ndarray]:  # noqa: ARG002 (always uint8)
+        yield next(self._canvases())[1] if self.canvas is None else self.canvas
 
     def frames(self) -> Iterator[_Image]:
         with self.path.open("rb") as file:
@@ -294,7 +340,8 @@ class _Animation(_Image):
             still = Path(folder, "still.webp")
             still.write_bytes(frame.still)
             try:
-                return _open(still).decode("uint8")[:, :, : self.spec.nchannels]
+                opened = _open(still)
+                return next(opened.decode("uint8", opened.spec.height))[:, :, : self.spec.nchannels]
             except ImageError as error:
                 raise ImageError(f"{self.path}: broken (in one of its frames)") from error
 
@@ -308,9 +355,9 @@ class _Heif(_Image):
     def has_more(self) -> bool:
         return self.picture.more
 
-    def decode(self, samples: str) -> np.ndarray:  # noqa: ARG002 (the type is that of the file)
+    def decode(self, samples: str, rows: int) -> Iterator[np.ndarray]:  # noqa: ARG002 (the type is that of the file)
         try:
-            return self.picture.decode()
+            yield self.picture.decode()
         except Exception as error:
             raise ImageError(f"{self.path}: broken or cut short ({_first_line(str(error))})") from error
 

@@ -1,12 +1,15 @@
 """Write images: check them, convert them for the format, encode, and write the file atomically."""
 
+import io
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813 (the name it goes by in its own documentation)
@@ -15,11 +18,14 @@ from lmfn import atomic, metadata
 from lmfn.images.formats import LONGEST_SIDE, writable_format
 from lmfn.images.photo import ImageError, ImageWarning, Photo
 from lmfn.metadata import Blocks, exif, png, webp, xmp
+from lmfn.scratch import Pixels
 
 JPEG_QUALITY = WEBP_QUALITY = 95
 JPEG_TEXTS = 32_000  # bytes of all texts in a JPEG: each may be in EXIF, XMP, IPTC and the comment, of 64 kB each
 BITS = {"JPEG": 8, "WebP": 8, "PNG": 16, "TIFF": 32}  # maximum of each format
 TYPES = {8: (np.uint8, "uint8"), 16: (np.uint16, "uint16"), 32: (np.float32, "float")}
+AT_ONCE = 2**22  # samples that are encoded at a time
+TIFF_STRIP = 32  # rows, which are compressed together
 ROUNDING = 1 / 510  # half a level of 8 bits, the tolerance for rounding beyond [0, 1]
 
 
@@ -45,7 +51,8 @@ def write(path: str | Path, photo: Photo) -> None:
     """
     path = Path(path)
     form = writable_format(path)
-    _commit(path, _with_blocks(path, form, _encode(path, form, [photo]), photo))
+    with _encoded(path, form, [photo]) as file:
+        _commit(path, _with_blocks(path, form, file, photo))
 
 
 def write_frames(path: str | Path, photos: Iterable[Photo]) -> None:
@@ -60,95 +67,117 @@ def write_frames(path: str | Path, photos: Iterable[Photo]) -> None:
     rest = iter(photos)
     first = next(rest)
     if form == "TIFF":
-        data = _encode(path, form, chain([first], rest))
-    else:
-        frames = []
-        for photo in chain([first], rest):
-            if photo.pixels.shape[:2] != first.pixels.shape[:2]:
-                raise ImageError(f"{path}: the frames of an animation are of one size; write a TIFF instead")
-            frames.append((_encode(path, form, [photo]), photo.duration))
-        data = webp.animate(frames, first.loops)
-    _commit(path, _with_blocks(path, form, data, first))
+        with _encoded(path, form, chain([first], rest)) as file:
+            _commit(path, _with_blocks(path, form, file, first))
+        return
+    frames = []
+    for photo in chain([first], rest):
+        if photo.pixels.shape[:2] != first.pixels.shape[:2]:
+            raise ImageError(f"{path}: the frames of an animation are of one size; write a TIFF instead")
+        with _encoded(path, form, [photo]) as file:
+            frames.append((file.read(), photo.duration))
+    _commit(path, _with_blocks(path, form, io.BytesIO(webp.animate(frames, first.loops)), first))
 
 
-def _encode(path: Path, form: str, photos: Iterable[Photo]) -> bytes:
-    """The images encoded in this format, without the blocks that OpenImageIO does not handle reliably."""
+@contextmanager
+def _encoded(path: Path, form: str, photos: Iterable[Photo]) -> Iterator[BinaryIO]:
+    """A file with the images encoded in this format, without the blocks that OpenImageIO does not handle reliably."""
     # On a full disk libjpeg exits the process, and libpng reports success for half a file. The image is therefore
     # encoded in a temporary folder that is known to have space, and its bytes are written where errors are detected.
-    encoded = None
     try:
         with tempfile.TemporaryDirectory() as folder:
             encoded = Path(folder, f"image.{form.lower()}")
-            file = oiio.ImageOutput.create(form.lower())
-            if file is None:
+            out = oiio.ImageOutput.create(form.lower())
+            if out is None:
                 raise ImageError(f"{path}: this build of OpenImageIO cannot write {form} ({oiio.geterror()})")
             for number, photo in enumerate(photos):
-                pixels = _samples(path, form, photo)
-                if shutil.disk_usage(folder).free < 2 * pixels.nbytes + 2**24:
+                bits = _check(path, form, photo)
+                if shutil.disk_usage(folder).free < 2 * photo.pixels.nbytes + 2**24:
                     raise ImageError(f"{path}: cannot be written (no space left in the temporary folder {folder})")
-                mode = "AppendSubimage" if number else "Create"
-                if not (file.open(str(encoded), _spec(form, photo, pixels), mode) and file.write_image(pixels)):
-                    raise ImageError(f"{path}: cannot be written ({_first_line(file.geterror())})")
-            if not file.close():
-                raise ImageError(f"{path}: cannot be written ({_first_line(file.geterror())})")
-            return encoded.read_bytes()
+                written = out.open(str(encoded), _spec(form, photo, bits), "AppendSubimage" if number else "Create")
+                for first, last in _parts(photo.pixels):
+                    rows = _samples(form, photo.pixels[first:last], bits)
+                    written = written and out.write_scanlines(first, last, 0, rows)
+                if not written:
+                    raise ImageError(f"{path}: cannot be written ({_first_line(out.geterror())})")
+            if not out.close():
+                raise ImageError(f"{path}: cannot be written ({_first_line(out.geterror())})")
+            with encoded.open("rb") as file:
+                yield file
     except OSError as error:
         raise ImageError(f"{path}: cannot be written ({error.strerror}: {error.filename})") from error
 
 
-def _samples(path: Path, form: str, photo: Photo) -> np.ndarray:
-    """The pixels in the channels and dtype of the format."""
-    pixels, bits = _checked(path, photo)
+def _parts(pixels: Pixels) -> Iterator[tuple[int, int]]:
+    """First and last row (exclusive) of parts of the image that are encoded one after the other."""
     height, width, channels = pixels.shape
-    longest = LONGEST_SIDE.get(form, max(height, width))
-    if max(height, width) > longest:
-        raise ImageError(f"{path}: {form} holds {longest:,} pixels a side; the image is {width:,} x {height:,}")
-    if form == "JPEG" and photo.alpha:
-        if pixels[:, :, -1].min() < (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max):
-            raise ImageError(f"{path}: JPEG cannot hold the image's transparency; write a PNG, TIFF or WebP instead")
+    rows = max(1, AT_ONCE // (width * channels) // TIFF_STRIP) * TIFF_STRIP
+    return ((first, min(first + rows, height)) for first in range(0, height, rows))
+
+
+def _samples(form: str, pixels: np.ndarray, bits: int) -> np.ndarray:
+    """Rows in the channels and dtype of the format."""
+    if form == "JPEG" and pixels.shape[2] in (2, 4):
         pixels = pixels[:, :, :-1]
-    if form == "WebP" and channels < 3:
+    if form == "WebP" and pixels.shape[2] < 3:
         pixels = np.dstack([pixels[:, :, :1]] * 3 + [pixels[:, :, 1:]])
-    bits = min(bits, BITS[form])
     wanted, _ = TYPES[bits]
     if pixels.dtype.kind == "u" and pixels.dtype != wanted:
         pixels = pixels / np.float64(np.iinfo(pixels.dtype).max)
+    if pixels.dtype.kind == "f":
+        pixels = pixels.astype(np.promote_types(pixels.dtype, np.float32), copy=False).clip(0, 1)
     if bits < 32 and pixels.dtype.kind == "f":
         pixels = np.rint(pixels * pixels.dtype.type(2**bits - 1))
     return np.ascontiguousarray(pixels, dtype=wanted)
 
 
-def _checked(path: Path, photo: Photo) -> tuple[np.ndarray, int]:
-    """The pixels, with floats clipped to [0, 1], and their bit depth. Raises ImageError unless they are an image."""
+def _check(path: Path, form: str, photo: Photo) -> int:
+    """The bits per sample in this format. Raises ImageError unless the pixels are an image that it can hold."""
+    bits = _check_pixels(path, photo)
+    pixels, (height, width, _) = photo.pixels, photo.pixels.shape
+    longest = LONGEST_SIDE.get(form, max(height, width))
+    if max(height, width) > longest:
+        raise ImageError(f"{path}: {form} holds {longest:,} pixels a side; the image is {width:,} x {height:,}")
+    if form == "JPEG" and photo.alpha:
+        opaque = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+        if any(pixels[first:last][:, :, -1].min() < opaque for first, last in _parts(pixels)):
+            raise ImageError(f"{path}: JPEG cannot hold the image's transparency; write a PNG, TIFF or WebP instead")
+    return min(bits, BITS[form])
+
+
+def _check_pixels(path: Path, photo: Photo) -> int:
+    """The bits per sample of the photo. Raises ImageError unless its pixels are an image."""
     pixels = photo.pixels
     if isinstance(pixels, np.ma.MaskedArray):
         raise ImageError(f"{path}: the pixels are a masked array; fill it first (pixels.filled(value))")
-    if not isinstance(pixels, np.ndarray):
+    if not isinstance(pixels, Pixels):
         raise ImageError(f"{path}: the pixels are a {type(pixels).__name__}; they must be a numpy array [H, W, C]")
-    if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or pixels.size == 0:
+    if len(pixels.shape) != 3 or not 1 <= pixels.shape[2] <= 4 or 0 in pixels.shape:
         raise ImageError(
             f"{path}: the pixels have shape {pixels.shape}; it must be [H, W, C] with H, W >= 1 and C from 1 to 4"
         )
-    if pixels.dtype.kind == "u" and pixels.itemsize in (1, 2):
-        return pixels, 8 * pixels.itemsize
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize in (1, 2):
+        return 8 * pixels.dtype.itemsize
     if pixels.dtype.kind != "f":
         raise ImageError(f"{path}: the pixels are {pixels.dtype}; they must be floats in [0, 1], uint8 or uint16")
     if photo.bits not in TYPES:
         raise ImageError(f"{path}: samples of {photo.bits} bits; they must be of 8, 16 or 32")
-    pixels = pixels.astype(np.promote_types(pixels.dtype, np.float32), copy=False)
-    low, high = pixels.min(), pixels.max()
+    low, high = np.inf, -np.inf
+    for first, last in _parts(pixels):
+        part = pixels[first:last]
+        low, high = np.minimum(low, part.min()), np.maximum(high, part.max())  # NaN if one is NaN
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also true for NaN
         raise ImageError(f"{path}: the pixels are from {low:.6g} to {high:.6g}; they must be in [0, 1]")
     if low < 0 or high > 1:
-        warnings.warn(f"{path}: pixels from {low:.6g} to {high:.6g} were clipped to [0, 1]", ImageWarning, stacklevel=5)
-        pixels = pixels.clip(0, 1)
-    return pixels, photo.bits
+        warnings.warn(f"{path}: pixels from {low:.6g} to {high:.6g} were clipped to [0, 1]", ImageWarning, stacklevel=7)
+    return photo.bits
 
 
-def _spec(form: str, photo: Photo, pixels: np.ndarray) -> oiio.ImageSpec:
+def _spec(form: str, photo: Photo, bits: int) -> oiio.ImageSpec:
     """The header for OpenImageIO."""
-    height, width, channels = pixels.shape
-    spec = oiio.ImageSpec(width, height, channels, TYPES[8 * pixels.dtype.itemsize][1])
+    height, width, _ = photo.pixels.shape
+    channels = _samples(form, photo.pixels[:1], bits).shape[2]
+    spec = oiio.ImageSpec(width, height, channels, TYPES[bits][1])
     if channels == 2:
         spec.channelnames, spec.alpha_channel = ("Y", "A"), 1
     spec.extra_attribs = photo.metadata.extra_attribs
@@ -179,7 +208,7 @@ def _limit_texts(spec: oiio.ImageSpec) -> None:
             spec.extra_attribs.remove(name)
 
 
-def _with_blocks(path: Path, form: str, data: bytes, photo: Photo) -> bytes:
+def _with_blocks(path: Path, form: str, file: BinaryIO, photo: Photo) -> Iterator[bytes]:
     """The encoded image with those blocks of the photo that apply to it."""
     height, width, channels = photo.pixels.shape
     blocks = photo.blocks
@@ -190,7 +219,7 @@ def _with_blocks(path: Path, form: str, data: bytes, photo: Photo) -> bytes:
         warnings.warn(message, ImageWarning, stacklevel=4)
     try:
         return metadata.insert(
-            data,
+            file,
             Blocks(
                 blocks.exif and exif.with_size(blocks.exif, width, height),
                 blocks.xmp and xmp.with_size(blocks.xmp, width, height),
@@ -202,9 +231,9 @@ def _with_blocks(path: Path, form: str, data: bytes, photo: Photo) -> bytes:
         raise ImageError(f"{path}: {error}") from error
 
 
-def _commit(path: Path, data: bytes) -> None:
+def _commit(path: Path, parts: Iterable[bytes]) -> None:
     try:
-        atomic.write(path, data)
+        atomic.write(path, parts)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written ({error.strerror})") from error
 

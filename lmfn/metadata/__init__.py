@@ -5,10 +5,11 @@ and adds colour chunks to PNG that the source did not have. Blocks are therefore
 defined by Exif 3.0, ICC.1 (Annex B) and XMP part 3 for JPEG, by PNG's 3rd edition, and by RFC 9649 for WebP.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from lmfn.metadata import jpeg, png, tiff, webp
-from lmfn.metadata.blocks import Blocks
+from lmfn.metadata.blocks import PART, Blocks, Piece
 
 __all__ = ["Blocks", "extract", "insert"]
 
@@ -29,21 +30,34 @@ def extract(file: BinaryIO) -> Blocks:
     return tiff.read(file)
 
 
-def insert(data: bytes, blocks: Blocks) -> bytes:
-    """The encoded JPEG, PNG, WebP or TIFF with these blocks in place of its own; the bytes of the pixels are unchanged.
+def insert(file: BinaryIO, blocks: Blocks) -> Iterator[bytes]:
+    """The encoded JPEG, PNG, WebP or TIFF with these blocks in place of its own, in parts; the bytes of the pixels are
+    unchanged. Only a WebP is in memory as a whole.
 
-    Blocks that are absent from `blocks` are kept from `data`, except for PNG colours: a PNG gets the profile, or else
+    Blocks that are absent from `blocks` are kept from the file, except for PNG colours: a PNG gets the profile, or else
     the colour chunks, and no others. A JPEG can hold 65,527 bytes of EXIF and 65,504 of XMP; longer blocks are dropped.
     A TIFF gets only the XMP.
 
     Raises ValueError for data in another format, and for a profile too long for JPEG (above 16,707,345 bytes).
     """
-    if data.startswith(jpeg.SIGNATURE):
-        return jpeg.write(data, blocks)
-    if data.startswith(png.SIGNATURE):
-        return png.write(data, blocks)
-    if webp.is_webp(data):
-        return webp.write(data, blocks)
-    if tiff.is_tiff(data):
-        return tiff.write(data, blocks)
+    file.seek(0)
+    head = file.read(12)
+    if head.startswith(jpeg.SIGNATURE):
+        return _resolved(file, jpeg.write(file, blocks))
+    if head.startswith(png.SIGNATURE):
+        return _resolved(file, png.write(file, blocks))
+    if webp.is_webp(head):
+        return iter([webp.write(head + file.read(), blocks)])
+    if tiff.is_tiff(head):
+        return _resolved(file, tiff.write(file, blocks))
     raise ValueError("metadata can be put into a JPEG, PNG, WebP or TIFF image, and this is none")
+
+
+def _resolved(file: BinaryIO, pieces: Iterable[Piece]) -> Iterator[bytes]:
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+            continue
+        file.seek(piece.start)
+        for at in range(piece.start, piece.stop, PART):
+            yield file.read(min(PART, piece.stop - at))

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+PART = 1 << 20
+"""Bytes of a file that are read at a time."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -15,3 +18,7 @@ class Blocks:
     """The ICC profile of the colours."""
     colour: tuple[tuple[bytes, bytes], ...] = ()
     """Colour chunks of a PNG other than a profile (cICP, sRGB, gAMA ...): type and body."""
+
+
+Piece = bytes | range
+"""A part of an encoded image: its bytes, or their positions in the file from which it is made."""

@@ -5,10 +5,11 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from lmfn.metadata.blocks import Blocks
+from lmfn.metadata.blocks import PART, Blocks, Piece
 
 SIGNATURE = b"\xff\xd8\xff"
 APP1, APP2, SCAN, END = b"\xff\xe1", b"\xff\xe2", b"\xff\xda", b"\xff\xd9"
+PROGRESSIVE = b"\xff\xc2"
 LONGEST = 65_533  # maximum of the 16-bit segment length, minus its own two bytes
 EXIF, XMP, ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 ICC_PART = LONGEST - len(ICC) - 2  # followed by the number of the part and the number of parts, one byte each
@@ -51,7 +52,7 @@ def read(file: BinaryIO) -> Blocks:
     return Blocks(exif, xmp, b"".join(parts[n] for n in sorted(parts)) if whole else None)
 
 
-def write(data: bytes, blocks: Blocks) -> bytes:
+def write(file: BinaryIO, blocks: Blocks) -> list[Piece]:
     """The JPEG with these blocks as its first segments; see `lmfn.metadata.insert`."""
     added: list[tuple[bytes, bytes, bytes]] = []
     if blocks.exif is not None and len(EXIF + blocks.exif) <= LONGEST:
@@ -65,14 +66,14 @@ def write(data: bytes, blocks: Blocks) -> bytes:
         added += [(APP2, ICC, bytes([n, len(parts)]) + part) for n, part in enumerate(parts, 1)]
 
     replaced = {(marker, name) for marker, name, _ in added}
-    pieces = [data[:2]]
+    pieces: list[Piece] = [range(2)]
     pieces += [marker + struct.pack(">H", 2 + len(name + body)) + name + body for marker, name, body in added]
     position = 2
-    for marker, start, body in segments(io.BytesIO(data)):
+    for marker, start, body in segments(file):
         if any(marker == kind and body.startswith(name) for kind, name in replaced):
-            pieces.append(data[position:start])
+            pieces.append(range(position, start))
             position = start + 4 + len(body)
-    return b"".join([*pieces, data[position:]])
+    return [*pieces, range(position, file.seek(0, io.SEEK_END))]
 
 
 def end(file: BinaryIO) -> int | None:
@@ -80,9 +81,8 @@ def end(file: BinaryIO) -> int | None:
     position = 2
     for _, start, body in segments(file):
         position = start + 4 + len(body)
-    file.seek(position)
-    found = file.read().find(END)
-    return None if found < 0 else position + found + 2
+    found = _find(file, END, position)
+    return None if found is None else found + 2
 
 
 def has_more(file: BinaryIO) -> bool:
@@ -90,6 +90,21 @@ def has_more(file: BinaryIO) -> bool:
     position = end(file)
     if position is None:
         return False
+    return any(_find(file, start, position) is not None for start in PICTURES)
+
+
+def is_progressive(file: BinaryIO) -> bool:
+    """Whether the picture comes in several passes, of which a decoder holds all coefficients."""
+    return any(marker == PROGRESSIVE for marker, _, _ in segments(file))
+
+
+def _find(file: BinaryIO, what: bytes, position: int) -> int | None:
+    """The first place of these bytes from a position on, searched for in parts, since the file may be large."""
     file.seek(position)
-    rest = file.read()
-    return any(start in rest for start in PICTURES)
+    before = b""
+    while part := file.read(PART):
+        if (found := (before + part).find(what)) >= 0:
+            return position - len(before) + found
+        position += len(part)
+        before = (before + part)[1 - len(what) :]
+    return None

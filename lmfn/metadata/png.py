@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from lmfn.metadata import exif
-from lmfn.metadata.blocks import Blocks
+from lmfn.metadata.blocks import PART, Blocks, Piece
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 XMP = b"XML:com.adobe.xmp\0"
@@ -58,7 +58,7 @@ def read(file: BinaryIO) -> Blocks:
     return Blocks(exif_block, xmp, icc, tuple(colour))
 
 
-def write(data: bytes, blocks: Blocks) -> bytes:
+def write(file: BinaryIO, blocks: Blocks) -> list[Piece]:
     """The PNG with these blocks after its header; see `lmfn.metadata.insert`."""
     added = b"".join(chunk(kind, body) for kind, body in blocks.colour)
     if blocks.icc:
@@ -68,22 +68,26 @@ def write(data: bytes, blocks: Blocks) -> bytes:
     if blocks.xmp is not None:
         added += chunk(b"iTXt", XMP + bytes(4) + blocks.xmp)  # not compressed; no language
 
-    pieces, header = [SIGNATURE], b""
-    for kind, start, length in chunks(io.BytesIO(data)):
-        body = data[start : start + length]
+    pieces: list[Piece] = [SIGNATURE]
+    header = b""
+    for kind, start, length in chunks(file):
+        body = b""
+        if kind in (b"eXIf", b"iTXt"):
+            file.seek(start)
+            body = file.read(length)
         replaced = (
             kind in (b"iCCP", b"oFFs", *COLOUR)
             or (kind == b"eXIf" and (blocks.exif is not None or exif.upright(body) is None))
             or (kind == b"iTXt" and blocks.xmp is not None and body.startswith(XMP))
         )
         if not replaced:
-            pieces.append(data[start - 8 : start + length + 4])
+            pieces.append(range(start - 8, start + length + 4))
         if not header:
             header = kind
             pieces.append(added)
     if header != b"IHDR":
         raise ValueError("metadata can be put into a PNG with a header, and this has none")
-    return b"".join(pieces)
+    return pieces
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -107,6 +111,12 @@ def is_srgb(colour: tuple[tuple[bytes, bytes], ...]) -> bool:
     if b"sRGB" in said and b"cICP" not in said:
         return True
     return all(SRGB.get(kind) == body for kind, body in said.items())
+
+
+def is_interlaced(file: BinaryIO) -> bool:
+    """Whether the pixels come in several passes, for which a decoder holds the whole image."""
+    file.seek(28)
+    return file.read(1) == b"\1"
 
 
 def frames(file: BinaryIO) -> int:
@@ -133,8 +143,12 @@ def check(file: BinaryIO, pixels: bool) -> None:
         if kind == b"IDAT" and not pixels:
             continue
         file.seek(start)
-        body, checksum = file.read(length), int.from_bytes(file.read(4), "big")
-        if zlib.crc32(kind + body) != checksum:
+        body, found = bytearray(), zlib.crc32(kind)
+        for at in range(0, length, PART):  # all pixels may be in one chunk
+            part = file.read(min(PART, length - at))
+            found = zlib.crc32(part, found)
+            body += b"" if kind == b"IDAT" else part
+        if int.from_bytes(file.read(4), "big") != found:
             raise ValueError("the file is broken (wrong checksum)")
         with contextlib.suppress(zlib.error):  # OpenImageIO ignores a broken one
             room -= len(zlib.decompressobj().decompress(_compressed(kind, body), room + 1))
@@ -144,7 +158,7 @@ def check(file: BinaryIO, pixels: bool) -> None:
         raise ValueError("the file is cut short")
 
 
-def _compressed(kind: bytes, body: bytes) -> bytes:
+def _compressed(kind: bytes, body: bytearray) -> bytes | bytearray:
     """The compressed part of a text chunk: after the keyword, in iTXt also after the translation."""
     keyword = body.find(b"\0")
     if kind == b"zTXt":

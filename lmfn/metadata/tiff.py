@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, NamedTuple
 
-from lmfn.metadata.blocks import Blocks
+from lmfn.metadata.blocks import Blocks, Piece
 
 BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4}  # the types BYTE, SHORT and LONG, and their sizes
@@ -79,16 +79,23 @@ def read(file: BinaryIO) -> Blocks:
     return Blocks()
 
 
-def write(data: bytes, blocks: Blocks) -> bytes:
+def write(file: BinaryIO, blocks: Blocks) -> list[Piece]:
     """The TIFF with this XMP; see `lmfn.metadata.insert`. The first directory is rewritten at the end."""
-    tiff = Directories(io.BytesIO(data))
+    tiff, size = Directories(file), file.seek(0, io.SEEK_END)
     first = tiff.first()
-    if first is None or blocks.xmp is None or len(data) + len(blocks.xmp) + 2**20 > 2**32:
-        return data
+    if first is None or blocks.xmp is None or size + len(blocks.xmp) + 2**20 > 2**32:
+        return [range(size)]
     order = {"little": "<", "big": ">"}[tiff.order or "big"]
-    data += b"\0" * (len(data) % 2) + blocks.xmp
-    new = struct.pack(order + "HHII", XMP, BYTE, len(blocks.xmp), len(data) - len(blocks.xmp))
-    data += b"\0" * (len(data) % 2)
-    entries = {field.tag: data[field.at - 8 : field.at + 4] for field in first.fields} | {XMP: new}
+    start = size + size % 2
+    end = start + len(blocks.xmp)
+    entries = {field.tag: _bytes(file, field.at - 8, 12) for field in first.fields}
+    entries[XMP] = struct.pack(order + "HHII", XMP, BYTE, len(blocks.xmp), start)
     directory = struct.pack(order + "H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries))
-    return data[:4] + struct.pack(order + "I", len(data)) + data[8:] + directory + data[first.link : first.link + 4]
+    place = struct.pack(order + "I", end + end % 2)
+    packet = bytes(start - size) + blocks.xmp + bytes(end % 2)
+    return [range(4), place, range(8, size), packet, directory, range(first.link, first.link + 4)]
+
+
+def _bytes(file: BinaryIO, at: int, count: int) -> bytes:
+    file.seek(at)
+    return file.read(count)
