@@ -21,10 +21,18 @@ def held(name: str) -> int:
     return 1024 * int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
 
 
-def photograph(height: int, width: int) -> np.ndarray:
-    """Smooth noise, `[height, width, 3]` uint8."""
-    small = np.random.default_rng(0).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
-    return small.repeat(16, 0).repeat(16, 1)[:height, :width]
+def write_photograph(path: Path, height: int, width: int) -> None:
+    """Squares of 16 x 16 pixels, 8 bits; written row by row, so that this process holds none of it."""
+    from lmfn import images
+    from lmfn.images import Photo
+    from lmfn.scratch import StoredPixels
+
+    pixels = StoredPixels(path.parent, (height, width, 3), np.uint8)
+    random = np.random.default_rng(0)
+    for first in range(0, height, 16):
+        row = random.integers(0, 256, (width // 16 + 1, 3), np.uint8).repeat(16, 0)[:width]
+        pixels[first : first + 16] = np.broadcast_to(row, (min(16, height - first), width, 3))
+    images.write(path, Photo(pixels))
 
 
 def one(height: int, width: int, weights: str, memory: str) -> None:
@@ -32,27 +40,25 @@ def one(height: int, width: int, weights: str, memory: str) -> None:
     from lmfn import images
     from lmfn.deblur import Deblurrer
     from lmfn.files import deblur_files
-    from lmfn.images import Photo
     from lmfn.options import parse_bytes
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "a.tif")
-        images.write(source, Photo(photograph(height, width)))
+        write_photograph(source, height, width)
         deblurrer = Deblurrer(weights, device="cpu")
         deblurrer(np.full((64, 64, 3), 128, np.uint8))
-        before = held("VmRSS")
         if memory != "free":
-            deblurrer.memory = parse_bytes(memory.removeprefix("+")) + before * memory.startswith("+")
+            deblurrer.memory = parse_bytes(memory.removeprefix("+")) + held("VmRSS") * memory.startswith("+")
+        pixels = images.read(source, whole_numbers=True, stored=True).pixels
+        way, before = deblurrer.way(pixels), held("VmRSS")
+        del pixels
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
-        budget, image = deblurrer.memory, 3 * height * width
-        deblurrer.memory = None if budget is None else budget - image  # which is held when the way is chosen
-        way, deblurrer.memory = deblurrer.way(np.broadcast_to(np.uint8(0), (height, width, 3))), budget
         began, used = time.perf_counter(), time.process_time()
         summary = deblur_files([source], Path(folder, "b.tif"), deblurrer=deblurrer)
         if not summary.done:
             raise SystemExit(str(summary))
     peak = held("VmHWM")
-    estimate = before + way.needed + image
+    estimate = before + way.needed
     wall, processor = time.perf_counter() - began, time.process_time() - used
     print(
         f"| {height * width / 1e6:.1f} | {width} x {height} | {weights} | {memory} | {way} | "
