@@ -23,6 +23,7 @@ OTHERS = {
     ),
     "host": ("bench.host", "launches of every op, a frame and a training step, and their host time"),
     "profile": ("bench.profile", "a frame and a training step kernel by kernel: shape, launches, time, roofline"),
+    "windows": ("bench.windows", "what attention in windows costs in one photograph"),
     "tune": ("bench.tune", "time launch configs on this GPU and write lmfn_kernels/configs/<gpu>.json"),
     "all": ("bench.all", "all of the above within --minutes; on a GPU also the tests and tuning"),
     "report": ("bench.report", "make tables and plots from rows, and fill the tables in the docs"),

@@ -158,7 +158,9 @@ class Deblurrer:
         def read(first: int, last: int) -> Tensor:
             rows = down[first:last]
             top = rows.min()
-            part = as_float(image[top : rows.max() + 1][(rows - top)[:, None], across, :colours])
+            part = image[top : rows.max() + 1][rows - top]
+            left, right = across[:BORDER], across[BORDER + width :]
+            part = as_float(np.concatenate([part[:, left], part, part[:, right]], 1)[:, :, :colours])
             return part.expand(-1, -1, 3).permute(2, 0, 1)[None]
 
         folder = scratch_folder(way.plan.map_bytes) if way.in_file else None
@@ -178,8 +180,8 @@ class Deblurrer:
         height, width = image.shape[:2]
         free, held = self._available()
         rows = max(1, STRIP_PIXELS // (64 * width)) * 64
-        in_memory = isinstance(image, np.ndarray) and self.device.type == "cpu"
-        beside = image.nbytes * in_memory + min(rows, height) * width * 120 + 4096 * width
+        of_result = image.nbytes if isinstance(image, np.ndarray) and self.device.type == "cpu" else 0
+        beside = of_result + min(rows, height) * width * 120 + 4096 * width
         needed = self.estimated_bytes(height, width) + beside
         if free is None or needed <= free:
             return Way(rows, None, False, needed)
@@ -187,15 +189,15 @@ class Deblurrer:
             raise MemoryError(self._short(image, needed, free, held))
         tall, wide = (len(padded(n, True)) for n in (height, width))
         floor = self.engine.strips.plan(tall, wide, 0)
-        in_memory = free - beside - floor.map_bytes if self.device.type == "cpu" else free - beside
-        if self.device.type != "cpu" and available() < 1.2 * floor.map_bytes:
-            in_memory = 0  # the maps are in the machine's own memory
-        for room, in_file in ((in_memory, False), (free - beside, True)):
-            plan = self.engine.strips.plan(tall, wide, max(room, 0))
+        on_cpu = self.device.type == "cpu"
+        # Maps are in the machine's own memory.
+        must_be_in_file = not on_cpu and available() < 1.2 * floor.map_bytes
+        for in_file in (True,) if must_be_in_file else (False, True):
+            plan = self.engine.strips.plan(tall, wide, free - beside, with_maps=on_cpu and not in_file)
             enough = in_file or min(plan.rows.values()) >= min(LOWEST, tall // 4)
-            if plan.strip_bytes <= room and enough:
-                return Way(rows, plan, in_file, plan.strip_bytes + beside + plan.map_bytes * (not in_file))
-        raise MemoryError(self._short(image, floor.strip_bytes + beside, free, held))
+            if plan.needed <= free - beside and enough:
+                return Way(rows, plan, in_file, plan.needed + beside)
+        raise MemoryError(self._short(image, floor.needed + beside, free, held))
 
     def _available(self) -> tuple[int | None, int]:
         """Bytes that may be taken, None where that is not known, and those of the budget that are taken already."""

@@ -177,6 +177,8 @@ class Stage(NamedTuple):
     """A strip starts at a multiple of this many rows at 1/4, and has at least as many."""
     bytes: float
     """Bytes per pixel, at 1/4, of the strip and its halo."""
+    map_bytes: float
+    """Bytes per pixel, at 1/4, of the maps of the whole image that there are during the stage."""
 
 
 class Plan(NamedTuple):
@@ -184,10 +186,10 @@ class Plan(NamedTuple):
 
     rows: dict[str, int]
     """Rows of a strip by stage, at 1/4 of the image's size."""
-    strip_bytes: int
-    """Maximum bytes that a stage needs."""
+    needed: int
+    """Maximum bytes that a stage needs, with the maps of the whole image unless they are elsewhere."""
     map_bytes: int
-    """Maximum bytes of the maps between the stages."""
+    """Maximum bytes of the maps of the whole image."""
     strips: int
     """Number of strips over all stages."""
 
@@ -209,48 +211,47 @@ class Strips:
         k, e = self.config, self.stages.dtype.itemsize
         c, n, a, layers = k.channels, k.features, k.esa, k.rfdbs
         in_finish = 3 + (k.skip == "feature") + (k.merge == "concat") + 8 * (k.head == "bilinear")
+        f = n * (k.skip == "feature")
+        y = layers * n if k.alfm != "none" else 2 * n
+        f_l = n * (k.alfm != "none")
         costs = {
-            "halve": Stage(4, UNIT, 48 * (8 + e) + (5 + 5 / 16) * c * e),
-            "fuse_8th": Stage(16, UNIT, (9 / 16) * c * e),
-            "fuse_4th": Stage(12, UNIT, (9 / 4 * c + n) * e),
-            "distil": Stage(4, UNIT, (4 * n + a) * e),
-            "gate": Stage(0, UNIT, (n + 4 * a) * e),
-            "finish": Stage(8, UNIT, in_finish * n * e + 48 * 4 * 3),
+            "halve": Stage(4, UNIT, 48 * (8 + e) + (5 + 5 / 16) * c * e, 21 / 16 * c * e),
+            "fuse_8th": Stage(16, UNIT, (9 / 16) * c * e, 25 / 16 * c * e),
+            "fuse_4th": Stage(12, UNIT, (9 / 4 * c + n) * e, (5 / 4 * c + n) * e),
+            "distil": Stage(4, UNIT, (4 * n + a) * e, (max(2 * n, y + f) + a) * e),
+            "gate": Stage(0, UNIT, (n + 4 * a) * e, (y + f + a) * e),
+            "finish": Stage(8, UNIT, in_finish * n * e + 48 * 4 * 3, (f_l + n + f) * e + 48 * 4),
         }
         if k.alfm != "none":
-            costs["mix"] = Stage(0, UNIT, (layers + 1) * n * e)
+            costs["mix"] = Stage(0, UNIT, (layers + 1) * n * e, (y + f_l + f) * e)
             if self.by_window(height, width):
                 side = cast(int, self.windowed) // 2
                 rows = layers * n if self.rows_of_gram == "channels" else layers
                 # F F^T of a block and the matrices made from it, at most five at a time.
-                costs["mix"] = Stage(side, side, (layers + 2) * n * e + 5 * 4 * (rows / side) ** 2)
+                of_strip = (layers + 2) * n * e + 5 * 4 * (rows / side) ** 2
+                costs["mix"] = Stage(side, side, of_strip, costs["mix"].map_bytes)
         return costs
 
     def by_window(self, height: int, width: int) -> bool:
         """Whether a map of this size is larger than a window."""
         return self.windowed is not None and max(height, width) > self.windowed
 
-    def plan(self, height: int, width: int, room: int) -> Plan:
-        """A plan for an image of this padded size, with strips as high as `room` bytes allow."""
+    def plan(self, height: int, width: int, room: int, with_maps: bool = False) -> Plan:
+        """A plan for an image of this padded size, with strips as high as `room` bytes allow, `with_maps` if those of
+        the whole image take part of the room."""
         height, width = height // 4, width // 4
-        rows, most = {}, 0
-        for name, stage in self.costs(height, width).items():
-            high = int((room - BESIDE) / (stage.bytes * width)) - 2 * stage.halo
+        rows, most, costs = {}, 0, self.costs(height, width)
+        for name, stage in costs.items():
+            maps = int(stage.map_bytes * height * width) if with_maps else 0
+            high = int((room - BESIDE - maps) / (stage.bytes * width)) - 2 * stage.halo
             high = max(min(high, MOST_ROWS) // stage.unit, -(-16 // stage.unit)) * stage.unit
             rows[name] = min(high, -(-height // stage.unit) * stage.unit)
-            most = max(most, int(min(rows[name] + 2 * stage.halo, height) * width * stage.bytes))
+            most = max(most, maps + int(min(rows[name] + 2 * stage.halo, height) * width * stage.bytes))
         times = dict.fromkeys(rows, 1) | {"distil": self.config.rfdbs, "gate": 2 * self.config.rfdbs}
         times["mix"] = 1 if self.by_window(height, width) or not self.by_gram else 2
         strips = sum(times[name] * -(-height // high) for name, high in rows.items())
-        return Plan(rows, most + BESIDE, self._map_bytes(height, width), strips)
-
-    def _map_bytes(self, height: int, width: int) -> int:
-        k, e = self.config, self.stages.dtype.itemsize
-        c, n, f = k.channels, k.features, k.features * (k.skip == "feature")
-        encoder = (1 + 1 / 2 + 1 / 16) * c * e
-        layers = (k.rfdbs if k.alfm != "none" else 2) * n * e
-        decoder = layers + (max(k.esa, n if k.alfm != "none" else 0) + max(f, n if k.rfdbs == 1 else 0)) * e
-        return int(height * width * max(encoder + n * e, decoder, (2 * n + f) * e + 48 * 4))
+        most_maps = max(int(stage.map_bytes * height * width) for stage in costs.values())
+        return Plan(rows, most + BESIDE, most_maps, strips)
 
     def __call__(
         self, read: Read, size: tuple[int, int], plan: Plan, folder: Path | None, tick: Callable[[], Any]

@@ -20,6 +20,7 @@ from lmfn.inference import engine
 from lmfn.options import parse_bytes
 from lmfn.strips import Map, PlainStages, Strips
 
+TINY = {"channels": 4, "features": 4, "distilled": 2, "esa": 2, "rfdbs": 1}
 SMALL = {"channels": 8, "features": 8, "distilled": 4, "esa": 4, "rfdbs": 2}
 
 
@@ -126,24 +127,34 @@ def test_killed_amid_strips(tmp_path, monkeypatch, writes):
 
 @pytest.fixture
 def short(monkeypatch):
-    """A deblurrer that uses the lowest possible strips and a scratch file, and its result for the whole image."""
+    """A deblurrer that uses a scratch file and strips as high as the room allows, by default as low as possible, and
+    its result for the whole image."""
 
-    def make(model, image, **options):
+    def make(model, image, room=0, **options):
         deblurrer = Deblurrer(model, device="cpu", **options)
         whole = deblurrer(image)
         assert deblurrer.way(image).plan is None
         tall, wide = (len(padded(n, True)) for n in image.shape[:2])
-        way = Way(64, deblurrer.engine.strips.plan(tall, wide, 0), True, 0)
+        way = Way(64, deblurrer.engine.strips.plan(tall, wide, room), True, 0)
         monkeypatch.setattr(deblurrer, "way", lambda _: way)
         return deblurrer, whole
 
     return make
 
 
+@pytest.mark.parametrize("preset", ["lmfn", "lmfn-released"])
 @pytest.mark.parametrize("size", [(1, 2000), (2000, 1), (301, 207), (130, 333)])
-def test_images_of_any_shape(short, size):
+def test_images_of_any_shape(short, size, preset):
     image = picture(*size)
-    deblurrer, whole = short(network(alfm_window=64), image, guard="off")
+    deblurrer, whole = short(network(preset, similarity="cosine", alfm_window=64), image, guard="off")
+    assert np.abs(deblurrer(image) - whole).max() < 1e-5
+
+
+@pytest.mark.parametrize(("preset", "size"), [("lmfn", (1, 100_000)), ("lmfn-released", (100_000, 1))])
+def test_lines_of_100_000_pixels(short, preset, size):
+    image = picture(*size)
+    tiny = network(preset, **TINY, similarity="cosine", alfm_window=384)
+    deblurrer, whole = short(tiny, image, room=2**26, guard="off")
     assert np.abs(deblurrer(image) - whole).max() < 1e-5
 
 
@@ -216,12 +227,29 @@ def test_amounts_of_memory():
             parse_bytes(wrong)
 
 
+def measured(*arguments):
+    """Way, peak and estimate of processes that sharpen a file, by `experiments/memory/sizes.py`."""
+    call = [sys.executable, "experiments/memory/sizes.py", *arguments]
+    done = subprocess.run(call, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()[2:]]
+    assert rows, done.stderr
+    return [(row[5], float(row[6]), float(row[7])) for row in rows]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_estimate_is_what_a_process_holds():
     """The default network, as a whole and in strips, measured by the system."""
-    call = [sys.executable, "experiments/memory/sizes.py", "640x480", "--memory", "free", "+115MB"]
-    done = subprocess.run(call, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
-    rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()[2:]]
-    assert [row[5].partition(",")[0] for row in rows] == ["whole", "strips"], done.stdout + done.stderr
-    for row in rows:
-        assert 0.85 < float(row[8]) < 1.15, row
+    found = measured("640x480", "--memory", "free", "+115MB")
+    assert [way.partition(",")[0] for way, *_ in found] == ["whole", "strips"]
+    for way, peak, estimate in found:
+        assert 0.85 < estimate / peak < 1.15, way
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_100_megapixels_take_less_than_2_gib(tmp_path):
+    """From file to file. The default network needs as much, but takes minutes (experiments/memory)."""
+    network("lmfn-released", **TINY, similarity="cosine").save_pretrained(tmp_path)
+    ((way, peak, estimate),) = measured("100", "--memory", "2GiB", "--weights", str(tmp_path))
+    assert way.startswith("strips")
+    assert peak < 2
+    assert 0.85 < estimate / peak < 1.15

@@ -1,11 +1,11 @@
 """An image with the data of its file that must be preserved, and the errors of image files."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import OpenImageIO as oiio  # noqa: N813 (the name it goes by in its own documentation)
 
 from lmfn.metadata import Blocks
-from lmfn.scratch import Pixels
 
 
 class ImageError(ValueError):
@@ -20,9 +20,10 @@ class ImageWarning(UserWarning):
 class Photo:
     """An image with the data of its file that must be preserved."""
 
-    pixels: Pixels
+    pixels: Any
     """`[H, W, C]`, upright: gray, gray + alpha, RGB or RGBA for C = 1 to 4; float32 in [0, 1], or uint8 or uint16 with
-    the full range of their type. `write` also takes other floats. An array, or `StoredPixels`."""
+    the full range of their type. `write` also takes other floats. An array, or `StoredPixels` if
+    `read` was asked for them."""
     bits: int = 8
     """Bits per sample in the file: 8 or 16 (integer), or 32 (float)."""
     metadata: oiio.ImageSpec = field(default_factory=oiio.ImageSpec)

@@ -169,7 +169,7 @@ def _check_pixels(path: Path, photo: Photo) -> int:
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also true for NaN
         raise ImageError(f"{path}: the pixels are from {low:.6g} to {high:.6g}; they must be in [0, 1]")
     if low < 0 or high > 1:
-        warnings.warn(f"{path}: pixels from {low:.6g} to {high:.6g} were clipped to [0, 1]", ImageWarning, stacklevel=7)
+        warnings.warn(f"{path}: pixels from {low:.6g} to {high:.6g} were clipped to [0, 1]", ImageWarning, stacklevel=6)
     return photo.bits
 
 

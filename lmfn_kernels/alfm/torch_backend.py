@@ -97,13 +97,11 @@ def mix(
         if block_matrix is not None:
             torch.mm(f[:, of_windows:], block_matrix[chunk.block], out=y)
         if window_matrix is not None:
-            for i, (window, share) in enumerate(_windows(chunk, grid, f)):
-                if i == 0 and block_matrix is None and share is None:
-                    torch.mm(f[:, :of_windows], window_matrix[window], out=y)
-                    continue
-                part = f[:, :of_windows] @ window_matrix[window]
-                part = part if share is None else part.mul_(share)
-                y.copy_(part) if i == 0 and block_matrix is None else y.add_(part)
+            if grid.windows == 1 and block_matrix is None:
+                torch.mm(f[:, :of_windows], window_matrix[chunk.image], out=y)
+            else:
+                part = _between_windows(f[:, :of_windows], window_matrix, chunk, grid)
+                y.copy_(part) if block_matrix is None else y.add_(part)
         if bias is not None:
             y += bias
         F.leaky_relu_(y, slope)
@@ -127,17 +125,46 @@ def _windows(chunk: Chunk, grid: Grid, like: Tensor) -> Iterator[tuple[int, Tens
 
     None in place of the shares means that all are 1.
     """
-    n, m = grid.window_rows, grid.window_columns
     if grid.windows == 1:
         yield chunk.image, None
         return
-    row, column = divmod(chunk.block % grid.blocks, grid.columns)
-    height, width = chunk.rows.stop - chunk.rows.start, chunk.columns.stop - chunk.columns.start
-    for i in range(max(row - 1, 0), min(row, n - 1) + 1):
-        down = shares(chunk.rows.start, height, grid.height, i, n, like)
-        for j in range(max(column - 1, 0), min(column, m - 1) + 1):
-            across = shares(chunk.columns.start, width, grid.width, j, m, like)
-            yield (chunk.image * n + i) * m + j, (down[:, None] * across).view(-1, 1)
+    rows, columns = _window_shares(chunk, grid, like)
+    for i, down in rows.items():
+        for j, across in columns.items():
+            yield _number(chunk, grid, i, j), (down[:, None] * across).view(-1, 1)
+
+
+def _window_shares(chunk: Chunk, grid: Grid, like: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """The rows and columns of windows of a chunk, with their shares at its rows and columns of pixels."""
+    found = []
+    of_block = divmod(chunk.block % grid.blocks, grid.columns)
+    counts = grid.window_rows, grid.window_columns
+    for block, count, pixels, side in zip(of_block, counts, (chunk.rows, chunk.columns), grid[:2], strict=True):
+        size = pixels.stop - pixels.start
+        windows = range(max(block - 1, 0), min(block, count - 1) + 1)
+        found.append({i: shares(pixels.start, size, side, i, count, like) for i in windows})
+    return found[0], found[1]
+
+
+def _number(chunk: Chunk, grid: Grid, row: int, column: int) -> int:
+    """The index of a window, counted over all images."""
+    return (chunk.image * grid.window_rows + row) * grid.window_columns + column
+
+
+def _between_windows(f: Tensor, matrices: Tensor, chunk: Chunk, grid: Grid) -> Tensor:
+    """The bilinear mean of the windows' products, [pixels, K] times [B * windows, K, O]."""
+    if grid.windows == 1:
+        return f @ matrices[chunk.image]
+    rows, columns = _window_shares(chunk, grid, f)
+    # One product with up to four matrices side by side is faster than four.
+    matrix = torch.cat([matrices[_number(chunk, grid, i, j)] for i in rows for j in columns], dim=1)
+    height = chunk.rows.stop - chunk.rows.start
+    y = (f @ matrix).view(height, -1, len(rows), len(columns), matrices.shape[2])
+    if len(rows) > 1:
+        y = torch.lerp(y[:, :, :1], y[:, :, 1:], rows[max(rows)].view(-1, 1, 1, 1, 1))
+    if len(columns) > 1:
+        y = torch.lerp(y[:, :, :, :1], y[:, :, :, 1:], columns[max(columns)].view(1, -1, 1, 1, 1))
+    return y.reshape(-1, matrices.shape[2])
 
 
 def _chunks(x: Tensor, width: int, grid: Grid) -> Iterator[tuple[Chunk, Tensor]]:
