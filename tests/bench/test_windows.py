@@ -1,0 +1,14 @@
+"""The cost of attention in windows, as `python -m bench windows` prints it."""
+
+import re
+
+from bench.__main__ import main
+
+
+def test_a_line_with_both_times_and_their_ratio(capsys):
+    assert main(["windows", "--device", "cpu", "--shape", "1x72x64", "--window", "64", "--rounds", "2"]) == 0
+    line = capsys.readouterr().out
+    assert re.fullmatch(
+        r"1x72x64 float32 on CPU .*: whole [\d.]+ ms, windows of 64 [\d.]+ ms, ratio [\d.]+ \(.* to .*\) of 2\n",
+        line,
+    )
