@@ -243,3 +243,13 @@ def test_the_estimate_is_what_a_process_holds():
     assert [way.partition(",")[0] for way, *_ in found] == ["whole", "strips"]
     for way, peak, estimate in found:
         assert 0.85 < estimate / peak < 1.15, way
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_100_megapixels_take_less_than_2_gib(tmp_path):
+    """From file to file. The default network needs as much, but takes minutes (experiments/memory)."""
+    network("lmfn-released", **TINY, similarity="cosine").save_pretrained(tmp_path)
+    ((way, peak, estimate),) = measured("100", "--memory", "2GiB", "--weights", str(tmp_path))
+    assert way.startswith("strips")
+    assert peak < 2
+    assert 0.85 < estimate / peak < 1.15
