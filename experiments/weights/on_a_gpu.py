@@ -59,8 +59,9 @@ class Pool:
     """Height and width; crops of at most this size are trained on. Images smaller than this are left out."""
     most: int
     """Number of patches."""
+    least: int
     seconds: float
-    """Time to make them; what is not ready then is left out."""
+    """Time to make them; what is not ready then is left out, but for the `least`."""
     together: int
     """Patches made at once."""
 
@@ -90,7 +91,7 @@ class Recipe:
     """Weights to start from; hidden units that hardly ever fire get new weights first."""
 
 
-POOLS = (Pool(320, 40_000, 20.0, 160), Pool(416, 6_666, 6.0, 80))
+POOLS = (Pool(320, 40_000, 8_000, 20.0, 160), Pool(416, 6_666, 1_600, 6.0, 80))
 PHASES = (Phase(0.0, 64, 128, 0), Phase(0.3, 16, 256, 0), Phase(0.75, 8, 384, 1))
 """Of the long run. The last one has the size of the windows in which ALFM attends."""
 STUDY = (
@@ -146,7 +147,7 @@ def made(data: TrainingSet, patches: list[Patch], pool: Pool, device: torch.devi
     resident = ResidentSet(data, device, progress=False)
     pixels = torch.empty(len(patches), 2, pool.side, pool.side, 3, dtype=torch.uint8, device=device)
     end, count = time.monotonic() + pool.seconds, 0
-    while count < len(patches) and time.monotonic() < end:
+    while count < len(patches) and (count < pool.least or time.monotonic() < end):
         part = patches[count : count + pool.together]
         for which, images in enumerate(resident(part)):
             pixels[count : count + len(part), which] = images.permute(0, 2, 3, 1)
