@@ -58,7 +58,8 @@ def f0_tile(
     m_x = m_f[:, None] & (o_k < 9 * INPUTS)[None, :]
     b_one = tl.where(o_k == 9 * INPUTS, 1.0, 0.0)
     b_x = tl.load(p_row + (o_k // INPUTS % 3)[None, :], mask=m_x, other=b_one[None, :])
-    b_f = leaky(tl.dot(b_x, b_w0, input_precision=PRECISION, out_dtype=ACC) + b_bias0, SLOPE)
+    b_f = tl.dot(b_x, b_w0, input_precision=PRECISION, out_dtype=ACC) + b_bias0
+    b_f = tl.maximum(b_f, b_f * SLOPE)  # two instructions, `leaky` has three
     if (o_h == 0) | (o_w == 0) | (2 * (o_h + BLOCK_H) > H) | (2 * (o_w + BLOCK_W) > W):
         b_f = tl.where(m_f[:, None], b_f, 0.0)
     return b_x, b_f.to(b_x.dtype), m_f

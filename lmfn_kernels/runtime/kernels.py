@@ -107,7 +107,7 @@ def leaky(b_x, SLOPE: tl.constexpr):
         return b_x
     if SLOPE == 0.0:
         return tl.where(b_x < 0, 0.0, b_x)
-    return tl.maximum(b_x, b_x * SLOPE)  # two instructions; with tl.where there would be three
+    return tl.where(b_x < 0, b_x * SLOPE, b_x)
 
 
 @triton.jit
