@@ -120,11 +120,11 @@ def sigmoid(b_x):
 @triton.jit
 def gate_kernel(
     t_y, t_a, p_v, t_skip, p_skip_bias, t_expand, p_expand_bias, t_out,
-    H, W, C, F, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_b, s_h, s_w,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    H, W, C, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_b, s_h, s_w,
+    F: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """out = y sigmoid(expand(up(v) + skip(a)))."""
+    """out = y sigmoid(expand(up(v) + skip(a))). F is a constant, so that v is not loaded value by value."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_t = upsampled(
         p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, F, s_b, s_h, s_w,
