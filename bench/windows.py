@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from bench.devices import device
-from lmfn.network import LMFN
 from lmfn.network.model import Network
 
 
@@ -61,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
 
 def network(weights: str, window: int | None) -> Network:
     """The network with these weights and this window, or none."""
+    from lmfn.network import LMFN  # needs huggingface_hub, which the other verbs do without
+
     trained = LMFN.from_pretrained(weights)
     made = Network(replace(trained.config, alfm_window=window))
     made.load_state_dict(trained.state_dict())

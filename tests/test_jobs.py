@@ -56,16 +56,16 @@ def test_reading_and_writing_go_on_beside_the_network(tmp_path: Path, monkeypatc
     jobs = jobs_of(tmp_path, 6)
     read_ahead, written = threading.Event(), threading.Event()
     read, write = images.read, images.write
-    threads: dict[str, set[int]] = {"read": set(), "write": set()}
+    threads: dict[str, set[threading.Thread]] = {"read": set(), "write": set()}
 
     def reads(path: Path, **options: bool) -> images.Photo:
-        threads["read"].add(threading.get_ident())
+        threads["read"].add(threading.current_thread())
         if path.name == "1.png":
             read_ahead.set()
         return read(path, **options)
 
     def writes(path: Path, photo: images.Photo) -> None:
-        threads["write"].add(threading.get_ident())
+        threads["write"].add(threading.current_thread())
         write(path, photo)
         written.set()
 
@@ -84,7 +84,7 @@ def test_reading_and_writing_go_on_beside_the_network(tmp_path: Path, monkeypatc
     assert [outcome.target for outcome in outcomes] == [target for _, target in jobs]
     assert {outcome.status for outcome in outcomes} == {"done"}
     assert {outcome.size for outcome in outcomes} == {(4, 5)}
-    assert len(threads["read"] | threads["write"] | {threading.get_ident()}) == 3
+    assert len(threads["read"] | threads["write"] | {threading.current_thread()}) == 3
 
 
 def test_images_on_their_way_are_bounded_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
