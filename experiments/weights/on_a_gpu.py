@@ -58,10 +58,11 @@ class Pool:
     side: int
     """Height and width; crops of at most this size are trained on. Images smaller than this are left out."""
     most: int
-    """Number of patches."""
+    """Number of patches, if there is time for them."""
     least: int
+    """Number of patches that are made however long it takes."""
     seconds: float
-    """Time to make them; what is not ready then is left out, but for the `least`."""
+    """Time to make the others."""
     together: int
     """Patches made at once."""
 
@@ -276,6 +277,7 @@ class Best:
 
     @torch.no_grad()
     def keep_or_go_back(self, found: float) -> None:
+        """Keep the state if its gain `found`, in dB, is the largest; return to the kept one if it is 0.3 dB less."""
         if found > self.gain:
             self.gain, self.kept = found, [tensor.clone() for tensor in self.tensors()]
         elif found < self.gain - 0.3:
