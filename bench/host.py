@@ -26,9 +26,12 @@ from bench.rows import Shape
 from bench.train import Step
 from lmfn.inference import plain
 from lmfn_kernels import weight_layout
+from lmfn_kernels.conv import backend as conv
+from lmfn_kernels.rfdb import backend as rfdb
 from lmfn_kernels.runtime import backend, configs
 from lmfn_kernels.runtime.torch_private import TorchDispatchMode, tree_iter
 from lmfn_kernels.testing import is_image
+from lmfn_kernels.weights import Conv
 
 SIZE = (1, 32, 32)
 """Images, height and width of the ops' calls: small, since the number of launches does not depend on the size."""
@@ -124,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
         for name, mode, called in calls(options.op, on.torch_device):
             row(name, mode, called)
         for name, called in parts(on.torch_device):
-            print(f"{name:36} {1e6 * least_time(called, on, options.seconds / 10):8.2f}", flush=True)
+            print(f"{name:36} {1e6 * least_time(called, on, options.seconds):8.2f}", flush=True)
         found = [row(name, "", called) for name, called in wholes(on.torch_device)]
     print(f"frame: {found[0]}; step: {found[1]}")
     return 0
@@ -194,7 +197,8 @@ def wholes(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def parts(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Parts of a launch, and calls that indicate the speed of the host."""
+    """Two launchers (what an op's call takes below its checks and its registration), parts of a launch, and calls that
+    indicate the speed of the host."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     from lmfn_kernels.runtime import launch
@@ -211,6 +215,16 @@ def parts(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         with torch.cuda.device(x.device):
             pass
 
+    y = launch.padded_image(x, 1, 50, 16, 16).zero_()
+    maps = [launch.empty_image(x, 1, 25, 16, 16).zero_() for _ in range(3)]
+    refine, last, fused, squeeze = (
+        Conv(weight_layout(x.new_zeros(n, k, taps, taps)), x.new_zeros(n))
+        for n, k, taps in ((50, 50, 3), (25, 50, 3), (50, 100, 1), (12, 50, 1))
+    )
+    convolve, fuse = conv.implementation("triton").conv, rfdb.implementation("triton").fuse
+
+    yield "launcher of conv3x3", lambda: convolve(y, *refine, padding=1)
+    yield "launcher of distill_fuse", lambda: fuse(y, maps, last, fused, squeeze, 0.05, False)
     yield "Python: a loop of 100", lambda: [None for _ in range(100)]
     yield "PyTorch: an empty image", lambda: launch.empty_image(x, *x.shape)
     yield "PyTorch: add_ of 64 values", lambda: vector.add_(1)
