@@ -9,7 +9,7 @@ combined by a product with a banded matrix, since Triton cannot shift a block by
 import triton
 import triton.language as tl
 
-from lmfn_kernels.alfm.kernels import window_share
+from lmfn_kernels.alfm.kernels import pixel_shares, windows_of_block
 from lmfn_kernels.runtime.kernels import (
     leaky,
     load_bias,
@@ -122,51 +122,78 @@ def pitched_stencil(
 
 
 @triton.jit
-def load_layer(
-    p_f, p_w, i_w, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr, OF_ROW: tl.constexpr,
+def load_map(
+    p_f, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A tile of a layer, and matrix `i_w`."""
-    b_f = load_tile(p_f, i_b, o_h, o_w, H, W, C, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
-    return b_f, load_rows(p_w + i_w.to(tl.int64) * (C * OF_ROW), C, OF_ROW, BLOCK_C, BLOCK_C)
+    """A tile of a layer; None if there is no such layer."""
+    b_f = None
+    if p_f is not None:
+        b_f = load_tile(p_f, i_b, o_h, o_w, H, W, C, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
+    return b_f
 
 
 @triton.jit
-def add_two(
-    b_y, p_f0, p_f1, p_w, i_w, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr, OF_ROW: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """`b_y` plus up to two layers, each times its matrix: both are loaded before the first product."""
-    if p_f0 is not None:
-        b_f0, b_w0 = load_layer(p_f0, p_w, i_w, i_b, o_h, o_w, H, W, C, PITCH, OF_ROW, BLOCK_H, BLOCK_W, BLOCK_C)
-    if p_f1 is not None:
-        b_f1, b_w1 = load_layer(p_f1, p_w, i_w + 1, i_b, o_h, o_w, H, W, C, PITCH, OF_ROW, BLOCK_H, BLOCK_W, BLOCK_C)
-    if p_f0 is not None:
-        b_y = tl.dot(b_f0, b_w0, b_y, input_precision=PRECISION, out_dtype=ACC)
-    if p_f1 is not None:
-        b_y = tl.dot(b_f1, b_w1, b_y, input_precision=PRECISION, out_dtype=ACC)
+def load_matrix(b_f, p_w, i_w, C, OF_ROW: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Matrix `i_w`; None if there is no such layer."""
+    b_w = None
+    if b_f is not None:
+        b_w = load_rows(p_w + i_w.to(tl.int64) * (C * OF_ROW), C, OF_ROW, BLOCK_C, BLOCK_C)
+    return b_w
+
+
+@triton.jit
+def add_product(b_y, b_f, b_w, ACC: tl.constexpr, PRECISION: tl.constexpr):
+    """`b_y` plus a layer times its matrix, or `b_y` if there is no such layer."""
+    if b_f is not None:
+        b_y = tl.dot(b_f, b_w, b_y, input_precision=PRECISION, out_dtype=ACC)
     return b_y
 
 
 @triton.jit
-def add_layers(
-    b_y, p_f0, p_f1, p_f2, p_f3, p_f4, p_f5, p_f6, p_f7, p_w, i_w, i_b, o_h, o_w, H, W, C,
-    PITCH: tl.constexpr, OF_ROW: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+def add_four(
+    b_y, b_f0, b_f1, b_f2, b_f3, p_w, i_w, C,
+    OF_ROW: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """`b_y` plus up to eight layers, each times its matrix."""
-    b_y = add_two(
-        b_y, p_f0, p_f1, p_w, i_w, i_b, o_h, o_w, H, W, C, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C
-    )  # fmt: skip
-    b_y = add_two(
-        b_y, p_f2, p_f3, p_w, i_w + 2, i_b, o_h, o_w, H, W, C, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C
-    )  # fmt: skip
-    b_y = add_two(
-        b_y, p_f4, p_f5, p_w, i_w + 4, i_b, o_h, o_w, H, W, C, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C
-    )  # fmt: skip
-    return add_two(
-        b_y, p_f6, p_f7, p_w, i_w + 6, i_b, o_h, o_w, H, W, C, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C
-    )  # fmt: skip
+    """`b_y` plus up to four layers, each times its matrix: all matrices are loaded before the first product."""
+    b_w0 = load_matrix(b_f0, p_w, i_w, C, OF_ROW, BLOCK_C)
+    b_w1 = load_matrix(b_f1, p_w, i_w + 1, C, OF_ROW, BLOCK_C)
+    b_w2 = load_matrix(b_f2, p_w, i_w + 2, C, OF_ROW, BLOCK_C)
+    b_w3 = load_matrix(b_f3, p_w, i_w + 3, C, OF_ROW, BLOCK_C)
+    b_y = add_product(b_y, b_f0, b_w0, ACC, PRECISION)
+    b_y = add_product(b_y, b_f1, b_w1, ACC, PRECISION)
+    b_y = add_product(b_y, b_f2, b_w2, ACC, PRECISION)
+    return add_product(b_y, b_f3, b_w3, ACC, PRECISION)
+
+
+@triton.jit
+def attend(
+    b_y, p_f0, p_f1, p_f2, p_f3, p_w, i_first, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
+    WINDOWED: tl.constexpr, LAYERS: tl.constexpr, PITCH: tl.constexpr, OF_ROW: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """`b_y` plus up to four layers, from number `i_first` on, each times its matrix.
+
+    A layer's tile is loaded once, for all of the up to four windows that contain it.
+    """
+    b_f0 = load_map(p_f0, i_b, o_h, o_w, H, W, C, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
+    b_f1 = load_map(p_f1, i_b, o_h, o_w, H, W, C, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
+    b_f2 = load_map(p_f2, i_b, o_h, o_w, H, W, C, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
+    b_f3 = load_map(p_f3, i_b, o_h, o_w, H, W, C, PITCH, BLOCK_H, BLOCK_W, BLOCK_C)
+    if not WINDOWED:
+        i_w = i_b * LAYERS + i_first
+        b_y = add_four(b_y, b_f0, b_f1, b_f2, b_f3, p_w, i_w, C, OF_ROW, ACC, PRECISION, BLOCK_C)
+    elif p_f0 is not None:
+        n_h, n_w = tl.maximum(ROWS - 1, 1), tl.maximum(COLUMNS - 1, 1)
+        o_i, o_j, n_i, n_j = windows_of_block(o_h // SIDE_H, o_w // SIDE_W, n_h, n_w)
+        for i_near in tl.range(0, n_i * n_j, num_stages=1):
+            i_h, i_w = o_i + i_near // n_j, o_j + i_near % n_j
+            i_m = ((i_b * n_h + i_h) * n_w + i_w) * LAYERS + i_first
+            b_part = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
+            b_part = add_four(b_part, b_f0, b_f1, b_f2, b_f3, p_w, i_m, C, OF_ROW, ACC, PRECISION, BLOCK_C)
+            b_share = pixel_shares(o_h, o_w, i_h, i_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC, BLOCK_H, BLOCK_W)
+            b_y += b_share * b_part
+    return b_y
 
 
 @triton.jit
@@ -182,24 +209,31 @@ def merge_kernel(
     unless it is None. Rows of the matrices `p_w` are OF_ROW elements apart."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_y = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
-    if WINDOWED:
-        n_windows = tl.maximum(ROWS - 1, 1) * tl.maximum(COLUMNS - 1, 1)
-        for i_quarter in tl.range(0, 4, num_stages=1):
-            b_share, here, i_window = window_share(
-                i_quarter, o_h, o_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC, BLOCK_H, BLOCK_W
-            )  # fmt: skip
-            if here:
-                i_w = (i_b * n_windows + i_window) * LAYERS
-                b_part = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
-                b_part = add_layers(
-                    b_part, p_f0, p_f1, p_f2, p_f3, p_f4, p_f5, p_f6, p_f7, p_w, i_w, i_b, o_h, o_w, H, W, C,
-                    PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
-                )  # fmt: skip
-                b_y += b_share * b_part
+    if t_out.dtype.primitive_bitwidth > 16:  # in 32 bits, four layers at once would need too many registers
+        b_y = attend(
+            b_y, p_f0, p_f1, None, None, p_w, 0, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
+            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
+        )  # fmt: skip
+        b_y = attend(
+            b_y, p_f2, p_f3, None, None, p_w, 2, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
+            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
+        )  # fmt: skip
+        b_y = attend(
+            b_y, p_f4, p_f5, None, None, p_w, 4, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
+            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
+        )  # fmt: skip
+        b_y = attend(
+            b_y, p_f6, p_f7, None, None, p_w, 6, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
+            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
+        )  # fmt: skip
     else:
-        b_y = add_layers(
-            b_y, p_f0, p_f1, p_f2, p_f3, p_f4, p_f5, p_f6, p_f7, p_w, i_b * LAYERS, i_b, o_h, o_w, H, W, C,
-            PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
+        b_y = attend(
+            b_y, p_f0, p_f1, p_f2, p_f3, p_w, 0, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
+            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
+        )  # fmt: skip
+        b_y = attend(
+            b_y, p_f4, p_f5, p_f6, p_f7, p_w, 4, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
+            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
     b_y = leaky(b_y + load_bias(p_mix_bias, 0, C, BLOCK_C, ACC), SLOPE)
     if t_added is not None:

@@ -13,7 +13,7 @@ from lmfn_kernels.acfm import reference
 from lmfn_kernels.acfm.backend import ACFMBackend, implementation
 from lmfn_kernels.alfm import op as alfm
 from lmfn_kernels.alfm.op import AttentionInputs, AttentionOptions, LayerAttention, layer_attention_backward
-from lmfn_kernels.alfm.windows import Grid, window_sums
+from lmfn_kernels.alfm.windows import Grid
 from lmfn_kernels.runtime import checks
 from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
@@ -138,8 +138,8 @@ def _attention_merge_forward(
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     x = t.maps[options.x_index] if t.x is None else t.x
     maps, grid = [f.as_kernel_image(one) for one in t.maps], Grid.of(x, options.side)
-    e = window_sums(f.gram(maps, options.by_layer, grid), grid)
-    matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, options.by_layer)
+    e = f.gram(maps, options.by_layer, grid, of_windows=True)
+    matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, options.by_layer, x.dtype)
     y, added = f.merge(f.as_kernel_image(x), t.alpha, t.gate, maps, matrix, grid, t.bias, options.slope, save)
     return (y,), () if added is None else (added, e)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from lmfn_kernels.alfm.windows import Grid
@@ -14,8 +15,8 @@ class ALFMBackend(Protocol):
     def as_kernel_image(self, x: Tensor) -> Tensor:
         """`x` itself if the other functions can read its memory layout, otherwise a copy that they can."""
 
-    def gram(self, maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
-        """F F^T of every block: [B * blocks, NC, NC] or, with layers as rows, [B * blocks, N, N]."""
+    def gram(self, maps: Sequence[Tensor], by_layer: bool, grid: Grid, *, of_windows: bool) -> Tensor:
+        """F F^T of every window or block: [B * windows, NC, NC] or, with layers as rows, [B * windows, N, N]."""
 
     def products(self, gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Gradient]:
         """G F^T of every window, weighted by its shares, [B * windows, O, NC], and the sum of G over pixels [O].
@@ -43,9 +44,18 @@ class ALFMBackend(Protocol):
         """
 
     def fold_into_weight(
-        self, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool
+        self,
+        gram: Tensor,
+        theta: Tensor,
+        weight: Tensor,
+        temperature: Tensor | None,
+        by_layer: bool,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """P [B, O, NC], from E [B, NC, NC] or [B, N, N] and the weight [O, NC, 1, 1]."""
+        """P [B, O, NC], from E [B, NC, NC] or [B, N, N] and the weight [O, NC, 1, 1], in the dtype of E.
+
+        With a `dtype`, that of the maps, it is only for `mix` of one image, and may be rounded to it.
+        """
 
     def fold_into_weight_backward(
         self, dp: Tensor, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool

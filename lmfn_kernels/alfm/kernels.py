@@ -1,7 +1,7 @@
 """Kernels of the ALFM. Names and conventions as in `runtime/kernels.py`; windows and shares as in `windows.py`.
 
-A slot is up to 64 channels of one map: `t_x` is the map's descriptor, `o_c` the slot's first channel, and `o_r` its
-first row among the NC rows of F.
+A slot is up to 64 channels of one map: `t_x` is the map's descriptor (`p_x` its pointer), `o_c` the slot's first
+channel, and `o_r` its first row among the NC rows of F.
 """
 
 # ruff: noqa: N803  (names of constants are upper-case)
@@ -13,6 +13,7 @@ from lmfn_kernels.runtime.kernels import (
     leaky,
     leaky_gradient,
     load_bias,
+    load_pitched,
     load_pixels,
     load_weight,
     pixel_tile,
@@ -26,13 +27,6 @@ def store_block(p_out, o_row, o_column, ROWS, COLUMNS, SIZE, b_x):
     o_i = tl.arange(0, b_x.shape[0])[:, None]
     o_j = tl.arange(0, b_x.shape[1])[None, :]
     tl.store(p_out + (o_row + o_i) * SIZE + o_column + o_j, b_x, mask=(o_i < ROWS) & (o_j < COLUMNS))
-
-
-@triton.jit
-def store_both(p_out, o_row, o_column, ROWS, COLUMNS, SIZE, b_x):
-    """A block of a symmetric matrix, and its mirror image."""
-    store_block(p_out, o_row, o_column, ROWS, COLUMNS, SIZE, b_x)
-    store_block(p_out, o_column, o_row, COLUMNS, ROWS, SIZE, tl.trans(b_x))
 
 
 @triton.jit
@@ -50,37 +44,35 @@ def axis_share(o_x, SIDE, i_window, COUNT, ACC: tl.constexpr):
 
 
 @triton.jit
-def window_share(
-    i_quarter, o_h, o_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
-):  # fmt: skip
-    """The shares at the pixels of a tile of one of the four windows that may contain the tile's block.
+def windows_of_block(i_h, i_w, n_h, n_w):
+    """The windows that contain block (i_h, i_w), of n_h x n_w windows: the first one, and how many along each axis."""
+    o_h, o_w = tl.maximum(i_h - 1, 0), tl.maximum(i_w - 1, 0)
+    return o_h, o_w, tl.minimum(i_h, n_h - 1) - o_h + 1, tl.minimum(i_w, n_w - 1) - o_w + 1
 
-    For block (i, j), `i_quarter` 0 to 3 are windows (i - 1, j - 1), (i - 1, j), (i, j - 1) and (i, j). Returns the
-    shares [pixels, 1], which are 0 if there is no such window, whether it exists, and its number in the image.
-    """
-    N: tl.constexpr = BLOCK_H * BLOCK_W
-    n_h = tl.maximum(ROWS - 1, 1)
-    n_w = tl.maximum(COLUMNS - 1, 1)
-    i_h = o_h // SIDE_H - 1 + i_quarter // 2
-    i_w = o_w // SIDE_W - 1 + i_quarter % 2
-    o_p = tl.arange(0, N)
-    b_down = axis_share(o_h + o_p // BLOCK_W, SIDE_H, i_h, n_h, ACC)
-    b_across = axis_share(o_w + o_p % BLOCK_W, SIDE_W, i_w, n_w, ACC)
-    here = (i_h >= 0) & (i_h < n_h) & (i_w >= 0) & (i_w < n_w)
-    b_share = tl.where(here, b_down * b_across, 0.0).to(ACC)
-    return b_share[:, None], here, i_h * n_w + i_w
+
+@triton.jit
+def pixel_shares(
+    o_h, o_w, i_h, i_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
+):  # fmt: skip
+    """The shares of window (i_h, i_w) at the pixels of a tile, [pixels, 1]; 0 if there is no such window."""
+    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
+    b_down = axis_share(o_h + o_p // BLOCK_W, SIDE_H, i_h, tl.maximum(ROWS - 1, 1), ACC)
+    b_across = axis_share(o_w + o_p % BLOCK_W, SIDE_W, i_w, tl.maximum(COLUMNS - 1, 1), ACC)
+    return (b_down * b_across)[:, None]
 
 
 @triton.jit
 def gram_kernel(
-    t_x0, t_x1, t_x2, t_x3, o_c0, o_c1, o_c2, o_c3, o_r0, o_r1, o_r2, o_r3, p_out,
-    SIDE_H, SIDE_W, ROWS, COLUMNS, C, SIZE, SPLITS,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    p_x0, p_x1, p_x2, p_x3, o_c0, o_c1, o_c2, o_c3, o_r0, o_r1, o_r2, o_r3, p_out,
+    H, W, SIDE_H, SIDE_W, ROWS, COLUMNS, C, SIZE, SPLITS,
+    PITCH: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Products of up to four slots with each other over the pixels of one block of an image: a partial sum per program.
 
-    Every tile is read once and contributes to up to ten blocks of F F^T.
+    Every tile is read once and contributes to up to ten blocks of the upper half of F F^T. By pointers, since the
+    transpose of a tile loaded through a descriptor goes through registers, and each product then waits for the one
+    before. Channels after the last one contribute to rows and columns that are not stored.
     """
     i_split = tl.program_id(0)
     i_b, o_top, o_left = image_block(tl.program_id(1), SIDE_H, SIDE_W, ROWS, COLUMNS)
@@ -99,22 +91,22 @@ def gram_kernel(
         _, o_h, o_w = pixel_tile(i_tile, SIDE_H, SIDE_W, BLOCK_H, BLOCK_W)
         o_h += o_top
         o_w += o_left
-        b_x0 = load_pixels(t_x0, i_b, o_h, o_w, o_c0)
+        b_x0 = load_pitched(p_x0, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C, o_c0)
         b_t0 = tl.trans(b_x0)
         b_00 = tl.dot(b_t0, b_x0, b_00, input_precision=PRECISION, out_dtype=ACC)
-        if t_x1 is not None:
-            b_x1 = load_pixels(t_x1, i_b, o_h, o_w, o_c1)
+        if p_x1 is not None:
+            b_x1 = load_pitched(p_x1, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C, o_c1)
             b_t1 = tl.trans(b_x1)
             b_01 = tl.dot(b_t0, b_x1, b_01, input_precision=PRECISION, out_dtype=ACC)
             b_11 = tl.dot(b_t1, b_x1, b_11, input_precision=PRECISION, out_dtype=ACC)
-        if t_x2 is not None:
-            b_x2 = load_pixels(t_x2, i_b, o_h, o_w, o_c2)
+        if p_x2 is not None:
+            b_x2 = load_pitched(p_x2, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C, o_c2)
             b_t2 = tl.trans(b_x2)
             b_02 = tl.dot(b_t0, b_x2, b_02, input_precision=PRECISION, out_dtype=ACC)
             b_12 = tl.dot(b_t1, b_x2, b_12, input_precision=PRECISION, out_dtype=ACC)
             b_22 = tl.dot(b_t2, b_x2, b_22, input_precision=PRECISION, out_dtype=ACC)
-        if t_x3 is not None:
-            b_x3 = load_pixels(t_x3, i_b, o_h, o_w, o_c3)
+        if p_x3 is not None:
+            b_x3 = load_pitched(p_x3, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C, o_c3)
             b_03 = tl.dot(b_t0, b_x3, b_03, input_precision=PRECISION, out_dtype=ACC)
             b_13 = tl.dot(b_t1, b_x3, b_13, input_precision=PRECISION, out_dtype=ACC)
             b_23 = tl.dot(b_t2, b_x3, b_23, input_precision=PRECISION, out_dtype=ACC)
@@ -122,18 +114,61 @@ def gram_kernel(
     p_part = p_out + (i_split * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * SIZE * SIZE
     n_0, n_1, n_2, n_3 = C - o_c0, C - o_c1, C - o_c2, C - o_c3
     store_block(p_part, o_r0, o_r0, n_0, n_0, SIZE, b_00)
-    if t_x1 is not None:
-        store_both(p_part, o_r0, o_r1, n_0, n_1, SIZE, b_01)
+    if p_x1 is not None:
+        store_block(p_part, o_r0, o_r1, n_0, n_1, SIZE, b_01)
         store_block(p_part, o_r1, o_r1, n_1, n_1, SIZE, b_11)
-    if t_x2 is not None:
-        store_both(p_part, o_r0, o_r2, n_0, n_2, SIZE, b_02)
-        store_both(p_part, o_r1, o_r2, n_1, n_2, SIZE, b_12)
+    if p_x2 is not None:
+        store_block(p_part, o_r0, o_r2, n_0, n_2, SIZE, b_02)
+        store_block(p_part, o_r1, o_r2, n_1, n_2, SIZE, b_12)
         store_block(p_part, o_r2, o_r2, n_2, n_2, SIZE, b_22)
-    if t_x3 is not None:
-        store_both(p_part, o_r0, o_r3, n_0, n_3, SIZE, b_03)
-        store_both(p_part, o_r1, o_r3, n_1, n_3, SIZE, b_13)
-        store_both(p_part, o_r2, o_r3, n_2, n_3, SIZE, b_23)
+    if p_x3 is not None:
+        store_block(p_part, o_r0, o_r3, n_0, n_3, SIZE, b_03)
+        store_block(p_part, o_r1, o_r3, n_1, n_3, SIZE, b_13)
+        store_block(p_part, o_r2, o_r3, n_2, n_3, SIZE, b_23)
         store_block(p_part, o_r3, o_r3, n_3, n_3, SIZE, b_33)
+
+
+@triton.jit
+def sum_of_block(p_parts, i_block, BLOCKS, o_x, m_x, SIZE, SPLITS, UNROLL: tl.constexpr):
+    """The sum of a block's partial sums at the offsets `o_x`; UNROLL of them are loaded at once."""
+    b_sum = tl.zeros(o_x.shape, p_parts.dtype.element_ty)
+    for o_split in tl.range(0, SPLITS, UNROLL, num_stages=1):
+        for i in tl.static_range(UNROLL):
+            p_part = p_parts + ((o_split + i) * BLOCKS + i_block).to(tl.int64) * SIZE * SIZE
+            b_sum += tl.load(p_part + o_x, mask=m_x & (o_split + i < SPLITS), other=0.0)
+    return b_sum
+
+
+@triton.jit
+def gram_sum_kernel(
+    p_parts, p_out, ROWS, COLUMNS, BLOCKS, SIZE, SPLITS,
+    TALL: tl.constexpr, WIDE: tl.constexpr, UNROLL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """F F^T of a window, which is two blocks high if `TALL` and two wide if `WIDE`, from the partial sums of the
+    BLOCKS blocks of all images, in the order of `window_sums`.
+
+    Of the partial sums, the upper half is read. A program has a tile of the upper half and its mirror image.
+    """
+    o_i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    o_j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    m_x = (o_i <= o_j) & (o_j < SIZE)
+    o_x = o_i * SIZE + o_j
+    n_h = ROWS - 1 if TALL else ROWS
+    n_w = COLUMNS - 1 if WIDE else COLUMNS
+    i_out = tl.program_id(2)
+    i_block = i_out // (n_h * n_w) * ROWS * COLUMNS + i_out // n_w % n_h * COLUMNS + i_out % n_w
+    if tl.program_id(0) <= tl.program_id(1):
+        b_e = sum_of_block(p_parts, i_block, BLOCKS, o_x, m_x, SIZE, SPLITS, UNROLL)
+        if TALL:
+            b_e += sum_of_block(p_parts, i_block + COLUMNS, BLOCKS, o_x, m_x, SIZE, SPLITS, UNROLL)
+        if WIDE:
+            b_beside = sum_of_block(p_parts, i_block + 1, BLOCKS, o_x, m_x, SIZE, SPLITS, UNROLL)
+            if TALL:
+                b_beside += sum_of_block(p_parts, i_block + COLUMNS + 1, BLOCKS, o_x, m_x, SIZE, SPLITS, UNROLL)
+            b_e += b_beside
+        p_out += i_out.to(tl.int64) * SIZE * SIZE
+        tl.store(p_out + o_x, b_e, mask=m_x)
+        tl.store(p_out + tl.trans(o_j * SIZE + o_i), tl.trans(b_e), mask=tl.trans(m_x))
 
 
 @triton.jit
@@ -167,9 +202,8 @@ def product_kernel(
             b_g = leaky_gradient(b_g, load_pixels(t_act, i_b, o_h, o_w, o_g), SLOPE)
         if WINDOWED:
             i_quarter = tl.program_id(1) % 4
-            b_share, _, _ = window_share(
-                i_quarter, o_h, o_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC, BLOCK_H, BLOCK_W
-            )  # fmt: skip
+            i_h, i_w = o_h // SIDE_H - 1 + i_quarter // 2, o_w // SIDE_W - 1 + i_quarter % 2
+            b_share = pixel_shares(o_h, o_w, i_h, i_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC, BLOCK_H, BLOCK_W)
             b_g = (b_g.to(ACC) * b_share).to(b_g.dtype)
         b_t = tl.trans(b_g)
         b_x = load_pixels(t_x0, i_b, o_h, o_w, o_c0)
@@ -258,24 +292,24 @@ def mix_kernel(
     o_n = tl.program_id(1) * BLOCK_N
     b_out = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
     if WINDOWED:
-        n_windows = tl.maximum(ROWS - 1, 1) * tl.maximum(COLUMNS - 1, 1)
-        for i_quarter in tl.range(0, 4, num_stages=1):
-            b_share, here, i_window = window_share(
-                i_quarter, o_h, o_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC, BLOCK_H, BLOCK_W
+        n_h, n_w = tl.maximum(ROWS - 1, 1), tl.maximum(COLUMNS - 1, 1)
+        o_i, o_j, n_i, n_j = windows_of_block(o_h // SIDE_H, o_w // SIDE_W, n_h, n_w)
+        for i_near in tl.range(0, n_i * n_j, num_stages=1):
+            i_h, i_w = o_i + i_near // n_j, o_j + i_near % n_j
+            i_g = ((i_b * n_h + i_h) * n_w + i_w) * OUTPUTS + i_out
+            b_part = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
+            if WINDOWED_MAPS:
+                b_part = add_layers(
+                    b_part, t_x0, t_x1, t_x2, t_x3, t_x4, t_x5, t_x6, t_x7, t_w, i_g * MAPS, i_b, o_h, o_w, o_n,
+                    C, BLOCK_K, ACC, PRECISION,
+                )  # fmt: skip
+            else:
+                b_part = add_product(
+                    b_part, t_g, t_act, t_wg, i_g, i_b, o_h, o_w, o_n, G, BLOCK_G, ACT_SLOPE, ACC, PRECISION
+                )  # fmt: skip
+            b_out += b_part * pixel_shares(
+                o_h, o_w, i_h, i_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC, BLOCK_H, BLOCK_W
             )  # fmt: skip
-            if here:
-                i_g = (i_b * n_windows + i_window) * OUTPUTS + i_out
-                b_part = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
-                if WINDOWED_MAPS:
-                    b_part = add_layers(
-                        b_part, t_x0, t_x1, t_x2, t_x3, t_x4, t_x5, t_x6, t_x7, t_w, i_g * MAPS, i_b, o_h, o_w, o_n,
-                        C, BLOCK_K, ACC, PRECISION,
-                    )  # fmt: skip
-                else:
-                    b_part = add_product(
-                        b_part, t_g, t_act, t_wg, i_g, i_b, o_h, o_w, o_n, G, BLOCK_G, ACT_SLOPE, ACC, PRECISION
-                    )  # fmt: skip
-                b_out += b_share * b_part
         i_block = i_b * ROWS * COLUMNS + o_h // SIDE_H * COLUMNS + o_w // SIDE_W
     else:
         i_block = i_b
@@ -330,13 +364,13 @@ def attention_kernel(
 
 @triton.jit
 def fold_kernel(
-    p_x, p_m, p_theta, p_out, s_b, s_o, s_k, ROWS, R, C, SIZE,
+    p_x, p_m, p_theta, p_out, s_b, s_o, s_k, s_out_b, s_out_o, s_out_k, ROWS, R, C,
     BACK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """X (theta M + I), or with `BACK` X (theta M + I)^T, for each image.
 
     X [ROWS, R] is a view of a matrix [O, SIZE] with strides s_b of images, s_o and s_k: C is the number of channels
-    per row of M (1, or those of a layer), ROWS = O * C, R = SIZE / C.
+    per row of M (1, or those of a layer), ROWS = O * C, R = SIZE / C. The result has the size of X and strides s_out.
     """
     o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
     o_j = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
@@ -352,7 +386,8 @@ def fold_kernel(
         b_out = tl.dot(b_x, b_m, b_out, input_precision=PRECISION, out_dtype=ACC)
     m_out = (o_k < ROWS) & (o_j < R)
     b_out = tl.load(p_x + o_j * (C * s_k), mask=m_out, other=0.0).to(ACC) + tl.load(p_theta).to(ACC) * b_out
-    tl.store(p_out + i_b * (ROWS // C) * SIZE + o_k // C * SIZE + o_k % C + o_j * C, b_out, mask=m_out)
+    o_out = i_b * s_out_b + o_k // C * s_out_o + (o_k % C + o_j * C) * s_out_k
+    tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
 
 
 @triton.jit
@@ -362,7 +397,7 @@ def attention_backward_kernel(
 ):  # fmt: skip
     """A row of the gradient of E from that of P, `p_dp`, and its part of the gradients of theta and the temperature.
 
-    ROWS, R, C and SIZE as in `fold_kernel`. The gradient through the rows' lengths is not included.
+    ROWS, R and C as in `fold_kernel`, SIZE = R * C. The gradient through the rows' lengths is not included.
     """
     i_r = tl.program_id(0)
     i_b = tl.program_id(1).to(tl.int64)

@@ -250,7 +250,8 @@ def _layer_gram_forward(
     f: ALFMBackend, t: GramInputs, options: GramOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     grid = Grid.of(t.maps[0], options.side)
-    return (f.gram([f.as_kernel_image(x) for x in t.maps], options.by_layer, grid),), ()
+    maps = [f.as_kernel_image(x) for x in t.maps]
+    return (f.gram(maps, options.by_layer, grid, of_windows=False),), ()
 
 
 def _layer_gram_backward(
@@ -289,9 +290,11 @@ def _layer_attention_forward(
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     by_layer, slope, side = options
     maps, grid = [f.as_kernel_image(x) for x in t.maps], Grid.of(t.maps[0], side)
-    of_blocks = f.gram(maps, by_layer, grid) if t.gram is None else _square(t.gram, maps, by_layer)
-    e = window_sums(of_blocks, grid)
-    matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, by_layer)
+    if t.gram is None:
+        e = f.gram(maps, by_layer, grid, of_windows=True)
+    else:
+        e = window_sums(_square(t.gram, maps, by_layer), grid)
+    matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, by_layer, maps[0].dtype)
     (y,) = f.mix(maps, 1, grid, window_matrix=matrix.mT, bias=t.bias, slope=slope)
     return (y,), (e,) if save and t.gram is None else ()
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmfn_kernels.alfm.attention_matrix import fold_into_weight, fold_into_weight_backward
-from lmfn_kernels.alfm.windows import Grid, shares
+from lmfn_kernels.alfm import attention_matrix
+from lmfn_kernels.alfm.attention_matrix import fold_into_weight_backward
+from lmfn_kernels.alfm.windows import Grid, shares, window_sums
 from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.torch_private import FakeTensor
 
@@ -37,8 +38,8 @@ def as_kernel_image(x: Tensor) -> Tensor:
     return x
 
 
-def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
-    """F F^T of every block: [B * blocks, NC, NC] or, with layers as rows, [B * blocks, N, N]."""
+def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid, *, of_windows: bool) -> Tensor:
+    """F F^T of every window or block: [B * windows, NC, NC] or, with layers as rows, [B * windows, N, N]."""
     x, n, c = maps[0], len(maps), maps[0].shape[1]
     out = _zeros(x, x.shape[0] * grid.blocks, n if by_layer else n * c, n if by_layer else n * c)
     for chunk, buffer in _chunks(x, n * c, grid):
@@ -50,7 +51,8 @@ def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
             for j in range(0, n * c, c):  # the upper half, layer by layer
                 out[chunk.block, j : j + c, j:].addmm_(f[:, j : j + c].T, f[:, j:])
     # Mirrored even if both halves were computed: a matrix times its transpose is symmetric only up to rounding.
-    return out.triu() + out.triu(1).mT
+    of_blocks = out.triu() + out.triu(1).mT
+    return window_sums(of_blocks, grid) if of_windows else of_blocks
 
 
 def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, Tensor]:
@@ -109,6 +111,18 @@ def mix(
             place = _pixels(out_j, chunk)
             place.copy_(y_j.view(place.shape))
     return out
+
+
+def fold_into_weight(
+    gram: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    temperature: Tensor | None,
+    by_layer: bool,
+    dtype: torch.dtype | None = None,  # noqa: ARG001
+) -> Tensor:
+    """P [B, O, NC], as in `attention_matrix.py`."""
+    return attention_matrix.fold_into_weight(gram, theta, weight, temperature, by_layer)
 
 
 def _zeros(like: Tensor, *shape: int) -> Tensor:

@@ -21,11 +21,13 @@ from lmfn_kernels.runtime.launch import (
     Tiling,
     accumulator,
     as_kernel_image,
+    as_pitched_image,
     cdiv,
     channel_block,
     empty_image,
     launch,
     partial_sums,
+    pitch_of_pixels,
     sum_partials,
     tiling,
 )
@@ -45,29 +47,61 @@ __all__ = [
 WIDEST = 64  # channels in a block
 MAPS = range(8)
 SLOTS = range(4)
+SUM_TILE = 16  # rows and columns of F F^T per program that adds partial sums
 WARPS = 4  # of kernels for NC x NC matrices, whose size does not depend on the image
 
 Slot = tuple[int, int]
 """Index of the map, and first channel."""
 
 
-def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid) -> Tensor:
-    """F F^T of every block: [B * blocks, NC, NC] or, with layers as rows, [B * blocks, N, N]."""
+def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid, *, of_windows: bool) -> Tensor:
+    """F F^T of every window or block: [B * windows, NC, NC] or, with layers as rows, [B * windows, N, N]."""
     x, size = maps[0], len(maps) * maps[0].shape[1]
     t = _tiling("gram", x, grid)
-    out = partial_sums(x, _splits(grid, t), (x.shape[0] * grid.blocks, size, size))
+    splits = _splits(t, grid, grid.blocks)
+    pitches = {pitch_of_pixels(f) for f in maps}
+    if len(pitches) > 1 or None in pitches:
+        maps = [as_pitched_image(f) for f in maps]
+    row, widest, blocks = maps[0].stride(3), _widest(x), x.shape[0] * grid.blocks
+    parts = partial_sums(x, splits * blocks, (size, size))
     for slots in _groups(_slots(maps), _at_once(x)):
-        launch(x, _gram, (t, grid, _widest(x), size, slots), **_filled(maps, slots), p_out=out)
-    found = sum_partials(out)
+        images = {f"p_x{i}": maps[j] for i, (j, _) in enumerate(slots)}
+        launch(x, _gram, (t, grid, widest, size, slots, splits, row), **images, p_out=parts)
+    outputs = x.shape[0] * (grid.windows if of_windows else grid.blocks)
+    found = torch.empty((outputs, size, size), dtype=parts.dtype, device=x.device)
+    launch(x, _gram_sum, (grid, blocks, size, splits, of_windows), p_parts=parts, p_out=found)
     return layers(found, len(maps)) if by_layer else found
 
 
 @lru_cache(PLANS)
-def _gram(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...]) -> Plan:
-    """`t` is the tiling of a map; `widest` and `size` are the channels of a slot and of all maps together."""
-    blocks, constants = _of_slots(t, grid, widest, size, slots)
-    programs = constants["SPLITS"], t.size[0] * grid.blocks
-    return Plan(kernels.gram_kernel, programs, t.config.warps, blocks, **constants)
+def _gram(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...], splits: int, row: int) -> Plan:
+    """`t` is the tiling of a map, whose pixels are `row` elements apart; `widest` and `size` are the channels of a slot
+    and of all maps together."""
+    _, constants = _of_slots(t, grid, widest, size, slots, splits)
+    programs = splits, t.size[0] * grid.blocks
+    return Plan(kernels.gram_kernel, programs, t.config.warps, {}, H=t.size[2], W=t.size[3], PITCH=row, **constants)
+
+
+@lru_cache(PLANS)
+def _gram_sum(grid: Grid, blocks: int, size: int, splits: int, of_windows: bool) -> Plan:
+    """`blocks` is the number of blocks in all images."""
+    n = cdiv(size, SUM_TILE)
+    outputs = blocks // grid.blocks * (grid.windows if of_windows else grid.blocks)
+    return Plan(
+        kernels.gram_sum_kernel,
+        (n, n, outputs),
+        2,
+        {},
+        ROWS=grid.rows,
+        COLUMNS=grid.columns,
+        BLOCKS=blocks,
+        SIZE=size,
+        SPLITS=splits,
+        TALL=of_windows and grid.rows > 1,
+        WIDE=of_windows and grid.columns > 1,
+        UNROLL=min(16, splits),
+        BLOCK=SUM_TILE,
+    )
 
 
 def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple[Tensor, PartialSums]:
@@ -75,13 +109,14 @@ def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple
     g, activation_output, slope = gradient
     x, o, size = maps[0], g.shape[1], len(maps) * maps[0].shape[1]
     t = _tiling("product", x, grid)
-    splits, parts = _splits(grid, t), x.shape[0] * _parts(grid)
+    splits, parts = _splits(t, grid, _parts(grid)), x.shape[0] * _parts(grid)
     out, sums = partial_sums(x, splits, (parts, o, size)), partial_sums(x, splits, (parts, o))
     slots, n = _slots(maps), _at_once(x)
     for first in range(0, len(slots), n):
         these = slots[first : first + n]
-        key = t, grid, _widest(x), size, these, o, slope
-        launch(x, _product, key, t_g=g, t_act=activation_output, p_out=out, p_sum=sums, **_filled(maps, these))
+        key = t, grid, _widest(x), size, these, splits, o, slope
+        images = {f"t_x{i}": maps[j] for i, (j, _) in enumerate(these)}
+        launch(x, _product, key, t_g=g, t_act=activation_output, p_out=out, p_sum=sums, **images)
     found = sum_partials(out)
     of_windows = found if grid.blocks == 1 else windows_from_quarters(found, grid)
     return of_windows, PartialSums(sums.flatten(0, 1))
@@ -93,13 +128,15 @@ def _parts(grid: Grid) -> int:
 
 
 @lru_cache(PLANS)
-def _product(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...], o: int, slope: float) -> Plan:
+def _product(
+    t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...], splits: int, o: int, slope: float
+) -> Plan:
     """As `_gram`; `o` is the number of channels of the gradient."""
-    blocks, constants = _of_slots(t, grid, widest, size, slots)
+    blocks, constants = _of_slots(t, grid, widest, size, slots, splits)
     block_g = _block(o)
     blocks |= {"t_g": t.pixels(block_g), "t_act": t.pixels(block_g)}
     constants |= {"G": o, "WINDOWED": grid.blocks > 1, "SLOPE": slope, "BLOCK_G": block_g}
-    programs = constants["SPLITS"], t.size[0] * _parts(grid), cdiv(o, block_g)
+    programs = splits, t.size[0] * _parts(grid), cdiv(o, block_g)
     return Plan(kernels.product_kernel, programs, t.config.warps, blocks, **constants)
 
 
@@ -182,9 +219,21 @@ def _mix(
     )
 
 
-def fold_into_weight(gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
-    """P [B, O, NC], as in `attention_matrix.py`."""
-    return _folded(weight.flatten(1), _attention(gram, temperature, by_layer), theta, back=False)
+def fold_into_weight(
+    gram: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    temperature: Tensor | None,
+    by_layer: bool,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """P [B, O, NC], as in `attention_matrix.py`; with a `dtype`, as `mix_weights` returns its transpose."""
+    w, m = weight.flatten(1), _attention(gram, temperature, by_layer)
+    if dtype is None:
+        return _folded(w, m, theta, _like_folded(m, w), back=False)
+    s = pitch(w.shape[0], dtype)
+    out = torch.empty((m.shape[0], w.shape[1], s), dtype=dtype, device=m.device)[..., : w.shape[0]].mT
+    return _folded(w, m, theta, out, back=False)
 
 
 def fold_into_weight_backward(
@@ -192,7 +241,7 @@ def fold_into_weight_backward(
 ) -> tuple[Tensor, PartialSums, PartialSums, PartialSums | None]:
     """Gradients of E, theta, the weight and the temperature, as in `attention_matrix.py`."""
     (b, r, _), w, m = gram.shape, _matrix(weight), _attention(gram, temperature, by_layer)
-    dweight = PartialSums(_folded(dp, m, theta, back=True)[..., None, None])
+    dweight = PartialSums(_folded(dp, m, theta, _like_folded(m, dp), back=True)[..., None, None])
     de = torch.empty_like(gram)
     dtheta, dtemperature = partial_sums(gram, b * r, (1,)), partial_sums(gram, b * r, (1,))
     launch(
@@ -221,12 +270,15 @@ def _attention(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tens
     return out
 
 
-def _folded(x: Tensor, m: Tensor, theta: Tensor, *, back: bool) -> Tensor:
-    """X (theta M + I), or with `back` X (theta M + I)^T; X is [B, O, NC], or [O, NC] for all images."""
-    out = torch.empty((m.shape[0], *x.shape[-2:]), dtype=m.dtype, device=m.device)
-    key = x.shape, x.stride(), m.shape, back, m.dtype, matrix_precision(m)
+def _folded(x: Tensor, m: Tensor, theta: Tensor, out: Tensor, *, back: bool) -> Tensor:
+    """X (theta M + I), or with `back` X (theta M + I)^T, in `out`; X is [B, O, NC], or [O, NC] for all images."""
+    key = x.shape, x.stride(), m.shape, out.stride(), back, m.dtype, matrix_precision(m)
     launch(m, _fold, key, p_x=x, p_m=m, p_theta=theta, p_out=out)
     return out
+
+
+def _like_folded(m: Tensor, x: Tensor) -> Tensor:
+    return torch.empty((m.shape[0], *x.shape[-2:]), dtype=m.dtype, device=m.device)
 
 
 @lru_cache(PLANS)
@@ -251,9 +303,15 @@ def _length_backward(gram: Sequence[int]) -> Plan:
 
 @lru_cache(PLANS)
 def _fold(
-    x: Sequence[int], of_x: Sequence[int], m: Sequence[int], back: bool, dtype: torch.dtype, precision: str
+    x: Sequence[int],
+    of_x: Sequence[int],
+    m: Sequence[int],
+    of_out: Sequence[int],
+    back: bool,
+    dtype: torch.dtype,
+    precision: str,
 ) -> Plan:
-    """`x` and `of_x` are size and strides of X."""
+    """`x` and `of_x` are size and strides of X, `of_out` the strides of the result."""
     b, r, _ = m
     sizes, block_k, block_r = _as_rows(x, r), 16, 64
     return Plan(
@@ -264,12 +322,17 @@ def _fold(
         s_b=of_x[0] if len(x) == 3 else 0,
         s_o=of_x[-2],
         s_k=of_x[-1],
+        s_out_b=of_out[0],
+        s_out_o=of_out[1],
+        s_out_k=of_out[2],
+        ROWS=sizes["ROWS"],
+        R=r,
+        C=sizes["C"],
         BACK=back,
         ACC=accumulator(dtype),
         PRECISION=precision,
         BLOCK_K=block_k,
         BLOCK_R=block_r,
-        **sizes,
     )
 
 
@@ -278,7 +341,7 @@ def _matrix(weight: Tensor) -> Tensor:
 
 
 def _as_rows(x: Sequence[int], r: int) -> dict[str, int]:
-    """The sizes that `fold_kernel` takes for a matrix [..., O, NC], if M has `r` rows."""
+    """Sizes of a matrix [..., O, NC] as in `fold_kernel`, if M has `r` rows."""
     o, size = x[-2:]
     return {"ROWS": o * (size // r), "R": r, "C": size // r, "SIZE": size}
 
@@ -288,9 +351,12 @@ def _of_row(r: int) -> dict[str, Any]:
 
 
 def mix_weights(matrix: Tensor, maps: int, outputs: int, dtype: torch.dtype) -> Tensor:
-    """The blocks of `matrix` [B, maps * K, outputs * N] as [B * outputs * maps, K, N], rows a pitch apart."""
+    """The blocks of `matrix` [B, maps * K, outputs * N] as [B * outputs * maps, K, N], rows a pitch apart: a view of
+    what `fold_into_weight` stored so, otherwise a copy."""
+    (b, rows, n), s = matrix.shape, pitch(matrix.shape[2] // outputs, dtype)
+    if outputs == 1 and matrix.dtype == dtype and matrix.stride() == (rows * s, s, 1):
+        return matrix.as_strided((b * maps, rows // maps, n), (rows // maps * s, s, 1))
     parts = matrix.unflatten(2, (outputs, -1)).unflatten(1, (maps, -1)).permute(0, 3, 1, 2, 4).flatten(0, 2)
-    s = pitch(parts.shape[2], dtype)
     strides = (parts.shape[1] * s, s, 1)
     return torch.empty_strided(parts.shape, strides, dtype=dtype, device=matrix.device).copy_(parts)
 
@@ -320,11 +386,6 @@ def _groups(slots: tuple[Slot, ...], at_once: int) -> Iterator[tuple[Slot, ...]]
         yield *one, *other
 
 
-def _filled(maps: Sequence[Tensor], slots: tuple[Slot, ...]) -> dict[str, Tensor]:
-    """The images of the slots, by the names of the kernels' arguments; unused slots are omitted."""
-    return {f"t_x{i}": maps[j] for i, (j, _) in enumerate(slots)}
-
-
 def _block(channels: int) -> int:
     return min(WIDEST, channel_block(channels))
 
@@ -340,7 +401,7 @@ def blocks_of(grid: Grid) -> dict[str, Any]:
 
 
 def _of_slots(
-    t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...]
+    t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...], splits: int
 ) -> tuple[dict[str, Block], dict[str, Any]]:
     """Blocks and constants of the kernels that take maps slot by slot."""
     channels = t.size[1]
@@ -352,7 +413,7 @@ def _of_slots(
         "COLUMNS": grid.columns,
         "C": channels,
         "SIZE": size,
-        "SPLITS": _splits(grid, t),
+        "SPLITS": splits,
         "ACC": accumulator(t.dtype),
         "PRECISION": t.precision,
         "BLOCK_H": t.config.height,
@@ -382,10 +443,12 @@ def matrix_precision(x: Tensor) -> str:
     return "tf32x3" if torch.version.hip is None and configs.describe(x.device)[1] > 65536 else "ieee"
 
 
-def _splits(grid: Grid, t: Tiling) -> int:
-    """Number of partial sums per block. It must not depend on the batch, so that an image's bits do not either."""
+def _splits(t: Tiling, grid: Grid, sums: int) -> int:
+    """Number of partial sums of each of an image's `sums`, such that all of them take about as many programs as there
+    are multiprocessors: a few more would take twice as long. It must not depend on the batch, so that an image's bits
+    do not either."""
     tiles_of_block = cdiv(grid.height, t.config.height) * cdiv(grid.width, t.config.width)
-    return min(t.config.splits, cdiv(tiles_of_block, 8))
+    return max(1, min(t.config.splits // sums, cdiv(tiles_of_block, 8)))
 
 
 def within(t: Tiling, grid: Grid) -> Tiling:

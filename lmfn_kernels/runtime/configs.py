@@ -101,8 +101,10 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
         # Triton 3.6 cannot pipeline `product` for sm_100.
         stages = 3 if big and dtype.itemsize == 2 and kernel == "gram" else 1
         side = 8 if big else 4
+        # In float32, 64 pixels spill where `gram` takes two slots' transposes, in three parts each, from registers.
+        height = 4 if kernel == "gram" and dtype.itemsize == 4 else side
         # 128 splits by default: with 32, a single frame would occupy only 32 of an H100's 132 multiprocessors.
-        return Config(height=side, width=side, warps=8, stages=stages)
+        return Config(height, width=side, warps=8, stages=stages)
     if kernel == "mix" and dtype.itemsize == 4:
         return Config(height=8 if big else 2, width=8, warps=8, stages=1)
     if kernel in ("channel_gate", "channel_gate_backward", "merge"):

@@ -51,18 +51,18 @@ def load_weight(t_w, i_tap, o_k, o_n):
 @triton.jit
 def load_pitched(
     p_x, i_b, o_h, o_w, H, W, PITCH: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, o_first=0,
 ):  # fmt: skip
-    """A tile loaded by pointers from an image in the layout of `empty_image`, with pixels PITCH elements apart: zeros
-    outside the image, and after the channels whatever memory contains there.
+    """A tile, from channel `o_first` on, loaded by pointers from an image in the layout of `empty_image`, with pixels
+    PITCH elements apart: zeros outside the image, and after the channels whatever memory contains there.
 
     Outside a loop, Triton waits for each load through a descriptor where it is issued; these loads overlap.
     """
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
-    o_c = tl.arange(0, BLOCK_C)
+    o_c = o_first + tl.arange(0, BLOCK_C)
     o_y, o_x = o_h + o_p // BLOCK_W, o_w + o_p % BLOCK_W
     m_x = ((o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W))[:, None]
-    if PITCH < BLOCK_C:
+    if PITCH % BLOCK_C != 0:
         m_x = m_x & (o_c < PITCH)[None, :]
     p_first = p_x + ((i_b * H + o_h).to(tl.int64) * W + o_w) * PITCH
     o_x = (o_p // BLOCK_W * W + o_p % BLOCK_W) * PITCH

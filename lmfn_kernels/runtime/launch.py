@@ -85,6 +85,16 @@ def as_kernel_image(x: Tensor) -> Tensor:
     return empty_image(x, *x.shape).copy_(x)
 
 
+def pitch_of_pixels(x: Tensor) -> int | None:
+    """Elements from one pixel of `x` to the next, None if an image or a row does not begin right after the one before.
+
+    `x` is from `as_kernel_image`.
+    """
+    (b, _, h, w), (from_b, _, from_h, from_w) = x.shape, x.stride()
+    dense = (h == 1 or from_h == w * from_w) and (b == 1 or from_b == h * w * from_w)
+    return from_w if dense else None
+
+
 def as_pitched_image(x: Tensor) -> Tensor:
     """`x` itself if it has the layout of `empty_image`, otherwise a copy in it, for kernels that read by pointers."""
     if isinstance(x, FakeTensor):  # its sizes may be symbols, and nothing reads it
