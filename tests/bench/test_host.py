@@ -10,6 +10,7 @@ import torch
 
 import lmfn_kernels
 from bench.host import Launches
+from lmfn_kernels.runtime import launch
 from lmfn_kernels.testing import conv_inputs, rfdb_from_flat, rfdb_inputs, stage_from_flat, stage_inputs
 
 
@@ -50,6 +51,21 @@ def test_backward_fills_no_zeros() -> None:
         with lmfn_kernels.backend("reference"):
             expected = torch.autograd.grad(stage_from_flat(*stage)[0].sum(), stage[:2], materialize_grads=True)
         torch.testing.assert_close(found, expected)
+
+
+def test_windows_need_no_more_launches() -> None:
+    """The attention's launches, and none of PyTorch's, whether there is one window or several."""
+    n, b, c = 2, 1, 16  # channels that descriptors can read without a copy
+    maps = [x.contiguous(memory_format=torch.channels_last) for x in torch.rand(n, b, c, 33, 20)]
+    theta, weight, bias = torch.ones(1), torch.rand(c, n * c, 1, 1), torch.zeros(c)
+    counts = []
+    for window in (None, 32):
+        # Without the interpreter, which makes copies of its own.
+        with launch.intercepting(lambda *_: None), lmfn_kernels.backend("triton"), Launches() as launched:
+            lmfn_kernels.layer_attention(maps, theta, weight, bias, window=window)
+        assert not launched.others
+        counts.append(launched.ours)
+    assert counts == [5, 5], "F F^T by parts and summed, attention, its product with the weight, and with the maps"
 
 
 def test_the_command() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
+from lmfn_kernels.runtime import configs
 from lmfn_kernels.testing import (
     assert_correct,
     assert_within_rounding,
@@ -88,6 +89,21 @@ def test_windows_from_the_grams_of_blocks(rows: Any, name: str) -> None:
         whole = lmfn_kernels.layer_attention(maps, theta, weight, bias, rows=rows, window=8)
         parts = lmfn_kernels.layer_apply(maps, gram, theta, weight, bias, rows=rows, window=8)
     assert torch.equal(whole, parts)
+
+
+def test_partial_sums_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several partial sums per block, in windows of one row of blocks, and of one column."""
+    monkeypatch.setattr(configs, "INTERPRETED", configs.Config(height=4, width=4, stages=1, splits=6))
+    for height, width in ((9, 33), (40, 5)):
+        *maps, theta, weight, bias = attention_inputs(1, 2, 3, 4, height, width, torch.float64)
+        with lmfn_kernels.backend("triton"):
+            whole = lmfn_kernels.layer_attention(maps, theta, weight, bias, window=32)
+            gram = lmfn_kernels.layer_gram(maps, window=32)
+            parts = lmfn_kernels.layer_apply(maps, gram, theta, weight, bias, window=32)
+        assert torch.equal(whole, parts)
+        with lmfn_kernels.backend("reference"):
+            expected = lmfn_kernels.layer_attention(maps, theta, weight, bias, window=32)
+        torch.testing.assert_close(whole, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_the_pixels_shares_of_all_windows_sum_to_one() -> None:
