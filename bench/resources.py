@@ -24,15 +24,17 @@ from lmfn_kernels.acfm import op as acfm
 from lmfn_kernels.alfm import op as alfm
 from lmfn_kernels.conv import op as convolution
 from lmfn_kernels.conv import triton_backend as convolutions
+from lmfn_kernels.conv.scaled import scaled
 from lmfn_kernels.mshf import op as mshf
 from lmfn_kernels.rfdb import op as rfdb
+from lmfn_kernels.rfdb import triton_backend as blocks
 from lmfn_kernels.runtime import configs, launch
 from lmfn_kernels.runtime.assembler import assembler
 from lmfn_kernels.runtime.registration import Op
 from lmfn_kernels.runtime.schema import to_arguments, to_tensors
 from lmfn_kernels.runtime.triton_private import GPUTarget, driver
 from lmfn_kernels.upsample import op as upsample
-from lmfn_kernels.weights import Conv
+from lmfn_kernels.weights import E4M3, Conv
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -55,7 +57,7 @@ SHARED = {
 }
 """Bytes of shared memory available to one program on each target."""
 MATRIX = {
-    "sm_90": r"\b(?:HGMMA|HMMA)\.",
+    "sm_90": r"\b(?:[HQ]GMMA|HMMA)\.",
     "sm_100": r"\b(?:UTC\w*MMA|HMMA)\b",
     "gfx942": r"v_mfma_",
 }
@@ -82,6 +84,7 @@ class Compiled:
     shared: int
     matrix: int
     hgmma: int
+    """Number of `wgmma`: HGMMA, or QGMMA of 8 bits."""
     products: bool
     """Whether the kernel has matrix products."""
     wide: bool
@@ -180,6 +183,18 @@ def _calls(dtype: torch.dtype) -> None:
     _both_passes(upsample.UPSAMPLED_CONV3X3, upsample.ConvInputs(x, conv(3, c, 3)), upsample.NoOptions())
 
 
+def _calls_of_e4m3() -> None:
+    """`ring_kernel` as in an inference that stores some maps as e4m3."""
+    wide, size = torch.bfloat16, (2, 50, 34, 50)
+    x, hidden = (launch.empty_image(torch.empty(0), *size, dtype=dtype) for dtype in (wide, E4M3))
+    distil, refine = (Conv(torch.zeros(n, 50, k, k), torch.zeros(n)) for n, k in ((25, 1), (50, 3)))
+    convolutions.scaled_conv(x, scaled(refine, wide), None, slope=0.0, dtype=E4M3)
+    convolutions.scaled_conv(hidden, scaled(refine, wide, 1.0), x, slope=1.0, dtype=wide)
+    for image, of, dtype in ((x, None, E4M3), (hidden, 1.0, E4M3), (hidden, 1.0, wide)):
+        convs = scaled(distil, wide, of), scaled(refine, wide, of, residual=True)
+        blocks.scaled_stage(image, *convs, 0.05, dtype, wide)
+
+
 def _both_passes(op: Op[Any, Any, Any], inputs: Any, options: Any) -> None:
     """Forward without and with a backward pass, which launch different kernels, and backward."""
     arguments = to_arguments(inputs)
@@ -205,6 +220,8 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
         for programs in (0, 132) if target == "sm_90" and convolutions.HAS_RING else (0,):
             with mock.patch.object(convolutions, "ring_programs", return_value=programs):
                 _calls(DTYPES[dtype])
+                if programs and dtype == "bfloat16":
+                    _calls_of_e4m3()
         for kernel, made, arguments in compiler.compiled.values():
             yield from _rows(target, dtype, kernel, made, arguments)
 
@@ -228,7 +245,7 @@ def _rows(target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any]) ->
             warps=a["num_warps"],
             shared=made.metadata.shared,
             matrix=len(re.findall(MATRIX.get(target, r"\bHMMA\."), code)),
-            hgmma=len(re.findall(r"\bHGMMA\.", code)),
+            hgmma=len(re.findall(r"\b[HQ]GMMA\.", code)),
             products=products,
             wide=products and rows >= 64 and a["num_warps"] >= 4 and DTYPES[dtype].itemsize == 2,
             descriptors=found,
@@ -243,6 +260,8 @@ def _variant(a: dict[str, Any]) -> str:
     parts += ["down"] if a.get("STRIDE") == 2 else []
     parts += [f"{name.lower()}={a[name]}" for name in ("FIRST", "SLOPE") if a.get(name)]
     parts += [name for name in ("t_act", "t_residual", "t_z", "t_mask", "t_d", "t_d4") if a.get(name) is not None]
+    if E4M3 in (maps := [a[name].base.dtype for name in ("t_x", "t_out") if hasattr(a.get(name), "base")]):
+        parts.append(f"{' to '.join('8' if dtype == E4M3 else '16' for dtype in maps)} bits")
     return f" ({', '.join(parts)})" if parts else ""
 
 

@@ -13,7 +13,7 @@ from lmfn.deblur import Deblurrer
 from lmfn.files import checked_target
 from lmfn.images import ImageError
 from lmfn.jobs import Outcome, run_jobs
-from lmfn.options import Frames, Guard, Precision
+from lmfn.options import Frames, Guard, InferencePrecision
 
 
 class Deblur:
@@ -31,7 +31,7 @@ class Deblur:
         *,
         weights: str = "lmfn",
         device: str | None = None,
-        precision: Precision = "fp32",
+        precision: InferencePrecision = "fp32",
         guard: Guard = "warn",
         strength: float = 1.0,
         suffix: str = "_deblurred",

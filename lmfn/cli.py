@@ -27,7 +27,7 @@ from lmfn.options import (
     ExportType,
     Frames,
     Guard,
-    Precision,
+    InferencePrecision,
     Variant,
     parse_bytes,
 )
@@ -64,7 +64,7 @@ class Deblur:
     """Print the planned outputs, and do nothing."""
     device: str | None = None
     """A torch device; default: a GPU if available."""
-    precision: Precision = "fp32"
+    precision: InferencePrecision = "fp32"
     memory: str | None = None
     """Limit the memory, as in 2GB or 800MB; default: what is free. Images that need more are processed in strips, if
     necessary with a scratch file; the result is the same."""
@@ -174,7 +174,7 @@ class Evaluate:
     """Run the network on up to this many images of one size at once."""
     device: str | None = None
     """A torch device; default: a GPU if available, one for each of torchrun's processes."""
-    precision: Precision = "fp32"
+    precision: InferencePrecision = "fp32"
 
     def run(self) -> bool:
         import torch

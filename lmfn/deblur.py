@@ -18,7 +18,7 @@ from lmfn.memory import available, available_memory, resident, scratch_folder
 from lmfn.network.blocks import MULTIPLE, SMALLEST
 from lmfn.network.model import Network
 from lmfn.network.pretrained import LMFN
-from lmfn.options import Guard, Precision
+from lmfn.options import Guard, InferencePrecision
 from lmfn.plausibility import Check, DoubtfulOutput
 from lmfn.scratch import Pixels, StoredPixels
 from lmfn.strips import Plan, Strips
@@ -53,7 +53,7 @@ class Deblurrer:
         weights: str | Path | Network = "lmfn",
         *,
         device: str | None = None,
-        precision: Precision = "fp32",
+        precision: InferencePrecision = "fp32",
         guard: Guard = "warn",
         strength: float = 1.0,
         memory: int | None = None,

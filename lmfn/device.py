@@ -5,14 +5,18 @@ import functools
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor
 
-from lmfn.options import Precision
+from lmfn.options import InferencePrecision, Precision
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[InferencePrecision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.float8_e4m3fn,
+}
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -30,8 +34,8 @@ def choose_device(name: str | None = None) -> torch.device:
 
 def check_precision(device: torch.device, precision: str) -> None:
     """Raise ValueError for an unknown precision, and for fp16 on a CPU."""
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
+    if precision not in DTYPES:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(DTYPES)}")
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("precision fp16 needs a GPU; on a CPU use fp32 or bf16")
 

@@ -3,6 +3,7 @@
 import copy
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +15,19 @@ from torch import Tensor
 
 from lmfn.cuda_graphs import GraphCache, ImageFunction
 from lmfn.device import has_fast_bf16
+from lmfn.fp8 import E4M3, store_as_e4m3
 from lmfn.network.model import Network
 from lmfn.onednn import OneDNNNetwork, for_onednn
 from lmfn.strips import PlainStages, Strips, takes
-from lmfn_kernels import weight_layout
+from lmfn_kernels import missing_for_e4m3, weight_layout
 
 BORDER = 16
 """Pixels that are reflected around an image. At a border the network's convolutions see zeros, which look like an edge:
 it would darken white borders and ring beside lines that end there."""
-DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16, E4M3),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16, E4M3),
+}
 
 
 def for_inference(
@@ -33,7 +38,9 @@ def for_inference(
     The weights are copied once; later changes to the network have no effect. Results have no gradient. Images must
     be on `device`, by default that of the network's weights. Convolutions compute in `dtype`: float32, bfloat16, or
     float16 (not on a CPU); by default bfloat16 if the processor has instructions for it (`has_fast_bf16`), else
-    float32. Sums of images, and the scores of the attention, are always in float32.
+    float32. Sums of images, and the scores of the attention, are always in float32. With `torch.float8_e4m3fn`, some
+    maps are stored in FP8 (`lmfn.fp8`) and the others in bfloat16: for Hopper GPUs. Elsewhere PyTorch computes the same
+    numbers more slowly than in bfloat16, which a UserWarning says.
 
     On a CPU the function is a `OneDNNNetwork`, if PyTorch has oneDNN and the network has only the paper's parts; on
     CUDA the first call with a shape runs eagerly, the second is captured as a graph, and the graphs of the last 8
@@ -71,7 +78,14 @@ def engine(model: Network, device: str | torch.device | None = None, dtype: torc
         names = ", ".join(str(known).removeprefix("torch.") for known in dtypes)
         raise ValueError(f"dtype is {dtype}; on {device.type} it must be one of {names}")
     model = copy.deepcopy(model).requires_grad_(False).eval().to(device, torch.float32)
-    packed: OneDNNNetwork | None = for_onednn(model, dtype) if device.type == "cpu" else None
+    packed: OneDNNNetwork | None = None
+    if dtype == E4M3:
+        dtype = torch.bfloat16
+        store_as_e4m3(model, dtype)
+        if missing := missing_for_e4m3(device):
+            warnings.warn(f"{missing}: FP8 is simulated, which shows its quality and is slow", stacklevel=3)
+    elif device.type == "cpu":
+        packed = for_onednn(model, dtype)
     run: ImageFunction = packed or plain(model, device, dtype)
     stages = packed or PlainStages(model, device, dtype)
     if device.type == "cuda":

@@ -9,6 +9,9 @@ from typing import Literal, Self, get_args
 Precision = Literal["fp32", "bf16", "fp16"]
 """fp32, or autocast to one of the 16-bit dtypes."""
 
+InferencePrecision = Literal["fp32", "bf16", "fp16", "fp8"]
+"""fp8: some maps in FP8, the others in bf16, for Hopper GPUs; simulated elsewhere."""
+
 ExportFormat = Literal["onnx", "ncnn", "darktable"]
 """What `lmfn export` writes."""
 

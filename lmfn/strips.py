@@ -18,7 +18,7 @@ from lmfn.network.alternatives import Concat
 from lmfn.network.blocks import ALFM, DECODER_SLOPE, ESA, MSHF, RFDB, weight_and_bias
 from lmfn.network.model import Network
 from lmfn.scratch import RowFile
-from lmfn_kernels import distill_fuse, distill_stage, esa_gate, layer_apply, layer_gram
+from lmfn_kernels import distill_fuse, distill_stage, distill_stages_e4m3, esa_gate, layer_apply, layer_gram
 from lmfn_kernels.upsample.grid import upsample_rows
 
 UNIT = 4
@@ -96,7 +96,9 @@ class PlainStages:
 
     def distil(self, j: int, x: Tensor) -> tuple[Tensor, Tensor]:
         block, d = cast(RFDB, self.model.rfdbs[j]), []
-        for distil, refine in zip(block.distil, block.refine, strict=True):
+        if block.e4m3 is not None:
+            x, d = distill_stages_e4m3(x, block.e4m3, DECODER_SLOPE)
+        for distil, refine in zip(block.distil, block.refine, strict=True) if block.e4m3 is None else ():
             x, d_j = distill_stage(x, weight_and_bias(distil), weight_and_bias(refine), DECODER_SLOPE)
             d.append(d_j)
         last, fuse, squeeze = map(weight_and_bias, (block.distil_last, block.fuse, block.esa.conv1))

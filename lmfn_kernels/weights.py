@@ -2,13 +2,30 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+E4M3 = torch.float8_e4m3fn
+"""One sign bit, 4 bits of exponent, 3 of mantissa; at most 448."""
 
 
 class Conv(NamedTuple):
     """Weight `[outputs, inputs, k, k]` and bias `[outputs]` of a convolution."""
 
     weight: Tensor
+    bias: Tensor
+
+
+class ScaledConv(NamedTuple):
+    """A convolution whose input or output is stored as e4m3, from `scaled`: (sums of products) factor + bias.
+
+    `weight` is `[taps, inputs, outputs]` in the input's dtype, or, for an input in e4m3, `[taps, outputs, 64]` in e4m3
+    with zeros after the inputs. There is one tap, or nine, or ten: the last is the residual's, on the pixel itself.
+    `factor` (None is 1) and `bias` are `[outputs]` in float32.
+    """
+
+    weight: Tensor
+    factor: Tensor | None
     bias: Tensor
 
 

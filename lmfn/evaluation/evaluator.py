@@ -39,7 +39,7 @@ from lmfn.extras import require
 from lmfn.inference import for_inference, with_border
 from lmfn.network.fingerprint import fingerprint
 from lmfn.network.model import Network
-from lmfn.options import Precision
+from lmfn.options import InferencePrecision
 
 
 class Evaluator:
@@ -64,7 +64,7 @@ class Evaluator:
         *,
         protocol: str,
         device: torch.device | str,
-        precision: Precision = "fp32",
+        precision: InferencePrecision = "fp32",
         metrics: Sequence[str] | None = None,
         batch: int = 1,
         keep: bool = False,
@@ -192,6 +192,8 @@ class Evaluator:
         """The network as a function of images."""
 
         def as_it_is(blurred: Tensor) -> Tensor:
+            if self.precision == "fp8":
+                raise ValueError(f"precision fp8 is for networks of this package, not for {type(model).__name__}")
             with autocast(self.device, self.precision):
                 output: Tensor = model(blurred)
             return output
@@ -274,7 +276,7 @@ def evaluate(
     *,
     protocol: str,
     device: torch.device | str,
-    precision: Precision = "fp32",
+    precision: InferencePrecision = "fp32",
     metrics: Sequence[str] | None = None,
     batch: int = 1,
     weights: str = "not named",

@@ -20,13 +20,16 @@ from lmfn_kernels import (
     LayerAttention,
     Pseudo3D,
     RFDBWeights,
+    ScaledConv,
     attention_matrix,
     channel_gate,
     conv3x3,
     esa_gate,
     layer_gram,
     residual_block,
+    residual_block_e4m3,
     rfdb,
+    rfdb_e4m3,
     stem,
     upsample_add,
     upsampled_conv3x3,
@@ -71,6 +74,8 @@ class RB(nn.Module):
 
     recompute: bool = False
     """Whether backward recomputes the map between the convolutions instead of saving it."""
+    e4m3: tuple[ScaledConv, ScaledConv] | None = None
+    """Both convolutions with the map between them stored as e4m3, for inference (`lmfn.fp8`)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -85,6 +90,8 @@ class RB(nn.Module):
 
     def forward(self, x: Tensor, upsample: bool = False) -> Tensor:
         """With `upsample`, the block is applied to x upsampled to twice its size."""
+        if self.e4m3 is not None:
+            return residual_block_e4m3(x, *self.e4m3, upsample=upsample)
         convs = weight_and_bias(self.conv1), weight_and_bias(self.conv2)
         return residual_block(x, *convs, upsample=upsample, save_middle=not self.recompute)
 
@@ -172,6 +179,8 @@ class RFDB(nn.Module):
 
     recompute: bool = False
     """Whether backward recomputes the block from its input, which alone is saved."""
+    e4m3: list[tuple[ScaledConv, ScaledConv]] | None = None
+    """`distil` and `refine` with the results of the first two stages stored as e4m3, for inference (`lmfn.fp8`)."""
 
     def __init__(self, features: int = 50, distilled: int = 25, esa: int = 12, fixed_grid: bool = False) -> None:
         super().__init__()
@@ -187,6 +196,8 @@ class RFDB(nn.Module):
         e = self.esa
         rest = (self.distil_last, self.fuse, e.conv1, e.conv_f, e.conv2, e.conv_max, e.conv3, e.conv3_, e.conv4)
         weights = RFDBWeights((d1, d2, d3), (r1, r2, r3), *map(weight_and_bias, rest))
+        if self.e4m3 is not None:
+            return rfdb_e4m3(x, weights, self.e4m3, DECODER_SLOPE, fixed_grid=e.fixed_grid)
         if self.recompute and torch.is_grad_enabled():
             block = partial(rfdb, fixed_grid=e.fixed_grid)
             return cast(Tensor, recomputed(block, x, weights, DECODER_SLOPE, use_reentrant=False))

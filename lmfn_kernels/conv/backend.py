@@ -3,12 +3,16 @@
 `slope` is the slope of an activation for negative values: 1 is no activation, 0 is ReLU.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from lmfn_kernels.runtime.backend import HAS_TRITON, choose
 from lmfn_kernels.runtime.gradients import ConvGradient
+from lmfn_kernels.weights import ScaledConv
 
 MaskedGradient = Any
 """A gradient before an activation, from `mask_gradient`: a tensor, or one whose mask is still to be applied."""
@@ -32,6 +36,11 @@ class ConvBackend(Protocol):
         slope: float = 1.0,
     ) -> Tensor:
         """LR(conv(x) + bias + residual), 1x1 or 3x3, LR the leaky ReLU."""
+
+    def scaled_conv(
+        self, x: Tensor, conv: ScaledConv, residual: Tensor | None, *, slope: float, dtype: torch.dtype
+    ) -> Tensor:
+        """LR(conv3x3(x) + residual) in `dtype`; `x` or the result, which has the size of `x`, is in e4m3."""
 
     def mask_gradient(self, g: Tensor, y: Tensor, slope: float) -> MaskedGradient:
         """The gradient of an activation's input, from the gradient `g` of its output `y`."""
@@ -76,3 +85,28 @@ def implementation(backend: str) -> ConvBackend:
     from lmfn_kernels.conv import triton_backend
 
     return triton_backend
+
+
+def missing_for_e4m3(device: torch.device) -> str | None:
+    """The reason why no kernel computes with e4m3 on that device, or None."""
+    if HAS_TRITON and device.type == "cuda":
+        from lmfn_kernels.conv.triton_backend import ring_programs
+
+        if ring_programs(device):
+            return None
+    return f"FP8 needs a GPU of compute capability 9.0 (Hopper) and Triton 3.6, and the images are on {device}"
+
+
+def choose_for_e4m3(x: Tensor, channels: Sequence[int], op: str) -> str:
+    """As `choose`, for an op that stores maps of `x` as e4m3; `torch` computes the same numbers in float32.
+
+    Raises TypeError unless `x` has 16 bits, ValueError for channels that the kernels do not take, RuntimeError if a
+    gradient of `x` is wanted.
+    """
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        raise TypeError(f"x is {x.dtype}; with e4m3, the other maps are float16 or bfloat16")
+    if not all(32 < c <= 64 for c in channels):
+        raise ValueError(f"there are {', '.join(map(str, channels))} channels; e4m3 needs 33 to 64")
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise RuntimeError(f"{op} has no gradient; call it under torch.no_grad()")
+    return "triton" if choose(x, missing_for_e4m3(x.device), op) == "triton" else "torch"

@@ -10,6 +10,12 @@ the same memory from pixel i * PITCH + j on. This works for every j because Hopp
 to 9 of the address in shared memory and not on the start of a matrix. The last two columns of each row combine two rows
 and are not stored, so a tile has BLOCK_W = PITCH - 2 columns of results. What Gluon itself loads from and stores to
 shared memory must start at a multiple of 8 pixels, as it counts rows from the start.
+
+Pixels are in 16 bits, or in 8 (e4m3). Then they are 64 bytes apart, with the 64-byte swizzle, which depends on bits 7
+and 8, and weights are [outputs, inputs], as `wgmma` takes 8 bits only with the inputs contiguous. A stage that reads or
+writes e4m3 adds its input as a tenth tap with a diagonal matrix. So the input and the sums may have different scales,
+and the tile's center need not start at a multiple of 8 pixels, which it could not in 8 bits, since TMA needs the tile
+to start at an even one.
 """
 
 # ruff: noqa: N803, SIM113  (names of constants are upper-case; Gluon has no enumerate)
@@ -40,10 +46,11 @@ _PITCH, _CHANNELS, _BOX, _SHARED = map(gl.constexpr, (PITCH, CHANNELS, BOX, SHAR
 
 
 @gluon.jit
-def matrix_at(pixels, o_p, PIXELS: gl.constexpr):
-    """The pixels from `o_p` on as a matrix [channels, PIXELS]."""
-    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
-    return pixels.index(o_p)._reinterpret(pixels.dtype, [PIXELS, _CHANNELS], LAYOUT).permute((1, 0))
+def matrix_at(pixels, o_p, DTYPE: gl.constexpr, PIXELS: gl.constexpr):
+    """The memory from pixel `o_p` on as a matrix [channels, PIXELS] of that dtype."""
+    BITS: gl.constexpr = DTYPE.primitive_bitwidth
+    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(8 * BITS, BITS, rank=2)
+    return pixels.index(o_p)._reinterpret(DTYPE, [PIXELS, _CHANNELS], LAYOUT).permute((1, 0))
 
 
 @gluon.jit
@@ -60,9 +67,12 @@ def store_box(t_x, i_b, o_h, o_w, pixels, o_p):
 
 @gluon.jit
 def store_rows(t_x, i_b, o_h, o_w, pixels, o_p, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr):
+    OURS: gl.constexpr = pixels.dtype.primitive_bitwidth
+    ITS: gl.constexpr = t_x.dtype.primitive_bitwidth
+    SECOND: gl.constexpr = BLOCK_W - _BOX
     for i in gl.static_range(BLOCK_H):
-        store_box(t_x, i_b, o_h + i, o_w, pixels, o_p + i * _PITCH)
-        store_box(t_x, i_b, o_h + i, o_w + BLOCK_W - _BOX, pixels, o_p + i * _PITCH + BLOCK_W - _BOX)
+        store_box(t_x, i_b, o_h + i, o_w, pixels, o_p + i * _PITCH * ITS // OURS)
+        store_box(t_x, i_b, o_h + i, o_w + SECOND, pixels, o_p + (i * _PITCH + SECOND) * ITS // OURS)
 
 
 @gluon.jit
@@ -72,55 +82,60 @@ def tile_at(i_tile, n_h, n_w, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr):
 
 
 @gluon.jit
-def load_weights(t_w, t_dw, weights, loaded, ROW: gl.constexpr):
-    """Load a row of taps, and with the last one the weight of the second output."""
+def load_weights(t_w, t_dw, weights, loaded, ROW: gl.constexpr, TAPS: gl.constexpr):
+    """Load a row of taps, and with the last one a tenth tap and the weight of the second output."""
+    LAST: gl.constexpr = TAPS if ROW == 2 else 3 * ROW + 3
     DISTIL: gl.constexpr = t_dw is not None and ROW == 2
     bar = loaded.index(ROW)
-    mbarrier.expect(bar, (4 if DISTIL else 3) * t_w.block_type.nbytes)
-    for j in gl.static_range(3):
-        tma.async_copy_global_to_shared(t_w, [3 * ROW + j, 0, 0], bar, weights.index(3 * ROW + j))
+    mbarrier.expect(bar, (LAST - 3 * ROW + (1 if DISTIL else 0)) * t_w.block_type.nbytes)
+    for i in gl.static_range(3 * ROW, LAST):
+        tma.async_copy_global_to_shared(t_w, [i, 0, 0], bar, weights.index(i))
     if DISTIL:
-        tma.async_copy_global_to_shared(t_dw, [0, 0, 0], bar, weights.index(9))
+        tma.async_copy_global_to_shared(t_dw, [0, 0, 0], bar, weights.index(TAPS))
 
 
 @gluon.jit
 def produce(
     t_x, t_residual, t_w, t_dw, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
     PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr, SLOT: gl.constexpr,
-    FIRST: gl.constexpr, RESIDUAL: gl.constexpr,
+    FIRST: gl.constexpr, RESIDUAL: gl.constexpr, TAPS: gl.constexpr,
 ):  # fmt: skip
     """Load the tiles of this program, in order, each as soon as its slot is empty."""
     TILE: gl.constexpr = (BLOCK_H + 2) * _PITCH
     WITH_RESIDUAL: gl.constexpr = t_residual is not None and RESIDUAL == TILE
-    LOADED: gl.constexpr = TILE + (BLOCK_H * _PITCH if WITH_RESIDUAL else 0)
-    load_weights(t_w, t_dw, weights, loaded, 0)
+    BYTES: gl.constexpr = t_x.dtype.primitive_bitwidth // 8
+    LOADED: gl.constexpr = _CHANNELS * (TILE * BYTES + (BLOCK_H * _PITCH * 2 if WITH_RESIDUAL else 0))
+    load_weights(t_w, t_dw, weights, loaded, 0, TAPS)
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
         i_slot = i_turn % SLOTS
         bar = full.index(i_slot)
         mbarrier.wait(empty.index(i_slot), (i_turn // SLOTS & 1) ^ 1)
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
-        mbarrier.expect(bar, LOADED * _CHANNELS * 2)
+        mbarrier.expect(bar, LOADED)
         for i in gl.static_range(0, BLOCK_H + 2, 2):
             load_box(t_x, i_b, o_h - PADDING + i, o_w - PADDING, bar, pixels, i_slot * SLOT + FIRST + i * _PITCH)
         if WITH_RESIDUAL:
             load_box(t_residual, i_b, o_h, o_w, bar, pixels, i_slot * SLOT + RESIDUAL)
         if i_turn == 0:
-            load_weights(t_w, t_dw, weights, loaded, 1)
-            load_weights(t_w, t_dw, weights, loaded, 2)
+            load_weights(t_w, t_dw, weights, loaded, 1, TAPS)
+            load_weights(t_w, t_dw, weights, loaded, 2, TAPS)
         i_turn += 1
 
 
 @gluon.jit
 def product(weights, i_w, pixels, o_p, b_out, PIXELS: gl.constexpr):
-    b_w = weights.index(i_w).reshape([_CHANNELS, _CHANNELS]).permute((1, 0))
-    return warpgroup_mma(b_w, matrix_at(pixels, o_p, PIXELS), b_out, is_async=True)
+    b_w = weights.index(i_w).reshape([_CHANNELS, _CHANNELS])
+    if pixels.dtype.primitive_bitwidth == 16:
+        b_w = b_w.permute((1, 0))
+    return warpgroup_mma(b_w, matrix_at(pixels, o_p, pixels.dtype, PIXELS), b_out, is_async=True)
 
 
 @gluon.jit
-def load_bias(p_bias, N, LAYOUT: gl.constexpr):
+def load_channels(p_x, N, LAYOUT: gl.constexpr):
+    """A value per channel, in float32."""
     o_n = gl.arange(0, _CHANNELS, layout=gl.SliceLayout(1, LAYOUT))
-    return gl.load(p_bias + o_n, mask=o_n < N, other=0.0).to(gl.float32)[:, None]
+    return gl.load(p_x + o_n, mask=o_n < N, other=0.0).to(gl.float32)[:, None]
 
 
 @gluon.jit
@@ -134,22 +149,29 @@ def leaky(b_x, SLOPE: gl.constexpr):
 
 
 @gluon.jit
-def stage(pixels, o_p, b_x, N, PIXELS: gl.constexpr, LAYOUT: gl.constexpr):
-    """Write a result to shared memory, with zeros after its N channels: there, infinity times a weight of 0 is NaN."""
+def stage(pixels, o_p, b_x, N, DTYPE: gl.constexpr, PIXELS: gl.constexpr, LAYOUT: gl.constexpr):
+    """Write a result to shared memory, with zeros after its N channels: there, infinity times a weight of 0 is NaN.
+
+    What e4m3 cannot hold becomes its largest value.
+    """
     o_n = gl.arange(0, _CHANNELS, layout=gl.SliceLayout(1, LAYOUT))
-    matrix_at(pixels, o_p, PIXELS).store(gl.where((o_n < N)[:, None], b_x, 0.0).to(pixels.dtype))
+    matrix_at(pixels, o_p, DTYPE, PIXELS).store(gl.where((o_n < N)[:, None], b_x, 0.0).to(DTYPE))
 
 
 @gluon.jit
 def consume(
-    t_out, t_d, p_bias, p_dbias, t_residual, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w, N, D,
+    t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, pixels, weights, loaded, full, empty,
+    n_tiles, n_h, n_w, N, D,
     GROUP: gl.constexpr, SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
-    SLOTS: gl.constexpr, SLOT: gl.constexpr, FIRST: gl.constexpr, RESIDUAL: gl.constexpr,
+    SLOTS: gl.constexpr, SLOT: gl.constexpr, FIRST: gl.constexpr, RESIDUAL: gl.constexpr, TAPS: gl.constexpr,
 ):  # fmt: skip
     """Compute every second tile of this program; a result is staged in the tile's own slot."""
     PIXELS: gl.constexpr = BLOCK_H * _PITCH
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PIXELS, 16])
-    STAGED_D: gl.constexpr = SLOTS * SLOT + GROUP * PIXELS
+    BITS: gl.constexpr = pixels.dtype.primitive_bitwidth
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PIXELS, 256 // BITS])
+    EIGHT: gl.constexpr = BITS == 8
+    STAGED: gl.constexpr = RESIDUAL if EIGHT and t_residual is not None and t_d is None else 0
+    STAGED_D: gl.constexpr = SLOTS * SLOT + GROUP * PIXELS * (2 if EIGHT else 1)
     i_turn = GROUP
     for i_tile in range(gl.program_id(0) + GROUP * gl.num_programs(0), n_tiles, 2 * gl.num_programs(0)):
         i_slot = i_turn % SLOTS
@@ -162,20 +184,26 @@ def consume(
             for j in gl.static_range(3):
                 b_out = product(weights, 3 * i + j, pixels, o_p + FIRST + i * _PITCH + j, b_out, PIXELS)
         if t_d is not None:
+            if TAPS == 10:
+                b_out = product(weights, 9, pixels, o_p + RESIDUAL, b_out, PIXELS)
             b_d = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
-            b_d = product(weights, 9, pixels, o_p + RESIDUAL, b_d, PIXELS)
+            b_d = product(weights, TAPS, pixels, o_p + RESIDUAL, b_d, PIXELS)
             b_out, b_d = warpgroup_mma_wait(num_outstanding=0, deps=(b_out, b_d))
-            b_d = leaky(b_d + load_bias(p_dbias, D, LAYOUT), SLOPE)
-            stage(pixels, STAGED_D, b_d, D, PIXELS, LAYOUT)
+            if p_dfactor is not None:
+                b_d *= load_channels(p_dfactor, D, LAYOUT)
+            b_d = leaky(b_d + load_channels(p_dbias, D, LAYOUT), SLOPE)
+            stage(pixels, STAGED_D, b_d, D, t_d.dtype, PIXELS, LAYOUT)
         else:
             b_out = warpgroup_mma_wait(num_outstanding=0, deps=(b_out,))
+        if p_factor is not None:
+            b_out *= load_channels(p_factor, N, LAYOUT)
         if p_bias is not None:
-            b_out += load_bias(p_bias, N, LAYOUT)
-        if t_residual is not None:
-            b_out += matrix_at(pixels, o_p + RESIDUAL, PIXELS).load(LAYOUT).to(gl.float32)
-        stage(pixels, o_p, leaky(b_out, SLOPE), N, PIXELS, LAYOUT)
+            b_out += load_channels(p_bias, N, LAYOUT)
+        if t_residual is not None and TAPS == 9:
+            b_out += matrix_at(pixels, o_p + RESIDUAL, t_residual.dtype, PIXELS).load(LAYOUT).to(gl.float32)
+        stage(pixels, o_p + STAGED, leaky(b_out, SLOPE), N, t_out.dtype, PIXELS, LAYOUT)
         fence_async_shared()
-        store_rows(t_out, i_b, o_h, o_w, pixels, o_p, BLOCK_H, BLOCK_W)
+        store_rows(t_out, i_b, o_h, o_w, pixels, o_p + STAGED, BLOCK_H, BLOCK_W)
         if t_d is not None:
             store_rows(t_d, i_b, o_h, o_w, pixels, STAGED_D, BLOCK_H, BLOCK_W)
         tma.store_wait(0)
@@ -185,32 +213,42 @@ def consume(
 
 @gluon.jit(do_not_specialize=["B", "H", "W", "N", "D"])
 def ring_kernel(
-    t_x, t_w, p_bias, t_residual, t_out, t_dw, p_dbias, t_d, B, H, W, N, D,
+    t_x, t_w, p_factor, p_bias, t_residual, t_out, t_dw, p_dfactor, p_dbias, t_d, B, H, W, N, D,
     PADDING: gl.constexpr, SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
 ):  # fmt: skip
     """out = leaky(conv(x) + bias + residual), H x W, with at most 64 channels before and after it.
 
-    `t_d`: a second output, leaky(conv1x1(x) + bias), as in `conv_kernel`; the residual then is x.
+    `t_d`: a second output, leaky(conv1x1(x) + bias), as in `conv_kernel`; the residual then is x. Sums of products are
+    multiplied by a factor per channel, if given.
     """
     n_h = gl.cdiv(H, BLOCK_H)
     n_w = gl.cdiv(W, BLOCK_W)
     n_tiles = B * n_h * n_w
     PIXELS: gl.constexpr = BLOCK_H * _PITCH
     TILE: gl.constexpr = PIXELS + 2 * _PITCH
-    # With a second output, the residual is the tile's own center: it must start at a multiple of 8 pixels.
-    FIRST: gl.constexpr = 0 if t_d is None else 7
+    BITS: gl.constexpr = t_x.dtype.primitive_bitwidth
+    EIGHT: gl.constexpr = BITS == 8
+    TENTH: gl.constexpr = t_d is not None and (EIGHT or t_out.dtype.primitive_bitwidth == 8)
+    # With a second output, the residual is the tile's own center: if loaded, it must start at a multiple of 8 pixels.
+    FIRST: gl.constexpr = 0 if t_d is None or TENTH else 7
     RESIDUAL: gl.constexpr = TILE if t_d is None else FIRST + _PITCH + 1
-    SLOT: gl.constexpr = TILE + (8 if t_d is not None else PIXELS if t_residual is not None else 0)
+    # A residual and the result are in 16 bits, twice as large as pixels in 8.
+    RESULT: gl.constexpr = 2 * PIXELS if EIGHT else PIXELS
+    if t_residual is not None and t_d is None:
+        SLOT: gl.constexpr = TILE + RESULT
+    else:
+        SLOT: gl.constexpr = RESULT if EIGHT else TILE if t_d is None else TILE + 8
     # Behind the slots: the second output is staged. The last tap reads two pixels of it, for columns that are not
     # stored.
-    REST: gl.constexpr = 8 if t_d is None else 2 * PIXELS
-    TAPS: gl.constexpr = 9 if t_d is None else 10
-    ROOM: gl.constexpr = (_SHARED - TAPS * _CHANNELS * _CHANNELS * 2) // (_CHANNELS * 2) - REST
+    REST: gl.constexpr = 8 if t_d is None else 2 * RESULT
+    TAPS: gl.constexpr = 10 if TENTH else 9
+    WEIGHTS: gl.constexpr = TAPS if t_d is None else TAPS + 1
+    ROOM: gl.constexpr = _SHARED // (_CHANNELS * BITS // 8) - WEIGHTS * _CHANNELS - REST
     SLOTS: gl.constexpr = 4 if ROOM >= 4 * SLOT else ROOM // SLOT
-    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(8 * BITS, BITS, rank=2)
     eights = gl.allocate_shared_memory(t_x.dtype, [(SLOTS * SLOT + REST) // 8, 8, _CHANNELS], LAYOUT)
     pixels = eights._reinterpret(t_x.dtype, [SLOTS * SLOT + REST, 1, _CHANNELS], LAYOUT)
-    weights = gl.allocate_shared_memory(t_x.dtype, [TAPS, 1, _CHANNELS, _CHANNELS], t_w.layout)
+    weights = gl.allocate_shared_memory(t_x.dtype, [WEIGHTS, 1, _CHANNELS, _CHANNELS], t_w.layout)
     loaded = gl.allocate_shared_memory(gl.int64, [3, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
@@ -224,22 +262,22 @@ def ring_kernel(
             (
                 consume,
                 (
-                    t_out, t_d, p_bias, p_dbias, t_residual, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
-                    N, D, 0, SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL,
+                    t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, pixels, weights, loaded, full, empty,
+                    n_tiles, n_h, n_w, N, D, 0, SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, TAPS,
                 ),
             ),
             (
                 consume,
                 (
-                    t_out, t_d, p_bias, p_dbias, t_residual, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
-                    N, D, 1, SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL,
+                    t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, pixels, weights, loaded, full, empty,
+                    n_tiles, n_h, n_w, N, D, 1, SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, TAPS,
                 ),
             ),
             (
                 produce,
                 (
                     t_x, t_residual, t_w, t_dw, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
-                    PADDING, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL,
+                    PADDING, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, TAPS,
                 ),
             ),
         ],
@@ -249,5 +287,6 @@ def ring_kernel(
 
 
 def descriptor(x: Any, shape: list[int], strides: list[int], block: list[int]) -> TensorDescriptor:
-    """A descriptor of blocks of 64 channels in 16 bits, as all of these kernels' are."""
-    return TensorDescriptor(x, shape, strides, block, gl.NVMMASharedLayout(128, 16, rank=len(block)))
+    """A descriptor of blocks of 64 channels in 8 or 16 bits, as all of these kernels' are."""
+    bits = 8 * x.dtype.itemsize
+    return TensorDescriptor(x, shape, strides, block, gl.NVMMASharedLayout(8 * bits, bits, rank=len(block)))

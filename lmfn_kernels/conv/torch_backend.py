@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmfn_kernels.weights import E4M3, ScaledConv
+
 aten = torch.ops.aten
 
 
@@ -47,6 +49,24 @@ def conv(
     if residual is not None:
         y += residual
     return y if slope == 1 else F.leaky_relu_(y, slope)
+
+
+def scaled_conv(x: Tensor, conv: ScaledConv, residual: Tensor | None, *, slope: float, dtype: torch.dtype) -> Tensor:
+    """Computed in float32: e4m3 is only how the result is rounded."""
+    taps = conv.weight.float()
+    taps = taps[..., : x.shape[1]] if conv.weight.dtype == E4M3 else taps.transpose(1, 2)
+    values, size = x.float(), 1 if len(taps) == 1 else 3
+    y = F.conv2d(values, taps[: size * size].permute(1, 2, 0).unflatten(2, (size, size)), padding=size // 2)
+    if len(taps) == 10:
+        y += F.conv2d(values, taps[9, ..., None, None])
+    if conv.factor is not None:
+        y *= conv.factor[:, None, None]
+    y += conv.bias[:, None, None]
+    if residual is not None:
+        y += residual
+    y = F.leaky_relu_(y, slope)
+    largest = torch.finfo(dtype).max
+    return as_kernel_image(y.clamp_(-largest, largest).to(dtype))
 
 
 def input_gradient(

@@ -28,14 +28,17 @@ from lmfn_kernels.runtime.launch import (
     weight_as_taps,
 )
 from lmfn_kernels.runtime.torch_private import FakeTensor
+from lmfn_kernels.weights import ScaledConv
 
 __all__ = [
     "as_kernel_image",
     "conv",
     "input_gradient",
     "launch_conv",
+    "launch_scaled",
     "mask_gradient",
     "materialize",
+    "scaled_conv",
     "weight_gradient",
 ]
 
@@ -117,7 +120,7 @@ def _convolution(
         and t.dtype.itemsize == 2
         and channel_block(k) == channel_block(n) == 64
     ):
-        return _ring(t, n, d, padding, slopes[0], programs)
+        return _ring(t.size, n, d, padding, slopes[0], programs)
     block_k, block_n, block_z, block_d = (
         min(64, channel_block(k)),
         min(64, channel_block(n)),
@@ -168,10 +171,11 @@ def ring_programs(device: torch.device) -> int:
     return int(properties.multi_processor_count) if (properties.major, properties.minor) == (9, 0) else 0
 
 
-def _ring(t: Tiling, n: int, d: int, padding: int, slope: float, programs: int) -> Plan:
-    """`ring_kernel` for n channels of its output and d of its second output, if there is one."""
+@lru_cache(PLANS)
+def _ring(size: Sequence[int], n: int, d: int, padding: int, slope: float, programs: int) -> Plan:
+    """`ring_kernel` for an output [B, n, H, W] of that size, with d channels of its second output, if there is one."""
     ring = import_module("lmfn_kernels.conv.gluon_kernels")  # only here, as not every Triton has Gluon
-    b, _, h, w = t.size
+    b, _, h, w = size
     rows, columns = ring.ROWS, ring.PITCH - 2
     weight, row = (1, ring.CHANNELS, ring.CHANNELS), (1, 1, ring.BOX, ring.CHANNELS)
     return Plan(
@@ -225,6 +229,19 @@ def conv(
     key = tiling("conv", out), w.shape, 1, 1, mode, padding, (slope, 1.0, 1.0), programs
     launch(out, _convolution, key, t_w=w, p_bias=bias, t_residual=residual, t_out=out, **views)
     return out
+
+
+def scaled_conv(x: Tensor, conv: ScaledConv, residual: Tensor | None, *, slope: float, dtype: torch.dtype) -> Tensor:
+    out = padded_image(x, x.shape[0], len(conv.bias), *x.shape[2:], dtype)
+    weight, factor, bias = conv
+    launch_scaled(out, 1, slope, t_x=x, t_w=weight, p_factor=factor, p_bias=bias, t_residual=residual)
+    return out
+
+
+def launch_scaled(out: Tensor, d: int, slope: float, **tensors: Tensor | None) -> None:
+    """Launch `ring_kernel`, which writes `out`, with d channels of its second output, if there is one."""
+    key = out.shape, out.shape[1], d, 1, slope, ring_programs(out.device)
+    launch(out, _ring, key, t_out=out, **tensors)
 
 
 def input_gradient(

@@ -12,15 +12,17 @@ to its dtype. Gradients are of first order.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from lmfn_kernels.conv.backend import choose_for_e4m3
 from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.mshf import reference
 from lmfn_kernels.mshf.backend import MSHFBackend, implementation
 from lmfn_kernels.runtime import checks
 from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
-from lmfn_kernels.weights import Conv
+from lmfn_kernels.weights import E4M3, Conv, ScaledConv
 
 WIDEST = 64  # channels that one program of the stem's kernels supports
 MOST_VALUES = 32  # input values of the first convolution per pixel, 9 per channel: they fill one block
@@ -65,6 +67,24 @@ def residual_block(x: Tensor, conv1: Conv, conv2: Conv, *, upsample: bool = Fals
     if backend == "reference":
         return reference.residual_block(x, *conv1, *conv2, upsample)
     return RESIDUAL_BLOCK(backend, BlockInputs(x, conv1, conv2), BlockOptions(upsample, save_middle))[0]
+
+
+def residual_block_e4m3(x: Tensor, conv1: ScaledConv, conv2: ScaledConv, *, upsample: bool = False) -> Tensor:
+    """`residual_block` with the map between the convolutions stored as e4m3, for inference alone.
+
+    `x` and the result are float16 or bfloat16; `conv1` and `conv2` are from `scaled`, of 33 to 64 channels before and
+    after both. On a Hopper GPU the kernels use e4m3; elsewhere PyTorch computes the same numbers in float32.
+
+    Raises TypeError for another dtype, ValueError for other channels, RuntimeError if a gradient is wanted.
+    """
+    checks.image("x", x)
+    f = implementation(choose_for_e4m3(x, (x.shape[1], len(conv1.bias)), "residual_block_e4m3"))
+    with torch.autocast(x.device.type, enabled=False):
+        x = f.as_kernel_image(x)
+        if upsample:
+            x = _twice_as_large(f, x)
+        hidden = f.scaled_conv(x, conv1, None, slope=0.0, dtype=E4M3)
+        return f.scaled_conv(hidden, conv2, x, slope=1.0, dtype=x.dtype)
 
 
 def _unsupported_reason(inputs: int, channels: int) -> str | None:

@@ -8,6 +8,7 @@ from lmfn_kernels.conv.torch_backend import (
     input_gradient,
     mask_gradient,
     materialize,
+    scaled_conv,
     weight_gradient,
 )
 from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward, upsampled_conv, upsampled_conv_backward
@@ -19,6 +20,7 @@ __all__ = [
     "input_gradient",
     "mask_gradient",
     "materialize",
+    "scaled_conv",
     "skip_gradient",
     "stem",
     "stem_backward",

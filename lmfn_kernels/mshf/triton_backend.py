@@ -18,6 +18,7 @@ from lmfn_kernels.conv.triton_backend import (
     launch_conv,
     mask_gradient,
     materialize,
+    scaled_conv,
     weight_gradient,
 )
 from lmfn_kernels.mshf import kernels
@@ -53,6 +54,7 @@ __all__ = [
     "input_gradient",
     "mask_gradient",
     "materialize",
+    "scaled_conv",
     "skip_gradient",
     "stem",
     "stem_backward",

@@ -7,16 +7,28 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from lmfn_kernels.runtime.gradients import ConvGradient
 from lmfn_kernels.upsample.backend import UpsampleBackend
-from lmfn_kernels.weights import Conv
+from lmfn_kernels.weights import Conv, ScaledConv
 
 
 class RFDBBackend(UpsampleBackend, Protocol):
     def stage(self, x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, Tensor]:
         """LR(conv3x3(x) + x) and LR(conv1x1(x))."""
+
+    def scaled_stage(
+        self,
+        x: Tensor,
+        distil: ScaledConv,
+        refine: ScaledConv,
+        slope: float,
+        dtype: torch.dtype,
+        distilled: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        """LR(conv3x3(x)), whose tenth tap adds x, in `dtype`, and LR(conv1x1(x)) in the dtype `distilled`."""
 
     def fuse(
         self,

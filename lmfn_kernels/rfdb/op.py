@@ -12,15 +12,17 @@ to its dtype. Gradients are of first order.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from lmfn_kernels.conv.backend import choose_for_e4m3
 from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.rfdb import reference
 from lmfn_kernels.rfdb.backend import RFDBBackend, implementation
 from lmfn_kernels.runtime import checks
 from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
-from lmfn_kernels.weights import Conv, RFDBWeights
+from lmfn_kernels.weights import E4M3, Conv, RFDBWeights, ScaledConv
 
 ESA_SMALLEST = 15  # minimum size for ESA's stride-2 convolution and its 7x7 pooling
 WIDEST = 64  # channels that one program of a fused kernel supports
@@ -115,6 +117,40 @@ def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05, *, fixed_grid: bo
     if backend == "reference":
         return reference.rfdb(x, weights, slope, fixed_grid)
     return RFDB(backend, Inputs(x, *weights), BlockOptions(slope, fixed_grid))[0]
+
+
+def distill_stages_e4m3(
+    x: Tensor, stages: Sequence[tuple[ScaledConv, ScaledConv]], slope: float = 0.05
+) -> tuple[Tensor, list[Tensor]]:
+    """Stages one after the other, each with its `distil` and `refine` from `scaled`; all results but the last are
+    stored as e4m3. For inference alone.
+
+    Returns the last result and the distilled maps, in the dtype of `x`. Errors as in `residual_block_e4m3`.
+    """
+    checks.image("x", x)
+    f = implementation(choose_for_e4m3(x, (x.shape[1],), "distill_stages_e4m3"))
+    with torch.autocast(x.device.type, enabled=False):
+        y, d = f.as_kernel_image(x), []
+        for j, (distil, refine) in enumerate(stages, 1):
+            y, d_j = f.scaled_stage(y, distil, refine, slope, E4M3 if j < len(stages) else x.dtype, x.dtype)
+            d.append(d_j)
+    return y, d
+
+
+def rfdb_e4m3(
+    x: Tensor,
+    weights: RFDBWeights,
+    stages: Sequence[tuple[ScaledConv, ScaledConv]],
+    slope: float = 0.05,
+    *,
+    fixed_grid: bool = False,
+) -> Tensor:
+    """`rfdb` with its stages as in `distill_stages_e4m3`, in place of those of `weights`. For inference alone."""
+    y, d = distill_stages_e4m3(x, stages, slope)
+    backend = choose_for_e4m3(x, (x.shape[1],), "rfdb_e4m3")
+    with torch.autocast(x.device.type, enabled=False):
+        t = RFDB.laid_out(backend, Inputs(x, *weights))
+        return _after_stages(implementation(backend), y, d, t, BlockOptions(slope, fixed_grid), save=False)[0]
 
 
 def _unsupported_reason(*channels: int | None) -> str | None:
@@ -259,19 +295,26 @@ class Inputs(NamedTuple):
 def _rfdb_forward(
     f: RFDBBackend, t: Inputs, options: BlockOptions, save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    slope, fixed_grid = options
     x = [f.as_kernel_image(t.x)]
     d = []
     for distil, refine in zip(t.distil, t.refine, strict=True):
-        x_j, d_j = f.stage(x[-1], distil, refine, slope)
+        x_j, d_j = f.stage(x[-1], distil, refine, options.slope)
         x = [*x, x_j] if save else [x_j]
         d.append(d_j)
-    y, a, d4 = f.fuse(x[-1], d, t.distil_last, t.fuse, t.conv1, slope, save)
-    del d
+    out, *saved = _after_stages(f, x[-1], d, t, options, save)
+    return (out,), (*x[1:], *saved) if saved else ()
+
+
+def _after_stages(
+    f: RFDBBackend, x: Tensor, d: list[Tensor], t: Inputs, options: BlockOptions, save: bool
+) -> list[Tensor]:
+    """The block's result from those of its stages, and what is to be saved; `d` is emptied."""
+    y, a, d4 = f.fuse(x, d, t.distil_last, t.fuse, t.conv1, options.slope, save)
+    d.clear()
     pooled, index = f.conv_pool(a, t.conv2, save)
     v, low = f.low_convs(pooled, t.conv_max, t.conv3, t.conv3_, save)
-    out = f.gate(y, a, v, t.conv_f, t.conv4, fixed_grid)
-    return (out,), () if d4 is None or index is None else (*x[1:], d4, a, index, pooled, *low, v)
+    out = f.gate(y, a, v, t.conv_f, t.conv4, options.fixed_grid)
+    return [out] if d4 is None or index is None else [out, d4, a, index, pooled, *low, v]
 
 
 def _rfdb_backward(

@@ -16,11 +16,12 @@ from lmfn_kernels.conv.torch_backend import (
     mask_gradient,
     mask_gradient_,
     materialize,
+    scaled_conv,
     weight_gradient,
 )
 from lmfn_kernels.upsample.grid import upsample
 from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward, upsampled_conv, upsampled_conv_backward
-from lmfn_kernels.weights import Conv
+from lmfn_kernels.weights import Conv, ScaledConv
 
 __all__ = [
     "as_kernel_image",
@@ -36,6 +37,8 @@ __all__ = [
     "mask_gradient",
     "materialize",
     "pool_backward",
+    "scaled_conv",
+    "scaled_stage",
     "stage",
     "upsample_add",
     "upsample_backward",
@@ -49,6 +52,13 @@ aten = torch.ops.aten
 
 def stage(x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, Tensor]:
     return conv(x, *refine, x, padding=1, slope=slope), conv(x, *distil, slope=slope)
+
+
+def scaled_stage(
+    x: Tensor, distil: ScaledConv, refine: ScaledConv, slope: float, dtype: torch.dtype, distilled: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    d = scaled_conv(x, distil, None, slope=slope, dtype=distilled)
+    return scaled_conv(x, refine, None, slope=slope, dtype=dtype), d
 
 
 def fuse(

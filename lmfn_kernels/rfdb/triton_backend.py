@@ -13,8 +13,10 @@ from lmfn_kernels.conv.triton_backend import (
     conv,
     input_gradient,
     launch_conv,
+    launch_scaled,
     mask_gradient,
     materialize,
+    scaled_conv,
     weight_gradient,
 )
 from lmfn_kernels.rfdb import kernels
@@ -47,7 +49,7 @@ from lmfn_kernels.upsample.triton_backend import (
     upsampled_conv,
     upsampled_conv_backward,
 )
-from lmfn_kernels.weights import Conv
+from lmfn_kernels.weights import Conv, ScaledConv
 
 __all__ = [
     "as_kernel_image",
@@ -63,6 +65,8 @@ __all__ = [
     "mask_gradient",
     "materialize",
     "pool_backward",
+    "scaled_conv",
+    "scaled_stage",
     "stage",
     "upsample_add",
     "upsample_backward",
@@ -86,6 +90,18 @@ def stage(x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, 
         slope=slope,
         distil=(weight_as_taps(distil.weight), distil.bias, d),
     )
+    return out, d
+
+
+def scaled_stage(
+    x: Tensor, distil: ScaledConv, refine: ScaledConv, slope: float, dtype: torch.dtype, distilled: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    n = len(distil.bias)
+    out, d = padded_image(x, *x.shape, dtype), empty_image(x, x.shape[0], n, *x.shape[2:], distilled)
+    (dw, dfactor, dbias), (w, factor, bias) = distil, refine
+    second = {"t_dw": dw, "p_dfactor": dfactor, "p_dbias": dbias, "t_d": d}
+    first = {"t_w": w, "p_factor": factor, "p_bias": bias}
+    launch_scaled(out, n, slope, t_x=x, **first, **second)
     return out, d
 
 

@@ -40,14 +40,14 @@ def empty_image(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype
     return torch.empty_strided((b, c, h, w), (h * w * s, 1, w * s, s), dtype=dtype or like.dtype, device=like.device)
 
 
-def padded_image(like: Tensor, b: int, c: int, h: int, w: int) -> Tensor:
+def padded_image(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype | None = None) -> Tensor:
     """`empty_image` for a kernel that writes all of it (`store_padded`): if pixels are a multiple of 64 values apart,
     with zeros after the channels of each."""
-    s = pixel_pitch(c, like.dtype)
+    s = pixel_pitch(c, dtype or like.dtype)
     if s == c or s % 64 or isinstance(like, FakeTensor):
-        return empty_image(like, b, c, h, w)
+        return empty_image(like, b, c, h, w, dtype)
     shape, strides = (b, c, h, w), (h * w * s, 1, w * s, s)
-    out = torch.empty_strided((b, s, h, w), strides, dtype=like.dtype, device=like.device)
+    out = torch.empty_strided((b, s, h, w), strides, dtype=dtype or like.dtype, device=like.device)
     out.as_strided_(shape, strides)  # in place: no view, and the memory includes the zeros of the last pixel
     key = id(out)
     _padded[key] = ref(out, lambda _: _padded.pop(key, None)), shape, strides, out.data_ptr(), _writes(out)

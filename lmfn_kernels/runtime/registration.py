@@ -107,7 +107,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         first = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed() or _autocasts(first)):
             return tuple(
-                self._forward(self._implementation(backend), self._laid_out(backend, inputs), options, False)[0]
+                self._forward(self._implementation(backend), self.laid_out(backend, inputs), options, False)[0]
             )
         arguments = to_arguments(inputs)
         tensors, lengths = to_tensors(arguments), sizes(arguments)
@@ -138,7 +138,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
 
     def forward(self, backend: str, arguments: Sequence[Argument], options: OptionsT, save: bool) -> list[Tensor]:
         """The outputs, followed by the other tensors to save."""
-        inputs = self._laid_out(backend, from_arguments(self.inputs, iter(arguments)))
+        inputs = self.laid_out(backend, from_arguments(self.inputs, iter(arguments)))
         # Compact where images are saved for backward; others are read faster with pixels further apart.
         with compact_pixels() if save else nullcontext():
             outputs, saved = self._forward(self._implementation(backend), inputs, options, save)
@@ -159,7 +159,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         left = iter(needs)
         which = {name: [next(left) for _ in of_name] for name, of_name in tensors.items()}
         wanted = Wanted({name: any(needed) for name, needed in which.items()})
-        inputs = self._laid_out(backend, inputs)
+        inputs = self.laid_out(backend, inputs)
         found = self._backward(self._implementation(backend), gradients, saved, inputs, options, wanted)
         asked: list[tuple[Tensor | None, Gradient]] = [
             (tensor, gradient)
@@ -171,7 +171,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         sums = _summed([(g, t) for t, g in asked if isinstance(g, PartialSums) and t is not None])
         return [next(sums) if isinstance(g, PartialSums) else g if t is None else g.to(t.dtype) for t, g in asked]
 
-    def _laid_out(self, backend: str, inputs: InputsT) -> InputsT:
+    def laid_out(self, backend: str, inputs: InputsT) -> InputsT:
         """The inputs, with the weights in the dtype and layout that the backend's functions take."""
         if not self.weights:
             return inputs

@@ -15,6 +15,7 @@ from lmfn_kernels.conv.torch_backend import (
     input_gradient,
     mask_gradient,
     materialize,
+    scaled_conv,
     weight_gradient,
 )
 from lmfn_kernels.runtime.layout import constant
@@ -27,6 +28,7 @@ __all__ = [
     "input_gradient",
     "mask_gradient",
     "materialize",
+    "scaled_conv",
     "upsample_add",
     "upsample_backward",
     "upsampled_conv",

@@ -12,6 +12,7 @@ from lmfn_kernels.conv.triton_backend import (
     input_gradient,
     mask_gradient,
     materialize,
+    scaled_conv,
     weight_gradient,
 )
 from lmfn_kernels.runtime.launch import (
@@ -43,6 +44,7 @@ __all__ = [
     "materialize",
     "named_strides",
     "ratios",
+    "scaled_conv",
     "strides",
     "upsample_add",
     "upsample_backward",

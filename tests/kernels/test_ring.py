@@ -16,91 +16,126 @@ Array = np.ndarray
 
 
 class Memory:
-    """Shared memory of pixels with 8 chunks of 16 bytes, of which this model keeps one number each; NaN at first.
+    """Shared memory in chunks of 16 bytes, of which this model keeps one number each; NaN at first.
 
-    TMA and wgmma find chunk c of pixel p at chunk c ^ p % 8, by the address. Gluon's own loads and stores count p from
-    the start of a matrix.
+    A pixel has 8 chunks in 16 bits, and 4 in 8 bits. TMA and wgmma find chunk c of a pixel at chunk c ^ bits 7 to 9 of
+    its address, in 8 bits c ^ bits 7 and 8. Gluon's own loads and stores count from the start of a matrix instead.
     """
 
-    def __init__(self, pixels: int) -> None:
-        self.chunks = np.full((pixels, 8), np.nan)
+    def __init__(self, chunks: int) -> None:
+        self.chunks = np.full(chunks, np.nan)
 
-    def at(self, first: int, n: int, start: int = 0) -> tuple[Array, Array]:
-        o_p = np.arange(first, first + n)[:, None]
-        return o_p, np.arange(8) ^ (o_p - start) % 8
+    @staticmethod
+    def at(first: int, n: int, width: int, start: int = 0) -> Array:
+        pixels = first + np.arange(n)[:, None] * width
+        return pixels + (np.arange(width) ^ (pixels - start) // 8 % width)
 
-    def load(self, first: int, n: int) -> Array:
-        return self.chunks[self.at(first, n)]
+    def load(self, first: int, n: int, width: int) -> Array:
+        return self.chunks[self.at(first, n, width)]
 
-    def store(self, first: int, x: Array) -> None:
-        self.chunks[self.at(first, len(x))] = x
+    def load_box(self, first: int, n: int, width: int) -> Array:
+        assert first % 8 == 0, "TMA needs 128 bytes"
+        return self.load(first, n, width)
 
-    def load_matrix(self, first: int, n: int) -> Array:
-        return self.chunks[self.at(first, n, first)]
+    def store_box(self, first: int, x: Array) -> None:
+        assert first % 8 == 0, "TMA needs 128 bytes"
+        self.chunks[self.at(first, *x.shape)] = x
+
+    def load_matrix(self, first: int, n: int, width: int) -> Array:
+        return self.chunks[self.at(first, n, width, first)]
 
     def store_matrix(self, first: int, x: Array) -> None:
-        self.chunks[self.at(first, len(x), first)] = x
+        self.chunks[self.at(first, *x.shape, first)] = x
 
 
 def box(x: Array, i_b: int, o_h: int, o_w: int, height: int) -> Array:
     """What TMA loads: zeros outside the image."""
-    found = np.zeros((height, PITCH, 8))
+    found = np.zeros((height, PITCH, x.shape[3]))
     for i in range(height):
         for j in range(PITCH):
             if 0 <= o_h + i < x.shape[1] and 0 <= o_w + j < x.shape[2]:
                 found[i, j] = x[i_b, o_h + i, o_w + j]
-    return found.reshape(-1, 8)
+    return found.reshape(-1, x.shape[3])
 
 
 def store_rows(out: Array, i_b: int, o_h: int, o_w: int, memory: Memory, first: int) -> None:
+    width = out.shape[3]
     for i in range(min(ROWS, out.shape[1] - o_h)):
         for j in (0, COLUMNS - BOX):
             n = max(0, min(BOX, out.shape[2] - o_w - j))
-            out[i_b, o_h + i, o_w + j : o_w + j + n] = memory.load(first + i * PITCH + j, BOX)[:n]
+            stored = memory.load_box(first + (i * PITCH + j) * width, BOX, width)
+            out[i_b, o_h + i, o_w + j : o_w + j + n] = stored[:n]
 
 
 def model(x: Array, w: Array, residual: Array | None, dw: Array | None, padding: int) -> tuple[Array, Array]:
-    """The walk of `ring_kernel` with one program and its two groups' turns, one after the other."""
-    pixels, tile = ROWS * PITCH, (ROWS + 2) * PITCH
-    first, of_residual = (0, tile) if dw is None else (7, 7 + PITCH + 1)
-    slot, slots = tile + (8 if dw is not None else pixels if residual is not None else 0), 3
-    memory = Memory(slots * slot + (8 if dw is None else 2 * pixels))
-    b, h, width = x.shape[0], x.shape[1] + 2 * padding - 2, x.shape[2] + 2 * padding - 2
-    out, d = np.full((2, b, h, width, 8), np.nan)
-    n_h, n_w = -(-h // ROWS), -(-width // COLUMNS)
+    """The walk of `ring_kernel` with one program and its two groups' turns, one after the other.
+
+    The last dimension of images and weights is chunks: 8 for maps in 16 bits, 4 for those in 8.
+    """
+    width, wide, stage = x.shape[3], w.shape[2], dw is not None
+    pixels, tile, slots = ROWS * PITCH, (ROWS + 2) * PITCH, 3
+    result = pixels * 8 // width
+    first = 7 if stage and len(w) == 9 else 0
+    of_residual = first + PITCH + 1 if stage else tile
+    slot = tile + (8 if stage else 0) if width == 8 else result
+    if residual is not None and not stage:
+        slot = tile + result
+    staged_at = of_residual if width == 4 and residual is not None and not stage else 0
+    memory = Memory(width * (slots * slot + (2 * result if stage else 8)))
+    b, h, columns = x.shape[0], x.shape[1] + 2 * padding - 2, x.shape[2] + 2 * padding - 2
+    out, d = np.full((b, h, columns, wide), np.nan), np.full((b, h, columns, 8), np.nan)
+    n_h, n_w = -(-h // ROWS), -(-columns // COLUMNS)
     for i_turn in range(b * n_h * n_w):
         o_p = i_turn % slots * slot
         i_b, o_h, o_w = i_turn // (n_w * n_h), i_turn // n_w % n_h * ROWS, i_turn % n_w * COLUMNS
         for i in range(0, ROWS + 2, 2):
-            memory.store(o_p + first + i * PITCH, box(x, i_b, o_h - padding + i, o_w - padding, 2))
-        if residual is not None and dw is None:
-            memory.store(o_p + of_residual, box(residual, i_b, o_h, o_w, ROWS))
-        y = sum(memory.load(o_p + first + tap // 3 * PITCH + tap % 3, pixels) @ w[tap] for tap in range(9))
-        staged = slots * slot + i_turn % 2 * pixels
+            memory.store_box(width * (o_p + first + i * PITCH), box(x, i_b, o_h - padding + i, o_w - padding, 2))
+        if residual is not None and not stage:
+            memory.store_box(width * (o_p + of_residual), box(residual, i_b, o_h, o_w, ROWS))
+        taps = [o_p + first + tap // 3 * PITCH + tap % 3 for tap in range(9)] + [o_p + of_residual]
+        y = sum(memory.load(width * place, pixels, width) @ w_tap for place, w_tap in zip(taps, w, strict=False))
+        staged = slots * slot + i_turn % 2 * result
         if dw is not None:
-            memory.store_matrix(staged, memory.load(o_p + of_residual, pixels) @ dw)
+            memory.store_matrix(width * staged, memory.load(width * (o_p + of_residual), pixels, width) @ dw)
         if residual is not None:
-            y = y + memory.load_matrix(o_p + of_residual, pixels)
-        memory.store_matrix(o_p, y)
-        store_rows(out, i_b, o_h, o_w, memory, o_p)
+            y = y + memory.load_matrix(width * (o_p + of_residual), pixels, 8)
+        memory.store_matrix(width * (o_p + staged_at), y)
+        store_rows(out, i_b, o_h, o_w, memory, width * (o_p + staged_at))
         if dw is not None:
-            store_rows(d, i_b, o_h, o_w, memory, staged)
+            store_rows(d, i_b, o_h, o_w, memory, width * staged)
     return out, d
 
 
-@pytest.mark.parametrize("kind", ["plain", "residual", "stage"])
+KINDS = {
+    "plain": (8, 8, False, False),
+    "residual": (8, 8, True, False),
+    "stage": (8, 8, True, True),
+    "to 8 bits": (8, 4, False, False),
+    "from 8 bits, residual": (4, 8, True, False),
+    "stage to 8 bits": (8, 4, False, True),
+    "stage in 8 bits": (4, 4, False, True),
+    "stage from 8 bits": (4, 8, False, True),
+}
+"""Chunks of a pixel before and after, whether a residual is loaded, and whether there is a second output."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("b", "h", "width", "padding"), [(1, 1, 1, 1), (2, 9, 33, 1), (1, 14, 47, 0), (1, 4, 60, 1)])
 def test_every_pixel_is_right(kind: str, b: int, h: int, width: int, padding: int) -> None:
     """And computed from nothing that was never loaded, although columns that are not stored may be."""
     draw = np.random.default_rng(0).normal
-    stage = kind == "stage"
+    before, after, with_residual, stage = KINDS[kind]
     padding = 1 if stage else padding
-    x, w, dw = draw(size=(b, h, width, 8)), draw(size=(9, 8, 8)), draw(size=(8, 8)) if stage else None
+    taps = 10 if stage and not with_residual else 9
+    x, w = draw(size=(b, h, width, before)), draw(size=(taps, before, after))
+    dw = draw(size=(before, 8)) if stage else None
     rows, columns = h + 2 * padding - 2, width + 2 * padding - 2
-    residual = x if stage else draw(size=(b, rows, columns, 8)) if kind == "residual" else None
+    residual = None if not with_residual else x if stage else draw(size=(b, rows, columns, 8))
     out, d = model(x, w, residual, dw, padding)
     padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     expected = sum(padded[:, t // 3 : t // 3 + rows, t % 3 : t % 3 + columns] @ w[t] for t in range(9))
+    if taps == 10:
+        expected = expected + x @ w[9]
     np.testing.assert_allclose(out, expected if residual is None else expected + residual, atol=1e-12)
     if dw is not None:
         np.testing.assert_allclose(d, x @ dw, atol=1e-12)
