@@ -6,10 +6,11 @@ products take half the time. All other maps are in 16 bits.
 """
 
 import copy
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmfn.network.blocks import DECODER_SLOPE, RB, RFDB, weight_and_bias
 from lmfn.network.model import Network
@@ -62,7 +63,8 @@ def store_as_e4m3(model: Network, dtype: torch.dtype) -> None:
 
 
 def inputs_of(block: RB | RFDB) -> int:
-    return (block.conv1 if isinstance(block, RB) else block.refine[0]).weight.shape[1]  # type: ignore[union-attr]
+    conv = block.conv1 if isinstance(block, RB) else cast(nn.Conv2d, block.refine[0])
+    return conv.in_channels
 
 
 @torch.no_grad()

@@ -95,12 +95,13 @@ class PlainStages:
         return cast(Tensor, self.model.reduce(cast(MSHF, self.model.encoder).fuse_4th(l1, l2)))
 
     def distil(self, j: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        block, d = cast(RFDB, self.model.rfdbs[j]), []
+        block, d = cast(RFDB, self.model.rfdbs[j]), list[Tensor]()
         if block.e4m3 is not None:
             x, d = distill_stages_e4m3(x, block.e4m3, DECODER_SLOPE)
-        for distil, refine in zip(block.distil, block.refine, strict=True) if block.e4m3 is None else ():
-            x, d_j = distill_stage(x, weight_and_bias(distil), weight_and_bias(refine), DECODER_SLOPE)
-            d.append(d_j)
+        else:
+            for distil, refine in zip(block.distil, block.refine, strict=True):
+                x, d_j = distill_stage(x, weight_and_bias(distil), weight_and_bias(refine), DECODER_SLOPE)
+                d.append(d_j)
         last, fuse, squeeze = map(weight_and_bias, (block.distil_last, block.fuse, block.esa.conv1))
         return distill_fuse(x, (d[0], d[1], d[2]), last, fuse, squeeze, DECODER_SLOPE)
 

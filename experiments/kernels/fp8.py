@@ -2,7 +2,7 @@
 
 python experiments/kernels/fp8.py DATA    # a folder with blur/ and sharp/
 
-Weights have a scale per output channel, maps one each: 8 times their largest value in one other frame of DATA, or, with
+Weights have a scale per output channel, maps one each: twice their largest value in one other frame of DATA, or, with
 `--exact`, the largest in the image itself; all are rounded up to powers of two. For every form: the PSNR of three
 frames and of a zone plate, and what it loses: the mean of the frames, and the zone plate.
 """
@@ -56,7 +56,8 @@ class Simulation:
             return x
         scale = power_of_two(self.largest[self.place] / LARGEST)
         self.place += 1
-        return ((x / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).float() * scale).to(x.dtype)
+        found: Tensor = (x / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).float() * scale
+        return found.to(x.dtype)
 
     def conv(self, x: Tensor, conv: Conv) -> Tensor:
         scale = power_of_two(conv.weight.abs().amax((1, 2, 3), keepdim=True) / LARGEST)
@@ -83,16 +84,17 @@ class Simulation:
                 d = F.leaky_relu(self.conv(q, distil), slope)
                 x = F.leaky_relu(self.conv(q, refine) + residual, slope)
             maps[-1:] = d, x
-        y, a = lmfn_kernels.distill_fuse(maps[-1], tuple(maps[:3]), w.distil_last, w.fuse, w.conv1, slope)
+        y, a = lmfn_kernels.distill_fuse(maps[-1], (maps[0], maps[1], maps[2]), w.distil_last, w.fuse, w.conv1, slope)
         v = F.relu(F.conv2d(F.max_pool2d(F.conv2d(a, *w.conv2, stride=2), 7, stride=3), *w.conv_max, padding=1))
         v = F.conv2d(F.relu(F.conv2d(v, *w.conv3, padding=1)), *w.conv3_, padding=1)
         return lmfn_kernels.esa_gate(y, a, v, w.conv_f, w.conv4, **options)
 
     def run(self, model: LMFN, blurred: Tensor) -> Tensor:
-        block = self.residual_block if self.residual_blocks else blocks.residual_block
-        rfdb = self.rfdb if self.rfdbs else blocks.rfdb
+        block = self.residual_block if self.residual_blocks else lmfn_kernels.residual_block
+        rfdb = self.rfdb if self.rfdbs else lmfn_kernels.rfdb
         with mock.patch.object(blocks, "residual_block", block), mock.patch.object(blocks, "rfdb", rfdb):
-            return model(blurred)
+            sharp: Tensor = model(blurred)
+        return sharp
 
 
 def pair(path: Path | None) -> tuple[Tensor, Tensor]:
@@ -122,7 +124,7 @@ def main() -> None:
             if options.exact or path == paths[2]:
                 simulation.place, simulation.largest = None, []
                 simulation.run(model, blurred)
-                simulation.largest = [largest * (1 if options.exact else 8) for largest in simulation.largest]
+                simulation.largest = [largest * (1 if options.exact else 2) for largest in simulation.largest]
             if path == paths[2]:
                 continue
             simulation.place = 0

@@ -234,10 +234,8 @@ def ring_kernel(
     RESIDUAL: gl.constexpr = TILE if t_d is None else FIRST + _PITCH + 1
     # A residual and the result are in 16 bits, twice as large as pixels in 8.
     RESULT: gl.constexpr = 2 * PIXELS if EIGHT else PIXELS
-    if t_residual is not None and t_d is None:
-        SLOT: gl.constexpr = TILE + RESULT
-    else:
-        SLOT: gl.constexpr = RESULT if EIGHT else TILE if t_d is None else TILE + 8
+    ALONE: gl.constexpr = RESULT if EIGHT else TILE if t_d is None else TILE + 8
+    SLOT: gl.constexpr = TILE + RESULT if t_residual is not None and t_d is None else ALONE
     # Behind the slots: the second output is staged. The last tap reads two pixels of it, for columns that are not
     # stored.
     REST: gl.constexpr = 8 if t_d is None else 2 * RESULT

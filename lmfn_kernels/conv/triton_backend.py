@@ -232,7 +232,8 @@ def conv(
 
 
 def scaled_conv(x: Tensor, conv: ScaledConv, residual: Tensor | None, *, slope: float, dtype: torch.dtype) -> Tensor:
-    out = padded_image(x, x.shape[0], len(conv.bias), *x.shape[2:], dtype)
+    b, _, h, w = x.shape
+    out = padded_image(x, b, len(conv.bias), h, w, dtype=dtype)
     weight, factor, bias = conv
     launch_scaled(out, 1, slope, t_x=x, t_w=weight, p_factor=factor, p_bias=bias, t_residual=residual)
     return out

@@ -96,11 +96,10 @@ def stage(x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, 
 def scaled_stage(
     x: Tensor, distil: ScaledConv, refine: ScaledConv, slope: float, dtype: torch.dtype, distilled: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    n = len(distil.bias)
-    out, d = padded_image(x, *x.shape, dtype), empty_image(x, x.shape[0], n, *x.shape[2:], distilled)
-    (dw, dfactor, dbias), (w, factor, bias) = distil, refine
-    second = {"t_dw": dw, "p_dfactor": dfactor, "p_dbias": dbias, "t_d": d}
-    first = {"t_w": w, "p_factor": factor, "p_bias": bias}
+    (b, c, h, w), n = x.shape, len(distil.bias)
+    out, d = padded_image(x, b, c, h, w, dtype=dtype), empty_image(x, b, n, h, w, dtype=distilled)
+    first = {"t_w": refine.weight, "p_factor": refine.factor, "p_bias": refine.bias}
+    second = {"t_dw": distil.weight, "p_dfactor": distil.factor, "p_dbias": distil.bias, "t_d": d}
     launch_scaled(out, n, slope, t_x=x, **first, **second)
     return out, d
 
