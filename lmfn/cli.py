@@ -65,6 +65,7 @@ class Deblur:
     device: str | None = None
     """A torch device; default: a GPU if available."""
     precision: InferencePrecision = "fp32"
+    """fp8 is for Hopper GPUs, and is simulated on other devices, which is slow."""
     memory: str | None = None
     """Limit the memory, as in 2GB or 800MB; default: what is free. Images that need more are processed in strips, if
     necessary with a scratch file; the result is the same."""
@@ -175,6 +176,7 @@ class Evaluate:
     device: str | None = None
     """A torch device; default: a GPU if available, one for each of torchrun's processes."""
     precision: InferencePrecision = "fp32"
+    """fp8 is for Hopper GPUs, and is simulated on other devices, which is slow."""
 
     def run(self) -> bool:
         import torch

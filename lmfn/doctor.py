@@ -256,7 +256,10 @@ def _triton() -> Lines:
 
     for i in range(torch.cuda.device_count() if gpu else 0):
         with_ring = ring_programs(torch.device("cuda", i)) > 0
-        yield f"3x3 on cuda:{i}", "ring_kernel (Gluon) in 16 bits" if with_ring else "conv_kernel"
+        yield (
+            f"3x3 on cuda:{i}",
+            "ring_kernel (Gluon) in 16 bits and FP8" if with_ring else "conv_kernel; FP8 is simulated",
+        )
 
 
 def _memory() -> Lines:

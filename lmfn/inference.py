@@ -47,8 +47,9 @@ def for_inference(
     shapes are kept. Everywhere else it is the network itself. Concurrent calls are serialised. The number of
     threads is PyTorch's (`torch.set_num_threads`); in a forked process, which has none of its parent's, it becomes 1.
 
-    Raises ValueError for a dtype that is not supported there. The function raises TypeError for an input that is not a
-    floating point tensor, ValueError for one of another shape or on another device.
+    Raises ValueError for a dtype that is not supported there, or FP8 for a network without such maps. The function
+    raises TypeError for an input that is not a floating point tensor, ValueError for one of another shape or on another
+    device.
     """
     return engine(model, device, dtype).run
 
@@ -73,7 +74,7 @@ def engine(model: Network, device: str | torch.device | None = None, dtype: torc
     device = next(model.parameters()).device if device is None else torch.empty(0, device=device).device
     if dtype is None:
         dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    dtypes = DTYPES.get(device.type, DTYPES["cuda"])
+    dtypes = DTYPES.get(device.type, DTYPES["cuda"][:3])
     if dtype not in dtypes:
         names = ", ".join(str(known).removeprefix("torch.") for known in dtypes)
         raise ValueError(f"dtype is {dtype}; on {device.type} it must be one of {names}")
