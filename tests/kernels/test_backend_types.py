@@ -9,8 +9,8 @@ mypy = pytest.importorskip("mypy.api")
 KERNELS = Path(__file__).parents[2] / "lmfn_kernels"
 CHANGES = {
     "none": ("", ""),
-    "type": ("by_layer: bool, grid: Grid) -> Tensor:", "by_layer: str, grid: Grid) -> Tensor:"),
-    "argument": ("by_layer: bool, grid: Grid) -> Tensor:", "by_layer: bool) -> Tensor:"),
+    "type": ("by_layer: bool, grid: Grid, *,", "by_layer: str, grid: Grid, *,"),
+    "argument": ("by_layer: bool, grid: Grid, *,", "by_layer: bool, *,"),
     "keyword": ("    slope: float = 1.0,", "    negative: float = 1.0,"),
     "result": ("grid: Grid) -> tuple[Tensor, Tensor]:", "grid: Grid) -> list[Tensor]:"),
     "function": ("def products(", "def multiply("),
