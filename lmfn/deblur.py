@@ -181,13 +181,14 @@ class Deblurrer:
         free, held = self._available()
         rows = max(1, STRIP_PIXELS // (64 * width)) * 64
         of_result = image.nbytes if isinstance(image, np.ndarray) and self.device.type == "cpu" else 0
-        beside = of_result + min(rows, height) * width * 120 + 4096 * width
+        tall, wide = (len(padded(n, True)) for n in (height, width))
+        # The last term is the rows of the image that the lowest strip of the encoder reads.
+        beside = of_result + min(rows, height) * width * 120 + 43 * min(96, tall) * width
         needed = self.estimated_bytes(height, width) + beside
         if free is None or needed <= free:
             return Way(rows, None, False, needed)
         if self.engine.strips is None:
             raise MemoryError(self._short(image, needed, free, held))
-        tall, wide = (len(padded(n, True)) for n in (height, width))
         floor = self.engine.strips.plan(tall, wide, 0)
         on_cpu = self.device.type == "cpu"
         # Maps are in the machine's own memory.
@@ -218,10 +219,10 @@ class Deblurrer:
         """About how many bytes an image takes beside itself where it goes through the network as a whole."""
         config = self.model.config
         height, width = (len(padded(n, True)) for n in (height, width))
-        if not self.engine.packed:
-            return int(4 * (1.5 * max(config.channels, config.features) + 20) * height * width) + 2**26
-        c, n = config.channels, config.features
         size = 4 if self.precision == "fp32" else 2
+        if not self.engine.packed:
+            return int((size * 1.5 * max(config.channels, config.features) + 4 * 20) * height * width) + 2**26
+        c, n = config.channels, config.features
         at_half = 4 * max(c, n * (config.head == "bilinear")) + 4 * n * (config.head == "bilinear")
         at_4th = max(2 * c, 2 * n) + c * 5 / 16 + (config.rfdbs + 1) * n + config.esa
         return int(height * width / 16 * (size * (48 + at_half + at_4th) + 4 * 48 * 4)) + 2**25

@@ -214,6 +214,14 @@ def test_below_the_floor_the_error_names_it(monkeypatch):
         Deblurrer(network(), device="cpu", memory=0)
 
 
+def test_a_line_takes_less_than_a_strip():
+    """The rows that are read count: 64 of a line, 96 of the lowest strip of a taller image."""
+    deblurrer = Deblurrer(network(), device="cpu")
+    beside = [deblurrer.way(picture(h, 4000)).needed - deblurrer.estimated_bytes(h, 4000) for h in (1, 100)]
+    of_pixels = 4000 * (120 + 12)  # what comes of a row, and the result
+    assert 0 < beside[0] - of_pixels < 0.7 * (beside[1] - 100 * of_pixels)
+
+
 def test_amounts_of_memory():
     assert [parse_bytes(text) for text in ("2GB", "1.5 GiB", "800m", "64", "3 kB")] == [
         2 * 10**9,
