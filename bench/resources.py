@@ -216,7 +216,7 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
         stack.enter_context(mock.patch.object(driver, "_active", compiler))
         stack.enter_context(mock.patch.object(configs, "describe", return_value=(target, shared)))
         stack.enter_context(launch.intercepting(compiler.launch))
-        # On sm_90 with `ring_kernel`, and with what other releases of Triton use in its place.
+        # On sm_90 with the kernels in Gluon, and with what other releases of Triton use in their place.
         for programs in (0, 132) if target == "sm_90" and convolutions.HAS_RING else (0,):
             with mock.patch.object(convolutions, "ring_programs", return_value=programs):
                 _calls(DTYPES[dtype])

@@ -78,7 +78,8 @@ def store_rows(t_x, i_b, o_h, o_w, pixels, o_p, BLOCK_H: gl.constexpr, BLOCK_W: 
 @gluon.jit
 def tile_at(i_tile, n_h, n_w, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr):
     """Image, first row and first column of tile `i_tile`."""
-    return i_tile // (n_w * n_h), i_tile // n_w % n_h * BLOCK_H, i_tile % n_w * BLOCK_W
+    i_row = i_tile // n_w  # of all images
+    return i_row // n_h, i_row % n_h * BLOCK_H, i_tile % n_w * BLOCK_W
 
 
 @gluon.jit
@@ -285,6 +286,6 @@ def ring_kernel(
 
 
 def descriptor(x: Any, shape: list[int], strides: list[int], block: list[int]) -> TensorDescriptor:
-    """A descriptor of blocks of 64 channels in 8 or 16 bits, as all of these kernels' are."""
-    bits = 8 * x.dtype.itemsize
-    return TensorDescriptor(x, shape, strides, block, gl.NVMMASharedLayout(8 * bits, bits, rank=len(block)))
+    """A descriptor of blocks whose channels fill 32, 64 or 128 bytes, with the widest swizzle that they fill."""
+    size = x.dtype.itemsize
+    return TensorDescriptor(x, shape, strides, block, gl.NVMMASharedLayout(size * block[-1], 8 * size, rank=len(block)))

@@ -139,7 +139,7 @@ def conv_kernel(
         if t_d is not None:
             b_d = tl.dot(b_residual, load_weight(t_dw, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
             b_d += load_bias(p_dbias, 0, D, BLOCK_D, ACC)
-            store_pixels(t_d, i_b, o_h, o_w, 0, leaky(b_d, SLOPE))
+            store_padded(t_d, i_b, o_h, o_w, 0, D, leaky(b_d, SLOPE))
     b_out = leaky(b_out, SLOPE)
     if t_mask is not None:
         b_out = leaky_gradient(b_out, load_pixels(t_mask, i_b, o_h, o_w, o_n), MASK_SLOPE)

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from lmfn_kernels.conv import triton_backend as convolution
 from lmfn_kernels.conv.triton_backend import (
     as_kernel_image,
     conv,
@@ -77,7 +79,7 @@ __all__ = [
 
 
 def stage(x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, Tensor]:
-    out, d = padded_image(x, *x.shape), empty_image(x, x.shape[0], distil.weight.shape[0], *x.shape[2:])
+    out, d = padded_image(x, *x.shape), padded_image(x, x.shape[0], distil.weight.shape[0], *x.shape[2:])
     launch_conv(
         out,
         [x],
@@ -110,8 +112,61 @@ def fuse(
     b, _, h, w = x.shape
     a = empty_image(x, b, squeeze.weight.shape[0], h, w)
     d4 = empty_image(x, b, last.weight.shape[0], h, w) if save else None
-    y = _fuse((x, *last), d, d4, *fuse, (a, *squeeze), slope)
+    programs = convolution.ring_programs(x.device)
+    widths = x.shape[1], fuse.weight.shape[0], d[0].shape[1], a.shape[1]
+    if not programs or x.dtype.itemsize != 2 or tuple(map(channel_block, widths)) != (64, 64, 32, 16):
+        return _fuse((x, *last), d, d4, *fuse, (a, *squeeze), slope), a, d4
+    y = padded_image(x, b, fuse.weight.shape[0], h, w)
+    launch(
+        x,
+        _ring_fuse,
+        (tuple(x.shape), x.dtype, widths[1:], slope, programs),
+        t_x=x,
+        **{f"t_d{j}": d_j for j, d_j in enumerate(d, 1)},
+        t_last=weight_as_taps(last.weight),
+        p_last_bias=last.bias,
+        t_fuse=weight_as_taps(fuse.weight),
+        p_fuse_bias=fuse.bias,
+        t_squeeze=weight_as_taps(squeeze.weight),
+        p_squeeze_bias=squeeze.bias,
+        t_d4=d4,
+        t_y=y,
+        p_a=a,
+    )
     return y, a, d4
+
+
+@lru_cache(PLANS)
+def _ring_fuse(size: Sequence[int], dtype: torch.dtype, widths: Sequence[int], slope: float, programs: int) -> Plan:
+    """`ring_fuse_kernel` for x of that size; `widths` are the channels of y, of a distilled map, and of a."""
+    ring = import_module("lmfn_kernels.rfdb.gluon_kernels")  # only here, as not every Triton has Gluon
+    (b, _, h, w), (c, d, f), tiles = size, widths, ring.ring
+    rows, columns = tiles.ROWS, tiles.PITCH - 2
+    return Plan(
+        ring.ring_fuse_kernel,
+        (min(programs, b * cdiv(h, rows) * cdiv(w, columns)),),
+        4,
+        {
+            "t_x": (1, 2, tiles.PITCH, tiles.CHANNELS),
+            **dict.fromkeys(("t_d1", "t_d2", "t_d3"), (1, rows, tiles.PITCH, ring.DISTILLED)),
+            "t_last": (1, tiles.CHANNELS, ring.DISTILLED),
+            "t_fuse": (1, ring.DISTILLED, tiles.CHANNELS),
+            "t_squeeze": (1, tiles.CHANNELS, ring.SQUEEZED),
+            "t_y": (1, 1, tiles.BOX, tiles.CHANNELS),
+            "t_d4": (1, 1, tiles.BOX, ring.DISTILLED),
+        },
+        tiles.descriptor,
+        B=b,
+        H=h,
+        W=w,
+        C=c,
+        D=d,
+        F=f,
+        PITCH_F=pitch(f, dtype),
+        SLOPE=slope,
+        BLOCK_H=rows,
+        BLOCK_W=columns,
+    )
 
 
 def fused(d: Sequence[Tensor], fuse: Conv) -> Tensor:

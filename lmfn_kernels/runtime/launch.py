@@ -41,10 +41,10 @@ def empty_image(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype
 
 
 def padded_image(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype | None = None) -> Tensor:
-    """`empty_image` for a kernel that writes all of it (`store_padded`): if pixels are a multiple of 64 values apart,
+    """`empty_image` for a kernel that writes all of it (`store_padded`): if pixels are a multiple of 32 values apart,
     with zeros after the channels of each."""
     s = pixel_pitch(c, dtype or like.dtype)
-    if s == c or s % 64 or isinstance(like, FakeTensor):
+    if s == c or s % 32 or isinstance(like, FakeTensor):
         return empty_image(like, b, c, h, w, dtype)
     shape, strides = (b, c, h, w), (h * w * s, 1, w * s, s)
     out = torch.empty_strided((b, s, h, w), strides, dtype=dtype or like.dtype, device=like.device)

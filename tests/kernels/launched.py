@@ -85,7 +85,7 @@ def check_as_triton_launches_it() -> None:
         for _, _, called in calls([op for op in OPS | PARTS if op != "lmfn"], "cpu"):
             called()
         stack.enter_context(mock.patch.object(conv, "ring_programs", return_value=132))
-        for _, _, called in calls(["conv3x3", "distill_stage"], "cpu"):
+        for _, _, called in calls(["conv3x3", "distill_stage", "distill_fuse"], "cpu"):
             called()
     assert len(asked) > 100
     kinds = set()
@@ -104,6 +104,7 @@ def check_as_triton_launches_it() -> None:
         assert found[0] == found[1], kind
     assert len({kernel for kernel, *_ in kinds}) > 20
     assert len({kind for kind in kinds if kind[0] == "ring_kernel"}) > 1
+    assert len({kind for kind in kinds if kind[0] == "ring_fuse_kernel"}) == 2, "without d4, and with it"
 
 
 def check_what_a_launch_does_not_do() -> None:

@@ -1,6 +1,7 @@
-"""`ring_kernel` needs a Hopper GPU. Here, its tiles as a model in NumPy, and where it is used."""
+"""Models of the Gluon kernels' tiles in NumPy, as the kernels need a Hopper GPU, and where they are used."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 
 from lmfn_kernels.conv import triton_backend
 from lmfn_kernels.conv.gluon_kernels import BOX, PITCH, ROWS
+from lmfn_kernels.rfdb.triton_backend import fuse
 from lmfn_kernels.runtime.configs import Config
-from lmfn_kernels.runtime.launch import Tiling
+from lmfn_kernels.runtime.launch import Tiling, as_kernel_image, intercepting
+from lmfn_kernels.weights import Conv
 
 COLUMNS = PITCH - 2
 Array = np.ndarray
@@ -139,6 +142,68 @@ def test_every_pixel_is_right(kind: str, b: int, h: int, width: int, padding: in
     np.testing.assert_allclose(out, expected if residual is None else expected + residual, atol=1e-12)
     if dw is not None:
         np.testing.assert_allclose(d, x @ dw, atol=1e-12)
+
+
+def fuse_model(x: Array, d: list[Array], last: Array, fuse: list[Array], squeeze: Array) -> tuple[Array, Array, Array]:
+    """The walk of `ring_fuse_kernel`, likewise: d4, y and a."""
+    pixels, tile, slots = ROWS * PITCH, (ROWS + 2) * PITCH, 3
+    memory, maps = Memory(8 * (slots * tile + 8)), Memory(4 * slots * 3 * pixels)
+    b, h, width = x.shape[:3]
+    d4, y, a = (np.full((b, h, width, n), np.nan) for n in (4, 8, 2))
+    n_h, n_w = -(-h // ROWS), -(-width // COLUMNS)
+    for i_turn in range(b * n_h * n_w):
+        o_p, o_m = i_turn % slots * tile, i_turn % slots * 3 * pixels
+        i_b, o_h, o_w = i_turn // (n_w * n_h), i_turn // n_w % n_h * ROWS, i_turn % n_w * COLUMNS
+        for i in range(0, ROWS + 2, 2):
+            memory.store_box(8 * (o_p + i * PITCH), box(x, i_b, o_h - 1 + i, o_w - 1, 2))
+        for j in range(3):
+            maps.store_box(4 * (o_m + j * pixels), box(d[j], i_b, o_h, o_w, ROWS))
+        b_d4 = sum(memory.load(8 * (o_p + tap // 3 * PITCH + tap % 3), pixels, 8) @ last[tap] for tap in range(9))
+        b_y = sum(maps.load(4 * (o_m + j * pixels), pixels, 4) @ fuse[j] for j in range(3)) + b_d4 @ fuse[3]
+        memory.store_matrix(8 * o_p, b_y)
+        maps.store_matrix(4 * o_m, b_d4)
+        store_rows(y, i_b, o_h, o_w, memory, 8 * o_p)
+        store_rows(d4, i_b, o_h, o_w, maps, 4 * o_m)
+        rows, columns = min(ROWS, h - o_h), min(COLUMNS, width - o_w)
+        b_a = (b_y @ squeeze).reshape(ROWS, PITCH, 2)
+        a[i_b, o_h : o_h + rows, o_w : o_w + columns] = b_a[:rows, :columns]
+    return d4, y, a
+
+
+@pytest.mark.parametrize(("b", "h", "width"), [(1, 1, 1), (2, 9, 33), (1, 14, 47), (1, 4, 60)])
+def test_every_pixel_of_fuse_is_right(b: int, h: int, width: int) -> None:
+    draw = np.random.default_rng(0).normal
+    x, d = draw(size=(b, h, width, 8)), [draw(size=(b, h, width, 4)) for _ in range(3)]
+    last, fuse, squeeze = draw(size=(9, 8, 4)), [draw(size=(4, 8)) for _ in range(4)], draw(size=(8, 2))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    d4 = sum(padded[:, t // 3 : t // 3 + h, t % 3 : t % 3 + width] @ last[t] for t in range(9))
+    y = sum(of_map @ part for of_map, part in zip([*d, d4], fuse, strict=True))
+    for found, expected in zip(fuse_model(x, d, last, fuse, squeeze), (d4, y, y @ squeeze), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "kernel"),
+    [
+        ({}, "ring_fuse_kernel"),
+        ({"dtype": torch.float16}, "ring_fuse_kernel"),
+        ({"dtype": torch.float32}, "fuse_kernel"),
+        ({"programs": 0}, "fuse_kernel"),
+        ({"c": 65}, "fuse_kernel"),
+        ({"d": 33}, "fuse_kernel"),
+        ({"f": 17}, "fuse_kernel"),
+    ],
+)
+def test_where_it_fuses(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], kernel: str) -> None:
+    dtype, c, d, f, programs = ({"dtype": torch.bfloat16, "c": 50, "d": 25, "f": 12, "programs": 132} | change).values()
+    monkeypatch.setattr(triton_backend, "ring_programs", lambda _: programs)
+    launched: list[str] = []
+    with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
+        x, maps = torch.zeros(1, c, 4, 4, dtype=dtype), [torch.zeros(1, d, 4, 4, dtype=dtype)] * 3
+        weights = [torch.zeros(shape, dtype=dtype) for shape in ((d, c, 3, 3), (c, 4 * d, 1, 1), (f, c, 1, 1))]
+        convs = [Conv(weight, weight.new_zeros(len(weight))) for weight in weights]
+        fuse(as_kernel_image(x), [as_kernel_image(m) for m in maps], *convs, 0.05, False)
+    assert launched == [kernel]
 
 
 @pytest.mark.parametrize(
