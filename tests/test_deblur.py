@@ -180,8 +180,8 @@ def test_a_given_network_is_not_changed(model):
 def test_what_cannot_be_loaded(tmp_path, model):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Deblurrer(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"fp8.*fp32, bf16, fp16"):
-        Deblurrer(model, precision="fp8")
+    with pytest.raises(ValueError, match=r"fp4.*fp32, bf16, fp16, fp8"):
+        Deblurrer(model, precision="fp4")
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         Deblurrer(model, device="cpu", precision="fp16")
     with pytest.raises(ValueError, match="guard is 'on'; it must be one of warn, input, off"):
