@@ -209,7 +209,8 @@ def merge_kernel(
     unless it is None. Rows of the matrices `p_w` are OF_ROW elements apart."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_y = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
-    if t_out.dtype.primitive_bitwidth > 16:  # in 32 bits, four layers at once would need too many registers
+    # In 32 bits, and beside the three sums of a 3x3x3 gate, four layers at once would need too many registers.
+    if t_out.dtype.primitive_bitwidth > 16 or MAPS == 3:
         b_y = attend(
             b_y, p_f0, p_f1, None, None, p_w, 0, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
             WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,

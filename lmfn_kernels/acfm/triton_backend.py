@@ -71,6 +71,8 @@ def merge(
     out, kept = padded_image(x, *x.shape), empty_image(x, *x.shape) if save else None
     images = {"p_x": x} | {f"p_f{j}": f for j, f in enumerate(maps)}
     t, row = within(tiling("merge", x), grid), pixel_pitch(x.shape[1], x.dtype)
+    if _maps(weights) == 3:  # three sums of the gate; with 64 pixels they spill on sm_100
+        t = t._replace(config=t.config._replace(height=min(4, t.config.height)))
     if grid.blocks > 1 and x.dtype.itemsize > 2:  # two sums, of a window and of all, in many registers
         t = t._replace(config=t.config._replace(height=min(2, t.config.height)))
     key = t, grid, _maps(weights), len(maps), slope, matrix_precision(x), row
