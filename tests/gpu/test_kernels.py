@@ -73,6 +73,21 @@ def test_within_rounding_and_a_hundred_times_the_same(name: str, size: Size, dty
         same(differentiate(function, inputs), (results, gradients))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [Size(3, *OPS["distill_fuse"].widths, 37, 61), Size(1, 1, 50, 180, 320)], ids=str)
+def test_fuse_in_a_ring(monkeypatch: pytest.MonkeyPatch, size: Size, dtype: torch.dtype) -> None:
+    """`ring_fuse_kernel`, which is not used as long as nobody has seen this test pass: set `RING_FUSE_HAS_RUN` then."""
+    kernels = import_module("lmfn_kernels.rfdb.triton_backend")
+    if not kernels.convolution.ring_programs(torch.device(DEVICE, 0)):
+        pytest.skip("needs a Hopper GPU and a Triton with this Gluon")
+    monkeypatch.setattr(kernels, "RING_FUSE_HAS_RUN", True)
+    test_within_rounding_and_a_hundred_times_the_same("distill_fuse", size, dtype)
+    inputs = OPS["distill_fuse"].inputs(size, dtype, DEVICE)
+    expected, _ = reference_with_bounds(OPS["distill_fuse"].function, inputs, [False] * len(inputs))
+    for found, reference in zip(OPS["distill_fuse"].function(*inputs), expected, strict=True):  # without d4
+        assert_within_rounding("result", found, reference)
+
+
 @pytest.mark.parametrize(("name", "size"), CASES, ids=IDS)
 def test_cuda_graph(name: str, size: Size) -> None:
     """Forward and backward captured once and replayed on other values: nothing synchronises or is fixed at capture."""

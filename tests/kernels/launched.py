@@ -85,6 +85,7 @@ def check_as_triton_launches_it() -> None:
         for _, _, called in calls([op for op in OPS | PARTS if op != "lmfn"], "cpu"):
             called()
         stack.enter_context(mock.patch.object(conv, "ring_programs", return_value=132))
+        stack.enter_context(mock.patch.object(rfdb, "RING_FUSE_HAS_RUN", True))
         for _, _, called in calls(["conv3x3", "distill_stage", "distill_fuse"], "cpu"):
             called()
     assert len(asked) > 100

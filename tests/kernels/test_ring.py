@@ -9,7 +9,7 @@ import torch
 
 from lmfn_kernels.conv import triton_backend
 from lmfn_kernels.conv.gluon_kernels import BOX, PITCH, ROWS
-from lmfn_kernels.rfdb.triton_backend import fuse
+from lmfn_kernels.rfdb import triton_backend as rfdb_backend
 from lmfn_kernels.runtime.configs import Config
 from lmfn_kernels.runtime.launch import Tiling, as_kernel_image, intercepting
 from lmfn_kernels.weights import Conv
@@ -186,6 +186,7 @@ def test_every_pixel_of_fuse_is_right(b: int, h: int, width: int) -> None:
     ("change", "kernel"),
     [
         ({}, "ring_fuse_kernel"),
+        ({"has_run": False}, "fuse_kernel"),
         ({"dtype": torch.float16}, "ring_fuse_kernel"),
         ({"dtype": torch.float32}, "fuse_kernel"),
         ({"programs": 0}, "fuse_kernel"),
@@ -195,14 +196,16 @@ def test_every_pixel_of_fuse_is_right(b: int, h: int, width: int) -> None:
     ],
 )
 def test_where_it_fuses(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], kernel: str) -> None:
-    dtype, c, d, f, programs = ({"dtype": torch.bfloat16, "c": 50, "d": 25, "f": 12, "programs": 132} | change).values()
+    usual = {"dtype": torch.bfloat16, "c": 50, "d": 25, "f": 12, "programs": 132, "has_run": True}
+    dtype, c, d, f, programs, has_run = (usual | change).values()
     monkeypatch.setattr(triton_backend, "ring_programs", lambda _: programs)
+    monkeypatch.setattr(rfdb_backend, "RING_FUSE_HAS_RUN", has_run)
     launched: list[str] = []
     with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
         x, maps = torch.zeros(1, c, 4, 4, dtype=dtype), [torch.zeros(1, d, 4, 4, dtype=dtype)] * 3
         weights = [torch.zeros(shape, dtype=dtype) for shape in ((d, c, 3, 3), (c, 4 * d, 1, 1), (f, c, 1, 1))]
         convs = [Conv(weight, weight.new_zeros(len(weight))) for weight in weights]
-        fuse(as_kernel_image(x), [as_kernel_image(m) for m in maps], *convs, 0.05, False)
+        rfdb_backend.fuse(as_kernel_image(x), [as_kernel_image(m) for m in maps], *convs, 0.05, False)
     assert launched == [kernel]
 
 
