@@ -58,7 +58,7 @@ def parts(device: str, out: Path) -> tuple[list[Part], list[Part]]:
         Part(
             "frame",
             0.8,
-            bench(*frame, "--dtype", "bfloat16", "float16", "--provider", "for_inference", *EAGER),
+            bench(*frame, "--dtype", "bfloat16", "float16", "--provider", "for_inference", "for_inference-fp8", *EAGER),
             least=35,
         ),
         Part("step", 0.8, bench(*step, "--provider", "triton-graph", *EAGER), least=35),

@@ -15,7 +15,7 @@ Mode = Literal["infer", "fwd", "bwd", "full", "step"]
 L2 = Literal["cold", "warm", "host"]
 """`cold`: inputs not in the GPU's L2; `warm`: the inputs of the previous call; `host`: timed by wall clock."""
 
-OURS = ("triton-graph", "triton", "for_inference", "torch", "torch-contiguous")
+OURS = ("triton-graph", "triton", "for_inference", "for_inference-fp8", "torch", "torch-contiguous")
 """This package's providers; the first one with a row represents the package in tables."""
 
 

@@ -357,6 +357,20 @@ def test_the_network_on_a_gpu(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.Monk
     assert [r.provider for r in read(tmp_path / "model.jsonl")] == names
 
 
+@pytest.mark.filterwarnings("ignore:FP8 needs a GPU")
+def test_fp8_beside_bfloat16(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of its own where the kernels have it, here as PyTorch simulates it, within 16 times bfloat16's bound."""
+    monkeypatch.setattr(model, "missing_for_e4m3", lambda _: None)
+    made = {name: make for name, make in model.engines("cuda", torch.bfloat16).items() if name in ("eager", model.FP8)}
+    assert model.FP8 not in model.engines("cuda", torch.float16)
+    monkeypatch.setattr(model, "engines", lambda *_: made)
+    with RowFile(tmp_path / "model.jsonl") as file:
+        session = Session(gpu, file, rounds=1)
+        model.measure(session, Shape(1, 1, 50, 64, 64), torch.bfloat16, None)
+    assert session.wrong == 0
+    assert [row.provider for row in session.rows] == [model.FP8, "eager"]
+
+
 def test_the_units_are_those_of_the_network(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
