@@ -1,4 +1,4 @@
-# make demo | test | test-ray | lint | bench: each makes .venv and installs what it needs. Python 3.11 or newer, pip and make are enough.
+# make demo | test | test-ray | test-web | test-large | lint | bench: each makes .venv and installs what it needs. Python 3.11 or newer, pip and make are enough.
 PYTHON ?= python3
 BIN := .venv/bin
 # Without an NVIDIA GPU, the CPU build of torch in the version that is tested. With one, the version whose Triton is the
@@ -7,7 +7,7 @@ TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch==2.11.*" |
 
 BUDGET ?= 9
 
-.PHONY: demo test test-ray test-web lint bench gpu gpu-train
+.PHONY: demo test test-ray test-web test-large lint bench gpu gpu-train
 
 demo: .venv/installed
 	$(BIN)/python demo.py
@@ -23,6 +23,10 @@ test-ray: .venv/installed
 # The page of lmfn web in a real browser: needs Chromium (apt-get install chromium) and, the first time, the npm registry.
 test-web: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/web -m browser
+
+# Peak memory and its estimate at 12 to 100 megapixels with the default network, in ten minutes.
+test-large: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m large -o timeout=0 tests/test_strips.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

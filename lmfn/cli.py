@@ -8,7 +8,8 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -465,12 +466,27 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lmfn").setLevel(logging.INFO)
     try:
-        return 0 if verb.run() else 1
+        with warnings_as_lines():
+            return 0 if verb.run() else 1
     except (ValueError, OSError, MemoryError, ArithmeticError) as error:
         print(f"lmfn: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("lmfn: interrupted; files already written are complete", file=sys.stderr)
     return 1
+
+
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Within the context, a warning is one line, as an error is, without the code that it comes from."""
+
+    def line(message: Warning | str, *_: Any, **__: Any) -> str:
+        return f"lmfn: {message}\n"
+
+    usual, warnings.formatwarning = warnings.formatwarning, line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _check_verb(arguments: Sequence[str], verbs: Any = Verb) -> None:

@@ -195,3 +195,22 @@ def test_deblur_a_clip(weights: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "broken.mp4").write_text("no clip")
     assert cli.main([*command[:1], str(tmp_path / "broken.mp4"), *command[2:]]) == 1
     assert "broken.mp4 cannot be read as a video" in capsys.readouterr().err
+
+
+def test_a_warning_is_a_line(tmp_path: Path) -> None:
+    """In a process of its own, as pytest would keep the warning."""
+    images.write(tmp_path / "a.png", images.Photo(np.full((64, 64, 3), 0.5, np.float32)))
+    call = [
+        sys.executable,
+        "-m",
+        "lmfn",
+        "deblur",
+        str(tmp_path / "a.png"),
+        "-o",
+        str(tmp_path / "b.png"),
+        "--strength",
+        "1.5",
+    ]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert "lmfn: a strength of 1.5 exaggerates the change, and its errors" in done.stderr.splitlines()
+    assert ".py" not in done.stderr

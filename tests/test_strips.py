@@ -247,15 +247,25 @@ def measured(*arguments):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_estimate_is_what_a_process_holds():
     """The default network, as a whole and in strips, measured by the system."""
-    found = measured("640x480", "--memory", "free", "+115MB")
-    assert [way.partition(",")[0] for way, *_ in found] == ["whole", "strips"]
+    found = measured("640x480", "--memory", "free", "+115MB") + measured("1")
+    assert [way.partition(",")[0] for way, *_ in found] == ["whole", "strips", "whole"]
     for way, peak, estimate in found:
         assert 0.85 < estimate / peak < 1.15, way
 
 
+@pytest.mark.large
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("megapixels", ["12", "24", "48", "100"])
+def test_large_images_take_less_than_2_gib(megapixels):
+    ((way, peak, estimate),) = measured(megapixels, "--memory", "2GiB")
+    assert way.startswith("strips")
+    assert peak < 2
+    assert 0.85 < estimate / peak < 1.15
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_100_megapixels_take_less_than_2_gib(tmp_path):
-    """From file to file. The default network needs as much, but takes minutes (experiments/memory)."""
+    """From file to file. The default network needs as much, but takes minutes (`make test-large`)."""
     network("lmfn-released", **TINY, similarity="cosine").save_pretrained(tmp_path)
     ((way, peak, estimate),) = measured("100", "--memory", "2GiB", "--weights", str(tmp_path))
     assert way.startswith("strips")
