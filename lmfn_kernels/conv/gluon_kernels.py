@@ -79,7 +79,7 @@ def store_rows(t_x, i_b, o_h, o_w, pixels, o_p, BLOCK_H: gl.constexpr, BLOCK_W: 
 def tile_at(i_tile, n_h, n_w, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr):
     """Image, first row and first column of tile `i_tile`."""
     i_row = i_tile // n_w  # of all images
-    return i_row // n_h, i_row % n_h * BLOCK_H, i_tile % n_w * BLOCK_W
+    return i_row // n_h, i_row % n_h * BLOCK_H, (i_tile - i_row * n_w) * BLOCK_W
 
 
 @gluon.jit
