@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmfn_kernels.runtime.backend import HAS_TRITON, choose
 from lmfn_kernels.runtime.gradients import ConvGradient
-from lmfn_kernels.weights import ScaledConv
+from lmfn_kernels.weights import E4M3, ScaledConv
 
 MaskedGradient = Any
 """A gradient before an activation, from `mask_gradient`: a tensor, or one whose mask is still to be applied."""
@@ -95,6 +95,17 @@ def missing_for_e4m3(device: torch.device) -> str | None:
         if ring_programs(device):
             return None
     return f"FP8 needs a GPU of compute capability 9.0 (Hopper) and Triton 3.6, and the images are on {device}"
+
+
+def check_scaled(name: str, conv: ScaledConv, taps: int, outputs: int, x: Tensor, *, stored: bool) -> None:
+    """Raise ValueError unless `conv` has these taps and outputs, and is for `x`, or for a map in e4m3 if `stored`."""
+    expected = (taps, outputs, 64) if stored else (taps, x.shape[1], outputs)
+    found = tuple(conv.weight.shape), conv.weight.dtype, conv.weight.device, len(conv.bias)
+    if found != (expected, E4M3 if stored else x.dtype, x.device, outputs):
+        raise ValueError(
+            f"{name} has a weight {found[0]} of {found[1]} on {found[2]} and {found[3]} biases; expected {expected} of "
+            f"{E4M3 if stored else x.dtype} on {x.device} and {outputs}, as `scaled` makes them for this input"
+        )
 
 
 def choose_for_e4m3(x: Tensor, channels: Sequence[int], op: str) -> str:

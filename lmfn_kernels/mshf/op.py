@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmfn_kernels.conv.backend import choose_for_e4m3
+from lmfn_kernels.conv.backend import check_scaled, choose_for_e4m3
 from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.mshf import reference
 from lmfn_kernels.mshf.backend import MSHFBackend, implementation
@@ -75,10 +75,14 @@ def residual_block_e4m3(x: Tensor, conv1: ScaledConv, conv2: ScaledConv, *, upsa
     `x` and the result are float16 or bfloat16; `conv1` and `conv2` are from `scaled`, of 33 to 64 channels before and
     after both. On a Hopper GPU the kernels use e4m3; elsewhere PyTorch computes the same numbers in float32.
 
-    Raises TypeError for another dtype, ValueError for other channels, RuntimeError if a gradient is wanted.
+    Raises TypeError for another dtype, ValueError for other channels and for weights that do not fit, RuntimeError if a
+    gradient is wanted.
     """
     checks.image("x", x)
-    f = implementation(choose_for_e4m3(x, (x.shape[1], len(conv1.bias)), "residual_block_e4m3"))
+    hidden_channels = len(conv1.bias)
+    f = implementation(choose_for_e4m3(x, (x.shape[1], hidden_channels), "residual_block_e4m3"))
+    check_scaled("conv1", conv1, 9, hidden_channels, x, stored=False)
+    check_scaled("conv2", conv2, 9, x.shape[1], x, stored=True)
     with torch.autocast(x.device.type, enabled=False):
         x = f.as_kernel_image(x)
         if upsample:

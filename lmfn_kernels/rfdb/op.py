@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmfn_kernels.conv.backend import choose_for_e4m3
+from lmfn_kernels.conv.backend import check_scaled, choose_for_e4m3
 from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.rfdb import reference
 from lmfn_kernels.rfdb.backend import RFDBBackend, implementation
@@ -129,6 +129,10 @@ def distill_stages_e4m3(
     """
     checks.image("x", x)
     f = implementation(choose_for_e4m3(x, (x.shape[1],), "distill_stages_e4m3"))
+    checks.slope(slope)
+    for j, (distil, refine) in enumerate(stages):
+        check_scaled(f"distil of stage {j}", distil, 1, len(distil.bias), x, stored=j > 0)
+        check_scaled(f"refine of stage {j}", refine, 10, x.shape[1], x, stored=j > 0)
     with torch.autocast(x.device.type, enabled=False):
         y, d = f.as_kernel_image(x), []
         for j, (distil, refine) in enumerate(stages, 1):

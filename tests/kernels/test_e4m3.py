@@ -142,3 +142,11 @@ def test_errors() -> None:
         distill_stages_e4m3(x.clone().requires_grad_(), [])
     with lmfn_kernels.backend("triton"), pytest.raises((RuntimeError, ValueError), match=r"CPU|cpu"):
         residual_block_e4m3(x, stored, stored)
+    with pytest.raises(
+        ValueError, match=r"conv2 has a weight \(9, 50, 50\) of torch.bfloat16 .* \(9, 50, 64\) of .*e4m3"
+    ):
+        residual_block_e4m3(x, stored, stored)
+    with pytest.raises(ValueError, match=r"conv1 has a weight \(9, 40, 50\) .*; expected \(9, 50, 50\)"):
+        residual_block_e4m3(x, scaled(conv(50, 40, 3), WIDE), stored)
+    with pytest.raises(ValueError, match=r"refine of stage 0 has a weight \(9, 50, 50\) .*; expected \(10, 50, 50\)"):
+        distill_stages_e4m3(x, [(scaled(conv(25, 50, 1), WIDE), stored)])
