@@ -24,10 +24,9 @@ from lmfn_kernels import missing_for_e4m3, weight_layout
 BORDER = 16
 """Pixels that are reflected around an image. At a border the network's convolutions see zeros, which look like an edge:
 it would darken white borders and ring beside lines that end there."""
-DTYPES = {
-    "cpu": (torch.float32, torch.bfloat16, E4M3),
-    "cuda": (torch.float32, torch.bfloat16, torch.float16, E4M3),
-}
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = {"cpu": (torch.float32, torch.bfloat16, E4M3), "cuda": (*GPU_DTYPES, E4M3)}
+"""Of other devices: `GPU_DTYPES`."""
 
 
 def for_inference(
@@ -74,7 +73,7 @@ def engine(model: Network, device: str | torch.device | None = None, dtype: torc
     device = next(model.parameters()).device if device is None else torch.empty(0, device=device).device
     if dtype is None:
         dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    dtypes = DTYPES.get(device.type, DTYPES["cuda"][:3])
+    dtypes = DTYPES.get(device.type, GPU_DTYPES)
     if dtype not in dtypes:
         names = ", ".join(str(known).removeprefix("torch.") for known in dtypes)
         raise ValueError(f"dtype is {dtype}; on {device.type} it must be one of {names}")
