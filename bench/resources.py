@@ -6,7 +6,6 @@ each ptxas in Triton's wheel, since the driver determines which of them is used 
 """
 
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ import triton
 from triton import knobs
 
 from bench.descriptors import scan
+from bench.disassembly import disassemble, output
 from lmfn_kernels.acfm import op as acfm
 from lmfn_kernels.alfm import op as alfm
 from lmfn_kernels.conv import op as convolution
@@ -62,6 +62,9 @@ MATRIX = {
     "gfx942": r"v_mfma_",
 }
 """Patterns of matrix instructions; on the other targets only HMMA counts."""
+
+Assembled = tuple[str, str, dict[str, int]]
+"""The version of ptxas, the machine code, and the registers, stack and local accesses that it uses."""
 
 
 @dataclass(frozen=True)
@@ -223,15 +226,18 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
                 _calls(DTYPES[dtype])
                 if programs and dtype == "bfloat16":
                     _calls_of_e4m3()
-        for kernel, made, arguments in compiler.compiled.values():
-            yield from _rows(target, dtype, kernel, made, arguments)
+        kernels = list(compiler.compiled.values())
+        assembled = (_amd if target == "gfx942" else _nvidia)([made for _, made, _ in kernels])
+        for (kernel, made, arguments), versions in zip(kernels, assembled, strict=True):
+            yield from _rows(target, dtype, kernel, made, arguments, versions)
 
 
-def _rows(target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any]) -> Iterator[Compiled]:
+def _rows(
+    target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any], versions: list[Assembled]
+) -> Iterator[Compiled]:
     name = kernel.__name__.removesuffix("_kernel")
     products = "tl.dot" in kernel.src or kernel.is_gluon()
     rows = a["BLOCK_K"] if name == "weight_gradient" else a.get("BLOCK_H", 0) * a.get("BLOCK_W", 1)
-    versions = list(_nvidia(made) if target != "gfx942" else _amd(made))
     findings = [tuple(scan(code)[1]) if target == "sm_90" else () for _, code, _ in versions]
     if len(versions) > 1 and all(findings):
         # Not a miscompilation: both compute a constant in a way that the scan cannot follow, e.g. `gram` in float32.
@@ -266,56 +272,55 @@ def _variant(a: dict[str, Any]) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _nvidia(made: Any) -> Iterator[tuple[str, str, dict[str, int]]]:
-    """For each ptxas: its version, the machine code, and the resources."""
+def _nvidia(kernels: list[Any]) -> list[list[Assembled]]:
+    cubins = [list(_cubins(made)) for made in kernels]
+    arch = kernels[0].metadata.target.arch
+    codes = iter(disassemble(arch, [cubin for versions in cubins for _, cubin in versions]))
+    return [
+        [(ptxas, (code := next(codes)), _used(arch, cubin, code)) for ptxas, cubin in versions] for versions in cubins
+    ]
+
+
+def _cubins(made: Any) -> Iterator[tuple[str, bytes]]:
+    """For each ptxas that may assemble the kernel: its version, and the cubin."""
     arch = made.metadata.target.arch
     usual = assembler(arch)
     with tempfile.TemporaryDirectory() as folder:
         ptx, cubin = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         for tool in (knobs.nvidia.ptxas, knobs.nvidia.ptxas_blackwell):
             if tool == usual:
-                cubin.write_bytes(made.asm["cubin"])
+                yield tool.version, made.asm["cubin"]
             elif arch == 90:
                 # The PTX requests the version of the newer ptxas, which the older one rejects.
                 ptx.write_text(re.sub(r"\.version \d\.\d", ".version 8.7", made.asm["ptx"]))
-                _output(tool.path, "--gpu-name=sm_90a", str(ptx), "-o", str(cubin))
-            else:
-                continue
-            usage = _output(knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin))
-            code = _output(knobs.nvidia.nvdisasm.path, "-c", str(cubin))
-            found = dict(re.findall(r"(REG|STACK):(\d+)", usage))
-            # For sm_120, TMA calls a function with 8 bytes of arguments if an address belongs to another program of the
-            # cluster, which never happens here.
-            calls = len(re.findall(r"\bSTL\.64 \[R1\], RZ", code)) if arch == 120 else 0
-            yield (
-                tool.version,
-                code,
-                {
-                    "registers": int(found["REG"]),
-                    "stack": int(found["STACK"]) - (8 if calls else 0),
-                    "local": len(re.findall(r"\b(?:LDL|STL)\b", code)) - calls,
-                },
-            )
+                output(tool.path, "--gpu-name=sm_90a", str(ptx), "-o", str(cubin))
+                yield tool.version, cubin.read_bytes()
 
 
-def _amd(made: Any) -> Iterator[tuple[str, str, dict[str, int]]]:
-    code = made.asm["amdgcn"]
-    found = dict(
-        re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count|private_segment_fixed_size):\s+(\d+)", code)
-    )
-    yield (
-        "",
-        code,
-        {
-            "registers": int(found["vgpr_count"]),
-            "stack": int(found["private_segment_fixed_size"]),
-            "local": int(found["vgpr_spill_count"]),
-        },
-    )
+def _used(arch: int, cubin: bytes, code: str) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        usage = output(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
+    found = dict(re.findall(r"(REG|STACK):(\d+)", usage))
+    # For sm_120, TMA calls a function with 8 bytes of arguments if an address belongs to another program of the
+    # cluster, which never happens here.
+    calls = len(re.findall(r"\bSTL\.64 \[R1\], RZ", code)) if arch == 120 else 0
+    return {
+        "registers": int(found["REG"]),
+        "stack": int(found["STACK"]) - (8 if calls else 0),
+        "local": len(re.findall(r"\b(?:LDL|STL)\b", code)) - calls,
+    }
 
 
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _amd(kernels: list[Any]) -> list[list[Assembled]]:
+    counts = r"\.(vgpr_count|vgpr_spill_count|private_segment_fixed_size):\s+(\d+)"
+    codes = [made.asm["amdgcn"] for made in kernels]
+    found = [{name: int(count) for name, count in re.findall(counts, code)} for code in codes]
+    fields = {"registers": "vgpr_count", "stack": "private_segment_fixed_size", "local": "vgpr_spill_count"}
+    return [
+        [("", code, {field: numbers[name] for field, name in fields.items()})]
+        for code, numbers in zip(codes, found, strict=True)
+    ]
 
 
 def table(targets: list[str], dtypes: list[str]) -> int:

@@ -2,6 +2,7 @@
 arithmetic and products are silently wrong, so no test runs a kernel in bfloat16."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -47,6 +48,19 @@ def no_precision_is_left() -> None:
     """Accelerate fixes a process's precision at its first run; this lets the tests of a module use others."""
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process that compiles kernels, or has none: without the interpreter, and where gcc is found,
+    without its optimiser, as Triton has a launcher in C built for every kernel."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "LMFN_BACKEND")}
+    if "CC" not in kept and (gcc := shutil.which("gcc")):
+        compiler = tmp_path_factory.mktemp("compiler") / "gcc"
+        compiler.write_text(f'#!/bin/sh\nexec {gcc} "$@" -O0\n')
+        compiler.chmod(0o755)
+        kept["CC"] = str(compiler)
+    return kept
 
 
 @pytest.fixture(scope="session")

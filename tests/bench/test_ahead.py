@@ -1,6 +1,5 @@
 """Kernels compiled ahead, on a machine without a GPU."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,14 +49,13 @@ with gpu(), backend("triton"), patch.object(backends, "INTERPRETED", True):
 """
 
 
-def share(tmp_path: Path, place: str, *done: str) -> list[str]:
+def share(environment: dict[str, str], tmp_path: Path, place: str, *done: str) -> list[str]:
     """The output of one process of a share, run without Triton's interpreter."""
     (tmp_path / "done.txt").write_text("\n".join(done))
-    return in_process(tmp_path, SOME, place, str(tmp_path / "done.txt"))
+    return in_process(environment, tmp_path, SOME, place, str(tmp_path / "done.txt"))
 
 
-def in_process(tmp_path: Path, code: str, *arguments: str) -> list[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+def in_process(environment: dict[str, str], tmp_path: Path, code: str, *arguments: str) -> list[str]:
     found = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -70,24 +68,23 @@ def in_process(tmp_path: Path, code: str, *arguments: str) -> list[str]:
     return found.stdout.splitlines()
 
 
-def test_each_kernel_is_compiled_once_by_one_process(tmp_path: Path) -> None:
-    lines = share(tmp_path, "1/2")
+def test_each_kernel_is_compiled_once_by_one_process(environment: dict[str, str], tmp_path: Path) -> None:
+    lines = share(environment, tmp_path, "1/2")
     assert [line.partition(": ")[0] for line in lines] == [
         "BEGIN 1, conv_kernel of conv",
         "PASSED 1, conv_kernel of conv",
         "COMPLETE",
     ]
     assert len(list((tmp_path / "cache").rglob("conv_kernel.cubin"))) == 1
-    other = share(tmp_path, "0/2")
+    other = share(environment, tmp_path, "0/2")
     assert other == ["FAILED wrong: RuntimeError('cannot be called')", "COMPLETE"]
-    assert share(tmp_path, "1/2", "1, conv_kernel of conv") == ["COMPLETE"]
+    assert share(environment, tmp_path, "1/2", "1, conv_kernel of conv") == ["COMPLETE"]
     # A launch then finds its kernel in the cache, and compiles it if it is missing.
-    assert in_process(tmp_path, LAUNCHED, str(tmp_path / "cache")) == ["0", "1"]
+    assert in_process(environment, tmp_path, LAUNCHED, str(tmp_path / "cache")) == ["0", "1"]
 
 
-def test_the_command_ends_in_time(tmp_path: Path) -> None:
+def test_the_command_ends_in_time(environment: dict[str, str], tmp_path: Path) -> None:
     """Everything compiled within a short time limit is correct; the rest is left to the first launch."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bench", "ahead", "--gpu", "some-gpu:90:232448", "--processes", "1"]
     done = subprocess.run(
         [*command, "--minutes", "0.02"],

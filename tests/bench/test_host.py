@@ -1,6 +1,5 @@
 """Counts of host operations, and `python -m bench host` on the stand-in for a GPU's driver."""
 
-import os
 import re
 import subprocess
 import sys
@@ -68,9 +67,8 @@ def test_windows_need_no_more_launches() -> None:
     assert counts == [5, 5], "F F^T by parts and summed, attention, its product with the weight, and with the maps"
 
 
-def test_the_command() -> None:
+def test_the_command(environment: dict[str, str]) -> None:
     """In a separate process, since this one uses Triton's interpreter."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "bench", "host", "--device", "cpu", "--op", "conv3x3", "--seconds", "0"],
         capture_output=True,

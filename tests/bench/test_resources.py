@@ -1,7 +1,6 @@
 """Every kernel of the network, compiled for every target without a GPU: no spills, enough memory, and use of matrix
 units."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +15,12 @@ from bench.resources import Compiled
     ("target", "dtype"),
     [("sm_80", "float32"), ("sm_90", "bfloat16"), ("gfx942", "float32")],
 )
-def test_no_fault(target: str, dtype: str) -> None:
+def test_no_fault(environment: dict[str, str], target: str, dtype: str) -> None:
     """In a separate process: this one may use Triton's interpreter, and an LLVM assertion would end it.
 
     In float32, which needs the most registers, on the targets with the fewest; in bfloat16 where both assemblers and
     the descriptors of matrix instructions are checked. `python -m bench resources` covers every target and dtype.
     """
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "bench", "resources", "--target", target, "--dtype", dtype],
         capture_output=True,

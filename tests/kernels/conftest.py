@@ -1,7 +1,6 @@
 """Fixtures for the tests of the kernels; `tests/conftest.py` sets Triton's interpreter. `lmfn_kernels` is imported
 inside the fixtures, since the interpreter may not have been set yet when this file is read."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -49,9 +48,3 @@ def backend_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
 
     with lmfn_kernels.backend(request.param[0]):
         yield request.param[1]
-
-
-@pytest.fixture
-def environment() -> dict[str, str]:
-    """The environment of a process that compiles kernels, or has none: without the interpreter."""
-    return {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "LMFN_BACKEND")}

@@ -1,7 +1,6 @@
 """A launch: what is done for each one and what only once, observed by `launched.py`, where Triton compiles."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,10 +12,9 @@ CHECKS = Path(__file__).with_name("launched.py")
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def found(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The failures of each check. In a separate process, since this one uses Triton's interpreter."""
     root = CHECKS.parents[2]
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, str(CHECKS)],
         capture_output=True,

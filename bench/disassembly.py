@@ -1,0 +1,66 @@
+"""Machine code of many kernels from one run of nvdisasm, which takes half a second to start."""
+
+import re
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from triton import knobs
+
+_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/(.*)")
+_JUMP = re.compile(r"(\b(?:BRA|BSSY|CALL|JMP)\b.*?)\b0x([0-9a-f]+)\s*;")
+_BYTES = 16
+"""Length of an instruction."""
+
+
+def disassemble(arch: int, cubins: Sequence[bytes]) -> list[str]:
+    """The code of each cubin, with addresses from 0 and labels, as `nvdisasm -c` prints it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernels"
+        texts = [_text(cubin) for cubin in cubins]
+        file.write_bytes(b"".join(texts))
+        listing = _nvdisasm("--no-dataflow", "--binary", f"SM{arch}{'a' if arch >= 90 else ''}", str(file))
+        lines = {int(address, 16): line for address, line in _LINE.findall(listing)}
+        codes, begin = [], 0
+        for cubin, text in zip(cubins, texts, strict=True):
+            code = "\n".join(_labelled([lines[begin + at] for at in range(0, len(text), _BYTES)], begin))
+            begin += len(text)
+            if "BRX" in code:  # jumps by a table, which is stored outside of the code
+                file.write_bytes(cubin)
+                code = _nvdisasm("-c", str(file))
+            codes.append(code)
+    return codes
+
+
+def output(*command: str) -> str:
+    """What a command prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _nvdisasm(*arguments: str) -> str:
+    return output(knobs.nvidia.nvdisasm.path, *arguments)
+
+
+def _text(cubin: bytes) -> bytes:
+    """The instructions of all functions in a cubin, which is a 64-bit ELF file."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, number, names = struct.unpack_from("<3H", cubin, 58)
+    # Of each section: where its name begins, its kind, flags, address, offset and size.
+    sections = [struct.unpack_from("<2I4Q", cubin, table + i * size) for i in range(number)]
+    return b"".join(
+        cubin[offset : offset + length]
+        for name, _, _, _, offset, length in sections
+        if cubin.startswith(b".text.", sections[names][4] + name)
+    )
+
+
+def _labelled(lines: list[str], begin: int) -> Iterator[str]:
+    """The lines of a kernel that begins at address `begin`, with jumps to labels instead of addresses."""
+    targets = {int(found[2], 16) - begin for line in lines if (found := _JUMP.search(line))}
+    for i, line in enumerate(lines):
+        at = i * _BYTES
+        if at in targets:
+            yield f".L_{at:04x}:"
+        yield f"/*{at:04x}*/" + _JUMP.sub(lambda jump: f"{jump[1]}`(.L_{int(jump[2], 16) - begin:04x}) ;", line)
