@@ -1,0 +1,162 @@
+"""The Gluon kernels' own source, run by `hopper.py`: right in every order of the warps, and wrong with any defect."""
+
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lmfn_kernels
+from lmfn_kernels import scaled
+from lmfn_kernels.conv import triton_backend as convolutions
+from lmfn_kernels.rfdb import torch_backend as exact_blocks
+from lmfn_kernels.rfdb import triton_backend as blocks
+from lmfn_kernels.runtime.launch import as_kernel_image, intercepting
+from lmfn_kernels.testing import (
+    OPS,
+    OpCase,
+    assert_within_rounding,
+    conv,
+    conv_from_flat,
+    is_image,
+    reference_with_bounds,
+)
+from lmfn_kernels.weights import E4M3, Conv
+from tests.kernels import hopper
+from tests.kernels.conftest import amid_nan
+
+FORMS = {
+    "distill_stage": OPS["distill_stage"],
+    "distill_fuse": OPS["distill_fuse"],
+    "residual": OPS["conv3x3"],
+    "no border": OPS["conv3x3-reduce"]._replace(function=conv_from_flat(padding=0), smallest=(3, 3)),
+    "ReLU": OPS["conv3x3-reduce"]._replace(function=conv_from_flat(activation="relu")),
+}
+CASES = [
+    ((1, 1, 50, 1, 4), torch.bfloat16),
+    ((2, 1, 50, 9, 33), torch.bfloat16),
+    ((1, 1, 64, 5, 61), torch.float16),
+]
+
+
+@pytest.fixture(autouse=True)
+def _on_hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With two programs, so that each computes several tiles."""
+    monkeypatch.setattr(convolutions, "ring_programs", lambda _: 2)
+    monkeypatch.setattr(blocks, "RING_FUSE_HAS_RUN", True)
+    with lmfn_kernels.backend("triton"), torch.no_grad():
+        yield
+
+
+def results(form: OpCase, inputs: list[Tensor], **options: Any) -> list[Tensor]:
+    launched: set[str] = set()
+
+    def launch(otherwise: Any, kernel: Any, *arguments: Any) -> None:
+        launched.add(kernel.__name__)
+        hopper.launch(otherwise, kernel, *arguments, **options)
+
+    with intercepting(launch):
+        found = form.function(*inputs)
+    assert launched & {"ring_kernel", "ring_fuse_kernel"}
+    return [found] if isinstance(found, Tensor) else list(found)
+
+
+@pytest.mark.parametrize(("size", "dtype"), CASES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_within_rounding(form: str, size: tuple[int, ...], dtype: torch.dtype) -> None:
+    inputs = [amid_nan(t) if is_image(t) else t for t in FORMS[form].draw(size, dtype)]
+    expected, _ = reference_with_bounds(FORMS[form].function, inputs, [False] * len(inputs))
+    runs = [results(FORMS[form], inputs, order=order) for order in hopper.ORDERS]
+    for i, (reference, *found) in enumerate(zip(expected, *runs, strict=True)):
+        assert_within_rounding(f"result {i}", found[0], reference)
+        assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("size", [(1, 50, 1, 1), (2, 50, 9, 33)], ids=str)
+@pytest.mark.parametrize("form", ["scaled_conv", "scaled_stage"])
+@pytest.mark.parametrize(("before", "after"), [(None, E4M3), (E4M3, E4M3), (E4M3, None)])
+def test_e4m3(before: torch.dtype | None, after: torch.dtype | None, form: str, size: tuple[int, ...]) -> None:
+    """Against PyTorch in float32, from the same operands."""
+    wide, n = torch.bfloat16, size[1]
+    x = as_kernel_image(torch.randn(size).to(wide))
+    of, to = None if before is None else 0.0625, 1.0 if after is None else 0.0625
+    refine, distil = (Conv(*conv(m, n, k, torch.float32)) for m, k in ((n, 3), (25, 1)))
+    image = as_kernel_image(x if before is None else (x / 0.0625).to(before))
+    refine = scaled(refine, wide, of, to, residual=form == "scaled_stage")
+    if form == "scaled_stage":
+        arguments = [image, scaled(distil, wide, of), refine, 0.05, after or wide, wide]
+        options = {}
+    else:
+        arguments = [image, refine, x if after is None else None]
+        options = {"slope": 0.0, "dtype": after or wide}
+    exact = getattr(exact_blocks, form)(*arguments, **options)
+    runs = []
+    for order in hopper.ORDERS:
+        with intercepting(partial(hopper.launch, order=order)):
+            found = getattr(blocks, form)(*arguments, **options)
+        runs.append([found] if isinstance(found, Tensor) else found)
+    for value, *found in zip([exact] if isinstance(exact, Tensor) else exact, *runs, strict=True):
+        one, other, value = (t.float() for t in (*found, value))
+        rounding = 2**-3 if found[0].dtype == E4M3 else 2**-7  # by one step, where sums differ in their last bits
+        assert ((one - value).abs() <= rounding * value.abs() + 2**-9 * value.abs().max()).all()
+        assert torch.equal(one, other)
+
+
+@cache
+def without_defect(kind: str) -> tuple[OpCase, list[Tensor], list[Tensor]]:
+    form = FORMS[kind]
+    inputs = form.draw((2, 1, 50, 9, 33), torch.bfloat16)
+    return form, inputs, results(form, inputs)
+
+
+FULL = "mbarrier.wait(full.index(i_slot), i_turn // SLOTS & 1)"
+EMPTY = "mbarrier.wait(empty.index(i_slot), (i_turn // SLOTS & 1) ^ 1)"
+ARRIVAL = "mbarrier.arrive(empty.index(i_slot), count=1)"
+STORED = f"tma.store_wait(0)\n        {ARRIVAL}"
+EARLY = f"{ARRIVAL}\n        tma.store_wait(0)"
+DEFECTS = [
+    ("a tap is off by one", "residual", "FIRST + i * _PITCH + j", "FIRST + i * _PITCH + j + 1"),
+    ("a tap is off by one", "distill_fuse", "+ i % 3, pixels", "+ i % 3 + 1, pixels"),
+    ("no wait for a tile", "residual", FULL, "pass"),
+    ("no wait for a tile", "distill_fuse", FULL, "pass"),
+    ("the wrong phase of a tile", "residual", FULL, f"{FULL[:-1]} ^ 1)"),
+    ("no wait for the weights", "distill_stage", "mbarrier.wait(loaded.index(i), 0)", "pass"),
+    ("no wait for the weights", "distill_fuse", "mbarrier.wait(loaded.index(1), 0)", "pass"),
+    ("a slot is filled before it is empty", "distill_stage", EMPTY, "pass"),
+    ("a slot is filled before it is empty", "distill_fuse", EMPTY, "pass"),
+    ("the wrong phase of a slot", "residual", EMPTY, EMPTY.replace(" ^ 1", "")),
+    ("a slot is empty before it is stored", "residual", STORED, EARLY),
+    ("a slot is empty before it is stored", "distill_fuse", STORED, EARLY),
+    ("a slot is never empty", "residual", ARRIVAL, "pass"),
+    ("two arrivals instead of one", "residual", ARRIVAL, ARRIVAL.replace("count=1", "count=2")),
+    ("too few bytes are expected", "residual", "(BLOCK_H * _PITCH * 2 if WITH_RESIDUAL else 0)", "0"),
+    ("no fence before a store", "residual", "fence_async_shared()", "pass"),
+    ("no fence before a store", "distill_fuse", "fence_async_shared()", "pass"),
+    ("no wait for a store", "residual", "tma.store_wait(0)", "pass"),
+    ("no wait for products", "distill_stage", "g=0, deps=(b_out, b_d)", "g=1, deps=(b_out, b_d)"),
+    ("no wait for products", "distill_fuse", "num_outstanding=3", "num_outstanding=4"),
+    ("the tile's center is not at a multiple of 8 pixels", "distill_stage", "else 7", "else 6"),
+    ("a column too many", "distill_fuse", "(o_x < BLOCK_W) &", "(o_x < BLOCK_W + 1) &"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("defect", "form", "before", "after"), DEFECTS, ids=[f"{d[1]}, {d[0]}" for d in DEFECTS])
+def test_a_defect_is_found(defect: str, form: str, before: str, after: str) -> None:
+    op, inputs, exact = without_defect(form)
+    edited: list[str] = []
+
+    def edit(source: str) -> str:
+        if before in source:
+            edited.append(source)
+        return source.replace(before, after)
+
+    def run() -> None:
+        for order in hopper.ORDERS:
+            for found, right in zip(results(op, inputs, order=order, edit=edit), exact, strict=True):
+                assert torch.equal(found, right)
+
+    with pytest.raises(AssertionError):
+        run()
+    assert edited, f"{defect}: {before} is nowhere in the kernel"
