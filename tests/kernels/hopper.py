@@ -234,15 +234,15 @@ class Partition(greenlet):
 class Order(NamedTuple):
     """What a GPU leaves open."""
 
-    partitions: tuple[int, ...]
-    """Those first that always run when they can. The one before `gl.warp_specialize` and its first are number 1."""
+    partitions: int
+    """Which one runs if several can: 1 for the first, -1 for the last."""
     load: int
     """Which load arrives first: 0 for the oldest, -1 for the newest."""
     programs: int
     """1 or -1: from the first or from the last."""
 
 
-ORDERS = Order((3, 2, 1), 0, 1), Order((1, 2, 3), -1, -1)
+ORDERS = Order(-1, 0, 1), Order(1, -1, -1)
 
 
 class Multiprocessor:
@@ -267,7 +267,7 @@ class Multiprocessor:
         while alive := [p for p in self.partitions if not p.dead]:
             ready = [p for p in alive if p.ready()]
             if ready:
-                min(ready, key=lambda p: (self.order.partitions.index(p.number), -self.partitions.index(p))).switch()
+                min(ready, key=lambda p: self.order.partitions * p.number).switch()
             else:
                 assert self.loads, "deadlock: " + ", ".join(f"partition {p.number} {p.doing}" for p in alive)
                 barrier, to, x = self.loads.pop(self.order.load)
@@ -344,8 +344,8 @@ class Multiprocessor:
         self.step()
         while len(self.partition.products) > num_outstanding:
             self.partition.products.pop(0).finish()
-        found = tuple(x.result if isinstance(x, Product) else x for x in deps)
-        assert all(x is not None for x in found), "the result of a product that is in flight"
+        # What is still in flight can be added to, and nothing else.
+        found = tuple(x.result if isinstance(x, Product) and x.result is not None else x for x in deps)
         return found if len(found) > 1 else found[0]
 
     def fence_async_shared(self) -> None:
@@ -379,6 +379,7 @@ def language(sm: Multiprocessor) -> Overlay:
         where=torch.where,
         sum=lambda x, axis: x.sum(axis),
         convert_layout=lambda x, layout: x,  # noqa: ARG005
+        thread_barrier=lambda: None,
         load=load,
         store=store,
         allocate_shared_memory=sm.allocate_shared_memory,

@@ -157,6 +157,6 @@ def test_a_defect_is_found(defect: str, form: str, before: str, after: str) -> N
             for found, right in zip(results(op, inputs, order=order, edit=edit), exact, strict=True):
                 assert torch.equal(found, right)
 
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, TypeError)):  # TypeError: a product in flight is no tensor
         run()
     assert edited, f"{defect}: {before} is nowhere in the kernel"
