@@ -42,6 +42,9 @@ BOX = 16
 SHARED = 231_000
 """Bytes of shared memory for slots and weights; sm_90 has 232,448, and barriers take some."""
 
+thread_barrier = getattr(gl, "thread_barrier", None) or gl.barrier
+"""Among the warps of a partition. Triton 3.7 renamed it."""
+
 _PITCH, _CHANNELS, _BOX, _SHARED = map(gl.constexpr, (PITCH, CHANNELS, BOX, SHARED))
 
 

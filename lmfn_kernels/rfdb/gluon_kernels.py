@@ -17,7 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from lmfn_kernels.conv import gluon_kernels as ring
-from lmfn_kernels.conv.gluon_kernels import leaky, load_box, matrix_at, store_rows, tile_at
+from lmfn_kernels.conv.gluon_kernels import leaky, load_box, matrix_at, store_rows, thread_barrier, tile_at
 
 DISTILLED, SQUEEZED = 32, 16
 """Channels of a distilled map, and of ESA's a, in shared memory and registers."""
@@ -134,6 +134,10 @@ def consume(
         b_y = warpgroup_mma(b_left, fuse.index(3).reshape([_DISTILLED, _CHANNELS]), b_y, is_async=True)
         b_y = warpgroup_mma_wait(num_outstanding=0, deps=(b_y,))
         b_y = rounded(b_y + load_bias(p_fuse_bias, C, _CHANNELS, OF_Y), C, _CHANNELS, pixels.dtype, OF_Y)
+        # A warp has waited for its own products; those of the others may still read the tile. Triton adds such barriers
+        # where it sees the need, but takes products for done at the first barrier after their start, that before
+        # `loaded`.
+        thread_barrier()
         matrix_at(pixels, o_p, pixels.dtype, PIXELS).permute((1, 0)).store(b_y)
         if t_d4 is not None:
             map_at(maps, o_m, PIXELS).store(b_d4)

@@ -274,7 +274,8 @@ class Multiprocessor:
                 to.write(x)
                 barrier.arrive(0, -x.nbytes)
         assert not self.loads, "the kernel ends while a load is in flight"
-        assert not any(p.stores for p in self.partitions), "the kernel ends while a store is in flight"
+        unfinished = [p for p in self.partitions if p.stores or p.products]
+        assert not unfinished, "the kernel ends while a store or a product is in flight"
 
     def step(self, ready: Callable[[], bool] = lambda: True, doing: str = "runs") -> None:
         """Let other warps run, at least until this one is ready."""
@@ -410,6 +411,7 @@ def _in_python(kernel: Any, sm: Multiprocessor, edit: Callable[[str], str]) -> C
         id(hopper.warpgroup_mma): sm.warpgroup_mma,
         id(hopper.warpgroup_mma_wait): sm.warpgroup_mma_wait,
         id(hopper.fence_async_shared): sm.fence_async_shared,
+        id(gl.thread_barrier): lambda: None,
     }
     modules: dict[int, dict[str, Any]] = {}
 
