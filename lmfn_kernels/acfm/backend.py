@@ -19,9 +19,9 @@ class ACFMBackend(ALFMBackend, Protocol):
         """x + alpha sigmoid(q) x + add."""
 
     def gate_backward(
-        self, g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
+        self, g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor], add: Tensor | None = None
     ) -> tuple[Tensor, Gradient, Sequence[Gradient]]:
-        """Gradients of x, alpha and the weights."""
+        """Gradients of x (plus `add`), alpha and the weights."""
 
     def merge(
         self,

@@ -305,13 +305,16 @@ def channel_gate_backward_kernel(
 
 @triton.jit
 def channel_gate_input_kernel(
-    t_e, t_dx, p_spatial, H, W, C,
+    t_e, t_dx, t_add, p_spatial, H, W, C,
     MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """Add to `t_dx` the part of the gradient of x that passes through the gate."""
+    """Add to `t_dx` the part of the gradient of x that passes through the gate, and `t_add` unless it is None."""
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_dx, b_1, b_2 = stencil(t_e, p_spatial, i_b, o_h, o_w, MAPS, True, ACC)
     if MAPS == 3:
         b_dx = band_product(b_dx, 0.0, 0.0, 1.0, C, t_e.dtype, ACC, PRECISION) + b_1
         b_dx += band_product(b_2, 1.0, 0.0, 0.0, C, t_e.dtype, ACC, PRECISION)
-    store_pixels(t_dx, i_b, o_h, o_w, 0, b_dx + load_pixels(t_dx, i_b, o_h, o_w, 0).to(ACC))
+    b_dx += load_pixels(t_dx, i_b, o_h, o_w, 0).to(ACC)
+    if t_add is not None:
+        b_dx += load_pixels(t_add, i_b, o_h, o_w, 0).to(ACC)
+    store_pixels(t_dx, i_b, o_h, o_w, 0, b_dx)

@@ -159,13 +159,14 @@ def _attention_merge_backward(
         found |= layer_attention_backward(f, gradients, saved, attention, of_attention, wanted)
     if wanted("x", "alpha", "gate") or (t.x is None and wanted("maps")):
         x = t.maps[options.x_index] if t.x is None else t.x
+        through_attention = found["maps"][options.x_index] if t.x is None and wanted("maps") else None
         dx, found["alpha"], found["gate"] = f.gate_backward(
-            f.as_kernel_image(gradients[0]), f.as_kernel_image(x), t.alpha, t.gate
+            f.as_kernel_image(gradients[0]), f.as_kernel_image(x), t.alpha, t.gate, through_attention
         )
         if t.x is not None:
             found["x"] = dx
-        elif wanted("maps"):
-            found["maps"][options.x_index] += dx
+        elif through_attention is not None:
+            found["maps"][options.x_index] = dx
     return found
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lmfn_kernels.alfm.torch_backend import (
     as_kernel_image,
+    both_sides,
     fold_into_weight,
     fold_into_weight_backward,
     gram,
@@ -25,6 +26,7 @@ from lmfn_kernels.runtime.torch_private import FakeTensor
 
 __all__ = [
     "as_kernel_image",
+    "both_sides",
     "fold_into_weight",
     "fold_into_weight_backward",
     "gate",
@@ -72,14 +74,15 @@ def merge(
     slope: float,
     save: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    (added,) = mix(maps, 1, grid, window_matrix=matrix.mT, bias=bias, slope=slope)
+    (added,) = mix(maps, 1, grid, window_matrix=matrix.mT[:, None], bias=bias, slope=slope)
     return gate(x, added, alpha, weights), added if save else None
 
 
 def gate_backward(
-    g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
+    g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor], add: Tensor | None = None
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gradients of x, alpha and the weights. Each strip recomputes u and q, including one row above and one below."""
+    """Gradients of x (plus `add`), alpha and the weights. Each strip recomputes u and q, with one row above and one
+    below."""
     dx = _like(x)
     p = _prepared(x, alpha, weights)
     c = x.shape[1]
@@ -105,7 +108,8 @@ def gate_backward(
             dspatial_bias += du[:, :, own].sum()
         dspatial += _convolution_backward(du[:, :, own], x_x, p.spatial, 1)
         through = _convolution_backward(du, wide, p.spatial, 0)[:, :, 2:-2]
-        dx[i : i + 1, :, first:last] = w[:, :, own].mul_(p.alpha).add_(1).mul_(g_x[:, :, own]).add_(through)
+        dx_own = w[:, :, own].mul_(p.alpha).add_(1).mul_(g_x[:, :, own]).add_(through)
+        dx[i : i + 1, :, first:last] = dx_own if add is None else dx_own.add_(add[i : i + 1, :, first:last])
     per_value = dspatial.view(c, -1, 9).sum(0)
     if p.spatial_bias is None:
         return dx, dalpha, [per_value.flatten(), dbias]

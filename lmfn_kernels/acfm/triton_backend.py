@@ -10,6 +10,7 @@ from lmfn_kernels.acfm import kernels
 from lmfn_kernels.alfm.triton_backend import (
     as_kernel_image,
     blocks_of,
+    both_sides,
     fold_into_weight,
     fold_into_weight_backward,
     gram,
@@ -37,6 +38,7 @@ from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 
 __all__ = [
     "as_kernel_image",
+    "both_sides",
     "fold_into_weight",
     "fold_into_weight_backward",
     "gate",
@@ -81,7 +83,7 @@ def merge(
         _merge,
         key,
         **{name: as_pitched_image(image) for name, image in images.items()},
-        p_w=mix_weights(matrix.mT, len(maps), 1, x.dtype),
+        p_w=mix_weights(matrix.mT[:, None], len(maps), x.dtype),
         p_mix_bias=bias,
         t_added=kept,
         t_out=out,
@@ -114,9 +116,9 @@ def _merge(t: Tiling, grid: Grid, maps: int, layers: int, slope: float, precisio
 
 
 def gate_backward(
-    g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor]
+    g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor], add: Tensor | None = None
 ) -> tuple[Tensor, PartialSums, list[PartialSums]]:
-    """Gradients of x, alpha and the weights."""
+    """Gradients of x (plus `add`), alpha and the weights."""
     dx, e = empty_image(x, *x.shape), empty_image(x, *x.shape)
     t = tiling("channel_gate_backward", x)
     sums = partial_sums(x, t.splits, (SUMS,))
@@ -124,7 +126,7 @@ def gate_backward(
     images: dict[str, Tensor] = {"t_g": g, "t_x": x, "t_dx": dx, "t_e": e}
     launch(x, _gate_backward, (t, maps), **images, p_alpha=alpha, **_weights(weights), p_sums=sums)
     key = kernels.channel_gate_input_kernel, tiling("channel_gate", x), maps
-    launch(x, _gate, key, t_e=e, t_dx=dx, p_spatial=weights[0])
+    launch(x, _gate, key, t_e=e, t_dx=dx, t_add=add, p_spatial=weights[0])
     sizes = [weight.numel() for weight in (*weights, alpha)]
     *found, dalpha = map(PartialSums, sums[:, : sum(sizes)].split(sizes, dim=1))
     return dx, dalpha, found

@@ -57,6 +57,17 @@ def layers(matrix: Tensor, n: int) -> Tensor:
     return matrix.unflatten(2, (n, c)).unflatten(1, (n, c)).diagonal(dim1=2, dim2=4).sum(-1)  # type: ignore[no-any-return]
 
 
+def both_sides(de: Tensor, size: int) -> Tensor:
+    """dE + dE^T [B, NC, NC], from the gradient dE of E; times F it is the gradient of F. NC is `size`."""
+    return channels(de + de.mT, size)
+
+
+def by_maps(matrix: Tensor, maps: int) -> Tensor:
+    """[B, inputs, NC] as [B, N, inputs, C], a matrix per map."""
+    found: Tensor = matrix.unflatten(2, (maps, -1))
+    return found.transpose(1, 2)
+
+
 def _mixing(m: Tensor, theta: Tensor, weight: Tensor) -> Tensor:
     """theta M + I [B, NC, NC]."""
     size = weight.shape[1]

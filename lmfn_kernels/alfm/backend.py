@@ -38,9 +38,9 @@ class ALFMBackend(Protocol):
     ) -> list[Tensor]:
         """`outputs` images: LR(products of the gradient or the maps with matrices, summed, plus bias).
 
-        `window_matrix` [B * windows, inputs, outputs * channels] multiplies the gradient before its activation, or the
+        `window_matrix` [B * windows, outputs, inputs, channels] multiplies the gradient before its activation, or the
         maps if there is no gradient; the products of the windows are weighted by their shares. `block_matrix`
-        [B * blocks, inputs, outputs * channels] multiplies the maps, block by block.
+        [B * blocks, outputs, inputs, channels] multiplies the maps, block by block.
         """
 
     def fold_into_weight(
@@ -58,9 +58,22 @@ class ALFMBackend(Protocol):
         """
 
     def fold_into_weight_backward(
-        self, dp: Tensor, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool
-    ) -> tuple[Tensor, Gradient, Gradient, Gradient | None]:
-        """Gradients of E, theta, the weight and the temperature, from the gradient `dp` of P."""
+        self,
+        dp: Tensor,
+        gram: Tensor,
+        theta: Tensor,
+        weight: Tensor,
+        temperature: Tensor | None,
+        by_layer: bool,
+        maps: Sequence[Tensor],
+    ) -> tuple[Tensor, Gradient, Gradient, Gradient | None, Tensor | None]:
+        """Gradients of E, theta, the weight and the temperature, from the gradient `dp` of P; and P itself.
+
+        P is for `mix`, whose outputs are like the maps, and may be rounded to their dtype; None without maps.
+        """
+
+    def both_sides(self, de: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """dE + dE^T from the gradient of E, for `mix` of these maps, whose outputs are like them."""
 
 
 @cache

@@ -364,13 +364,14 @@ def attention_kernel(
 
 @triton.jit
 def fold_kernel(
-    p_x, p_m, p_theta, p_out, s_b, s_o, s_k, s_out_b, s_out_o, s_out_k, ROWS, R, C,
+    p_x, p_m, p_theta, p_out, s_b, s_o, s_k, s_out_b, s_out_o, s_out_j, s_out_k, WIDTH, ROWS, R, C,
     BACK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """X (theta M + I), or with `BACK` X (theta M + I)^T, for each image.
 
     X [ROWS, R] is a view of a matrix [O, SIZE] with strides s_b of images, s_o and s_k: C is the number of channels
-    per row of M (1, or those of a layer), ROWS = O * C, R = SIZE / C. The result has the size of X and strides s_out.
+    per row of M (1, or those of a layer), ROWS = O * C, R = SIZE / C. The result [images, O, parts, WIDTH] has strides
+    s_out.
     """
     o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
     o_j = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
@@ -386,8 +387,26 @@ def fold_kernel(
         b_out = tl.dot(b_x, b_m, b_out, input_precision=PRECISION, out_dtype=ACC)
     m_out = (o_k < ROWS) & (o_j < R)
     b_out = tl.load(p_x + o_j * (C * s_k), mask=m_out, other=0.0).to(ACC) + tl.load(p_theta).to(ACC) * b_out
-    o_out = i_b * s_out_b + o_k // C * s_out_o + (o_k % C + o_j * C) * s_out_k
+    o_column = o_k % C + o_j * C
+    o_out = i_b * s_out_b + o_k // C * s_out_o + o_column // WIDTH * s_out_j + o_column % WIDTH * s_out_k
     tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def both_sides_kernel(p_de, p_out, R, OF_ROW, SIZE, C, PITCH, BLOCK: tl.constexpr):
+    """dE + dE^T of each image, [R, R], as [SIZE / C, SIZE, C], rows PITCH apart: with layers as rows, each entry
+    becomes a block of OF_ROW rows, itself times the identity."""
+    o_i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    o_j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    i_b = tl.program_id(2).to(tl.int64)
+    m_out = (o_i < SIZE) & (o_j < SIZE)
+    m_de = m_out & (o_i % OF_ROW == o_j % OF_ROW)
+    p_de += i_b * R * R
+    o_row, o_column = o_i // OF_ROW, o_j // OF_ROW
+    b_out = tl.load(p_de + o_row * R + o_column, mask=m_de, other=0.0)
+    b_out += tl.load(p_de + o_column * R + o_row, mask=m_de, other=0.0)
+    p_out += (i_b * (SIZE // C) * SIZE + o_j // C * SIZE + o_i) * PITCH + o_j % C
+    tl.store(p_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
 
 
 @triton.jit

@@ -265,7 +265,7 @@ def _layer_gram_backward(
     (de,) = gradients
     maps = [f.as_kernel_image(x) for x in t.maps]
     grid = Grid.of(maps[0], options.side)
-    return {"maps": f.mix(maps, len(maps), grid, block_matrix=_of_rows(de, maps))}
+    return {"maps": f.mix(maps, len(maps), grid, block_matrix=f.both_sides(de, maps))}
 
 
 class AttentionInputs(NamedTuple):
@@ -295,7 +295,7 @@ def _layer_attention_forward(
     else:
         e = window_sums(_square(t.gram, maps, by_layer), grid)
     matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, by_layer, maps[0].dtype)
-    (y,) = f.mix(maps, 1, grid, window_matrix=matrix.mT, bias=t.bias, slope=slope)
+    (y,) = f.mix(maps, 1, grid, window_matrix=matrix.mT[:, None], bias=t.bias, slope=slope)
     return (y,), (e,) if save and t.gram is None else ()
 
 
@@ -313,7 +313,9 @@ def layer_attention_backward(
     gradient = PendingMask(g, f.as_kernel_image(saved[0]) if slope != 1 else None, slope)
     e = saved[-1] if t.gram is None else window_sums(_square(t.gram, maps, by_layer), grid)
     dp, dbias = f.products(gradient, maps, grid)
-    de, dtheta, dweight, dtemperature = f.fold_into_weight_backward(dp, e, t.theta, t.weight, t.temperature, by_layer)
+    de, dtheta, dweight, dtemperature, matrix = f.fold_into_weight_backward(
+        dp, e, t.theta, t.weight, t.temperature, by_layer, maps if wanted("maps") else []
+    )
     of_blocks = window_sums_backward(de, grid)
     found: Gradients = {
         "gram": of_blocks.flatten(),
@@ -322,10 +324,9 @@ def layer_attention_backward(
         "bias": dbias,
         "temperature": dtemperature,
     }
-    if wanted("maps"):
+    if matrix is not None:
         # P^T g and, unless F F^T was given, (dE + dE^T) F, in one pass over the maps.
-        matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, by_layer)
-        of_maps = _of_rows(of_blocks, maps) if t.gram is None else None
+        of_maps = f.both_sides(of_blocks, maps) if t.gram is None else None
         seen = maps if t.gram is None else []
         found["maps"] = f.mix(seen, len(maps), grid, window_matrix=matrix, block_matrix=of_maps, gradient=gradient)
     return found
@@ -334,11 +335,6 @@ def layer_attention_backward(
 def _square(gram: Tensor, maps: Sequence[Tensor], by_layer: bool) -> Tensor:
     size = len(maps) * (1 if by_layer else maps[0].shape[1])
     return gram.view(-1, size, size)
-
-
-def _of_rows(de: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """dE + dE^T [B, NC, NC], from the gradient dE of F F^T: its product with F is the gradient of F."""
-    return algebra.channels(de + de.mT, len(maps) * maps[0].shape[1])
 
 
 LAYER_GRAM = Op(

@@ -13,12 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmfn_kernels.alfm import attention_matrix
-from lmfn_kernels.alfm.attention_matrix import fold_into_weight_backward
 from lmfn_kernels.alfm.windows import Grid, shares, window_sums
 from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.torch_private import FakeTensor
 
-__all__ = ["as_kernel_image", "fold_into_weight", "fold_into_weight_backward", "gram", "mix", "products"]
+__all__ = [
+    "as_kernel_image",
+    "both_sides",
+    "fold_into_weight",
+    "fold_into_weight_backward",
+    "gram",
+    "mix",
+    "products",
+]
 
 CHUNK = 4096  # pixels
 
@@ -84,6 +91,9 @@ def mix(
 ) -> list[Tensor]:
     """LR(products of the gradient or the maps with matrices + bias), see `ALFMBackend`."""
     x = gradient[0] if gradient else maps[0]
+    window_matrix, block_matrix = (
+        None if m is None else m.transpose(1, 2).flatten(2) for m in (window_matrix, block_matrix)
+    )
     if grid.windows == 1 and grid.blocks == 1 and window_matrix is not None and block_matrix is not None:
         window_matrix, block_matrix = torch.cat([window_matrix, block_matrix], dim=1), None  # one product
     matrices = [m for m in (window_matrix, block_matrix) if m is not None]
@@ -123,6 +133,28 @@ def fold_into_weight(
 ) -> Tensor:
     """P [B, O, NC], as in `attention_matrix.py`."""
     return attention_matrix.fold_into_weight(gram, theta, weight, temperature, by_layer)
+
+
+def fold_into_weight_backward(
+    dp: Tensor,
+    gram: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    temperature: Tensor | None,
+    by_layer: bool,
+    maps: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of E, theta, the weight and the temperature, as in `attention_matrix.py`, and P by maps."""
+    matrix = None
+    if maps:
+        p = attention_matrix.fold_into_weight(gram, theta, weight, temperature, by_layer)
+        matrix = attention_matrix.by_maps(p, len(maps))
+    return *attention_matrix.fold_into_weight_backward(dp, gram, theta, weight, temperature, by_layer), matrix
+
+
+def both_sides(de: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    size = len(maps) * maps[0].shape[1]
+    return attention_matrix.by_maps(attention_matrix.both_sides(de, size), len(maps))
 
 
 def _zeros(like: Tensor, *shape: int) -> Tensor:

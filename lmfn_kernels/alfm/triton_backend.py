@@ -35,6 +35,7 @@ from lmfn_kernels.runtime.layout import pitch
 
 __all__ = [
     "as_kernel_image",
+    "both_sides",
     "fold_into_weight",
     "fold_into_weight_backward",
     "gram",
@@ -160,7 +161,7 @@ def mix(
         of_maps = window_matrix
     sized = of_gradient if of_maps is None else of_maps
     assert sized is not None
-    n, of_g = sized.shape[2] // outputs, 0 if g is None else g.shape[1]
+    n, of_g = sized.shape[3], 0 if g is None else g.shape[1]
     out = [empty_image(x, x.shape[0], n, *x.shape[2:]) for _ in range(outputs)]
     channels, windowed_maps = maps[0].shape[1] if maps else 1, of_maps is window_matrix
     launch(
@@ -170,8 +171,8 @@ def mix(
         t_g=g,
         t_act=activation_output,
         **{f"t_x{j}": f for j, f in enumerate(maps)},
-        t_wg=None if of_gradient is None else mix_weights(of_gradient, 1, outputs, x.dtype),
-        t_w=None if of_maps is None else mix_weights(of_maps, len(maps), outputs, x.dtype),
+        t_wg=None if of_gradient is None else mix_weights(of_gradient, 1, x.dtype),
+        t_w=None if of_maps is None else mix_weights(of_maps, len(maps), x.dtype),
         p_bias=bias,
         **{f"t_out{j}": y for j, y in enumerate(out)},
     )
@@ -230,18 +231,29 @@ def fold_into_weight(
     """P [B, O, NC], as in `attention_matrix.py`; with a `dtype`, as `mix_weights` returns its transpose."""
     w, m = weight.flatten(1), _attention(gram, temperature, by_layer)
     if dtype is None:
-        return _folded(w, m, theta, _like_folded(m, w), back=False)
+        return _folded(w, m, theta, back=False)
     s = pitch(w.shape[0], dtype)
     out = torch.empty((m.shape[0], w.shape[1], s), dtype=dtype, device=m.device)[..., : w.shape[0]].mT
-    return _folded(w, m, theta, out, back=False)
+    return _folded(w, m, theta, out[:, :, None], back=False)[:, :, 0]
 
 
 def fold_into_weight_backward(
-    dp: Tensor, gram: Tensor, theta: Tensor, weight: Tensor, temperature: Tensor | None, by_layer: bool
-) -> tuple[Tensor, PartialSums, PartialSums, PartialSums | None]:
-    """Gradients of E, theta, the weight and the temperature, as in `attention_matrix.py`."""
+    dp: Tensor,
+    gram: Tensor,
+    theta: Tensor,
+    weight: Tensor,
+    temperature: Tensor | None,
+    by_layer: bool,
+    maps: Sequence[Tensor],
+) -> tuple[Tensor, PartialSums, PartialSums, PartialSums | None, Tensor | None]:
+    """Gradients of E, theta, the weight and the temperature, as in `attention_matrix.py`, and P as `mix_weights`
+    returns it."""
     (b, r, _), w, m = gram.shape, _matrix(weight), _attention(gram, temperature, by_layer)
-    dweight = PartialSums(_folded(dp, m, theta, _like_folded(m, dp), back=True)[..., None, None])
+    matrix = None
+    if maps:
+        matrix = _empty_weights(maps[0], b, len(maps), w.shape[0], maps[0].shape[1])
+        _folded(w, m, theta, matrix.transpose(1, 2), back=False)
+    dweight = PartialSums(_folded(dp, m, theta, back=True)[..., None, None])
     de = torch.empty_like(gram)
     dtheta, dtemperature = partial_sums(gram, b * r, (1,)), partial_sums(gram, b * r, (1,))
     launch(
@@ -259,9 +271,25 @@ def fold_into_weight_backward(
         p_dtemperature=dtemperature,
     )
     if temperature is None:
-        return de, PartialSums(dtheta), dweight, None
+        return de, PartialSums(dtheta), dweight, None, matrix
     launch(gram, _length_backward, (gram.shape,), p_e=gram, p_de=de)
-    return de, PartialSums(dtheta), dweight, PartialSums(dtemperature)
+    return de, PartialSums(dtheta), dweight, PartialSums(dtemperature), matrix
+
+
+def both_sides(de: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """dE + dE^T as `mix_weights` returns it."""
+    n, c = len(maps), maps[0].shape[1]
+    out = _empty_weights(maps[0], de.shape[0], n, n * c, c)
+    launch(de, _both_sides, (de.shape, out.shape, out.stride(2)), p_de=de, p_out=out)
+    return out
+
+
+@lru_cache(PLANS)
+def _both_sides(de: Sequence[int], out: Sequence[int], row: int) -> Plan:
+    """`row` is the number of elements from one row of the result to the next."""
+    b, _, size, c = out
+    constants = {"R": de[1], "OF_ROW": size // de[1], "SIZE": size, "C": c, "PITCH": row, "BLOCK": 32}
+    return Plan(kernels.both_sides_kernel, (cdiv(size, 32), cdiv(size, 32), b), WARPS, {}, **constants)
 
 
 def _attention(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
@@ -270,15 +298,16 @@ def _attention(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tens
     return out
 
 
-def _folded(x: Tensor, m: Tensor, theta: Tensor, out: Tensor, *, back: bool) -> Tensor:
-    """X (theta M + I), or with `back` X (theta M + I)^T, in `out`; X is [B, O, NC], or [O, NC] for all images."""
-    key = x.shape, x.stride(), m.shape, out.stride(), back, m.dtype, matrix_precision(m)
-    launch(m, _fold, key, p_x=x, p_m=m, p_theta=theta, p_out=out)
-    return out
+def _folded(x: Tensor, m: Tensor, theta: Tensor, out: Tensor | None = None, *, back: bool) -> Tensor:
+    """X (theta M + I), or with `back` X (theta M + I)^T; X is [B, O, NC], or [O, NC] for all images.
 
-
-def _like_folded(m: Tensor, x: Tensor) -> Tensor:
-    return torch.empty((m.shape[0], *x.shape[-2:]), dtype=m.dtype, device=m.device)
+    The result [B, O, NC] has the dtype of M. In `out`, if given, it is [B, O, N, C] or [B, O, 1, NC].
+    """
+    found = torch.empty((m.shape[0], *x.shape[-2:]), dtype=m.dtype, device=m.device) if out is None else out
+    parts = found[:, :, None] if out is None else out
+    key = x.shape, x.stride(), m.shape, parts.shape, parts.stride(), back, m.dtype, matrix_precision(m)
+    launch(m, _fold, key, p_x=x, p_m=m, p_theta=theta, p_out=found)
+    return found
 
 
 @lru_cache(PLANS)
@@ -306,12 +335,13 @@ def _fold(
     x: Sequence[int],
     of_x: Sequence[int],
     m: Sequence[int],
+    out: Sequence[int],
     of_out: Sequence[int],
     back: bool,
     dtype: torch.dtype,
     precision: str,
 ) -> Plan:
-    """`x` and `of_x` are size and strides of X, `of_out` the strides of the result."""
+    """`x` and `of_x` are size and strides of X, `out` and `of_out` those of the result, [B, O, N, C]."""
     b, r, _ = m
     sizes, block_k, block_r = _as_rows(x, r), 16, 64
     return Plan(
@@ -324,7 +354,9 @@ def _fold(
         s_k=of_x[-1],
         s_out_b=of_out[0],
         s_out_o=of_out[1],
-        s_out_k=of_out[2],
+        s_out_j=of_out[2],
+        s_out_k=of_out[3],
+        WIDTH=out[3],
         ROWS=sizes["ROWS"],
         R=r,
         C=sizes["C"],
@@ -350,15 +382,20 @@ def _of_row(r: int) -> dict[str, Any]:
     return {"BLOCK_R": channel_block(r), "SHORTEST": SHORTEST}
 
 
-def mix_weights(matrix: Tensor, maps: int, outputs: int, dtype: torch.dtype) -> Tensor:
-    """The blocks of `matrix` [B, maps * K, outputs * N] as [B * outputs * maps, K, N], rows a pitch apart: a view of
-    what `fold_into_weight` stored so, otherwise a copy."""
-    (b, rows, n), s = matrix.shape, pitch(matrix.shape[2] // outputs, dtype)
-    if outputs == 1 and matrix.dtype == dtype and matrix.stride() == (rows * s, s, 1):
-        return matrix.as_strided((b * maps, rows // maps, n), (rows // maps * s, s, 1))
-    parts = matrix.unflatten(2, (outputs, -1)).unflatten(1, (maps, -1)).permute(0, 3, 1, 2, 4).flatten(0, 2)
-    strides = (parts.shape[1] * s, s, 1)
-    return torch.empty_strided(parts.shape, strides, dtype=dtype, device=matrix.device).copy_(parts)
+def mix_weights(matrix: Tensor, maps: int, dtype: torch.dtype) -> Tensor:
+    """The blocks of `matrix` [B, outputs, maps * K, N] as [B * outputs * maps, K, N], rows a pitch apart: a view of
+    what the functions above stored so, otherwise a copy."""
+    (b, outputs, rows, n), s = matrix.shape, pitch(matrix.shape[3], dtype)
+    if matrix.dtype != dtype or matrix.stride() != (outputs * rows * s, rows * s, s, 1):
+        matrix = _empty_weights(matrix, b, outputs, rows, n, dtype).copy_(matrix)
+    return matrix.as_strided((b * outputs * maps, rows // maps, n), (rows // maps * s, s, 1))
+
+
+def _empty_weights(like: Tensor, b: int, outputs: int, rows: int, n: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised [b, outputs, rows, n] for `mix_weights` in `dtype`, by default that of `like`."""
+    s = pitch(n, dtype or like.dtype)
+    strides = (outputs * rows * s, rows * s, s, 1)
+    return torch.empty_strided((b, outputs, rows, n), strides, dtype=dtype or like.dtype, device=like.device)
 
 
 def _slots(maps: Sequence[Tensor]) -> tuple[Slot, ...]:
