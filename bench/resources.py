@@ -176,14 +176,17 @@ def _calls(dtype: torch.dtype) -> None:
             _both_passes(acfm.ATTENTION_MERGE, merge, acfm.MergeOptions(-1, by_layer=False, slope=0.05, side=side))
     # The encoder and the head.
     _both_passes(
-        mshf.STEM, mshf.StemInputs(image(b, 3, h, w), conv(64, 3, 3), conv(64, 64, 3)), mshf.StemOptions(1, 0.1)
+        mshf.STEM,
+        mshf.StemInputs(image(0), torch.zeros(b, 3, h, w), image(3), conv(64, 3, 3), conv(64, 64, 3)),
+        mshf.StemOptions(1, 0.1),
     )
     for n, up in ((c, True), (64, False)):
         residual_block = mshf.BlockInputs(image(b, n, h, w), conv(n, n, 3), conv(n, n, 3))
         _both_passes(mshf.RESIDUAL_BLOCK, residual_block, mshf.BlockOptions(up, save_middle=True))
     added = upsample.AddInputs(image(b, 64, h, w), image(b, 64, h // 2, w // 2))
     _both_passes(upsample.UPSAMPLE_ADD, added, upsample.NoOptions())
-    _both_passes(upsample.UPSAMPLED_CONV3X3, upsample.ConvInputs(x, conv(3, c, 3)), upsample.NoOptions())
+    residual = torch.zeros(b, 3, 2 * h, 2 * w)
+    _both_passes(upsample.UPSAMPLED_CONV3X3, upsample.ConvInputs(x, conv(3, c, 3), residual), upsample.NoOptions())
 
 
 def _calls_of_e4m3() -> None:

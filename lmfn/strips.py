@@ -86,7 +86,7 @@ class PlainStages:
 
     def halve(self, image: Tensor) -> Sequence[Tensor]:
         image = image.to(self.device)
-        return cast(MSHF, self.model.encoder).halve(image - self.model._mean(image))
+        return cast(MSHF, self.model.encoder).halve(image, self.model._mean(image))
 
     def fuse_8th(self, l2: Tensor, l3: Tensor) -> Tensor:
         return cast(MSHF, self.model.encoder).fuse_8th(l2, l3)
@@ -126,8 +126,12 @@ class PlainStages:
         return layer_apply(maps, gram, *fusion, rows=alfm.rows, slope=DECODER_SLOPE)
 
     def finish(self, f_l: Tensor | None, last: Tensor, f: Tensor | None, skip: Tensor | None) -> Tensor:
-        sharp: Tensor = self.model.head(self.model.attend(f_l, last, last if f is None else f))
-        return sharp + (self.model._mean(sharp) if skip is None else skip.to(self.device))
+        y = self.model.attend(f_l, last, last if f is None else f)
+        if skip is None:
+            b, _, h, w = y.shape
+            mean = self.model._mean(torch.empty((), device=self.device))
+            skip = mean[:, None, None].expand(b, 3, 4 * h, 4 * w)
+        return cast(Tensor, self.model.head(y, skip.to(self.device)))
 
 
 def takes(model: Network) -> bool:

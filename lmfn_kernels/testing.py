@@ -402,12 +402,14 @@ def merge_from_flat(
 
 
 def stem_inputs(b: int, c: int, n: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
-    return [random((b, 3, h, w), dtype, device), *conv(c, 3, 3, dtype, device), *conv(n, c, 3, dtype, device)]
+    """x, the convolutions' weights, and the mean."""
+    convs = *conv(c, 3, 3, dtype, device), *conv(n, c, 3, dtype, device)
+    return [random((b, 3, h, w), dtype, device), *convs, random((3,), dtype, device)]
 
 
 def stem_from_flat(padding: int = 1) -> Callable[..., Tensor]:
     def call(x: Tensor, *flat: Tensor) -> Tensor:
-        return stem(x, Conv(*flat[:2]), Conv(*flat[2:]), padding=padding)
+        return stem(x, Conv(*flat[:2]), Conv(*flat[2:4]), padding=padding, mean=flat[4] if flat[4:] else None)
 
     return call
 
@@ -432,11 +434,13 @@ def upsample_add_inputs(
 def upsampled_conv_inputs(
     b: int, c: int, n: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu"
 ) -> list[Tensor]:
-    return [random((b, c, h, w), dtype, device), *conv(n, c, 3, dtype, device)]
+    """x, weight, bias and the residual."""
+    residual = random((b, n, 2 * h, 2 * w), dtype, device)
+    return [random((b, c, h, w), dtype, device), *conv(n, c, 3, dtype, device), residual]
 
 
-def upsampled_conv_from_flat(x: Tensor, *flat: Tensor) -> Tensor:
-    return upsampled_conv3x3(x, Conv(*flat))
+def upsampled_conv_from_flat(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
+    return upsampled_conv3x3(x, Conv(weight, bias), residual)
 
 
 class Size(NamedTuple):
@@ -462,7 +466,9 @@ class OpCase(NamedTuple):
     smallest: tuple[int, int] = (1, 1)
     """The minimum height and width."""
     result_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype
-    """From the dtype of the inputs to that of the results."""
+    """From the dtype of the inputs, as cast by autocast, to that of the results."""
+    autocast: bool = True
+    """Whether autocast changes the dtype of the results."""
 
     def draw(self, size: Sequence[int], dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
         """Random inputs of a `Size` made from `size`, at least as high and wide as the op needs."""
@@ -626,7 +632,7 @@ OPS: dict[str, OpCase] = {
     ),
     "stem-unpadded": OpCase(
         stem_from_flat(padding=0),
-        lambda s, *on: stem_inputs(s.b, s.c, s.c, s.h, s.w, *on),
+        lambda s, *on: stem_inputs(s.b, s.c, s.c, s.h, s.w, *on)[:-1],
         lambda s: s.b * s.c * _half(s.h - 2) * _half(s.w - 2),
         widths=(1, 64),
         smallest=(3, 3),
@@ -654,7 +660,12 @@ OPS: dict[str, OpCase] = {
     ),
     "upsampled_conv3x3": OpCase(
         upsampled_conv_from_flat,
+        lambda s, *on: upsampled_conv_inputs(s.b, s.c, 3, _half(s.h), _half(s.w), *on)[:-1],
+    ),
+    "upsampled_conv3x3-residual": OpCase(
+        upsampled_conv_from_flat,
         lambda s, *on: upsampled_conv_inputs(s.b, s.c, 3, _half(s.h), _half(s.w), *on),
+        autocast=False,
     ),
 }
 """Every public op, in all forms that differ in what they compute or save."""

@@ -48,9 +48,10 @@ class StridedEncoder(nn.Module):
         self.down = nn.ModuleList([_scale(channels, stride=2) for _ in range(4)])
         self.up = nn.ModuleList([_scale(channels, stride=1) for _ in range(3)])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mean: Tensor) -> Tensor:
+        """`mean` [3] is subtracted from x."""
         quarter = x.shape[2] // 4, x.shape[3] // 4
-        x = lrelu(self.stem(x))
+        x = lrelu(self.stem(x - mean[:, None, None]))
         for scale in self.down:
             x = scale(x)
         for scale in self.up:
@@ -75,8 +76,10 @@ class QuarterEncoder(nn.Module):
         self.context = context
         self.after = nn.Sequential(RB(channels), RB(channels), RB(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = lrelu(self.down2(lrelu(self.down1(lrelu(self.conv0(x))))))
+    def forward(self, x: Tensor, mean: Tensor) -> Tensor:
+        """`mean` [3] is subtracted from x."""
+        x = lrelu(self.conv0(x - mean[:, None, None]))
+        x = lrelu(self.down2(lrelu(self.down1(x))))
         return cast(Tensor, self.after(self.context(self.before(x))))
 
 

@@ -115,18 +115,19 @@ class MSHF(nn.Module):
         self.rb_8th = nn.ModuleList([RB(channels), RB(channels)])
         self.rb_4th = nn.ModuleList([RB(channels) for _ in range(5)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        l1, l2, l3 = self.halve(x)
+    def forward(self, x: Tensor, mean: Tensor | None = None) -> Tensor:
+        """`mean` [3], 0 by default, is subtracted from x."""
+        l1, l2, l3 = self.halve(x, mean)
         return self.fuse_4th(l1, self.fuse_8th(l2, l3))
 
-    def halve(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def halve(self, x: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The maps at 1/4, 1/8 and 1/16 of the image's size."""
 
         def step(x: Tensor, conv: nn.Module) -> Tensor:
             return conv3x3(x, *weight_and_bias(conv), stride=2, activation="leaky_relu", slope=ENCODER_SLOPE)
 
         convs = weight_and_bias(self.conv0), weight_and_bias(self.down1)
-        l1 = step(stem(x, *convs, ENCODER_SLOPE, padding=self.stem_padding), self.down2)
+        l1 = step(stem(x, *convs, ENCODER_SLOPE, padding=self.stem_padding, mean=mean), self.down2)
         l2 = step(l1, self.down3)
         return l1, l2, step(l2, self.down4)
 
@@ -302,26 +303,30 @@ def uniform(low: float, high: float, *shape: int) -> nn.Parameter:
 
 
 class BilinearHead(nn.Module):
-    """RB, upsampling, RB, upsampling, convolution (the paper's figure 1). `[B, C, H, W]` to `[B, 3, 4H, 4W]`."""
+    """RB, upsampling, RB, upsampling, convolution (the paper's figure 1), plus a residual.
+
+    `[B, C, H, W]` to `[B, 3, 4H, 4W]`, the shape of the residual, in whose dtype it is added.
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.rb1, self.rb2 = RB(features), RB(features)
         self.conv = nn.Conv2d(features, 3, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return upsampled_conv3x3(self.rb2(self.rb1(x), upsample=True), weight_and_bias(self.conv))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return upsampled_conv3x3(self.rb2(self.rb1(x), upsample=True), weight_and_bias(self.conv), residual)
 
 
 class PixelShuffleHead(nn.Module):
-    """A convolution and a pixel shuffle (as released). `[B, C, H, W]` to `[B, 3, 4H, 4W]`."""
+    """A convolution and a pixel shuffle (as released), plus a residual. Shapes as in `BilinearHead`."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(features, 48, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(conv3x3(x, *weight_and_bias(self.conv)), 4)
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        y = F.pixel_shuffle(conv3x3(x, *weight_and_bias(self.conv)), 4)
+        return (y + residual).to(residual.dtype)
 
 
 def pad(x: Tensor) -> Tensor:

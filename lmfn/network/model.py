@@ -92,18 +92,17 @@ class Network(nn.Module):
         if blurred.shape[0] == 0:
             return blurred.clone()
         height, width = blurred.shape[2:]
-        mean = self._mean(blurred)
-        x = pad(blurred - mean)
-        f = conv3x3(self.encoder(x), *weight_and_bias(self.reduce))
+        x, mean = pad(blurred), self._mean(blurred)
+        f = conv3x3(self.encoder(x, mean), *weight_and_bias(self.reduce))
         out: list[Tensor] = []
         for block in self.rfdbs:
             out.append(block(out[-1] if out else f))
         fused = self.alfm if isinstance(self.alfm, ALFM) and self.acfm is not None and self.merge is None else None
         f_l = self.alfm(out) if self.alfm is not None and fused is None else None
         y = self.attend(fused.deferred(out) if fused else f_l, out[-1], f)
-        del x, f, out, f_l  # the head needs most memory
-        sharp: Tensor = self.head(y)[..., :height, :width]
-        return sharp + blurred if self.config.skip == "image" else sharp + mean
+        del f, out, f_l  # the head needs most memory
+        sharp: Tensor = self.head(y, x if self.config.skip == "image" else mean[:, None, None].expand_as(x))
+        return sharp[..., :height, :width]
 
     def attend(self, f_l: Tensor | LayerAttention | None, last: Tensor, f: Tensor) -> Tensor:
         """ACFM and the merge: from ALFM's result, the last RFDB's and the encoder's to the input of the head."""
@@ -119,16 +118,16 @@ class Network(nn.Module):
         return y
 
     def _mean(self, x: Tensor) -> Tensor:
-        """`RGB_MEAN` as `[3, 1, 1]`, with the dtype and on the device of `x`.
+        """`RGB_MEAN` as `[3]`, with the dtype and on the device of `x`.
 
         It is not a buffer: weight files do not contain it, so `to_empty` would leave a buffer unset. It is copied to a
         device once and kept there: copying in every call would wait for the device, and a CUDA graph could not capture
         it.
         """
         if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
-            return x.new_tensor(RGB_MEAN).view(3, 1, 1)
+            return x.new_tensor(RGB_MEAN)
         if (x.device, x.dtype) not in self._means:
-            self._means[x.device, x.dtype] = torch.tensor(RGB_MEAN, dtype=x.dtype, device=x.device).view(3, 1, 1)
+            self._means[x.device, x.dtype] = torch.tensor(RGB_MEAN, dtype=x.dtype, device=x.device)
         return self._means[x.device, x.dtype]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -12,13 +12,17 @@ from lmfn_kernels.weights import Conv
 
 
 class MSHFBackend(UpsampleBackend, Protocol):
-    def stem(self, x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
-        """LR(down(f0)) with f0 = LR(conv0(x)), LR the leaky ReLU; `x` may have any strides."""
+    def stem(self, x: Tensor, mean: Tensor | None, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
+        """LR(down(f0)) with f0 = LR(conv0(x - mean)), LR the leaky ReLU, in the weights' dtype.
+
+        `x` may have any strides and any dtype; the difference is rounded once, to the weights' dtype.
+        """
 
     def stem_backward(
         self,
         e: MaskedGradient,
         x: Tensor,
+        mean: Tensor | None,
         conv0: Conv,
         down: Conv,
         padding: int,
@@ -26,7 +30,7 @@ class MSHFBackend(UpsampleBackend, Protocol):
         of_input: bool,
         of_weights: bool,
     ) -> tuple[Tensor | None, ConvGradient | None, ConvGradient | None]:
-        """Gradients of x, and of weight and bias of both convolutions, None if not requested.
+        """Gradients of x (in the weights' dtype), and of weight and bias of both convolutions, None if not requested.
 
         `e` is the gradient before the last activation.
         """

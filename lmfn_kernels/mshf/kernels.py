@@ -22,14 +22,20 @@ from lmfn_kernels.runtime.kernels import (
 
 
 @triton.jit
-def pad_kernel(p_x, p_out, H, W, SIZE, PITCH, s_b, s_c, s_h, s_w, C, PADDING: tl.constexpr, BLOCK: tl.constexpr):
-    """Copy an image of any strides to planes of SIZE elements, with PADDING zeros around it and rows PITCH apart."""
+def pad_kernel(
+    p_x, p_mean, p_out, H, W, SIZE, PITCH, s_b, s_c, s_h, s_w, C,
+    PADDING: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Copy an image of any strides and dtype, minus the mean of each channel unless that is None, to planes of SIZE
+    elements, with PADDING zeros around it and rows PITCH apart."""
     n_blocks = tl.cdiv(SIZE, BLOCK)
     i_plane = (tl.program_id(0) // n_blocks).to(tl.int64)
     o_out = tl.program_id(0) % n_blocks * BLOCK + tl.arange(0, BLOCK)
     o_y, o_x = o_out // PITCH - PADDING, o_out % PITCH - PADDING
     m_x = (o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W)
     b_x = tl.load(p_x + i_plane // C * s_b + i_plane % C * s_c + (o_y * s_h + o_x * s_w), mask=m_x, other=0.0)
+    if p_mean is not None:
+        b_x = tl.where(m_x, b_x.to(ACC) - tl.load(p_mean + i_plane % C).to(ACC), 0.0)
     tl.store(p_out + i_plane * SIZE + o_out, b_x.to(p_out.dtype.element_ty), mask=(o_out < SIZE) & (o_x < W + PADDING))
 
 

@@ -21,19 +21,23 @@ from lmfn_kernels.mshf import reference
 from lmfn_kernels.mshf.backend import MSHFBackend, implementation
 from lmfn_kernels.runtime import checks
 from lmfn_kernels.runtime.backend import choose
-from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
+from lmfn_kernels.runtime.registration import Gradients, Op, Wanted, dtype_under_autocast
 from lmfn_kernels.weights import E4M3, Conv, ScaledConv
 
 WIDEST = 64  # channels that one program of the stem's kernels supports
 MOST_VALUES = 32  # input values of the first convolution per pixel, 9 per channel: they fill one block
 
 
-def stem(x: Tensor, conv0: Conv, down: Conv, slope: float = 0.1, *, padding: int = 1) -> Tensor:
-    """LR(conv3x3 of stride 2 (f0)) with f0 = LR(conv3x3(x)), LR the leaky ReLU: the encoder's first two convolutions.
+def stem(
+    x: Tensor, conv0: Conv, down: Conv, slope: float = 0.1, *, padding: int = 1, mean: Tensor | None = None
+) -> Tensor:
+    """LR(conv3x3 of stride 2 (f0)) with f0 = LR(conv3x3(x - mean)), LR the leaky ReLU: the encoder's first two
+    convolutions.
 
-    `x` [B, K, H, W], `conv0` K to C with `padding` 1 or 0, `down` C to N with padding 1; returns [B, N, h, w] with h =
-    (H + 2 padding - 1) // 2. The full-size map f0 is not saved for backward, and the kernels write it to memory only if
-    the gradient of `x` is requested.
+    `x` [B, K, H, W], `conv0` K to C with `padding` 1 or 0, `down` C to N with padding 1, `mean` [K] is 0 by default;
+    returns [B, N, h, w] with h = (H + 2 padding - 1) // 2. Under autocast, x - mean is cast rather than x. The
+    full-size map f0 is not saved for backward, and the kernels write it to memory only if the gradient of `x` or `mean`
+    is requested.
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
@@ -44,10 +48,13 @@ def stem(x: Tensor, conv0: Conv, down: Conv, slope: float = 0.1, *, padding: int
     c, n = outputs_of(conv0), outputs_of(down)
     check_conv("conv0", conv0, c, x.shape[1], 3, x)
     check_conv("down", down, n, c, 3, x)
+    if mean is not None:
+        checks.tensor("mean", mean, (x.shape[1],), x)
     backend = choose(x, _unsupported_reason(x.shape[1], max(c or 0, n or 0)), "stem")
     if backend == "reference":
-        return reference.stem(x, *conv0, *down, padding, slope)
-    return STEM(backend, StemInputs(x, conv0, down), StemOptions(padding, slope))[0]
+        return reference.stem(x, mean, *conv0, *down, padding, slope)
+    like = torch.empty(0, dtype=dtype_under_autocast(x), device=x.device)
+    return STEM(backend, StemInputs(like, x, mean, conv0, down), StemOptions(padding, slope))[0]
 
 
 def residual_block(x: Tensor, conv1: Conv, conv2: Conv, *, upsample: bool = False, save_middle: bool = True) -> Tensor:
@@ -99,7 +106,10 @@ def _unsupported_reason(inputs: int, channels: int) -> str | None:
 
 
 class StemInputs(NamedTuple):
+    like: Tensor
+    """[0], in the dtype in which everything but x - mean is computed."""
     x: Tensor
+    mean: Tensor | None
     conv0: Conv
     down: Conv
 
@@ -112,7 +122,7 @@ class StemOptions(NamedTuple):
 def _stem_forward(
     f: MSHFBackend, t: StemInputs, options: StemOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return (f.stem(t.x, t.conv0, t.down, options.padding, options.slope),), ()
+    return (f.stem(t.x, t.mean, t.conv0, t.down, options.padding, options.slope),), ()
 
 
 def _stem_backward(
@@ -124,10 +134,12 @@ def _stem_backward(
     wanted: Wanted,
 ) -> Gradients:
     e = f.mask_gradient(f.as_kernel_image(gradients[0]), f.as_kernel_image(saved[0]), options.slope)
+    of_input, of_weights = wanted("x", "mean"), wanted("conv0", "down")
     dx, dconv0, ddown = f.stem_backward(
-        e, t.x, t.conv0, t.down, options.padding, options.slope, wanted("x"), wanted("conv0", "down")
+        e, t.x, t.mean, t.conv0, t.down, options.padding, options.slope, of_input, of_weights
     )
-    return {"x": dx, "conv0": dconv0, "down": ddown}
+    dmean = None if dx is None or not wanted("mean") else -dx.sum((0, 2, 3), dtype=t.x.dtype)
+    return {"like": torch.empty_like(t.like), "x": dx, "mean": dmean, "conv0": dconv0, "down": ddown}
 
 
 class BlockInputs(NamedTuple):
@@ -186,6 +198,7 @@ STEM = Op(
     _stem_forward,
     _stem_backward,
     saves_outputs=lambda _options: True,  # backward needs the output's signs
+    uncast_inputs=("x",),
 )
 RESIDUAL_BLOCK = Op(
     "residual_block",

@@ -4,8 +4,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def stem(x: Tensor, conv0: Tensor, bias0: Tensor, down: Tensor, bias: Tensor, padding: int, slope: float) -> Tensor:
-    f0 = F.leaky_relu(F.conv2d(x, conv0, bias0, padding=padding), slope)
+def centred(x: Tensor, mean: Tensor | None) -> Tensor:
+    return x if mean is None else x - mean[:, None, None]
+
+
+def stem(
+    x: Tensor,
+    mean: Tensor | None,
+    conv0: Tensor,
+    bias0: Tensor,
+    down: Tensor,
+    bias: Tensor,
+    padding: int,
+    slope: float,
+) -> Tensor:
+    f0 = F.leaky_relu(F.conv2d(centred(x, mean), conv0, bias0, padding=padding), slope)
     return F.leaky_relu(F.conv2d(f0, down, bias, stride=2, padding=1), slope)
 
 

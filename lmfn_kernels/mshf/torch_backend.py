@@ -11,6 +11,7 @@ from lmfn_kernels.conv.torch_backend import (
     scaled_conv,
     weight_gradient,
 )
+from lmfn_kernels.mshf.reference import centred
 from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward, upsampled_conv, upsampled_conv_backward
 from lmfn_kernels.weights import Conv
 
@@ -32,15 +33,23 @@ __all__ = [
 ]
 
 
-def stem(x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
-    f0 = conv(as_kernel_image(x), *conv0, padding=padding, slope=slope)
+def stem(x: Tensor, mean: Tensor | None, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
+    f0 = conv(as_kernel_image(centred(x, mean).to(conv0.weight.dtype)), *conv0, padding=padding, slope=slope)
     return conv(f0, *down, stride=2, padding=1, slope=slope)
 
 
 def stem_backward(
-    e: Tensor, x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float, of_input: bool, of_weights: bool
+    e: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    conv0: Conv,
+    down: Conv,
+    padding: int,
+    slope: float,
+    of_input: bool,
+    of_weights: bool,
 ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
-    x = as_kernel_image(x)
+    x = as_kernel_image(centred(x, mean).to(conv0.weight.dtype))
     f0 = conv(x, *conv0, padding=padding, slope=slope)
     ddown = weight_gradient(e, f0, down.weight, stride=2, padding=1) if of_weights else None
     e0 = input_gradient(e, down.weight, f0, stride=2, padding=1, mask=slope)

@@ -1,7 +1,7 @@
 """MSHF by Triton kernels; the same functions as `torch_backend.py`, on images from `as_kernel_image`.
 
-The stem's input is an exception: it may have any layout, and is copied to planes with zeros around them, which its
-kernels read by pointers.
+The stem's input is an exception: it may have any layout and dtype, and is copied to planes with zeros around them,
+which its kernels read by pointers.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,14 @@ from lmfn_kernels.conv.triton_backend import (
     weight_gradient,
 )
 from lmfn_kernels.mshf import kernels
+from lmfn_kernels.mshf.reference import centred
 from lmfn_kernels.runtime.gradients import ConvGradient, PartialSums, PendingMask
 from lmfn_kernels.runtime.launch import (
     PLANS,
     Block,
     Plan,
     Tiling,
+    accumulator,
     as_pending,
     as_pitched_image,
     cdiv,
@@ -66,10 +68,10 @@ __all__ = [
 ]
 
 
-def stem(x: Tensor, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
+def stem(x: Tensor, mean: Tensor | None, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
     height, width = ((size + 2 * padding - 1) // 2 for size in x.shape[2:])
-    out = empty_image(x, x.shape[0], down.weight.shape[0], height, width)
-    planes = _padded_planes(x, padding)
+    out = empty_image(x, x.shape[0], down.weight.shape[0], height, width, down.weight.dtype)
+    planes = _padded_planes(x, mean, padding, out.dtype)
     key = tiling("stem", out), planes.shape, planes.stride(), conv0.weight.shape[0], slope
     weights = {
         "t_w0": _of_nine(conv0.weight),
@@ -85,19 +87,20 @@ PADDED = 1024
 """Elements of the padded planes per program."""
 
 
-def _padded_planes(x: Tensor, padding: int) -> Tensor:
-    """`x` [B, K, H, W] with `padding` zeros on each side, in contiguous rows a pitch apart."""
+def _padded_planes(x: Tensor, mean: Tensor | None, padding: int, dtype: torch.dtype) -> Tensor:
+    """`x` [B, K, H, W] minus the mean, in `dtype`, with `padding` zeros on each side, in contiguous rows a pitch
+    apart."""
     b, k, h, w = x.shape
     h, w = h + 2 * padding, w + 2 * padding
-    s = pitch(w, x.dtype)
-    out = torch.empty_strided((b, k, h, w), (k * h * s, h * s, s, 1), dtype=x.dtype, device=x.device)
-    launch(x, _pad, (x.shape, x.stride(), s, padding), p_x=x, p_out=out)
+    s = pitch(w, dtype)
+    out = torch.empty_strided((b, k, h, w), (k * h * s, h * s, s, 1), dtype=dtype, device=x.device)
+    launch(x, _pad, (x.shape, x.stride(), x.dtype, s, padding), p_x=x, p_mean=mean, p_out=out)
     return out
 
 
 @lru_cache(PLANS)
-def _pad(image: Sequence[int], strides: Sequence[int], row: int, padding: int) -> Plan:
-    """`image` and `strides` are those of x, `row` the pitch of the result."""
+def _pad(image: Sequence[int], strides: Sequence[int], dtype: torch.dtype, row: int, padding: int) -> Plan:
+    """`image`, `strides` and `dtype` are those of x, `row` the pitch of the result."""
     b, channels, height, width = image
     size = (height + 2 * padding) * row
     return Plan(
@@ -112,6 +115,7 @@ def _pad(image: Sequence[int], strides: Sequence[int], row: int, padding: int) -
         **{f"s_{dimension}": stride for dimension, stride in zip("bchw", strides, strict=True)},
         C=channels,
         PADDING=padding,
+        ACC=accumulator(dtype),
         BLOCK=PADDED,
     )
 
@@ -171,6 +175,7 @@ def _of_stem(
 def stem_backward(
     e: Tensor | PendingMask,
     x: Tensor,
+    mean: Tensor | None,
     conv0: Conv,
     down: Conv,
     padding: int,
@@ -184,7 +189,7 @@ def stem_backward(
         t = tiling("stem_backward", g)
         dw0 = partial_sums(g, 6 * t.splits, (values + 1, channels))
         dw, dbias = partial_sums(g, t.splits, (9, channels, n)), partial_sums(g, t.splits, (n,))
-        planes = _padded_planes(x, padding)
+        planes = _padded_planes(x, mean, padding, g.dtype)
         launch(
             x,
             _stem_backward,
@@ -203,7 +208,7 @@ def stem_backward(
         ddown = _by_tap(dw, down.weight), PartialSums(dbias)
     if not of_input:
         return None, dconv0, ddown
-    x = as_kernel_image(x)
+    x = as_kernel_image(centred(x, mean).to(conv0.weight.dtype))
     f0 = conv(x, *conv0, padding=padding, slope=slope)
     e0 = mask_gradient(input_gradient(e, down.weight, f0, stride=2, padding=1), f0, slope)
     return input_gradient(e0, conv0.weight, x, padding=padding), dconv0, ddown

@@ -64,6 +64,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         saves_outputs: Callable[[OptionsT], bool] = lambda _options: False,
         unsaved_inputs: Sequence[str] = (),
         lays_out_weights: bool = True,
+        uncast_inputs: Sequence[str] = (),
     ) -> None:
         """Declare and register `lmfn::name` and `lmfn::name_backward`.
 
@@ -79,8 +80,8 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         `unsaved_inputs` are not saved for backward, and are None there.
 
         Weights, i.e. arguments named `weight` or `..._weight`, keep their own dtype under autocast, and so do their
-        gradients. With `lays_out_weights`, both passes receive them in the first tensor's dtype and in the backend's
-        layout.
+        gradients; so do `uncast_inputs`. With `lays_out_weights`, both passes receive them in the first tensor's dtype
+        and in the backend's layout.
         """
         self.name, self.inputs, self.options, self.outputs = name, inputs, options, tuple(outputs)
         self.saves_outputs = saves_outputs
@@ -89,6 +90,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         self.saves = [argument not in unsaved_inputs for argument in tensors]
         self.arguments = list(tensors)
         self.is_weight = [argument.split("_")[-1] == "weight" for argument in tensors]
+        self.keeps_dtype = [w or a in uncast_inputs for a, w in zip(tensors, self.is_weight, strict=True)]
         self.weights = [i for i, weight in enumerate(self.is_weight) if weight and lays_out_weights]
         saved = tensors | dict.fromkeys(unsaved_inputs, "Tensor?")
         gradients = {f"grad_{output}": "Tensor" for output in self.outputs}
@@ -115,10 +117,10 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
             return self._apply(backend, options, lengths, tensors)
         device = first.device.type
         dtype = torch.get_autocast_dtype(device)
-        weights = to_tensors([[w] * max(n, 1) for w, n in zip(self.is_weight, lengths, strict=True)])
+        kept = to_tensors([[k] * max(n, 1) for k, n in zip(self.keeps_dtype, lengths, strict=True)])
         cast = [
-            t.to(dtype) if t is not None and t.ndim > 1 and t.dtype != torch.float64 and not weight else t
-            for t, weight in zip(tensors, weights, strict=True)
+            t.to(dtype) if t is not None and t.ndim > 1 and t.dtype != torch.float64 and not keeps else t
+            for t, keeps in zip(tensors, kept, strict=True)
         ]
         with torch.autocast(device, enabled=False):
             return self._apply(backend, options, lengths, cast)
@@ -217,6 +219,11 @@ def _summed(gradients: list[tuple[PartialSums, Tensor]]) -> Iterator[Tensor]:
     from lmfn_kernels.runtime import multi_tensor
 
     return iter(multi_tensor.sum_gradients(*zip(*gradients, strict=True)))
+
+
+def dtype_under_autocast(x: Tensor) -> torch.dtype:
+    """The dtype in which an op computes with `x`: that of autocast if it is enabled, except for float64."""
+    return torch.get_autocast_dtype(x.device.type) if _autocasts(x) and x.dtype != torch.float64 else x.dtype
 
 
 def _autocasts(x: Tensor) -> bool:

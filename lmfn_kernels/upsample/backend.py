@@ -16,15 +16,18 @@ class UpsampleBackend(ConvBackend, Protocol):
     def upsample_backward(self, g: Tensor, v: Tensor, fixed_grid: bool = False) -> Tensor:
         """The gradient of `v` from the gradient `g` of the upsampled v. Of v only the shape and dtype are used."""
 
-    def upsampled_conv(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The 3x3 convolution of `x` upsampled to twice its size. `weight` may have any dtype."""
+    def upsampled_conv(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+        """The 3x3 convolution of `x` upsampled to twice its size, plus `residual`, in whose dtype the result then is.
+
+        `weight` may have any dtype, `residual` any strides.
+        """
 
     def upsampled_conv_backward(
-        self, e: Tensor, x: Tensor, weight: Tensor, of_input: bool, of_weight: bool
+        self, g: Tensor, x: Tensor, weight: Tensor, of_input: bool, of_weight: bool
     ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-        """Gradients of x, and of weight and bias, None if not requested.
+        """Gradients of x, and of weight (in its dtype and strides) and bias, None if not requested.
 
-        `e` [B, 4N, H, W] is the gradient of the result, rearranged by `pixel_unshuffle`.
+        `g` is the gradient of the result, of any strides and dtype.
         """
 
 

@@ -141,16 +141,15 @@ def at_place(i_place, o_x, SIZE):
 
 @triton.jit
 def fold_upsampling_kernel(
-    p_w, p_rows, p_columns, p_out, SIZE, K, N, s_n, s_k, s_h, s_w,
+    p_w, p_rows, p_columns, p_out, SIZE, PITCH, K, N, s_n, s_k, s_h, s_w,
     TAPS: tl.constexpr, RESULTS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Fold a weight [N, K, 3, 3] to out [TAPS^2, K, N RESULTS^2] of SIZE elements, by a matrix [TAPS, RESULTS, 3] per
-    axis (`of_pairs`)."""
+    """Fold a weight [N, K, 3, 3] to out [TAPS^2, K, N RESULTS^2] of SIZE elements, rows PITCH apart, by a matrix
+    [TAPS, RESULTS, 3] per axis (`polyphase.py`)."""
     o_out = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    m_out = o_out < SIZE
-    o_column, o_row = o_out % RESULTS, o_out // RESULTS % RESULTS
-    o_rest = o_out // (RESULTS * RESULTS)
-    o_n, o_k, o_tap = o_rest % N, o_rest // N % K, o_rest // N // K
+    o_result, o_k, o_tap = o_out % PITCH, o_out // PITCH % K, o_out // PITCH // K
+    o_column, o_row, o_n = o_result % RESULTS, o_result // RESULTS % RESULTS, o_result // (RESULTS * RESULTS)
+    m_out = (o_out < SIZE) & (o_n < N)
     o_row = (o_tap // TAPS * RESULTS + o_row) * 3
     o_column = (o_tap % TAPS * RESULTS + o_column) * 3
     b_out = tl.zeros([BLOCK], ACC)
@@ -184,11 +183,12 @@ def load_of_quads(
 
 @triton.jit
 def upsampled_conv_kernel(
-    p_x, t_w, p_bias, p_out, H, W, N, s_xb, s_xh, s_xw, s_b, s_n, s_h,
+    p_x, t_w, p_bias, p_residual, p_out, H, W, N, s_xb, s_xh, s_xw,
+    s_rb, s_rn, s_rh, s_rw, s_b, s_n, s_h,
     K: tl.constexpr, READABLE: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out = conv3x3(up2(x)) + bias, from the weights that `fold_upsampling_kernel` folds by quads.
+    """out = conv3x3(up2(x)) + bias + residual, from the weights that `fold_upsampling_kernel` folds by quads.
 
     A tile is of quads, 2x2 pixels of x. A quad has 4x4 pixels in each channel of out, which depend on the 4x4 pixels of
     x around it: one product per pixel of those, of BLOCK_N channels of out at once. Taps 4 and 5 along an axis correct
@@ -239,9 +239,29 @@ def upsampled_conv_kernel(
     o_c, o_row = o_n + o_line // (4 * BLOCK_H), 4 * o_h + o_line % (4 * BLOCK_H)
     o_column = 4 * o_w + tl.arange(0, BLOCK_W * 4)
     b_out += tl.load(p_bias + o_c, mask=o_c < N, other=0.0).to(ACC)[:, None]
-    p_line = p_out + (i_b.to(tl.int64) * s_b + o_c.to(tl.int64) * s_n + o_row.to(tl.int64) * s_h)
     m_out = ((o_c < N) & (o_row < 2 * H))[:, None] & (o_column < 2 * W)[None, :]
+    if p_residual is not None:
+        p_line = p_residual + (i_b.to(tl.int64) * s_rb + o_c.to(tl.int64) * s_rn + o_row.to(tl.int64) * s_rh)
+        b_out += tl.load(p_line[:, None] + (o_column * s_rw)[None, :], mask=m_out, other=0.0).to(ACC)
+    p_line = p_out + (i_b.to(tl.int64) * s_b + o_c.to(tl.int64) * s_n + o_row.to(tl.int64) * s_h)
     tl.store(p_line[:, None] + o_column[None, :], b_out.to(p_out.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def unshuffle_kernel(
+    p_g, p_e, PIXELS, H, W, C, s_b, s_n, s_h, s_w,
+    PITCH: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Rearrange an image [B, C / 4, 2H, 2W] of any strides to pixels of C values, PITCH apart: channel 4 n + 2 i + j is
+    row i, column j of the 2x2 pixels of channel n."""
+    o_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    o_c = tl.arange(0, BLOCK_C)
+    o_b, o_y = (o_p // W // H).to(tl.int64), (o_p // W % H).to(tl.int64)
+    m_e = (o_p < PIXELS)[:, None] & (o_c < C)[None, :]
+    p_pixel = p_g + o_b * s_b + 2 * o_y * s_h + 2 * (o_p % W) * s_w
+    o_g = o_c // 4 * s_n + o_c // 2 % 2 * s_h + o_c % 2 * s_w
+    b_g = tl.load(p_pixel[:, None] + o_g[None, :], mask=m_e, other=0.0)
+    tl.store(p_e + (o_p.to(tl.int64) * PITCH)[:, None] + o_c[None, :], b_g.to(p_e.dtype.element_ty), mask=m_e)
 
 
 @triton.jit
@@ -253,7 +273,7 @@ def upsampled_conv_input_gradient_kernel(
     """The gradient of x from that of the K results per pixel of x, `t_e`, with the folded weights of the nine parts.
 
     Through tap (i, j), pixel (h, w) receives the gradient of pixel (h + 1 - i, w + 1 - j), in those parts whose place
-    includes that pixel.
+    includes that pixel. The weights' taps are [place and tap along rows, place and tap along columns].
     """
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
@@ -263,15 +283,16 @@ def upsampled_conv_input_gradient_kernel(
     for i in tl.range(0, 9 * n_k, num_stages=STAGES):
         i_tap = i // n_k
         b_e = load_pixels(t_e, i_b, o_h + 1 - i_tap // 3, o_w + 1 - i_tap % 3, i % n_k * BLOCK_K)
-        b_w = tl.trans(load_weight(t_w, i_tap, o_n, i % n_k * BLOCK_K))
+        b_w = tl.trans(load_weight(t_w, i_tap // 3 * 9 + i_tap % 3, o_n, i % n_k * BLOCK_K))
         b_dx = tl.dot(b_e, b_w, b_dx, input_precision=PRECISION, out_dtype=ACC)
     if (o_h <= 1) | (o_h + BLOCK_H + 1 >= H) | (o_w <= 1) | (o_w + BLOCK_W + 1 >= W):
         for i in tl.range(9 * n_k, 81 * n_k, num_stages=1):
-            i_tap = i // n_k
-            o_y, o_x = o_h + 1 - i_tap % 9 // 3, o_w + 1 - i_tap % 3
-            m_e = at_place(i_tap // 27, o_y + o_p // BLOCK_W, H) & at_place(i_tap // 9 % 3, o_x + o_p % BLOCK_W, W)
+            i_place, i_row, i_column = i // n_k // 9, i // n_k % 9 // 3, i // n_k % 3
+            o_y, o_x = o_h + 1 - i_row, o_w + 1 - i_column
+            m_e = at_place(i_place // 3, o_y + o_p // BLOCK_W, H) & at_place(i_place % 3, o_x + o_p % BLOCK_W, W)
             b_e = load_pixels(t_e, i_b, o_y, o_x, i % n_k * BLOCK_K)
             b_e = tl.where(m_e[:, None], b_e, 0.0).to(b_e.dtype)
+            i_tap = (i_place // 3 * 3 + i_row) * 9 + i_place % 3 * 3 + i_column
             b_w = tl.trans(load_weight(t_w, i_tap, o_n, i % n_k * BLOCK_K))
             b_dx = tl.dot(b_e, b_w, b_dx, input_precision=PRECISION, out_dtype=ACC)
     store_pixels(t_dx, i_b, o_h, o_w, o_n, b_dx)
@@ -320,3 +341,42 @@ def edge_weight_gradient_kernel(
     tl.store(p_first, b_dw0, mask=m_w)
     tl.store(p_first + K * N, b_dw1, mask=m_w)
     tl.store(p_first + 2 * K * N, b_dw2, mask=m_w)
+
+
+@triton.jit
+def unfold_gradient_kernel(
+    p_everywhere, p_edges, p_of_bias, p_matrix, p_dweight, p_dbias, SPLITS, EDGE_SPLITS,
+    s_s, s_n, s_k, s_h, s_w, s_dn, s_dk, s_dh, s_dw, ACC: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """The gradients of the weight [N, K, 3, 3] and the bias [N] from the partial sums of those of the folded ones.
+
+    `p_everywhere` [SPLITS, 4N, K, 3, 3] are those of the part that is not at an edge, of any strides, `p_edges`
+    [EDGE_SPLITS, 72, K, 4N] those from `edge_weight_gradient_kernel`, `p_of_bias` [SPLITS, 4N]. A program computes all
+    taps for one input and one output: the sums of all parts' results and taps, times the matrix `BOTH_AXES`.
+    """
+    i_k, K = tl.program_id(0), tl.num_programs(0)
+    i_n, N = tl.program_id(1), tl.num_programs(1)
+    o_r = tl.arange(0, 512)  # 9 parts, 9 taps of x, 4 results
+    o_part, o_tap, o_result = o_r // 36, o_r // 4 % 9, o_r % 4
+    p_everywhere += (4 * i_n + o_result) * s_n + i_k * s_k + o_tap // 3 * s_h + o_tap % 3 * s_w
+    p_edges += ((o_r // 4 - 9) * K + i_k) * 4 * N + 4 * i_n + o_result
+    b_sum = tl.zeros([BLOCK_S, 512], ACC)
+    for o_first in tl.range(0, tl.maximum(SPLITS, EDGE_SPLITS), BLOCK_S, num_stages=1):
+        o_s = o_first + tl.arange(0, BLOCK_S)[:, None]
+        m_everywhere = (o_s < SPLITS) & (o_part == 0)[None, :]
+        b_sum += tl.load(p_everywhere[None, :] + o_s * s_s, mask=m_everywhere, other=0.0)
+        m_edges = (o_s < EDGE_SPLITS) & ((o_part > 0) & (o_part < 9))[None, :]
+        b_sum += tl.load(p_edges[None, :] + o_s.to(tl.int64) * 72 * K * 4 * N, mask=m_edges, other=0.0)
+    o_w = tl.arange(0, 16)
+    o_matrix = ((o_part * 4 + o_result) * 9 + o_tap)[:, None] * 9 + o_w[None, :]
+    b_matrix = tl.load(p_matrix + o_matrix, mask=(o_part < 9)[:, None] & (o_w < 9)[None, :], other=0.0)
+    b_dw = tl.sum(tl.sum(b_sum, axis=0)[:, None] * b_matrix, axis=0)
+    p_dweight += i_n * s_dn + i_k * s_dk + o_w // 3 * s_dh + o_w % 3 * s_dw
+    tl.store(p_dweight, b_dw.to(p_dweight.dtype.element_ty), mask=o_w < 9)
+    if i_k == 0:
+        o_c = tl.arange(0, 4)[None, :]
+        b_db = tl.zeros([BLOCK_S, 4], ACC)
+        for o_first in tl.range(0, SPLITS, BLOCK_S, num_stages=1):
+            o_s = o_first + tl.arange(0, BLOCK_S)[:, None]
+            b_db += tl.load(p_of_bias + (o_s * N + i_n) * 4 + o_c, mask=o_s < SPLITS, other=0.0)
+        tl.store(p_dbias + i_n, tl.sum(b_db))

@@ -11,8 +11,6 @@ Gradients are of first order.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lmfn_kernels.conv.op import check_conv, outputs_of
@@ -38,19 +36,22 @@ def upsample_add(a: Tensor, b: Tensor) -> Tensor:
     return UPSAMPLE_ADD(backend, AddInputs(a, b), NoOptions())[0]
 
 
-def upsampled_conv3x3(x: Tensor, conv: Conv) -> Tensor:
-    """conv3x3(up2(x)), where up2 is bilinear upsampling to twice the size (align_corners False).
+def upsampled_conv3x3(x: Tensor, conv: Conv, residual: Tensor | None = None) -> Tensor:
+    """conv3x3(up2(x)) + residual, where up2 is bilinear upsampling to twice the size (align_corners False).
 
-    `x` [B, C, H, W], `conv` C to N with padding 1; returns [B, N, 2H, 2W]. The upsampled map is materialised neither in
-    forward nor in backward: the op is a convolution of x with four times as many outputs (`polyphase.py`). Errors as in
-    `conv3x3`.
+    `x` [B, C, H, W], `conv` C to N with padding 1; `residual`, 0 by default, and the result are [B, N, 2H, 2W]. Under
+    autocast the residual is not cast, and the result has its dtype; the kernels add before they round. The upsampled
+    map is materialised neither in forward nor in backward: the op is a convolution of x with four times as many outputs
+    (`polyphase.py`). Errors as in `conv3x3`.
     """
     checks.image("x", x)
     check_conv("conv", conv, outputs_of(conv), x.shape[1], 3, x)
+    if residual is not None:
+        checks.tensor("residual", residual, (x.shape[0], len(conv.weight), 2 * x.shape[2], 2 * x.shape[3]), x)
     backend = choose(x, None, "upsampled_conv3x3")
     if backend == "reference":
-        return reference.upsampled_conv3x3(x, *conv)
-    return UPSAMPLED_CONV3X3(backend, ConvInputs(x, conv), NoOptions())[0]
+        return reference.upsampled_conv3x3(x, *conv, residual)
+    return UPSAMPLED_CONV3X3(backend, ConvInputs(x, conv, residual), NoOptions())[0]
 
 
 class NoOptions(NamedTuple):
@@ -90,12 +91,13 @@ def _upsample_add_backward(
 class ConvInputs(NamedTuple):
     x: Tensor
     conv: Conv
+    residual: Tensor | None
 
 
 def _upsampled_conv3x3_forward(
     f: UpsampleBackend, t: ConvInputs, _options: NoOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return (f.upsampled_conv(f.as_kernel_image(t.x), *t.conv),), ()
+    return (f.upsampled_conv(f.as_kernel_image(t.x), *t.conv, t.residual),), ()
 
 
 def _upsampled_conv3x3_backward(
@@ -106,12 +108,10 @@ def _upsampled_conv3x3_backward(
     _options: NoOptions,
     wanted: Wanted,
 ) -> Gradients:
-    x, e = f.as_kernel_image(t.x), f.as_kernel_image(F.pixel_unshuffle(gradients[0], 2))
-    dx, dconv = f.upsampled_conv_backward(e, x, t.conv.weight, wanted("x"), wanted("conv"))
-    found: Gradients = {"x": dx}
-    if dconv is not None:
-        found["conv"] = torch.empty_like(t.conv.weight).copy_(dconv[0]), dconv[1]
-    return found
+    (g,), x, found = gradients, f.as_kernel_image(t.x), Gradients()
+    if wanted("x", "conv"):
+        found["x"], found["conv"] = f.upsampled_conv_backward(g, x, t.conv.weight, wanted("x"), wanted("conv"))
+    return found | {"residual": g}
 
 
 UPSAMPLE_ADD = Op(
@@ -130,5 +130,7 @@ UPSAMPLED_CONV3X3 = Op(
     implementation,
     _upsampled_conv3x3_forward,
     _upsampled_conv3x3_backward,
+    unsaved_inputs=("residual",),
+    uncast_inputs=("residual",),
     lays_out_weights=False,  # the backends fold the weight in float32 first
 )

@@ -36,6 +36,14 @@ AXIS = (
 )
 
 
+BY_TAPS = tuple(
+    tuple(tuple(t / 4 for t in AXIS[place][result][tap]) for result in range(2))
+    for place in range(3)
+    for tap in range(3)
+)
+"""`AXIS` as [place and tap of x, result, tap of the weight]."""
+
+
 BOTH_AXES = tuple(
     tuple(t_row * t_column / 16 for t_row in of_row for t_column in of_column)
     for rows, columns in product(AXIS, AXIS)
@@ -63,23 +71,17 @@ def of_pairs(odd: bool) -> tuple[tuple[tuple[float, ...], ...], ...]:
     return tuple(tuple(map(tuple, of_result)) for of_result in taps)
 
 
-def fold_by_axes(weight: Tensor) -> Tensor:
-    """The folded weight as [place of rows, place of columns, row of the result, column of the result, N, C, 3, 3], in
-    float32 or more precise."""
-    n, c = weight.shape[:2]
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    folded = constant(BOTH_AXES, dtype, weight) @ weight.to(dtype).reshape(n * c, 9).T
-    return folded.view(3, 3, 2, 2, 3, 3, n, c).permute(0, 1, 2, 3, 6, 7, 4, 5)
-
-
 def fold_upsampling(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """From the weight [N, C, 3, 3] of a convolution of up2(x), the nine weights [9, 4N, C, 3, 3] of convolutions of x.
 
     There is one per element of `PARTS`, each with padding 1; the sum of their results is `pixel_unshuffle` of the
     convolution's result. Summed in float32 or more precise, then rounded to `dtype`, by default the weight's.
     """
-    folded = fold_by_axes(weight).permute(0, 1, 4, 2, 3, 5, 6, 7)
-    return folded.reshape(9, 4 * weight.shape[0], *weight.shape[1:]).to(dtype or weight.dtype)
+    n, c = weight.shape[:2]
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    folded = constant(BOTH_AXES, wide, weight) @ weight.to(wide).reshape(n * c, 9).T
+    by_parts = folded.view(9, 2, 2, 3, 3, n, c).permute(0, 5, 1, 2, 6, 3, 4)
+    return by_parts.reshape(9, 4 * n, c, 3, 3).to(dtype or weight.dtype)
 
 
 def unfold_gradient(gradient: Tensor) -> Tensor:

@@ -63,18 +63,19 @@ def _bilinear(size: int, low: int, fixed_grid: bool, like: Tensor) -> Tensor:
     return (place == first) * (1 - part) + (place == (first + 1).clamp(max=low - 1)) * part
 
 
-def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
     folded = fold_upsampling(weight, x.dtype)
     y = conv(x, folded[0], bias.repeat_interleave(4), padding=1)
     for (rows, columns), of_part in zip(PARTS[1:], folded[1:], strict=True):
         y[:, :, rows, columns] += conv(as_kernel_image(x[:, :, rows, columns]), of_part, None, padding=1)
-    return F.pixel_shuffle(y, 2)
+    y = F.pixel_shuffle(y, 2)
+    return y if residual is None else (y + residual).to(residual.dtype)
 
 
 def upsampled_conv_backward(
-    e: Tensor, x: Tensor, weight: Tensor, of_input: bool, of_weight: bool
+    g: Tensor, x: Tensor, weight: Tensor, of_input: bool, of_weight: bool
 ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-    dx, of_parts = None, []
+    dx, of_parts, e = None, [], F.pixel_unshuffle(g.to(x.dtype), 2)
     for (rows, columns), of_part in zip(PARTS, fold_upsampling(weight, x.dtype), strict=True):
         x_there, e_there = (as_kernel_image(image[:, :, rows, columns]) for image in (x, e))
         if of_input:
@@ -87,4 +88,5 @@ def upsampled_conv_backward(
             of_parts.append(weight_gradient(e_there, x_there, of_part, padding=1))
     if not of_weight:
         return dx, None
-    return dx, (unfold_gradient(torch.stack([dw for dw, _ in of_parts])), of_parts[0][1].reshape(-1, 4).sum(1))
+    dweight = torch.empty_like(weight).copy_(unfold_gradient(torch.stack([dw for dw, _ in of_parts])))
+    return dx, (dweight, of_parts[0][1].reshape(-1, 4).sum(1))

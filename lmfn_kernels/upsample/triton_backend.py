@@ -34,7 +34,7 @@ from lmfn_kernels.runtime.layout import constant, pitch
 from lmfn_kernels.runtime.torch_private import FakeTensor
 from lmfn_kernels.upsample import kernels
 from lmfn_kernels.upsample.grid import ratio
-from lmfn_kernels.upsample.polyphase import fold_by_axes, of_pairs, unfold_gradient
+from lmfn_kernels.upsample.polyphase import BOTH_AXES, BY_TAPS, of_pairs
 
 __all__ = [
     "as_kernel_image",
@@ -143,29 +143,39 @@ def _upsample_backward(
     )
 
 
-def planes(like: Tensor, b: int, c: int, h: int, w: int) -> Tensor:
-    """An uninitialised image [b, c, h, w] with contiguous channels, for images of few channels."""
-    return torch.empty((b, c, h, w), dtype=like.dtype, device=like.device)
-
-
-def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    n = weight.shape[0]
-    out = planes(x, x.shape[0], n, 2 * x.shape[2], 2 * x.shape[3])
+def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+    b, _, h, w = x.shape
+    n, dtype = weight.shape[0], x.dtype if residual is None else residual.dtype
+    out = torch.empty((b, n, 2 * h, 2 * w), dtype=dtype, device=x.device)
     folded = _folded_by_quads(weight, x)
-    key = tiling("upsampled_conv", x), n, padded_channels(x, x.shape, x.stride()), strides(x), out.stride()
-    launch(x, _upsampled_conv, key, p_x=x, t_w=folded, p_bias=bias, p_out=out)
+    of_residual = (0,) * 4 if residual is None else residual.stride()
+    readable = padded_channels(x, x.shape, x.stride())
+    key = tiling("upsampled_conv", x), n, readable, strides(x), of_residual, out.stride()
+    launch(x, _upsampled_conv, key, p_x=x, t_w=folded, p_bias=bias, p_residual=residual, p_out=out)
     return out
 
 
 def _folded_by_quads(weight: Tensor, x: Tensor) -> Tensor:
     """The weight folded for `upsampled_conv_kernel` on `x`, [36 taps, inputs, 16N outputs]."""
     n, k = weight.shape[:2]
-    out = torch.empty((36, k, 16 * n), dtype=x.dtype, device=x.device)
     if isinstance(x, FakeTensor):  # its size may be a symbol, of which nobody may ask whether it is odd
-        return out
-    rows, columns = (constant(of_pairs(size % 2 == 1), accumulator_dtype(x), x) for size in x.shape[2:])
-    key = weight.shape, weight.stride(), x.dtype
-    launch(x, _fold, key, p_w=weight, p_rows=rows, p_columns=columns, p_out=out)
+        return torch.empty((36, k, 16 * n), dtype=x.dtype, device=x.device)
+    return _folded(weight, x, *(of_pairs(size % 2 == 1) for size in x.shape[2:]))
+
+
+Taps = tuple[tuple[tuple[float, ...], ...], ...]
+
+
+def _folded(weight: Tensor, x: Tensor, rows: Taps, columns: Taps) -> Tensor:
+    """The weight folded for kernels on `x` by [taps, results, 3] along each axis, as [taps, inputs, N results]: rows
+    are a pitch apart."""
+    (n, k), taps, results = weight.shape[:2], len(rows), len(rows[0])
+    outputs = n * results**2
+    s = pitch(outputs, x.dtype)
+    out = torch.empty_strided((taps**2, k, outputs), (k * s, s, 1), dtype=x.dtype, device=x.device)
+    by_row, by_column = (constant(of_axis, accumulator_dtype(x), x) for of_axis in (rows, columns))
+    key = weight.shape, weight.stride(), x.dtype, taps, results
+    launch(x, _fold, key, p_w=weight, p_rows=by_row, p_columns=by_column, p_out=out)
     return out
 
 
@@ -174,9 +184,10 @@ FOLDED = 1024
 
 
 @lru_cache(PLANS)
-def _fold(weight: Sequence[int], of_weight: Sequence[int], dtype: torch.dtype) -> Plan:
+def _fold(weight: Sequence[int], of_weight: Sequence[int], dtype: torch.dtype, taps: int, results: int) -> Plan:
     n, k = weight[:2]
-    size = 36 * k * 16 * n
+    s = pitch(n * results**2, dtype)
+    size = taps**2 * k * s
     return Plan(
         kernels.fold_upsampling_kernel,
         (cdiv(size, FOLDED),),
@@ -186,27 +197,20 @@ def _fold(weight: Sequence[int], of_weight: Sequence[int], dtype: torch.dtype) -
         K=k,
         N=n,
         **{f"s_{dimension}": stride for dimension, stride in zip("nkhw", of_weight, strict=True)},
-        TAPS=6,
-        RESULTS=4,
+        PITCH=s,
+        TAPS=taps,
+        RESULTS=results,
         ACC=accumulator(dtype),
         BLOCK=FOLDED,
     )
 
 
-def _folded(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The folded weights of the nine parts as [81 taps, inputs, 4N outputs], rows a pitch apart."""
-    n, k = weight.shape[:2]
-    s = pitch(4 * n, dtype)
-    out = torch.empty_strided((81, k, 4 * n), (k * s, s, 1), dtype=dtype, device=weight.device)
-    by_part = out.view(3, 3, 3, 3, k, n, 2, 2)
-    by_part.copy_(fold_by_axes(weight).permute(0, 1, 6, 7, 5, 4, 2, 3))
-    return out
-
-
 @lru_cache(PLANS)
-def _upsampled_conv(t: Tiling, n: int, readable: int, of_x: Sequence[int], of_out: Sequence[int]) -> Plan:
+def _upsampled_conv(
+    t: Tiling, n: int, readable: int, of_x: Sequence[int], of_residual: Sequence[int], of_out: Sequence[int]
+) -> Plan:
     """`t` is the tiling of x, whose tiles are of quads, `n` the channels of the result, `readable` how many values of a
-    pixel of x may be read; then the strides of both images."""
+    pixel of x may be read; then the strides of x, of the residual and of the result."""
     b, k, h, w = t.size
     block_k, block_n, unit = min(64, channel_block(k)), 4, 16 // t.dtype.itemsize
     return Plan(
@@ -216,6 +220,7 @@ def _upsampled_conv(t: Tiling, n: int, readable: int, of_x: Sequence[int], of_ou
         {"t_w": (1, block_k, 16 * block_n)},
         N=n,
         **named_strides("x", [stride // unit for stride in of_x]),
+        **{f"s_r{dimension}": stride for dimension, stride in zip("bnhw", of_residual, strict=True)},
         **{f"s_{dimension}": stride for dimension, stride in zip("bnh", of_out, strict=False)},
         K=k,
         READABLE=readable,
@@ -228,23 +233,87 @@ def _upsampled_conv(t: Tiling, n: int, readable: int, of_x: Sequence[int], of_ou
 
 
 def upsampled_conv_backward(
-    e: Tensor, x: Tensor, weight: Tensor, of_input: bool, of_weight: bool
+    g: Tensor, x: Tensor, weight: Tensor, of_input: bool, of_weight: bool
 ) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-    dx = None
+    (n, k), e, dx = weight.shape[:2], _by_pixels(g, x), None
     if of_input:
         dx = empty_image(x, *x.shape)
-        key = tiling("upsampled_conv", x), e.shape[1]
-        launch(x, _input_gradient, key, t_e=e, t_w=_folded(weight, x.dtype), t_dx=dx)
+        key = tiling("upsampled_conv", x), 4 * n
+        launch(x, _input_gradient, key, t_e=e, t_w=_folded(weight, x, BY_TAPS, BY_TAPS), t_dx=dx)
     if not of_weight:
         return dx, None
-    (n, k), t = weight.shape[:2], tiling("weight_gradient", e)
+    t = tiling("weight_gradient", e)
     everywhere, of_bias = weight_gradient(e, x, x.new_empty(()).expand(4 * n, k, 3, 3), padding=1)
     edges = partial_sums(e, t.splits, (72, k, 4 * n))
     launch(e, _edge_weight_gradient, (t, k), t_e=e, t_x=x, p_dw=edges)
-    # [8 parts, 4N outputs, inputs, 3, 3]
-    of_edges = edges.sum(0).view(8, 3, 3, k, 4 * n).permute(0, 4, 3, 1, 2)
-    folded = torch.cat([everywhere.values.sum(0)[None], of_edges])
-    return dx, (unfold_gradient(folded), of_bias.values.view(-1, n, 4).sum((0, 2)))
+    dweight, dbias = torch.empty_like(weight), torch.empty((n,), dtype=edges.dtype, device=x.device)
+    launch(
+        e,
+        _unfold,
+        (everywhere.values.shape, everywhere.values.stride(), t.splits, edges.dtype, weight.stride()),
+        p_everywhere=everywhere.values,
+        p_edges=edges,
+        p_of_bias=of_bias.values,
+        p_matrix=constant(BOTH_AXES, edges.dtype, x),
+        p_dweight=dweight,
+        p_dbias=dbias,
+    )
+    return dx, (dweight, dbias)
+
+
+def _by_pixels(g: Tensor, x: Tensor) -> Tensor:
+    """The gradient `g` of the result by pixels of `x`, and in its dtype, [B, 4N, H, W]: `pixel_unshuffle`."""
+    (b, n), (h, w) = g.shape[:2], x.shape[2:]
+    e = empty_image(x, b, 4 * n, h, w)
+    launch(x, _unshuffle, (e.shape, g.stride(), e.stride(3)), p_g=g, p_e=e)
+    return e
+
+
+UNSHUFFLED = 2048
+"""Elements of the rearranged gradient per program."""
+
+
+@lru_cache(PLANS)
+def _unshuffle(size: Sequence[int], of_g: Sequence[int], row: int) -> Plan:
+    """`size` is that of the result, whose pixels are `row` elements apart; `of_g` are the strides of g."""
+    b, channels, h, w = size
+    block = channel_block(channels)
+    pixels = max(1, UNSHUFFLED // block)
+    return Plan(
+        kernels.unshuffle_kernel,
+        (cdiv(b * h * w, pixels),),
+        4,
+        {},
+        PIXELS=b * h * w,
+        H=h,
+        W=w,
+        C=channels,
+        **{f"s_{dimension}": stride for dimension, stride in zip("bnhw", of_g, strict=True)},
+        PITCH=row,
+        BLOCK_P=pixels,
+        BLOCK_C=block,
+    )
+
+
+@lru_cache(PLANS)
+def _unfold(
+    partials: Sequence[int], of_partials: Sequence[int], splits: int, dtype: torch.dtype, of_weight: Sequence[int]
+) -> Plan:
+    """`partials` and `of_partials` are size and strides of the partial sums everywhere; there are `splits` of those at
+    the edges, all in `dtype`."""
+    n, k = partials[1] // 4, partials[2]
+    return Plan(
+        kernels.unfold_gradient_kernel,
+        (k, n),
+        8,
+        {},
+        SPLITS=partials[0],
+        EDGE_SPLITS=splits,
+        **{f"s_{dimension}": stride for dimension, stride in zip("snkhw", of_partials, strict=True)},
+        **{f"s_d{dimension}": stride for dimension, stride in zip("nkhw", of_weight, strict=True)},
+        ACC=accumulator(dtype),
+        BLOCK_S=32,
+    )
 
 
 @lru_cache(PLANS)

@@ -31,7 +31,7 @@ def test_block_with_other_channels_inside() -> None:
 @pytest.mark.usefixtures("backend")
 def test_stem_without_activations() -> None:
     def call(x: Tensor, *flat: Tensor) -> Tensor:
-        return lmfn_kernels.stem(x, Conv(*flat[:2]), Conv(*flat[2:]), slope=1.0)
+        return lmfn_kernels.stem(x, Conv(*flat[:2]), Conv(*flat[2:4]), slope=1.0, mean=flat[4])
 
     assert_correct(call, stem_inputs(1, 4, 3, 5, 6, F32))
 
@@ -50,13 +50,15 @@ def test_f0_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = stem_inputs(1, 6, 5, 10, 9, F32)
     for of_image in (False, True):
         with lmfn_kernels.backend("triton"):
-            differentiate(stem_from_flat(), tensors, [of_image, True, True, True, True])
+            differentiate(stem_from_flat(), tensors, [of_image, True, True, True, True, False])
         assert ((1, 6, 10, 9) in made) == of_image
 
 
 def test_wrong_arguments_are_named() -> None:
-    x, *flat = stem_inputs(1, 6, 5, 9, 8, F32)
+    x, *flat, mean = stem_inputs(1, 6, 5, 9, 8, F32)
     conv0, down = Conv(*flat[:2]), Conv(*flat[2:])
+    with pytest.raises(ValueError, match=r"mean has shape .3,.; expected .4."):
+        lmfn_kernels.stem(random((1, 4, 9, 8), F32), Conv(*conv(6, 4, 3, F32)), down, mean=mean)
     with pytest.raises(ValueError, match="padding is 2; expected 0 or 1"):
         lmfn_kernels.stem(x, conv0, down, padding=2)
     with pytest.raises(ValueError, match="height and width of at least 3"):

@@ -74,7 +74,7 @@ def test_convolution_of_any_size(size: tuple[int, int]) -> None:
 
 def test_fold() -> None:
     """Each part against the formula, on an image that is zero except in one place: edges, corners, interior."""
-    x, weight, _ = upsampled_conv_inputs(1, 2, 3, 5, 6, F64)
+    x, weight, *_ = upsampled_conv_inputs(1, 2, 3, 5, 6, F64)
     folded = fold_upsampling(weight)
     y = torch.zeros(1, 12, 5, 6, dtype=F64)
     for (rows, columns), part in zip(PARTS, folded, strict=True):
@@ -99,7 +99,7 @@ def test_the_upsampled_map_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_some_gradients_have_the_bits_of_all() -> None:
     inputs = upsampled_conv_inputs(1, 5, 3, 4, 6, F32)
     _, whole = differentiate(upsampled_conv_from_flat, inputs)
-    for needs in ([True, False, False], [False, True, False], [False, False, True]):
+    for needs in torch.eye(4).bool().tolist():
         _, gradients = differentiate(upsampled_conv_from_flat, inputs, needs)
         for found, expected, need in zip(gradients, whole, needs, strict=True):
             assert (found is not None) == need
@@ -107,7 +107,9 @@ def test_some_gradients_have_the_bits_of_all() -> None:
 
 
 def test_errors_name_the_argument() -> None:
-    x, weight, bias = upsampled_conv_inputs(1, 5, 3, 4, 6, F32)
+    x, weight, bias, residual = upsampled_conv_inputs(1, 5, 3, 4, 6, F32)
+    with pytest.raises(ValueError, match=r"residual has shape .1, 3, 8, 11.; expected .1, 3, 8, 12."):
+        lmfn_kernels.upsampled_conv3x3(x, Conv(weight, bias), residual[..., 1:])
     with pytest.raises(ValueError, match=r"conv.weight has shape .3, 5, 3, 3.; expected .3, 4, 3, 3."):
         lmfn_kernels.upsampled_conv3x3(x[:, :4], Conv(weight, bias))
     with pytest.raises(ValueError, match=r"b has shape .1, 5, 2, 2.; expected .1, 6, any, any."):
