@@ -110,7 +110,7 @@ OPS: dict[str, BenchOp] = {
         _op("stem", lambda s: (2 * (27 * s.c + 9 * s.c**2 / 4), *_passed(3, s.c / 4))),
         _op("residual_block", lambda s: (2 * 2 * 9 * s.c**2, *_passed(s.c, s.c))),
         _op("upsample_add", lambda s: (8 * s.c, *_passed(1.25 * s.c, s.c))),
-        _op("upsampled_conv3x3", lambda s: (4 * (2 * 9 * s.c * 3 + 7 * s.c), *_passed(s.c, 4 * 3))),
+        _op("upsampled_conv3x3", lambda s: (4 * (2 * 9 * s.c * 3 + 7 * s.c), s.c + 4 * 6, 2 * s.c + 4 * 3)),
         BenchOp("lmfn", network.tensors, network.function, network.per_pixel, widths=(4, 50)),
     )
 }

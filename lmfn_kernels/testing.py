@@ -660,10 +660,6 @@ OPS: dict[str, OpCase] = {
     ),
     "upsampled_conv3x3": OpCase(
         upsampled_conv_from_flat,
-        lambda s, *on: upsampled_conv_inputs(s.b, s.c, 3, _half(s.h), _half(s.w), *on)[:-1],
-    ),
-    "upsampled_conv3x3-residual": OpCase(
-        upsampled_conv_from_flat,
         lambda s, *on: upsampled_conv_inputs(s.b, s.c, 3, _half(s.h), _half(s.w), *on),
         autocast=False,
     ),

@@ -312,7 +312,7 @@ def _unfold(
         **{f"s_{dimension}": stride for dimension, stride in zip("snkhw", of_partials, strict=True)},
         **{f"s_d{dimension}": stride for dimension, stride in zip("nkhw", of_weight, strict=True)},
         ACC=accumulator(dtype),
-        BLOCK_S=32,
+        BLOCK_S=min(32, 1 << (max(partials[0], splits) - 1).bit_length()),
     )
 
 
