@@ -238,43 +238,79 @@ def stride_2_row(
 
 
 @triton.jit
+def stride_1_row(
+    t_g, t_act, t_x, i_split, o_row, o_k, o_n, B, H, W, SPLITS,
+    TAPS: tl.constexpr, PADDING: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of the weight gradient for one row of taps, which reads input rows `o_row` below the output's."""
+    b_dw0 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    b_dw1 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    b_dw2 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    b_db = tl.zeros([BLOCK_N], ACC)
+    n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
+        i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        b_g = load_pixels(t_g, i_b, o_h, o_w, o_n)
+        if t_act is not None:
+            b_g = leaky_gradient(b_g, load_pixels(t_act, i_b, o_h, o_w, o_n), SLOPE)
+        b_x = load_pixels(t_x, i_b, o_h + o_row, o_w - PADDING, o_k)
+        b_dw0 = tl.dot(tl.trans(b_x), b_g, b_dw0, input_precision=PRECISION, out_dtype=ACC)
+        if TAPS == 3:
+            b_x = load_pixels(t_x, i_b, o_h + o_row, o_w + 1 - PADDING, o_k)
+            b_dw1 = tl.dot(tl.trans(b_x), b_g, b_dw1, input_precision=PRECISION, out_dtype=ACC)
+            b_x = load_pixels(t_x, i_b, o_h + o_row, o_w + 2 - PADDING, o_k)
+            b_dw2 = tl.dot(tl.trans(b_x), b_g, b_dw2, input_precision=PRECISION, out_dtype=ACC)
+        b_db += tl.sum(b_g.to(ACC), axis=0)
+    return b_dw0, b_dw1, b_dw2, b_db
+
+
+@triton.jit
+def store_row(
+    p_dw, p_db, b_dw0, b_dw1, b_dw2, b_db, i_split, i_row, o_k, o_n, K, N,
+    TAPS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Store the partial sums of a row of taps, and with the first row those of the bias."""
+    o_ck = o_k + tl.arange(0, BLOCK_K)
+    o_cn = o_n + tl.arange(0, BLOCK_N)
+    m_w = (o_ck < K)[:, None] & (o_cn < N)[None, :]
+    o_w0 = i_row * TAPS * K * N + o_ck[:, None] * N + o_cn[None, :]
+    p_part = p_dw + i_split.to(tl.int64) * TAPS * TAPS * K * N
+    tl.store(p_part + o_w0, b_dw0, mask=m_w)
+    if TAPS == 3:
+        tl.store(p_part + o_w0 + K * N, b_dw1, mask=m_w)
+        tl.store(p_part + o_w0 + 2 * K * N, b_dw2, mask=m_w)
+    if (i_row == 0) & (o_k == 0):
+        tl.store(p_db + i_split * N + o_cn, b_db, mask=o_cn < N)
+
+
+@triton.jit
 def weight_gradient_kernel(
-    t_g,
-    t_act,
-    t_x,
-    t_x01,
-    t_x10,
-    t_x11,
-    p_dw,
-    p_db,
-    B,
-    H,
-    W,
-    K,
-    N,
-    SPLITS,
-    TAPS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    SLOPE: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    t_g, t_act, t_x, t_x01, t_x10, t_x11, p_dw, p_db, t_g2, t_act2, p_dw2, p_db2, B, H, W, K, N, N2, SPLITS,
+    TAPS: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, SLOPE: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """X^T G over pixels for one row of taps, and the sum of G: one partial sum per program, over every SPLITS-th tile.
 
     `t_g` [B, H, W, N] is the gradient of the activation's output `t_act`, or without an activation (None) of the
     convolution's. `t_x` is the input; with stride 2, four descriptors hold its even and odd rows and columns.
+    `t_g2` [B, H, W, N2], `t_act2`: the same of a 1x1 convolution of the same input, with stride 1, whose gradient the
+    programs of a row after the last one compute.
     """
     i_split = tl.program_id(0)
     i_row = tl.program_id(1)
     n_blocks = tl.cdiv(N, BLOCK_N)
     o_k = tl.program_id(2) // n_blocks * BLOCK_K
     o_n = tl.program_id(2) % n_blocks * BLOCK_N
+    if t_g2 is not None:  # noqa: SIM102  (decided when compiled, unlike the row)
+        if i_row == TAPS:
+            b_dw0, b_dw1, b_dw2, b_db = stride_1_row(
+                t_g2, t_act2, t_x, i_split, 0, o_k, o_n, B, H, W, SPLITS,
+                1, 0, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_N, STAGES,
+            )  # fmt: skip
+            store_row(p_dw2, p_db2, b_dw0, b_dw1, b_dw2, b_db, i_split, 0, o_k, o_n, K, N2, 1, BLOCK_K, BLOCK_N)
+            return
     if STRIDE == 2:
         # floor((i_row - PADDING) / 2): the 2 keeps the dividend from being negative.
         o_row = (i_row - PADDING + 2) // 2 - 1
@@ -289,33 +325,8 @@ def weight_gradient_kernel(
                 PADDING, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_N, STAGES,
             )  # fmt: skip
     else:
-        b_dw0 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
-        b_dw1 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
-        b_dw2 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
-        b_db = tl.zeros([BLOCK_N], ACC)
-        n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
-        for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
-            i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
-            b_g = load_pixels(t_g, i_b, o_h, o_w, o_n)
-            if t_act is not None:
-                b_g = leaky_gradient(b_g, load_pixels(t_act, i_b, o_h, o_w, o_n), SLOPE)
-            o_x = o_h + i_row - PADDING
-            b_x = load_pixels(t_x, i_b, o_x, o_w - PADDING, o_k)
-            b_dw0 = tl.dot(tl.trans(b_x), b_g, b_dw0, input_precision=PRECISION, out_dtype=ACC)
-            if TAPS == 3:
-                b_x = load_pixels(t_x, i_b, o_x, o_w + 1 - PADDING, o_k)
-                b_dw1 = tl.dot(tl.trans(b_x), b_g, b_dw1, input_precision=PRECISION, out_dtype=ACC)
-                b_x = load_pixels(t_x, i_b, o_x, o_w + 2 - PADDING, o_k)
-                b_dw2 = tl.dot(tl.trans(b_x), b_g, b_dw2, input_precision=PRECISION, out_dtype=ACC)
-            b_db += tl.sum(b_g.to(ACC), axis=0)
-    o_ck = o_k + tl.arange(0, BLOCK_K)
-    o_cn = o_n + tl.arange(0, BLOCK_N)
-    m_w = (o_ck < K)[:, None] & (o_cn < N)[None, :]
-    o_w0 = i_row * TAPS * K * N + o_ck[:, None] * N + o_cn[None, :]
-    p_part = p_dw + i_split.to(tl.int64) * TAPS * TAPS * K * N
-    tl.store(p_part + o_w0, b_dw0, mask=m_w)
-    if TAPS == 3:
-        tl.store(p_part + o_w0 + K * N, b_dw1, mask=m_w)
-        tl.store(p_part + o_w0 + 2 * K * N, b_dw2, mask=m_w)
-    if (i_row == 0) & (o_k == 0):
-        tl.store(p_db + i_split * N + o_cn, b_db, mask=o_cn < N)
+        b_dw0, b_dw1, b_dw2, b_db = stride_1_row(
+            t_g, t_act, t_x, i_split, i_row - PADDING, o_k, o_n, B, H, W, SPLITS,
+            TAPS, PADDING, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_N, STAGES,
+        )  # fmt: skip
+    store_row(p_dw, p_db, b_dw0, b_dw1, b_dw2, b_db, i_split, i_row, o_k, o_n, K, N, TAPS, BLOCK_K, BLOCK_N)

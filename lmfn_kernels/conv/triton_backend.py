@@ -40,6 +40,7 @@ __all__ = [
     "materialize",
     "scaled_conv",
     "weight_gradient",
+    "weight_gradients",
 ]
 
 
@@ -319,25 +320,50 @@ def weight_gradient(
     t = tiling("weight_gradient", g)
     dw, db = partial_sums(g, t.splits, (taps * taps, k, n)), partial_sums(g, t.splits, (n,))
     views = {f"t_x{place}": view for place, view in zip(PARITIES, _views(x, stride), strict=False)}
-    key = t, k, taps, stride, padding, slope
+    key = t, k, 0, taps, stride, padding, slope
     launch(g, _weight_gradient, key, t_g=g, t_act=activation_output, p_dw=dw, p_db=db, **views)
-    by_tap = dw.view(t.splits, taps, taps, k, n).permute(0, 4, 3, 1, 2)
-    return PartialSums(by_tap), PartialSums(db)
+    return _of_taps(dw), PartialSums(db)
+
+
+def weight_gradients(
+    e: Tensor | PendingMask, z: Tensor | PendingMask, x: Tensor, refine: Tensor, distil: Tensor
+) -> tuple[tuple[PartialSums, PartialSums], tuple[PartialSums, PartialSums]]:
+    """The gradients of weight and bias of a 3x3 and of a 1x1 convolution of `x`, in one launch."""
+    (g, activation_output, slope), (g2, activation_output2, _) = as_pending(e), as_pending(z)
+    n, k, n2, t = *refine.shape[:2], len(distil), tiling("weight_gradient", g)
+    dw, db = partial_sums(g, t.splits, (9, k, n)), partial_sums(g, t.splits, (n,))
+    dw2, db2 = partial_sums(g, t.splits, (1, k, n2)), partial_sums(g, t.splits, (n2,))
+    first = {"t_g": g, "t_act": activation_output, "p_dw": dw, "p_db": db}
+    second = {"t_g2": g2, "t_act2": activation_output2, "p_dw2": dw2, "p_db2": db2}
+    launch(g, _weight_gradient, (t, k, n2, 3, 1, 1, slope), t_x=x, **first, **second)
+    return (_of_taps(dw), PartialSums(db)), (_of_taps(dw2), PartialSums(db2))
+
+
+def _of_taps(partials: Tensor) -> PartialSums:
+    """Partial sums [splits, taps, K, N] of the gradient of a weight [N, K, k, k]."""
+    size = 1 if partials.shape[1] == 1 else 3
+    return PartialSums(partials.unflatten(1, (size, size)).permute(0, 4, 3, 1, 2))
 
 
 @lru_cache(PLANS)
-def _weight_gradient(t: Tiling, k: int, taps: int, stride: int, padding: int, slope: float) -> Plan:
-    """`t` is the tiling of the output's gradient; `k` is the number of input channels."""
+def _weight_gradient(t: Tiling, k: int, n2: int, taps: int, stride: int, padding: int, slope: float) -> Plan:
+    """`t` is the tiling of the output's gradient; `k` is the number of input channels, `n2` that of the outputs of a
+    1x1 convolution of the same input, 0 if there is none."""
     b, n = t.size[:2]
-    block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
+    block_k, block_n = min(64, channel_block(k)), min(64, channel_block(max(n, n2)))
+    assert n2 <= block_n, "not implemented, as the fused ops have at most 64 channels"
     return Plan(
         kernels.weight_gradient_kernel,
-        (t.splits, taps, cdiv(k, block_k) * cdiv(n, block_n)),
+        (t.splits, taps + (n2 > 0), cdiv(k, block_k) * cdiv(n, block_n)),
         t.config.warps,
-        {name: t.pixels(block_n) for name in ("t_g", "t_act")} | {f"t_x{i}": t.pixels(block_k) for i in PARITIES},
+        {
+            **{name: t.pixels(block_n) for name in ("t_g", "t_act", "t_g2", "t_act2")},
+            **{f"t_x{i}": t.pixels(block_k) for i in PARITIES},
+        },
         B=b,
         K=k,
         N=n,
+        N2=n2,
         SPLITS=t.splits,
         TAPS=taps,
         STRIDE=stride,

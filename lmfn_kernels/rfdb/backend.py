@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lmfn_kernels.conv.backend import MaskedGradient
 from lmfn_kernels.runtime.gradients import ConvGradient
 from lmfn_kernels.upsample.backend import UpsampleBackend
 from lmfn_kernels.weights import Conv, ScaledConv
@@ -18,6 +19,12 @@ from lmfn_kernels.weights import Conv, ScaledConv
 class RFDBBackend(UpsampleBackend, Protocol):
     def stage(self, x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, Tensor]:
         """LR(conv3x3(x) + x) and LR(conv1x1(x))."""
+
+    def weight_gradients(
+        self, e: MaskedGradient, z: MaskedGradient, x: Tensor, refine: Tensor, distil: Tensor
+    ) -> tuple[ConvGradient, ConvGradient]:
+        """Gradients of weight and bias of a stage's 3x3 and of its 1x1 convolution, from those of their outputs, which
+        are both masked with the same slope or both not at all."""
 
     def scaled_stage(
         self,

@@ -203,10 +203,8 @@ def _distill_stage_backward(
     if wanted("x"):
         extra = f.materialize(z), t.distil.weight
         found["x"] = f.input_gradient(e, t.refine.weight, x, padding=1, residual=True, extra=extra)
-    if wanted("distil"):
-        found["distil"] = f.weight_gradient(z, x, t.distil.weight)
-    if wanted("refine"):
-        found["refine"] = f.weight_gradient(e, x, t.refine.weight, padding=1)
+    if wanted("refine") or wanted("distil"):
+        found["refine"], found["distil"] = f.weight_gradients(e, z, x, t.refine.weight, t.distil.weight)
     return found
 
 
@@ -363,17 +361,17 @@ def _rfdb_backward(
     if wanted("distil_last"):
         found["distil_last"] = f.weight_gradient(z[3], x3, t.distil_last.weight, padding=1)
     e = f.input_gradient(z[3], t.distil_last.weight, x3, padding=1, mask=slope)
-    of_distil, of_refine = [], []
+    of_both = []
     for j in (2, 1, 0):
         distil, refine = t.distil[j].weight, t.refine[j].weight
-        if wanted("refine"):
-            of_refine.append(f.weight_gradient(e, x[j], refine, padding=1))
-        if wanted("distil"):
-            of_distil.append(f.weight_gradient(z[j], x[j], distil))
+        if wanted("refine") or wanted("distil"):
+            of_both.append(f.weight_gradients(e, z[j], x[j], refine, distil))
         if j > 0 or wanted("x"):
             mask = slope if j > 0 else 1.0
             e = f.input_gradient(e, refine, x[j], padding=1, residual=True, extra=(z[j], distil), mask=mask)
-    found |= {"x": e, "distil": of_distil[::-1], "refine": of_refine[::-1]}
+    found["x"] = e
+    if of_both:
+        found["refine"], found["distil"] = zip(*of_both[::-1], strict=True)
     return found
 
 

@@ -45,6 +45,7 @@ __all__ = [
     "upsampled_conv",
     "upsampled_conv_backward",
     "weight_gradient",
+    "weight_gradients",
 ]
 
 aten = torch.ops.aten
@@ -52,6 +53,12 @@ aten = torch.ops.aten
 
 def stage(x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, Tensor]:
     return conv(x, *refine, x, padding=1, slope=slope), conv(x, *distil, slope=slope)
+
+
+def weight_gradients(
+    e: Tensor, z: Tensor, x: Tensor, refine: Tensor, distil: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return weight_gradient(e, x, refine, padding=1), weight_gradient(z, x, distil)
 
 
 def scaled_stage(

@@ -20,6 +20,7 @@ from lmfn_kernels.conv.triton_backend import (
     materialize,
     scaled_conv,
     weight_gradient,
+    weight_gradients,
 )
 from lmfn_kernels.rfdb import kernels
 from lmfn_kernels.runtime.gradients import ConvGradient, PartialSums
@@ -75,6 +76,7 @@ __all__ = [
     "upsampled_conv",
     "upsampled_conv_backward",
     "weight_gradient",
+    "weight_gradients",
 ]
 
 

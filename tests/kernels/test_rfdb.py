@@ -11,6 +11,7 @@ import lmfn_kernels
 from lmfn_kernels import Conv, RFDBWeights
 from lmfn_kernels.rfdb.backend import implementation
 from lmfn_kernels.runtime import configs
+from lmfn_kernels.runtime.launch import intercepting, tiling
 from lmfn_kernels.testing import assert_correct, conv, gate_from_flat, gate_inputs, random, rfdb_from_flat, rfdb_inputs
 from tests.kernels.conftest import amid_nan
 
@@ -117,6 +118,15 @@ def test_rfdb_on_a_fixed_grid() -> None:
 @pytest.mark.usefixtures("backend")
 def test_the_networks_block_at_the_smallest_size() -> None:
     assert_correct(rfdb_from_flat, rfdb_inputs(1, 50, 25, 12, 15, 15, torch.float32))
+
+
+def test_weights_of_a_stage_take_one_launch() -> None:
+    f, launched = implementation("triton"), []
+    x, e, z = (f.as_kernel_image(torch.zeros(1, c, 4, 5)) for c in (6, 6, 9))
+    with intercepting(lambda _launch, kernel, grid, _arguments: launched.append((kernel.__name__, grid))):
+        f.weight_gradients(e, z, x, torch.zeros(6, 6, 3, 3), torch.zeros(9, 6, 1, 1))
+    tiles = tiling("weight_gradient", e).tiles
+    assert launched == [("weight_gradient_kernel", (tiles, 4, 1))], "three rows of taps and the 1x1"
 
 
 def test_kernels_refuse_what_they_cannot_take() -> None:
