@@ -224,6 +224,7 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
         stack.enter_context(launch.intercepting(compiler.launch))
         # On sm_90 with the kernels in Gluon, and with what other releases of Triton use in their place.
         stack.enter_context(mock.patch.object(blocks, "RING_FUSE_HAS_RUN", True))
+        stack.enter_context(mock.patch.object(convolutions, "RING_WEIGHT_GRADIENT_HAS_RUN", True))
         for programs in (0, 132) if target == "sm_90" and convolutions.HAS_RING else (0,):
             with mock.patch.object(convolutions, "ring_programs", return_value=programs):
                 _calls(DTYPES[dtype])

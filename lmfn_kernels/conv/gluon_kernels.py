@@ -16,6 +16,12 @@ and 8, and weights are [outputs, inputs], as `wgmma` takes 8 bits only with the 
 writes e4m3 adds its input as a tenth tap with a diagonal matrix. So the input and the sums may have different scales,
 and the tile's center need not start at a multiple of 8 pixels, which it could not in 8 bits, since TMA needs the tile
 to start at an even one.
+
+In the weight gradient, the products sum over pixels: g transposed [outputs, pixels] times x [pixels, inputs]. Whether
+such a matrix may start at any pixel is not known. So only a tap's row is an offset into the tile of x, a multiple of 8
+pixels; for its column, g is loaded three times, one column apart each, and a tile of x has no columns around it. Every
+product is counted once, as tiles divide the columns of x and not of g, and outside the images TMA loads zeros. Each of
+three warpgroups sums a column of taps: it has g in registers, as the left operand of three products.
 """
 
 # ruff: noqa: N803, SIM113  (names of constants are upper-case; Gluon has no enumerate)
@@ -39,6 +45,8 @@ ROWS = 4
 CHANNELS = 64
 BOX = 16
 """Pixels of a row that are stored at once: a power of two. The two boxes of a row overlap, with equal values."""
+PAIRED_ROWS, PAIRED_COLUMNS = 8, 16
+"""A tile of `ring_weight_gradient_kernel`."""
 SHARED = 231_000
 """Bytes of shared memory for slots and weights; sm_90 has 232,448, and barriers take some."""
 
@@ -286,6 +294,112 @@ def ring_kernel(
         [4, 1],
         [232, 40],
     )  # fmt: skip
+
+
+@gluon.jit
+def produce_pairs(
+    t_g, t_x, pixels, full, empty, n_tiles, n_h, n_w,
+    PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr,
+):  # fmt: skip
+    """Load the tiles of this program, in order, each as soon as its slot is empty: x, then g three times."""
+    PIXELS: gl.constexpr = BLOCK_H * BLOCK_W
+    TILE: gl.constexpr = PIXELS + 2 * BLOCK_W
+    SLOT: gl.constexpr = TILE + 3 * PIXELS
+    i_turn = 0
+    for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
+        o_p = i_turn % SLOTS * SLOT
+        bar = full.index(i_turn % SLOTS)
+        mbarrier.wait(empty.index(i_turn % SLOTS), (i_turn // SLOTS & 1) ^ 1)
+        i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
+        mbarrier.expect(bar, SLOT * _CHANNELS * 2)
+        for i in gl.static_range(0, BLOCK_H + 2, 2):
+            load_box(t_x, i_b, o_h - PADDING + i, o_w, bar, pixels, o_p + i * BLOCK_W)
+        for j in gl.static_range(3):
+            load_box(t_g, i_b, o_h, o_w + PADDING - j, bar, pixels, o_p + TILE + j * PIXELS)
+        i_turn += 1
+
+
+@gluon.jit
+def add_column(
+    p_dw, p_db, pixels, full, empty, n_tiles, K, N,
+    J: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr,
+):  # fmt: skip
+    """The sums of the taps of column J, and with the middle one those of the bias."""
+    PIXELS: gl.constexpr = BLOCK_H * BLOCK_W
+    TILE: gl.constexpr = PIXELS + 2 * BLOCK_W
+    SLOT: gl.constexpr = TILE + 3 * PIXELS
+    PART: gl.constexpr = PIXELS // 4
+    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, _CHANNELS, 16])
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, LAYOUT, 2)
+    b_dw0 = gl.zeros([_CHANNELS, _CHANNELS], gl.float32, LAYOUT)
+    b_dw1 = gl.zeros([_CHANNELS, _CHANNELS], gl.float32, LAYOUT)
+    b_dw2 = gl.zeros([_CHANNELS, _CHANNELS], gl.float32, LAYOUT)
+    b_db = gl.zeros([_CHANNELS], gl.float32, gl.SliceLayout(1, LEFT))
+    i_turn = 0
+    for _ in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
+        i_slot = i_turn % SLOTS
+        mbarrier.wait(full.index(i_slot), i_turn // SLOTS & 1)
+        for i_part in gl.static_range(4):
+            o_x = i_slot * SLOT + i_part * PART
+            b_g = matrix_at(pixels, o_x + TILE + J * PIXELS, pixels.dtype, PART).load(LEFT)
+            b_x0 = matrix_at(pixels, o_x, pixels.dtype, PART).permute((1, 0))
+            b_x1 = matrix_at(pixels, o_x + BLOCK_W, pixels.dtype, PART).permute((1, 0))
+            b_x2 = matrix_at(pixels, o_x + 2 * BLOCK_W, pixels.dtype, PART).permute((1, 0))
+            b_dw0 = warpgroup_mma(b_g, b_x0, b_dw0, is_async=True)
+            b_dw1 = warpgroup_mma(b_g, b_x1, b_dw1, is_async=True)
+            b_dw2 = warpgroup_mma(b_g, b_x2, b_dw2, is_async=True)
+            if J == 1:
+                b_db += gl.sum(b_g.to(gl.float32), axis=1)
+            # These three go on while the next part is loaded; those before them are done with their registers.
+            b_dw0, b_dw1, b_dw2 = warpgroup_mma_wait(num_outstanding=3, deps=(b_dw0, b_dw1, b_dw2))
+        b_dw0, b_dw1, b_dw2 = warpgroup_mma_wait(num_outstanding=0, deps=(b_dw0, b_dw1, b_dw2))
+        thread_barrier()  # one thread of the warpgroup arrives for all
+        mbarrier.arrive(empty.index(i_slot), count=1)
+        i_turn += 1
+    o_n = gl.arange(0, _CHANNELS, layout=gl.SliceLayout(1, LAYOUT))
+    o_k = gl.arange(0, _CHANNELS, layout=gl.SliceLayout(0, LAYOUT))
+    m_w = (o_n < N)[:, None] & (o_k < K)[None, :]
+    p_part = p_dw + (gl.program_id(0) * 9 + J) * N * K + o_n[:, None] * K + o_k[None, :]
+    gl.store(p_part, b_dw0, mask=m_w)
+    gl.store(p_part + 3 * N * K, b_dw1, mask=m_w)
+    gl.store(p_part + 6 * N * K, b_dw2, mask=m_w)
+    if J == 1:
+        o_n = gl.arange(0, _CHANNELS, layout=gl.SliceLayout(1, LEFT))
+        gl.store(p_db + gl.program_id(0) * N + o_n, b_db, mask=o_n < N)
+
+
+@gluon.jit(do_not_specialize=["B", "H", "W", "K", "N"])
+def ring_weight_gradient_kernel(
+    t_g, t_x, p_dw, p_db, B, H, W, K, N, PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr
+):
+    """What `weight_gradient_kernel` computes, for a 3x3 convolution of stride 1 with at most 64 channels.
+
+    H is the height of g, W the width of x. A partial sum of the weight's gradient is [taps, outputs, inputs].
+    """
+    n_h = gl.cdiv(H, BLOCK_H)
+    n_w = gl.cdiv(W, BLOCK_W)
+    n_tiles = B * n_h * n_w
+    PIXELS: gl.constexpr = BLOCK_H * BLOCK_W
+    SLOT: gl.constexpr = 4 * PIXELS + 2 * BLOCK_W
+    SLOTS: gl.constexpr = _SHARED // (SLOT * _CHANNELS * 2)
+    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    eights = gl.allocate_shared_memory(t_x.dtype, [SLOTS * SLOT // 8, 8, _CHANNELS], LAYOUT)
+    pixels = eights._reinterpret(t_x.dtype, [SLOTS * SLOT, 1, _CHANNELS], LAYOUT)
+    full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(SLOTS):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=3)
+    gl.warp_specialize(
+        [
+            (add_column, (p_dw, p_db, pixels, full, empty, n_tiles, K, N, 1, BLOCK_H, BLOCK_W, SLOTS)),
+            (add_column, (p_dw, p_db, pixels, full, empty, n_tiles, K, N, 0, BLOCK_H, BLOCK_W, SLOTS)),
+            (add_column, (p_dw, p_db, pixels, full, empty, n_tiles, K, N, 2, BLOCK_H, BLOCK_W, SLOTS)),
+            (produce_pairs, (t_g, t_x, pixels, full, empty, n_tiles, n_h, n_w, PADDING, BLOCK_H, BLOCK_W, SLOTS)),
+        ],
+        [4, 4, 1],
+        [152, 152, 32],
+    )
 
 
 def descriptor(x: Any, shape: list[int], strides: list[int], block: list[int]) -> TensorDescriptor:

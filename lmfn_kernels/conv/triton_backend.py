@@ -311,12 +311,19 @@ def _stride_2_input_gradient(t: Tiling, weight: Sequence[int], padding: int, slo
     )
 
 
+RING_WEIGHT_GRADIENT_HAS_RUN = False
+"""Whether `ring_weight_gradient_kernel` has run on a GPU with the right results, by `test_weight_gradient_in_a_ring`.
+Until then it is not used."""
+
+
 def weight_gradient(
     e: Tensor | PendingMask, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
 ) -> tuple[PartialSums, PartialSums]:
     """The gradients of a convolution's weight and bias, 1x1 or 3x3."""
     g, activation_output, slope = as_pending(e)
     n, k, taps = weight.shape[:3]
+    if stride == 1 and taps == 3 and activation_output is None and (programs := _ring_programs_for_pairs(g, k)):
+        return _ring_weight_gradient(g, x, padding, programs)
     t = tiling("weight_gradient", g)
     dw, db = partial_sums(g, t.splits, (taps * taps, k, n)), partial_sums(g, t.splits, (n,))
     views = {f"t_x{place}": view for place, view in zip(PARITIES, _views(x, stride), strict=False)}
@@ -328,15 +335,55 @@ def weight_gradient(
 def weight_gradients(
     e: Tensor | PendingMask, z: Tensor | PendingMask, x: Tensor, refine: Tensor, distil: Tensor
 ) -> tuple[tuple[PartialSums, PartialSums], tuple[PartialSums, PartialSums]]:
-    """The gradients of weight and bias of a 3x3 and of a 1x1 convolution of `x`, in one launch."""
+    """The gradients of weight and bias of a 3x3 and of a 1x1 convolution of `x`; except on Hopper, in one launch."""
     (g, activation_output, slope), (g2, activation_output2, _) = as_pending(e), as_pending(z)
-    n, k, n2, t = *refine.shape[:2], len(distil), tiling("weight_gradient", g)
+    n, k, n2 = *refine.shape[:2], len(distil)
+    if activation_output is None and _ring_programs_for_pairs(g, k):
+        return weight_gradient(e, x, refine, padding=1), weight_gradient(z, x, distil)
+    t = tiling("weight_gradient", g)
     dw, db = partial_sums(g, t.splits, (9, k, n)), partial_sums(g, t.splits, (n,))
     dw2, db2 = partial_sums(g, t.splits, (1, k, n2)), partial_sums(g, t.splits, (n2,))
     first = {"t_g": g, "t_act": activation_output, "p_dw": dw, "p_db": db}
     second = {"t_g2": g2, "t_act2": activation_output2, "p_dw2": dw2, "p_db2": db2}
     launch(g, _weight_gradient, (t, k, n2, 3, 1, 1, slope), t_x=x, **first, **second)
     return (_of_taps(dw), PartialSums(db)), (_of_taps(dw2), PartialSums(db2))
+
+
+def _ring_programs_for_pairs(g: Tensor, k: int) -> int:
+    """Programs of `ring_weight_gradient_kernel` for a gradient `g` and k input channels; 0 if it is not used."""
+    fits = g.dtype.itemsize == 2 and channel_block(k) == 64 and channel_block(g.shape[1]) in (32, 64)
+    return ring_programs(g.device) if RING_WEIGHT_GRADIENT_HAS_RUN and fits else 0
+
+
+def _ring_weight_gradient(g: Tensor, x: Tensor, padding: int, programs: int) -> tuple[PartialSums, PartialSums]:
+    ring = import_module("lmfn_kernels.conv.gluon_kernels")  # only here, as not every Triton has Gluon
+    (b, n, h, _), k, w = g.shape, x.shape[1], x.shape[3]
+    splits = min(programs, b * cdiv(h, ring.PAIRED_ROWS) * cdiv(w, ring.PAIRED_COLUMNS))
+    dw, db = partial_sums(g, splits, (9, n, k)), partial_sums(g, splits, (n,))
+    launch(g, _ring_of_pairs, (splits, b, h, w, k, n, padding), t_g=g, t_x=x, p_dw=dw, p_db=db)
+    return PartialSums(dw.unflatten(1, (3, 3)).permute(0, 3, 4, 1, 2)), PartialSums(db)
+
+
+@lru_cache(PLANS)
+def _ring_of_pairs(splits: int, b: int, h: int, w: int, k: int, n: int, padding: int) -> Plan:
+    """`h` is the height of the output, `w` the width of the input; `k` and `n` are their channels."""
+    ring = import_module("lmfn_kernels.conv.gluon_kernels")
+    rows, columns = ring.PAIRED_ROWS, ring.PAIRED_COLUMNS
+    return Plan(
+        ring.ring_weight_gradient_kernel,
+        (splits,),
+        4,
+        {"t_x": (1, 2, columns, ring.CHANNELS), "t_g": (1, rows, columns, ring.CHANNELS)},
+        ring.descriptor,
+        B=b,
+        H=h,
+        W=w,
+        K=k,
+        N=n,
+        PADDING=padding,
+        BLOCK_H=rows,
+        BLOCK_W=columns,
+    )
 
 
 def _of_taps(partials: Tensor) -> PartialSums:

@@ -46,6 +46,7 @@ def _on_hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """With two programs, so that each computes several tiles."""
     monkeypatch.setattr(convolutions, "ring_programs", lambda _: 2)
     monkeypatch.setattr(blocks, "RING_FUSE_HAS_RUN", True)
+    monkeypatch.setattr(convolutions, "RING_WEIGHT_GRADIENT_HAS_RUN", True)
     with lmfn_kernels.backend("triton"), torch.no_grad():
         yield
 
@@ -102,6 +103,75 @@ def test_e4m3(before: torch.dtype | None, after: torch.dtype | None, form: str, 
         rounding = 2**-3 if found[0].dtype == E4M3 else 2**-7  # by one step, where sums differ in their last bits
         assert ((one - value).abs() <= rounding * value.abs() + 2**-9 * value.abs().max()).all()
         assert torch.equal(one, other)
+
+
+GRADIENTS = [(1, 50, 50, 1, 1, 1), (2, 50, 25, 9, 33, 1), (1, 64, 64, 19, 18, 0), (1, 64, 50, 3, 17, 0)]
+
+
+def weight_gradient(size: tuple[int, ...], dtype: torch.dtype, **options: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """From pixels amid NaN, the gradients of weight and bias: each with its value in float64 and the sum of the
+    products' magnitudes."""
+    b, k, n, h, w, padding = size
+    draw = torch.Generator().manual_seed(0)
+    x, g = (
+        torch.randn(b, c, h + less, w + less, generator=draw).to(dtype) for c, less in ((k, 0), (n, 2 * padding - 2))
+    )
+    launched: list[str] = []
+
+    def launch(otherwise: Any, kernel: Any, *arguments: Any) -> None:
+        launched.append(kernel.__name__)
+        hopper.launch(otherwise, kernel, *arguments, **options)
+
+    with intercepting(launch):
+        images = (as_kernel_image(amid_nan(t)) for t in (g, x))
+        found = convolutions.weight_gradient(*images, torch.empty(n, k, 3, 3), padding=padding)
+    assert launched == ["ring_weight_gradient_kernel"]
+    x, g = x.double(), g.double()
+    right, most = (
+        (torch.nn.grad.conv2d_weight(of_x, (n, k, 3, 3), of_g, padding=padding), of_g.sum((0, 2, 3)))
+        for of_x, of_g in ((x, g), (x.abs(), g.abs()))
+    )
+    return [(partials.values.sum(0), *of) for partials, *of in zip(found, right, most, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", GRADIENTS, ids=str)
+def test_weight_gradient(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    one, other = (weight_gradient(size, dtype, order=order) for order in hopper.ORDERS)
+    for (found, right, most), (again, *_) in zip(one, other, strict=True):
+        assert ((found - right).abs() <= 2**-20 * most).all()
+        assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("mbarrier.wait(full.index(i_slot), i_turn // SLOTS & 1)", "pass"),
+        ("mbarrier.wait(empty.index(i_turn % SLOTS), (i_turn // SLOTS & 1) ^ 1)", "pass"),
+        ("mbarrier.init(empty.index(i), count=3)", "mbarrier.init(empty.index(i), count=2)"),
+        ("num_outstanding=0", "num_outstanding=1"),
+        ("o_w + PADDING - j", "o_w + PADDING - j - 1"),
+        ("o_x + 2 * BLOCK_W", "o_x + 2 * BLOCK_W + 1"),
+        ("if J == 1:", "if J == 0:"),
+        ("SLOT * _CHANNELS * 2)\n        for", "TILE * _CHANNELS * 2)\n        for"),
+    ],
+)
+def test_a_defect_of_a_weight_gradient_is_found(before: str, after: str) -> None:
+    edited: list[str] = []
+
+    def edit(source: str) -> str:
+        if before in source and "SLOT" in source:
+            edited.append(source)
+        return source.replace(before, after)
+
+    def run() -> None:
+        for order in hopper.ORDERS:
+            for found, right, most in weight_gradient((2, 50, 50, 9, 33, 1), torch.bfloat16, order=order, edit=edit):
+                assert ((found - right).abs() <= 2**-20 * most).all()
+
+    with pytest.raises((AssertionError, AttributeError)):  # AttributeError: a product in flight is no tensor
+        run()
+    assert edited, f"{before} is nowhere in the kernel"
 
 
 @cache

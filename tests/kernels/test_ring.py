@@ -14,6 +14,44 @@ from lmfn_kernels.weights import Conv
 
 
 @pytest.mark.parametrize(
+    ("change", "kernels"),
+    [
+        ({}, ["ring_weight_gradient_kernel", "weight_gradient_kernel"]),
+        ({"n": 25}, ["ring_weight_gradient_kernel", "weight_gradient_kernel"]),
+        ({"dtype": torch.float16}, ["ring_weight_gradient_kernel", "weight_gradient_kernel"]),
+        ({"masked": True}, ["weight_gradient_kernel"]),
+        ({"dtype": torch.float32}, ["weight_gradient_kernel"]),
+        ({"n": 65}, ["weight_gradient_kernel"]),
+        ({"n": 12}, ["weight_gradient_kernel"]),
+        ({"k": 12}, ["weight_gradient_kernel"]),
+        ({"programs": 0}, ["weight_gradient_kernel"]),
+        ({"has_run": False}, ["weight_gradient_kernel"]),
+    ],
+)
+def test_where_it_computes_weight_gradients(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], kernels: list[str]
+) -> None:
+    usual = {"dtype": torch.bfloat16, "k": 50, "n": 50, "programs": 132, "has_run": True, "masked": False}
+    dtype, k, n, programs, has_run, masked = (usual | change).values()
+    monkeypatch.setattr(triton_backend, "ring_programs", lambda _: programs)
+    monkeypatch.setattr(triton_backend, "RING_WEIGHT_GRADIENT_HAS_RUN", has_run)
+    x, g, z = (as_kernel_image(torch.zeros(1, c, 9, 20, dtype=dtype)) for c in (k, n, 25))
+    e, weight = triton_backend.mask_gradient(g, g, 0.1 if masked else 1.0), torch.zeros(n, k, 3, 3, dtype=dtype)
+    launched: list[str] = []
+    with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
+        both = rfdb_backend.weight_gradients(e, z, x, weight, torch.zeros(25, k, 1, 1, dtype=dtype))
+        alone = triton_backend.weight_gradient(e, x, weight, padding=1)
+        triton_backend.weight_gradient(e, x, weight, stride=2, padding=1)
+        triton_backend.weight_gradient(z, x, torch.zeros(25, k, 1, 1, dtype=dtype))
+    assert launched == [*kernels, kernels[0], "weight_gradient_kernel", "weight_gradient_kernel"]
+    for of_weight, of_bias in (both[0], alone):
+        assert of_weight.values.shape[1:] == weight.shape
+        assert of_bias.values.shape[1:] == (n,)
+        assert len(of_weight.values) == len(of_bias.values)
+        assert kernels[0] == "weight_gradient_kernel" or len(of_bias.values) == 4, "a program for each tile"
+
+
+@pytest.mark.parametrize(
     ("change", "kernel"),
     [
         ({}, "ring_fuse_kernel"),
