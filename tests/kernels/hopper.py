@@ -380,7 +380,6 @@ def language(sm: Multiprocessor) -> Overlay:
         where=torch.where,
         sum=lambda x, axis: x.sum(axis),
         convert_layout=lambda x, layout: x,  # noqa: ARG005
-        thread_barrier=lambda: None,
         load=load,
         store=store,
         allocate_shared_memory=sm.allocate_shared_memory,
