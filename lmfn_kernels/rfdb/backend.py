@@ -60,11 +60,13 @@ class RFDBBackend(UpsampleBackend, Protocol):
         d: Sequence[Tensor],
         weight: Tensor,
         squeeze: Tensor,
+        transposed: Sequence[Tensor],
         slope: float,
         d_slope: float,
     ) -> tuple[Sequence[Tensor], ConvGradient, ConvGradient]:
         """Gradients of the inputs of the activations of d1 to d4, then of weight and bias of both convolutions.
 
+        `transposed` are `squeeze`, then the parts of `weight` for d1 to d4, with inputs and outputs exchanged.
         `gy` and `ga` are the gradients of y and a; `slope` is that of d4's activation, `d_slope` that of the others'.
         """
 

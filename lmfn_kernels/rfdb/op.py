@@ -95,7 +95,7 @@ def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05, *, fixed_grid: bo
 
     `x` and the result [B, C, H, W], H and W at least 15; `fixed_grid` as in `esa_gate`. Saved for backward, in addition
     to `x` and the weights: the results of the three stages, d4, ESA's first map and its low-resolution maps; with `x`
-    itself at most 5.5 times the bytes of `x`. Errors as in `conv3x3`.
+    itself at most 5.5 times the bytes of `x`; from the kernels also a copy of the weights. Errors as in `conv3x3`.
     """
     checks.image("x", x, ESA_SMALLEST)
     checks.slope(slope)
@@ -208,6 +208,11 @@ def _distill_stage_backward(
     return found
 
 
+def _transposed(fuse: Tensor, squeeze: Tensor) -> list[Tensor]:
+    """The weight of `squeeze`, then the parts of that of `fuse` for d1 to d4, as `fuse_backward` takes them."""
+    return [weight.transpose(0, 1) for weight in (squeeze, *fuse.chunk(4, dim=1))]
+
+
 class FuseInputs(NamedTuple):
     x: Tensor
     d1: Tensor
@@ -235,9 +240,10 @@ def _distill_fuse_backward(
     wanted: Wanted,
 ) -> Gradients:
     gy, ga = map(f.as_kernel_image, gradients)
-    x, *d = map(f.as_kernel_image, (t.x, t.d1, t.d2, t.d3, saved[0]))
+    d4, *transposed = saved
+    x, *d = map(f.as_kernel_image, (t.x, t.d1, t.d2, t.d3, d4))
     y = f.fused(d, t.fuse)
-    z, dfuse, dsqueeze = f.fuse_backward(gy, ga, y, d, t.fuse.weight, t.squeeze.weight, options.slope, 1.0)
+    z, dfuse, dsqueeze = f.fuse_backward(gy, ga, y, d, t.fuse.weight, t.squeeze.weight, transposed, options.slope, 1.0)
     found: Gradients = {"d1": z[0], "d2": z[1], "d3": z[2], "fuse": dfuse, "squeeze": dsqueeze}
     if wanted("x"):
         found["x"] = f.input_gradient(z[3], t.last.weight, x, padding=1)
@@ -329,7 +335,7 @@ def _rfdb_backward(
 ) -> Gradients:
     (slope, fixed_grid), found = options, Gradients()
     # They have the kernels' layout already, unless something between the passes, such as a compiler, changed it.
-    x1, x2, x3, d4, a, index, pooled, low1, low2, v = map(f.as_kernel_image, saved)
+    x1, x2, x3, d4, a, index, pooled, low1, low2, v = map(f.as_kernel_image, saved[:10])
     x = f.as_kernel_image(t.x), x1, x2, x3
     d1, d2, d3 = (f.conv(x_j, *distil, slope=slope) for x_j, distil in zip(x[:3], t.distil, strict=True))
     y = f.fused((d1, d2, d3, d4), t.fuse)
@@ -355,7 +361,7 @@ def _rfdb_backward(
     f.input_gradient(e, t.conv2.weight, a, stride=2, add_to=da)
 
     z, found["fuse"], found["conv1"] = f.fuse_backward(
-        dy, da, y, (d1, d2, d3, d4), t.fuse.weight, t.conv1.weight, slope, slope
+        dy, da, y, (d1, d2, d3, d4), t.fuse.weight, t.conv1.weight, saved[10:], slope, slope
     )
     del dy, da, y, d1, d2, d3
     if wanted("distil_last"):
@@ -393,6 +399,15 @@ DISTILL_FUSE = Op(
     _distill_fuse_forward,
     _distill_fuse_backward,
     outputs=("y", "a"),
+    transposed=lambda t: _transposed(t.fuse.weight, t.squeeze.weight),
 )
 ESA_GATE = Op("esa_gate", GateInputs, GateOptions, implementation, _esa_gate_forward, _esa_gate_backward)
-RFDB = Op("rfdb", Inputs, BlockOptions, implementation, _rfdb_forward, _rfdb_backward)
+RFDB = Op(
+    "rfdb",
+    Inputs,
+    BlockOptions,
+    implementation,
+    _rfdb_forward,
+    _rfdb_backward,
+    transposed=lambda t: _transposed(t.fuse.weight, t.conv1.weight),
+)

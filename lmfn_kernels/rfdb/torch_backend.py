@@ -128,16 +128,16 @@ def fuse_backward(
     d: Sequence[Tensor],
     weight: Tensor,
     squeeze: Tensor,
+    transposed: Sequence[Tensor],
     slope: float,
     d_slope: float,
 ) -> tuple[list[Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    dy = input_gradient(ga, squeeze, y).add_(gy)
-    parts = weight.chunk(4, dim=1)
-    of_parts, of_biases = zip(*map(weight_gradient, [dy] * 4, d, parts), strict=True)
+    of_y, *of_maps = transposed
+    dy = conv(ga, of_y, None).add_(gy)
+    of_parts, of_biases = zip(*map(weight_gradient, [dy] * 4, d, weight.chunk(4, dim=1)), strict=True)
     dweight = torch.empty_like(weight).copy_(torch.cat(of_parts, dim=1))
     slopes = (d_slope, d_slope, d_slope, slope)
     z = [
-        mask_gradient_(input_gradient(dy, part, d_j), d_j, of_d)
-        for part, d_j, of_d in zip(parts, d, slopes, strict=True)
+        mask_gradient_(conv(dy, of_map, None), d_j, of_d) for of_map, d_j, of_d in zip(of_maps, d, slopes, strict=True)
     ]
     return z, (dweight, of_biases[0]), weight_gradient(ga, y, squeeze)

@@ -42,7 +42,6 @@ from lmfn_kernels.runtime.launch import (
     weight_as_taps,
 )
 from lmfn_kernels.runtime.layout import pitch
-from lmfn_kernels.runtime.multi_tensor import lay_out
 from lmfn_kernels.upsample.triton_backend import (
     named_strides,
     ratios,
@@ -258,14 +257,14 @@ def fuse_backward(
     d: Sequence[Tensor],
     weight: Tensor,
     squeeze: Tensor,
+    transposed: Sequence[Tensor],
     slope: float,
     d_slope: float,
 ) -> tuple[list[Tensor], ConvGradient, ConvGradient]:
-    ch, n, t = y.shape[1], d[0].shape[1], tiling("fuse_backward", y)
+    ch, n, t = weight.shape[0], d[0].shape[1], tiling("fuse_backward", y)
     z = [empty_image(d_j, *d_j.shape) for d_j in d]
     dfuse, dfuse_bias = partial_sums(y, t.splits, (ch, 4 * n)), partial_sums(y, t.splits, (ch,))
     # Transposed beforehand, since ptxas 12.8 miscompiles this kernel on sm_90 if it uses `tl.trans` on its weights.
-    transposed = lay_out([w.transpose(0, 1) for w in (squeeze, *weight.chunk(4, dim=1))], y.dtype)
     squeeze_taps, *parts = map(weight_as_taps, transposed)
     for i in (0, 2):
         launch(

@@ -126,28 +126,53 @@ def leaky_gradient(b_g, b_y, SLOPE: tl.constexpr):
 
 
 @triton.jit
-def one_of(i, p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7, p_8, p_9, p_10, p_11, p_12, p_13, p_14, p_15):
-    """The pointer number `i`."""
+def one_of(
+    i,
+    p_0, p_1, p_2, p_3, p_4, p_5, p_6, p_7, p_8, p_9, p_10, p_11, p_12, p_13, p_14, p_15, p_16, p_17, p_18, p_19, p_20,
+    p_21, p_22, p_23, p_24, p_25, p_26, p_27, p_28, p_29, p_30, p_31,
+):  # fmt: skip
+    """The pointer number `i` of 4, 8, 16 or 32; the others are None."""
     p_x = tl.where(i == 1, p_1, p_0)
     p_x = tl.where(i == 2, p_2, p_x)
     p_x = tl.where(i == 3, p_3, p_x)
-    p_x = tl.where(i == 4, p_4, p_x)
-    p_x = tl.where(i == 5, p_5, p_x)
-    p_x = tl.where(i == 6, p_6, p_x)
-    p_x = tl.where(i == 7, p_7, p_x)
-    p_x = tl.where(i == 8, p_8, p_x)
-    p_x = tl.where(i == 9, p_9, p_x)
-    p_x = tl.where(i == 10, p_10, p_x)
-    p_x = tl.where(i == 11, p_11, p_x)
-    p_x = tl.where(i == 12, p_12, p_x)
-    p_x = tl.where(i == 13, p_13, p_x)
-    p_x = tl.where(i == 14, p_14, p_x)
-    return tl.where(i == 15, p_15, p_x)
+    if p_4 is not None:
+        p_x = tl.where(i == 4, p_4, p_x)
+        p_x = tl.where(i == 5, p_5, p_x)
+        p_x = tl.where(i == 6, p_6, p_x)
+        p_x = tl.where(i == 7, p_7, p_x)
+    if p_8 is not None:
+        p_x = tl.where(i == 8, p_8, p_x)
+        p_x = tl.where(i == 9, p_9, p_x)
+        p_x = tl.where(i == 10, p_10, p_x)
+        p_x = tl.where(i == 11, p_11, p_x)
+        p_x = tl.where(i == 12, p_12, p_x)
+        p_x = tl.where(i == 13, p_13, p_x)
+        p_x = tl.where(i == 14, p_14, p_x)
+        p_x = tl.where(i == 15, p_15, p_x)
+    if p_16 is not None:
+        p_x = tl.where(i == 16, p_16, p_x)
+        p_x = tl.where(i == 17, p_17, p_x)
+        p_x = tl.where(i == 18, p_18, p_x)
+        p_x = tl.where(i == 19, p_19, p_x)
+        p_x = tl.where(i == 20, p_20, p_x)
+        p_x = tl.where(i == 21, p_21, p_x)
+        p_x = tl.where(i == 22, p_22, p_x)
+        p_x = tl.where(i == 23, p_23, p_x)
+        p_x = tl.where(i == 24, p_24, p_x)
+        p_x = tl.where(i == 25, p_25, p_x)
+        p_x = tl.where(i == 26, p_26, p_x)
+        p_x = tl.where(i == 27, p_27, p_x)
+        p_x = tl.where(i == 28, p_28, p_x)
+        p_x = tl.where(i == 29, p_29, p_x)
+        p_x = tl.where(i == 30, p_30, p_x)
+        p_x = tl.where(i == 31, p_31, p_x)
+    return p_x
 
 
 @triton.jit
 def lay_out_kernel(
-    p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15,
+    p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15, p_x16, p_x17,
+    p_x18, p_x19, p_x20, p_x21, p_x22, p_x23, p_x24, p_x25, p_x26, p_x27, p_x28, p_x29, p_x30, p_x31,
     p_table, p_out, FIELDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Copy weights [N, K, k, k] of any strides to [taps, K, N], rows a pitch apart with zeros beyond N.
@@ -158,7 +183,8 @@ def lay_out_kernel(
     p_row = p_table + tl.program_id(0) * FIELDS
     i_x = tl.load(p_row)
     p_x = one_of(
-        i_x, p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15
+        i_x, p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15,
+        p_x16, p_x17, p_x18, p_x19, p_x20, p_x21, p_x22, p_x23, p_x24, p_x25, p_x26, p_x27, p_x28, p_x29, p_x30, p_x31,
     )  # fmt: skip
     o_out = tl.load(p_row + 1) + tl.arange(0, BLOCK)
     o_begin, SIZE = tl.load(p_row + 2), tl.load(p_row + 3)
@@ -172,8 +198,10 @@ def lay_out_kernel(
 
 @triton.jit
 def sum_kernel(
-    p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15,
-    p_y0, p_y1, p_y2, p_y3, p_y4, p_y5, p_y6, p_y7, p_y8, p_y9, p_y10, p_y11, p_y12, p_y13, p_y14, p_y15,
+    p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15, p_x16, p_x17,
+    p_x18, p_x19, p_x20, p_x21, p_x22, p_x23, p_x24, p_x25, p_x26, p_x27, p_x28, p_x29, p_x30, p_x31,
+    p_y0, p_y1, p_y2, p_y3, p_y4, p_y5, p_y6, p_y7, p_y8, p_y9, p_y10, p_y11, p_y12, p_y13, p_y14, p_y15, p_y16, p_y17,
+    p_y18, p_y19, p_y20, p_y21, p_y22, p_y23, p_y24, p_y25, p_y26, p_y27, p_y28, p_y29, p_y30, p_y31,
     p_table, FIELDS: tl.constexpr, ACC: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sum each tensor [values, s0, s1, s2, s3] over its first dimension into a tensor of its own.
@@ -184,10 +212,12 @@ def sum_kernel(
     p_row = p_table + tl.program_id(0) * FIELDS
     i_x = tl.load(p_row)
     p_x = one_of(
-        i_x, p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15
+        i_x, p_x0, p_x1, p_x2, p_x3, p_x4, p_x5, p_x6, p_x7, p_x8, p_x9, p_x10, p_x11, p_x12, p_x13, p_x14, p_x15,
+        p_x16, p_x17, p_x18, p_x19, p_x20, p_x21, p_x22, p_x23, p_x24, p_x25, p_x26, p_x27, p_x28, p_x29, p_x30, p_x31,
     )  # fmt: skip
     p_y = one_of(
-        i_x, p_y0, p_y1, p_y2, p_y3, p_y4, p_y5, p_y6, p_y7, p_y8, p_y9, p_y10, p_y11, p_y12, p_y13, p_y14, p_y15
+        i_x, p_y0, p_y1, p_y2, p_y3, p_y4, p_y5, p_y6, p_y7, p_y8, p_y9, p_y10, p_y11, p_y12, p_y13, p_y14, p_y15,
+        p_y16, p_y17, p_y18, p_y19, p_y20, p_y21, p_y22, p_y23, p_y24, p_y25, p_y26, p_y27, p_y28, p_y29, p_y30, p_y31,
     )  # fmt: skip
     o_i = tl.load(p_row + 1) + tl.arange(0, BLOCK)
     m_i = o_i < tl.load(p_row + 2)

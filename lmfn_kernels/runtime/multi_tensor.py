@@ -1,12 +1,14 @@
 """Many small tensors in one launch: an op's weights cast and laid out, and its gradients summed.
 
 A table on the device, created once per set of shapes and strides, tells each program what to do. The tensors
-themselves are passed as `SLOTS` arguments, since their addresses change from call to call.
+themselves are passed as arguments, since their addresses change from call to call.
 """
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +19,9 @@ from lmfn_kernels.runtime.launch import PLANS, Plan, accumulator, cdiv, launch, 
 from lmfn_kernels.runtime.layout import pitch
 from lmfn_kernels.runtime.torch_private import FakeTensor
 
-SLOTS = 16
-"""Tensors per launch: Triton has no lists of pointers. This also bounds the partial sums in memory at any time."""
+SLOTS = (4, 8, 16, 32)
+"""Tensors per launch, at most 32: Triton has no lists of pointers. A launch takes the host longer the more there
+are."""
 WARPS = 4
 LAID_OUT = 1024
 """Elements that one program copies."""
@@ -27,8 +30,8 @@ LOADED, STEPS = 2048, 4
 FEWEST, MOST = 32, 256
 """Sums that one program computes, neighbours in memory: fewer than 32 would not fill a line of 128 bytes."""
 
-Geometry = tuple[tuple[tuple[int, ...], ...], ...]
-"""Shapes and strides of each tensor."""
+Geometry = tuple[tuple[Any, ...], ...]
+"""Of each tensor, what the table depends on: shapes, strides, offset."""
 
 
 def lay_out(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -38,20 +41,35 @@ def lay_out(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """
     found = list(weights)
     todo = [i for i, weight in enumerate(weights) if weight.dtype != dtype or not lies_as_taps(weight)]
-    for some in _groups(todo, lambda i: weights[i].dtype):
-        these = [weights[i] for i in some]
-        sizes = [_laid_out_size(weight.shape, dtype) for weight in these]
-        memory = torch.empty((sum(sizes),), dtype=dtype, device=these[0].device)
-        if not isinstance(memory, FakeTensor):
-            geometry = tuple((weight.shape, weight.stride()) for weight in these)
+    if todo:
+        these = [weights[i] for i in todo]
+        for i, laid_out in zip(todo, laid_out_in(laid_out_copy(these, dtype), these), strict=True):
+            found[i] = laid_out
+    return found
+
+
+def laid_out_copy(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The values of all weights in `dtype` and in that layout, one weight after the other, as a vector."""
+    sizes = [_laid_out_size(weight.shape, dtype) for weight in weights]
+    memory = torch.empty((sum(sizes),), dtype=dtype, device=weights[0].device)
+    if not isinstance(memory, FakeTensor):
+        begins = list(accumulate(sizes, initial=0))
+        for some in _groups(range(len(weights)), lambda i: weights[i].dtype):
+            these = [weights[i] for i in some]
+            geometry = tuple((begins[i], weights[i].shape, weights[i].stride()) for i in some)
             table = _lay_out_table(geometry, dtype, memory.device)
             launch(memory, _lay_out, (table.shape[0],), **_filled("p_x", these), p_table=table, p_out=memory)
-        first = 0
-        for i, weight, size in zip(some, these, sizes, strict=True):
-            n, k, _, width = weight.shape
-            s = pitch(n, dtype)
-            found[i] = memory[first:].as_strided(weight.shape, (1, s, width * k * s, k * s))
-            first += size
+    return memory
+
+
+def laid_out_in(memory: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """The laid-out weights in the `laid_out_copy` of `weights`, of which only the shapes are used."""
+    found, begin = [], memory.storage_offset()
+    for weight in weights:
+        n, k, _, width = weight.shape
+        s = pitch(n, memory.dtype)
+        found.append(memory.as_strided(weight.shape, (1, s, width * k * s, k * s), begin))
+        begin += _laid_out_size(weight.shape, memory.dtype)
     return found
 
 
@@ -70,17 +88,18 @@ def sum_gradients(gradients: Sequence[PartialSums], tensors: Sequence[Tensor]) -
 
 
 def _groups(places: Sequence[int], kind: Callable[[int], Hashable]) -> Iterator[list[int]]:
-    """The places in groups of one kind and at most SLOTS."""
+    """The places in groups of one kind, of as many as a launch takes."""
     of_kinds: dict[Hashable, list[int]] = {}
     for i in places:
         of_kinds.setdefault(kind(i), []).append(i)
     for some in of_kinds.values():
-        yield from (some[first : first + SLOTS] for first in range(0, len(some), SLOTS))
+        yield from (some[first : first + SLOTS[-1]] for first in range(0, len(some), SLOTS[-1]))
 
 
 def _filled(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    """All `SLOTS` arguments; unused ones repeat the first tensor."""
-    return {f"{name}{i}": tensors[i] if i < len(tensors) else tensors[0] for i in range(SLOTS)}
+    """The arguments of a launch that takes as few as possible; unused ones repeat the first tensor."""
+    slots = next(slots for slots in SLOTS if len(tensors) <= slots)
+    return {f"{name}{i}": tensors[i] if i < len(tensors) else tensors[0] for i in range(slots)}
 
 
 @lru_cache(PLANS)
@@ -96,13 +115,12 @@ def _sum(programs: int, summed: int, dtype: torch.dtype) -> Plan:
 
 @lru_cache(PLANS)
 def _lay_out_table(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Tensor:
-    rows, begin = [], 0
-    for i, (shape, strides) in enumerate(geometry):
+    rows = []
+    for i, (begin, shape, strides) in enumerate(geometry):
         n, k, _, width = shape
         size = _laid_out_size(shape, dtype)
         fields = begin, size, k, n, pitch(n, dtype), width, *strides
         rows += [(i, first, *fields, 0, 0, 0, 0) for first in range(0, size, LAID_OUT)]
-        begin += size
     return _on_device(rows, device)
 
 

@@ -6,7 +6,6 @@ receive both as typed tuples. Run on fake tensors, on which nothing is launched,
 functions.
 """
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -65,6 +64,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         unsaved_inputs: Sequence[str] = (),
         lays_out_weights: bool = True,
         uncast_inputs: Sequence[str] = (),
+        transposed: Callable[[InputsT], Sequence[Tensor]] = lambda _inputs: (),
     ) -> None:
         """Declare and register `lmfn::name` and `lmfn::name_backward`.
 
@@ -81,11 +81,15 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
 
         Weights, i.e. arguments named `weight` or `..._weight`, keep their own dtype under autocast, and so do their
         gradients; so do `uncast_inputs`. With `lays_out_weights`, both passes receive them in the first tensor's dtype
-        and in the backend's layout.
+        and in the backend's layout. The kernels' layout is written once, in a forward pass that saves for backward, and
+        saved beside the weights themselves, by which PyTorch notices if they change between the passes. Backward also
+        receives the views of weights [N, K, k, k] that `transposed(inputs)` returns, in the same layout, at the end of
+        `saved`.
         """
         self.name, self.inputs, self.options, self.outputs = name, inputs, options, tuple(outputs)
         self.saves_outputs = saves_outputs
         self._implementation, self._forward, self._backward = implementation, forward, backward
+        self._transposed = transposed
         tensors, numbers = schema(inputs), schema(options)
         self.saves = [argument not in unsaved_inputs for argument in tensors]
         self.arguments = list(tensors)
@@ -139,12 +143,18 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         return tuple(results[: len(self.outputs)])
 
     def forward(self, backend: str, arguments: Sequence[Argument], options: OptionsT, save: bool) -> list[Tensor]:
-        """The outputs, followed by the other tensors to save."""
-        inputs = self.laid_out(backend, from_arguments(self.inputs, iter(arguments)))
+        """The outputs, followed by the other tensors to save; with the kernels, the last is the laid-out weights."""
+        inputs: InputsT = from_arguments(self.inputs, iter(arguments))
+        copies: list[Tensor] = []
+        if save and self._copies_weights(backend):
+            inputs, copy = self._with_copied_weights(inputs)
+            copies.append(copy)
+        else:
+            inputs = self.laid_out(backend, inputs)
         # Compact where images are saved for backward; others are read faster with pixels further apart.
         with compact_pixels() if save else nullcontext():
             outputs, saved = self._forward(self._implementation(backend), inputs, options, save)
-        return [*outputs, *saved]
+        return [*outputs, *saved, *copies]
 
     def backward(
         self,
@@ -161,7 +171,12 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         left = iter(needs)
         which = {name: [next(left) for _ in of_name] for name, of_name in tensors.items()}
         wanted = Wanted({name: any(needed) for name, needed in which.items()})
-        inputs = self.laid_out(backend, inputs)
+        if self._copies_weights(backend):
+            inputs, transposed = self._from_copied_weights(inputs, saved[-1])
+            saved = [*saved[:-1], *transposed]
+        else:
+            inputs = self.laid_out(backend, inputs)
+            saved = [*saved, *self._transposed(inputs)]
         found = self._backward(self._implementation(backend), gradients, saved, inputs, options, wanted)
         asked: list[tuple[Tensor | None, Gradient]] = [
             (tensor, gradient)
@@ -177,18 +192,50 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         """The inputs, with the weights in the dtype and layout that the backend's functions take."""
         if not self.weights:
             return inputs
-        arguments = to_arguments(inputs)
-        weights = [arguments[i] for i in self.weights]
-        for i, weight in zip(self.weights, weights, strict=True):
-            if weight is None:  # PyTorch's dispatcher accepts None for a tensor
+        dtype, weights = self._dtype_and_weights(inputs)
+        if backend != "triton":
+            return self._with_weights(inputs, [weight.to(dtype) for weight in weights])
+        from lmfn_kernels.runtime import multi_tensor
+
+        return self._with_weights(inputs, multi_tensor.lay_out(weights, dtype))
+
+    def _copies_weights(self, backend: str) -> bool:
+        """Whether a forward pass that saves for backward writes a copy of the weights for both passes."""
+        return backend == "triton" and bool(self.weights)
+
+    def _with_copied_weights(self, inputs: InputsT) -> tuple[InputsT, Tensor]:
+        """The inputs with laid-out weights, and the copy in which they lie, with what is `transposed` of them.
+
+        Weights that lie as they should are copied, too: something between the passes, such as a compiler, may change
+        their strides, by which backward could not tell what the copy holds.
+        """
+        from lmfn_kernels.runtime import multi_tensor
+
+        dtype, weights = self._dtype_and_weights(inputs)
+        copy = multi_tensor.laid_out_copy([*weights, *self._transposed(inputs)], dtype)
+        return self._with_weights(inputs, multi_tensor.laid_out_in(copy, weights)), copy
+
+    def _from_copied_weights(self, inputs: InputsT, copy: Tensor) -> tuple[InputsT, Sequence[Tensor]]:
+        """In backward: the inputs with laid-out weights, and what is `transposed` of them."""
+        from lmfn_kernels.runtime import multi_tensor
+
+        _, weights = self._dtype_and_weights(inputs)
+        found = multi_tensor.laid_out_in(copy, [*weights, *self._transposed(inputs)])
+        return self._with_weights(inputs, found[: len(weights)]), found[len(weights) :]
+
+    def _dtype_and_weights(self, inputs: InputsT) -> tuple[torch.dtype, list[Tensor]]:
+        arguments: list[Any] = to_arguments(inputs)
+        for i in self.weights:
+            if arguments[i] is None:  # PyTorch's dispatcher accepts None for a tensor
                 raise RuntimeError(f"lmfn::{self.name} needs a tensor for argument '{self.arguments[i]}', and got None")
-        found = _lay_out(backend, weights, arguments[0].dtype)  # type: ignore[arg-type,union-attr]
-        if all(map(operator.is_, found, weights)):
-            return inputs
-        for i, weight in zip(self.weights, found, strict=True):
+        return arguments[0].dtype, [arguments[i] for i in self.weights]
+
+    def _with_weights(self, inputs: InputsT, weights: Sequence[Tensor]) -> InputsT:
+        arguments = to_arguments(inputs)
+        for i, weight in zip(self.weights, weights, strict=True):
             arguments[i] = weight
-        laid_out: InputsT = from_arguments(self.inputs, iter(arguments))
-        return laid_out
+        found: InputsT = from_arguments(self.inputs, iter(arguments))
+        return found
 
     def _forward_flat(self, backend: str, *arguments: Any) -> list[Tensor]:
         """`forward` with the arguments of the registered schema."""
@@ -202,14 +249,6 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         found = self.backward(backend, gradients, saved, inputs, self.options(*arguments[m:-1]), arguments[-1])
         # The results of a registered op must own their memory.
         return [f.clone() if any(f is g for g in gradients) else f for f in found]
-
-
-def _lay_out(backend: str, weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    if backend != "triton":
-        return [weight.to(dtype) for weight in weights]
-    from lmfn_kernels.runtime import multi_tensor
-
-    return multi_tensor.lay_out(weights, dtype)
 
 
 def _summed(gradients: list[tuple[PartialSums, Tensor]]) -> Iterator[Tensor]:

@@ -32,7 +32,7 @@ def weights(dtype: torch.dtype) -> list[Tensor]:
     found = [random(shape, dtype) for shape in shapes]
     found += [weight.contiguous(memory_format=torch.channels_last) for weight in found]
     found += [weight.transpose(0, 1) for weight in found[:4]] + [random((12, 8, 3, 3), dtype)[::2, 1:7]]
-    return [*found, *found[:2]]
+    return [*found, *found, *found[:4]]
 
 
 @pytest.mark.parametrize(("dtype", "to"), [(F32, F16), (F32, F32), (F64, F64)])
@@ -42,13 +42,13 @@ def test_lay_out(dtype: torch.dtype, to: torch.dtype) -> None:
     from lmfn_kernels.runtime.multi_tensor import SLOTS, lay_out
 
     given = weights(dtype)
-    assert len(given) > SLOTS
+    assert len(given) > SLOTS[-1]
     with lmfn_kernels.backend("triton"):
         given.append(weight_layout(given[0].to(to)))
     with Launches() as launched:
         found = lay_out(given, to)
     todo = sum(weight.dtype != to or not lies_as_taps(weight) for weight in given)
-    assert launched.ours == -(-todo // SLOTS)
+    assert launched.ours == -(-todo // SLOTS[-1])
     assert launched.others.keys() <= {"copy_"}, "those of Triton's interpreter"
     assert found[-1] is given[-1], "it lies so already"
     for weight, laid_out in zip(given, found, strict=True):
@@ -84,18 +84,30 @@ def test_sum_gradients() -> None:
     assert all(map(torch.equal, found, sum_gradients(gradients, tensors)))
 
 
+@pytest.mark.parametrize("count", [1, 4, 5, 8, 9, 16, 17, 32])
+def test_any_number(count: int) -> None:
+    """A launch with as few arguments as there are tensors of, up to a power of two, reads each of them."""
+    from lmfn_kernels.runtime.multi_tensor import lay_out
+
+    given = [random((i % 3 + 1, 2, 1, 1), F32) for i in range(count)]
+    with Launches() as launched:
+        found = lay_out(given, F16)
+    assert launched.ours == 1
+    assert all(torch.equal(laid_out, weight.half()) for laid_out, weight in zip(found, given, strict=True))
+
+
 @pytest.mark.parametrize(
     ("function", "tensors", "forward", "backward"),
     [
-        (rfdb_from_flat, rfdb_inputs(1, 6, 3, 2, 15, 16, F32), 8, 33),
-        (conv_from_flat(), conv_inputs(1, 5, 6, 7, 8, F32), 2, 4),
-        (stem_from_flat(), stem_inputs(1, 6, 7, 9, 10, F32), 3, 7),
+        (rfdb_from_flat, rfdb_inputs(1, 6, 3, 2, 15, 16, F32), 8, 30),
+        (conv_from_flat(), conv_inputs(1, 5, 6, 7, 8, F32), 2, 3),
+        (stem_from_flat(), stem_inputs(1, 6, 7, 9, 10, F32), 3, 6),
         (channel_gate_from_flat(), channel_gate_inputs(1, 6, 7, 8, F32), 1, 3),
     ],
     ids=["rfdb", "conv3x3", "stem", "channel_gate"],
 )
 def test_launches_of_an_op(function: Callable[..., Tensor], tensors: list[Tensor], forward: int, backward: int) -> None:
-    """One launch lays out all weights in each pass and one sums all gradients; PyTorch launches nothing."""
+    """One launch lays out all weights, for both passes, and one sums all gradients; PyTorch launches nothing."""
     leaves = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in tensors]
     leaves = [t.detach().requires_grad_() for t in leaves]
     with lmfn_kernels.backend("triton"), torch.autocast("cpu", F16):

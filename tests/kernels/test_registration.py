@@ -168,6 +168,33 @@ def test_checkpoint(name: str) -> None:
     same(differentiate(call, inputs), differentiate(OPS[name].function, inputs))
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", ["conv3x3", "stem", "rfdb"])
+def test_a_weight_changed_before_backward_is_an_error(name: str, dtype: torch.dtype) -> None:
+    """Although backward reads a copy of the weights; also under autocast, where the copy has another dtype."""
+    inputs = [t.requires_grad_() for t in inputs_of(name)]
+    weight = next(t for t in inputs[1:] if t.ndim == 4)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        value = loss(name, inputs)
+    with torch.no_grad():
+        weight += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+@pytest.mark.parametrize("name", ["residual_block", "distill_fuse", "rfdb"])
+def test_saved_tensors_in_other_strides(name: str) -> None:
+    """Hooks may return what is saved in other strides; what backward knows of its copy of the weights does not depend
+    on them."""
+    inputs = inputs_of(name)
+    with lmfn_kernels.backend("triton"):
+        weights = [lmfn_kernels.weight_layout(t) if t.ndim == 4 and len(t) > 1 else t for t in inputs]
+        expected = differentiate(OPS[name].function, inputs)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.contiguous()):
+            same(differentiate(OPS[name].function, weights), expected)
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_second_order_is_refused_clearly(name: str) -> None:
     """At the second differentiation: `create_graph=True` alone is no error."""
