@@ -181,6 +181,7 @@ PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
     "mix": lambda _, weights, images: weights / images,
     "merge": lambda a, *_: a["LAYERS"] * a["C"] ** 2,
     "fuse": lambda a, weights, _: weights + 4 * a["D"] * a["C"] + (a["t_a"] is not None) * a["C"] * a["F"],
+    "recompute": lambda a, weights, _: weights + 4 * a["D"] * a["C"],
     "fuse_backward": lambda a, weights, _: weights + 2 * a["C"] * a["D"],
     "conv_pool": lambda a, *_: 9 / 4 * a["F"] ** 2,
     "low_convs": lambda a, *_: 3 * 9 * a["F"] ** 2,

@@ -52,6 +52,11 @@ class RFDBBackend(UpsampleBackend, Protocol):
     def fused(self, d: Sequence[Tensor], fuse: Conv) -> Tensor:
         """y = conv1x1(d1, ..., d4); `d` is all four maps."""
 
+    def recomputed(
+        self, x: Sequence[Tensor], distil: Sequence[Conv], d4: Tensor, fuse: Conv, slope: float
+    ) -> tuple[Sequence[Tensor], Tensor]:
+        """d1 to d3, the LR(conv1x1) of one of the three images `x` each, and y = conv1x1(d1, ..., d4)."""
+
     def fuse_backward(
         self,
         gy: Tensor,

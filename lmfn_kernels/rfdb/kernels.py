@@ -69,6 +69,44 @@ def fuse_kernel(
 
 
 @triton.jit
+def distilled_again(
+    t_x, t_w, p_bias, t_d, i_b, o_h, o_w, D,
+    SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """d = leaky(conv1x1(x)), stored, and returned with zeros beyond its channels."""
+    b_x = load_pixels(t_x, i_b, o_h, o_w, 0)
+    b_d = tl.dot(b_x, load_weight(t_w, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
+    b_d = leaky(b_d + load_bias(p_bias, 0, D, BLOCK_D, ACC), SLOPE)
+    b_d = tl.where((tl.arange(0, BLOCK_D) < D)[None, :], b_d, 0.0).to(t_d.dtype)
+    store_pixels(t_d, i_b, o_h, o_w, 0, b_d)
+    return b_d
+
+
+@triton.jit
+def recompute_kernel(
+    t_x1, t_x2, t_x3, p_d4, t_w1, p_bias1, t_w2, p_bias2, t_w3, p_bias3, p_fuse, p_fuse_bias, t_d1, t_d2, t_d3, t_y,
+    H, W, C, D,
+    PITCH_C: tl.constexpr, PITCH_D: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """d1 to d3, each leaky(conv1x1) of an image, and y = conv1x1(d1, ..., d4), rounded as in `fuse_kernel`."""
+    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
+    b_d = load_tile(p_d4, i_b, o_h, o_w, H, W, D, PITCH_D, BLOCK_H, BLOCK_W, BLOCK_D)
+    b_w = load_rows(p_fuse + 3 * D * PITCH_C, D, PITCH_C, BLOCK_D, BLOCK_C)
+    b_y = tl.dot(b_d, b_w, input_precision=PRECISION, out_dtype=ACC)
+    b_d = distilled_again(t_x1, t_w1, p_bias1, t_d1, i_b, o_h, o_w, D, SLOPE, ACC, PRECISION, BLOCK_D)
+    b_w = load_rows(p_fuse, D, PITCH_C, BLOCK_D, BLOCK_C)
+    b_y = tl.dot(b_d, b_w, b_y, input_precision=PRECISION, out_dtype=ACC)
+    b_d = distilled_again(t_x2, t_w2, p_bias2, t_d2, i_b, o_h, o_w, D, SLOPE, ACC, PRECISION, BLOCK_D)
+    b_w = load_rows(p_fuse + D * PITCH_C, D, PITCH_C, BLOCK_D, BLOCK_C)
+    b_y = tl.dot(b_d, b_w, b_y, input_precision=PRECISION, out_dtype=ACC)
+    b_d = distilled_again(t_x3, t_w3, p_bias3, t_d3, i_b, o_h, o_w, D, SLOPE, ACC, PRECISION, BLOCK_D)
+    b_w = load_rows(p_fuse + 2 * D * PITCH_C, D, PITCH_C, BLOCK_D, BLOCK_C)
+    b_y = tl.dot(b_d, b_w, b_y, input_precision=PRECISION, out_dtype=ACC)
+    store_padded(t_y, i_b, o_h, o_w, 0, C, b_y + load_bias(p_fuse_bias, 0, C, BLOCK_C, ACC))
+
+
+@triton.jit
 def fuse_backward_kernel(
     t_gy, t_ga, t_squeeze, t_d1, t_d2, t_fuse1, t_fuse2, t_z1, t_z2, p_dfuse, p_dfuse_bias,
     B, H, W, C, D, SPLITS,

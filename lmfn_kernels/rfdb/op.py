@@ -337,8 +337,7 @@ def _rfdb_backward(
     # They have the kernels' layout already, unless something between the passes, such as a compiler, changed it.
     x1, x2, x3, d4, a, index, pooled, low1, low2, v = map(f.as_kernel_image, saved[:10])
     x = f.as_kernel_image(t.x), x1, x2, x3
-    d1, d2, d3 = (f.conv(x_j, *distil, slope=slope) for x_j, distil in zip(x[:3], t.distil, strict=True))
-    y = f.fused((d1, d2, d3, d4), t.fuse)
+    (d1, d2, d3), y = f.recomputed(x[:3], t.distil, d4, t.fuse, slope)
     dy, da, dt, found["conv_f"], found["conv4"] = f.gate_backward(
         f.as_kernel_image(gradients[0]), y, a, v, t.conv_f, t.conv4, fixed_grid
     )

@@ -37,6 +37,7 @@ __all__ = [
     "mask_gradient",
     "materialize",
     "pool_backward",
+    "recomputed",
     "scaled_conv",
     "scaled_stage",
     "stage",
@@ -83,6 +84,13 @@ def fused(d: Sequence[Tensor], fuse: Conv) -> Tensor:
     for d_j, part in zip(d[1:], parts[1:], strict=True):
         y += conv(d_j, part, None)
     return y
+
+
+def recomputed(
+    x: Sequence[Tensor], distil: Sequence[Conv], d4: Tensor, fuse: Conv, slope: float
+) -> tuple[Sequence[Tensor], Tensor]:
+    d = [conv(x_j, *of_x, slope=slope) for x_j, of_x in zip(x, distil, strict=True)]
+    return d, fused((*d, d4), fuse)
 
 
 def conv_pool(x: Tensor, of_conv: Conv, save: bool) -> tuple[Tensor, Tensor | None]:

@@ -67,6 +67,7 @@ __all__ = [
     "mask_gradient",
     "materialize",
     "pool_backward",
+    "recomputed",
     "scaled_conv",
     "scaled_stage",
     "stage",
@@ -177,6 +178,53 @@ def _ring_fuse(size: Sequence[int], dtype: torch.dtype, widths: Sequence[int], s
 
 def fused(d: Sequence[Tensor], fuse: Conv) -> Tensor:
     return _fuse(None, d, None, *fuse, None, 1.0)
+
+
+def recomputed(
+    x: Sequence[Tensor], distil: Sequence[Conv], d4: Tensor, fuse: Conv, slope: float
+) -> tuple[Sequence[Tensor], Tensor]:
+    (b, c, h, w), n, d4 = x[0].shape, d4.shape[1], as_pitched_image(d4)
+    d, y = [padded_image(d4, b, n, h, w) for _ in x], padded_image(d4, b, fuse.weight.shape[0], h, w)
+    launch(
+        d4,
+        _recompute,
+        (tiling("recompute", d4), d4.stride(3), c, y.shape[1], slope),
+        **{f"t_x{j}": x_j for j, x_j in enumerate(x, 1)},
+        p_d4=d4,
+        **{f"t_w{j}": weight_as_taps(conv.weight) for j, conv in enumerate(distil, 1)},
+        **{f"p_bias{j}": conv.bias for j, conv in enumerate(distil, 1)},
+        p_fuse=weight_as_taps(fuse.weight),
+        p_fuse_bias=fuse.bias,
+        **{f"t_d{j}": d_j for j, d_j in enumerate(d, 1)},
+        t_y=y,
+    )
+    return d, y
+
+
+@lru_cache(PLANS)
+def _recompute(t: Tiling, pitch_d: int, k: int, c: int, slope: float) -> Plan:
+    """`t` is the tiling of d4, whose pixels are `pitch_d` elements apart; `k` and `c` are the channels of x and y."""
+    d = t.size[1]
+    block_k, block_c, block_d = channel_block(k), channel_block(c), channel_block(d)
+    return Plan(
+        kernels.recompute_kernel,
+        (t.tiles,),
+        t.config.warps,
+        {
+            **{f"t_x{j}": t.pixels(block_k) for j in (1, 2, 3)},
+            **{f"t_w{j}": (1, block_k, block_d) for j in (1, 2, 3)},
+            **{f"t_d{j}": t.pixels(block_d) for j in (1, 2, 3)},
+            "t_y": t.pixels(block_c),
+        },
+        C=c,
+        D=d,
+        PITCH_C=pitch(c, t.dtype),
+        PITCH_D=pitch_d,
+        SLOPE=slope,
+        BLOCK_C=block_c,
+        BLOCK_D=block_d,
+        **t.constants(),
+    )
 
 
 def _fuse(
