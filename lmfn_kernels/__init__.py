@@ -17,7 +17,15 @@ from lmfn_kernels.conv.backend import missing_for_e4m3
 from lmfn_kernels.conv.op import conv3x3
 from lmfn_kernels.conv.scaled import power_of_two, scaled
 from lmfn_kernels.mshf.op import residual_block, residual_block_e4m3, stem
-from lmfn_kernels.rfdb.op import distill_fuse, distill_stage, distill_stages_e4m3, esa_gate, rfdb, rfdb_e4m3
+from lmfn_kernels.rfdb.op import (
+    distill_fuse,
+    distill_stage,
+    distill_stages_e4m3,
+    esa_gate,
+    rfdb,
+    rfdb_e4m3,
+    rfdb_for_two_uses,
+)
 from lmfn_kernels.runtime.backend import backend, explain_backend
 from lmfn_kernels.runtime.layout import weight_layout
 from lmfn_kernels.upsample.op import upsample_add, upsampled_conv3x3
@@ -28,6 +36,6 @@ __all__ = [
     "Conv", "Full3D", "LayerAttention", "Pseudo3D", "RFDBWeights", "ScaledConv", "attention_matrix", "backend",
     "channel_gate", "conv3x3", "distill_fuse", "distill_stage", "distill_stages_e4m3", "esa_gate", "explain_backend",
     "fold_into_weight", "fold_upsampling", "layer_apply", "layer_attention", "layer_gram", "missing_for_e4m3",
-    "power_of_two", "residual_block", "residual_block_e4m3", "rfdb", "rfdb_e4m3", "scaled", "stem", "upsample_add",
-    "upsampled_conv3x3", "weight_layout",
+    "power_of_two", "residual_block", "residual_block_e4m3", "rfdb", "rfdb_e4m3", "rfdb_for_two_uses", "scaled", "stem",
+    "upsample_add", "upsampled_conv3x3", "weight_layout",
 ]  # fmt: skip

@@ -28,8 +28,8 @@ from lmfn_kernels import (
     layer_gram,
     residual_block,
     residual_block_e4m3,
-    rfdb,
     rfdb_e4m3,
+    rfdb_for_two_uses,
     stem,
     upsample_add,
     upsampled_conv3x3,
@@ -192,17 +192,23 @@ class RFDB(nn.Module):
         keep_scale(*self.distil, self.distil_last, self.fuse)
         self.esa = ESA(features, esa, fixed_grid)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+        """With `kept`, the result is also appended to this list, for another use, with a gradient of its own that
+        backward adds. The two are the same memory."""
         (d1, d2, d3), (r1, r2, r3) = map(weight_and_bias, self.distil), map(weight_and_bias, self.refine)
         e = self.esa
         rest = (self.distil_last, self.fuse, e.conv1, e.conv_f, e.conv2, e.conv_max, e.conv3, e.conv3_, e.conv4)
         weights = RFDBWeights((d1, d2, d3), (r1, r2, r3), *map(weight_and_bias, rest))
         if self.e4m3 is not None:
-            return rfdb_e4m3(x, weights, self.e4m3, DECODER_SLOPE, fixed_grid=e.fixed_grid)
-        if self.recompute and torch.is_grad_enabled():
-            block = partial(rfdb, fixed_grid=e.fixed_grid)
-            return cast(Tensor, recomputed(block, x, weights, DECODER_SLOPE, use_reentrant=False))
-        return rfdb(x, weights, DECODER_SLOPE, fixed_grid=e.fixed_grid)
+            y = again = rfdb_e4m3(x, weights, self.e4m3, DECODER_SLOPE, fixed_grid=e.fixed_grid)
+        else:
+            block: Any = partial(rfdb_for_two_uses, fixed_grid=e.fixed_grid)
+            if self.recompute and torch.is_grad_enabled():
+                block = partial(recomputed, block, use_reentrant=False)
+            y, again = block(x, weights, DECODER_SLOPE)
+        if kept is not None:
+            kept.append(again)
+        return y
 
 
 class ALFM(nn.Module):

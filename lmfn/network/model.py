@@ -95,8 +95,9 @@ class Network(nn.Module):
         x, mean = pad(blurred), self._mean(blurred)
         f = conv3x3(self.encoder(x, mean), *weight_and_bias(self.reduce))
         out: list[Tensor] = []
+        y = f
         for block in self.rfdbs:
-            out.append(block(out[-1] if out else f))
+            y = block(y, out)
         fused = self.alfm if isinstance(self.alfm, ALFM) and self.acfm is not None and self.merge is None else None
         f_l = self.alfm(out) if self.alfm is not None and fused is None else None
         y = self.attend(fused.deferred(out) if fused else f_l, out[-1], f)

@@ -79,9 +79,12 @@ class RFDBBackend(UpsampleBackend, Protocol):
         """y sigmoid(expand(up(v) + skip(a))), where up upsamples to the size of y, stretched or on the fixed grid."""
 
     def gate_backward(
-        self, g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
+        self, g: Sequence[Tensor], y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
     ) -> tuple[Tensor, Tensor, Tensor, ConvGradient, ConvGradient]:
-        """Gradients of y, a and up(v), then of weight and bias of both convolutions."""
+        """Gradients of y, a and up(v), then of weight and bias of both convolutions.
+
+        `g` is the gradient of the result, or two images whose sum it is.
+        """
 
     def conv_pool(self, x: Tensor, of_conv: Conv, save: bool, /) -> tuple[Tensor, Tensor | None]:
         """Maximum over 7x7 at stride 3 of conv3x3(x) at stride 2 without padding, and its index, in the backend's own

@@ -178,7 +178,7 @@ def gate_kernel(
 
 @triton.jit
 def gate_backward_kernel(
-    t_g, t_y, t_a, p_v, t_skip, p_skip_bias, t_expand, p_expand_bias,
+    t_g, t_more_g, t_y, t_a, p_v, t_skip, p_skip_bias, t_expand, p_expand_bias,
     t_dy, t_da, t_dt, p_dskip, p_dskip_bias, p_dexpand, p_dexpand_bias,
     B, H, W, C, F, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_b, s_h, s_w, SPLITS,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -186,7 +186,8 @@ def gate_backward_kernel(
 ):  # fmt: skip
     """Gradients of y, of a (through `skip`), and of the upsampled v (`t_dt`); partial sums for both convolutions.
 
-    Outside the image g reads as 0, and every term contains that factor.
+    The result's gradient is g, or the sum of g and more_g. Outside the image it reads as 0, and every term contains
+    that factor.
     """
     i_split = tl.program_id(0)
     b_ds = tl.zeros([BLOCK_F, BLOCK_F], ACC)
@@ -206,6 +207,8 @@ def gate_backward_kernel(
         b_s = tl.dot(b_t, load_weight(t_expand, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
         b_s += load_bias(p_expand_bias, 0, C, BLOCK_C, ACC)
         b_g = load_pixels(t_g, i_b, o_h, o_w, 0).to(ACC)
+        if t_more_g is not None:
+            b_g += load_pixels(t_more_g, i_b, o_h, o_w, 0).to(ACC)
         store_pixels(t_dy, i_b, o_h, o_w, 0, b_g * sigmoid(b_s))
         b_gs = b_g * load_pixels(t_y, i_b, o_h, o_w, 0).to(ACC) * sigmoid(b_s) * sigmoid(-b_s)
         b_deb += tl.sum(b_gs, axis=0)

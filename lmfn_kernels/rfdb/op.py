@@ -97,6 +97,29 @@ def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05, *, fixed_grid: bo
     to `x` and the weights: the results of the three stages, d4, ESA's first map and its low-resolution maps; with `x`
     itself at most 5.5 times the bytes of `x`; from the kernels also a copy of the weights. Errors as in `conv3x3`.
     """
+    backend = _backend_of_rfdb(x, weights, slope)
+    if backend == "reference":
+        return reference.rfdb(x, weights, slope, fixed_grid)
+    return RFDB(backend, Inputs(x, *weights), BlockOptions(slope, fixed_grid))[0]
+
+
+def rfdb_for_two_uses(
+    x: Tensor, weights: RFDBWeights, slope: float = 0.05, *, fixed_grid: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`rfdb`, whose result is returned twice, for two uses: backward adds the gradients of both as it reads them, where
+    autograd would first write the sum to memory.
+
+    Both are the same memory, which must not be written to. Shapes and errors as in `rfdb`.
+    """
+    backend = _backend_of_rfdb(x, weights, slope)
+    if backend == "reference":
+        y = reference.rfdb(x, weights, slope, fixed_grid)
+        return y, y
+    return RFDB.two_uses(backend, Inputs(x, *weights), BlockOptions(slope, fixed_grid))
+
+
+def _backend_of_rfdb(x: Tensor, weights: RFDBWeights, slope: float) -> str:
+    """The backend for a block with these arguments, which are checked."""
     checks.image("x", x, ESA_SMALLEST)
     checks.slope(slope)
     c, d, f = x.shape[1], outputs_of(weights.distil_last), outputs_of(weights.conv1)
@@ -113,10 +136,7 @@ def rfdb(x: Tensor, weights: RFDBWeights, slope: float = 0.05, *, fixed_grid: bo
     for name in ("conv2", "conv_max", "conv3", "conv3_"):
         check_conv(f"weights.{name}", getattr(weights, name), f, f, 3, x)
     check_conv("weights.conv4", weights.conv4, c, f, 1, x)
-    backend = choose(x, _unsupported_reason(c, d, f), "rfdb")
-    if backend == "reference":
-        return reference.rfdb(x, weights, slope, fixed_grid)
-    return RFDB(backend, Inputs(x, *weights), BlockOptions(slope, fixed_grid))[0]
+    return choose(x, _unsupported_reason(c, d, f), "rfdb")
 
 
 def distill_stages_e4m3(
@@ -276,7 +296,7 @@ def _esa_gate_backward(
     wanted: Wanted,
 ) -> Gradients:
     g, y, a, v = map(f.as_kernel_image, (gradients[0], t.y, t.a, t.v))
-    dy, da, dt, dskip, dexpand = f.gate_backward(g, y, a, v, t.skip, t.expand, options.fixed_grid)
+    dy, da, dt, dskip, dexpand = f.gate_backward([g], y, a, v, t.skip, t.expand, options.fixed_grid)
     found: Gradients = {"y": dy, "a": da, "skip": dskip, "expand": dexpand}
     if wanted("v"):
         found["v"] = f.upsample_backward(dt, v, options.fixed_grid)
@@ -327,7 +347,7 @@ def _after_stages(
 
 def _rfdb_backward(
     f: RFDBBackend,
-    gradients: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
     saved: Sequence[Tensor],
     t: Inputs,
     options: BlockOptions,
@@ -338,9 +358,8 @@ def _rfdb_backward(
     x1, x2, x3, d4, a, index, pooled, low1, low2, v = map(f.as_kernel_image, saved[:10])
     x = f.as_kernel_image(t.x), x1, x2, x3
     (d1, d2, d3), y = f.recomputed(x[:3], t.distil, d4, t.fuse, slope)
-    dy, da, dt, found["conv_f"], found["conv4"] = f.gate_backward(
-        f.as_kernel_image(gradients[0]), y, a, v, t.conv_f, t.conv4, fixed_grid
-    )
+    g = [f.as_kernel_image(gradient) for gradient in gradients if gradient is not None]
+    dy, da, dt, found["conv_f"], found["conv4"] = f.gate_backward(g, y, a, v, t.conv_f, t.conv4, fixed_grid)
 
     # ESA's low-resolution branch.
     e = f.upsample_backward(dt, v, fixed_grid)
@@ -409,4 +428,5 @@ RFDB = Op(
     _rfdb_forward,
     _rfdb_backward,
     transposed=lambda t: _transposed(t.fuse.weight, t.conv1.weight),
+    adds_gradients=True,
 )

@@ -117,11 +117,11 @@ def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: 
 
 
 def gate_backward(
-    g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
+    g: Sequence[Tensor], y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     t = conv(a, *skip, as_kernel_image(upsample(v, y.shape[2:], fixed_grid)))
     s = conv(t, *expand)
-    dy = s.sigmoid().mul_(g)
+    dy = s.sigmoid().mul_(g[0] if len(g) == 1 else g[0] + g[1])
     # Not 1 - sigmoid(s), which loses all digits in 16 bits for large s.
     ds = s.neg_().sigmoid_().mul_(dy).mul_(y)
     dt = input_gradient(ds, expand.weight, t)

@@ -377,7 +377,7 @@ def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: 
 
 
 def gate_backward(
-    g: Tensor, y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
+    g: Sequence[Tensor], y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
 ) -> tuple[Tensor, Tensor, Tensor, ConvGradient, ConvGradient]:
     ch, f, t = y.shape[1], a.shape[1], tiling("gate_backward", y)
     dy, da, dt = empty_image(y, *y.shape), empty_image(a, *a.shape), empty_image(a, *a.shape)
@@ -387,7 +387,7 @@ def gate_backward(
         y,
         _gate_backward,
         (t, f, v.shape[2:], fixed_grid, strides(v)),
-        t_g=g,
+        **dict(zip(("t_g", "t_more_g"), g, strict=False)),
         t_y=y,
         t_a=a,
         p_v=v,
@@ -433,7 +433,7 @@ def _of_gate(
     """Blocks and constants that both kernels of the gate take."""
     c = t.size[1]
     block_c, block_f = channel_block(c), channel_block(f)
-    blocks: dict[str, Block] = {name: t.pixels(block_c) for name in ("t_g", "t_y", "t_out", "t_dy")}
+    blocks: dict[str, Block] = {name: t.pixels(block_c) for name in ("t_g", "t_more_g", "t_y", "t_out", "t_dy")}
     blocks |= {name: t.pixels(block_f) for name in ("t_a", "t_da", "t_dt")}
     blocks |= {"t_skip": (1, block_f, block_f), "t_expand": (1, block_f, block_c)}
     constants = {"C": c, "F": f, "LOW_H": low[0], "LOW_W": low[1], "BLOCK_C": block_c, "BLOCK_F": block_f}

@@ -55,7 +55,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         implementation: Callable[[str], BackendT],
         forward: Callable[[BackendT, InputsT, OptionsT, bool], tuple[Sequence[Tensor], Sequence[Tensor]]],
         backward: Callable[
-            [BackendT, Sequence[Tensor], Sequence[Tensor], InputsT, OptionsT, Wanted],
+            [BackendT, Sequence[Any], Sequence[Tensor], InputsT, OptionsT, Wanted],
             Gradients,
         ],
         *,
@@ -65,6 +65,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         lays_out_weights: bool = True,
         uncast_inputs: Sequence[str] = (),
         transposed: Callable[[InputsT], Sequence[Tensor]] = lambda _inputs: (),
+        adds_gradients: bool = False,
     ) -> None:
         """Declare and register `lmfn::name` and `lmfn::name_backward`.
 
@@ -85,6 +86,9 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         saved beside the weights themselves, by which PyTorch notices if they change between the passes. Backward also
         receives the views of weights [N, K, k, k] that `transposed(inputs)` returns, in the same layout, at the end of
         `saved`.
+
+        With `adds_gradients`, for an op with one output, `gradients` are two, and their sum is the output's gradient:
+        that of its second use if it was called for `two_uses`, otherwise None.
         """
         self.name, self.inputs, self.options, self.outputs = name, inputs, options, tuple(outputs)
         self.saves_outputs = saves_outputs
@@ -98,6 +102,8 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         self.weights = [i for i, weight in enumerate(self.is_weight) if weight and lays_out_weights]
         saved = tensors | dict.fromkeys(unsaved_inputs, "Tensor?")
         gradients = {f"grad_{output}": "Tensor" for output in self.outputs}
+        gradients |= {"grad_of_second_use": "Tensor?"} if adds_gradients else {}
+        self.gradients = len(gradients)
         self.registered = _register(name, tensors | numbers | {"save": "bool"}, self._forward_flat)
         self.registered_backward = _register(
             f"{name}_backward",
@@ -108,7 +114,16 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         self.function: Any = type(f"{NAMESPACE}::{name}", (_Forward,), {})
         self.backward_function: Any = type(f"{NAMESPACE}::{name}_backward", (_Backward,), {})
 
-    def __call__(self, backend: str, inputs: InputsT, options: OptionsT) -> tuple[Tensor, ...]:
+    def two_uses(self, backend: str, inputs: InputsT, options: OptionsT) -> tuple[Tensor, Tensor]:
+        """The output of an op that `adds_gradients`, twice, in the same memory: backward adds the gradients of both as
+        it reads them, while autograd would write the sum to memory.
+
+        Compilers and transforms get one output, and add the gradients themselves.
+        """
+        y, *again = self(backend, inputs, options, uses=2)
+        return y, again[0] if again else y
+
+    def __call__(self, backend: str, inputs: InputsT, options: OptionsT, uses: int = 1) -> tuple[Tensor, ...]:
         """Run the op. Under autocast, images are cast here, once; vectors (biases) and weights keep their dtype."""
         first = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed() or _autocasts(first)):
@@ -118,7 +133,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         arguments = to_arguments(inputs)
         tensors, lengths = to_tensors(arguments), sizes(arguments)
         if not _autocasts(first):
-            return self._apply(backend, options, lengths, tensors)
+            return self._apply(backend, options, lengths, tensors, uses)
         device = first.device.type
         dtype = torch.get_autocast_dtype(device)
         kept = to_tensors([[k] * max(n, 1) for k, n in zip(self.keeps_dtype, lengths, strict=True)])
@@ -127,17 +142,21 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
             for t, keeps in zip(tensors, kept, strict=True)
         ]
         with torch.autocast(device, enabled=False):
-            return self._apply(backend, options, lengths, cast)
+            return self._apply(backend, options, lengths, cast, uses)
 
     def _apply(
-        self, backend: str, options: OptionsT, lengths: tuple[int, ...], tensors: Sequence[Tensor | None]
+        self, backend: str, options: OptionsT, lengths: tuple[int, ...], tensors: Sequence[Tensor | None], uses: int
     ) -> tuple[Tensor, ...]:
         save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         if torch.compiler.is_compiling() and not save:
             # Not the autograd function: torch.compile would pass its forward a context, which it does not take.
             results: Sequence[Tensor] = self.registered(backend, *to_lists(tensors, lengths), *options, save)
         elif save or is_transformed():
-            results = self.function.apply(self, backend, options, lengths, save, *tensors)
+            if torch.compiler.is_compiling() or is_transformed():
+                uses = 1
+            results = self.function.apply(self, backend, options, lengths, save, uses, *tensors)
+            if uses == 2:
+                return results[0], results[-1]
         else:  # calling the autograd function would take as long as some kernels
             results = self.forward(backend, to_lists(tensors, lengths), options, save)
         return tuple(results[: len(self.outputs)])
@@ -159,7 +178,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
     def backward(
         self,
         backend: str,
-        gradients: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
         saved: Sequence[Tensor],
         arguments: Sequence[Argument],
         options: OptionsT,
@@ -244,7 +263,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
 
     def _backward_flat(self, backend: str, *arguments: Any) -> list[Tensor]:
         """`backward` with the arguments of the registered schema."""
-        n, m = len(self.outputs), len(self.outputs) + 1 + len(self.saves)
+        n, m = self.gradients, self.gradients + 1 + len(self.saves)
         gradients, saved, inputs = arguments[:n], arguments[n], arguments[n + 1 : m]
         found = self.backward(backend, gradients, saved, inputs, self.options(*arguments[m:-1]), arguments[-1])
         # The results of a registered op must own their memory.
@@ -298,17 +317,19 @@ def _one_by_one(function: Any, info: Any, in_dims: Sequence[Any], arguments: Seq
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(op: Any, backend: str, options: Any, lengths: Any, save: bool, *tensors: Any) -> Any:
+    def forward(op: Any, backend: str, options: Any, lengths: Any, save: bool, uses: int, *tensors: Any) -> Any:
         arguments = to_lists(tensors, lengths)
         if torch.compiler.is_compiling():
             return tuple(op.registered(backend, *arguments, *options, save))
-        return tuple(op.forward(backend, arguments, options, save))  # directly: the dispatcher only costs time
+        found = op.forward(backend, arguments, options, save)  # directly: the dispatcher only costs time
+        return (*found, found[0].detach()) if uses == 2 else tuple(found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        op, backend, options, lengths, save, *tensors = inputs
-        ctx.op, ctx.backend, ctx.options, ctx.lengths = op, backend, options, lengths
+        op, backend, options, lengths, save, uses, *tensors = inputs
+        ctx.op, ctx.backend, ctx.options, ctx.lengths, ctx.uses = op, backend, options, lengths, uses
         n = len(op.outputs)
+        output = output[: len(output) + 1 - uses]
         ctx.mark_non_differentiable(*output[n:])
         if not torch.compiler.is_compiling():
             # Otherwise autograd would allocate zero gradients for tensors that are only saved; a compiler removes them.
@@ -323,16 +344,20 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         op: Op[Any, Any, Any] = ctx.op
-        needs = ctx.needs_input_grad[5:]
+        needs = ctx.needs_input_grad[6:]
+        second = gradients[-1] if ctx.uses == 2 else None
         gradients = gradients[: len(op.outputs)]
+        if second is not None and gradients[0] is None:
+            gradients, second = (second,), None
         if not torch.compiler.is_compiling():
             gradients = tuple(zeros() if g is None else g for g, zeros in zip(gradients, ctx.zeros, strict=True))
+        gradients = (*gradients, second)[: op.gradients]
         arguments = op, ctx.backend, ctx.options, ctx.lengths, needs, ctx.saved, *gradients, *ctx.saved_tensors
         # Without autocast, as in forward: a backward pass may be called with autocast enabled.
         with torch.autocast(gradients[0].device.type, enabled=False) if _autocasts(gradients[0]) else nullcontext():
             run = _Backward.forward if torch.compiler.is_compiling() else op.backward_function.apply
             found = iter(run(*arguments))
-        return *[None] * 5, *[next(found) if need else None for need in needs]
+        return *[None] * 6, *[next(found) if need else None for need in needs]
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
@@ -348,7 +373,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(op: Any, backend: str, options: Any, lengths: Any, needs: Any, saved: int, *tensors: Any) -> Any:
-        n = len(op.outputs)
+        n = op.gradients
         gradients, kept = tensors[:n], list(tensors[n : n + saved])
         arguments = to_lists(tensors[n + saved :], lengths)
         if torch.compiler.is_compiling():

@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
+from bench.host import Launches
 from lmfn_kernels import Conv, RFDBWeights
 from lmfn_kernels.rfdb.backend import implementation
 from lmfn_kernels.runtime import configs
@@ -127,6 +129,59 @@ def test_weights_of_a_stage_take_one_launch() -> None:
         f.weight_gradients(e, z, x, torch.zeros(6, 6, 3, 3), torch.zeros(9, 6, 1, 1))
     tiles = tiling("weight_gradient", e).tiles
     assert launched == [("weight_gradient_kernel", (tiles, 4, 1))], "three rows of taps and the 1x1"
+
+
+def for_two_uses(x: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
+    convs = [Conv(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
+    return lmfn_kernels.rfdb_for_two_uses(x, RFDBWeights((*convs[:3],), (*convs[3:6],), *convs[6:]))
+
+
+@pytest.mark.usefixtures("backend")
+def test_gradients_of_two_uses_are_added() -> None:
+    """Each result has a gradient of its own, and backward their sum, which nothing but the kernel computes."""
+    inputs = rfdb_inputs(1, 6, 3, 2, 15, 15, torch.float32)
+    assert_correct(for_two_uses, inputs)
+    leaves = [t.requires_grad_() for t in inputs]
+    one, other = for_two_uses(*leaves)
+    assert one.data_ptr() == other.data_ptr()
+    with Launches() as launched:
+        (one.sum() + other.square().sum()).backward()
+    assert "add" not in launched.others
+    for of in ((lambda y, _: y), (lambda _, y: y)):
+        found, expected = (
+            torch.autograd.grad(of(*results).square().sum(), leaves)
+            for results in (for_two_uses(*leaves), (rfdb_from_flat(*leaves),) * 2)
+        )
+        assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("call", ["compile", "transform", "checkpoint", "no_grad"])
+def test_two_uses_elsewhere(call: str) -> None:
+    """Compilers and transforms add the gradients themselves."""
+    torch.compiler.reset()
+
+    def loss(*inputs: Tensor) -> Tensor:
+        one, other = for_two_uses(*inputs)
+        return one.sum() + other.square().sum()
+
+    inputs = [t.requires_grad_() for t in rfdb_inputs(1, 4, 2, 2, 15, 15, torch.float32)]
+    if call == "transform":
+        found = torch.func.grad(loss, argnums=tuple(range(len(inputs))))(*inputs)
+    elif call == "no_grad":
+        with torch.no_grad():
+            one, other = for_two_uses(*inputs)
+        assert one is other
+        return
+    else:
+        function = (
+            partial(checkpoint, loss, use_reentrant=False)
+            if call == "checkpoint"
+            else torch.compile(loss, fullgraph=True, backend="aot_eager")
+        )
+        found = torch.autograd.grad(function(*inputs), inputs)
+    for one, other in zip(found, torch.autograd.grad(loss(*inputs), inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_kernels_refuse_what_they_cannot_take() -> None:
