@@ -208,7 +208,10 @@ def _both_passes(op: Op[Any, Any, Any], inputs: Any, options: Any) -> None:
     results = op.forward("triton", arguments, options, True)
     n = len(op.outputs)
     needs = [t is not None for t in to_tensors(arguments)]
-    op.backward("triton", results[:n], results if op.saves_outputs(options) else results[n:], arguments, options, needs)
+    saved = results if op.saves_outputs(options) else results[n:]
+    op.backward("triton", results[:n], saved, arguments, options, needs)
+    if op.gradients > n:
+        op.backward("triton", [*results[:n], results[0]], saved, arguments, options, needs)
 
 
 def compiled(target: str, dtype: str) -> Iterator[Compiled]:
@@ -270,7 +273,7 @@ def _variant(a: dict[str, Any]) -> str:
     parts += [f"{a['TAPS']}x{a['TAPS']}"] if "TAPS" in a else []
     parts += ["down"] if a.get("STRIDE") == 2 else []
     parts += [f"{name.lower()}={a[name]}" for name in ("FIRST", "SLOPE") if a.get(name)]
-    optional = ("t_act", "t_g2", "t_residual", "t_z", "t_mask", "t_d", "t_d4")
+    optional = ("t_act", "t_g2", "t_residual", "t_z", "t_mask", "t_d", "t_d4", "t_more_g")
     parts += [name for name in optional if a.get(name) is not None]
     if E4M3 in (maps := [a[name].base.dtype for name in ("t_x", "t_out") if hasattr(a.get(name), "base")]):
         parts.append(f"{' to '.join('8' if dtype == E4M3 else '16' for dtype in maps)} bits")

@@ -32,7 +32,7 @@ def weights(dtype: torch.dtype) -> list[Tensor]:
     found = [random(shape, dtype) for shape in shapes]
     found += [weight.contiguous(memory_format=torch.channels_last) for weight in found]
     found += [weight.transpose(0, 1) for weight in found[:4]] + [random((12, 8, 3, 3), dtype)[::2, 1:7]]
-    return [*found, *found, *found[:4]]
+    return [*found, *(random((2, 3, 1, 1), dtype) for _ in range(20))]
 
 
 @pytest.mark.parametrize(("dtype", "to"), [(F32, F16), (F32, F32), (F64, F64)])
