@@ -6,6 +6,7 @@ receive both as typed tuples. Run on fake tensors, on which nothing is launched,
 functions.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -212,11 +213,8 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         if not self.weights:
             return inputs
         dtype, weights = self._dtype_and_weights(inputs)
-        if backend != "triton":
-            return self._with_weights(inputs, [weight.to(dtype) for weight in weights])
-        from lmfn_kernels.runtime import multi_tensor
-
-        return self._with_weights(inputs, multi_tensor.lay_out(weights, dtype))
+        found = _lay_out(backend, weights, dtype)
+        return inputs if all(map(operator.is_, found, weights)) else self._with_weights(inputs, found)
 
     def _copies_weights(self, backend: str) -> bool:
         """Whether a forward pass that saves for backward writes a copy of the weights for both passes."""
@@ -268,6 +266,14 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         found = self.backward(backend, gradients, saved, inputs, self.options(*arguments[m:-1]), arguments[-1])
         # The results of a registered op must own their memory.
         return [f.clone() if any(f is g for g in gradients) else f for f in found]
+
+
+def _lay_out(backend: str, weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    if backend != "triton":
+        return [weight.to(dtype) for weight in weights]
+    from lmfn_kernels.runtime import multi_tensor
+
+    return multi_tensor.lay_out(weights, dtype)
 
 
 def _summed(gradients: list[tuple[PartialSums, Tensor]]) -> Iterator[Tensor]:
