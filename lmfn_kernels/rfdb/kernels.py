@@ -209,8 +209,9 @@ def gate_backward_kernel(
         b_g = load_pixels(t_g, i_b, o_h, o_w, 0).to(ACC)
         if t_more_g is not None:
             b_g += load_pixels(t_more_g, i_b, o_h, o_w, 0).to(ACC)
-        store_pixels(t_dy, i_b, o_h, o_w, 0, b_g * sigmoid(b_s))
-        b_gs = b_g * load_pixels(t_y, i_b, o_h, o_w, 0).to(ACC) * sigmoid(b_s) * sigmoid(-b_s)
+        b_g *= sigmoid(b_s)
+        store_pixels(t_dy, i_b, o_h, o_w, 0, b_g)
+        b_gs = b_g * load_pixels(t_y, i_b, o_h, o_w, 0).to(ACC) * sigmoid(-b_s)
         b_deb += tl.sum(b_gs, axis=0)
         b_gs = b_gs.to(t_y.dtype)
         b_de = tl.dot(tl.trans(b_gs), b_t, b_de, input_precision=PRECISION, out_dtype=ACC)
