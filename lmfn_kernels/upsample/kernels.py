@@ -249,11 +249,10 @@ def upsampled_conv_kernel(
 
 @triton.jit
 def unshuffle_kernel(
-    p_g, p_e, PIXELS, H, W, C, s_b, s_n, s_h, s_w,
-    PITCH: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    p_g, p_e, PIXELS, H, W, C, s_b, s_n, s_h, s_w, s_eb, s_eh, s_ew, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Rearrange an image [B, C / 4, 2H, 2W] of any strides to pixels of C values, PITCH apart: channel 4 n + 2 i + j is
-    row i, column j of the 2x2 pixels of channel n."""
+    """Rearrange an image [B, C / 4, 2H, 2W] of any strides to pixels of C values: channel 4 n + 2 i + j is row i,
+    column j of the 2x2 pixels of channel n."""
     o_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     o_c = tl.arange(0, BLOCK_C)
     o_b, o_y = (o_p // W // H).to(tl.int64), (o_p // W % H).to(tl.int64)
@@ -261,7 +260,8 @@ def unshuffle_kernel(
     p_pixel = p_g + o_b * s_b + 2 * o_y * s_h + 2 * (o_p % W) * s_w
     o_g = o_c // 4 * s_n + o_c // 2 % 2 * s_h + o_c % 2 * s_w
     b_g = tl.load(p_pixel[:, None] + o_g[None, :], mask=m_e, other=0.0)
-    tl.store(p_e + (o_p.to(tl.int64) * PITCH)[:, None] + o_c[None, :], b_g.to(p_e.dtype.element_ty), mask=m_e)
+    p_pixel = p_e + o_b * s_eb + o_y * s_eh + o_p % W * s_ew
+    tl.store(p_pixel[:, None] + o_c[None, :], b_g.to(p_e.dtype.element_ty), mask=m_e)
 
 
 @triton.jit

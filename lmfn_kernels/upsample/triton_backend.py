@@ -265,7 +265,7 @@ def _by_pixels(g: Tensor, x: Tensor) -> Tensor:
     """The gradient `g` of the result by pixels of `x`, and in its dtype, [B, 4N, H, W]: `pixel_unshuffle`."""
     (b, n), (h, w) = g.shape[:2], x.shape[2:]
     e = empty_image(x, b, 4 * n, h, w)
-    launch(x, _unshuffle, (e.shape, g.stride(), e.stride(3)), p_g=g, p_e=e)
+    launch(x, _unshuffle, (e.shape, g.stride(), strides(e)), p_g=g, p_e=e)
     return e
 
 
@@ -274,8 +274,8 @@ UNSHUFFLED = 2048
 
 
 @lru_cache(PLANS)
-def _unshuffle(size: Sequence[int], of_g: Sequence[int], row: int) -> Plan:
-    """`size` is that of the result, whose pixels are `row` elements apart; `of_g` are the strides of g."""
+def _unshuffle(size: Sequence[int], of_g: Sequence[int], of_e: Sequence[int]) -> Plan:
+    """`size` is that of the result; then the strides of g and of the result."""
     b, channels, h, w = size
     block = channel_block(channels)
     pixels = max(1, UNSHUFFLED // block)
@@ -289,7 +289,7 @@ def _unshuffle(size: Sequence[int], of_g: Sequence[int], row: int) -> Plan:
         W=w,
         C=channels,
         **{f"s_{dimension}": stride for dimension, stride in zip("bnhw", of_g, strict=True)},
-        PITCH=row,
+        **named_strides("e", of_e),
         BLOCK_P=pixels,
         BLOCK_C=block,
     )
