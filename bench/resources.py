@@ -93,6 +93,9 @@ class Compiled:
     wide: bool
     """Whether a matrix product has at least 64 rows and 16-bit values for four warps or more, so that sm_90 must use
     HGMMA."""
+    serialized: bool = False
+    """Whether each `wgmma` waits for the one before, which ptxas resorts to where registers are short, instead of
+    spilling."""
     descriptors: tuple[str, ...] = ()
     """Faults of wgmma descriptors (`bench/descriptors.py`)."""
 
@@ -105,6 +108,7 @@ class Compiled:
             f"shared memory {self.shared} bytes of {limit}": self.shared > limit,
             "no matrix instruction": self.products and self.matrix == 0,
             "no HGMMA": self.target == "sm_90" and self.wide and self.hgmma == 0,
+            "serialized HGMMA": self.serialized,
         }
         return [fault for fault, holds in found.items() if holds] + list(self.descriptors)
 
@@ -261,10 +265,18 @@ def _rows(
             matrix=len(re.findall(MATRIX.get(target, r"\bHMMA\."), code)),
             hgmma=len(re.findall(r"\b[HQ]GMMA\.", code)),
             products=products,
+            serialized=serialized(made.asm.get("ptx", ""), code),
             wide=products and rows >= 64 and a["num_warps"] >= 4 and DTYPES[dtype].itemsize == 2,
             descriptors=found,
             **numbers,
         )
+
+
+def serialized(ptx: str, code: str) -> bool:
+    """A group of `wgmma` ends in one with gsb0; here each is a group of its own, although in PTX some are not."""
+    products = re.findall(r"\b[HQ]GMMA\..*", code)
+    grouped = ptx.count("wgmma.mma_async") > ptx.count("wgmma.commit_group")
+    return bool(products) and grouped and all("gsb0" in product for product in products)
 
 
 def _variant(a: dict[str, Any]) -> str:

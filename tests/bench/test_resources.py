@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.resources import Compiled
+from bench.resources import Compiled, serialized
 
 
 @pytest.mark.timeout(1300)
@@ -52,6 +52,16 @@ def test_a_fault_is_found() -> None:
         ("shared", 240_000),
         ("matrix", 0),
         ("hgmma", 0),
+        ("serialized", True),
         ("descriptors", ("wrong",)),
     ):
         assert Compiled(**(fine | {field: value})).faults(), field  # type: ignore[arg-type]
+
+
+def test_products_that_wait_for_each_other_are_found() -> None:
+    ptx = "wgmma.mma_async.sync a;\nwgmma.mma_async.sync b;\nwgmma.commit_group.sync.aligned;"
+    one, last = "HGMMA.64x64x16.F32.BF16 R24, R124, gdesc[UR16], R24", "gsb0 ;"
+    assert serialized(ptx, f"{one}, {last}\n{one}, {last}")
+    assert not serialized(ptx, f"{one} ;\n{one}, {last}")
+    assert not serialized(ptx.partition("\n")[2], f"{one}, {last}"), "one product"
+    assert not serialized("", "")
