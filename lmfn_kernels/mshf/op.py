@@ -53,7 +53,7 @@ def stem(
     backend = choose(x, _unsupported_reason(x.shape[1], max(c or 0, n or 0)), "stem")
     if backend == "reference":
         return reference.stem(x, mean, *conv0, *down, padding, slope)
-    like = torch.empty((0,), dtype=dtype_under_autocast(x), device=x.device)
+    like = x.new_empty((0,), dtype=dtype_under_autocast(x))
     return STEM(backend, StemInputs(like, x, mean, conv0, down), StemOptions(padding, slope))[0]
 
 
