@@ -128,7 +128,8 @@ class Network(nn.Module):
         if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
             return x.new_tensor(RGB_MEAN)
         if (x.device, x.dtype) not in self._means:
-            self._means[x.device, x.dtype] = torch.tensor(RGB_MEAN, dtype=x.dtype, device=x.device)
+            with torch.inference_mode(False):  # a tensor made in inference mode could not be saved for backward later
+                self._means[x.device, x.dtype] = torch.tensor(RGB_MEAN, dtype=x.dtype, device=x.device)
         return self._means[x.device, x.dtype]
 
     def __getstate__(self) -> dict[str, Any]:

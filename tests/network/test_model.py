@@ -244,6 +244,14 @@ def test_float64_as_the_default_makes_float64_networks_and_leaves_inference_as_i
     assert not caplog.text
 
 
+def test_trains_after_a_first_call_in_inference_mode() -> None:
+    """What the first call keeps for later ones, e.g. the mean, can be saved for backward."""
+    model, image = network(**SMALL), torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(image)
+    assert torch.equal(gradients(model, image)[0], expected)
+
+
 def test_autocast() -> None:
     """bfloat16 is within its rounding error of float32; gradients are float32."""
     model, image = network(**SMALL), torch.rand(1, 3, 64, 64)
