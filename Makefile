@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(BIN)/python demo.py
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # The example on a Ray cluster of this machine. Ray is a download of about 140 MB.
 test-ray: .venv/installed

@@ -27,6 +27,9 @@ def parity_taps(
 
     Tap i of output row h reads input row 2h + i - PADDING, row h + (i - PADDING - ODD_H) / 2 of those of its parity.
     SIGN is 1 for the convolution, a sum over inputs, and -1 for its input gradient, a sum over outputs.
+
+    The convolution's `b_out` is [outputs, pixels]: with pixels as the left operand, in registers, one loop after
+    another makes ptxas serialize all wgmma of the kernel.
     """
     FIRST_I: tl.constexpr = (ODD_H + PADDING) % 2
     FIRST_J: tl.constexpr = (ODD_W + PADDING) % 2
@@ -41,8 +44,11 @@ def parity_taps(
         b_x = load_pixels(t_x, i_b, o_x, o_y, o_k)
         if t_act is not None:
             b_x = leaky_gradient(b_x, load_pixels(t_act, i_b, o_x, o_y, o_k), ACT_SLOPE)
-        b_w = load_weight(t_w, i * 3 + j, o_k, o_n) if SIGN == 1 else tl.trans(load_weight(t_w, i * 3 + j, o_n, o_k))
-        b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=b_out.dtype)
+        if SIGN == 1:
+            b_left, b_right = tl.trans(load_weight(t_w, i * 3 + j, o_k, o_n)), tl.trans(b_x)
+        else:
+            b_left, b_right = b_x, tl.trans(load_weight(t_w, i * 3 + j, o_n, o_k))
+        b_out = tl.dot(b_left, b_right, b_out, input_precision=PRECISION, out_dtype=b_out.dtype)
     return b_out
 
 
@@ -113,6 +119,7 @@ def conv_kernel(
                 b_w = tl.trans(load_weight(t_w, TAPS * TAPS - 1 - i_tap, o_n, o_k))
             b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
     else:
+        b_out = tl.trans(b_out)
         b_out = parity_taps(
             b_out, t_x, None, t_w, i_b, o_h, o_w, o_n, 0, 0, 1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
         )  # fmt: skip
@@ -125,6 +132,7 @@ def conv_kernel(
         b_out = parity_taps(
             b_out, t_x11, None, t_w, i_b, o_h, o_w, o_n, 1, 1, 1, PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES
         )  # fmt: skip
+        b_out = tl.trans(b_out)
     if t_z is not None:
         b_z = load_pixels(t_z, i_b, o_h, o_w, 0)
         b_zw = tl.trans(load_weight(t_zw, 0, o_n, 0))

@@ -227,7 +227,7 @@ def conv(
     )
     mode = "same" if stride == 1 else "down"
     programs = ring_programs(out.device)
-    key = tiling("conv", out), w.shape, 1, 1, mode, padding, (slope, 1.0, 1.0), programs
+    key = tiling("conv" if stride == 1 else "conv_down", out), w.shape, 1, 1, mode, padding, (slope, 1.0, 1.0), programs
     launch(out, _convolution, key, t_w=w, p_bias=bias, t_residual=residual, t_out=out, **views)
     return out
 

@@ -136,12 +136,12 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
         return Config(height=4 if kernel == "upsample_add" else 8, warps=8, stages=3 if dtype.itemsize == 2 else 2)
     if not big:
         short = dtype.itemsize == 2
-        # With 2 stages, some convolutions for sm_120 spill.
+        # On sm_120, some convolutions spill with 2 stages, and those of stride 2 with 3.
         stages = (3 if kernel == "conv" else 2) if short and shared >= 100_000 else 1
         return Config(height=4 if short else 2, width=16, warps=warps, stages=stages)
     if kernel == "stride_2_input_gradient" and dtype.itemsize == 2:
         return Config(stages=2)  # with 3 stages, it spills on sm_100 in float16
-    if kernel == "conv" and dtype.itemsize == 2 and bits > 15:
+    if kernel in ("conv", "conv_down") and dtype.itemsize == 2 and bits > 15:
         # Of 11 tiles the fastest on an H100 at 1x180x320 and 16x64x64, 64 channels: 15.8 us; 8x16 took 18.8. With fewer
         # of them than multiprocessors, 8x16 is faster: 6.7 us, where 8x32 takes 8.4 (H200), at 1x90x160.
         return Config(width=32, warps=8)
