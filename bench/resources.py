@@ -94,8 +94,8 @@ class Compiled:
     """Whether a matrix product has at least 64 rows and 16-bit values for four warps or more, so that sm_90 must use
     HGMMA."""
     serialized: bool = False
-    """Whether each `wgmma` waits for the one before, which ptxas resorts to where registers are short, instead of
-    spilling."""
+    """Whether each `wgmma` waits for the one before: what ptxas does, without an error, where registers are short or it
+    cannot tell which of them are free."""
     descriptors: tuple[str, ...] = ()
     """Faults of wgmma descriptors (`bench/descriptors.py`)."""
 

@@ -1,4 +1,4 @@
-"""Triton's interpreter, three times as fast.
+"""Triton's interpreter, several times as fast.
 
 It does the same again for every value of a kernel: types, shapes and tables that do not depend on the value. Here each
 is made once. It also computes whether integers overflow, which takes a third of its time, and ignores the result; here
