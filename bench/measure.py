@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench.devices import Call, Device, Times
 from bench.parts import TIMED, WAITING
+from bench.predictions import prediction
 from bench.providers import PROVIDERS, Provider
 from bench.registry import WorkEstimate
 from bench.rows import OURS, Kernel, Machine, Row, RowFile, Shape
@@ -132,6 +133,7 @@ def add_rows(
     clock: Callable[[dict[str, Call], int], Times],
 ) -> None:
     """Time all candidates, interleaved, and add a row for each."""
+    expected = {name: prediction(session.on.name, str(subject), name) for name in candidates}
     before = session.on.clocks()
     times = clock({name: candidate.call for name, candidate in candidates.items()}, session.rounds)
     after = session.on.clocks()
@@ -166,8 +168,10 @@ def add_rows(
             machine=machine,
             command=subject.command,
         )
+        predicted = expected[name]
         print(
             f"{subject!s:45} {l2:4} {name:20} {row.p50:9.4g} ms ({row.p20:.4g} to {row.p80:.4g}), "
+            f"{f'predicted {predicted.us / 1e3:.4g} ms, ' if predicted else ''}"
             f"{row.roofline:6.1%} of the roofline, peak {row.peak_bytes / 2**20:.1f} MiB, "
             f"saved {row.saved_bytes / 2**20:.1f} MiB",
             flush=True,

@@ -3,6 +3,9 @@
 Times are those that the profiler records for each kernel while the CUDA graph is replayed, without gaps, as medians of
 several replays. The roofline is the time that a kernel's arithmetic or its reads and writes take at the rates measured
 in the same run, whichever is longer. Every tensor counts once, even if it is in a cache; padding does not count.
+
+Beside them stand the predictions of `experiments/kernels/predictions.tsv` for this GPU, size and dtype; one of several
+kernels has a line with their sum. At the end stands which of them did not hold.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from bench.devices import Cpu, Gpu, device
 from bench.measure import short
 from bench.network import image, network
 from bench.ops import shape_of
+from bench.predictions import FACTOR, Prediction, predictions
 from bench.registry import OPS
 from bench.rows import Machine, Shape
 from bench.train import STEPS, Step
@@ -86,9 +90,10 @@ def run(options: argparse.Namespace) -> int:
     for what in options.what:
         shape = shape_of(OPS["lmfn"], options.shape or SHAPES[what])
         title = f"{what} {shape} {short(dtype)}"
+        expected = predictions(on.name, title)
         tables[title] = profiled(on, *{"frame": frame, "step": step}[what](on, shape, dtype), machine)
         if options.format == "text":
-            print(as_text(title, tables[title]), flush=True)
+            print(as_text(title, tables[title], expected), flush=True)
         if options.out:
             atomic.write(options.out / "profile.tsv", as_tsv(tables, machine).encode())
     if options.format != "text":
@@ -194,13 +199,33 @@ arguments, the number of weights, and the number of images."""
 Tables = dict[str, list[KernelTime]]
 
 
-def as_text(title: str, rows: list[KernelTime]) -> str:
+def as_text(title: str, rows: list[KernelTime], expected: list[Prediction]) -> str:
+    of = {one: [row for row in rows if one.covers(f"{row.kernel} {row.shape}")] for one in expected}
+    alone = {found[0].first: one for one, found in of.items() if len(found) == 1}
+    total = next((one for one in of if one.part == "*"), None)
+    lines = [title, f"{'us':>9} {'predicted':>9} {'launches':>8} {'roofline':>8}  kernel"]
+    lines += [line([row], alone.get(row.first), f"{row.kernel[:60]} {row.shape}") for row in rows]
+    lines += [line(found, one, one.part) for one, found in of.items() if len(found) > 1 and one is not total]
+    return "\n".join([*lines, line(rows, total, "all"), *verdict(of)])
+
+
+def line(rows: list[KernelTime], predicted: Prediction | None, name: str) -> str:
     us, floor = sum(row.us for row in rows), sum(row.floor_us for row in rows)
-    lines = [title, f"{'us':>9} {'launches':>8} {'roofline':>8}  kernel"]
-    for row in rows:
-        share = f"{row.share:.0%}" if row.floor_us else ""
-        lines.append(f"{row.us:9.1f} {row.launches:8} {share:>8}  {row.kernel[:60]} {row.shape}")
-    return "\n".join([*lines, f"{us:9.1f} {sum(row.launches for row in rows):8} {floor / us:8.0%}  all"])
+    expected, share = f"{predicted.us:.1f}" if predicted else "", f"{floor / us:.0%}" if floor else ""
+    return f"{us:9.1f} {expected:>9} {sum(row.launches for row in rows):8} {share:>8}  {name}"
+
+
+def verdict(of: dict[Prediction, list[KernelTime]]) -> list[str]:
+    """How many predictions held, and a line for each of the others."""
+    measured = {one: sum(row.us for row in rows) for one, rows in of.items() if rows}
+    wrong = {one: us for one, us in measured.items() if not one.holds(us)}
+    if not of:
+        return []
+    return [
+        f"{len(measured) - len(wrong)} of {len(of)} predictions held within a factor of {FACTOR}",
+        *(f"{one.us:g} predicted, {us:.1f} measured: {one.part} ({one.why})" for one, us in wrong.items()),
+        *(f"{one.us:g} predicted, not launched: {one.part} ({one.why})" for one in of if one not in measured),
+    ]
 
 
 def as_tsv(tables: Tables, machine: Machine) -> str:

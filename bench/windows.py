@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bench.devices import device
+from bench.predictions import prediction
 from lmfn.network.model import Network
 
 
@@ -34,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     on, dtype = device(options.device), getattr(torch, options.dtype)
+    of = f"windows of {options.window}"
+    expected = prediction(on.name, f"windows {options.shape} {options.dtype}", f"{of} less whole")
     batch, height, width = map(int, options.shape.split("x"))
     image = torch.rand(batch, 3, height, width, device=on.torch_device)
     runs = [network(options.weights, window).for_inference(on.torch_device, dtype) for window in (None, options.window)]
@@ -52,8 +55,9 @@ def run(options: argparse.Namespace) -> int:
     ratios = sorted(second / first for first, second in times)
     low, high = ratios[len(ratios) // 5], ratios[len(ratios) * 4 // 5]
     print(
-        f"{options.shape} {options.dtype} on {on.name}: whole {whole:.4g} ms, windows of {options.window} "
+        f"{options.shape} {options.dtype} on {on.name}: whole {whole:.4g} ms, {of} "
         f"{windows:.4g} ms, ratio {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f}) of {len(ratios)}"
+        f"{f', {1e3 * (windows - whole):.0f} us more, predicted {expected.us:g}' if expected else ''}"
     )
     return 0
 

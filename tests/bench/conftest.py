@@ -58,6 +58,20 @@ def _ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cpu, "ceilings", lambda *_: (10.0, 0.1))
 
 
+@pytest.fixture
+def predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes these the only predictions: GPU, what is measured, part, us."""
+    from bench import predictions  # not at the top, for the reason given in `gpu`
+
+    def write(*rows: tuple[str, str, str, float]) -> None:
+        lines = ["\t".join(predictions.Prediction._fields)]
+        lines += [f"{gpu}\t{of}\t{part}\t\t{us}\tc0ffee\tstem\tfewer loads" for gpu, of, part, us in rows]
+        (tmp_path / "predictions.tsv").write_text("\n".join(lines) + "\n")
+        monkeypatch.setattr(predictions, "FILE", tmp_path / "predictions.tsv")
+
+    return write
+
+
 class Event:
     """The GPU sleeps until all calls are queued, so `query` reports that it has not started."""
 

@@ -49,7 +49,10 @@ def test_ops_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert f"{row.op} {row.mode} {row.shape}" in capsys.readouterr().out
 
 
-def test_ops_on_a_gpu(gpu: Gpu, tmp_path: Path) -> None:
+def test_ops_on_a_gpu(
+    gpu: Gpu, tmp_path: Path, predicted: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    predicted(("Fake GPU 1", "conv3x3 infer 1x16x6x5 float32", "triton", 70))
     shape = Shape(1, 1, 16, 6, 5)
     with RowFile(tmp_path / "ops.jsonl") as file:
         session = Session(gpu, file, rounds=2)
@@ -68,6 +71,10 @@ def test_ops_on_a_gpu(gpu: Gpu, tmp_path: Path) -> None:
     }  # fmt: skip
     assert all(not r.kernels for r in rows if r.provider == "eager")
     assert gpu.cuda.slept >= len(rows) * 2, "before every timed call"
+    lines = capsys.readouterr().out.splitlines()
+    assert [", predicted 0.07 ms," in line for line in lines] == [
+        r.mode == "infer" and r.provider == "triton" for r in rows
+    ]
 
 
 def test_cold_calls_go_by_turns_over_copies_larger_than_twice_the_cache(gpu: Gpu) -> None:

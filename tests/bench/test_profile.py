@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from bench import ahead, profile
+from bench import ahead, predictions, profile
 from bench.__main__ import main
 from bench.devices import Gpu
 from bench.registry import OPS
 from bench.rows import Shape
+from lmfn_kernels.conv import triton_backend as convolutions
+from lmfn_kernels.rfdb import triton_backend as blocks
 from lmfn_kernels.runtime.launch import intercepting
 
 
@@ -58,6 +60,32 @@ def test_a_row_for_each_kernel_and_shape(what: str, capsys: pytest.CaptureFixtur
     assert heads == ["of", "first", "kernel", "shape", "launches", "us", "floor_us", "share"]
     assert len(lines) == len(rows) + 2
     assert all(len(line.split("\t")) == len(heads) for line in lines[1:])
+
+
+@pytest.mark.usefixtures("profiled")
+def test_predictions_beside_what_is_measured(
+    predicted: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = "frame 1x16x64x64 float32"
+    parts = {"*": 100, "pad_kernel *": 5, "stem_kernel *": 11, "conv_kernel down, *": 31, "ring_kernel *": 5}
+    here = [("Fake GPU 1", of, part, us) for part, us in parts.items()]
+    predicted(*here, ("Fake GPU 1", "frame 1x16x64x65 float32", "copy*", 2), ("Fake GPU 2", of, "copy*", 2))
+    assert main([*SMALL, "--what", "frame"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["us", "predicted", "launches", "roofline", "kernel"]
+    assert lines[2].split() == ["2.0", "1", "copy"], "nothing is predicted for it here"
+    assert lines[3].split()[:3] == ["10.0", "5.0", "1"]
+    assert lines[4].split()[:3] == ["10.0", "11.0", "1"]
+    assert lines[-6].split()[:3] == ["30.0", "31.0", "3"]
+    assert lines[-6].endswith("%  conv_kernel down, *")
+    assert lines[-5].split()[1] == "100.0"
+    assert lines[-5].endswith("%  all")
+    assert lines[-4].startswith("2 of 5 predictions held within a factor of 1.25")
+    assert lines[-3].startswith("100 predicted, ")
+    assert lines[-2:] == [
+        "5 predicted, 10.0 measured: pad_kernel * (fewer loads)",
+        "5 predicted, not launched: ring_kernel * (fewer loads)",
+    ]
 
 
 @pytest.mark.usefixtures("profiled")
@@ -111,3 +139,15 @@ def test_the_kernels_work_is_the_networks() -> None:
         again *= 2 * 4 * shape.b * shape.h * shape.w // 16
         assert 0.9 < flop / (OPS["lmfn"].work(shape, mode).flop + again) < 1.0
         assert all(launch.bytes > 0 for launch in launches)
+
+
+def test_each_prediction_is_of_something_that_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Hopper, with all kernels that wait for a test on a GPU."""
+    for module in (convolutions, blocks):
+        for name in vars(module):
+            if name.endswith("_HAS_RUN"):
+                monkeypatch.setattr(module, name, True)
+    for what, (shape, _, launches) in zip(("frame", "step"), described(), strict=True):
+        parts = [f"{launch.kernel} {launch.shape}" for launch in launches]
+        for one in predictions.predictions("NVIDIA H200", f"{what} {shape} bfloat16"):
+            assert any(map(one.covers, parts)), f"{one.part} matches nothing of {sorted(set(parts))}"

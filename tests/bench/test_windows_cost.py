@@ -3,12 +3,15 @@
 import re
 
 from bench.__main__ import main
+from bench.devices import Cpu
 
 
-def test_a_line_with_both_times_and_their_ratio(capsys):
+def test_a_line_with_both_times_and_their_ratio_beside_a_prediction(capsys, predicted):
+    predicted((Cpu().name, "windows 1x72x64 float32", "windows of 64 less whole", 16))
     assert main(["windows", "--device", "cpu", "--shape", "1x72x64", "--window", "64", "--rounds", "2"]) == 0
     line = capsys.readouterr().out
     assert re.fullmatch(
-        r"1x72x64 float32 on CPU .*: whole [\d.]+ ms, windows of 64 [\d.]+ ms, ratio [\d.]+ \(.* to .*\) of 2\n",
+        r"1x72x64 float32 on CPU .*: whole [\d.]+ ms, windows of 64 [\d.]+ ms, ratio [\d.]+ \(.* to .*\) of 2"
+        r", -?\d+ us more, predicted 16\n",
         line,
     )
