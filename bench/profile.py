@@ -1,8 +1,9 @@
 """Profile a frame and a training step on a GPU kernel by kernel: `python -m bench profile`.
 
-Times are those that the profiler records for each kernel while the CUDA graph is replayed, without gaps, as medians of
-several replays. The roofline is the time that a kernel's arithmetic or its reads and writes take at the rates measured
-in the same run, whichever is longer. Every tensor counts once, even if it is in a cache; padding does not count.
+Times are those that the profiler records for each kernel while the CUDA graph is replayed, without gaps and without
+dependent launches (`lmfn_kernels/runtime/overlap.py`), as medians of several replays. The roofline is the time that a
+kernel's arithmetic or its reads and writes take at the rates measured in the same run, whichever is longer. Every
+tensor counts once, even if it is in a cache; padding does not count.
 
 Beside them stand the predictions of `experiments/kernels/predictions.tsv` for this GPU, size and dtype; one of several
 kernels has a line with their sum. At the end stands which of them did not hold.
@@ -126,8 +127,10 @@ def profiled(on: Gpu, call: Callable[[], Any], replay: Callable[[], Any], machin
 
     Raises RuntimeError if the profiler does not see exactly the kernels that were launched.
     """
+    from lmfn_kernels.runtime import overlap
     from lmfn_kernels.runtime.launch import intercepting
 
+    overlap.ENABLED = False  # the time of a kernel that waits for another is not its own
     launches: list[Launch] = []
 
     def noted(launch: Callable[..., Any], kernel: Any, grid: Any, arguments: dict[str, Any]) -> None:

@@ -62,6 +62,10 @@ MATRIX = {
     "gfx942": r"v_mfma_",
 }
 """Patterns of matrix instructions; on the other targets only HMMA counts."""
+MEMORY = r"\b(?:LDG|STG|LD|ST|LDGSTS|ATOM|ATOMG|RED|REDG|UTMA(?!CCTL)\w+|UBLK\w+)\b"
+"""A pattern of NVIDIA's instructions that read or write an image, and of no other."""
+OVERLAPPING = {90, 100, 120}
+"""The GPUs whose launches may be dependent (`lmfn_kernels/runtime/overlap.py`)."""
 
 Assembled = tuple[str, str, dict[str, int]]
 """The version of ptxas, the machine code, and the registers, stack and local accesses that it uses."""
@@ -96,6 +100,8 @@ class Compiled:
     serialized: bool = False
     """Whether each `wgmma` waits for the one before: what ptxas does, without an error, where registers are short or it
     cannot tell which of them are free."""
+    waits: bool = True
+    """Whether it waits for the launch before it, where launches may overlap."""
     descriptors: tuple[str, ...] = ()
     """Faults of wgmma descriptors (`bench/descriptors.py`)."""
 
@@ -109,6 +115,7 @@ class Compiled:
             "no matrix instruction": self.products and self.matrix == 0,
             "no HGMMA": self.target == "sm_90" and self.wide and self.hgmma == 0,
             "serialized HGMMA": self.serialized,
+            "no wait for the previous launch": not self.waits,
         }
         return [fault for fault, holds in found.items() if holds] + list(self.descriptors)
 
@@ -267,6 +274,7 @@ def _rows(
             products=products,
             serialized=serialized(made.asm.get("ptx", ""), code),
             wide=products and rows >= 64 and a["num_warps"] >= 4 and DTYPES[dtype].itemsize == 2,
+            waits=TARGETS[target].arch not in OVERLAPPING or waits(code, anywhere=kernel.is_gluon()),
             descriptors=found,
             **numbers,
         )
@@ -277,6 +285,16 @@ def serialized(ptx: str, code: str) -> bool:
     products = re.findall(r"\b[HQ]GMMA\..*", code)
     grouped = ptx.count("wgmma.mma_async") > ptx.count("wgmma.commit_group")
     return bool(products) and grouped and all("gsb0" in product for product in products)
+
+
+def waits(code: str, *, anywhere: bool = False) -> bool:
+    """Whether a kernel's first instruction that touches memory comes after its wait for the previous launch.
+
+    Where warps do different work, code is not in the order in which it runs: there, `anywhere` is enough, and
+    `tests/kernels/hopper.py` has the order.
+    """
+    before, wait, _ = code.partition("ACQBULK")
+    return bool(wait) and (anywhere or not re.search(MEMORY, before))
 
 
 def _variant(a: dict[str, Any]) -> str:

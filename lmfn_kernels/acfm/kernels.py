@@ -20,6 +20,7 @@ from lmfn_kernels.runtime.kernels import (
     pixel_tile,
     store_padded,
     store_pixels,
+    wait_for_previous_launch,
 )
 
 
@@ -92,6 +93,7 @@ def channel_gate_kernel(
     MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """out = x + alpha sigmoid(q) x + add."""
+    wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     _, b_q = gate_of(t_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, C, MAPS, ACC, PRECISION)
     b_y = load_pixels(t_x, i_b, o_h, o_w, 0).to(ACC) * (1 + tl.load(p_alpha).to(ACC) * tl.sigmoid(b_q))
@@ -207,6 +209,7 @@ def merge_kernel(
 ):  # fmt: skip
     """out = x + alpha sigmoid(q) x + f_l, with f_l = LR(P F + bias) of the layers `p_f`, also written to `t_added`
     unless it is None. Rows of the matrices `p_w` are OF_ROW elements apart."""
+    wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_y = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
     # In 32 bits, and beside the three sums of a 3x3x3 gate, four layers at once would need too many registers.
@@ -262,6 +265,7 @@ def channel_gate_backward_kernel(
 
     Outside the image g reads as 0, and every term contains that factor.
     """
+    wait_for_previous_launch()
     i_split = tl.program_id(0)
     b_alpha = tl.load(p_alpha).to(ACC)
     o_sum = tl.arange(0, SUMS)
@@ -309,6 +313,7 @@ def channel_gate_input_kernel(
     MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Add to `t_dx` the part of the gradient of x that passes through the gate, and `t_add` unless it is None."""
+    wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_dx, b_1, b_2 = stencil(t_e, p_spatial, i_b, o_h, o_w, MAPS, True, ACC)
     if MAPS == 3:

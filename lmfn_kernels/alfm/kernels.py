@@ -18,6 +18,7 @@ from lmfn_kernels.runtime.kernels import (
     load_weight,
     pixel_tile,
     store_pixels,
+    wait_for_previous_launch,
 )
 
 
@@ -74,6 +75,7 @@ def gram_kernel(
     transpose of a tile loaded through a descriptor goes through registers, and each product then waits for the one
     before. Channels after the last one contribute to rows and columns that are not stored.
     """
+    wait_for_previous_launch()
     i_split = tl.program_id(0)
     i_b, o_top, o_left = image_block(tl.program_id(1), SIDE_H, SIDE_W, ROWS, COLUMNS)
     b_00 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
@@ -149,6 +151,7 @@ def gram_sum_kernel(
 
     Of the partial sums, the upper half is read. A program has a tile of the upper half and its mirror image.
     """
+    wait_for_previous_launch()
     o_i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     o_j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     m_x = (o_i <= o_j) & (o_j < SIZE)
@@ -183,6 +186,7 @@ def product_kernel(
     `t_g` is the gradient of the activation's output `t_act` (None: no activation). With `WINDOWED`, there are four
     programs per block, each of which applies the shares of one of the four windows that may contain the block.
     """
+    wait_for_previous_launch()
     i_split = tl.program_id(0)
     i_block = tl.program_id(1) // 4 if WINDOWED else tl.program_id(1)
     i_b, o_top, o_left = image_block(i_block, SIDE_H, SIDE_W, ROWS, COLUMNS)
@@ -287,6 +291,7 @@ def mix_kernel(
     matrices per block; with `WINDOWED_MAPS` as well, the maps' matrices are per window and there is no gradient. The
     programs for all outputs of a tile are adjacent, so that they find the tile in the cache.
     """
+    wait_for_previous_launch()
     i_out = tl.program_id(0) % OUTPUTS
     i_b, o_h, o_w = pixel_tile(tl.program_id(0) // OUTPUTS, H, W, BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
@@ -347,6 +352,7 @@ def attention_kernel(
 ):  # fmt: skip
     """A row of M: softmax(E), or by layers softmax(rowmax(E) - E). With a temperature, E is replaced by its cosines
     times that."""
+    wait_for_previous_launch()
     i_r = tl.program_id(0)
     o_b = tl.program_id(1).to(tl.int64) * R * R
     o_j = tl.arange(0, BLOCK_R)
@@ -373,6 +379,7 @@ def fold_kernel(
     per row of M (1, or those of a layer), ROWS = O * C, R = SIZE / C. The result [images, O, parts, WIDTH] has strides
     s_out.
     """
+    wait_for_previous_launch()
     o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
     o_j = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
     i_b = tl.program_id(2).to(tl.int64)
@@ -396,6 +403,7 @@ def fold_kernel(
 def both_sides_kernel(p_de, p_out, R, OF_ROW, SIZE, C, PITCH, BLOCK: tl.constexpr):
     """dE + dE^T of each image, [R, R], as [SIZE / C, SIZE, C], rows PITCH apart: with layers as rows, each entry
     becomes a block of OF_ROW rows, itself times the identity."""
+    wait_for_previous_launch()
     o_i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     o_j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     i_b = tl.program_id(2).to(tl.int64)
@@ -418,6 +426,7 @@ def attention_backward_kernel(
 
     ROWS, R and C as in `fold_kernel`, SIZE = R * C. The gradient through the rows' lengths is not included.
     """
+    wait_for_previous_launch()
     i_r = tl.program_id(0)
     i_b = tl.program_id(1).to(tl.int64)
     o_b = i_b * R * R
@@ -451,6 +460,7 @@ def attention_backward_kernel(
 def length_backward_kernel(p_e, p_de, R, SHORTEST: tl.constexpr, BLOCK_R: tl.constexpr):
     """Add the gradient through the length of row `i_r` of F, used by all cosines of that row and column, to the
     diagonal of the gradient of E."""
+    wait_for_previous_launch()
     i_r = tl.program_id(0)
     o_b = tl.program_id(1).to(tl.int64) * R * R
     o_j = tl.arange(0, BLOCK_R)

@@ -39,6 +39,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from lmfn_kernels.runtime.kernels import wait_for_previous_launch
+
 PITCH = 32
 ROWS = 4
 """With 8, registers spill if there is a residual."""
@@ -267,6 +269,7 @@ def ring_kernel(
     for i in gl.static_range(SLOTS):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=1)
+    wait_for_previous_launch()
     gl.warp_specialize(
         [
             (
@@ -390,6 +393,7 @@ def ring_weight_gradient_kernel(
     for i in gl.static_range(SLOTS):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=3)
+    wait_for_previous_launch()
     gl.warp_specialize(
         [
             (add_column, (p_dw, p_db, pixels, full, empty, n_tiles, K, N, 1, BLOCK_H, BLOCK_W, SLOTS)),

@@ -14,6 +14,7 @@ from lmfn_kernels.runtime.kernels import (
     pixel_tile,
     store_padded,
     store_pixels,
+    wait_for_previous_launch,
 )
 
 
@@ -100,6 +101,7 @@ def conv_kernel(
     `t_mask`: the output of the activation that produced the convolution's input; out is the gradient before it.
     `t_d`: a second output, leaky(conv1x1(residual) + bias), from the residual tile, which is in registers already.
     """
+    wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
     b_out = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
@@ -183,6 +185,7 @@ def stride_2_input_gradient_kernel(
     them, so nothing is multiplied by zeros inserted between pixels. `t_dx` to `t_dx11` hold the even and odd rows and
     columns; H and W are the numbers of even ones.
     """
+    wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
     i_parity = tl.program_id(2)
@@ -306,6 +309,7 @@ def weight_gradient_kernel(
     `t_g2` [B, H, W, N2], `t_act2`: the same of a 1x1 convolution of the same input, with stride 1, whose gradient the
     programs of a row after the last one compute.
     """
+    wait_for_previous_launch()
     i_split = tl.program_id(0)
     i_row = tl.program_id(1)
     n_blocks = tl.cdiv(N, BLOCK_N)

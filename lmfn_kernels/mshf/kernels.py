@@ -18,6 +18,7 @@ from lmfn_kernels.runtime.kernels import (
     load_weight,
     pixel_tile,
     store_pixels,
+    wait_for_previous_launch,
 )
 
 
@@ -28,6 +29,7 @@ def pad_kernel(
 ):  # fmt: skip
     """Copy an image of any strides and dtype, minus the mean of each channel unless that is None, to planes of SIZE
     elements, with PADDING zeros around it and rows PITCH apart."""
+    wait_for_previous_launch()
     n_blocks = tl.cdiv(SIZE, BLOCK)
     i_plane = (tl.program_id(0) // n_blocks).to(tl.int64)
     o_out = tl.program_id(0) % n_blocks * BLOCK + tl.arange(0, BLOCK)
@@ -79,6 +81,7 @@ def stem_kernel(
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """out = leaky(conv3x3 of stride 2 (leaky(conv3x3(x)))); H and W are those of f0."""
+    wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), OUT_H, OUT_W, BLOCK_H, BLOCK_W)
     b_w0 = load_weight(t_w0, 0, 0, 0)
     b_bias0 = load_bias(p_bias0, 0, C, BLOCK_C, ACC)
@@ -186,6 +189,7 @@ def stem_backward_kernel(
     of the next. The gradient of f0 is a sum over taps; applying the activation's mask and multiplying by the image are
     linear. Therefore each row of taps computes its own part of dw0, and the gradient of f0 is never written to memory.
     """
+    wait_for_previous_launch()
     if tl.program_id(2) == 0:
         stem_gradients(
             p_x, t_w0, p_bias0, t_w, p_g, p_act, p_dw0, p_dw, p_dbias,

@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from lmfn_kernels.conv import gluon_kernels as ring
 from lmfn_kernels.conv.gluon_kernels import leaky, load_box, matrix_at, store_rows, thread_barrier, tile_at
+from lmfn_kernels.runtime.kernels import wait_for_previous_launch
 
 DISTILLED, SQUEEZED = 32, 16
 """Channels of a distilled map, and of ESA's a, in shared memory and registers."""
@@ -190,6 +191,7 @@ def ring_fuse_kernel(
     for i in gl.static_range(SLOTS):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=1)
+    wait_for_previous_launch()
     gl.warp_specialize(
         [
             (

@@ -16,6 +16,7 @@ from lmfn_kernels.runtime.kernels import (
     pixel_tile,
     store_padded,
     store_pixels,
+    wait_for_previous_launch,
 )
 from lmfn_kernels.upsample.kernels import upsampled
 
@@ -34,6 +35,7 @@ def fuse_kernel(
     y and d4 are rounded to the images' dtype before use, so that backward, which reads them, sees the same values.
     Without `t_x`, d4 is read from `p_d4`; without `t_a`, a is not computed. Backward recomputes y without both.
     """
+    wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     if t_x is not None:
         b_d4 = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_D], ACC)
@@ -90,6 +92,7 @@ def recompute_kernel(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """d1 to d3, each leaky(conv1x1) of an image, and y = conv1x1(d1, ..., d4), rounded as in `fuse_kernel`."""
+    wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_d = load_tile(p_d4, i_b, o_h, o_w, H, W, D, PITCH_D, BLOCK_H, BLOCK_W, BLOCK_D)
     b_w = load_rows(p_fuse + 3 * D * PITCH_C, D, PITCH_C, BLOCK_D, BLOCK_C)
@@ -119,6 +122,7 @@ def fuse_backward_kernel(
     the gradient of the maps' part of the weight, and with FIRST = 0 of the bias. Four maps at once would not fit into
     the registers, nor would the weights, which are therefore loaded again for every tile.
     """
+    wait_for_previous_launch()
     i_split = tl.program_id(0)
     b_f1 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
     b_f2 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
@@ -163,6 +167,7 @@ def gate_kernel(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """out = y sigmoid(expand(up(v) + skip(a))). F is a constant, so that v is not loaded value by value."""
+    wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_t = upsampled(
         p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, F, s_b, s_h, s_w,
@@ -189,6 +194,7 @@ def gate_backward_kernel(
     The result's gradient is g, or the sum of g and more_g. Outside the image it reads as 0, and every term contains
     that factor.
     """
+    wait_for_previous_launch()
     i_split = tl.program_id(0)
     b_ds = tl.zeros([BLOCK_F, BLOCK_F], ACC)
     b_dsb = tl.zeros([BLOCK_F], ACC)
@@ -260,6 +266,7 @@ def conv_pool_kernel(
     convolution is written. `p_index` gets the maximum's index among the 49, unless it is None: the first of equal
     values, or a NaN. F and PITCH, the distance of the input's pixels, are constants for the sake of long loads.
     """
+    wait_for_previous_launch()
     COLUMNS: tl.constexpr = (BLOCK_W - 4) // 3
     n_w = tl.cdiv(LOW_W, COLUMNS)
     i_b = (tl.program_id(0) // (LOW_H * n_w)).to(tl.int64)
@@ -330,6 +337,7 @@ def low_convs_kernel(
     A program computes all three for a tile that reaches two pixels beyond its results on each side. Both maps between
     stay in registers, and are written only if `p_low1` and `p_low2` are given.
     """
+    wait_for_previous_launch()
     n_w = tl.cdiv(W, BLOCK_W - 4)
     n_tiles = n_w * tl.cdiv(H, BLOCK_H - 4)
     i_b = (tl.program_id(0) // n_tiles).to(tl.int64)
@@ -375,6 +383,7 @@ def pool_backward_kernel(
     ACC: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """Each input pixel gathers, in a fixed order, from the at most nine windows that contain it."""
+    wait_for_previous_launch()
     n_w = tl.cdiv(W, BLOCK_W)
     i_b = (tl.program_id(0) // (H * n_w)).to(tl.int64)
     i_y = tl.program_id(0) // n_w % H

@@ -11,6 +11,19 @@ zeros, whatever memory contains there, and are never written.
 import triton
 import triton.language as tl
 
+from lmfn_kernels.runtime.overlap import can_overlap
+
+
+@triton.jit
+def wait_for_previous_launch():
+    """Every kernel's first statement, or in Gluon the last one before its warps are specialised: see `overlap.py`.
+
+    It takes a few cycles if the launch is not a dependent one.
+    """
+    if can_overlap():
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
 
 @triton.jit
 def pixel_tile(i_tile, H, W, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
@@ -180,6 +193,7 @@ def lay_out_kernel(
     A row of the table, per program (`multi_tensor.py`): index of the weight, first of the program's elements, offset
     and number of the weight's elements in `out`, K, N, pitch, k, and the weight's strides.
     """
+    wait_for_previous_launch()
     p_row = p_table + tl.program_id(0) * FIELDS
     i_x = tl.load(p_row)
     p_x = one_of(
@@ -209,6 +223,7 @@ def sum_kernel(
     A row of the table, per program (`multi_tensor.py`): index of the tensor, first of the program's sums, number of
     sums, number of values per sum and their stride, s1, s2, s3, and the four strides of the values and of the sums.
     """
+    wait_for_previous_launch()
     p_row = p_table + tl.program_id(0) * FIELDS
     i_x = tl.load(p_row)
     p_x = one_of(

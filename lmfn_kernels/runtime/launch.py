@@ -16,6 +16,7 @@ from torch import Tensor
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from lmfn_kernels.runtime import overlap
 from lmfn_kernels.runtime.assembler import compiler_options
 from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.gradients import PendingMask
@@ -282,7 +283,8 @@ def launch(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], 
         return
     plan, device = plan_of(*key), on.get_device()
     # Everything Triton specialises a kernel on, in addition to the plan's constants.
-    kind = device, *tensors, *[None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors.values()]
+    types = [None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors.values()]
+    kind = device, overlap.ENABLED, *tensors, *types
     compiled = plan.compiled.get(kind)
     if compiled is None or _launcher is not _triton_launch or _observed():
         found = _as_documented(plan, on, tensors)
@@ -311,7 +313,8 @@ def _as_documented(plan: Plan, on: Tensor, tensors: Mapping[str, Tensor | None])
             arguments[name] = plan.descriptor(tensor, list(view.shape), list(view.strides), list(plan.blocks[name]))
     guard = nullcontext() if on.device.type == "cpu" else torch.get_device_module(on.device).device(on.device)
     with guard:
-        return _launcher(plan.kernel, plan.grid, arguments | plan.constants | compiler_options())
+        options = compiler_options() | overlap.launch_options()
+        return _launcher(plan.kernel, plan.grid, arguments | plan.constants | options)
 
 
 def _for_next_time(plan: Plan, found: Any, tensors: Mapping[str, Tensor | None]) -> _Compiled:

@@ -6,6 +6,7 @@ names it; those of the NVIDIA backend are None in a build of Triton without that
 
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
+from triton.runtime.jit import constexpr_function
 
 try:
     from triton.backends.nvidia.compiler import CUDABackend, get_ptxas
@@ -19,6 +20,7 @@ __all__ = [
     "CudaLauncher",  # to build a kernel's launcher before its first launch
     "GPUTarget",  # a GPU to compile for
     "JITFunction",  # a kernel
+    "constexpr_function",  # what a kernel computes while it is compiled
     "driver",  # the current device, stream and target, faster than asking PyTorch
     "get_ptxas",  # the ptxas that Triton uses for a GPU
 ]

@@ -8,7 +8,14 @@ Names and conventions as in `runtime/kernels.py`; weights are [taps, inputs, out
 import triton
 import triton.language as tl
 
-from lmfn_kernels.runtime.kernels import load_pixels, load_weight, pixel_tile, store_padded, store_pixels
+from lmfn_kernels.runtime.kernels import (
+    load_pixels,
+    load_weight,
+    pixel_tile,
+    store_padded,
+    store_pixels,
+    wait_for_previous_launch,
+)
 
 
 @triton.jit
@@ -58,6 +65,7 @@ def upsample_add_kernel(
     With `DOUBLES`, which is true if H x W is twice as large, positions are computed without divisions. PITCH is F
     rounded up to 16 bytes, and the strides are in UNITs of 16 bytes, so that loads take 16 bytes.
     """
+    wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_f = tl.program_id(1) * BLOCK_F
     s_b, s_h, s_w = s_b * UNIT, s_h * UNIT, s_w * UNIT
@@ -104,6 +112,7 @@ def upsample_backward_kernel(
 
     PITCH is F rounded up to 16 bytes, which one load reads.
     """
+    wait_for_previous_launch()
     o_r = tl.arange(0, BLOCK_P * BLOCK_W)
     o_f = tl.arange(0, BLOCK_F)
     n_low = B * LOW_H * LOW_W
@@ -146,6 +155,7 @@ def fold_upsampling_kernel(
 ):  # fmt: skip
     """Fold a weight [N, K, 3, 3] to out [TAPS^2, K, N RESULTS^2] of SIZE elements, rows PITCH apart, by a matrix
     [TAPS, RESULTS, 3] per axis (`polyphase.py`)."""
+    wait_for_previous_launch()
     o_out = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     o_result, o_k, o_tap = o_out % PITCH, o_out // PITCH % K, o_out // PITCH // K
     o_column, o_row, o_n = o_result % RESULTS, o_result // RESULTS % RESULTS, o_result // (RESULTS * RESULTS)
@@ -197,6 +207,7 @@ def upsampled_conv_kernel(
     `READABLE` is how many values of a pixel may be read: its K channels, and zeros after them. The strides of x are in
     UNITs of 16 bytes, so that the compiler knows that 16 bytes can be loaded at once.
     """
+    wait_for_previous_launch()
     s_xb, s_xh, s_xw = s_xb * UNIT, s_xh * UNIT, s_xw * UNIT
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), tl.cdiv(H, 2), tl.cdiv(W, 2), BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
@@ -253,6 +264,7 @@ def unshuffle_kernel(
 ):  # fmt: skip
     """Rearrange an image [B, C / 4, 2H, 2W] of any strides to pixels of C values: channel 4 n + 2 i + j is row i,
     column j of the 2x2 pixels of channel n."""
+    wait_for_previous_launch()
     o_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     o_c = tl.arange(0, BLOCK_C)
     o_b, o_y = (o_p // W // H).to(tl.int64), (o_p // W % H).to(tl.int64)
@@ -275,6 +287,7 @@ def upsampled_conv_input_gradient_kernel(
     Through tap (i, j), pixel (h, w) receives the gradient of pixel (h + 1 - i, w + 1 - j), in those parts whose place
     includes that pixel. The weights' taps are [place and tap along rows, place and tap along columns].
     """
+    wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
@@ -308,6 +321,7 @@ def edge_weight_gradient_kernel(
 
     A program computes one row of taps of one part, from the tiles that touch its place.
     """
+    wait_for_previous_launch()
     i_split = tl.program_id(0)
     i_part, i_row = 1 + tl.program_id(1) // 3, tl.program_id(1) % 3
     n_blocks = tl.cdiv(N, BLOCK_N)
@@ -354,6 +368,7 @@ def unfold_gradient_kernel(
     [EDGE_SPLITS, 72, K, 4N] those from `edge_weight_gradient_kernel`, `p_of_bias` [SPLITS, 4N]. A program computes all
     taps for one input and one output: the sums of all parts' results and taps, times the matrix `BOTH_AXES`.
     """
+    wait_for_previous_launch()
     i_k, K = tl.program_id(0), tl.num_programs(0)
     i_n, N = tl.program_id(1), tl.num_programs(1)
     o_r = tl.arange(0, 512)  # 9 parts, 9 taps of x, 4 results

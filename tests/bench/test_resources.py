@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.resources import Compiled, serialized
+from bench.resources import Compiled, serialized, waits
 
 
 @pytest.mark.timeout(1300)
@@ -53,9 +53,20 @@ def test_a_fault_is_found() -> None:
         ("matrix", 0),
         ("hgmma", 0),
         ("serialized", True),
+        ("waits", False),
         ("descriptors", ("wrong",)),
     ):
         assert Compiled(**(fine | {field: value})).faults(), field  # type: ignore[arg-type]
+
+
+def test_a_missing_wait_for_the_previous_launch_is_found() -> None:
+    load, wait = "LDG.E.128 R4, desc[UR6][R2.64] ;", "ACQBULK ;"
+    parameter = "LDC.64 R2, c[0x0][0x210] ; UTMACCTL.PF [UR4] ;"
+    assert waits(f"{parameter}{wait}{load}")
+    assert not waits(f"{load}{wait}")
+    assert not waits(f"@!P0 UTMALDG.4D [UR8], [UR4] ;{wait}")
+    assert waits(f"{load}{wait}", anywhere=True)
+    assert not waits(load, anywhere=True)
 
 
 def test_products_that_wait_for_each_other_are_found() -> None:

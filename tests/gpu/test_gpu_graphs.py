@@ -1,6 +1,7 @@
 """CUDA graphs: the network prepared for inference, and the forward and backward pass of a training step."""
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from bench.network import network as untrained
 from bench.rows import Shape
 from lmfn.cuda_graphs import GradientGraph
 from lmfn.network import Network
+from lmfn_kernels.runtime import overlap
+from lmfn_kernels.runtime.launch import intercepting
 
 pytestmark = pytest.mark.gpu  # run only by `-m gpu`, where a missing GPU is a failure
 
@@ -116,3 +119,30 @@ def test_gradients_of_a_graph_are_those_of_the_step(dtype: torch.dtype, memory: 
             with torch.no_grad():  # as an optimizer does: the graph must read the changed weights
                 for parameter in parameters:
                     parameter.sub_(1e-3 * parameter.grad)
+
+
+@pytest.mark.parametrize(("height", "width"), [(70, 133), (720, 1280)])
+def test_launches_overlap(monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> None:
+    """Dependent launches, which are off as long as nobody has seen this test pass: set `overlap.ENABLED` then."""
+    if not overlap.can_overlap():
+        pytest.skip("needs compute capability 9.0")
+    model, x = network("lmfn"), image(height, width)
+    parameters = list(model.parameters())
+
+    def gradients() -> tuple[Tensor, ...]:
+        with lmfn_kernels.backend("triton"), torch.autocast(DEVICE, torch.bfloat16):
+            return torch.autograd.grad(model(x[..., :256, :256]).float().square().mean(), parameters)
+
+    def expect(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+    frame, step = model.for_inference(DEVICE, torch.bfloat16)(x).clone(), gradients()
+    monkeypatch.setattr(overlap, "ENABLED", True)
+    dependent: list[bool] = []
+    with intercepting(lambda launch, *a: dependent.append(launch(*a).metadata.launch_pdl)):
+        expect(gradients(), step)
+    assert all(dependent)
+    run = model.for_inference(DEVICE, torch.bfloat16)
+    for _ in range(100):
+        expect([run(x)], [frame])
+        expect(gradients(), step)

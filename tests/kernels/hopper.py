@@ -4,7 +4,8 @@ Shared memory is bytes at addresses, NaN at first. Everything asynchronous happe
 does its damage as early as possible: a TMA load leaves NaN in its destination from its launch until its data arrives,
 which is when no warp can go on. Stores and products read their memory at launch and again when they are waited for:
 what changed in between, or was written without a fence, they have read as NaN. So a missing wait or fence, and a slot
-that is overwritten too early, give NaN or wrong values, and warps that wait for each other raise `AssertionError`.
+that is overwritten too early, give NaN or wrong values, and warps that wait for each other raise `AssertionError`, as
+does a kernel that reads or writes an image before `wait_for_previous_launch`.
 
 What the compiler does is taken for granted, namely layouts of registers and barriers among the warps of a partition:
 a partition is one thread here. `launch` takes the place of Triton's launch, as
@@ -25,6 +26,8 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from lmfn_kernels.runtime.kernels import wait_for_previous_launch
 
 SHARED = 232_448
 UNKNOWN = torch.full((16,), 0xFF, dtype=torch.uint8).view(torch.complex128)
@@ -253,6 +256,7 @@ class Multiprocessor:
         self.memory = UNKNOWN.repeat(SHARED // 16)
         self.unfenced = torch.zeros(SHARED // 16, dtype=torch.uint8)  # by which partition
         self.used = 0
+        self.waited = False
         self.loads: list[tuple[Barrier, Shared, Tensor]] = []
         self.partitions: list[Partition] = []
 
@@ -284,6 +288,18 @@ class Multiprocessor:
 
     # What kernels call, by the names in Gluon.
 
+    def wait_for_previous_launch(self) -> None:
+        self.step()
+        self.waited = True
+
+    def load(self, p: Pointer, **mask: Any) -> Value:
+        assert self.waited, "a load before the previous launch has ended"
+        return load(p, **mask)
+
+    def store(self, p: Pointer, x: Value, **mask: Any) -> None:
+        assert self.waited, "a store before the previous launch has ended"
+        store(p, x, **mask)
+
     def allocate_shared_memory(self, dtype: Any, shape: Sequence[int], layout: Any) -> Any:
         if isinstance(layout, hopper.mbarrier.MBarrierLayout):
             return Barriers(Barrier() for _ in range(shape[0]))
@@ -313,6 +329,7 @@ class Multiprocessor:
 
     def async_load(self, of: Descriptor, coordinates: Sequence[Any], bar: Barrier, to: Shared) -> None:
         self.step()
+        assert self.waited, "a load before the previous launch has ended"
         assert to.room.start % 128 == 0, "TMA needs 128 bytes"
         assert (of.dtype, math.prod(of.block_type.shape)) == (to.dtype, math.prod(to.shape))
         x = torch.zeros(of.block_type.shape, dtype=of.image.dtype)
@@ -323,6 +340,7 @@ class Multiprocessor:
 
     def async_store(self, to: Descriptor, coordinates: Sequence[Any], of: Shared) -> None:
         self.step()
+        assert self.waited, "a store before the previous launch has ended"
         assert of.room.start % 128 == 0, "TMA needs 128 bytes"
         assert (of.dtype, math.prod(of.shape)) == (to.dtype, math.prod(to.block_type.shape))
         inside, place = to.box(coordinates)
@@ -380,8 +398,8 @@ def language(sm: Multiprocessor) -> Overlay:
         where=torch.where,
         sum=lambda x, axis: x.sum(axis),
         convert_layout=lambda x, layout: x,  # noqa: ARG005
-        load=load,
-        store=store,
+        load=sm.load,
+        store=sm.store,
         allocate_shared_memory=sm.allocate_shared_memory,
         warp_specialize=sm.warp_specialize,
     )
@@ -411,13 +429,14 @@ def _in_python(kernel: Any, sm: Multiprocessor, edit: Callable[[str], str]) -> C
         id(hopper.warpgroup_mma_wait): sm.warpgroup_mma_wait,
         id(hopper.fence_async_shared): sm.fence_async_shared,
         id(gl.thread_barrier): lambda: None,
+        id(wait_for_previous_launch): sm.wait_for_previous_launch,
     }
     modules: dict[int, dict[str, Any]] = {}
 
     def translated(x: Any) -> Any:
         if isinstance(x, gl.constexpr):
             return x.value
-        return function(x) if hasattr(x, "is_gluon") else replaced.get(id(x), x)
+        return replaced[id(x)] if id(x) in replaced else function(x) if hasattr(x, "is_gluon") else x
 
     def function(jit: Any) -> Callable[..., Any]:
         real = jit.fn.__globals__

@@ -26,7 +26,7 @@ from lmfn_kernels.alfm import triton_backend as alfm
 from lmfn_kernels.conv import triton_backend as conv
 from lmfn_kernels.mshf import triton_backend as mshf
 from lmfn_kernels.rfdb import triton_backend as rfdb
-from lmfn_kernels.runtime import assembler, configs, launch
+from lmfn_kernels.runtime import assembler, configs, launch, overlap
 from lmfn_kernels.runtime.triton_private import CudaLauncher, JITFunction, driver
 from lmfn_kernels.upsample import triton_backend as upsample
 
@@ -169,6 +169,17 @@ def check_what_triton_specialises() -> None:
             conv3x3(image(), weight(), memory[:50])
         launchers.append(found[-1][0])
     assert len({id(one) for one in launchers}) == len(launchers)
+
+
+def check_dependent_launches() -> None:
+    """Only while they are enabled, at the first launch and later."""
+    x, w = image(), weight()
+    with recorded() as found:
+        for enabled in (False, True, False):
+            with mock.patch.object(overlap, "ENABLED", enabled):
+                for _ in range(2):
+                    conv3x3(x, w)
+                    assert bool(found[-1][0].launch_pdl) == enabled
 
 
 def check_stream_and_device() -> None:

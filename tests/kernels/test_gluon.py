@@ -150,6 +150,7 @@ def test_weight_gradient(size: tuple[int, ...], dtype: torch.dtype) -> None:
         ("mbarrier.wait(empty.index(i_turn % SLOTS), (i_turn // SLOTS & 1) ^ 1)", "pass"),
         ("mbarrier.init(empty.index(i), count=3)", "mbarrier.init(empty.index(i), count=2)"),
         ("num_outstanding=0", "num_outstanding=1"),
+        ("wait_for_previous_launch()", "pass"),
         ("o_w + PADDING - j", "o_w + PADDING - j - 1"),
         ("o_x + 2 * BLOCK_W", "o_x + 2 * BLOCK_W + 1"),
         ("if J == 1:", "if J == 0:"),
@@ -187,6 +188,8 @@ ARRIVAL = "mbarrier.arrive(empty.index(i_slot), count=1)"
 STORED = f"tma.store_wait(0)\n        {ARRIVAL}"
 EARLY = f"{ARRIVAL}\n        tma.store_wait(0)"
 DEFECTS = [
+    ("no wait for the previous launch", "residual", "wait_for_previous_launch()", "pass"),
+    ("no wait for the previous launch", "distill_fuse", "wait_for_previous_launch()", "pass"),
     ("a tap is off by one", "residual", "FIRST + i * _PITCH + j", "FIRST + i * _PITCH + j + 1"),
     ("a tap is off by one", "distill_fuse", "+ i % 3, pixels", "+ i % 3 + 1, pixels"),
     ("no wait for a tile", "residual", FULL, "pass"),
