@@ -18,6 +18,7 @@ from lmfn_kernels.runtime.kernels import (
     load_rows,
     load_tile,
     pixel_tile,
+    sigmoid,
     store_padded,
     store_pixels,
     wait_for_previous_launch,
@@ -96,7 +97,7 @@ def channel_gate_kernel(
     wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     _, b_q = gate_of(t_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, C, MAPS, ACC, PRECISION)
-    b_y = load_pixels(t_x, i_b, o_h, o_w, 0).to(ACC) * (1 + tl.load(p_alpha).to(ACC) * tl.sigmoid(b_q))
+    b_y = load_pixels(t_x, i_b, o_h, o_w, 0).to(ACC) * (1 + tl.load(p_alpha).to(ACC) * sigmoid(b_q))
     if t_add is not None:
         b_y += load_pixels(t_add, i_b, o_h, o_w, 0).to(ACC)
     store_pixels(t_out, i_b, o_h, o_w, 0, b_y)
@@ -249,7 +250,7 @@ def merge_kernel(
         b_u, b_1, b_2, p_spatial_bias, p_channel, p_bias, C, p_x.dtype.element_ty, MAPS, ACC, PRECISION
     )  # fmt: skip
     b_x = load_pitched(p_x, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C).to(ACC)
-    b_y += b_x * (1 + tl.load(p_alpha).to(ACC) * tl.sigmoid(b_q))
+    b_y += b_x * (1 + tl.load(p_alpha).to(ACC) * sigmoid(b_q))
     store_padded(t_out, i_b, o_h, o_w, 0, C, b_y)
 
 
@@ -274,11 +275,11 @@ def channel_gate_backward_kernel(
     for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=1):
         i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
         b_u, b_q = gate_of(t_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, C, MAPS, ACC, PRECISION)
-        b_w = tl.sigmoid(b_q)
+        b_w = sigmoid(b_q)
         b_g = load_pixels(t_g, i_b, o_h, o_w, 0).to(ACC)
         store_pixels(t_dx, i_b, o_h, o_w, 0, b_g * (1 + b_alpha * b_w))
         b_g *= load_pixels(t_x, i_b, o_h, o_w, 0).to(ACC) * b_w
-        b_q = tl.where(b_q > 0, 1.0, 0.0) * tl.sigmoid(-b_q) if MAPS == 1 else tl.sigmoid(-b_q)
+        b_q = tl.where(b_q > 0, 1.0, 0.0) * sigmoid(-b_q) if MAPS == 1 else sigmoid(-b_q)
         b_dq = b_alpha * b_g * b_q
         if MAPS == 1:
             b_before, b_same, b_after = load_three(p_channel, ACC)

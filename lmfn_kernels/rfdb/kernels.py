@@ -14,6 +14,7 @@ from lmfn_kernels.runtime.kernels import (
     load_tile,
     load_weight,
     pixel_tile,
+    sigmoid,
     store_padded,
     store_pixels,
     wait_for_previous_launch,
@@ -152,11 +153,6 @@ def fuse_backward_kernel(
     tl.store(p_f + D, b_f2, mask=m_f)
     if FIRST == 0:
         tl.store(p_dfuse_bias + i_split * C + o_c, b_fb, mask=o_c < C)
-
-
-@triton.jit
-def sigmoid(b_x):
-    return 1 / (1 + tl.exp(-b_x))
 
 
 @triton.jit

@@ -8,22 +8,16 @@ does not end before that one. So it has waited for all earlier launches, too, an
 as usual.
 """
 
-from triton import knobs
-from triton.language.target_info import cuda_capability_geq
+from lmfn_kernels.runtime.target import capability
 
-from lmfn_kernels.runtime.triton_private import constexpr_function
+FIRST = 90
+"""The compute capability from which on launches may be dependent."""
 
 ENABLED = False
 """Whether launches are dependent: not until `test_launches_overlap` of `tests/gpu/test_gpu_graphs.py` has passed on a
 GPU."""
 
 
-@constexpr_function  # type: ignore[untyped-decorator]
-def can_overlap() -> bool:
-    """Whether the GPU that a kernel is compiled for has dependent launches."""
-    return not knobs.runtime.interpret and bool(cuda_capability_geq(9))
-
-
 def launch_options() -> dict[str, bool]:
     """Options for Triton's launch on the current device."""
-    return {"launch_pdl": True} if ENABLED and can_overlap() else {}
+    return {"launch_pdl": True} if ENABLED and capability() >= FIRST else {}
