@@ -220,9 +220,9 @@ def _both_passes(op: Op[Any, Any, Any], inputs: Any, options: Any) -> None:
     n = len(op.outputs)
     needs = [t is not None for t in to_tensors(arguments)]
     saved = results if op.saves_outputs(options) else results[n:]
-    op.backward("triton", results[:n], saved, arguments, options, needs)
-    if op.gradients > n:
-        op.backward("triton", [*results[:n], results[0]], saved, arguments, options, needs)
+    again = {"": [], "output": [results[0]], "input": [to_tensors(arguments)[0]]}[op.second_use]
+    for second in ([None], again) if again else ([],):
+        op.backward("triton", [*results[:n], *second], saved, arguments, options, needs)
 
 
 def compiled(target: str, dtype: str) -> Iterator[Compiled]:

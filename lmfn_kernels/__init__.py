@@ -14,7 +14,7 @@ from lmfn_kernels.alfm.op import (
     layer_gram,
 )
 from lmfn_kernels.conv.backend import missing_for_e4m3
-from lmfn_kernels.conv.op import conv3x3
+from lmfn_kernels.conv.op import conv3x3, conv3x3_and_input
 from lmfn_kernels.conv.scaled import power_of_two, scaled
 from lmfn_kernels.mshf.op import residual_block, residual_block_e4m3, stem
 from lmfn_kernels.rfdb.op import (
@@ -34,8 +34,8 @@ from lmfn_kernels.weights import Conv, Full3D, Pseudo3D, RFDBWeights, ScaledConv
 
 __all__ = [
     "Conv", "Full3D", "LayerAttention", "Pseudo3D", "RFDBWeights", "ScaledConv", "attention_matrix", "backend",
-    "channel_gate", "conv3x3", "distill_fuse", "distill_stage", "distill_stages_e4m3", "esa_gate", "explain_backend",
-    "fold_into_weight", "fold_upsampling", "layer_apply", "layer_attention", "layer_gram", "missing_for_e4m3",
-    "power_of_two", "residual_block", "residual_block_e4m3", "rfdb", "rfdb_e4m3", "rfdb_for_two_uses", "scaled", "stem",
-    "upsample_add", "upsampled_conv3x3", "weight_layout",
+    "channel_gate", "conv3x3", "conv3x3_and_input", "distill_fuse", "distill_stage", "distill_stages_e4m3", "esa_gate",
+    "explain_backend", "fold_into_weight", "fold_upsampling", "layer_apply", "layer_attention", "layer_gram",
+    "missing_for_e4m3", "power_of_two", "residual_block", "residual_block_e4m3", "rfdb", "rfdb_e4m3",
+    "rfdb_for_two_uses", "scaled", "stem", "upsample_add", "upsampled_conv3x3", "weight_layout",
 ]  # fmt: skip

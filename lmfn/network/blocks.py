@@ -24,6 +24,7 @@ from lmfn_kernels import (
     attention_matrix,
     channel_gate,
     conv3x3,
+    conv3x3_and_input,
     esa_gate,
     layer_gram,
     residual_block,
@@ -123,13 +124,14 @@ class MSHF(nn.Module):
     def halve(self, x: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The maps at 1/4, 1/8 and 1/16 of the image's size."""
 
-        def step(x: Tensor, conv: nn.Module) -> Tensor:
-            return conv3x3(x, *weight_and_bias(conv), stride=2, activation="leaky_relu", slope=ENCODER_SLOPE)
+        def step(x: Tensor, conv: nn.Module) -> tuple[Tensor, Tensor]:
+            return conv3x3_and_input(x, *weight_and_bias(conv), stride=2, activation="leaky_relu", slope=ENCODER_SLOPE)
 
         convs = weight_and_bias(self.conv0), weight_and_bias(self.down1)
-        l1 = step(stem(x, *convs, ENCODER_SLOPE, padding=self.stem_padding, mean=mean), self.down2)
-        l2 = step(l1, self.down3)
-        return l1, l2, step(l2, self.down4)
+        l1, _ = step(stem(x, *convs, ENCODER_SLOPE, padding=self.stem_padding, mean=mean), self.down2)
+        l2, l1 = step(l1, self.down3)
+        l3, l2 = step(l2, self.down4)
+        return l1, l2, l3
 
     def fuse_8th(self, l2: Tensor, l3: Tensor) -> Tensor:
         return cast(Tensor, self.rb_8th[1](upsample_add(self.rb_8th[0](l2), self.rb_16th(l3))))

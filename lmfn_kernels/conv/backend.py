@@ -59,14 +59,14 @@ class ConvBackend(Protocol):
         residual: bool = False,
         extra: tuple[Tensor, Tensor] | None = None,
         mask: float = 1.0,
-        add_to: Tensor | None = None,
+        add: Tensor | None = None,
     ) -> Tensor:
         """The gradient of a convolution's input `x`, from the gradient `e` of its output.
 
         With `residual`, x was also added to the output. `extra` is (gradient of the output, weight) of a 1x1
         convolution of the same input, whose gradient is added. If `mask` is not 1, x is the output of an activation of
-        that slope, and the result is the gradient of the activation's input. With stride 2, the gradient is added to
-        `add_to` in place, if given.
+        that slope, and the result is the gradient of the activation's input. `add`, if given, is another gradient of x,
+        which is added.
         """
 
     def weight_gradient(

@@ -158,7 +158,7 @@ def conv_kernel(
 
 @triton.jit
 def input_gradient_of_parity(
-    b_dx, t_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, ODD_H: tl.constexpr, ODD_W: tl.constexpr, ADD: tl.constexpr,
+    b_dx, t_dx, t_add, t_g, t_act, t_w, i_b, o_h, o_w, o_n, ODD_H: tl.constexpr, ODD_W: tl.constexpr,
     PADDING: tl.constexpr, ACT_SLOPE: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -168,22 +168,22 @@ def input_gradient_of_parity(
             b_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, ODD_H, ODD_W, -1,
             PADDING, ACT_SLOPE, K, BLOCK_K, PRECISION, STAGES,
         )  # fmt: skip
-        if ADD:
-            b_dx += load_pixels(t_dx, i_b, o_h, o_w, o_n).to(b_dx.dtype)
+        if t_add is not None:
+            b_dx += load_pixels(t_add, i_b, o_h, o_w, o_n).to(b_dx.dtype)
         store_pixels(t_dx, i_b, o_h, o_w, o_n, b_dx)
 
 
 @triton.jit
 def stride_2_input_gradient_kernel(
-    t_g, t_act, t_w, t_dx, t_dx01, t_dx10, t_dx11, H, W, K: tl.constexpr, PADDING: tl.constexpr, ADD: tl.constexpr,
-    ACT_SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    t_g, t_act, t_w, t_dx, t_dx01, t_dx10, t_dx11, t_add, t_add01, t_add10, t_add11, H, W,
+    K: tl.constexpr, PADDING: tl.constexpr, ACT_SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The input gradient of a 3x3 convolution of stride 2; with `ADD` it is added to dx.
+    """The input gradient of a 3x3 convolution of stride 2, plus another gradient `t_add` if it is given.
 
     Each program computes input pixels of one parity along both axes. Only the taps of the same parity contribute to
-    them, so nothing is multiplied by zeros inserted between pixels. `t_dx` to `t_dx11` hold the even and odd rows and
-    columns; H and W are the numbers of even ones.
+    them, so nothing is multiplied by zeros inserted between pixels. `t_dx` to `t_dx11`, and `t_add` to `t_add11`, hold
+    the even and odd rows and columns; H and W are the numbers of even ones.
     """
     wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
@@ -192,22 +192,22 @@ def stride_2_input_gradient_kernel(
     b_dx = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
     if i_parity == 0:
         input_gradient_of_parity(
-            b_dx, t_dx, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 0, 0, ADD,
+            b_dx, t_dx, t_add, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 0, 0,
             PADDING, ACT_SLOPE, K, PRECISION, BLOCK_K, STAGES,
         )  # fmt: skip
     elif i_parity == 1:
         input_gradient_of_parity(
-            b_dx, t_dx01, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 0, 1, ADD,
+            b_dx, t_dx01, t_add01, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 0, 1,
             PADDING, ACT_SLOPE, K, PRECISION, BLOCK_K, STAGES,
         )  # fmt: skip
     elif i_parity == 2:
         input_gradient_of_parity(
-            b_dx, t_dx10, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 1, 0, ADD,
+            b_dx, t_dx10, t_add10, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 1, 0,
             PADDING, ACT_SLOPE, K, PRECISION, BLOCK_K, STAGES,
         )  # fmt: skip
     else:
         input_gradient_of_parity(
-            b_dx, t_dx11, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 1, 1, ADD,
+            b_dx, t_dx11, t_add11, t_g, t_act, t_w, i_b, o_h, o_w, o_n, 1, 1,
             PADDING, ACT_SLOPE, K, PRECISION, BLOCK_K, STAGES,
         )  # fmt: skip
 

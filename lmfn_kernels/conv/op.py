@@ -7,7 +7,7 @@ to its dtype. Gradients are of first order.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -39,6 +39,44 @@ def conv3x3(
 
     Raises TypeError or ValueError, naming the argument, before anything runs.
     """
+    backend, options = _checked(x, weight, bias, residual, stride, padding, activation, slope)
+    if backend == "reference":
+        return reference.conv3x3(x, weight, bias, residual, *options)
+    return CONV3X3(backend, Inputs(x, weight, bias, residual), options)[0]
+
+
+def conv3x3_and_input(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 1,
+    activation: Activation = "none",
+    slope: float = 0.05,
+) -> tuple[Tensor, Tensor]:
+    """`conv3x3`, and `x` for another use: backward adds the gradient of that use to that of the convolution as it
+    writes it, where autograd would first write both and then their sum to memory.
+
+    The second result is the memory of `x`, which must not be written to. Shapes and errors as in `conv3x3`.
+    """
+    backend, options = _checked(x, weight, bias, None, stride, padding, activation, slope)
+    if backend == "reference":
+        return reference.conv3x3(x, weight, bias, None, *options), x
+    return CONV3X3.two_uses(backend, Inputs(x, weight, bias, None), options)
+
+
+def _checked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: int,
+    padding: int,
+    activation: Activation,
+    slope: float,
+) -> tuple[str, "Options"]:
+    """The backend and the options of a convolution with these arguments, which are checked."""
     checks.image("x", x, 3 - 2 * padding)
     channels = weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 4 else None
     checks.tensor("weight", weight, (channels, x.shape[1], 3, 3), x)
@@ -56,10 +94,7 @@ def conv3x3(
         height, width = ((size + 2 * padding - 3) // stride + 1 for size in x.shape[2:])
         checks.tensor("residual", residual, (x.shape[0], channels, height, width), x)
     negative = {"none": 1.0, "relu": 0.0, "leaky_relu": slope}[activation]
-    backend = choose(x, None, "conv3x3")
-    if backend == "reference":
-        return reference.conv3x3(x, weight, bias, residual, stride, padding, negative)
-    return CONV3X3(backend, Inputs(x, weight, bias, residual), Options(stride, padding, negative))[0]
+    return choose(x, None, "conv3x3"), Options(stride, padding, negative)
 
 
 def outputs_of(conv: Conv) -> int | None:
@@ -101,17 +136,18 @@ def _forward(f: ConvBackend, t: Inputs, options: Options, _save: bool) -> tuple[
 
 def _backward(
     f: ConvBackend,
-    gradients: Sequence[Tensor],
+    gradients: Sequence[Any],
     saved: Sequence[Tensor],
     t: Inputs,
     options: Options,
     wanted: Wanted,
 ) -> Gradients:
     x, g, found = f.as_kernel_image(t.x), f.as_kernel_image(gradients[0]), Gradients()
+    add = None if gradients[1] is None else f.as_kernel_image(gradients[1])
     stride, padding, slope = options
     e = f.mask_gradient(g, f.as_kernel_image(saved[0]), slope) if saved else g
     if wanted("x"):
-        found["x"] = f.input_gradient(e, t.weight, x, stride=stride, padding=padding)
+        found["x"] = f.input_gradient(e, t.weight, x, stride=stride, padding=padding, add=add)
     if wanted("weight", "bias"):
         found["weight"], found["bias"] = f.weight_gradient(e, x, t.weight, stride=stride, padding=padding)
     if wanted("residual"):
@@ -128,4 +164,5 @@ CONV3X3 = Op(
     _backward,
     saves_outputs=lambda options: options.slope != 1,  # backward needs the output's signs
     unsaved_inputs=("residual",),
+    second_use="input",
 )

@@ -79,7 +79,7 @@ def input_gradient(
     residual: bool = False,
     extra: tuple[Tensor, Tensor] | None = None,
     mask: float = 1.0,
-    add_to: Tensor | None = None,
+    add: Tensor | None = None,
 ) -> Tensor:
     """The gradient of a convolution's input `x`; the arguments are described in `ConvBackend`."""
     if weight.shape[2] == 1:
@@ -92,7 +92,7 @@ def input_gradient(
     if extra is not None:
         dx += input_gradient(*extra, x)
     mask_gradient_(dx, x, mask)
-    return dx if add_to is None else add_to.add_(dx)
+    return dx if add is None else dx.add_(add)
 
 
 def weight_gradient(

@@ -256,13 +256,14 @@ def input_gradient(
     residual: bool = False,
     extra: tuple[Tensor, Tensor] | None = None,
     mask: float = 1.0,
-    add_to: Tensor | None = None,
+    add: Tensor | None = None,
 ) -> Tensor:
     """The gradient of a convolution's input `x`; the arguments are described in `ConvBackend`."""
     e = as_pending(e)
     taps = weight_as_taps(weight)
     if stride == 1:
-        assert add_to is None, "not implemented for stride 1, as no op needs it"
+        assert not residual or add is None, "not implemented together, as no op needs it"
+        added = None if add is None else PendingMask(add, None, 1.0)
         dx = padded_image(x, *x.shape)
         launch_conv(
             dx,
@@ -271,23 +272,27 @@ def input_gradient(
             taps,
             mode="back",
             padding=weight.shape[2] - 1 - padding,
-            residual=e if residual else None,
+            residual=e if residual else added,
             extra=None if extra is None else (extra[0], weight_as_taps(extra[1])),
             mask=None if mask == 1 else x,
             mask_slope=mask,
         )
         return dx
     assert (residual, extra, mask) == (False, None, 1), "not implemented for stride 2, as no op needs it"
-    dx = empty_image(x, *x.shape) if add_to is None else add_to
-    views = even_odd_views(dx)
-    key = tiling("stride_2_input_gradient", views[0]), taps.shape, padding, e.slope, add_to is not None
-    results = {f"t_dx{i}": view if view.numel() else None for i, view in zip(PARITIES, views, strict=True)}
-    launch(dx, _stride_2_input_gradient, key, t_g=e.gradient, t_act=e.activation_output, t_w=taps, **results)
+    dx = empty_image(x, *x.shape)
+    images = {"t_dx": dx} if add is None else {"t_dx": dx, "t_add": add}
+    views = {
+        f"{name}{place}": view if view.numel() else None
+        for name, image in images.items()
+        for place, view in zip(PARITIES, even_odd_views(image), strict=True)
+    }
+    key = tiling("stride_2_input_gradient", even_odd_views(dx)[0]), taps.shape, padding, e.slope
+    launch(dx, _stride_2_input_gradient, key, t_g=e.gradient, t_act=e.activation_output, t_w=taps, **views)
     return dx
 
 
 @lru_cache(PLANS)
-def _stride_2_input_gradient(t: Tiling, weight: Sequence[int], padding: int, slope: float, add: bool) -> Plan:
+def _stride_2_input_gradient(t: Tiling, weight: Sequence[int], padding: int, slope: float) -> Plan:
     """`t` is the tiling of the input's even rows and columns."""
     _, n, k = weight
     block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
@@ -297,12 +302,11 @@ def _stride_2_input_gradient(t: Tiling, weight: Sequence[int], padding: int, slo
         t.config.warps,
         {
             **dict.fromkeys(("t_g", "t_act"), t.pixels(block_k)),
-            **{f"t_dx{i}": t.pixels(block_n) for i in PARITIES},
+            **{f"{name}{place}": t.pixels(block_n) for name in ("t_dx", "t_add") for place in PARITIES},
             "t_w": (1, block_n, block_k),
         },
         K=k,
         PADDING=padding,
-        ADD=add,
         ACT_SLOPE=slope,
         BLOCK_K=block_k,
         BLOCK_N=block_n,

@@ -376,7 +376,7 @@ def _rfdb_backward(
     e = f.pool_backward(e, index, [(size - 3) // 2 + 1 for size in a.shape[2:]])
     if wanted("conv2"):
         found["conv2"] = f.weight_gradient(e, a, t.conv2.weight, stride=2)
-    f.input_gradient(e, t.conv2.weight, a, stride=2, add_to=da)
+    da = f.input_gradient(e, t.conv2.weight, a, stride=2, add=da)
 
     z, found["fuse"], found["conv1"] = f.fuse_backward(
         dy, da, y, (d1, d2, d3, d4), t.fuse.weight, t.conv1.weight, saved[10:], slope, slope
@@ -428,5 +428,5 @@ RFDB = Op(
     _rfdb_forward,
     _rfdb_backward,
     transposed=lambda t: _transposed(t.fuse.weight, t.conv1.weight),
-    adds_gradients=True,
+    second_use="output",
 )

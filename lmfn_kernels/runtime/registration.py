@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         lays_out_weights: bool = True,
         uncast_inputs: Sequence[str] = (),
         transposed: Callable[[InputsT], Sequence[Tensor]] = lambda _inputs: (),
-        adds_gradients: bool = False,
+        second_use: Literal["", "output", "input"] = "",
     ) -> None:
         """Declare and register `lmfn::name` and `lmfn::name_backward`.
 
@@ -88,11 +88,12 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         receives the views of weights [N, K, k, k] that `transposed(inputs)` returns, in the same layout, at the end of
         `saved`.
 
-        With `adds_gradients`, for an op with one output, `gradients` are two, and their sum is the output's gradient:
-        that of its second use if it was called for `two_uses`, otherwise None.
+        `second_use`, for an op with one output, is what `two_uses` returns beside it: the output once more, or the
+        first tensor. `gradients` are then two, the other one None if the op was not called for two uses: the output's
+        two gradients, whose sum is to be taken, or the output's and one to be added to the first tensor's.
         """
         self.name, self.inputs, self.options, self.outputs = name, inputs, options, tuple(outputs)
-        self.saves_outputs = saves_outputs
+        self.saves_outputs, self.second_use = saves_outputs, second_use
         self._implementation, self._forward, self._backward = implementation, forward, backward
         self._transposed = transposed
         tensors, numbers = schema(inputs), schema(options)
@@ -103,7 +104,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         self.weights = [i for i, weight in enumerate(self.is_weight) if weight and lays_out_weights]
         saved = tensors | dict.fromkeys(unsaved_inputs, "Tensor?")
         gradients = {f"grad_{output}": "Tensor" for output in self.outputs}
-        gradients |= {"grad_of_second_use": "Tensor?"} if adds_gradients else {}
+        gradients |= {"grad_of_second_use": "Tensor?"} if second_use else {}
         self.gradients = len(gradients)
         self.registered = _register(name, tensors | numbers | {"save": "bool"}, self._forward_flat)
         self.registered_backward = _register(
@@ -116,13 +117,13 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         self.backward_function: Any = type(f"{NAMESPACE}::{name}_backward", (_Backward,), {})
 
     def two_uses(self, backend: str, inputs: InputsT, options: OptionsT) -> tuple[Tensor, Tensor]:
-        """The output of an op that `adds_gradients`, twice, in the same memory: backward adds the gradients of both as
-        it reads them, while autograd would write the sum to memory.
+        """The output of an op with a `second_use`, and the tensor for that use, in the same memory as the output or the
+        first tensor: backward adds their gradients as it computes, while autograd would write the sum to memory.
 
         Compilers and transforms get one output, and add the gradients themselves.
         """
         y, *again = self(backend, inputs, options, uses=2)
-        return y, again[0] if again else y
+        return y, again[0] if again else y if self.second_use == "output" else inputs[0]
 
     def __call__(self, backend: str, inputs: InputsT, options: OptionsT, uses: int = 1) -> tuple[Tensor, ...]:
         """Run the op. Under autocast, images are cast here, once; vectors (biases) and weights keep their dtype."""
@@ -328,7 +329,8 @@ class _Forward(torch.autograd.Function):
         if torch.compiler.is_compiling():
             return tuple(op.registered(backend, *arguments, *options, save))
         found = op.forward(backend, arguments, options, save)  # directly: the dispatcher only costs time
-        return (*found, found[0].detach()) if uses == 2 else tuple(found)
+        again = found[0] if op.second_use == "output" else tensors[0]
+        return (*found, again.detach()) if uses == 2 else tuple(found)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -353,7 +355,7 @@ class _Forward(torch.autograd.Function):
         needs = ctx.needs_input_grad[6:]
         second = gradients[-1] if ctx.uses == 2 else None
         gradients = gradients[: len(op.outputs)]
-        if second is not None and gradients[0] is None:
+        if second is not None and gradients[0] is None and op.second_use == "output":
             gradients, second = (second,), None
         if not torch.compiler.is_compiling():
             gradients = tuple(zeros() if g is None else g for g, zeros in zip(gradients, ctx.zeros, strict=True))

@@ -1,9 +1,14 @@
 """conv3x3: its options, many channels, and its errors."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
+from bench.host import Launches
 from lmfn_kernels.testing import assert_correct, conv_from_flat, conv_inputs
 
 
@@ -24,6 +29,47 @@ def test_many_channels() -> None:
 @pytest.mark.usefixtures("backend")
 def test_weight_alone() -> None:
     assert_correct(conv_from_flat(activation="relu"), conv_inputs(1, 3, 4, 5, 6, torch.float32)[:2])
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (2, 0)])
+def test_gradients_of_a_convolution_and_another_use_of_its_input(backend: str, stride: int, padding: int) -> None:
+    """Backward adds the gradient of the other use, which nothing but the kernel does."""
+    op = partial(lmfn_kernels.conv3x3_and_input, stride=stride, padding=padding, activation="leaky_relu")
+    inputs = conv_inputs(2, 6, 7, 9, 18, torch.float32, stride=stride, padding=padding)[:3]
+    assert_correct(op, inputs)
+    leaves = [t.requires_grad_() for t in inputs]
+    y, x = op(*leaves)
+    assert x.data_ptr() == leaves[0].data_ptr()
+    gradients = [torch.randn_like(y), torch.randn_like(x)]
+    with Launches() as launched:
+        dx = torch.autograd.grad([y, x], leaves[:1], gradients, retain_graph=True)
+    assert backend == "torch" or not launched.others.keys() & {"add", "add_"}
+    alone, *_ = torch.autograd.grad(y, leaves, gradients[0], retain_graph=True)
+    torch.testing.assert_close(dx[0], alone + gradients[1])
+    other = torch.autograd.grad(x, leaves[:1], gradients[1])
+    assert torch.equal(other[0], gradients[1])
+
+
+@pytest.mark.parametrize("call", ["compile", "transform", "checkpoint"])
+def test_another_use_of_the_input_elsewhere(call: str) -> None:
+    """Compilers and transforms add the gradients themselves; without gradients, the input is what is returned."""
+    torch.compiler.reset()
+
+    def loss(*inputs: Tensor) -> Tensor:
+        y, x = lmfn_kernels.conv3x3_and_input(*inputs, stride=2)
+        return y.sum() + x.square().sum()
+
+    inputs = [t.requires_grad_() for t in conv_inputs(1, 3, 2, 6, 5, torch.float32)[:3]]
+    if call == "transform":
+        found = torch.func.grad(loss, argnums=(0, 1, 2))(*inputs)
+    elif call == "checkpoint":
+        found = torch.autograd.grad(checkpoint(loss, *inputs, use_reentrant=False), inputs)
+    else:
+        found = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(*inputs), inputs)
+    for gradient, expected in zip(found, torch.autograd.grad(loss(*inputs), inputs), strict=True):
+        torch.testing.assert_close(gradient, expected)
+    with torch.no_grad():
+        assert lmfn_kernels.conv3x3_and_input(*inputs)[1] is inputs[0]
 
 
 def call(**changes: object) -> None:
