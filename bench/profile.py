@@ -209,7 +209,7 @@ def as_text(title: str, rows: list[KernelTime], expected: list[Prediction]) -> s
     lines = [title, f"{'us':>9} {'predicted':>9} {'launches':>8} {'roofline':>8}  kernel"]
     lines += [line([row], alone.get(row.first), f"{row.kernel[:60]} {row.shape}") for row in rows]
     lines += [line(found, one, one.part) for one, found in of.items() if len(found) > 1 and one is not total]
-    return "\n".join([*lines, line(rows, total, "all"), *verdict(of)])
+    return "\n".join([*lines, line(rows, total, "all"), *verdict(title, of)])
 
 
 def line(rows: list[KernelTime], predicted: Prediction | None, name: str) -> str:
@@ -218,14 +218,14 @@ def line(rows: list[KernelTime], predicted: Prediction | None, name: str) -> str
     return f"{us:9.1f} {expected:>9} {sum(row.launches for row in rows):8} {share:>8}  {name}"
 
 
-def verdict(of: dict[Prediction, list[KernelTime]]) -> list[str]:
+def verdict(title: str, of: dict[Prediction, list[KernelTime]]) -> list[str]:
     """How many predictions held, and a line for each of the others."""
     measured = {one: sum(row.us for row in rows) for one, rows in of.items() if rows}
     wrong = {one: us for one, us in measured.items() if not one.holds(us)}
     if not of:
         return []
     return [
-        f"{len(measured) - len(wrong)} of {len(of)} predictions held within a factor of {FACTOR}",
+        f"{title}: {len(measured) - len(wrong)} of {len(of)} predictions held within a factor of {FACTOR}",
         *(f"{one.us:g} predicted, {us:.1f} measured: {one.part} ({one.why})" for one, us in wrong.items()),
         *(f"{one.us:g} predicted, not launched: {one.part} ({one.why})" for one in of if one not in measured),
     ]

@@ -22,6 +22,7 @@ class Summary:
         self._out, self._device, self._minutes, self._began = out, device, minutes, time.monotonic()
         self._counts: dict[str, Counter[str]] = {}
         self._faults: list[str] = []
+        self._held: list[str] = []
 
     def hear(self, part: str, line: str) -> None:
         word, _, rest = line.partition(" ")
@@ -29,6 +30,8 @@ class Summary:
             self._counts.setdefault(part, Counter())[word.lower()] += 1
         if word == "FAILED" or line.startswith("WRONG"):
             self._faults.append(f"{part}: {rest}")
+        if " predictions held within " in line:
+            self._held.append(line)
 
     def failed(self, outcomes: Iterable[Outcome]) -> bool:
         return bool(self._faults) or any(outcome.failed for outcome in outcomes)
@@ -91,6 +94,7 @@ class Summary:
             launches = sum(int(row["launches"]) for row in rows)
             share = sum(float(row["floor_us"]) for row in rows) / us
             yield f"{of}, kernels alone: {us:.0f} us, {launches} launches, {share:.0%} of the roofline; most: {parts}"
+        yield from self._held
 
     def _ops(self) -> Iterator[str]:
         found = [g for g in groups(self._rows("ops")) if g.others]

@@ -80,7 +80,7 @@ def test_predictions_beside_what_is_measured(
     assert lines[-6].endswith("%  conv_kernel down, *")
     assert lines[-5].split()[1] == "100.0"
     assert lines[-5].endswith("%  all")
-    assert lines[-4].startswith("2 of 5 predictions held within a factor of 1.25")
+    assert lines[-4] == f"{of}: 2 of 5 predictions held within a factor of 1.25"
     assert lines[-3].startswith("100 predicted, ")
     assert lines[-2:] == [
         "5 predicted, 10.0 measured: pad_kernel * (fewer loads)",
