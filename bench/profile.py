@@ -184,6 +184,7 @@ PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
     "stem": lambda a, *_: 4 * 9 * a["INPUTS"] * a["C"] + 9 * a["C"] * a["N"],
     "stem_backward": lambda a, *_: 2 * (9 * a["INPUTS"] * a["C"] + 9 / 4 * a["C"] * a["N"]),
     "upsampled_conv": lambda a, *_: 9 * a["K"] * a["N"],
+    "ring_upsampled_conv": lambda _, weights, __: weights / 9,
     "gram": lambda a, *_: a["SIZE"] * (a["SIZE"] + 1) / 2,
     "product": lambda a, *_: a["G"] * a["SIZE"],
     "mix": lambda _, weights, images: weights / images,

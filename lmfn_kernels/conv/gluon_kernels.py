@@ -2,7 +2,9 @@
 
 Names as in `runtime/kernels.py`. A persistent program has one warp that loads tiles of pixels by TMA into a ring of
 slots in shared memory, and two warpgroups that each take every second tile. All nine matrices of the weight stay in
-shared memory.
+shared memory. A slot has two barriers for the arrival of its tiles, used in turns, so that one warpgroup waits for all
+phases of a barrier: with an odd number of slots, it would otherwise skip every second phase, and a barrier shows only
+whether the number of its phase is even.
 
 A tile is BLOCK_H + 2 rows of PITCH pixels of 64 channels. Its products are transposed, weight [outputs, inputs] times
 pixels [inputs, BLOCK_H * PITCH], with the pixels of all rows in one sequence. The operand of tap (i, j) therefore is
@@ -123,7 +125,7 @@ def produce(
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
         i_slot = i_turn % SLOTS
-        bar = full.index(i_slot)
+        bar = full.index(i_turn % (2 * SLOTS))
         mbarrier.wait(empty.index(i_slot), (i_turn // SLOTS & 1) ^ 1)
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         mbarrier.expect(bar, LOADED)
@@ -192,7 +194,7 @@ def consume(
         o_p = i_slot * SLOT
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         b_out = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
-        mbarrier.wait(full.index(i_slot), i_turn // SLOTS & 1)
+        mbarrier.wait(full.index(i_turn % (2 * SLOTS)), i_turn // (2 * SLOTS) & 1)
         for i in gl.static_range(3):
             mbarrier.wait(loaded.index(i), 0)
             for j in gl.static_range(3):
@@ -262,12 +264,13 @@ def ring_kernel(
     pixels = eights._reinterpret(t_x.dtype, [SLOTS * SLOT + REST, 1, _CHANNELS], LAYOUT)
     weights = gl.allocate_shared_memory(t_x.dtype, [WEIGHTS, 1, _CHANNELS, _CHANNELS], t_w.layout)
     loaded = gl.allocate_shared_memory(gl.int64, [3, 1], mbarrier.MBarrierLayout())
-    full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [2 * SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(3):
         mbarrier.init(loaded.index(i), count=1)
     for i in gl.static_range(SLOTS):
         mbarrier.init(full.index(i), count=1)
+        mbarrier.init(full.index(SLOTS + i), count=1)
         mbarrier.init(empty.index(i), count=1)
     wait_for_previous_launch()
     gl.warp_specialize(

@@ -84,7 +84,7 @@ def produce(
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
         i_slot = i_turn % SLOTS
-        bar = full.index(i_slot)
+        bar = full.index(i_turn % (2 * SLOTS))
         mbarrier.wait(empty.index(i_slot), (i_turn // SLOTS & 1) ^ 1)
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         mbarrier.expect(bar, (TILE * _CHANNELS + 3 * PIXELS * _DISTILLED) * 2)
@@ -119,7 +119,7 @@ def consume(
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         b_d4 = gl.zeros([PIXELS, _DISTILLED], gl.float32, OF_D)
         b_y = gl.zeros([PIXELS, _CHANNELS], gl.float32, OF_Y)
-        mbarrier.wait(full.index(i_slot), i_turn // SLOTS & 1)
+        mbarrier.wait(full.index(i_turn % (2 * SLOTS)), i_turn // (2 * SLOTS) & 1)
         for i in gl.static_range(9):
             b_x = matrix_at(pixels, o_p + i // 3 * _PITCH + i % 3, pixels.dtype, PIXELS).permute((1, 0))
             b_w = last.index(i).reshape([_CHANNELS, _DISTILLED])
@@ -184,12 +184,13 @@ def ring_fuse_kernel(
     fuse = gl.allocate_shared_memory(t_x.dtype, [4, 1, _DISTILLED, _CHANNELS], t_fuse.layout)
     squeeze = gl.allocate_shared_memory(t_x.dtype, [1, 1, _CHANNELS, _SQUEEZED], t_squeeze.layout)
     loaded = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [2 * SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(2):
         mbarrier.init(loaded.index(i), count=1)
     for i in gl.static_range(SLOTS):
         mbarrier.init(full.index(i), count=1)
+        mbarrier.init(full.index(SLOTS + i), count=1)
         mbarrier.init(empty.index(i), count=1)
     wait_for_previous_launch()
     gl.warp_specialize(

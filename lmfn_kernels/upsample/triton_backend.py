@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
+from lmfn_kernels.conv import triton_backend as convolution
 from lmfn_kernels.conv.triton_backend import (
     as_kernel_image,
     conv,
@@ -143,12 +145,23 @@ def _upsample_backward(
     )
 
 
+RING_UPSAMPLED_CONV_HAS_RUN = False
+"""Whether `ring_upsampled_conv_kernel` has run on a GPU with the right results, by `test_upsampled_conv_in_a_ring`.
+Until then it is not used."""
+
+
 def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-    b, _, h, w = x.shape
+    b, k, h, w = x.shape
     n, dtype = weight.shape[0], x.dtype if residual is None else residual.dtype
     out = torch.empty((b, n, 2 * h, 2 * w), dtype=dtype, device=x.device)
-    folded = _folded_by_quads(weight, x)
     of_residual = (0,) * 4 if residual is None else residual.stride()
+    programs = convolution.ring_programs(x.device) if RING_UPSAMPLED_CONV_HAS_RUN else 0
+    if programs and x.dtype.itemsize == 2 and channel_block(k) == 64 and n <= 4:
+        folded = _folded(weight, x, BY_TAPS, BY_TAPS)
+        of_ring = tuple(x.shape), n, of_residual, programs
+        launch(x, _ring_upsampled_conv, of_ring, t_x=x, t_w=folded, p_bias=bias, p_residual=residual, p_out=out)
+        return out
+    folded = _folded_by_quads(weight, x)
     readable = padded_channels(x, x.shape, x.stride())
     key = tiling("upsampled_conv", x), n, readable, strides(x), of_residual, out.stride()
     launch(x, _upsampled_conv, key, p_x=x, t_w=folded, p_bias=bias, p_residual=residual, p_out=out)
@@ -161,6 +174,28 @@ def _folded_by_quads(weight: Tensor, x: Tensor) -> Tensor:
     if isinstance(x, FakeTensor):  # its size may be a symbol, of which nobody may ask whether it is odd
         return torch.empty((36, k, 16 * n), dtype=x.dtype, device=x.device)
     return _folded(weight, x, *(of_pairs(size % 2 == 1) for size in x.shape[2:]))
+
+
+@lru_cache(PLANS)
+def _ring_upsampled_conv(size: Sequence[int], n: int, of_residual: Sequence[int], programs: int) -> Plan:
+    """`ring_upsampled_conv_kernel` for x of that size, `n` channels of the result, and the residual's strides."""
+    ring = import_module("lmfn_kernels.upsample.gluon_kernels")  # only here, as not every Triton has Gluon
+    (b, _, h, w), tiles = size, ring.ring
+    rows, columns = ring.ROWS, tiles.PITCH - 2
+    return Plan(
+        ring.ring_upsampled_conv_kernel,
+        (min(programs, b * cdiv(h, rows) * cdiv(w, columns)),),
+        4,
+        {"t_x": (1, 2, tiles.PITCH, tiles.CHANNELS), "t_w": (1, tiles.CHANNELS, ring.RESULTS)},
+        tiles.descriptor,
+        B=b,
+        H=h,
+        W=w,
+        N=n,
+        **{f"s_r{dimension}": stride for dimension, stride in zip("bnhw", of_residual, strict=True)},
+        BLOCK_H=rows,
+        BLOCK_W=columns,
+    )
 
 
 Taps = tuple[tuple[tuple[float, ...], ...], ...]

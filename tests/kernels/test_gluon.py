@@ -22,7 +22,9 @@ from lmfn_kernels.testing import (
     conv_from_flat,
     is_image,
     reference_with_bounds,
+    upsampled_conv_inputs,
 )
+from lmfn_kernels.upsample import triton_backend as upsampling
 from lmfn_kernels.weights import E4M3, Conv
 from tests.kernels import hopper
 from tests.kernels.conftest import amid_nan
@@ -30,6 +32,9 @@ from tests.kernels.conftest import amid_nan
 FORMS = {
     "distill_stage": OPS["distill_stage"],
     "distill_fuse": OPS["distill_fuse"],
+    "upsampled_conv": OPS["upsampled_conv3x3"]._replace(
+        inputs=lambda s, *on: upsampled_conv_inputs(s.b, s.c, 3, 2 * s.h - 1, 2 * s.w - 1, *on)
+    ),
     "residual": OPS["conv3x3"],
     "no border": OPS["conv3x3-reduce"]._replace(function=conv_from_flat(padding=0), smallest=(3, 3)),
     "ReLU": OPS["conv3x3-reduce"]._replace(function=conv_from_flat(activation="relu")),
@@ -46,6 +51,7 @@ def _on_hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """With two programs, so that each computes several tiles."""
     monkeypatch.setattr(convolutions, "ring_programs", lambda _: 2)
     monkeypatch.setattr(blocks, "RING_FUSE_HAS_RUN", True)
+    monkeypatch.setattr(upsampling, "RING_UPSAMPLED_CONV_HAS_RUN", True)
     monkeypatch.setattr(convolutions, "RING_WEIGHT_GRADIENT_HAS_RUN", True)
     with lmfn_kernels.backend("triton"), torch.no_grad():
         yield
@@ -60,7 +66,7 @@ def results(form: OpCase, inputs: list[Tensor], **options: Any) -> list[Tensor]:
 
     with intercepting(launch):
         found = form.function(*inputs)
-    assert launched & {"ring_kernel", "ring_fuse_kernel"}
+    assert launched & {"ring_kernel", "ring_fuse_kernel", "ring_upsampled_conv_kernel"}
     return [found] if isinstance(found, Tensor) else list(found)
 
 
@@ -73,6 +79,24 @@ def test_within_rounding(form: str, size: tuple[int, ...], dtype: torch.dtype) -
     for i, (reference, *found) in enumerate(zip(expected, *runs, strict=True)):
         assert_within_rounding(f"result {i}", found[0], reference)
         assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("form", ["residual", "distill_fuse"])
+def test_an_odd_number_of_slots_needs_two_barriers_each(form: str) -> None:
+    """With one per slot, a warpgroup that is a round ahead takes a tile for another one: with three slots and eleven
+    tiles per program, if loads arrive out of order."""
+    inputs = FORMS[form].draw((1, 1, 50, 25, 61), torch.bfloat16)
+    expected, _ = reference_with_bounds(FORMS[form].function, inputs, [False] * len(inputs))
+    runs = [results(FORMS[form], inputs, order=order) for order in hopper.ORDERS]
+    for i, (reference, *found) in enumerate(zip(expected, *runs, strict=True)):
+        assert_within_rounding(f"result {i}", found[0], reference)
+        assert torch.equal(*found)
+
+    def with_one(source: str) -> str:
+        return source.replace("2 * SLOTS", "SLOTS").replace("full.index(SLOTS + i)", "empty.index(i)")
+
+    with pytest.raises(AssertionError, match="more arrivals at a barrier than it counts"):
+        results(FORMS[form], inputs, order=hopper.ORDERS[1], edit=with_one)
 
 
 @pytest.mark.parametrize("size", [(1, 50, 1, 1), (2, 50, 9, 33)], ids=str)
@@ -182,23 +206,32 @@ def without_defect(kind: str) -> tuple[OpCase, list[Tensor], list[Tensor]]:
     return form, inputs, results(form, inputs)
 
 
-FULL = "mbarrier.wait(full.index(i_slot), i_turn // SLOTS & 1)"
+FULL = "mbarrier.wait(full.index(i_turn % (2 * SLOTS)), i_turn // (2 * SLOTS) & 1)"
 EMPTY = "mbarrier.wait(empty.index(i_slot), (i_turn // SLOTS & 1) ^ 1)"
 ARRIVAL = "mbarrier.arrive(empty.index(i_slot), count=1)"
 STORED = f"tma.store_wait(0)\n        {ARRIVAL}"
 EARLY = f"{ARRIVAL}\n        tma.store_wait(0)"
+ENDED = "b_out = warpgroup_mma_wait(num_outstanding=0, deps=(b_out,))\n"
+TOO_EARLY = f"{ARRIVAL}\n        {ENDED}"
 DEFECTS = [
     ("no wait for the previous launch", "residual", "wait_for_previous_launch()", "pass"),
     ("no wait for the previous launch", "distill_fuse", "wait_for_previous_launch()", "pass"),
+    ("no wait for the previous launch", "upsampled_conv", "wait_for_previous_launch()", "pass"),
     ("a tap is off by one", "residual", "FIRST + i * _PITCH + j", "FIRST + i * _PITCH + j + 1"),
     ("a tap is off by one", "distill_fuse", "+ i % 3, pixels", "+ i % 3 + 1, pixels"),
+    ("a tap is off by one", "upsampled_conv", "+ i % 3, weights", "+ i % 3 + 1, weights"),
+    ("a corner is left out", "upsampled_conv", "in range(8)", "in range(7)"),
+    ("an edge is one pixel away", "upsampled_conv", "last_column * (W - 1)", "last_column * (W - 2)"),
     ("no wait for a tile", "residual", FULL, "pass"),
     ("no wait for a tile", "distill_fuse", FULL, "pass"),
     ("the wrong phase of a tile", "residual", FULL, f"{FULL[:-1]} ^ 1)"),
     ("no wait for the weights", "distill_stage", "mbarrier.wait(loaded.index(i), 0)", "pass"),
     ("no wait for the weights", "distill_fuse", "mbarrier.wait(loaded.index(1), 0)", "pass"),
+    ("no wait for the weights", "upsampled_conv", "mbarrier.wait(loaded.index(1), 0)", "pass"),
     ("a slot is filled before it is empty", "distill_stage", EMPTY, "pass"),
     ("a slot is filled before it is empty", "distill_fuse", EMPTY, "pass"),
+    ("a slot is filled before it is empty", "upsampled_conv", EMPTY, "pass"),
+    ("a slot is empty before its products end", "upsampled_conv", ENDED, TOO_EARLY),
     ("the wrong phase of a slot", "residual", EMPTY, EMPTY.replace(" ^ 1", "")),
     ("a slot is empty before it is stored", "residual", STORED, EARLY),
     ("a slot is empty before it is stored", "distill_fuse", STORED, EARLY),

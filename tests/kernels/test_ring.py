@@ -10,6 +10,7 @@ from lmfn_kernels.conv import triton_backend
 from lmfn_kernels.rfdb import triton_backend as rfdb_backend
 from lmfn_kernels.runtime.configs import Config
 from lmfn_kernels.runtime.launch import Tiling, as_kernel_image, intercepting
+from lmfn_kernels.upsample import triton_backend as upsample_backend
 from lmfn_kernels.weights import Conv
 
 
@@ -76,6 +77,31 @@ def test_where_it_fuses(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any],
         convs = [Conv(weight, weight.new_zeros(len(weight))) for weight in weights]
         rfdb_backend.fuse(as_kernel_image(x), [as_kernel_image(m) for m in maps], *convs, 0.05, False)
     assert launched == [kernel]
+
+
+@pytest.mark.parametrize(
+    ("change", "kernel"),
+    [
+        ({}, "ring_upsampled_conv_kernel"),
+        ({"has_run": False}, "upsampled_conv_kernel"),
+        ({"dtype": torch.float16}, "ring_upsampled_conv_kernel"),
+        ({"dtype": torch.float32}, "upsampled_conv_kernel"),
+        ({"programs": 0}, "upsampled_conv_kernel"),
+        ({"k": 65}, "upsampled_conv_kernel"),
+        ({"k": 32}, "upsampled_conv_kernel"),
+        ({"n": 5}, "upsampled_conv_kernel"),
+    ],
+)
+def test_where_it_convolves_upsampled(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], kernel: str) -> None:
+    usual = {"dtype": torch.bfloat16, "k": 50, "n": 3, "programs": 132, "has_run": True}
+    dtype, k, n, programs, has_run = (usual | change).values()
+    monkeypatch.setattr(triton_backend, "ring_programs", lambda _: programs)
+    monkeypatch.setattr(upsample_backend, "RING_UPSAMPLED_CONV_HAS_RUN", has_run)
+    launched: list[str] = []
+    with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
+        x, weight = torch.zeros(1, k, 4, 4, dtype=dtype), torch.zeros(n, k, 3, 3, dtype=dtype)
+        upsample_backend.upsampled_conv(as_kernel_image(x), weight, weight.new_zeros(n), None)
+    assert launched == ["fold_upsampling_kernel", kernel]
 
 
 @pytest.mark.parametrize(
