@@ -191,10 +191,10 @@ PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
     "merge": lambda a, *_: a["LAYERS"] * a["C"] ** 2,
     "fuse": lambda a, weights, _: weights + 4 * a["D"] * a["C"] + (a["t_a"] is not None) * a["C"] * a["F"],
     "recompute": lambda a, weights, _: weights + 4 * a["D"] * a["C"],
-    "fuse_backward": lambda a, weights, _: weights + 2 * a["C"] * a["D"],
+    "fuse_backward": lambda a, *_: 2 * a["C"] * (4 * a["D"] + a["F"]),
     "conv_pool": lambda a, *_: 9 / 4 * a["F"] ** 2,
     "low_convs": lambda a, *_: 3 * 9 * a["F"] ** 2,
-    "gate_backward": lambda _, weights, __: 3 * weights,
+    "gate_backward": lambda a, *_: 3 * a["F"] * (a["C"] + a["F"]),
 }
 """Multiplications per pixel of the largest image, for kernels where there is not one per weight, computed from the
 arguments, the number of weights, and the number of images."""

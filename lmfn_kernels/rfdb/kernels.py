@@ -9,6 +9,7 @@ from lmfn_kernels.runtime.kernels import (
     leaky,
     leaky_gradient,
     load_bias,
+    load_pitched,
     load_pixels,
     load_rows,
     load_tile,
@@ -16,6 +17,7 @@ from lmfn_kernels.runtime.kernels import (
     pixel_tile,
     sigmoid,
     store_padded,
+    store_pitched,
     store_pixels,
     wait_for_previous_launch,
 )
@@ -111,48 +113,85 @@ def recompute_kernel(
 
 
 @triton.jit
+def pointers_to_maps(p_1, p_2, p_3, p_4, i_map, o_d):
+    """Pointers to channels `o_d` of maps `i_map`, 0 to 3.
+
+    As distances from the first map, since Triton's compiler for AMD cannot choose between pointers.
+    """
+    BYTES: tl.constexpr = p_1.dtype.element_ty.primitive_bitwidth // 8
+    i_1 = p_1.to(tl.int64)
+    o_map = tl.where(i_map == 1, p_2.to(tl.int64) - i_1, 0)
+    o_map = tl.where(i_map == 2, p_3.to(tl.int64) - i_1, o_map)
+    o_map = tl.where(i_map == 3, p_4.to(tl.int64) - i_1, o_map)
+    return p_1 + tl.multiple_of(o_map // BYTES, 16 // BYTES) + o_d
+
+
+@triton.jit
 def fuse_backward_kernel(
-    t_gy, t_ga, t_squeeze, t_d1, t_d2, t_fuse1, t_fuse2, t_z1, t_z2, p_dfuse, p_dfuse_bias,
-    B, H, W, C, D, SPLITS,
-    FIRST: tl.constexpr, SLOPE1: tl.constexpr, SLOPE2: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+    p_gy, p_ga, p_y, p_d1, p_d2, p_d3, p_d4, p_squeeze, p_fuse1, p_fuse2, p_fuse3, p_fuse4, p_z1, p_z2, p_z3, p_z4,
+    p_dfuse, p_dfuse_bias, p_dsqueeze, p_dsqueeze_bias,
+    B, H, W, C, D, F, SPLITS, s_z,
+    PITCH_C: tl.constexpr, PITCH_D: tl.constexpr, PITCH_F: tl.constexpr, WRITTEN: tl.constexpr,
+    PITCH_SQUEEZE: tl.constexpr, PITCH_FUSE: tl.constexpr,
+    SLOPE: tl.constexpr, D_SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, MAPS: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_F: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Backward of `fuse_kernel` for maps FIRST and FIRST + 1 of d1 to d4.
+    """Backward of `fuse_kernel` without the convolution for d4; a program takes MAPS of d1 to d4 as one matrix.
 
     From the gradients of y and a, computes z, the gradients of the inputs of the maps' activations, and partial sums of
-    the gradient of the maps' part of the weight, and with FIRST = 0 of the bias. Four maps at once would not fit into
-    the registers, nor would the weights, which are therefore loaded again for every tile.
+    the gradients of both 1x1 convolutions. By pointers, so that a tile is loaded while the one before is computed, and
+    waited for once. z is written up to channel WRITTEN; `s_z` is the distance of its images.
     """
     wait_for_previous_launch()
     i_split = tl.program_id(0)
-    b_f1 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
-    b_f2 = tl.zeros([BLOCK_C, BLOCK_D], ACC)
-    b_fb = tl.zeros([BLOCK_C], ACC)
+    o_c = tl.arange(0, BLOCK_C)
+    o_f = tl.arange(0, BLOCK_F)
+    o_n = tl.arange(0, MAPS * BLOCK_D)
+    i_map, o_d = tl.program_id(1) * MAPS + o_n // BLOCK_D, o_n % BLOCK_D
+    p_d = pointers_to_maps(p_d1, p_d2, p_d3, p_d4, i_map, o_d)[None, :]
+    p_z = pointers_to_maps(p_z1, p_z2, p_z3, p_z4, i_map, o_d)
+    p_w = pointers_to_maps(p_fuse1, p_fuse2, p_fuse3, p_fuse4, i_map, o_d)[None, :]
+    b_squeeze = load_rows(p_squeeze, F, PITCH_SQUEEZE, BLOCK_F, BLOCK_C)
+    b_w = tl.load(p_w + o_c[:, None] * PITCH_FUSE, mask=(o_c < C)[:, None] & (o_d < PITCH_FUSE)[None, :], other=0.0)
+    b_w = tl.where((o_d < D)[None, :], b_w, 0.0)
+    b_dw = tl.zeros([MAPS * BLOCK_D, BLOCK_C], ACC)
+    b_db = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
+    b_ds = tl.zeros([BLOCK_C, BLOCK_F], ACC)
+    b_dsb = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_F], ACC)
     n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
     for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES, disable_licm=True):
         i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
-        b_ga = load_pixels(t_ga, i_b, o_h, o_w, 0)
-        b_dy = tl.dot(b_ga, load_weight(t_squeeze, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
-        b_dy += load_pixels(t_gy, i_b, o_h, o_w, 0).to(ACC)
-        if FIRST == 0:
-            b_fb += tl.sum(b_dy, axis=0)
-        b_dy = b_dy.to(t_gy.dtype)
-        b_d = load_pixels(t_d1, i_b, o_h, o_w, 0)
-        b_f1 = tl.dot(tl.trans(b_dy), b_d, b_f1, input_precision=PRECISION, out_dtype=ACC)
-        b_z = tl.dot(b_dy, load_weight(t_fuse1, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
-        store_pixels(t_z1, i_b, o_h, o_w, 0, leaky_gradient(b_z, b_d, SLOPE1))
-        b_d = load_pixels(t_d2, i_b, o_h, o_w, 0)
-        b_f2 = tl.dot(tl.trans(b_dy), b_d, b_f2, input_precision=PRECISION, out_dtype=ACC)
-        b_z = tl.dot(b_dy, load_weight(t_fuse2, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
-        store_pixels(t_z2, i_b, o_h, o_w, 0, leaky_gradient(b_z, b_d, SLOPE2))
-    o_c = tl.arange(0, BLOCK_C)
-    o_d = tl.arange(0, BLOCK_D)
-    m_f = (o_c < C)[:, None] & (o_d < D)[None, :]
-    p_f = p_dfuse + i_split * C * 4 * D + FIRST * D + o_c[:, None] * 4 * D + o_d[None, :]
-    tl.store(p_f, b_f1, mask=m_f)
-    tl.store(p_f + D, b_f2, mask=m_f)
-    if FIRST == 0:
-        tl.store(p_dfuse_bias + i_split * C + o_c, b_fb, mask=o_c < C)
+        b_ga = load_pitched(p_ga, i_b, o_h, o_w, H, W, PITCH_F, BLOCK_H, BLOCK_W, BLOCK_F)
+        b_y = load_pitched(p_y, i_b, o_h, o_w, H, W, PITCH_C, BLOCK_H, BLOCK_W, BLOCK_C)
+        b_gy = load_pitched(p_gy, i_b, o_h, o_w, H, W, PITCH_C, BLOCK_H, BLOCK_W, BLOCK_C)
+        o_p = tl.arange(0, BLOCK_H * BLOCK_W)
+        m_p = ((o_h + o_p // BLOCK_W < H) & (o_w + o_p % BLOCK_W < W))[:, None]
+        o_p = ((o_p // BLOCK_W * W + o_p % BLOCK_W) * PITCH_D)[:, None]
+        o_first = ((i_b * H + o_h).to(tl.int64) * W + o_w) * PITCH_D
+        b_d = tl.load(p_d + o_first + o_p, mask=m_p & (o_d < PITCH_D)[None, :], other=0.0)
+        # What memory contains after the channels must not be multiplied: NaN times a weight of 0 is NaN.
+        b_ga = tl.where((o_f < F)[None, :], b_ga, 0.0)
+        b_dy = tl.dot(b_ga, b_squeeze, input_precision=PRECISION, out_dtype=ACC)
+        b_dy = tl.where((o_c < C)[None, :], b_dy + b_gy.to(ACC), 0.0)
+        b_db += b_dy
+        b_dsb += b_ga.to(ACC)
+        b_dy = b_dy.to(b_gy.dtype)
+        b_z = tl.dot(b_dy, b_w, input_precision=PRECISION, out_dtype=ACC)
+        b_dw = tl.dot(tl.trans(b_d), b_dy, b_dw, input_precision=PRECISION, out_dtype=ACC)
+        b_ds = tl.dot(tl.trans(b_y), b_ga, b_ds, input_precision=PRECISION, out_dtype=ACC)
+        b_g = leaky_gradient(b_z, b_d, D_SLOPE)
+        if SLOPE != D_SLOPE:
+            b_g = tl.where((i_map < 3)[None, :], b_g, leaky_gradient(b_z, b_d, SLOPE))
+        b_g = tl.where((o_d < D)[None, :], b_g, 0.0)
+        store_pitched(p_z, o_d < WRITTEN, i_b, o_h, o_w, H, W, s_z, PITCH_D, BLOCK_H, BLOCK_W, b_g)
+    p_dw = p_dfuse + i_split * 4 * D * C + ((i_map * D + o_d) * C)[:, None] + o_c[None, :]
+    tl.store(p_dw, b_dw, mask=(o_d < D)[:, None] & (o_c < C)[None, :])
+    if tl.program_id(1) == 0:
+        tl.store(p_dfuse_bias + i_split * C + o_c, tl.sum(b_db, axis=0), mask=o_c < C)
+        p_ds = p_dsqueeze + i_split * C * F + (o_c * F)[:, None] + o_f[None, :]
+        tl.store(p_ds, b_ds, mask=(o_c < C)[:, None] & (o_f < F)[None, :])
+        tl.store(p_dsqueeze_bias + i_split * F + o_f, tl.sum(b_dsb, axis=0), mask=o_f < F)
 
 
 @triton.jit
@@ -179,59 +218,67 @@ def gate_kernel(
 
 @triton.jit
 def gate_backward_kernel(
-    t_g, t_more_g, t_y, t_a, p_v, t_skip, p_skip_bias, t_expand, p_expand_bias,
-    t_dy, t_da, t_dt, p_dskip, p_dskip_bias, p_dexpand, p_dexpand_bias,
-    B, H, W, C, F, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_b, s_h, s_w, SPLITS,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    p_g, p_more_g, p_y, p_a, p_v, p_skip, p_skip_bias, p_expand, p_expand_bias,
+    p_dy, p_da, p_dt, p_dskip, p_dskip_bias, p_dexpand, p_dexpand_bias,
+    B, H, W, C, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_b, s_h, s_w, s_dy, s_da, SPLITS,
+    F: tl.constexpr, PITCH_C: tl.constexpr, PITCH_F: tl.constexpr, WRITTEN: tl.constexpr,
+    PITCH_SKIP: tl.constexpr, PITCH_EXPAND: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of y, of a (through `skip`), and of the upsampled v (`t_dt`); partial sums for both convolutions.
+    """Gradients of y, of a (through `skip`), and of the upsampled v (`p_dt`); partial sums for both convolutions.
 
     The result's gradient is g, or the sum of g and more_g. Outside the image it reads as 0, and every term contains
-    that factor.
+    that factor. By pointers, as in `fuse_backward_kernel`; dy is written up to channel WRITTEN. `s_dy` and `s_da` are
+    the distances of the images of dy, and of those of da and dt. The gradient of a bias is one more column of that of
+    its weight, whose input, channel F, is 1.
     """
     wait_for_previous_launch()
     i_split = tl.program_id(0)
+    o_c = tl.arange(0, BLOCK_C)
+    o_f = tl.arange(0, BLOCK_F)
+    b_skip = load_rows(p_skip, F, PITCH_SKIP, BLOCK_F, BLOCK_F)
+    b_expand = load_rows(p_expand, F, PITCH_EXPAND, BLOCK_F, BLOCK_C)
+    b_skip = tl.where((o_f < F)[None, :], b_skip, 0.0)
+    b_expand = tl.where((o_c < C)[None, :], b_expand, 0.0)
+    b_skip_bias = load_bias(p_skip_bias, 0, F, BLOCK_F, ACC)
+    b_one = tl.where(o_f == F, 1.0, 0.0)[None, :]
+    b_expand_bias = load_bias(p_expand_bias, 0, C, BLOCK_C, ACC)
     b_ds = tl.zeros([BLOCK_F, BLOCK_F], ACC)
-    b_dsb = tl.zeros([BLOCK_F], ACC)
     b_de = tl.zeros([BLOCK_C, BLOCK_F], ACC)
-    b_deb = tl.zeros([BLOCK_C], ACC)
     n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
     for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES, disable_licm=True):
         i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        b_a = load_pitched(p_a, i_b, o_h, o_w, H, W, PITCH_F, BLOCK_H, BLOCK_W, BLOCK_F)
+        b_g = load_pitched(p_g, i_b, o_h, o_w, H, W, PITCH_C, BLOCK_H, BLOCK_W, BLOCK_C).to(ACC)
+        if p_more_g is not None:
+            b_g += load_pitched(p_more_g, i_b, o_h, o_w, H, W, PITCH_C, BLOCK_H, BLOCK_W, BLOCK_C).to(ACC)
+        b_y = load_pitched(p_y, i_b, o_h, o_w, H, W, PITCH_C, BLOCK_H, BLOCK_W, BLOCK_C)
         b_t = upsampled(
             p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, F, s_b, s_h, s_w,
             ACC, BLOCK_H, BLOCK_W, BLOCK_F,
         )  # fmt: skip
-        b_a = load_pixels(t_a, i_b, o_h, o_w, 0)
-        b_t = tl.dot(b_a, load_weight(t_skip, 0, 0, 0), b_t, input_precision=PRECISION, out_dtype=ACC)
-        b_t = (b_t + load_bias(p_skip_bias, 0, F, BLOCK_F, ACC)).to(t_y.dtype)
-        b_s = tl.dot(b_t, load_weight(t_expand, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
-        b_s += load_bias(p_expand_bias, 0, C, BLOCK_C, ACC)
-        b_g = load_pixels(t_g, i_b, o_h, o_w, 0).to(ACC)
-        if t_more_g is not None:
-            b_g += load_pixels(t_more_g, i_b, o_h, o_w, 0).to(ACC)
-        b_g *= sigmoid(b_s)
-        store_pixels(t_dy, i_b, o_h, o_w, 0, b_g)
-        b_gs = b_g * load_pixels(t_y, i_b, o_h, o_w, 0).to(ACC) * sigmoid(-b_s)
-        b_deb += tl.sum(b_gs, axis=0)
-        b_gs = b_gs.to(t_y.dtype)
+        b_a = tl.where((o_f < F)[None, :], b_a, b_one.to(p_a.dtype.element_ty))
+        b_t = tl.dot(b_a, b_skip, b_t, input_precision=PRECISION, out_dtype=ACC)
+        b_t = (b_t + (b_skip_bias + b_one)).to(p_y.dtype.element_ty)
+        b_s = sigmoid(tl.dot(b_t, b_expand, input_precision=PRECISION, out_dtype=ACC) + b_expand_bias)
+        b_g = tl.where((o_c < C)[None, :], b_g * b_s, 0.0)
+        store_pitched(p_dy + o_c, o_c < WRITTEN, i_b, o_h, o_w, H, W, s_dy, PITCH_C, BLOCK_H, BLOCK_W, b_g)
+        b_gs = tl.where((o_c < C)[None, :], b_g * b_y.to(ACC) * (1 - b_s), 0.0)
+        b_gs = b_gs.to(p_y.dtype.element_ty)
         b_de = tl.dot(tl.trans(b_gs), b_t, b_de, input_precision=PRECISION, out_dtype=ACC)
-        b_dt = tl.dot(b_gs, tl.trans(load_weight(t_expand, 0, 0, 0)), input_precision=PRECISION, out_dtype=ACC)
-        b_dsb += tl.sum(b_dt, axis=0)
-        b_dt = b_dt.to(t_y.dtype)
-        store_pixels(t_dt, i_b, o_h, o_w, 0, b_dt)
+        b_dt = tl.dot(b_gs, tl.trans(b_expand), input_precision=PRECISION, out_dtype=ACC)
+        b_dt = b_dt.to(p_y.dtype.element_ty)
+        store_pitched(p_dt + o_f, o_f < F, i_b, o_h, o_w, H, W, s_da, PITCH_F, BLOCK_H, BLOCK_W, b_dt)
         b_ds = tl.dot(tl.trans(b_dt), b_a, b_ds, input_precision=PRECISION, out_dtype=ACC)
-        b_da = tl.dot(b_dt, tl.trans(load_weight(t_skip, 0, 0, 0)), input_precision=PRECISION, out_dtype=ACC)
-        store_pixels(t_da, i_b, o_h, o_w, 0, b_da)
-    o_c = tl.arange(0, BLOCK_C)
-    o_f = tl.arange(0, BLOCK_F)
-    m_s = (o_f < F)[:, None] & (o_f < F)[None, :]
-    tl.store(p_dskip + i_split * F * F + o_f[:, None] * F + o_f[None, :], b_ds, mask=m_s)
-    tl.store(p_dskip_bias + i_split * F + o_f, b_dsb, mask=o_f < F)
-    m_e = (o_c < C)[:, None] & (o_f < F)[None, :]
-    tl.store(p_dexpand + i_split * C * F + o_c[:, None] * F + o_f[None, :], b_de, mask=m_e)
-    tl.store(p_dexpand_bias + i_split * C + o_c, b_deb, mask=o_c < C)
+        b_da = tl.dot(b_dt, tl.trans(b_skip), input_precision=PRECISION, out_dtype=ACC)
+        store_pitched(p_da + o_f, o_f < F, i_b, o_h, o_w, H, W, s_da, PITCH_F, BLOCK_H, BLOCK_W, b_da)
+    m_f = o_f < F
+    p_ds = p_dskip + i_split * F * F + o_f[:, None] * F + o_f[None, :]
+    tl.store(p_ds, b_ds, mask=m_f[:, None] & m_f[None, :])
+    tl.store(p_dskip_bias + i_split * F + o_f, tl.sum(b_ds * b_one, axis=1), mask=m_f)
+    p_de = p_dexpand + i_split * C * F + o_c[:, None] * F + o_f[None, :]
+    tl.store(p_de, b_de, mask=(o_c < C)[:, None] & m_f[None, :])
+    tl.store(p_dexpand_bias + i_split * C + o_c, tl.sum(b_de * b_one, axis=1), mask=o_c < C)
 
 
 @triton.jit

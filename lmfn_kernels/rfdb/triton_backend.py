@@ -26,7 +26,6 @@ from lmfn_kernels.rfdb import kernels
 from lmfn_kernels.runtime.gradients import ConvGradient, PartialSums
 from lmfn_kernels.runtime.launch import (
     PLANS,
-    Block,
     Plan,
     Tiling,
     accumulator,
@@ -41,7 +40,7 @@ from lmfn_kernels.runtime.launch import (
     tiling,
     weight_as_taps,
 )
-from lmfn_kernels.runtime.layout import pitch
+from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 from lmfn_kernels.upsample.triton_backend import (
     named_strides,
     ratios,
@@ -309,56 +308,62 @@ def fuse_backward(
     slope: float,
     d_slope: float,
 ) -> tuple[list[Tensor], ConvGradient, ConvGradient]:
-    ch, n, t = weight.shape[0], d[0].shape[1], tiling("fuse_backward", y)
-    z = [empty_image(d_j, *d_j.shape) for d_j in d]
-    dfuse, dfuse_bias = partial_sums(y, t.splits, (ch, 4 * n)), partial_sums(y, t.splits, (ch,))
+    ch, n, f, t = len(weight), d[0].shape[1], len(squeeze), tiling("fuse_backward", y)
+    gy, ga, y, *d = map(as_pitched_image, (gy, ga, y, *d))
+    z = [padded_image(d_j, *d_j.shape) for d_j in d]
+    dfuse, dfuse_bias = partial_sums(y, t.splits, (4 * n, ch)), partial_sums(y, t.splits, (ch,))
+    dsqueeze, dsqueeze_bias = partial_sums(y, t.splits, (ch, f)), partial_sums(y, t.splits, (f,))
     # Transposed beforehand, since ptxas 12.8 miscompiles this kernel on sm_90 if it uses `tl.trans` on its weights.
     squeeze_taps, *parts = map(weight_as_taps, transposed)
-    for i in (0, 2):
-        launch(
-            y,
-            _fuse_backward,
-            (t, n, ga.shape[1], i, d_slope, d_slope if i == 0 else slope),
-            t_gy=gy,
-            t_ga=ga,
-            t_squeeze=squeeze_taps,
-            t_d1=d[i],
-            t_d2=d[i + 1],
-            t_fuse1=parts[i],
-            t_fuse2=parts[i + 1],
-            t_z1=z[i],
-            t_z2=z[i + 1],
-            p_dfuse=dfuse,
-            p_dfuse_bias=dfuse_bias,
-        )
-    return z, (_of_1x1(dfuse), PartialSums(dfuse_bias)), weight_gradient(ga, y, squeeze)
+    launch(
+        y,
+        _fuse_backward,
+        (t, n, f, d_slope, slope, z[0].stride(0)),
+        p_gy=gy,
+        p_ga=ga,
+        p_y=y,
+        **{f"p_d{j}": d_j for j, d_j in enumerate(d, 1)},
+        p_squeeze=squeeze_taps,
+        **{f"p_fuse{j}": part for j, part in enumerate(parts, 1)},
+        **{f"p_z{j}": z_j for j, z_j in enumerate(z, 1)},
+        p_dfuse=dfuse,
+        p_dfuse_bias=dfuse_bias,
+        p_dsqueeze=dsqueeze,
+        p_dsqueeze_bias=dsqueeze_bias,
+    )
+    return z, (_of_1x1(dfuse.mT), PartialSums(dfuse_bias)), (_of_1x1(dsqueeze.mT), PartialSums(dsqueeze_bias))
 
 
 @lru_cache(PLANS)
-def _fuse_backward(t: Tiling, d: int, f: int, first: int, slope1: float, slope2: float) -> Plan:
-    """`t` is the tiling of y; `d` and `f` are the channels of a distilled map and of a."""
+def _fuse_backward(t: Tiling, d: int, f: int, d_slope: float, slope: float, s_z: int) -> Plan:
+    """`t` is the tiling of y; `d` and `f` are the channels of a distilled map and of a, `s_z` the elements from one
+    image of z to the next."""
     b, c = t.size[:2]
-    block_c, block_d, block_f = channel_block(c), channel_block(d), channel_block(f)
+    pitch_d = pixel_pitch(d, t.dtype)
+    maps = 4 if t.config.height > 2 else 2  # four spill where there is so little memory that tiles have two rows
     return Plan(
         kernels.fuse_backward_kernel,
-        (t.splits,),
+        (t.splits, 4 // maps),
         t.config.warps,
-        {
-            "t_gy": t.pixels(block_c),
-            "t_ga": t.pixels(block_f),
-            "t_squeeze": (1, block_f, block_c),
-            **{name: t.pixels(block_d) for name in ("t_d1", "t_d2", "t_z1", "t_z2")},
-            **dict.fromkeys(("t_fuse1", "t_fuse2"), (1, block_c, block_d)),
-        },
+        {},
         B=b,
         C=c,
         D=d,
+        F=f,
         SPLITS=t.splits,
-        FIRST=first,
-        SLOPE1=slope1,
-        SLOPE2=slope2,
-        BLOCK_C=block_c,
-        BLOCK_D=block_d,
+        s_z=s_z,
+        PITCH_C=pixel_pitch(c, t.dtype),
+        PITCH_D=pitch_d,
+        PITCH_F=pixel_pitch(f, t.dtype),
+        WRITTEN=d if pitch_d % 32 else pitch_d,
+        PITCH_SQUEEZE=pitch(c, t.dtype),
+        PITCH_FUSE=pitch(d, t.dtype),
+        SLOPE=slope,
+        D_SLOPE=d_slope,
+        MAPS=maps,
+        BLOCK_C=channel_block(c),
+        BLOCK_D=channel_block(d),
+        BLOCK_F=channel_block(f),
         STAGES=t.config.stages,
         **t.constants(),
     )
@@ -372,7 +377,19 @@ def _of_1x1(partials: Tensor) -> PartialSums:
 def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool) -> Tensor:
     out = padded_image(y, *y.shape)
     key = tiling("gate", y), a.shape[1], v.shape[2:], fixed_grid, strides(v)
-    launch(y, _gate, key, t_y=y, t_a=a, p_v=v, **_weights(skip, expand), t_out=out)
+    launch(
+        y,
+        _gate,
+        key,
+        t_y=y,
+        t_a=a,
+        p_v=v,
+        t_skip=weight_as_taps(skip.weight),
+        p_skip_bias=skip.bias,
+        t_expand=weight_as_taps(expand.weight),
+        p_expand_bias=expand.bias,
+        t_out=out,
+    )
     return out
 
 
@@ -380,21 +397,25 @@ def gate_backward(
     g: Sequence[Tensor], y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool
 ) -> tuple[Tensor, Tensor, Tensor, ConvGradient, ConvGradient]:
     ch, f, t = y.shape[1], a.shape[1], tiling("gate_backward", y)
-    dy, da, dt = empty_image(y, *y.shape), empty_image(a, *a.shape), empty_image(a, *a.shape)
+    y, a, *g = map(as_pitched_image, (y, a, *g))
+    dy, da, dt = padded_image(y, *y.shape), empty_image(a, *a.shape), empty_image(a, *a.shape)
     dskip, dskip_bias = partial_sums(y, t.splits, (f, f)), partial_sums(y, t.splits, (f,))
     dexpand, dexpand_bias = partial_sums(y, t.splits, (ch, f)), partial_sums(y, t.splits, (ch,))
     launch(
         y,
         _gate_backward,
-        (t, f, v.shape[2:], fixed_grid, strides(v)),
-        **dict(zip(("t_g", "t_more_g"), g, strict=False)),
-        t_y=y,
-        t_a=a,
+        (t, f, v.shape[2:], fixed_grid, strides(v), dy.stride(0), da.stride(0)),
+        **dict(zip(("p_g", "p_more_g"), g, strict=False)),
+        p_y=y,
+        p_a=a,
         p_v=v,
-        **_weights(skip, expand),
-        t_dy=dy,
-        t_da=da,
-        t_dt=dt,
+        p_skip=weight_as_taps(skip.weight),
+        p_skip_bias=skip.bias,
+        p_expand=weight_as_taps(expand.weight),
+        p_expand_bias=expand.bias,
+        p_dy=dy,
+        p_da=da,
+        p_dt=dt,
         p_dskip=dskip,
         p_dskip_bias=dskip_bias,
         p_dexpand=dexpand,
@@ -404,40 +425,57 @@ def gate_backward(
     return dy, da, dt, of_skip, of_expand
 
 
-def _weights(skip: Conv, expand: Conv) -> dict[str, Tensor]:
-    return {
-        "t_skip": weight_as_taps(skip.weight),
-        "p_skip_bias": skip.bias,
-        "t_expand": weight_as_taps(expand.weight),
-        "p_expand_bias": expand.bias,
-    }
-
-
 @lru_cache(PLANS)
 def _gate(t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, strides: Sequence[int]) -> Plan:
     """`t` is the tiling of y; `f` is the channels of a and v, `low` and `strides` are v's size and strides."""
-    blocks, constants = _of_gate(t, f, low, fixed_grid, strides)
-    return Plan(kernels.gate_kernel, (t.tiles,), t.config.warps, blocks, **constants)
+    c = t.size[1]
+    block_c, block_f = channel_block(c), channel_block(f)
+    return Plan(
+        kernels.gate_kernel,
+        (t.tiles,),
+        t.config.warps,
+        {
+            **dict.fromkeys(("t_y", "t_out"), t.pixels(block_c)),
+            "t_a": t.pixels(block_f),
+            "t_skip": (1, block_f, block_f),
+            "t_expand": (1, block_f, block_c),
+        },
+        **_of_gate(t, f, low, fixed_grid, strides),
+    )
 
 
 @lru_cache(PLANS)
-def _gate_backward(t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, strides: Sequence[int]) -> Plan:
-    blocks, constants = _of_gate(t, f, low, fixed_grid, strides)
-    of_sums = {"B": t.size[0], "SPLITS": t.splits, "STAGES": t.config.stages}
-    return Plan(kernels.gate_backward_kernel, (t.splits,), t.config.warps, blocks, **of_sums, **constants)
+def _gate_backward(
+    t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, strides: Sequence[int], s_dy: int, s_da: int
+) -> Plan:
+    """As `_gate`; `s_dy` and `s_da` are the elements from one image of dy, of da and dt, to the next."""
+    b, c = t.size[:2]
+    pitch_c = pixel_pitch(c, t.dtype)
+    return Plan(
+        kernels.gate_backward_kernel,
+        (t.splits,),
+        t.config.warps,
+        {},
+        B=b,
+        s_dy=s_dy,
+        s_da=s_da,
+        SPLITS=t.splits,
+        PITCH_C=pitch_c,
+        PITCH_F=pixel_pitch(f, t.dtype),
+        WRITTEN=c if pitch_c % 32 else pitch_c,
+        PITCH_SKIP=pitch(f, t.dtype),
+        PITCH_EXPAND=pitch(c, t.dtype),
+        STAGES=t.config.stages,
+        **_of_gate(t, f, low, fixed_grid, strides) | {"BLOCK_F": channel_block(f + 1)},
+    )
 
 
-def _of_gate(
-    t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, strides: Sequence[int]
-) -> tuple[dict[str, Block], dict[str, Any]]:
-    """Blocks and constants that both kernels of the gate take."""
+def _of_gate(t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, strides: Sequence[int]) -> dict[str, Any]:
+    """Constants that both kernels of the gate take."""
     c = t.size[1]
-    block_c, block_f = channel_block(c), channel_block(f)
-    blocks: dict[str, Block] = {name: t.pixels(block_c) for name in ("t_g", "t_more_g", "t_y", "t_out", "t_dy")}
-    blocks |= {name: t.pixels(block_f) for name in ("t_a", "t_da", "t_dt")}
-    blocks |= {"t_skip": (1, block_f, block_f), "t_expand": (1, block_f, block_c)}
-    constants = {"C": c, "F": f, "LOW_H": low[0], "LOW_W": low[1], "BLOCK_C": block_c, "BLOCK_F": block_f}
-    return blocks, constants | ratios(t.size[2:], low, fixed_grid) | named_strides("", strides) | t.constants()
+    constants = {"C": c, "F": f, "LOW_H": low[0], "LOW_W": low[1]}
+    constants |= {"BLOCK_C": channel_block(c), "BLOCK_F": channel_block(f)}
+    return constants | ratios(t.size[2:], low, fixed_grid) | named_strides("", strides) | t.constants()
 
 
 def conv_pool(x: Tensor, conv: Conv, save: bool) -> tuple[Tensor, Tensor | None]:

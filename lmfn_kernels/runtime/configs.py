@@ -114,15 +114,19 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
     if kernel in ("gate_backward", "fuse_backward", "stem_backward", "weight_gradient"):
         # Small tiles: without TMA, the address of every element occupies a register.
         wide = big and dtype.itemsize == 2
-        pipelined = wide and kernel not in ("fuse_backward", "stem_backward")
-        if kernel == "fuse_backward":
-            warps = 4 if big else 8
+        pipelined = wide and kernel != "stem_backward"
         height = (8 if wide else 4) if big else 2
+        if kernel == "fuse_backward" and not big:
+            warps = 4
         if kernel == "stem_backward":
             # On sm_90, more warps than 16 rows each would compute every product twice; on sm_80, 8 warps spill.
             height = 8 if wide else 2
             warps = 4 if wide or 120_000 <= shared < 200_000 else warps
-        return Config(height, width=8, warps=warps, stages=2 if pipelined else 1)
+        if kernel == "gate_backward":
+            # Two programs of 4 warps, for 8 would compute every product twice; their partial sums are small.
+            return Config(height, width=8, warps=4 if wide else warps, stages=2 if pipelined else 1, splits=256)
+        stages = 3 if kernel == "fuse_backward" else 2
+        return Config(height, width=8, warps=warps, stages=stages if pipelined else 1)
     if kernel in ("conv_pool", "low_convs"):
         # Small maps: the smallest tiles that fill the rows of a matrix instruction, for as many programs as possible.
         short = dtype.itemsize == 2

@@ -83,6 +83,21 @@ def load_pitched(
 
 
 @triton.jit
+def store_pitched(
+    p_x, m_c, i_b, o_h, o_w, H, W, s_b, PITCH: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, b_x
+):  # fmt: skip
+    """Store a tile by pointers, which nothing waits for, in images `s_b` apart with pixels PITCH elements apart.
+
+    `p_x` points to the channels of the first pixel, those with `m_c` are written.
+    """
+    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
+    m_p = (o_h + o_p // BLOCK_W < H) & (o_w + o_p % BLOCK_W < W)
+    o_first = i_b.to(tl.int64) * s_b + (o_h.to(tl.int64) * W + o_w) * PITCH
+    p_pixel = p_x[None, :] + o_first + ((o_p // BLOCK_W * W + o_p % BLOCK_W) * PITCH)[:, None]
+    tl.store(p_pixel, b_x.to(p_x.dtype.element_ty), mask=m_p[:, None] & m_c[None, :])
+
+
+@triton.jit
 def load_tile(
     p_x, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
-from lmfn_kernels import conv3x3
+from lmfn_kernels import Conv, conv3x3
+from lmfn_kernels.runtime import configs
 from lmfn_kernels.runtime.layout import compact_pixels, pixel_pitch
 from lmfn_kernels.runtime.torch_private import FakeTensorMode
 from lmfn_kernels.testing import (
     OPS,
     assert_within_rounding,
+    conv,
     differentiate,
     gradients_for,
     is_image,
+    random,
     reference_with_bounds,
 )
 from tests.kernels.conftest import GUARD, amid_nan
@@ -180,6 +183,32 @@ def test_four_maps_in_one_program(monkeypatch: pytest.MonkeyPatch, written: list
     """The number of slots on sm_90."""
     monkeypatch.setattr("lmfn_kernels.alfm.triton_backend._at_once", lambda _: 4)
     hold_to_bounds("layer_attention", written)
+
+
+def test_two_maps_in_a_program(monkeypatch: pytest.MonkeyPatch, written: list[tuple[Tensor, Tensor]]) -> None:
+    """The maps of an RFDB's fusion whose gradients a program computes where tiles have two rows."""
+    monkeypatch.setattr(configs, "INTERPRETED", configs.INTERPRETED._replace(height=2))
+    hold_to_bounds("distill_fuse", written)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_zeros_after_the_channels_of_gradients(written: list[tuple[Tensor, Tensor]]) -> None:
+    """Even where an infinity meets a weight of 0."""
+    from lmfn_kernels.rfdb import triton_backend as triton
+    from lmfn_kernels.runtime import launch
+
+    c, d, f, dtype = 34, 25, 3, torch.float16
+    g, y, a, v, *maps = (triton.as_kernel_image(random((1, n, 3, 5), dtype)) for n in (c, c, f, f, d, d, d, d))
+    g[:, :, 1, 1] = float("inf")
+    skip, expand = Conv(*conv(f, f, 1, dtype)), Conv(*conv(c, f, 1, dtype))
+    fuse, squeeze = conv(c, 4 * d, 1, dtype)[0], conv(f, c, 1, dtype)[0]
+    transposed = [weight.transpose(0, 1) for weight in (squeeze, *fuse.chunk(4, dim=1))]
+    written.clear()
+    dy, *_ = triton.gate_backward([g], y, a, v, skip, expand, False)
+    z, *_ = triton.fuse_backward(g, a, y, maps, fuse, squeeze, transposed, 0.05, 1.0)
+    assert [len(image[image.isinf() | image.isnan()]) > 0 for image in (dy, *z)] == [True] * 5
+    assert [launch._Described(image).shape[3] for image in (dy, *z)] == [64, 32, 32, 32, 32]
+    hold_guards(written)
 
 
 def apart(b: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
