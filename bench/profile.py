@@ -222,14 +222,15 @@ def line(rows: list[KernelTime], predicted: Prediction | None, name: str) -> str
 def verdict(title: str, of: dict[Prediction, list[KernelTime]]) -> list[str]:
     """How many predictions held, and a line for each of the others."""
     measured = {one: sum(row.us for row in rows) for one, rows in of.items() if rows}
-    wrong = {one: us for one, us in measured.items() if not one.holds(us)}
+    wrong = [one for one in of if one not in measured or not one.holds(measured[one])]
     if not of:
         return []
-    return [
-        f"{title}: {len(measured) - len(wrong)} of {len(of)} predictions held within a factor of {FACTOR}",
-        *(f"{one.us:g} predicted, {us:.1f} measured: {one.part} ({one.why})" for one, us in wrong.items()),
-        *(f"{one.us:g} predicted, not launched: {one.part} ({one.why})" for one in of if one not in measured),
-    ]
+    lines = [f"{title}: {len(of) - len(wrong)} of {len(of)} predictions held within a factor of {FACTOR}"]
+    for one in wrong:
+        us = f"{measured[one]:.1f} measured" if one in measured else "not launched"
+        before = "" if one.before is None else f", {one.before:g} at {one.commit}"
+        lines.append(f"{one.us:g} predicted, {us}{before}: {one.part} ({one.why})")
+    return lines
 
 
 def as_tsv(tables: Tables, machine: Machine) -> str:

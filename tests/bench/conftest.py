@@ -60,12 +60,14 @@ def _ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes these the only predictions: GPU, what is measured, part, us."""
+    """Makes these the only predictions: GPU, what is measured, part, us before, us."""
     from bench import predictions  # not at the top, for the reason given in `gpu`
 
-    def write(*rows: tuple[str, str, str, float]) -> None:
+    def write(*rows: tuple[str, str, str, str, float]) -> None:
         lines = ["\t".join(predictions.Prediction._fields)]
-        lines += [f"{gpu}\t{of}\t{part}\t\t{us}\tc0ffee\tstem\tfewer loads" for gpu, of, part, us in rows]
+        lines += [
+            f"{gpu}\t{of}\t{part}\t{before}\t{us}\tc0ffee\tstem\tfewer loads" for gpu, of, part, before, us in rows
+        ]
         (tmp_path / "predictions.tsv").write_text("\n".join(lines) + "\n")
         monkeypatch.setattr(predictions, "FILE", tmp_path / "predictions.tsv")
 

@@ -52,7 +52,7 @@ def test_ops_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_ops_on_a_gpu(
     gpu: Gpu, tmp_path: Path, predicted: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    predicted(("Fake GPU 1", "conv3x3 infer 1x16x6x5 float32", "triton", 70))
+    predicted(("Fake GPU 1", "conv3x3 infer 1x16x6x5 float32", "triton", "", 70))
     shape = Shape(1, 1, 16, 6, 5)
     with RowFile(tmp_path / "ops.jsonl") as file:
         session = Session(gpu, file, rounds=2)

@@ -67,9 +67,9 @@ def test_predictions_beside_what_is_measured(
     predicted: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     of = "frame 1x16x64x64 float32"
-    parts = {"*": 100, "pad_kernel *": 5, "stem_kernel *": 11, "conv_kernel down, *": 31, "ring_kernel *": 5}
-    here = [("Fake GPU 1", of, part, us) for part, us in parts.items()]
-    predicted(*here, ("Fake GPU 1", "frame 1x16x64x65 float32", "copy*", 2), ("Fake GPU 2", of, "copy*", 2))
+    parts = {"*": 100, "ring_kernel *": 5, "pad_kernel *": 5, "stem_kernel *": 11, "conv_kernel down, *": 31}
+    here = [("Fake GPU 1", of, part, "12" if part == "pad_kernel *" else "", us) for part, us in parts.items()]
+    predicted(*here, ("Fake GPU 1", "frame 1x16x64x65 float32", "copy*", "", 2), ("Fake GPU 2", of, "copy*", "", 2))
     assert main([*SMALL, "--what", "frame"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["us", "predicted", "launches", "roofline", "kernel"]
@@ -83,8 +83,8 @@ def test_predictions_beside_what_is_measured(
     assert lines[-4] == f"{of}: 2 of 5 predictions held within a factor of 1.25"
     assert lines[-3].startswith("100 predicted, ")
     assert lines[-2:] == [
-        "5 predicted, 10.0 measured: pad_kernel * (fewer loads)",
         "5 predicted, not launched: ring_kernel * (fewer loads)",
+        "5 predicted, 10.0 measured, 12 at c0ffee: pad_kernel * (fewer loads)",
     ]
 
 

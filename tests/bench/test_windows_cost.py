@@ -7,7 +7,7 @@ from bench.devices import Cpu
 
 
 def test_a_line_with_both_times_and_their_ratio_beside_a_prediction(capsys, predicted):
-    predicted((Cpu().name, "windows 1x72x64 float32", "windows of 64 less whole", 16))
+    predicted((Cpu().name, "windows 1x72x64 float32", "windows of 64 less whole", "", 16))
     assert main(["windows", "--device", "cpu", "--shape", "1x72x64", "--window", "64", "--rounds", "2"]) == 0
     line = capsys.readouterr().out
     assert re.fullmatch(
