@@ -239,6 +239,7 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
         stack.enter_context(launch.intercepting(compiler.launch))
         # On sm_90 with the kernels in Gluon, and with what other releases of Triton use in their place.
         stack.enter_context(mock.patch.object(blocks, "RING_FUSE_HAS_RUN", True))
+        stack.enter_context(mock.patch.object(convolutions, "RING_INPUT_GRADIENT_HAS_RUN", True))
         stack.enter_context(mock.patch.object(convolutions, "RING_WEIGHT_GRADIENT_HAS_RUN", True))
         stack.enter_context(mock.patch.object(upsampling, "RING_UPSAMPLED_CONV_HAS_RUN", True))
         for programs in (0, 132) if target == "sm_90" and convolutions.HAS_RING else (0,):

@@ -19,6 +19,9 @@ writes e4m3 adds its input as a tenth tap with a diagonal matrix. So the input a
 and the tile's center need not start at a multiple of 8 pixels, which it could not in 8 bits, since TMA needs the tile
 to start at an even one.
 
+The input gradient is the same convolution with the taps in reverse order and each matrix transposed. As the forward
+pass transposes what it loads, [inputs, outputs], the input gradient multiplies by it as it lies.
+
 In the weight gradient, the products sum over pixels: g transposed [outputs, pixels] times x [pixels, inputs]. Whether
 such a matrix may start at any pixel is not known. So only a tap's row is an offset into the tile of x, a multiple of 8
 pixels; for its column, g is loaded three times, one column apart each, and a tile of x has no columns around it. Every
@@ -61,11 +64,11 @@ _PITCH, _CHANNELS, _BOX, _SHARED = map(gl.constexpr, (PITCH, CHANNELS, BOX, SHAR
 
 
 @gluon.jit
-def matrix_at(pixels, o_p, DTYPE: gl.constexpr, PIXELS: gl.constexpr):
-    """The memory from pixel `o_p` on as a matrix [channels, PIXELS] of that dtype."""
+def matrix_at(pixels, o_p, DTYPE: gl.constexpr, PIXELS: gl.constexpr, CHANNELS: gl.constexpr = _CHANNELS):
+    """The memory from pixel `o_p` on as a matrix [CHANNELS, PIXELS] of that dtype."""
     BITS: gl.constexpr = DTYPE.primitive_bitwidth
-    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(8 * BITS, BITS, rank=2)
-    return pixels.index(o_p)._reinterpret(DTYPE, [PIXELS, _CHANNELS], LAYOUT).permute((1, 0))
+    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(CHANNELS * BITS // 8, BITS, rank=2)
+    return pixels.index(o_p)._reinterpret(DTYPE, [PIXELS, CHANNELS], LAYOUT).permute((1, 0))
 
 
 @gluon.jit
@@ -98,30 +101,36 @@ def tile_at(i_tile, n_h, n_w, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr):
 
 
 @gluon.jit
-def load_weights(t_w, t_dw, weights, loaded, ROW: gl.constexpr, TAPS: gl.constexpr):
-    """Load a row of taps, and with the last one a tenth tap and the weight of the second output."""
+def load_weights(t_w, t_dw, weights, dw, loaded, MODE: gl.constexpr, ROW: gl.constexpr, TAPS: gl.constexpr):
+    """Load a row of taps, and with the last one a tenth tap and the weight of the 1x1 convolution."""
     LAST: gl.constexpr = TAPS if ROW == 2 else 3 * ROW + 3
-    DISTIL: gl.constexpr = t_dw is not None and ROW == 2
+    LAST_OF_ALL: gl.constexpr = t_dw is not None and ROW == 2
     bar = loaded.index(ROW)
-    mbarrier.expect(bar, (LAST - 3 * ROW + (1 if DISTIL else 0)) * t_w.block_type.nbytes)
+    mbarrier.expect(bar, (LAST - 3 * ROW) * t_w.block_type.nbytes + (t_dw.block_type.nbytes if LAST_OF_ALL else 0))
     for i in gl.static_range(3 * ROW, LAST):
-        tma.async_copy_global_to_shared(t_w, [i, 0, 0], bar, weights.index(i))
-    if DISTIL:
-        tma.async_copy_global_to_shared(t_dw, [0, 0, 0], bar, weights.index(TAPS))
+        tma.async_copy_global_to_shared(t_w, [i if MODE == "same" else 8 - i, 0, 0], bar, weights.index(i))
+    if LAST_OF_ALL:
+        tma.async_copy_global_to_shared(t_dw, [0, 0, 0], bar, dw)
 
 
 @gluon.jit
 def produce(
-    t_x, t_residual, t_w, t_dw, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
-    PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr, SLOT: gl.constexpr,
-    FIRST: gl.constexpr, RESIDUAL: gl.constexpr, TAPS: gl.constexpr,
+    t_x, t_residual, t_z, t_mask, t_w, t_dw, pixels, weights, dw, loaded, full, empty, n_tiles, n_h, n_w,
+    MODE: gl.constexpr, PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
+    SLOTS: gl.constexpr, SLOT: gl.constexpr, FIRST: gl.constexpr, RESIDUAL: gl.constexpr, Z: gl.constexpr,
+    MASK: gl.constexpr, TAPS: gl.constexpr,
 ):  # fmt: skip
     """Load the tiles of this program, in order, each as soon as its slot is empty."""
     TILE: gl.constexpr = (BLOCK_H + 2) * _PITCH
     WITH_RESIDUAL: gl.constexpr = t_residual is not None and RESIDUAL == TILE
     BYTES: gl.constexpr = t_x.dtype.primitive_bitwidth // 8
-    LOADED: gl.constexpr = _CHANNELS * (TILE * BYTES + (BLOCK_H * _PITCH * 2 if WITH_RESIDUAL else 0))
-    load_weights(t_w, t_dw, weights, loaded, 0, TAPS)
+    LOADED: gl.constexpr = (
+        TILE * _CHANNELS * BYTES
+        + (t_residual.block_type.nbytes if WITH_RESIDUAL else 0)
+        + (t_z.block_type.nbytes if t_z is not None else 0)
+        + (t_mask.block_type.nbytes if t_mask is not None else 0)
+    )
+    load_weights(t_w, t_dw, weights, dw, loaded, MODE, 0, TAPS)
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
         i_slot = i_turn % SLOTS
@@ -133,18 +142,23 @@ def produce(
             load_box(t_x, i_b, o_h - PADDING + i, o_w - PADDING, bar, pixels, i_slot * SLOT + FIRST + i * _PITCH)
         if WITH_RESIDUAL:
             load_box(t_residual, i_b, o_h, o_w, bar, pixels, i_slot * SLOT + RESIDUAL)
+        if t_z is not None:
+            load_box(t_z, i_b, o_h, o_w, bar, pixels, i_slot * SLOT + Z)
+        if t_mask is not None:
+            load_box(t_mask, i_b, o_h, o_w, bar, pixels, i_slot * SLOT + MASK)
         if i_turn == 0:
-            load_weights(t_w, t_dw, weights, loaded, 1, TAPS)
-            load_weights(t_w, t_dw, weights, loaded, 2, TAPS)
+            load_weights(t_w, t_dw, weights, dw, loaded, MODE, 1, TAPS)
+            load_weights(t_w, t_dw, weights, dw, loaded, MODE, 2, TAPS)
         i_turn += 1
 
 
 @gluon.jit
-def product(weights, i_w, pixels, o_p, b_out, PIXELS: gl.constexpr):
-    b_w = weights.index(i_w).reshape([_CHANNELS, _CHANNELS])
-    if pixels.dtype.primitive_bitwidth == 16:
+def product(b_w, b_x, b_out, MODE: gl.constexpr):
+    """Add a tap [1, inputs, outputs] times pixels."""
+    b_w = b_w.reshape([b_w.shape[1], b_w.shape[2]])
+    if MODE == "same" and b_x.dtype.primitive_bitwidth == 16:
         b_w = b_w.permute((1, 0))
-    return warpgroup_mma(b_w, matrix_at(pixels, o_p, pixels.dtype, PIXELS), b_out, is_async=True)
+    return warpgroup_mma(b_w, b_x, b_out, is_async=True)
 
 
 @gluon.jit
@@ -176,10 +190,11 @@ def stage(pixels, o_p, b_x, N, DTYPE: gl.constexpr, PIXELS: gl.constexpr, LAYOUT
 
 @gluon.jit
 def consume(
-    t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, pixels, weights, loaded, full, empty,
+    t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, t_z, t_mask, pixels, weights, dw, loaded, full, empty,
     n_tiles, n_h, n_w, N, D,
-    GROUP: gl.constexpr, SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
-    SLOTS: gl.constexpr, SLOT: gl.constexpr, FIRST: gl.constexpr, RESIDUAL: gl.constexpr, TAPS: gl.constexpr,
+    GROUP: gl.constexpr, MODE: gl.constexpr, SLOPE: gl.constexpr, MASK_SLOPE: gl.constexpr,
+    BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr, SLOT: gl.constexpr, FIRST: gl.constexpr,
+    RESIDUAL: gl.constexpr, Z: gl.constexpr, MASK: gl.constexpr, TAPS: gl.constexpr,
 ):  # fmt: skip
     """Compute every second tile of this program; a result is staged in the tile's own slot."""
     PIXELS: gl.constexpr = BLOCK_H * _PITCH
@@ -198,12 +213,17 @@ def consume(
         for i in gl.static_range(3):
             mbarrier.wait(loaded.index(i), 0)
             for j in gl.static_range(3):
-                b_out = product(weights, 3 * i + j, pixels, o_p + FIRST + i * _PITCH + j, b_out, PIXELS)
+                b_x = matrix_at(pixels, o_p + FIRST + i * _PITCH + j, pixels.dtype, PIXELS)
+                b_out = product(weights.index(3 * i + j), b_x, b_out, MODE)
+        if t_z is not None:
+            b_z = matrix_at(pixels, o_p + Z, t_z.dtype, PIXELS, t_z.block_type.shape[3])
+            b_out = product(dw, b_z, b_out, MODE)
         if t_d is not None:
+            b_x = matrix_at(pixels, o_p + RESIDUAL, pixels.dtype, PIXELS)
             if TAPS == 10:
-                b_out = product(weights, 9, pixels, o_p + RESIDUAL, b_out, PIXELS)
+                b_out = product(weights.index(9), b_x, b_out, MODE)
             b_d = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
-            b_d = product(weights, TAPS, pixels, o_p + RESIDUAL, b_d, PIXELS)
+            b_d = product(dw, b_x, b_d, MODE)
             b_out, b_d = warpgroup_mma_wait(num_outstanding=0, deps=(b_out, b_d))
             if p_dfactor is not None:
                 b_d *= load_channels(p_dfactor, D, LAYOUT)
@@ -217,7 +237,11 @@ def consume(
             b_out += load_channels(p_bias, N, LAYOUT)
         if t_residual is not None and TAPS == 9:
             b_out += matrix_at(pixels, o_p + RESIDUAL, t_residual.dtype, PIXELS).load(LAYOUT).to(gl.float32)
-        stage(pixels, o_p + STAGED, leaky(b_out, SLOPE), N, t_out.dtype, PIXELS, LAYOUT)
+        b_out = leaky(b_out, SLOPE)
+        if t_mask is not None:
+            b_mask = matrix_at(pixels, o_p + MASK, t_mask.dtype, PIXELS).load(LAYOUT)
+            b_out = gl.where(b_mask > 0, b_out, 0.0 if MASK_SLOPE == 0.0 else b_out * MASK_SLOPE)
+        stage(pixels, o_p + STAGED, b_out, N, t_out.dtype, PIXELS, LAYOUT)
         fence_async_shared()
         store_rows(t_out, i_b, o_h, o_w, pixels, o_p + STAGED, BLOCK_H, BLOCK_W)
         if t_d is not None:
@@ -229,12 +253,13 @@ def consume(
 
 @gluon.jit(do_not_specialize=["B", "H", "W", "N", "D"])
 def ring_kernel(
-    t_x, t_w, p_factor, p_bias, t_residual, t_out, t_dw, p_dfactor, p_dbias, t_d, B, H, W, N, D,
-    PADDING: gl.constexpr, SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
+    t_x, t_w, p_factor, p_bias, t_residual, t_z, t_mask, t_out, t_dw, p_dfactor, p_dbias, t_d, B, H, W, N, D,
+    MODE: gl.constexpr, PADDING: gl.constexpr, SLOPE: gl.constexpr, MASK_SLOPE: gl.constexpr,
+    BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
 ):  # fmt: skip
-    """out = leaky(conv(x) + bias + residual), H x W, with at most 64 channels before and after it.
+    """out = leaky(conv(x) + bias + residual), H x W, or an input gradient, with at most 64 channels before and after.
 
-    `t_d`: a second output, leaky(conv1x1(x) + bias), as in `conv_kernel`; the residual then is x. Sums of products are
+    MODE, `t_z`, `t_dw`, `t_mask` and `t_d` as in `conv_kernel`; with `t_dw`, the residual is x. Sums of products are
     multiplied by a factor per channel, if given.
     """
     n_h = gl.cdiv(H, BLOCK_H)
@@ -245,24 +270,30 @@ def ring_kernel(
     BITS: gl.constexpr = t_x.dtype.primitive_bitwidth
     EIGHT: gl.constexpr = BITS == 8
     TENTH: gl.constexpr = t_d is not None and (EIGHT or t_out.dtype.primitive_bitwidth == 8)
-    # With a second output, the residual is the tile's own center: if loaded, it must start at a multiple of 8 pixels.
-    FIRST: gl.constexpr = 0 if t_d is None or TENTH else 7
-    RESIDUAL: gl.constexpr = TILE if t_d is None else FIRST + _PITCH + 1
+    # With a 1x1 convolution, the residual is the tile's own center: if loaded, it must start at a multiple of 8 pixels.
+    FIRST: gl.constexpr = 0 if t_dw is None or TENTH else 7
+    RESIDUAL: gl.constexpr = TILE if t_dw is None else FIRST + _PITCH + 1
     # A residual and the result are in 16 bits, twice as large as pixels in 8.
     RESULT: gl.constexpr = 2 * PIXELS if EIGHT else PIXELS
-    ALONE: gl.constexpr = RESULT if EIGHT else TILE if t_d is None else TILE + 8
-    SLOT: gl.constexpr = TILE + RESULT if t_residual is not None and t_d is None else ALONE
+    ALONE: gl.constexpr = RESULT if EIGHT else TILE if t_dw is None else TILE + 8
+    Z: gl.constexpr = TILE + RESULT if t_residual is not None and t_dw is None else ALONE
+    MASK: gl.constexpr = Z if t_z is None else Z + PIXELS * t_z.block_type.shape[3] // _CHANNELS
+    SLOT: gl.constexpr = MASK if t_mask is None else MASK + PIXELS
     # Behind the slots: the second output is staged. The last tap reads two pixels of it, for columns that are not
     # stored.
     REST: gl.constexpr = 8 if t_d is None else 2 * RESULT
     TAPS: gl.constexpr = 10 if TENTH else 9
-    WEIGHTS: gl.constexpr = TAPS if t_d is None else TAPS + 1
-    ROOM: gl.constexpr = _SHARED // (_CHANNELS * BITS // 8) - WEIGHTS * _CHANNELS - REST
+    WEIGHTS: gl.constexpr = TAPS * t_w.block_type.nbytes + (t_dw.block_type.nbytes if t_dw is not None else 0)
+    ROOM: gl.constexpr = (_SHARED - WEIGHTS) // (_CHANNELS * BITS // 8) - REST
     SLOTS: gl.constexpr = 4 if ROOM >= 4 * SLOT else ROOM // SLOT
     LAYOUT: gl.constexpr = gl.NVMMASharedLayout(8 * BITS, BITS, rank=2)
     eights = gl.allocate_shared_memory(t_x.dtype, [(SLOTS * SLOT + REST) // 8, 8, _CHANNELS], LAYOUT)
     pixels = eights._reinterpret(t_x.dtype, [SLOTS * SLOT + REST, 1, _CHANNELS], LAYOUT)
-    weights = gl.allocate_shared_memory(t_x.dtype, [WEIGHTS, 1, _CHANNELS, _CHANNELS], t_w.layout)
+    weights = gl.allocate_shared_memory(t_x.dtype, [TAPS, 1, _CHANNELS, _CHANNELS], t_w.layout)
+    if t_dw is None:
+        dw: gl.constexpr = None
+    else:
+        dw = gl.allocate_shared_memory(t_x.dtype, t_dw.block_type.shape, t_dw.layout)
     loaded = gl.allocate_shared_memory(gl.int64, [3, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [2 * SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
@@ -278,22 +309,24 @@ def ring_kernel(
             (
                 consume,
                 (
-                    t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, pixels, weights, loaded, full, empty,
-                    n_tiles, n_h, n_w, N, D, 0, SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, TAPS,
+                    t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, t_z, t_mask, pixels, weights, dw,
+                    loaded, full, empty, n_tiles, n_h, n_w, N, D,
+                    0, MODE, SLOPE, MASK_SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, Z, MASK, TAPS,
                 ),
             ),
             (
                 consume,
                 (
-                    t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, pixels, weights, loaded, full, empty,
-                    n_tiles, n_h, n_w, N, D, 1, SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, TAPS,
+                    t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, t_z, t_mask, pixels, weights, dw,
+                    loaded, full, empty, n_tiles, n_h, n_w, N, D,
+                    1, MODE, SLOPE, MASK_SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, Z, MASK, TAPS,
                 ),
             ),
             (
                 produce,
                 (
-                    t_x, t_residual, t_w, t_dw, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
-                    PADDING, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, TAPS,
+                    t_x, t_residual, t_z, t_mask, t_w, t_dw, pixels, weights, dw, loaded, full, empty,
+                    n_tiles, n_h, n_w, MODE, PADDING, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, Z, MASK, TAPS,
                 ),
             ),
         ],

@@ -65,7 +65,6 @@ def conv_kernel(
     t_residual,
     t_residual_act,
     t_z,
-    t_zw,
     t_mask,
     t_out,
     t_dw,
@@ -97,7 +96,7 @@ def conv_kernel(
     `back` is the input gradient of `same`. K and N are the channels of x and out. Weights are stored as for the forward
     pass; `back` transposes them.
     `t_act`: x is the gradient of an activation with this output; its mask is applied as x is loaded.
-    `t_z`, `t_zw`: the gradient of the output of a 1x1 convolution and its weight; its input gradient is added.
+    `t_z`: the gradient of the output of a 1x1 convolution with weight `t_dw`; its input gradient is added.
     `t_mask`: the output of the activation that produced the convolution's input; out is the gradient before it.
     `t_d`: a second output, leaky(conv1x1(residual) + bias), from the residual tile, which is in registers already.
     """
@@ -137,8 +136,8 @@ def conv_kernel(
         b_out = tl.trans(b_out)
     if t_z is not None:
         b_z = load_pixels(t_z, i_b, o_h, o_w, 0)
-        b_zw = tl.trans(load_weight(t_zw, 0, o_n, 0))
-        b_out = tl.dot(b_z, b_zw, b_out, input_precision=PRECISION, out_dtype=ACC)
+        b_dw = tl.trans(load_weight(t_dw, 0, o_n, 0))
+        b_out = tl.dot(b_z, b_dw, b_out, input_precision=PRECISION, out_dtype=ACC)
     if p_bias is not None:
         b_out += load_bias(p_bias, o_n, N, BLOCK_N, ACC)
     if t_residual is not None:

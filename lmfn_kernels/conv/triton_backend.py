@@ -79,7 +79,7 @@ def launch_conv(
     The others are described in `conv_kernel`.
     """
     tensors: dict[str, Tensor | None] = {f"t_x{place}": view for place, view in zip(PARITIES, views, strict=False)}
-    z = d = 1
+    d = 1
     if e.activation_output is not None:
         tensors["t_act"] = e.activation_output
     if residual is not None:
@@ -87,16 +87,19 @@ def launch_conv(
         if residual.activation_output is not None:
             tensors["t_residual_act"] = residual.activation_output
     if extra is not None:
-        tensors["t_z"], tensors["t_zw"] = extra
-        z = extra[0].shape[1]
+        tensors["t_z"], tensors["t_dw"] = extra
+        d = extra[0].shape[1]
     if mask is not None:
         tensors["t_mask"] = mask
     if distil is not None:
         tensors["t_dw"], tensors["p_dbias"], tensors["t_d"] = distil
         d = distil[2].shape[1]
     slopes = slope, e.slope, mask_slope
-    programs = 0 if tensors.keys() & {"t_act", "t_residual_act", "t_z", "t_mask"} else ring_programs(out.device)
-    key = tiling("conv", out), weight.shape, z, d, mode, padding, slopes, programs
+    masked = "t_act" in tensors or "t_residual_act" in tensors  # TMA cannot apply a mask as it loads
+    of_input = "t_dw" not in tensors or tensors.get("t_residual") is views[0]
+    has_run = mode == "same" or RING_INPUT_GRADIENT_HAS_RUN
+    programs = ring_programs(out.device) if has_run and of_input and not masked else 0
+    key = tiling("conv", out), weight.shape, d, mode, padding, slopes, programs
     launch(out, _convolution, key, t_w=weight, p_bias=bias, t_out=out, **tensors)
 
 
@@ -104,30 +107,24 @@ def launch_conv(
 def _convolution(
     t: Tiling,
     weight: Sequence[int],
-    z: int,
     d: int,
     mode: str,
     padding: int,
     slopes: tuple[float, float, float],
     programs: int,
 ) -> Plan:
-    """`t` is the tiling of the output; `z` and `d` are the channels of the extra image and of the second output;
-    `programs` is 0 if `ring_kernel` cannot do what is asked for."""
+    """`t` is the tiling of the output; `d` is the channels of the extra image or of the second output; `programs` is 0
+    if `ring_kernel` cannot do what is asked for."""
     taps, k, n = weight if mode in ("same", "down") else (weight[0], weight[2], weight[1])
     if (
         programs
-        and mode == "same"
+        and (mode, channel_block(k)) in (("same", 64), ("back", 64), ("back", 32))
+        and channel_block(n) == 64
         and taps == 9
         and t.dtype.itemsize == 2
-        and channel_block(k) == channel_block(n) == 64
     ):
-        return _ring(t.size, n, d, padding, slopes[0], programs)
-    block_k, block_n, block_z, block_d = (
-        min(64, channel_block(k)),
-        min(64, channel_block(n)),
-        channel_block(z),
-        channel_block(d),
-    )
+        return _ring(t.size, n, d, mode, padding, slopes[0], slopes[2], programs)
+    block_k, block_n, block_d = min(64, channel_block(k)), min(64, channel_block(n)), channel_block(d)
     return Plan(
         kernels.conv_kernel,
         (t.tiles, cdiv(n, block_n)),
@@ -137,10 +134,8 @@ def _convolution(
             "t_act": t.pixels(block_k),
             "t_w": (1, block_k, block_n) if mode in ("same", "down") else (1, block_n, block_k),
             **{name: t.pixels(block_n) for name in ("t_residual", "t_residual_act", "t_mask", "t_out")},
-            "t_z": t.pixels(block_z),
-            "t_zw": (1, block_n, block_z),
+            **dict.fromkeys(("t_z", "t_d"), t.pixels(block_d)),
             "t_dw": (1, block_n, block_d),
-            "t_d": t.pixels(block_d),
         },
         N=n,
         D=d,
@@ -159,6 +154,10 @@ def _convolution(
     )
 
 
+RING_INPUT_GRADIENT_HAS_RUN = False
+"""Whether `ring_kernel` has computed input gradients on a GPU with the right results, by
+`test_input_gradient_in_a_ring`. Until then `conv_kernel` computes them."""
+
 HAS_RING = triton.__version__.startswith("3.6.")
 """Whether `ring_kernel` is known to compile: Gluon, its language, changes between releases of Triton."""
 
@@ -173,20 +172,24 @@ def ring_programs(device: torch.device) -> int:
 
 
 @lru_cache(PLANS)
-def _ring(size: Sequence[int], n: int, d: int, padding: int, slope: float, programs: int) -> Plan:
+def _ring(
+    size: Sequence[int], n: int, d: int, mode: str, padding: int, slope: float, mask_slope: float, programs: int
+) -> Plan:
     """`ring_kernel` for an output [B, n, H, W] of that size, with d channels of its second output, if there is one."""
     ring = import_module("lmfn_kernels.conv.gluon_kernels")  # only here, as not every Triton has Gluon
     b, _, h, w = size
     rows, columns = ring.ROWS, ring.PITCH - 2
-    weight, row = (1, ring.CHANNELS, ring.CHANNELS), (1, 1, ring.BOX, ring.CHANNELS)
+    row, block_d = (1, 1, ring.BOX, ring.CHANNELS), max(32, channel_block(d))
     return Plan(
         ring.ring_kernel,
         (min(programs, b * cdiv(h, rows) * cdiv(w, columns)),),
         4,
         {
             "t_x": (1, 2, ring.PITCH, ring.CHANNELS),
-            "t_residual": (1, rows, ring.PITCH, ring.CHANNELS),
-            **dict.fromkeys(("t_w", "t_dw"), weight),
+            **dict.fromkeys(("t_residual", "t_mask"), (1, rows, ring.PITCH, ring.CHANNELS)),
+            "t_z": (1, rows, ring.PITCH, block_d),
+            "t_w": (1, ring.CHANNELS, ring.CHANNELS),
+            "t_dw": (1, ring.CHANNELS, ring.CHANNELS if mode == "same" else block_d),
             **dict.fromkeys(("t_out", "t_d"), row),
         },
         ring.descriptor,
@@ -195,8 +198,10 @@ def _ring(size: Sequence[int], n: int, d: int, padding: int, slope: float, progr
         W=w,
         N=n,
         D=d,
+        MODE=mode,
         PADDING=padding,
         SLOPE=slope,
+        MASK_SLOPE=mask_slope,
         BLOCK_H=rows,
         BLOCK_W=columns,
     )
@@ -227,7 +232,7 @@ def conv(
     )
     mode = "same" if stride == 1 else "down"
     programs = ring_programs(out.device)
-    key = tiling("conv" if stride == 1 else "conv_down", out), w.shape, 1, 1, mode, padding, (slope, 1.0, 1.0), programs
+    key = tiling("conv" if stride == 1 else "conv_down", out), w.shape, 1, mode, padding, (slope, 1.0, 1.0), programs
     launch(out, _convolution, key, t_w=w, p_bias=bias, t_residual=residual, t_out=out, **views)
     return out
 
@@ -242,7 +247,7 @@ def scaled_conv(x: Tensor, conv: ScaledConv, residual: Tensor | None, *, slope: 
 
 def launch_scaled(out: Tensor, d: int, slope: float, **tensors: Tensor | None) -> None:
     """Launch `ring_kernel`, which writes `out`, with d channels of its second output, if there is one."""
-    key = out.shape, out.shape[1], d, 1, slope, ring_programs(out.device)
+    key = out.shape, out.shape[1], d, "same", 1, slope, 1.0, ring_programs(out.device)
     launch(out, _ring, key, t_out=out, **tensors)
 
 

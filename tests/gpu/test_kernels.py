@@ -101,6 +101,28 @@ def test_fuse_in_a_ring(monkeypatch: pytest.MonkeyPatch, size: Size, dtype: torc
     ],
     ids=str,
 )
+def test_input_gradient_in_a_ring(monkeypatch: pytest.MonkeyPatch, name: str, size: Size, dtype: torch.dtype) -> None:
+    """The input gradients of `ring_kernel`, which are not used as long as nobody has seen this test pass: set
+    `RING_INPUT_GRADIENT_HAS_RUN` then."""
+    kernels = import_module("lmfn_kernels.conv.triton_backend")
+    if not kernels.ring_programs(torch.device(DEVICE, 0)):
+        pytest.skip("needs a Hopper GPU and a Triton with this Gluon")
+    monkeypatch.setattr(kernels, "RING_INPUT_GRADIENT_HAS_RUN", True)
+    test_within_rounding_and_a_hundred_times_the_same(name, size, dtype)
+    without_padding = conv_from_flat(padding=0, activation="none")
+    assert_correct(without_padding, conv_inputs(2, 64, 33, 19, 35, dtype, DEVICE, padding=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("residual_block", Size(3, 1, 64, 37, 61)),
+        ("residual_block", Size(1, 1, 50, 1, 1)),
+        ("rfdb", Size(2, *OPS["rfdb"].widths, 64, 64)),
+    ],
+    ids=str,
+)
 def test_weight_gradient_in_a_ring(monkeypatch: pytest.MonkeyPatch, name: str, size: Size, dtype: torch.dtype) -> None:
     """`ring_weight_gradient_kernel`, which is not used as long as nobody has seen this test pass: set
     `RING_WEIGHT_GRADIENT_HAS_RUN` then."""

@@ -442,7 +442,9 @@ def _in_python(kernel: Any, sm: Multiprocessor, edit: Callable[[str], str]) -> C
         real = jit.fn.__globals__
         if id(real) not in modules:
             names = modules[id(real)] = {"range": _range}
-            names |= {name: translated(x) for name, x in real.items() if not name.startswith("__")}
+            ours = {name: x for name, x in real.items() if not name.startswith("__")}
+            names |= {name: x.value for name, x in ours.items() if isinstance(x, gl.constexpr)}  # defaults of functions
+            names |= {name: translated(x) for name, x in ours.items()}
         names = modules[id(real)]
         if getattr(names.get(jit.__name__), "of", None) is not jit:
             code = jit.fn.__code__

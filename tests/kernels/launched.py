@@ -85,10 +85,11 @@ def check_as_triton_launches_it() -> None:
         for _, _, called in calls([op for op in OPS | PARTS if op != "lmfn"], "cpu"):
             called()
         stack.enter_context(mock.patch.object(conv, "ring_programs", return_value=132))
+        stack.enter_context(mock.patch.object(conv, "RING_INPUT_GRADIENT_HAS_RUN", True))
         stack.enter_context(mock.patch.object(conv, "RING_WEIGHT_GRADIENT_HAS_RUN", True))
         stack.enter_context(mock.patch.object(rfdb, "RING_FUSE_HAS_RUN", True))
         stack.enter_context(mock.patch.object(upsample, "RING_UPSAMPLED_CONV_HAS_RUN", True))
-        for _, _, called in calls(["conv3x3", "distill_stage", "distill_fuse", "upsampled_conv3x3"], "cpu"):
+        for _, _, called in calls(["conv3x3", "distill_fuse", "rfdb", "upsampled_conv3x3"], "cpu"):
             called()
     assert len(asked) > 100
     kinds = set()
@@ -106,7 +107,8 @@ def check_as_triton_launches_it() -> None:
         assert len(found) == 2
         assert found[0] == found[1], kind
     assert len({kernel for kernel, *_ in kinds}) > 20
-    assert len({kind for kind in kinds if kind[0] == "ring_kernel"}) > 1
+    assert len({kind for kind in kinds if kind[0] == "ring_kernel"}) > 3
+    assert {"t_z", "t_mask"} <= {name for kind in kinds if kind[0] == "ring_kernel" for name in kind}
     assert len({kind for kind in kinds if kind[0] == "ring_fuse_kernel"}) == 2, "without d4, and with it"
     assert {"ring_weight_gradient_kernel", "ring_upsampled_conv_kernel"} <= {kernel for kernel, *_ in kinds}
 

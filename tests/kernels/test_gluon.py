@@ -1,22 +1,25 @@
 """The Gluon kernels' own source, run by `hopper.py`: right in every order of the warps, and wrong with any defect."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import lmfn_kernels
 from lmfn_kernels import scaled
 from lmfn_kernels.conv import triton_backend as convolutions
+from lmfn_kernels.mshf import triton_backend as encoder
 from lmfn_kernels.rfdb import torch_backend as exact_blocks
 from lmfn_kernels.rfdb import triton_backend as blocks
 from lmfn_kernels.runtime.launch import as_kernel_image, intercepting
 from lmfn_kernels.testing import (
     OPS,
     OpCase,
+    Reference,
     assert_within_rounding,
     conv,
     conv_from_flat,
@@ -52,6 +55,7 @@ def _on_hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(convolutions, "ring_programs", lambda _: 2)
     monkeypatch.setattr(blocks, "RING_FUSE_HAS_RUN", True)
     monkeypatch.setattr(upsampling, "RING_UPSAMPLED_CONV_HAS_RUN", True)
+    monkeypatch.setattr(convolutions, "RING_INPUT_GRADIENT_HAS_RUN", True)
     monkeypatch.setattr(convolutions, "RING_WEIGHT_GRADIENT_HAS_RUN", True)
     with lmfn_kernels.backend("triton"), torch.no_grad():
         yield
@@ -127,6 +131,114 @@ def test_e4m3(before: torch.dtype | None, after: torch.dtype | None, form: str, 
         rounding = 2**-3 if found[0].dtype == E4M3 else 2**-7  # by one step, where sums differ in their last bits
         assert ((one - value).abs() <= rounding * value.abs() + 2**-9 * value.abs().max()).all()
         assert torch.equal(one, other)
+
+
+class InputGradient(NamedTuple):
+    """An input gradient [B, n, H, W] of a convolution from n to k channels, and what is fused into it."""
+
+    size: tuple[int, ...]
+    """[B, n, H, W]"""
+    k: int
+    dtype: torch.dtype
+    padding: int = 1
+    mask: float = 1.0
+    added: str = ""
+    """The convolution's output gradient ("e") or another one ("g") is added."""
+    z: int = 0
+    """Channels of a 1x1 convolution of the same input, whose gradient is added."""
+
+
+INPUT_GRADIENTS = {
+    "alone": InputGradient((1, 50, 1, 4), 64, torch.bfloat16),
+    "no border": InputGradient((2, 64, 9, 33), 33, torch.bfloat16, padding=0),
+    "mask": InputGradient((1, 64, 5, 61), 64, torch.float16, mask=0.0),
+    "mask, 25 channels": InputGradient((2, 50, 9, 33), 25, torch.bfloat16, mask=0.05),
+    "skip": InputGradient((1, 50, 5, 61), 50, torch.float16, added="g"),
+    "stage": InputGradient((1, 50, 5, 61), 50, torch.float16, added="e", z=25),
+    "stage and mask": InputGradient((2, 50, 9, 33), 50, torch.bfloat16, mask=0.05, added="e", z=25),
+}
+
+
+@cache
+def input_gradient(form: str) -> tuple[Reference, Callable[..., Tensor]]:
+    """The right value, and a function that computes it from pixels amid NaN, with options for `hopper.launch`."""
+    (b, n, h, w), k, dtype, padding, slope, added, z = INPUT_GRADIENTS[form]
+    draw = torch.Generator().manual_seed(0)
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=draw) * scale).to(dtype)
+
+    e, x = random(b, k, h + 2 * padding - 2, w + 2 * padding - 2), random(b, n, h, w).round()  # with zeros
+    weight, distil = random(k, n, 3, 3, scale=1 / 20), random(max(z, 1), n, 1, 1, scale=1 / 5)
+    g, g_distil = random(b, n, h, w), random(b, max(z, 1), h, w)
+
+    def formula(e: Tensor, reversed_weight: Tensor, x: Tensor, distil: Tensor, g: Tensor, g_distil: Tensor) -> Tensor:
+        dx = F.conv2d(e, reversed_weight, padding=2 - padding)
+        if z:
+            dx = dx + F.conv2d(g_distil, distil)
+        if added:
+            dx = dx + {"e": e, "g": g}[added]
+        return dx if slope == 1 else torch.where(x > 0, dx, dx * slope)
+
+    inputs = [e, weight.transpose(0, 1).flip(2, 3), x, distil.transpose(0, 1), g, g_distil]
+    (reference,), _ = reference_with_bounds(formula, inputs, [False] * len(inputs))
+    of_e, of_x, of_g, of_distil = (as_kernel_image(amid_nan(t)) for t in (e, x, g, g_distil))
+
+    def run(**options: Any) -> Tensor:
+        launched: list[str] = []
+
+        def launch(otherwise: Any, kernel: Any, *arguments: Any) -> None:
+            launched.append(kernel.__name__)
+            hopper.launch(otherwise, kernel, *arguments, **options)
+
+        with intercepting(launch):
+            if added == "g":
+                found = encoder.skip_gradient(of_e, weight, of_x, of_g)
+            else:
+                fused = {"residual": added == "e", "extra": (of_distil, distil) if z else None, "mask": slope}
+                found = convolutions.input_gradient(of_e, weight, of_x, padding=padding, **fused)
+        assert launched == ["ring_kernel"]
+        return found
+
+    return reference, run
+
+
+@pytest.mark.parametrize("form", INPUT_GRADIENTS)
+def test_input_gradient(form: str) -> None:
+    reference, run = input_gradient(form)
+    found = [run(order=order) for order in hopper.ORDERS]
+    assert_within_rounding("gradient", found[0], reference)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("8 - i, 0, 0", "i, 0, 0"),
+        ('MODE == "same" and b_x', "b_x"),
+        ("i_slot * SLOT + MASK", "i_slot * SLOT + MASK + 8"),
+        ("i_slot * SLOT + Z)", "i_slot * SLOT + MASK)"),
+        ("b_mask > 0", "b_mask >= 0"),
+        ("(t_z.block_type.nbytes if t_z is not None else 0)", "0"),
+        ("MASK if t_mask is None else MASK + PIXELS", "MASK"),
+    ],
+)
+def test_a_defect_of_an_input_gradient_is_found(before: str, after: str) -> None:
+    edited: list[str] = []
+
+    def edit(source: str) -> str:
+        if before in source:
+            edited.append(source)
+        return source.replace(before, after)
+
+    def check() -> None:
+        reference, run = input_gradient("stage and mask")
+        for order in hopper.ORDERS:
+            assert_within_rounding("gradient", run(order=order, edit=edit), reference)
+
+    with pytest.raises((AssertionError, RuntimeError)):  # RuntimeError: matrices do not fit each other
+        check()
+    assert edited, f"{before} is nowhere in the kernel"
 
 
 GRADIENTS = [(1, 50, 50, 1, 1, 1), (2, 50, 25, 9, 33, 1), (1, 64, 64, 19, 18, 0), (1, 64, 50, 3, 17, 0)]
@@ -237,7 +349,7 @@ DEFECTS = [
     ("a slot is empty before it is stored", "distill_fuse", STORED, EARLY),
     ("a slot is never empty", "residual", ARRIVAL, "pass"),
     ("two arrivals instead of one", "residual", ARRIVAL, ARRIVAL.replace("count=1", "count=2")),
-    ("too few bytes are expected", "residual", "(BLOCK_H * _PITCH * 2 if WITH_RESIDUAL else 0)", "0"),
+    ("too few bytes are expected", "residual", "(t_residual.block_type.nbytes if WITH_RESIDUAL else 0)", "0"),
     ("no fence before a store", "residual", "fence_async_shared()", "pass"),
     ("no fence before a store", "distill_fuse", "fence_async_shared()", "pass"),
     ("no wait for a store", "residual", "tma.store_wait(0)", "pass"),

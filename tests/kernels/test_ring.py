@@ -55,6 +55,37 @@ def test_where_it_computes_weight_gradients(
 @pytest.mark.parametrize(
     ("change", "kernel"),
     [
+        ({}, "ring_kernel"),
+        ({"has_run": False}, "conv_kernel"),
+        ({"pending": True}, "conv_kernel"),
+        ({"pending": True, "residual": True}, "conv_kernel"),
+        ({"residual": True}, "ring_kernel"),
+        ({"residual": True, "extra": True}, "ring_kernel"),
+        ({"residual": True, "extra": True, "mask": 0.05}, "ring_kernel"),
+        ({"extra": True}, "conv_kernel"),
+        ({"mask": 0.0}, "ring_kernel"),
+    ],
+)
+def test_where_it_computes_input_gradients(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], kernel: str
+) -> None:
+    usual = {"has_run": True, "pending": False, "residual": False, "extra": False, "mask": 1.0}
+    has_run, pending, residual, extra, mask = (usual | change).values()
+    monkeypatch.setattr(triton_backend, "ring_programs", lambda _: 132)
+    monkeypatch.setattr(triton_backend, "RING_INPUT_GRADIENT_HAS_RUN", has_run)
+    g, x, z = (as_kernel_image(torch.zeros(1, c, 9, 20, dtype=torch.bfloat16)) for c in (50, 50, 25))
+    weight, distil = (torch.zeros(n, 50, k, k, dtype=torch.bfloat16) for n, k in ((50, 3), (25, 1)))
+    e = triton_backend.mask_gradient(g, g, 0.1 if pending else 1.0)
+    launched: list[str] = []
+    with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
+        fused = {"residual": residual, "extra": (z, distil) if extra else None, "mask": mask}
+        triton_backend.input_gradient(e, weight, x, padding=1, **fused)
+    assert launched == [kernel]
+
+
+@pytest.mark.parametrize(
+    ("change", "kernel"),
+    [
         ({}, "ring_fuse_kernel"),
         ({"has_run": False}, "fuse_kernel"),
         ({"dtype": torch.float16}, "ring_fuse_kernel"),
@@ -115,7 +146,10 @@ def test_where_it_convolves_upsampled(monkeypatch: pytest.MonkeyPatch, change: d
         ({"weight": (9, 64, 65)}, "conv_kernel"),
         ({"weight": (9, 12, 64)}, "conv_kernel"),
         ({"weight": (1, 64, 64)}, "conv_kernel"),
-        ({"mode": "back"}, "conv_kernel"),
+        ({"mode": "back"}, "ring_kernel"),
+        ({"mode": "back", "weight": (9, 64, 25)}, "ring_kernel"),
+        ({"mode": "back", "weight": (9, 64, 12)}, "conv_kernel"),
+        ({"mode": "back", "weight": (9, 25, 64)}, "conv_kernel"),
         ({"mode": "down"}, "conv_kernel"),
     ],
 )
@@ -123,11 +157,11 @@ def test_where_it_is_used(change: dict[str, object], kernel: str) -> None:
     usual = {"dtype": torch.bfloat16, "weight": (9, 64, 64), "mode": "same", "programs": 132}
     dtype, weight, mode, programs = (usual | change).values()
     t = Tiling(Config(), (1, 64, 180, 320), dtype, "ieee")
-    plan = triton_backend._convolution(t, weight, 1, 1, mode, 1, (1.0, 1.0, 1.0), programs)
+    plan = triton_backend._convolution(t, weight, 1, mode, 1, (1.0, 1.0, 1.0), programs)
     assert plan.kernel.__name__ == kernel
     if kernel == "ring_kernel":
         assert plan.grid == (132,)
-        small = triton_backend._convolution(t._replace(size=(2, 64, 9, 31)), weight, 1, 1, mode, 1, (1.0,) * 3, 132)
+        small = triton_backend._convolution(t._replace(size=(2, 64, 9, 31)), weight, 1, mode, 1, (1.0,) * 3, 132)
         assert small.grid == (2 * 3 * 2,), "no more programs than tiles"
 
 
