@@ -182,6 +182,7 @@ PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
     "weight_gradient": lambda a, *_: a["K"] * (a["TAPS"] ** 2 * a["N"] + a["N2"]),
     "ring_weight_gradient": lambda a, *_: 9 * a["K"] * a["N"],
     "stem": lambda a, *_: 4 * 9 * a["INPUTS"] * a["C"] + 9 * a["C"] * a["N"],
+    "quartered_stem": lambda a, *_: 4 * 9 * 3 * a["C"] + 9 * a["C"] * a["N"],
     "stem_backward": lambda a, *_: 2 * (9 * a["INPUTS"] * a["C"] + 9 / 4 * a["C"] * a["N"]),
     "upsampled_conv": lambda a, *_: 9 * a["K"] * a["N"],
     "ring_upsampled_conv": lambda _, weights, __: weights / 9,

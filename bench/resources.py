@@ -26,6 +26,7 @@ from lmfn_kernels.conv import op as convolution
 from lmfn_kernels.conv import triton_backend as convolutions
 from lmfn_kernels.conv.scaled import scaled
 from lmfn_kernels.mshf import op as mshf
+from lmfn_kernels.mshf import triton_backend as encoder
 from lmfn_kernels.rfdb import op as rfdb
 from lmfn_kernels.rfdb import triton_backend as blocks
 from lmfn_kernels.runtime import configs, launch
@@ -242,6 +243,7 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
         stack.enter_context(mock.patch.object(convolutions, "RING_INPUT_GRADIENT_HAS_RUN", True))
         stack.enter_context(mock.patch.object(convolutions, "RING_WEIGHT_GRADIENT_HAS_RUN", True))
         stack.enter_context(mock.patch.object(upsampling, "RING_UPSAMPLED_CONV_HAS_RUN", True))
+        stack.enter_context(mock.patch.object(encoder, "QUARTERED_STEM_HAS_RUN", True))
         for programs in (0, 132) if target == "sm_90" and convolutions.HAS_RING else (0,):
             with mock.patch.object(convolutions, "ring_programs", return_value=programs):
                 _calls(DTYPES[dtype])

@@ -24,21 +24,30 @@ from lmfn_kernels.runtime.kernels import (
 
 @triton.jit
 def pad_kernel(
-    p_x, p_mean, p_out, H, W, SIZE, PITCH, s_b, s_c, s_h, s_w, C,
-    PADDING: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    p_x, p_mean, p_out, H, W, SIZE, ROW, C, C_OUT, s_b, s_c, s_h, s_w, s_ob, s_oc, s_op,
+    PADDING: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Copy an image of any strides and dtype, minus the mean of each channel unless that is None, to planes of SIZE
-    elements, with PADDING zeros around it and rows PITCH apart."""
+    """Copy an image of any strides and dtype, minus the mean of each channel unless that is None, with PADDING zeros
+    around it.
+
+    The result has C_OUT channels, zeros after the C of x, and SIZE pixels in rows of ROW; by the strides of its images,
+    channels and pixels, it is planes or packed pixels.
+    """
     wait_for_previous_launch()
     n_blocks = tl.cdiv(SIZE, BLOCK)
-    i_plane = (tl.program_id(0) // n_blocks).to(tl.int64)
-    o_out = tl.program_id(0) % n_blocks * BLOCK + tl.arange(0, BLOCK)
-    o_y, o_x = o_out // PITCH - PADDING, o_out % PITCH - PADDING
-    m_x = (o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W)
-    b_x = tl.load(p_x + i_plane // C * s_b + i_plane % C * s_c + (o_y * s_h + o_x * s_w), mask=m_x, other=0.0)
+    i_b = (tl.program_id(0) // n_blocks).to(tl.int64)
+    o_p = tl.program_id(0) % n_blocks * BLOCK + tl.arange(0, BLOCK)
+    o_c = tl.arange(0, BLOCK_C)
+    o_y, o_x = o_p // ROW - PADDING, o_p % ROW - PADDING
+    m_x = ((o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W))[:, None] & (o_c < C)[None, :]
+    p_pixel = p_x + i_b * s_b + (o_y * s_h + o_x * s_w)
+    b_x = tl.load(p_pixel[:, None] + (o_c * s_c)[None, :], mask=m_x, other=0.0)
     if p_mean is not None:
-        b_x = tl.where(m_x, b_x.to(ACC) - tl.load(p_mean + i_plane % C).to(ACC), 0.0)
-    tl.store(p_out + i_plane * SIZE + o_out, b_x.to(p_out.dtype.element_ty), mask=(o_out < SIZE) & (o_x < W + PADDING))
+        b_mean = tl.load(p_mean + o_c, mask=o_c < C, other=0.0).to(ACC)
+        b_x = tl.where(m_x, b_x.to(ACC) - b_mean[None, :], 0.0)
+    p_pixel = p_out + i_b * s_ob + o_p * s_op
+    m_out = (o_p < SIZE)[:, None] & (o_c < C_OUT)[None, :]
+    tl.store(p_pixel[:, None] + (o_c * s_oc)[None, :], b_x.to(p_out.dtype.element_ty), mask=m_out)
 
 
 @triton.jit

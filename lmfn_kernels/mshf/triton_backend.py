@@ -6,11 +6,13 @@ which its kernels read by pointers.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lmfn_kernels.conv import triton_backend as convolution
 from lmfn_kernels.conv.triton_backend import (
     as_kernel_image,
     conv,
@@ -68,55 +70,116 @@ __all__ = [
 ]
 
 
+QUARTERED_STEM_HAS_RUN = False
+"""Whether `quartered_stem_kernel` has run on a GPU with the right results, by `test_stem_in_quarters`. Until then it is
+not used."""
+
+
 def stem(x: Tensor, mean: Tensor | None, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
     height, width = ((size + 2 * padding - 1) // 2 for size in x.shape[2:])
-    out = empty_image(x, x.shape[0], down.weight.shape[0], height, width, down.weight.dtype)
-    planes = _padded_planes(x, mean, padding, out.dtype)
-    key = tiling("stem", out), planes.shape, planes.stride(), conv0.weight.shape[0], slope
-    weights = {
-        "t_w0": _of_nine(conv0.weight),
-        "p_bias0": conv0.bias,
-        "t_w": weight_as_taps(down.weight),
-        "p_bias": down.bias,
-    }
-    launch(x, _stem, key, p_x=planes, **weights, t_out=out)
-    return out
-
-
-PADDED = 1024
-"""Elements of the padded planes per program."""
-
-
-def _padded_planes(x: Tensor, mean: Tensor | None, padding: int, dtype: torch.dtype) -> Tensor:
-    """`x` [B, K, H, W] minus the mean, in `dtype`, with `padding` zeros on each side, in contiguous rows a pitch
-    apart."""
-    b, k, h, w = x.shape
-    h, w = h + 2 * padding, w + 2 * padding
-    s = pitch(w, dtype)
-    out = torch.empty_strided((b, k, h, w), (k * h * s, h * s, s, 1), dtype=dtype, device=x.device)
-    launch(x, _pad, (x.shape, x.stride(), x.dtype, s, padding), p_x=x, p_mean=mean, p_out=out)
+    b, (channels, inputs), n, dtype = len(x), conv0.weight.shape[:2], down.weight.shape[0], down.weight.dtype
+    weights = {"p_bias0": conv0.bias, "t_w": weight_as_taps(down.weight), "p_bias": down.bias}
+    programs = convolution.ring_programs(x.device) if QUARTERED_STEM_HAS_RUN else 0
+    if programs and dtype.itemsize == 2 and (inputs, *map(channel_block, (channels, n))) == (3, 64, 64):
+        out, packed = padded_image(x, b, n, height, width, dtype), _padded(x, mean, padding, dtype, packed=True)
+        of_quarters = tuple(out.shape), tuple(packed.shape), dtype, channels, slope, programs
+        weights["p_w0"] = weight_as_taps(conv0.weight)
+        launch(x, _quartered_stem, of_quarters, p_x=packed, **weights, t_out=out)
+        return out
+    out, planes = empty_image(x, b, n, height, width, dtype), _padded(x, mean, padding, dtype)
+    key = tiling("stem", out), planes.shape, planes.stride(), channels, slope
+    launch(x, _stem, key, p_x=planes, t_w0=_of_nine(conv0.weight), **weights, t_out=out)
     return out
 
 
 @lru_cache(PLANS)
-def _pad(image: Sequence[int], strides: Sequence[int], dtype: torch.dtype, row: int, padding: int) -> Plan:
-    """`image`, `strides` and `dtype` are those of x, `row` the pitch of the result."""
-    b, channels, height, width = image
-    size = (height + 2 * padding) * row
+def _quartered_stem(
+    size: Sequence[int], packed: Sequence[int], dtype: torch.dtype, channels: int, slope: float, programs: int
+) -> Plan:
+    """`quartered_stem_kernel` for a result of that size and dtype; `packed` is the size of the packed image, `channels`
+    the number of f0's."""
+    quarters = import_module("lmfn_kernels.mshf.gluon_kernels")  # only here, as not every Triton has Gluon
+    (b, n, h, w), (height, width), ring = size, packed[2:], quarters.ring
+    rows, columns = quarters.ROWS, ring.PITCH - 1
+    return Plan(
+        quarters.quartered_stem_kernel,
+        (min(programs, b * cdiv(h, rows) * cdiv(w, columns)),),
+        4,
+        {
+            "t_w": (1, ring.CHANNELS, ring.CHANNELS),
+            "t_out": (1, 1, ring.BOX, ring.CHANNELS),
+        },
+        ring.descriptor,
+        B=b,
+        H=height - 2,
+        W=width - 2,
+        OUT_H=h,
+        OUT_W=w,
+        SIZE=height * width,
+        ROW=width,
+        C=channels,
+        N=n,
+        PITCH_C=pitch(channels, dtype),
+        SLOPE=slope,
+        BLOCK_H=rows,
+        BLOCK_W=columns,
+    )
+
+
+PADDED = 1024
+"""Elements of the padded image per program."""
+
+
+def _padded(x: Tensor, mean: Tensor | None, padding: int, dtype: torch.dtype, packed: bool = False) -> Tensor:
+    """`x` [B, K, H, W] minus the mean, in `dtype`, with `padding` zeros on each side: as planes, with rows a pitch
+    apart, or as packed pixels of a power of two of values, zeros after the channels."""
+    b, k, h, w = x.shape
+    h, w = h + 2 * padding, w + 2 * padding
+    if packed:
+        k = 1 << (k - 1).bit_length()
+        size, strides = (b, k, h, w), (k * h * w, 1, k * w, k)
+    else:
+        s = pitch(w, dtype)
+        size, strides = (b, k, h, w), (k * h * s, h * s, s, 1)
+    out = torch.empty_strided(size, strides, dtype=dtype, device=x.device)
+    launch(x, _pad, (x.shape, x.stride(), x.dtype, size[1], strides, padding), p_x=x, p_mean=mean, p_out=out)
+    return out
+
+
+@lru_cache(PLANS)
+def _pad(
+    image: Sequence[int],
+    of_image: Sequence[int],
+    dtype: torch.dtype,
+    channels: int,
+    of_out: Sequence[int],
+    padding: int,
+) -> Plan:
+    """`image`, `of_image` and `dtype` are size, strides and dtype of x, `channels` and `of_out` channels and strides of
+    the result."""
+    b, inputs, height, width = image
+    from_b, from_c, from_row, from_pixel = of_out
+    row = from_row // from_pixel
+    size, block_c = (height + 2 * padding) * row, 1 << (channels - 1).bit_length()
     return Plan(
         kernels.pad_kernel,
-        (b * channels * cdiv(size, PADDED),),
+        (b * cdiv(size, PADDED // block_c),),
         4,
         {},
         H=height,
         W=width,
         SIZE=size,
-        PITCH=row,
-        **{f"s_{dimension}": stride for dimension, stride in zip("bchw", strides, strict=True)},
-        C=channels,
+        ROW=row,
+        C=inputs,
+        C_OUT=channels,
+        **{f"s_{dimension}": stride for dimension, stride in zip("bchw", of_image, strict=True)},
+        s_ob=from_b,
+        s_oc=from_c,
+        s_op=from_pixel,
         PADDING=padding,
         ACC=accumulator(dtype),
-        BLOCK=PADDED,
+        BLOCK=PADDED // block_c,
+        BLOCK_C=block_c,
     )
 
 
@@ -189,7 +252,7 @@ def stem_backward(
         t = tiling("stem_backward", g)
         dw0 = partial_sums(g, 6 * t.splits, (values + 1, channels))
         dw, dbias = partial_sums(g, t.splits, (9, channels, n)), partial_sums(g, t.splits, (n,))
-        planes = _padded_planes(x, mean, padding, g.dtype)
+        planes = _padded(x, mean, padding, g.dtype)
         launch(
             x,
             _stem_backward,

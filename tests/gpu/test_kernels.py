@@ -147,6 +147,18 @@ def test_upsampled_conv_in_a_ring(monkeypatch: pytest.MonkeyPatch, size: Size, d
     test_within_rounding_and_a_hundred_times_the_same("upsampled_conv3x3", size, dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [Size(1, 1, 64, 1, 1), Size(3, 1, 50, 37, 133), Size(1, 1, 64, 720, 1280)], ids=str)
+def test_stem_in_quarters(monkeypatch: pytest.MonkeyPatch, size: Size, dtype: torch.dtype) -> None:
+    """`quartered_stem_kernel`, which is not used as long as nobody has seen this test pass: set
+    `QUARTERED_STEM_HAS_RUN` then."""
+    kernels = import_module("lmfn_kernels.mshf.triton_backend")
+    if not kernels.convolution.ring_programs(torch.device(DEVICE, 0)):
+        pytest.skip("needs a Hopper GPU and a Triton with this Gluon")
+    monkeypatch.setattr(kernels, "QUARTERED_STEM_HAS_RUN", True)
+    test_within_rounding_and_a_hundred_times_the_same("stem", size, dtype)
+
+
 @pytest.mark.parametrize(("name", "size"), CASES, ids=IDS)
 def test_cuda_graph(name: str, size: Size) -> None:
     """Forward and backward captured once and replayed on other values: nothing synchronises or is fixed at capture."""

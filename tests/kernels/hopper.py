@@ -396,6 +396,7 @@ def language(sm: Multiprocessor) -> Overlay:
         arange=lambda start, end, layout=None: value(torch.arange(start, end, dtype=torch.int32)),  # noqa: ARG005
         zeros=lambda shape, dtype, layout=None: value(torch.zeros(shape, dtype=DTYPES[dtype])),  # noqa: ARG005
         where=torch.where,
+        maximum=torch.maximum,
         sum=lambda x, axis: x.sum(axis),
         convert_layout=lambda x, layout: x,  # noqa: ARG005
         load=sm.load,

@@ -89,6 +89,7 @@ def check_as_triton_launches_it() -> None:
         stack.enter_context(mock.patch.object(conv, "RING_WEIGHT_GRADIENT_HAS_RUN", True))
         stack.enter_context(mock.patch.object(rfdb, "RING_FUSE_HAS_RUN", True))
         stack.enter_context(mock.patch.object(upsample, "RING_UPSAMPLED_CONV_HAS_RUN", True))
+        stack.enter_context(mock.patch.object(mshf, "QUARTERED_STEM_HAS_RUN", True))
         for _, _, called in calls(["conv3x3", "distill_fuse", "rfdb", "upsampled_conv3x3"], "cpu"):
             called()
     assert len(asked) > 100
@@ -110,7 +111,9 @@ def check_as_triton_launches_it() -> None:
     assert len({kind for kind in kinds if kind[0] == "ring_kernel"}) > 3
     assert {"t_z", "t_mask"} <= {name for kind in kinds if kind[0] == "ring_kernel" for name in kind}
     assert len({kind for kind in kinds if kind[0] == "ring_fuse_kernel"}) == 2, "without d4, and with it"
-    assert {"ring_weight_gradient_kernel", "ring_upsampled_conv_kernel"} <= {kernel for kernel, *_ in kinds}
+    assert {"ring_weight_gradient_kernel", "ring_upsampled_conv_kernel", "quartered_stem_kernel"} <= {
+        kernel for kernel, *_ in kinds
+    }
 
 
 def check_what_a_launch_does_not_do() -> None:

@@ -25,6 +25,7 @@ from lmfn_kernels.testing import (
     conv_from_flat,
     is_image,
     reference_with_bounds,
+    stem_inputs,
     upsampled_conv_inputs,
 )
 from lmfn_kernels.upsample import triton_backend as upsampling
@@ -38,6 +39,7 @@ FORMS = {
     "upsampled_conv": OPS["upsampled_conv3x3"]._replace(
         inputs=lambda s, *on: upsampled_conv_inputs(s.b, s.c, 3, 2 * s.h - 1, 2 * s.w - 1, *on)
     ),
+    "stem": OPS["stem"]._replace(inputs=lambda s, *on: stem_inputs(s.b, s.c, s.c, 3 * s.h, 3 * s.w, *on)),
     "residual": OPS["conv3x3"],
     "no border": OPS["conv3x3-reduce"]._replace(function=conv_from_flat(padding=0), smallest=(3, 3)),
     "ReLU": OPS["conv3x3-reduce"]._replace(function=conv_from_flat(activation="relu")),
@@ -56,6 +58,7 @@ def _on_hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(blocks, "RING_FUSE_HAS_RUN", True)
     monkeypatch.setattr(upsampling, "RING_UPSAMPLED_CONV_HAS_RUN", True)
     monkeypatch.setattr(convolutions, "RING_INPUT_GRADIENT_HAS_RUN", True)
+    monkeypatch.setattr(encoder, "QUARTERED_STEM_HAS_RUN", True)
     monkeypatch.setattr(convolutions, "RING_WEIGHT_GRADIENT_HAS_RUN", True)
     with lmfn_kernels.backend("triton"), torch.no_grad():
         yield
@@ -70,7 +73,7 @@ def results(form: OpCase, inputs: list[Tensor], **options: Any) -> list[Tensor]:
 
     with intercepting(launch):
         found = form.function(*inputs)
-    assert launched & {"ring_kernel", "ring_fuse_kernel", "ring_upsampled_conv_kernel"}
+    assert launched & {"ring_kernel", "ring_fuse_kernel", "ring_upsampled_conv_kernel", "quartered_stem_kernel"}
     return [found] if isinstance(found, Tensor) else list(found)
 
 
@@ -331,10 +334,18 @@ DEFECTS = [
     ("no wait for the previous launch", "upsampled_conv", "wait_for_previous_launch()", "pass"),
     ("a tap is off by one", "residual", "FIRST + i * _PITCH + j", "FIRST + i * _PITCH + j + 1"),
     ("a tap is off by one", "distill_fuse", "+ i % 3, pixels", "+ i % 3 + 1, pixels"),
+    ("no wait for the previous launch", "stem", "wait_for_previous_launch()", "pass"),
+    ("a tap is off by one", "stem", "o_odd + _PITCH, pixels", "o_odd + _PITCH + 1, pixels"),
+    ("a value too many", "stem", "(o_k < 3 * _PACK)", "(o_k < 4 * _PACK)"),
     ("a tap is off by one", "upsampled_conv", "+ i % 3, weights", "+ i % 3 + 1, weights"),
     ("a corner is left out", "upsampled_conv", "in range(8)", "in range(7)"),
     ("an edge is one pixel away", "upsampled_conv", "last_column * (W - 1)", "last_column * (W - 2)"),
     ("no wait for a tile", "residual", FULL, "pass"),
+    ("no wait for a tile", "stem", "mbarrier.wait(full.index(i_turn % 2), i_turn // 2 & 1)", "pass"),
+    ("no wait for a slot", "stem", "mbarrier.wait(empty.index(GROUP), (i_turn & 1) ^ 1)", "pass"),
+    ("no wait for the first weight", "stem", "mbarrier.wait(loaded.index(1), 0)", "pass"),
+    ("no fence after f0", "stem", "fence_async_shared()\n        thread_barrier()", "thread_barrier()"),
+    ("f0 is not masked", "stem", "if edge:", "if False:"),
     ("no wait for a tile", "distill_fuse", FULL, "pass"),
     ("the wrong phase of a tile", "residual", FULL, f"{FULL[:-1]} ^ 1)"),
     ("no wait for the weights", "distill_stage", "mbarrier.wait(loaded.index(i), 0)", "pass"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lmfn_kernels.conv import triton_backend
+from lmfn_kernels.mshf import triton_backend as stem_backend
 from lmfn_kernels.rfdb import triton_backend as rfdb_backend
 from lmfn_kernels.runtime.configs import Config
 from lmfn_kernels.runtime.launch import Tiling, as_kernel_image, intercepting
@@ -50,6 +51,32 @@ def test_where_it_computes_weight_gradients(
         assert of_bias.values.shape[1:] == (n,)
         assert len(of_weight.values) == len(of_bias.values)
         assert kernels[0] == "weight_gradient_kernel" or len(of_bias.values) == 4, "a program for each tile"
+
+
+@pytest.mark.parametrize(
+    ("change", "kernel"),
+    [
+        ({}, "quartered_stem_kernel"),
+        ({"has_run": False}, "stem_kernel"),
+        ({"dtype": torch.float16}, "quartered_stem_kernel"),
+        ({"dtype": torch.float32}, "stem_kernel"),
+        ({"programs": 0}, "stem_kernel"),
+        ({"inputs": 1}, "stem_kernel"),
+        ({"c": 32}, "stem_kernel"),
+        ({"n": 32}, "stem_kernel"),
+    ],
+)
+def test_where_the_stem_is_in_quarters(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], kernel: str) -> None:
+    usual = {"dtype": torch.bfloat16, "inputs": 3, "c": 64, "n": 64, "programs": 132, "has_run": True}
+    dtype, inputs, c, n, programs, has_run = (usual | change).values()
+    monkeypatch.setattr(triton_backend, "ring_programs", lambda _: programs)
+    monkeypatch.setattr(stem_backend, "QUARTERED_STEM_HAS_RUN", has_run)
+    launched: list[str] = []
+    with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
+        weights = [torch.zeros(c, inputs, 3, 3, dtype=dtype), torch.zeros(n, c, 3, 3, dtype=dtype)]
+        convs = [Conv(weight, weight.new_zeros(len(weight))) for weight in weights]
+        stem_backend.stem(torch.zeros(1, inputs, 9, 9), None, *convs, 1, 0.1)
+    assert launched == ["pad_kernel", kernel]
 
 
 @pytest.mark.parametrize(
