@@ -30,8 +30,8 @@ def pad_kernel(
     """Copy an image of any strides and dtype, minus the mean of each channel unless that is None, with PADDING zeros
     around it.
 
-    The result has C_OUT channels, zeros after the C of x, and SIZE pixels in rows of ROW; by the strides of its images,
-    channels and pixels, it is planes or packed pixels.
+    The result has C_OUT channels, zeros after the C of x, and SIZE pixels in rows of ROW, gaps included; by the strides
+    of its images, channels and pixels, it is planes or packed pixels.
     """
     wait_for_previous_launch()
     n_blocks = tl.cdiv(SIZE, BLOCK)
@@ -46,7 +46,7 @@ def pad_kernel(
         b_mean = tl.load(p_mean + o_c, mask=o_c < C, other=0.0).to(ACC)
         b_x = tl.where(m_x, b_x.to(ACC) - b_mean[None, :], 0.0)
     p_pixel = p_out + i_b * s_ob + o_p * s_op
-    m_out = (o_p < SIZE)[:, None] & (o_c < C_OUT)[None, :]
+    m_out = ((o_p < SIZE) & (o_x < W + PADDING))[:, None] & (o_c < C_OUT)[None, :]
     tl.store(p_pixel[:, None] + (o_c * s_oc)[None, :], b_x.to(p_out.dtype.element_ty), mask=m_out)
 
 
