@@ -7,6 +7,7 @@ import pytest
 
 from bench import predictions
 from bench.predictions import FILE, Prediction
+from bench.rows import OURS
 
 HEADS = "\t".join(Prediction._fields)
 
@@ -41,3 +42,8 @@ def test_the_file_of_this_project() -> None:
     heads = re.findall(r"^## (.*)$", readme, re.MULTILINE)
     sections = {re.sub(r"[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head in heads}
     assert {one.section for one in found} <= sections
+    # As the verbs print them; tests/bench/test_profile.py checks the parts of the first two.
+    frame, step = "1x4x50x720x1280 bfloat16", "16x4x50x256x256 bfloat16"
+    wholes = {f"lmfn infer {frame}", f"lmfn step {step}"}
+    assert {one.of for one in found} <= {f"frame {frame}", f"step {step}", *wholes, "windows 1x720x1280 bfloat16"}
+    assert {one.part for one in found if one.of in wholes} <= set(OURS)
