@@ -13,8 +13,10 @@ from bench.devices import Gpu
 from bench.registry import OPS
 from bench.rows import Shape
 from lmfn_kernels.conv import triton_backend as convolutions
+from lmfn_kernels.mshf import triton_backend as encoder
 from lmfn_kernels.rfdb import triton_backend as blocks
 from lmfn_kernels.runtime.launch import intercepting
+from lmfn_kernels.upsample import triton_backend as upsampling
 
 
 @pytest.fixture
@@ -143,7 +145,7 @@ def test_the_kernels_work_is_the_networks() -> None:
 
 def test_each_prediction_is_of_something_that_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     """On Hopper, with all kernels that wait for a test on a GPU."""
-    for module in (convolutions, blocks):
+    for module in (convolutions, encoder, blocks, upsampling):
         for name in vars(module):
             if name.endswith("_HAS_RUN"):
                 monkeypatch.setattr(module, name, True)
