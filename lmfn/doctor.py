@@ -253,7 +253,11 @@ def _triton() -> Lines:
             fault = ("it miscompiles kernels; set TRITON_PTXAS_PATH to the ptxas of CUDA 12.9 or newer",)
         yield f"ptxas for sm_{arch}", f"{tool.version} ({Path(tool.path).name})", *fault
     from lmfn_kernels.conv.triton_backend import ring_programs
+    from lmfn_kernels.runtime.trials import ON_TRIAL, in_use
 
+    for name, computes in ON_TRIAL.items():
+        waits = "used, by LMFN_TRY" if in_use(name) else "not used until its test has passed on a GPU"
+        yield f"on trial: {name}", f"{computes}; {waits}"
     for i in range(torch.cuda.device_count() if gpu else 0):
         if ring_programs(torch.device("cuda", i)):
             yield f"3x3 on cuda:{i}", "ring_kernel (Gluon) in 16 bits and FP8"

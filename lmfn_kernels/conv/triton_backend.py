@@ -28,6 +28,7 @@ from lmfn_kernels.runtime.launch import (
     weight_as_taps,
 )
 from lmfn_kernels.runtime.torch_private import FakeTensor
+from lmfn_kernels.runtime.trials import in_use
 from lmfn_kernels.weights import ScaledConv
 
 __all__ = [
@@ -97,7 +98,7 @@ def launch_conv(
     slopes = slope, e.slope, mask_slope
     masked = "t_act" in tensors or "t_residual_act" in tensors  # TMA cannot apply a mask as it loads
     of_input = "t_dw" not in tensors or tensors.get("t_residual") is views[0]
-    has_run = mode == "same" or RING_INPUT_GRADIENT_HAS_RUN
+    has_run = mode == "same" or in_use("ring_input_gradient")
     programs = ring_programs(out.device) if has_run and of_input and not masked else 0
     key = tiling("conv", out), weight.shape, d, mode, padding, slopes, programs
     launch(out, _convolution, key, t_w=weight, p_bias=bias, t_out=out, **tensors)
@@ -153,10 +154,6 @@ def _convolution(
         **t.constants(),
     )
 
-
-RING_INPUT_GRADIENT_HAS_RUN = False
-"""Whether `ring_kernel` has computed input gradients on a GPU with the right results, by
-`test_input_gradient_in_a_ring`. Until then `conv_kernel` computes them."""
 
 HAS_RING = triton.__version__.startswith("3.6.")
 """Whether `ring_kernel` is known to compile: Gluon, its language, changes between releases of Triton."""
@@ -320,11 +317,6 @@ def _stride_2_input_gradient(t: Tiling, weight: Sequence[int], padding: int, slo
     )
 
 
-RING_WEIGHT_GRADIENT_HAS_RUN = False
-"""Whether `ring_weight_gradient_kernel` has run on a GPU with the right results, by `test_weight_gradient_in_a_ring`.
-Until then it is not used."""
-
-
 def weight_gradient(
     e: Tensor | PendingMask, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
 ) -> tuple[PartialSums, PartialSums]:
@@ -361,7 +353,7 @@ def weight_gradients(
 def _ring_programs_for_pairs(g: Tensor, k: int) -> int:
     """Programs of `ring_weight_gradient_kernel` for a gradient `g` and k input channels; 0 if it is not used."""
     fits = g.dtype.itemsize == 2 and channel_block(k) == 64 and channel_block(g.shape[1]) in (32, 64)
-    return ring_programs(g.device) if RING_WEIGHT_GRADIENT_HAS_RUN and fits else 0
+    return ring_programs(g.device) if in_use("ring_weight_gradient") and fits else 0
 
 
 def _ring_weight_gradient(g: Tensor, x: Tensor, padding: int, programs: int) -> tuple[PartialSums, PartialSums]:

@@ -44,6 +44,7 @@ from lmfn_kernels.runtime.launch import (
     weight_as_taps,
 )
 from lmfn_kernels.runtime.layout import pitch, pixel_pitch
+from lmfn_kernels.runtime.trials import in_use
 from lmfn_kernels.upsample.triton_backend import (
     upsample_add,
     upsample_backward,
@@ -70,16 +71,11 @@ __all__ = [
 ]
 
 
-QUARTERED_STEM_HAS_RUN = False
-"""Whether `quartered_stem_kernel` has run on a GPU with the right results, by `test_stem_in_quarters`. Until then it is
-not used."""
-
-
 def stem(x: Tensor, mean: Tensor | None, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
     height, width = ((size + 2 * padding - 1) // 2 for size in x.shape[2:])
     b, (channels, inputs), n, dtype = len(x), conv0.weight.shape[:2], down.weight.shape[0], down.weight.dtype
     weights = {"p_bias0": conv0.bias, "t_w": weight_as_taps(down.weight), "p_bias": down.bias}
-    programs = convolution.ring_programs(x.device) if QUARTERED_STEM_HAS_RUN else 0
+    programs = convolution.ring_programs(x.device) if in_use("quartered_stem") else 0
     if programs and dtype.itemsize == 2 and (inputs, *map(channel_block, (channels, n))) == (3, 64, 64):
         out, packed = padded_image(x, b, n, height, width, dtype), _padded(x, mean, padding, dtype, packed=True)
         of_quarters = tuple(out.shape), tuple(packed.shape), dtype, channels, slope, programs

@@ -41,6 +41,7 @@ from lmfn_kernels.runtime.launch import (
     weight_as_taps,
 )
 from lmfn_kernels.runtime.layout import pitch, pixel_pitch
+from lmfn_kernels.runtime.trials import in_use
 from lmfn_kernels.upsample.triton_backend import (
     named_strides,
     ratios,
@@ -107,18 +108,13 @@ def scaled_stage(
     return out, d
 
 
-RING_FUSE_HAS_RUN = False
-"""Whether `ring_fuse_kernel` has run on a GPU with the right results, by `test_fuse_in_a_ring`. Until then it is not
-used."""
-
-
 def fuse(
     x: Tensor, d: Sequence[Tensor], last: Conv, fuse: Conv, squeeze: Conv, slope: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     b, _, h, w = x.shape
     a = empty_image(x, b, squeeze.weight.shape[0], h, w)
     d4 = empty_image(x, b, last.weight.shape[0], h, w) if save else None
-    programs = convolution.ring_programs(x.device) if RING_FUSE_HAS_RUN else 0
+    programs = convolution.ring_programs(x.device) if in_use("ring_fuse") else 0
     widths = x.shape[1], fuse.weight.shape[0], d[0].shape[1], a.shape[1]
     if not programs or x.dtype.itemsize != 2 or tuple(map(channel_block, widths)) != (64, 64, 32, 16):
         return _fuse((x, *last), d, d4, *fuse, (a, *squeeze), slope), a, d4

@@ -22,6 +22,7 @@ from lmfn_kernels.runtime.configs import Config, config
 from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 from lmfn_kernels.runtime.torch_private import FakeTensor
+from lmfn_kernels.runtime.trials import in_use
 from lmfn_kernels.runtime.triton_private import driver
 
 PLANS = 1024
@@ -284,7 +285,7 @@ def launch(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], 
     plan, device = plan_of(*key), on.get_device()
     # Everything Triton specialises a kernel on, in addition to the plan's constants.
     types = [None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors.values()]
-    kind = device, overlap.ENABLED, *tensors, *types
+    kind = device, in_use("overlap"), *tensors, *types
     compiled = plan.compiled.get(kind)
     if compiled is None or _launcher is not _triton_launch or _observed():
         found = _as_documented(plan, on, tensors)

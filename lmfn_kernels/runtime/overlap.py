@@ -9,15 +9,12 @@ as usual.
 """
 
 from lmfn_kernels.runtime.target import capability
+from lmfn_kernels.runtime.trials import in_use
 
 FIRST = 90
 """The compute capability from which on launches may be dependent."""
 
-ENABLED = False
-"""Whether launches are dependent: not until `test_launches_overlap` of `tests/gpu/test_gpu_graphs.py` has passed on a
-GPU."""
-
 
 def launch_options() -> dict[str, bool]:
     """Options for Triton's launch on the current device."""
-    return {"launch_pdl": True} if ENABLED and capability() >= FIRST else {}
+    return {"launch_pdl": True} if in_use("overlap") and capability() >= FIRST else {}

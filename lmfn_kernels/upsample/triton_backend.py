@@ -34,6 +34,7 @@ from lmfn_kernels.runtime.launch import (
 )
 from lmfn_kernels.runtime.layout import constant, pitch
 from lmfn_kernels.runtime.torch_private import FakeTensor
+from lmfn_kernels.runtime.trials import in_use
 from lmfn_kernels.upsample import kernels
 from lmfn_kernels.upsample.grid import ratio
 from lmfn_kernels.upsample.polyphase import BOTH_AXES, BY_TAPS, of_pairs
@@ -145,17 +146,12 @@ def _upsample_backward(
     )
 
 
-RING_UPSAMPLED_CONV_HAS_RUN = False
-"""Whether `ring_upsampled_conv_kernel` has run on a GPU with the right results, by `test_upsampled_conv_in_a_ring`.
-Until then it is not used."""
-
-
 def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
     b, k, h, w = x.shape
     n, dtype = weight.shape[0], x.dtype if residual is None else residual.dtype
     out = torch.empty((b, n, 2 * h, 2 * w), dtype=dtype, device=x.device)
     of_residual = (0,) * 4 if residual is None else residual.stride()
-    programs = convolution.ring_programs(x.device) if RING_UPSAMPLED_CONV_HAS_RUN else 0
+    programs = convolution.ring_programs(x.device) if in_use("ring_upsampled_conv") else 0
     if programs and x.dtype.itemsize == 2 and channel_block(k) == 64 and n <= 4:
         folded = _folded(weight, x, BY_TAPS, BY_TAPS)
         of_ring = tuple(x.shape), n, of_residual, programs

@@ -17,6 +17,7 @@ from lmfn.network import Network
 from lmfn_kernels.runtime import overlap
 from lmfn_kernels.runtime.launch import intercepting
 from lmfn_kernels.runtime.target import capability
+from lmfn_kernels.runtime.trials import trying
 
 pytestmark = pytest.mark.gpu  # run only by `-m gpu`, where a missing GPU is a failure
 
@@ -123,8 +124,8 @@ def test_gradients_of_a_graph_are_those_of_the_step(dtype: torch.dtype, memory: 
 
 
 @pytest.mark.parametrize(("height", "width"), [(70, 133), (720, 1280)])
-def test_launches_overlap(monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> None:
-    """Dependent launches, which are off as long as nobody has seen this test pass: set `overlap.ENABLED` then."""
+def test_on_trial_overlap(height: int, width: int) -> None:
+    """Launches that overlap: the same bits as without, a hundred times."""
     if capability() < overlap.FIRST:
         pytest.skip("needs compute capability 9.0")
     model, x = network("lmfn"), image(height, width)
@@ -138,12 +139,12 @@ def test_launches_overlap(monkeypatch: pytest.MonkeyPatch, height: int, width: i
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
     frame, step = model.for_inference(DEVICE, torch.bfloat16)(x).clone(), gradients()
-    monkeypatch.setattr(overlap, "ENABLED", True)
-    dependent: list[bool] = []
-    with intercepting(lambda launch, *a: dependent.append(launch(*a).metadata.launch_pdl)):
-        expect(gradients(), step)
-    assert all(dependent)
-    run = model.for_inference(DEVICE, torch.bfloat16)
-    for _ in range(100):
-        expect([run(x)], [frame])
-        expect(gradients(), step)
+    overlapping: list[bool] = []
+    with trying("overlap"):
+        with intercepting(lambda launch, *a: overlapping.append(launch(*a).metadata.launch_pdl)):
+            expect(gradients(), step)
+        assert all(overlapping)
+        run = model.for_inference(DEVICE, torch.bfloat16)
+        for _ in range(100):
+            expect([run(x)], [frame])
+            expect(gradients(), step)

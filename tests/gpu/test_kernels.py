@@ -3,6 +3,7 @@ memory."""
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 import lmfn_kernels
 from lmfn.network import Network
+from lmfn_kernels.runtime.launch import intercepting
+from lmfn_kernels.runtime.trials import trying
 from lmfn_kernels.testing import (
     OPS,
     Size,
@@ -76,87 +79,58 @@ def test_within_rounding_and_a_hundred_times_the_same(name: str, size: Size, dty
         same(differentiate(function, inputs), (results, gradients))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("size", [Size(3, *OPS["distill_fuse"].widths, 37, 61), Size(1, 1, 50, 180, 320)], ids=str)
-def test_fuse_in_a_ring(monkeypatch: pytest.MonkeyPatch, size: Size, dtype: torch.dtype) -> None:
-    """`ring_fuse_kernel`, which is not used as long as nobody has seen this test pass: set `RING_FUSE_HAS_RUN` then."""
-    kernels = import_module("lmfn_kernels.rfdb.triton_backend")
-    if not kernels.convolution.ring_programs(torch.device(DEVICE, 0)):
-        pytest.skip("needs a Hopper GPU and a Triton with this Gluon")
-    monkeypatch.setattr(kernels, "RING_FUSE_HAS_RUN", True)
-    test_within_rounding_and_a_hundred_times_the_same("distill_fuse", size, dtype)
-    inputs = OPS["distill_fuse"].inputs(size, dtype, DEVICE)
-    expected, _ = reference_with_bounds(OPS["distill_fuse"].function, inputs, [False] * len(inputs))
-    for found, reference in zip(OPS["distill_fuse"].function(*inputs), expected, strict=True):  # without d4
-        assert_within_rounding("result", found, reference)
+CONVOLUTIONS = [
+    ("residual_block", Size(3, 1, 64, 37, 61)),
+    ("residual_block", Size(1, 1, 50, 1, 1)),
+    ("rfdb", Size(2, *OPS["rfdb"].widths, 64, 64)),
+]
+TRIALS = {
+    "quartered_stem": [
+        ("stem", Size(1, 1, 64, 1, 1)),
+        ("stem", Size(3, 1, 50, 37, 133)),
+        ("stem", Size(1, 1, 64, 720, 1280)),
+    ],
+    "ring_fuse": [
+        ("distill_fuse", Size(3, *OPS["distill_fuse"].widths, 37, 61)),
+        ("distill_fuse", Size(1, 1, 50, 180, 320)),
+    ],
+    "ring_input_gradient": CONVOLUTIONS,
+    "ring_upsampled_conv": [
+        ("upsampled_conv3x3", Size(1, 1, 50, 1, 1)),
+        ("upsampled_conv3x3", Size(3, 1, 50, 37, 133)),
+        ("upsampled_conv3x3", Size(1, 1, 64, 720, 1280)),
+    ],
+    "ring_weight_gradient": CONVOLUTIONS,
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("residual_block", Size(3, 1, 64, 37, 61)),
-        ("residual_block", Size(1, 1, 50, 1, 1)),
-        ("rfdb", Size(2, *OPS["rfdb"].widths, 64, 64)),
-    ],
-    ids=str,
+    ("kernel", "name", "size"), [(kernel, *case) for kernel, cases in TRIALS.items() for case in cases], ids=str
 )
-def test_input_gradient_in_a_ring(monkeypatch: pytest.MonkeyPatch, name: str, size: Size, dtype: torch.dtype) -> None:
-    """The input gradients of `ring_kernel`, which are not used as long as nobody has seen this test pass: set
-    `RING_INPUT_GRADIENT_HAS_RUN` then."""
-    kernels = import_module("lmfn_kernels.conv.triton_backend")
-    if not kernels.ring_programs(torch.device(DEVICE, 0)):
+def test_on_trial(kernel: str, name: str, size: Size, dtype: torch.dtype) -> None:
+    """Kernels that are not used until this has passed: see `lmfn_kernels/runtime/trials.py`."""
+    if not import_module("lmfn_kernels.conv.triton_backend").ring_programs(torch.device(DEVICE, 0)):
         pytest.skip("needs a Hopper GPU and a Triton with this Gluon")
-    monkeypatch.setattr(kernels, "RING_INPUT_GRADIENT_HAS_RUN", True)
-    test_within_rounding_and_a_hundred_times_the_same(name, size, dtype)
-    without_padding = conv_from_flat(padding=0, activation="none")
-    assert_correct(without_padding, conv_inputs(2, 64, 33, 19, 35, dtype, DEVICE, padding=0))
+    launched: set[str] = set()
 
+    def noted(launch: Callable[..., object], kernel: Any, *arguments: object) -> object:
+        launched.add(kernel.__name__)
+        return launch(kernel, *arguments)
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("residual_block", Size(3, 1, 64, 37, 61)),
-        ("residual_block", Size(1, 1, 50, 1, 1)),
-        ("rfdb", Size(2, *OPS["rfdb"].widths, 64, 64)),
-    ],
-    ids=str,
-)
-def test_weight_gradient_in_a_ring(monkeypatch: pytest.MonkeyPatch, name: str, size: Size, dtype: torch.dtype) -> None:
-    """`ring_weight_gradient_kernel`, which is not used as long as nobody has seen this test pass: set
-    `RING_WEIGHT_GRADIENT_HAS_RUN` then."""
-    kernels = import_module("lmfn_kernels.conv.triton_backend")
-    if not kernels.ring_programs(torch.device(DEVICE, 0)):
-        pytest.skip("needs a Hopper GPU and a Triton with this Gluon")
-    monkeypatch.setattr(kernels, "RING_WEIGHT_GRADIENT_HAS_RUN", True)
-    test_within_rounding_and_a_hundred_times_the_same(name, size, dtype)
-    without_padding = conv_from_flat(padding=0, activation="none")
-    assert_correct(without_padding, conv_inputs(2, 64, 33, 19, 35, dtype, DEVICE, padding=0))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("size", [Size(1, 1, 50, 1, 1), Size(3, 1, 50, 37, 133), Size(1, 1, 64, 720, 1280)], ids=str)
-def test_upsampled_conv_in_a_ring(monkeypatch: pytest.MonkeyPatch, size: Size, dtype: torch.dtype) -> None:
-    """`ring_upsampled_conv_kernel`, which is not used as long as nobody has seen this test pass: set
-    `RING_UPSAMPLED_CONV_HAS_RUN` then."""
-    kernels = import_module("lmfn_kernels.upsample.triton_backend")
-    if not kernels.convolution.ring_programs(torch.device(DEVICE, 0)):
-        pytest.skip("needs a Hopper GPU and a Triton with this Gluon")
-    monkeypatch.setattr(kernels, "RING_UPSAMPLED_CONV_HAS_RUN", True)
-    test_within_rounding_and_a_hundred_times_the_same("upsampled_conv3x3", size, dtype)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("size", [Size(1, 1, 64, 1, 1), Size(3, 1, 50, 37, 133), Size(1, 1, 64, 720, 1280)], ids=str)
-def test_stem_in_quarters(monkeypatch: pytest.MonkeyPatch, size: Size, dtype: torch.dtype) -> None:
-    """`quartered_stem_kernel`, which is not used as long as nobody has seen this test pass: set
-    `QUARTERED_STEM_HAS_RUN` then."""
-    kernels = import_module("lmfn_kernels.mshf.triton_backend")
-    if not kernels.convolution.ring_programs(torch.device(DEVICE, 0)):
-        pytest.skip("needs a Hopper GPU and a Triton with this Gluon")
-    monkeypatch.setattr(kernels, "QUARTERED_STEM_HAS_RUN", True)
-    test_within_rounding_and_a_hundred_times_the_same("stem", size, dtype)
+    with trying(kernel):
+        test_within_rounding_and_a_hundred_times_the_same(name, size, dtype)
+        inputs = OPS[name].inputs(size, dtype, DEVICE)
+        expected, _ = reference_with_bounds(OPS[name].function, inputs, [False] * len(inputs))
+        with torch.no_grad(), intercepting(noted):  # nothing is saved for backward
+            found = OPS[name].function(*inputs)
+        for result, reference in zip([found] if isinstance(found, Tensor) else found, expected, strict=True):
+            assert_within_rounding("result", result, reference)
+        if kernel.endswith("gradient"):
+            without_padding = conv_from_flat(padding=0, activation="none")
+            assert_correct(without_padding, conv_inputs(2, 64, 33, 19, 35, dtype, DEVICE, padding=0))
+        else:
+            assert f"{kernel}_kernel" in launched
 
 
 @pytest.mark.parametrize(("name", "size"), CASES, ids=IDS)

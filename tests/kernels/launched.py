@@ -26,7 +26,7 @@ from lmfn_kernels.alfm import triton_backend as alfm
 from lmfn_kernels.conv import triton_backend as conv
 from lmfn_kernels.mshf import triton_backend as mshf
 from lmfn_kernels.rfdb import triton_backend as rfdb
-from lmfn_kernels.runtime import assembler, configs, launch, overlap
+from lmfn_kernels.runtime import assembler, configs, launch, trials
 from lmfn_kernels.runtime.triton_private import CudaLauncher, JITFunction, driver
 from lmfn_kernels.upsample import triton_backend as upsample
 
@@ -85,12 +85,8 @@ def check_as_triton_launches_it() -> None:
         for _, _, called in calls([op for op in OPS | PARTS if op != "lmfn"], "cpu"):
             called()
         stack.enter_context(mock.patch.object(conv, "ring_programs", return_value=132))
-        stack.enter_context(mock.patch.object(conv, "RING_INPUT_GRADIENT_HAS_RUN", True))
-        stack.enter_context(mock.patch.object(conv, "RING_WEIGHT_GRADIENT_HAS_RUN", True))
-        stack.enter_context(mock.patch.object(rfdb, "RING_FUSE_HAS_RUN", True))
-        stack.enter_context(mock.patch.object(upsample, "RING_UPSAMPLED_CONV_HAS_RUN", True))
-        stack.enter_context(mock.patch.object(mshf, "QUARTERED_STEM_HAS_RUN", True))
-        for _, _, called in calls(["conv3x3", "distill_fuse", "rfdb", "upsampled_conv3x3"], "cpu"):
+        stack.enter_context(trials.trying(*trials.ON_TRIAL))
+        for _, _, called in calls(["conv3x3", "distill_fuse", "rfdb", "stem", "upsampled_conv3x3"], "cpu"):
             called()
     assert len(asked) > 100
     kinds = set()
@@ -182,7 +178,7 @@ def check_dependent_launches() -> None:
     x, w = image(), weight()
     with recorded() as found:
         for enabled in (False, True, False):
-            with mock.patch.object(overlap, "ENABLED", enabled):
+            with trials.trying(*(["overlap"] if enabled else [])):
                 for _ in range(2):
                     conv3x3(x, w)
                     assert bool(found[-1][0].launch_pdl) == enabled

@@ -16,6 +16,7 @@ from lmfn_kernels.mshf import triton_backend as encoder
 from lmfn_kernels.rfdb import torch_backend as exact_blocks
 from lmfn_kernels.rfdb import triton_backend as blocks
 from lmfn_kernels.runtime.launch import as_kernel_image, intercepting
+from lmfn_kernels.runtime.trials import ON_TRIAL, trying
 from lmfn_kernels.testing import (
     OPS,
     OpCase,
@@ -28,7 +29,6 @@ from lmfn_kernels.testing import (
     stem_inputs,
     upsampled_conv_inputs,
 )
-from lmfn_kernels.upsample import triton_backend as upsampling
 from lmfn_kernels.weights import E4M3, Conv
 from tests.kernels import hopper
 from tests.kernels.conftest import amid_nan
@@ -55,12 +55,7 @@ CASES = [
 def _on_hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """With two programs, so that each computes several tiles."""
     monkeypatch.setattr(convolutions, "ring_programs", lambda _: 2)
-    monkeypatch.setattr(blocks, "RING_FUSE_HAS_RUN", True)
-    monkeypatch.setattr(upsampling, "RING_UPSAMPLED_CONV_HAS_RUN", True)
-    monkeypatch.setattr(convolutions, "RING_INPUT_GRADIENT_HAS_RUN", True)
-    monkeypatch.setattr(encoder, "QUARTERED_STEM_HAS_RUN", True)
-    monkeypatch.setattr(convolutions, "RING_WEIGHT_GRADIENT_HAS_RUN", True)
-    with lmfn_kernels.backend("triton"), torch.no_grad():
+    with trying(*ON_TRIAL), lmfn_kernels.backend("triton"), torch.no_grad():
         yield
 
 

@@ -9,6 +9,7 @@ import torch
 from lmfn_kernels.conv import triton_backend
 from lmfn_kernels.mshf import triton_backend as stem_backend
 from lmfn_kernels.rfdb import triton_backend as rfdb_backend
+from lmfn_kernels.runtime import trials
 from lmfn_kernels.runtime.configs import Config
 from lmfn_kernels.runtime.launch import Tiling, as_kernel_image, intercepting
 from lmfn_kernels.upsample import triton_backend as upsample_backend
@@ -27,16 +28,16 @@ from lmfn_kernels.weights import Conv
         ({"n": 12}, ["weight_gradient_kernel"]),
         ({"k": 12}, ["weight_gradient_kernel"]),
         ({"programs": 0}, ["weight_gradient_kernel"]),
-        ({"has_run": False}, ["weight_gradient_kernel"]),
+        ({"in_use": False}, ["weight_gradient_kernel"]),
     ],
 )
 def test_where_it_computes_weight_gradients(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], kernels: list[str]
 ) -> None:
-    usual = {"dtype": torch.bfloat16, "k": 50, "n": 50, "programs": 132, "has_run": True, "masked": False}
-    dtype, k, n, programs, has_run, masked = (usual | change).values()
+    usual = {"dtype": torch.bfloat16, "k": 50, "n": 50, "programs": 132, "in_use": True, "masked": False}
+    dtype, k, n, programs, in_use, masked = (usual | change).values()
     monkeypatch.setattr(triton_backend, "ring_programs", lambda _: programs)
-    monkeypatch.setattr(triton_backend, "RING_WEIGHT_GRADIENT_HAS_RUN", has_run)
+    monkeypatch.setattr(trials, "_tried", {"ring_weight_gradient"} if in_use else set())
     x, g, z = (as_kernel_image(torch.zeros(1, c, 9, 20, dtype=dtype)) for c in (k, n, 25))
     e, weight = triton_backend.mask_gradient(g, g, 0.1 if masked else 1.0), torch.zeros(n, k, 3, 3, dtype=dtype)
     launched: list[str] = []
@@ -57,7 +58,7 @@ def test_where_it_computes_weight_gradients(
     ("change", "kernel"),
     [
         ({}, "quartered_stem_kernel"),
-        ({"has_run": False}, "stem_kernel"),
+        ({"in_use": False}, "stem_kernel"),
         ({"dtype": torch.float16}, "quartered_stem_kernel"),
         ({"dtype": torch.float32}, "stem_kernel"),
         ({"programs": 0}, "stem_kernel"),
@@ -67,10 +68,10 @@ def test_where_it_computes_weight_gradients(
     ],
 )
 def test_where_the_stem_is_in_quarters(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], kernel: str) -> None:
-    usual = {"dtype": torch.bfloat16, "inputs": 3, "c": 64, "n": 64, "programs": 132, "has_run": True}
-    dtype, inputs, c, n, programs, has_run = (usual | change).values()
+    usual = {"dtype": torch.bfloat16, "inputs": 3, "c": 64, "n": 64, "programs": 132, "in_use": True}
+    dtype, inputs, c, n, programs, in_use = (usual | change).values()
     monkeypatch.setattr(triton_backend, "ring_programs", lambda _: programs)
-    monkeypatch.setattr(stem_backend, "QUARTERED_STEM_HAS_RUN", has_run)
+    monkeypatch.setattr(trials, "_tried", {"quartered_stem"} if in_use else set())
     launched: list[str] = []
     with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
         weights = [torch.zeros(c, inputs, 3, 3, dtype=dtype), torch.zeros(n, c, 3, 3, dtype=dtype)]
@@ -83,7 +84,7 @@ def test_where_the_stem_is_in_quarters(monkeypatch: pytest.MonkeyPatch, change: 
     ("change", "kernel"),
     [
         ({}, "ring_kernel"),
-        ({"has_run": False}, "conv_kernel"),
+        ({"in_use": False}, "conv_kernel"),
         ({"pending": True}, "conv_kernel"),
         ({"pending": True, "residual": True}, "conv_kernel"),
         ({"residual": True}, "ring_kernel"),
@@ -96,10 +97,10 @@ def test_where_the_stem_is_in_quarters(monkeypatch: pytest.MonkeyPatch, change: 
 def test_where_it_computes_input_gradients(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], kernel: str
 ) -> None:
-    usual = {"has_run": True, "pending": False, "residual": False, "extra": False, "mask": 1.0}
-    has_run, pending, residual, extra, mask = (usual | change).values()
+    usual = {"in_use": True, "pending": False, "residual": False, "extra": False, "mask": 1.0}
+    in_use, pending, residual, extra, mask = (usual | change).values()
     monkeypatch.setattr(triton_backend, "ring_programs", lambda _: 132)
-    monkeypatch.setattr(triton_backend, "RING_INPUT_GRADIENT_HAS_RUN", has_run)
+    monkeypatch.setattr(trials, "_tried", {"ring_input_gradient"} if in_use else set())
     g, x, z = (as_kernel_image(torch.zeros(1, c, 9, 20, dtype=torch.bfloat16)) for c in (50, 50, 25))
     weight, distil = (torch.zeros(n, 50, k, k, dtype=torch.bfloat16) for n, k in ((50, 3), (25, 1)))
     e = triton_backend.mask_gradient(g, g, 0.1 if pending else 1.0)
@@ -114,7 +115,7 @@ def test_where_it_computes_input_gradients(
     ("change", "kernel"),
     [
         ({}, "ring_fuse_kernel"),
-        ({"has_run": False}, "fuse_kernel"),
+        ({"in_use": False}, "fuse_kernel"),
         ({"dtype": torch.float16}, "ring_fuse_kernel"),
         ({"dtype": torch.float32}, "fuse_kernel"),
         ({"programs": 0}, "fuse_kernel"),
@@ -124,10 +125,10 @@ def test_where_it_computes_input_gradients(
     ],
 )
 def test_where_it_fuses(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], kernel: str) -> None:
-    usual = {"dtype": torch.bfloat16, "c": 50, "d": 25, "f": 12, "programs": 132, "has_run": True}
-    dtype, c, d, f, programs, has_run = (usual | change).values()
+    usual = {"dtype": torch.bfloat16, "c": 50, "d": 25, "f": 12, "programs": 132, "in_use": True}
+    dtype, c, d, f, programs, in_use = (usual | change).values()
     monkeypatch.setattr(triton_backend, "ring_programs", lambda _: programs)
-    monkeypatch.setattr(rfdb_backend, "RING_FUSE_HAS_RUN", has_run)
+    monkeypatch.setattr(trials, "_tried", {"ring_fuse"} if in_use else set())
     launched: list[str] = []
     with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
         x, maps = torch.zeros(1, c, 4, 4, dtype=dtype), [torch.zeros(1, d, 4, 4, dtype=dtype)] * 3
@@ -141,7 +142,7 @@ def test_where_it_fuses(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any],
     ("change", "kernel"),
     [
         ({}, "ring_upsampled_conv_kernel"),
-        ({"has_run": False}, "upsampled_conv_kernel"),
+        ({"in_use": False}, "upsampled_conv_kernel"),
         ({"dtype": torch.float16}, "ring_upsampled_conv_kernel"),
         ({"dtype": torch.float32}, "upsampled_conv_kernel"),
         ({"programs": 0}, "upsampled_conv_kernel"),
@@ -151,10 +152,10 @@ def test_where_it_fuses(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any],
     ],
 )
 def test_where_it_convolves_upsampled(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], kernel: str) -> None:
-    usual = {"dtype": torch.bfloat16, "k": 50, "n": 3, "programs": 132, "has_run": True}
-    dtype, k, n, programs, has_run = (usual | change).values()
+    usual = {"dtype": torch.bfloat16, "k": 50, "n": 3, "programs": 132, "in_use": True}
+    dtype, k, n, programs, in_use = (usual | change).values()
     monkeypatch.setattr(triton_backend, "ring_programs", lambda _: programs)
-    monkeypatch.setattr(upsample_backend, "RING_UPSAMPLED_CONV_HAS_RUN", has_run)
+    monkeypatch.setattr(trials, "_tried", {"ring_upsampled_conv"} if in_use else set())
     launched: list[str] = []
     with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
         x, weight = torch.zeros(1, k, 4, 4, dtype=dtype), torch.zeros(n, k, 3, 3, dtype=dtype)
