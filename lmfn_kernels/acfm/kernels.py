@@ -1,7 +1,7 @@
 """Kernels of the ACFM. Names and conventions as in `runtime/kernels.py`.
 
-A depthwise 3x3 convolution yields u, which is three maps u_0, u_1, u_2 in the 3x3x3 form. Neighbouring channels are
-combined by a product with a banded matrix, since Triton cannot shift a block by one channel.
+A depthwise 3x3 convolution yields u, which is three maps u_0, u_1, u_2 in the 3x3x3 form. Then neighbouring channels
+are combined (`beside`).
 """
 
 # ruff: noqa: N803  (names of constants are upper-case)
@@ -26,89 +26,11 @@ from lmfn_kernels.runtime.kernels import (
 
 
 @triton.jit
-def stencil(t_x, p_w, i_b, o_h, o_w, MAPS: tl.constexpr, BACK: tl.constexpr, ACC: tl.constexpr):
-    """A depthwise 3x3 convolution with one weight or three (`MAPS`); with `BACK`, its transpose."""
-    SHAPE: tl.constexpr = t_x.block_shape
-    PIXELS: tl.constexpr = SHAPE[1] * SHAPE[2]
-    CHANNELS: tl.constexpr = SHAPE[3]
-    b_0 = tl.zeros([PIXELS, CHANNELS], ACC)
-    b_1 = tl.zeros([PIXELS, CHANNELS], ACC)
-    b_2 = tl.zeros([PIXELS, CHANNELS], ACC)
-    for k in tl.range(0, 9, num_stages=1):
-        i_tap = 8 - k if BACK else k
-        b_x = load_pixels(t_x, i_b, o_h + i_tap // 3 - 1, o_w + i_tap % 3 - 1, 0).to(ACC)
-        b_0 += b_x * tl.load(p_w + k).to(ACC)
-        if MAPS == 3:
-            b_1 += b_x * tl.load(p_w + 9 + k).to(ACC)
-            b_2 += b_x * tl.load(p_w + 18 + k).to(ACC)
-    return b_0, b_1, b_2
-
-
-@triton.jit
-def band_product(b_x, b_before, b_same, b_after, C, dtype: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
-    """Channel c of the result is `b_before` x[c - 1] + `b_same` x[c] + `b_after` x[c + 1]."""
-    o_i = tl.arange(0, b_x.shape[1])[:, None]
-    o_j = tl.arange(0, b_x.shape[1])[None, :]
-    b_band = tl.where(o_i == o_j, b_same, 0.0)
-    b_band = tl.where(o_i == o_j - 1, b_before, b_band)
-    b_band = tl.where(o_i == o_j + 1, b_after, b_band)
-    b_band = tl.where((o_i < C) & (o_j < C), b_band, 0.0)
-    return tl.dot(b_x.to(dtype), b_band.to(dtype), input_precision=PRECISION, out_dtype=ACC)
-
-
-@triton.jit
-def gate_of(
-    t_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, C,
-    MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """u, which only the pseudo-3D form uses, and q."""
-    b_u, b_1, b_2 = stencil(t_x, p_spatial, i_b, o_h, o_w, MAPS, False, ACC)
-    return across_channels(b_u, b_1, b_2, p_spatial_bias, p_channel, p_bias, C, t_x.dtype, MAPS, ACC, PRECISION)
-
-
-@triton.jit
-def across_channels(
-    b_u, b_1, b_2, p_spatial_bias, p_channel, p_bias, C,
-    dtype: tl.constexpr, MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """As `gate_of`, from the results of `stencil`."""
-    b_bias = tl.load(p_bias).to(ACC)
-    if MAPS == 3:
-        b_q = band_product(b_u, 1.0, 0.0, 0.0, C, dtype, ACC, PRECISION) + b_1
-        b_q += band_product(b_2, 0.0, 0.0, 1.0, C, dtype, ACC, PRECISION) + b_bias
-    else:
-        b_u = leaky(b_u + tl.load(p_spatial_bias).to(ACC), 0.0)
-        b_before, b_same, b_after = load_three(p_channel, ACC)
-        b_q = leaky(band_product(b_u, b_before, b_same, b_after, C, dtype, ACC, PRECISION) + b_bias, 0.0)
-    return b_u, b_q
-
-
-@triton.jit
-def load_three(p_channel, ACC: tl.constexpr):
-    return tl.load(p_channel).to(ACC), tl.load(p_channel + 1).to(ACC), tl.load(p_channel + 2).to(ACC)
-
-
-@triton.jit
-def channel_gate_kernel(
-    t_x, t_add, t_out, p_alpha, p_spatial, p_spatial_bias, p_channel, p_bias, H, W, C,
-    MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
-):  # fmt: skip
-    """out = x + alpha sigmoid(q) x + add."""
-    wait_for_previous_launch()
-    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
-    _, b_q = gate_of(t_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, C, MAPS, ACC, PRECISION)
-    b_y = load_pixels(t_x, i_b, o_h, o_w, 0).to(ACC) * (1 + tl.load(p_alpha).to(ACC) * sigmoid(b_q))
-    if t_add is not None:
-        b_y += load_pixels(t_add, i_b, o_h, o_w, 0).to(ACC)
-    store_pixels(t_out, i_b, o_h, o_w, 0, b_y)
-
-
-@triton.jit
-def pitched_stencil(
-    p_x, p_w, i_b, o_h, o_w, H, W, C, PITCH: tl.constexpr, MAPS: tl.constexpr, ACC: tl.constexpr,
+def stencil(
+    p_x, p_w, i_b, o_h, o_w, H, W, PITCH: tl.constexpr, MAPS: tl.constexpr, ACC: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """`stencil` of an image in the layout of `empty_image`: the three loads of a row are under way at once."""
+    """A depthwise 3x3 convolution with one weight or three (`MAPS`): the three loads of a row are under way at once."""
     b_0 = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
     b_1 = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
     b_2 = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
@@ -120,8 +42,78 @@ def pitched_stencil(
             if MAPS == 3:
                 b_1 += b_x * tl.load(p_tap + 9).to(ACC)
                 b_2 += b_x * tl.load(p_tap + 18).to(ACC)
+    return b_0, b_1, b_2
+
+
+@triton.jit
+def beside(b_x, STEP: tl.constexpr, UNIT: tl.constexpr):
+    """Channel c of the result is channel c + STEP of `b_x`, with STEP -1 or 1; zeros before the first and after the
+    last one.
+
+    The channel after an even one is odd, so the odd channels are half of the result, and the other half is the same
+    question about the even ones. A thread that has loaded 16 bytes, UNIT values, answers it by renaming registers;
+    only one value in UNIT comes from another thread.
+    """
+    PIXELS: tl.constexpr = b_x.shape[0]
+    CHANNELS: tl.constexpr = b_x.shape[1]
+    if UNIT == 1:
+        o_c = tl.arange(0, CHANNELS)[None, :] + STEP
+        m_c = (o_c >= 0) & (o_c < CHANNELS)
+        o_c = tl.broadcast_to(tl.where(m_c, o_c, 0), [PIXELS, CHANNELS])
+        b_found = tl.where(m_c, tl.gather(b_x, o_c, axis=1), 0.0)
+    else:
+        b_even, b_odd = tl.split(b_x.reshape(PIXELS, CHANNELS // 2, 2))
+        if STEP == 1:
+            b_both = tl.join(b_odd, beside(b_even, STEP, UNIT // 2))
+        else:
+            b_both = tl.join(beside(b_odd, STEP, UNIT // 2), b_even)
+        b_found = b_both.reshape(PIXELS, CHANNELS)
+    return b_found
+
+
+@triton.jit
+def gate_of(
+    p_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, H, W, C,
+    PITCH: tl.constexpr, UNIT: tl.constexpr, MAPS: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """u, which only the pseudo-3D form uses, and q; u is zero after the last channel, and q not NaN."""
+    b_u, b_1, b_2 = stencil(p_x, p_spatial, i_b, o_h, o_w, H, W, PITCH, MAPS, ACC, BLOCK_H, BLOCK_W, BLOCK_C)
     m_c = (tl.arange(0, BLOCK_C) < C)[None, :]
-    return tl.where(m_c, b_0, 0.0), tl.where(m_c, b_1, 0.0), tl.where(m_c, b_2, 0.0)
+    if MAPS == 3:
+        b_u, b_1, b_2 = tl.where(m_c, b_u, 0.0), tl.where(m_c, b_1, 0.0), tl.where(m_c, b_2, 0.0)
+        b_q = beside(b_u, -1, UNIT) + b_1 + beside(b_2, 1, UNIT) + tl.load(p_bias).to(ACC)
+    else:
+        b_u = tl.where(m_c, leaky(b_u + tl.load(p_spatial_bias).to(ACC), 0.0), 0.0)
+        b_before, b_same, b_after = load_three(p_channel, ACC)
+        b_q = b_before * beside(b_u, -1, UNIT) + b_same * b_u + b_after * beside(b_u, 1, UNIT)
+        b_q = leaky(b_q + tl.load(p_bias).to(ACC), 0.0)
+    return b_u, b_q
+
+
+@triton.jit
+def load_three(p_channel, ACC: tl.constexpr):
+    return tl.load(p_channel).to(ACC), tl.load(p_channel + 1).to(ACC), tl.load(p_channel + 2).to(ACC)
+
+
+@triton.jit
+def channel_gate_kernel(
+    p_x, t_add, t_out, p_alpha, p_spatial, p_spatial_bias, p_channel, p_bias, H, W, C,
+    PITCH: tl.constexpr, UNIT: tl.constexpr, MAPS: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """out = x + alpha sigmoid(q) x + add."""
+    wait_for_previous_launch()
+    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
+    _, b_q = gate_of(
+        p_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, H, W, C,
+        PITCH, UNIT, MAPS, ACC, BLOCK_H, BLOCK_W, BLOCK_C,
+    )  # fmt: skip
+    b_x = load_pitched(p_x, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C).to(ACC)
+    b_y = b_x * (1 + tl.load(p_alpha).to(ACC) * sigmoid(b_q))
+    if t_add is not None:
+        b_y += load_pixels(t_add, i_b, o_h, o_w, 0).to(ACC)
+    store_pixels(t_out, i_b, o_h, o_w, 0, b_y)
 
 
 @triton.jit
@@ -204,8 +196,7 @@ def merge_kernel(
     p_x, p_f0, p_f1, p_f2, p_f3, p_f4, p_f5, p_f6, p_f7, p_w, p_mix_bias, t_added, t_out,
     p_alpha, p_spatial, p_spatial_bias, p_channel, p_bias, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
     WINDOWED: tl.constexpr, LAYERS: tl.constexpr, SLOPE: tl.constexpr, MAPS: tl.constexpr,
-    PITCH: tl.constexpr, OF_ROW: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr, MIX_PRECISION: tl.constexpr,
+    PITCH: tl.constexpr, UNIT: tl.constexpr, OF_ROW: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out = x + alpha sigmoid(q) x + f_l, with f_l = LR(P F + bias) of the layers `p_f`, also written to `t_added`
@@ -217,37 +208,35 @@ def merge_kernel(
     if t_out.dtype.primitive_bitwidth > 16 or MAPS == 3:
         b_y = attend(
             b_y, p_f0, p_f1, None, None, p_w, 0, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
-            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
+            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
         b_y = attend(
             b_y, p_f2, p_f3, None, None, p_w, 2, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
-            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
+            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
         b_y = attend(
             b_y, p_f4, p_f5, None, None, p_w, 4, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
-            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
+            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
         b_y = attend(
             b_y, p_f6, p_f7, None, None, p_w, 6, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
-            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
+            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
     else:
         b_y = attend(
             b_y, p_f0, p_f1, p_f2, p_f3, p_w, 0, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
-            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
+            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
         b_y = attend(
             b_y, p_f4, p_f5, p_f6, p_f7, p_w, 4, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
-            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, MIX_PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
+            WINDOWED, LAYERS, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,
         )  # fmt: skip
     b_y = leaky(b_y + load_bias(p_mix_bias, 0, C, BLOCK_C, ACC), SLOPE)
     if t_added is not None:
         store_pixels(t_added, i_b, o_h, o_w, 0, b_y)
-    b_u, b_1, b_2 = pitched_stencil(
-        p_x, p_spatial, i_b, o_h, o_w, H, W, C, PITCH, MAPS, ACC, BLOCK_H, BLOCK_W, BLOCK_C
-    )  # fmt: skip
-    _, b_q = across_channels(
-        b_u, b_1, b_2, p_spatial_bias, p_channel, p_bias, C, p_x.dtype.element_ty, MAPS, ACC, PRECISION
+    _, b_q = gate_of(
+        p_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, H, W, C,
+        PITCH, UNIT, MAPS, ACC, BLOCK_H, BLOCK_W, BLOCK_C,
     )  # fmt: skip
     b_x = load_pitched(p_x, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C).to(ACC)
     b_y += b_x * (1 + tl.load(p_alpha).to(ACC) * sigmoid(b_q))
@@ -255,72 +244,109 @@ def merge_kernel(
 
 
 @triton.jit
+def in_units(b_x, UNIT: tl.constexpr):
+    """Sums over each UNIT channels, which a thread has, so that threads exchange nothing."""
+    return tl.sum(b_x.reshape(b_x.shape[0], b_x.shape[1] // UNIT, UNIT), axis=2)
+
+
+@triton.jit
 def channel_gate_backward_kernel(
-    t_g, t_x, t_dx, t_e, p_alpha, p_spatial, p_spatial_bias, p_channel, p_bias, p_sums,
-    B, H, W, C, SPLITS,
-    MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, SUMS: tl.constexpr,
+    p_g, p_x, t_dx, t_e, p_alpha, p_spatial, p_spatial_bias, p_channel, p_bias, p_sums,
+    B, H, W, C, SPLITS, SUMS,
+    PITCH_G: tl.constexpr, PITCH: tl.constexpr, UNIT: tl.constexpr, MAPS: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The part of the gradient of x that bypasses the gate (`t_dx`), the gradient of u, or of q in the 3x3x3 form
-    (`t_e`), and partial sums of the gradients of the weights, in their order, followed by alpha.
+    (`t_e`, with zeros after the channels), and SUMS partial sums: the gradients of all weights but the first, and of
+    alpha.
 
-    Outside the image g reads as 0, and every term contains that factor.
+    Outside the image g reads as 0, and every term contains that factor. Threads exchange sums after the last tile.
     """
     wait_for_previous_launch()
-    i_split = tl.program_id(0)
     b_alpha = tl.load(p_alpha).to(ACC)
-    o_sum = tl.arange(0, SUMS)
-    b_sums = tl.zeros([SUMS], ACC)
+    b_zero = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C // UNIT], ACC)
+    b_dalpha, b_dbias, b_dbefore, b_dsame, b_dafter, b_dspatial_bias = b_zero, b_zero, b_zero, b_zero, b_zero, b_zero
     n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
-    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=1):
+    for i_tile in tl.range(tl.program_id(0), n_tiles, SPLITS, num_stages=1):
         i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
-        b_u, b_q = gate_of(t_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, C, MAPS, ACC, PRECISION)
+        b_u, b_q = gate_of(
+            p_x, p_spatial, p_spatial_bias, p_channel, p_bias, i_b, o_h, o_w, H, W, C,
+            PITCH, UNIT, MAPS, ACC, BLOCK_H, BLOCK_W, BLOCK_C,
+        )  # fmt: skip
         b_w = sigmoid(b_q)
-        b_g = load_pixels(t_g, i_b, o_h, o_w, 0).to(ACC)
+        b_g = load_pitched(p_g, i_b, o_h, o_w, H, W, PITCH_G, BLOCK_H, BLOCK_W, BLOCK_C).to(ACC)
         store_pixels(t_dx, i_b, o_h, o_w, 0, b_g * (1 + b_alpha * b_w))
-        b_g *= load_pixels(t_x, i_b, o_h, o_w, 0).to(ACC) * b_w
-        b_q = tl.where(b_q > 0, 1.0, 0.0) * sigmoid(-b_q) if MAPS == 1 else sigmoid(-b_q)
-        b_dq = b_alpha * b_g * b_q
+        b_g *= load_pitched(p_x, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C).to(ACC) * b_w
+        b_g = tl.where((tl.arange(0, BLOCK_C) < C)[None, :], b_g, 0.0)
+        b_dalpha += in_units(b_g, UNIT)
+        b_dq = b_alpha * b_g * sigmoid(-b_q)
         if MAPS == 1:
+            b_dq = tl.where(b_q > 0, b_dq, 0.0)
+            b_last, b_next = beside(b_dq, -1, UNIT), beside(b_dq, 1, UNIT)
+            b_dbefore += in_units(b_u * b_next, UNIT)
+            b_dsame += in_units(b_u * b_dq, UNIT)
+            b_dafter += in_units(b_u * b_last, UNIT)
             b_before, b_same, b_after = load_three(p_channel, ACC)
-            b_du = band_product(b_dq, b_after, b_same, b_before, C, t_x.dtype, ACC, PRECISION)
-            b_du = tl.where(b_u > 0, b_du, 0.0)
-            b_sums += tl.where(o_sum == 9, tl.sum(b_du), 0.0)
-            b_u1 = band_product(b_u, 1.0, 0.0, 0.0, C, t_x.dtype, ACC, PRECISION)
-            b_sums += tl.where(o_sum == 10, tl.sum(b_u1 * b_dq), 0.0)
-            b_sums += tl.where(o_sum == 11, tl.sum(b_u * b_dq), 0.0)
-            b_u1 = band_product(b_u, 0.0, 0.0, 1.0, C, t_x.dtype, ACC, PRECISION)
-            b_sums += tl.where(o_sum == 12, tl.sum(b_u1 * b_dq), 0.0)
+            b_du = tl.where(b_u > 0, b_before * b_next + b_same * b_dq + b_after * b_last, 0.0)
+            b_dspatial_bias += in_units(b_du, UNIT)
             store_pixels(t_e, i_b, o_h, o_w, 0, b_du)
         else:
-            # In the forward pass, tap d of channel c contributes to q of channel c + 1 - d.
-            b_du = band_product(b_dq, 0.0, 0.0, 1.0, C, t_x.dtype, ACC, PRECISION)
-            b_du2 = band_product(b_dq, 1.0, 0.0, 0.0, C, t_x.dtype, ACC, PRECISION)
             store_pixels(t_e, i_b, o_h, o_w, 0, b_dq)
-        for k in tl.range(0, 9, num_stages=1):
-            b_x = load_pixels(t_x, i_b, o_h + k // 3 - 1, o_w + k % 3 - 1, 0).to(ACC)
-            b_sums += tl.where(o_sum == k, tl.sum(b_du * b_x), 0.0)
-            if MAPS == 3:
-                b_sums += tl.where(o_sum == 9 + k, tl.sum(b_dq * b_x), 0.0)
-                b_sums += tl.where(o_sum == 18 + k, tl.sum(b_du2 * b_x), 0.0)
-        b_sums += tl.where(o_sum == (13 if MAPS == 1 else 27), tl.sum(b_dq), 0.0)
-        b_sums += tl.where(o_sum == (14 if MAPS == 1 else 28), tl.sum(b_g), 0.0)
-    tl.store(p_sums + i_split * SUMS + o_sum, b_sums)
+        b_dbias += in_units(b_dq, UNIT)
+    p_sums += tl.program_id(0) * SUMS
+    if MAPS == 1:
+        tl.store(p_sums, tl.sum(b_dspatial_bias))
+        tl.store(p_sums + 1, tl.sum(b_dbefore))
+        tl.store(p_sums + 2, tl.sum(b_dsame))
+        tl.store(p_sums + 3, tl.sum(b_dafter))
+    tl.store(p_sums + SUMS - 2, tl.sum(b_dbias))
+    tl.store(p_sums + SUMS - 1, tl.sum(b_dalpha))
 
 
 @triton.jit
 def channel_gate_input_kernel(
-    t_e, t_dx, t_add, p_spatial, H, W, C,
-    MAPS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+    p_e, p_x, p_dx, t_dx, p_add, p_spatial, p_sums, B, H, W, C, SPLITS,
+    PITCH: tl.constexpr, PITCH_X: tl.constexpr, UNIT: tl.constexpr, MAPS: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Add to `t_dx` the part of the gradient of x that passes through the gate, and `t_add` unless it is None."""
+    """Add to `t_dx` the part of the gradient of x that passes through the gate, and `p_add` unless it is None; and
+    partial sums of the gradient of the spatial weight.
+
+    Tap k of a pixel's convolution reads x at a distance from it, so both need e at that distance in the opposite
+    direction. Threads exchange sums after the last tile.
+    """
     wait_for_previous_launch()
-    i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
-    b_dx, b_1, b_2 = stencil(t_e, p_spatial, i_b, o_h, o_w, MAPS, True, ACC)
-    if MAPS == 3:
-        b_dx = band_product(b_dx, 0.0, 0.0, 1.0, C, t_e.dtype, ACC, PRECISION) + b_1
-        b_dx += band_product(b_2, 1.0, 0.0, 0.0, C, t_e.dtype, ACC, PRECISION)
-    b_dx += load_pixels(t_dx, i_b, o_h, o_w, 0).to(ACC)
-    if t_add is not None:
-        b_dx += load_pixels(t_add, i_b, o_h, o_w, 0).to(ACC)
-    store_pixels(t_dx, i_b, o_h, o_w, 0, b_dx)
+    sums = (tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C // UNIT], ACC),) * (9 * MAPS)
+    n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    for i_tile in tl.range(tl.program_id(0), n_tiles, SPLITS, num_stages=1):
+        i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
+        b_x = load_tile(p_x, i_b, o_h, o_w, H, W, C, PITCH_X, BLOCK_H, BLOCK_W, BLOCK_C).to(ACC)
+        b_dx = load_pitched(p_dx, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C).to(ACC)
+        if p_add is not None:
+            b_dx += load_pitched(p_add, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C).to(ACC)
+        if MAPS == 3:
+            b_last, b_next = beside(b_x, -1, UNIT), beside(b_x, 1, UNIT)
+            b_0 = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
+            b_2 = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
+        of_0, of_1, of_2 = sums[:0], sums[:0], sums[:0]
+        for k in tl.static_range(9):
+            b_e = load_pitched(
+                p_e, i_b, o_h + 1 - k // 3, o_w + 1 - k % 3, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C
+            ).to(ACC)  # fmt: skip
+            if MAPS == 1:
+                b_dx += b_e * tl.load(p_spatial + k).to(ACC)
+                of_0 += (sums[k] + in_units(b_e * b_x, UNIT),)
+            else:
+                # Tap d of channel c contributes to q of channel c + 1 - d.
+                b_0 += b_e * tl.load(p_spatial + k).to(ACC)
+                b_dx += b_e * tl.load(p_spatial + 9 + k).to(ACC)
+                b_2 += b_e * tl.load(p_spatial + 18 + k).to(ACC)
+                of_0 += (sums[k] + in_units(b_e * b_last, UNIT),)
+                of_1 += (sums[9 + k] + in_units(b_e * b_x, UNIT),)
+                of_2 += (sums[18 + k] + in_units(b_e * b_next, UNIT),)
+        sums = of_0 + of_1 + of_2
+        if MAPS == 3:
+            b_dx += beside(b_0, 1, UNIT) + beside(b_2, -1, UNIT)
+        store_pixels(t_dx, i_b, o_h, o_w, 0, b_dx)
+    for i in tl.static_range(9 * MAPS):
+        tl.store(p_sums + tl.program_id(0) * (9 * MAPS) + i, tl.sum(sums[i]))

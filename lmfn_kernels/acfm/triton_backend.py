@@ -33,6 +33,7 @@ from lmfn_kernels.runtime.launch import (
     padded_image,
     partial_sums,
     tiling,
+    with_pitch,
 )
 from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 
@@ -49,13 +50,12 @@ __all__ = [
     "products",
 ]
 
-SUMS = 32  # the gradients of the 14 or 28 weights and of alpha, rounded up to a power of two
-
 
 def gate(x: Tensor, add: Tensor | None, alpha: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    x, row = with_pitch(x)
     out = empty_image(x, *x.shape)
-    key = kernels.channel_gate_kernel, tiling("channel_gate", x), _maps(weights)
-    launch(x, _gate, key, t_x=x, t_add=add, t_out=out, p_alpha=alpha, **_weights(weights))
+    key = tiling("channel_gate", x), _maps(weights), row
+    launch(x, _gate, key, p_x=x, t_add=add, t_out=out, p_alpha=alpha, **_weights(weights))
     return out
 
 
@@ -72,12 +72,12 @@ def merge(
 ) -> tuple[Tensor, Tensor | None]:
     out, kept = padded_image(x, *x.shape), empty_image(x, *x.shape) if save else None
     images = {"p_x": x} | {f"p_f{j}": f for j, f in enumerate(maps)}
-    t, row = within(tiling("merge", x), grid), pixel_pitch(x.shape[1], x.dtype)
+    t, row = within(tiling("merge", x), grid)._replace(precision=matrix_precision(x)), pixel_pitch(x.shape[1], x.dtype)
     if _maps(weights) == 3:  # three sums of the gate; with 64 pixels they spill on sm_100
         t = t._replace(config=t.config._replace(height=min(4, t.config.height)))
     if grid.blocks > 1 and x.dtype.itemsize > 2:  # two sums, of a window and of all, in many registers
         t = t._replace(config=t.config._replace(height=min(2, t.config.height)))
-    key = t, grid, _maps(weights), len(maps), slope, matrix_precision(x), row
+    key = t, grid, _maps(weights), len(maps), slope, row
     launch(
         x,
         _merge,
@@ -94,7 +94,7 @@ def merge(
 
 
 @lru_cache(PLANS)
-def _merge(t: Tiling, grid: Grid, maps: int, layers: int, slope: float, precision: str, row: int) -> Plan:
+def _merge(t: Tiling, grid: Grid, maps: int, layers: int, slope: float, row: int) -> Plan:
     c = t.size[1]
     n = channel_block(c)
     return Plan(
@@ -108,7 +108,7 @@ def _merge(t: Tiling, grid: Grid, maps: int, layers: int, slope: float, precisio
         SLOPE=slope,
         PITCH=row,
         OF_ROW=pitch(c, t.dtype),
-        MIX_PRECISION=precision,
+        UNIT=16 // t.dtype.itemsize,
         BLOCK_C=n,
         **blocks_of(grid),
         **t.constants(),
@@ -119,43 +119,67 @@ def gate_backward(
     g: Tensor, x: Tensor, alpha: Tensor, weights: Sequence[Tensor], add: Tensor | None = None
 ) -> tuple[Tensor, PartialSums, list[PartialSums]]:
     """Gradients of x (plus `add`), alpha and the weights."""
-    dx, e = empty_image(x, *x.shape), empty_image(x, *x.shape)
-    t = tiling("channel_gate_backward", x)
-    sums = partial_sums(x, t.splits, (SUMS,))
-    maps = _maps(weights)
-    images: dict[str, Tensor] = {"t_g": g, "t_x": x, "t_dx": dx, "t_e": e}
-    launch(x, _gate_backward, (t, maps), **images, p_alpha=alpha, **_weights(weights), p_sums=sums)
-    key = kernels.channel_gate_input_kernel, tiling("channel_gate", x), maps
-    launch(x, _gate, key, t_e=e, t_dx=dx, t_add=add, p_spatial=weights[0])
-    sizes = [weight.numel() for weight in (*weights, alpha)]
-    *found, dalpha = map(PartialSums, sums[:, : sum(sizes)].split(sizes, dim=1))
-    return dx, dalpha, found
-
-
-@lru_cache(PLANS)
-def _gate(kernel: Any, t: Tiling, maps: int) -> Plan:
-    """`kernel` is the gate's kernel, or that of the input gradient through the gate."""
-    c = t.size[1]
-    images = ("t_x", "t_add", "t_out", "t_e", "t_dx")
-    blocks = {name: t.pixels(channel_block(c)) for name in images}
-    return Plan(kernel, (t.tiles,), t.config.warps, blocks, C=c, MAPS=maps, **t.constants())
-
-
-@lru_cache(PLANS)
-def _gate_backward(t: Tiling, maps: int) -> Plan:
-    b, c = t.size[:2]
-    return Plan(
-        kernels.channel_gate_backward_kernel,
-        (t.splits,),
-        t.config.warps,
-        {name: t.pixels(channel_block(c)) for name in ("t_g", "t_x", "t_dx", "t_e")},
-        B=b,
-        C=c,
-        SPLITS=t.splits,
-        SUMS=SUMS,
-        MAPS=maps,
-        **t.constants(),
+    (g, of_g), (x, of_x), maps = with_pitch(g), with_pitch(x), _maps(weights)
+    b, c, h, w = x.shape
+    row, t = pixel_pitch(c, x.dtype), tiling("channel_gate_backward", x)
+    # The channels of e go on to the next pixel, and the kernel writes zeros to those that x does not have.
+    dx, e = empty_image(x, b, c, h, w), empty_image(x, b, row, h, w)
+    spatial, *others = (weight.numel() for weight in (*weights, alpha))
+    sums = partial_sums(x, t.splits, (sum(others),))
+    images: dict[str, Tensor] = {"p_g": g, "p_x": x, "t_dx": dx, "t_e": e}
+    key = t, maps, of_g, of_x, sum(others)
+    launch(x, _gate_backward, key, **images, p_alpha=alpha, **_weights(weights), p_sums=sums)
+    t = tiling("channel_gate_input", x)
+    if maps == 3:  # three sums per tap; with 32 pixels they spill on sm_80 and sm_100
+        t = t._replace(config=t.config._replace(height=min(2, t.config.height)))
+    of_spatial = partial_sums(x, t.splits, (spatial,))
+    launch(
+        x,
+        _gate_input,
+        (t, maps, row, of_x),
+        p_e=as_pitched_image(e),
+        p_x=x,
+        p_dx=as_pitched_image(dx),
+        t_dx=dx,
+        p_add=None if add is None else as_pitched_image(add),
+        p_spatial=weights[0],
+        p_sums=of_spatial,
     )
+    *found, dalpha = map(PartialSums, sums.split(others, dim=1))
+    return dx, dalpha, [PartialSums(of_spatial), *found]
+
+
+@lru_cache(PLANS)
+def _gate(t: Tiling, maps: int, row: int) -> Plan:
+    """`row` is the number of elements from one pixel of x to the next."""
+    blocks = {name: t.pixels(channel_block(t.size[1])) for name in ("t_add", "t_out")}
+    constants = {"PITCH": row, "MAPS": maps, **_constants(t)}
+    return Plan(kernels.channel_gate_kernel, (t.tiles,), t.config.warps, blocks, **constants)
+
+
+@lru_cache(PLANS)
+def _gate_backward(t: Tiling, maps: int, of_g: int, of_x: int, sums: int) -> Plan:
+    """`of_g` and `of_x` are the elements from one pixel to the next."""
+    blocks = {name: t.pixels(channel_block(t.size[1])) for name in ("t_dx", "t_e")}
+    constants = {"B": t.size[0], "SPLITS": t.splits, "SUMS": sums, "MAPS": maps, **_constants(t)}
+    constants |= {"PITCH_G": of_g, "PITCH": of_x}
+    return Plan(kernels.channel_gate_backward_kernel, (t.splits,), t.config.warps, blocks, **constants)
+
+
+@lru_cache(PLANS)
+def _gate_input(t: Tiling, maps: int, row: int, of_x: int) -> Plan:
+    """`of_x` is the number of elements from one pixel of x to the next, `row` that of the other images."""
+    blocks = {"t_dx": t.pixels(channel_block(t.size[1]))}
+    constants = {"B": t.size[0], "SPLITS": t.splits, "MAPS": maps, **_constants(t)}
+    constants |= {"PITCH": row, "PITCH_X": of_x}
+    return Plan(kernels.channel_gate_input_kernel, (t.splits,), t.config.warps, blocks, **constants)
+
+
+def _constants(t: Tiling) -> dict[str, Any]:
+    """Those that all kernels of the gate have."""
+    constants = {"C": t.size[1], "UNIT": 16 // t.dtype.itemsize, "BLOCK_C": channel_block(t.size[1]), **t.constants()}
+    del constants["PRECISION"]  # there are no products of matrices
+    return constants
 
 
 def _maps(weights: Sequence[Tensor]) -> int:

@@ -98,17 +98,20 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
     many = dtype.itemsize == 4 or kernel.startswith(("channel_gate", "merge", "stem"))
     warps = 4 if many and shared <= 65536 else 8
     if kernel in ("gram", "product"):
-        # Triton 3.6 cannot pipeline `product` for sm_100.
-        stages = 3 if big and dtype.itemsize == 2 and kernel == "gram" else 1
+        stages = 3 if big and dtype.itemsize == 2 else 1
         side = 8 if big else 4
-        # In float32, 64 pixels spill where `gram` takes two slots' transposes, in three parts each, from registers.
-        height = 4 if kernel == "gram" and dtype.itemsize == 4 else side
+        # In float32, 64 pixels spill: the slots' transposes are in registers, in three parts each.
+        height = 4 if dtype.itemsize == 4 else side
         # 128 splits by default: with 32, a single frame would occupy only 32 of an H100's 132 multiprocessors.
         return Config(height, width=side, warps=8, stages=stages)
     if kernel == "mix" and dtype.itemsize == 4:
         return Config(height=8 if big else 2, width=8, warps=8, stages=1)
-    if kernel in ("channel_gate", "channel_gate_backward", "merge"):
-        small = 2 if kernel == "channel_gate_backward" or (kernel == "merge" and dtype.itemsize == 4) else 4
+    if kernel in ("channel_gate_backward", "channel_gate_input"):
+        # Four of one's programs and three of the other's fit a multiprocessor of an H100 at a time, which has 132.
+        splits = 512 if kernel == "channel_gate_backward" else 384
+        return Config(height=4 if dtype.itemsize == 2 else 2, width=8, warps=4, stages=1, splits=splits)
+    if kernel in ("channel_gate", "merge"):
+        small = 2 if kernel == "merge" and dtype.itemsize == 4 else 4
         large = 8 if dtype.itemsize == 2 else 4
         return Config(height=large if big else small, width=8, warps=warps, stages=1, splits=512)
     if kernel in ("gate_backward", "fuse_backward", "stem_backward", "weight_gradient"):

@@ -106,6 +106,13 @@ def as_pitched_image(x: Tensor) -> Tensor:
     return x if x.stride() == (h * w * s, 1, w * s, s) else empty_image(x, b, c, h, w).copy_(x)
 
 
+def with_pitch(x: Tensor) -> tuple[Tensor, int]:
+    """`x`, from `as_kernel_image`, or a copy of it whose images and rows follow one another, and the elements from one
+    pixel to the next: for kernels that read by pointers."""
+    found = pitch_of_pixels(x)
+    return (as_pitched_image(x), pixel_pitch(x.shape[1], x.dtype)) if found is None else (x, found)
+
+
 def cdiv(a: int, b: int) -> int:
     """ceil(a / b). `triton.cdiv` takes longer than a launch."""
     return -(-a // b)
