@@ -176,7 +176,8 @@ def described(kernel: str, a: dict[str, Any]) -> Launch:
     widths = "-".join(str(a[name]) for name in ("K", "C", "N", "D", "G", "F") if int(a.get(name) or 0) > 1)
     tile = f"tile {a.get('BLOCK_H', 1)}x{a.get('BLOCK_W', 1)}, {a['num_warps']} warps, {a.get('STAGES', 1)} stages"
     shape = ", ".join(filter(None, [str(a.get("MODE", "")), widths, f"{b}x{h}x{w}" if b else "", tile]))
-    return Launch(kernel, shape, 2.0 * products * b * h * w, sum(memory.values()))
+    moved = BYTES[name](a) if name in BYTES else sum(memory.values())
+    return Launch(kernel, shape, 2.0 * products * b * h * w, moved)
 
 
 PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
@@ -186,7 +187,8 @@ PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
     "quartered_stem": lambda a, *_: 4 * 9 * 3 * a["C"] + 9 * a["C"] * a["N"],
     "stem_backward": lambda a, *_: 2 * (9 * a["INPUTS"] * a["C"] + 9 / 4 * a["C"] * a["N"]),
     "upsampled_conv": lambda a, *_: 9 * a["K"] * a["N"],
-    "ring_upsampled_conv": lambda _, weights, __: weights / 9,
+    "ring_upsampled_conv": lambda _, weights, __: weights * 9 / 25,
+    "upsampled_conv_input_gradient": lambda a, *_: 9 * a["p_w"].shape[2] * a["N"],
     "gram": lambda a, *_: a["SIZE"] * (a["SIZE"] + 1) / 2,
     "product": lambda a, *_: a["G"] * a["SIZE"],
     "mix": lambda _, weights, images: weights / images,
@@ -200,6 +202,15 @@ PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
 }
 """Multiplications per pixel of the largest image, for kernels where there is not one per weight, computed from the
 arguments, the number of weights, and the number of images."""
+
+
+def _edges(a: dict[str, Any]) -> int:
+    values = 2 * a["B"] * (a["H"] + a["W"]) * (a["K"] + a["N"])
+    return int(values * a["p_x"].element_size() + a["p_dw"].nbytes)
+
+
+BYTES: dict[str, Callable[[dict[str, Any]], int]] = {"edge_weight_gradient": _edges}
+"""Bytes read and written, for kernels that do not read all of their tensors."""
 
 
 Tables = dict[str, list[KernelTime]]

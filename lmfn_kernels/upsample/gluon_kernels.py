@@ -28,19 +28,16 @@ _RESULTS, _WEIGHTS = map(gl.constexpr, (RESULTS, WEIGHTS))
 
 @gluon.jit
 def load_weights_of_edges(t_w, weights, bar):
-    """Those of the left, right, upper and lower edge, then those of the corners.
-
-    Their taps are [place and tap of x along rows, place and tap along columns], where place 0 is everywhere, 1 the
-    first position and 2 the last; at these two, only the middle tap is not zero.
-    """
+    """Those of the left, right, upper and lower edge, then those of the corners. Along each axis they have the taps of
+    `BY_TAPS`, of which 3 is for the first position and 4 for the last."""
     mbarrier.expect(bar, 16 * t_w.block_type.nbytes)
     for i in range(6):
-        place, tap = 1 + i // 3, i % 3
-        tma.async_copy_global_to_shared(t_w, [tap * 9 + place * 3 + 1, 0, 0], bar, weights.index(9 + i))
-        tma.async_copy_global_to_shared(t_w, [(place * 3 + 1) * 9 + tap, 0, 0], bar, weights.index(15 + i))
+        edge, tap = 3 + i // 3, i % 3
+        tma.async_copy_global_to_shared(t_w, [tap * 5 + edge, 0, 0], bar, weights.index(9 + i))
+        tma.async_copy_global_to_shared(t_w, [edge * 5 + tap, 0, 0], bar, weights.index(15 + i))
     for i in range(4):
-        row, column = 1 + i // 2, 1 + i % 2
-        tma.async_copy_global_to_shared(t_w, [(row * 3 + 1) * 9 + column * 3 + 1, 0, 0], bar, weights.index(21 + i))
+        row, column = 3 + i // 2, 3 + i % 2
+        tma.async_copy_global_to_shared(t_w, [row * 5 + column, 0, 0], bar, weights.index(21 + i))
 
 
 @gluon.jit
@@ -52,7 +49,7 @@ def produce(
     TILE: gl.constexpr = (BLOCK_H + 2) * _PITCH
     mbarrier.expect(loaded.index(0), 9 * t_w.block_type.nbytes)
     for i_w in range(9):
-        tma.async_copy_global_to_shared(t_w, [i_w // 3 * 9 + i_w % 3, 0, 0], loaded.index(0), weights.index(i_w))
+        tma.async_copy_global_to_shared(t_w, [i_w // 3 * 5 + i_w % 3, 0, 0], loaded.index(0), weights.index(i_w))
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
         i_slot = i_turn % SLOTS

@@ -143,18 +143,12 @@ def upsample_backward_kernel(
 
 
 @triton.jit
-def at_place(i_place, o_x, SIZE):
-    """Whether positions `o_x` out of SIZE belong to place 0 (all of them), 1 (the first) or 2 (the last)."""
-    return (i_place == 0) | ((i_place == 1) & (o_x == 0)) | ((i_place == 2) & (o_x == SIZE - 1))
-
-
-@triton.jit
 def fold_upsampling_kernel(
     p_w, p_rows, p_columns, p_out, SIZE, PITCH, K, N, s_n, s_k, s_h, s_w,
     TAPS: tl.constexpr, RESULTS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Fold a weight [N, K, 3, 3] to out [TAPS^2, K, N RESULTS^2] of SIZE elements, rows PITCH apart, by a matrix
-    [TAPS, RESULTS, 3] per axis (`polyphase.py`)."""
+    """Fold a weight [N, K, 3, 3] to out [TAPS^2, K, N RESULTS^2] of SIZE elements, rows PITCH apart with zeros between
+    them, by a matrix [TAPS, RESULTS, 3] per axis (`polyphase.py`)."""
     wait_for_previous_launch()
     o_out = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     o_result, o_k, o_tap = o_out % PITCH, o_out // PITCH % K, o_out // PITCH // K
@@ -168,7 +162,7 @@ def fold_upsampling_kernel(
         for j in tl.static_range(3):
             b_w = tl.load(p_w + o_n * s_n + o_k * s_k + i * s_h + j * s_w, mask=m_out, other=0.0).to(ACC)
             b_out += b_row * tl.load(p_columns + o_column + j, mask=m_out, other=0.0) * b_w
-    tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
+    tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=o_out < SIZE)
 
 
 @triton.jit
@@ -260,101 +254,149 @@ def upsampled_conv_kernel(
 
 @triton.jit
 def unshuffle_kernel(
-    p_g, p_e, PIXELS, H, W, C, s_b, s_n, s_h, s_w, s_eb, s_eh, s_ew, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    p_g, p_e, PIXELS, H, W, C, PITCH, s_b, s_n, s_h, s_w, s_eb, s_eh, s_ew,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Rearrange an image [B, C / 4, 2H, 2W] of any strides to pixels of C values: channel 4 n + 2 i + j is row i,
-    column j of the 2x2 pixels of channel n."""
+    """Rearrange an image [B, C / 4, 2H, 2W] of any strides to pixels of C values, and zeros up to PITCH: channel
+    4 n + 2 i + j is row i, column j of the 2x2 pixels of channel n."""
     wait_for_previous_launch()
     o_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     o_c = tl.arange(0, BLOCK_C)
     o_b, o_y = (o_p // W // H).to(tl.int64), (o_p // W % H).to(tl.int64)
-    m_e = (o_p < PIXELS)[:, None] & (o_c < C)[None, :]
+    m_p = (o_p < PIXELS)[:, None]
     p_pixel = p_g + o_b * s_b + 2 * o_y * s_h + 2 * (o_p % W) * s_w
     o_g = o_c // 4 * s_n + o_c // 2 % 2 * s_h + o_c % 2 * s_w
-    b_g = tl.load(p_pixel[:, None] + o_g[None, :], mask=m_e, other=0.0)
+    b_g = tl.load(p_pixel[:, None] + o_g[None, :], mask=m_p & (o_c < C)[None, :], other=0.0)
     p_pixel = p_e + o_b * s_eb + o_y * s_eh + o_p % W * s_ew
-    tl.store(p_pixel[:, None] + o_c[None, :], b_g.to(p_e.dtype.element_ty), mask=m_e)
+    tl.store(p_pixel[:, None] + o_c[None, :], b_g.to(p_e.dtype.element_ty), mask=m_p & (o_c < PITCH)[None, :])
+
+
+@triton.jit
+def at_tap(i_tap, o_x, SIZE):
+    """Whether tap 0 to 4 of an axis (`BY_TAPS`) exists at position `o_x` out of SIZE: 3 at the first, 4 at the last."""
+    return (i_tap < 3) | ((i_tap == 3) & (o_x == 0)) | ((i_tap == 4) & (o_x == SIZE - 1))
+
+
+@triton.jit
+def load_row(
+    p_e, p_w, i_row, i_b, o_h, o_w, o_first, o_n, H, W, N,
+    AT_EDGE: tl.constexpr, PITCH: tl.constexpr, OF_ROW: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """What tap `i_row` of rows and all taps of columns multiply: e [pixels, taps and results], and the weights of that,
+    [channels of x, taps and results].
+
+    The taps of columns are 2, 1 and 0, whose pixels follow one another in memory, or, with `AT_EDGE`, 3 and 4.
+    """
+    TAPS: tl.constexpr = 2 if AT_EDGE else 3
+    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
+    o_k = o_first + tl.arange(0, BLOCK_K)
+    o_n = o_n + tl.arange(0, BLOCK_N)
+    o_y, o_x = o_h + o_p // BLOCK_W, o_w + o_p % BLOCK_W
+    o_from = o_y + tl.where(i_row < 3, 1 - i_row, 0)
+    i_tap, o_result = o_k // PITCH, o_k % PITCH
+    p_row = p_e + ((i_b * H + o_from).to(tl.int64) * W * PITCH)[:, None]
+    m_e = ((o_from >= 0) & (o_from < H) & at_tap(i_row, o_y, H) & (o_x < W))[:, None] & (i_tap < TAPS)[None, :]
+    if AT_EDGE:
+        i_column = i_tap + 3
+        m_e = m_e & at_tap(i_column[None, :], o_x[:, None], W)
+        p_row += (o_x * PITCH)[:, None] + o_result[None, :]
+    else:
+        i_column = 2 - i_tap
+        o_column = o_x[:, None] - 1 + i_tap[None, :]
+        m_e = m_e & (o_column >= 0) & (o_column < W)
+        p_row += ((o_x - 1) * PITCH)[:, None] + o_k[None, :]
+    b_e = tl.load(p_row, mask=m_e, other=0.0)
+    m_w = (o_n < N)[:, None] & ((i_tap < TAPS) & (o_result < OF_ROW))[None, :]
+    p_w += o_n[:, None] * OF_ROW + ((i_row * 5 + i_column) * (N * OF_ROW) + o_result)[None, :]
+    return b_e, tl.load(p_w, mask=m_w, other=0.0)
 
 
 @triton.jit
 def upsampled_conv_input_gradient_kernel(
-    t_e, t_w, t_dx, H, W,
-    K: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    p_e, p_w, t_dx, H, W, N,
+    PITCH: tl.constexpr, OF_ROW: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of x from that of the K results per pixel of x, `t_e`, with the folded weights of the nine parts.
+    """The gradient of x, of N channels, from the gradient `p_e` of the results per pixel of x, with the weights
+    [25 taps, N, results] that `BY_TAPS` folds, rows OF_ROW apart.
 
-    Through tap (i, j), pixel (h, w) receives the gradient of pixel (h + 1 - i, w + 1 - j), in those parts whose place
-    includes that pixel. The weights' taps are [place and tap along rows, place and tap along columns].
+    Through tap (i, j), pixel (h, w) receives the gradient of pixel (h + 1 - i, w + 1 - j), and through taps 3 and 4 its
+    own. Pixels of e are PITCH apart, with zeros after the results, so three of a row are one row of a matrix: a tile
+    takes three products, and up to seven more at the edge of the image.
     """
     wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
-    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
     b_dx = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], ACC)
-    n_k: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
-    for i in tl.range(0, 9 * n_k, num_stages=STAGES):
-        i_tap = i // n_k
-        b_e = load_pixels(t_e, i_b, o_h + 1 - i_tap // 3, o_w + 1 - i_tap % 3, i % n_k * BLOCK_K)
-        b_w = tl.trans(load_weight(t_w, i_tap // 3 * 9 + i_tap % 3, o_n, i % n_k * BLOCK_K))
-        b_dx = tl.dot(b_e, b_w, b_dx, input_precision=PRECISION, out_dtype=ACC)
-    if (o_h <= 1) | (o_h + BLOCK_H + 1 >= H) | (o_w <= 1) | (o_w + BLOCK_W + 1 >= W):
-        for i in tl.range(9 * n_k, 81 * n_k, num_stages=1):
-            i_place, i_row, i_column = i // n_k // 9, i // n_k % 9 // 3, i // n_k % 3
-            o_y, o_x = o_h + 1 - i_row, o_w + 1 - i_column
-            m_e = at_place(i_place // 3, o_y + o_p // BLOCK_W, H) & at_place(i_place % 3, o_x + o_p % BLOCK_W, W)
-            b_e = load_pixels(t_e, i_b, o_y, o_x, i % n_k * BLOCK_K)
-            b_e = tl.where(m_e[:, None], b_e, 0.0).to(b_e.dtype)
-            i_tap = (i_place // 3 * 3 + i_row) * 9 + i_place % 3 * 3 + i_column
-            b_w = tl.trans(load_weight(t_w, i_tap, o_n, i % n_k * BLOCK_K))
-            b_dx = tl.dot(b_e, b_w, b_dx, input_precision=PRECISION, out_dtype=ACC)
+    top, bottom, beside = o_h == 0, o_h + BLOCK_H >= H, (o_w == 0) | (o_w + BLOCK_W >= W)
+    for o_k in tl.static_range(0, 3 * PITCH, BLOCK_K):
+        b_e0, b_w0 = load_row(
+            p_e, p_w, 0, i_b, o_h, o_w, o_k, o_n, H, W, N, False, PITCH, OF_ROW, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_N
+        )  # fmt: skip
+        b_e1, b_w1 = load_row(
+            p_e, p_w, 1, i_b, o_h, o_w, o_k, o_n, H, W, N, False, PITCH, OF_ROW, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_N
+        )  # fmt: skip
+        b_e2, b_w2 = load_row(
+            p_e, p_w, 2, i_b, o_h, o_w, o_k, o_n, H, W, N, False, PITCH, OF_ROW, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_N
+        )  # fmt: skip
+        b_dx = tl.dot(b_e0, tl.trans(b_w0), b_dx, input_precision=PRECISION, out_dtype=ACC)
+        b_dx = tl.dot(b_e1, tl.trans(b_w1), b_dx, input_precision=PRECISION, out_dtype=ACC)
+        b_dx = tl.dot(b_e2, tl.trans(b_w2), b_dx, input_precision=PRECISION, out_dtype=ACC)
+        for i_row in tl.range(3, 5, num_stages=1):
+            if (top & (i_row == 3)) | (bottom & (i_row == 4)):
+                b_e, b_w = load_row(
+                    p_e, p_w, i_row, i_b, o_h, o_w, o_k, o_n, H, W, N,
+                    False, PITCH, OF_ROW, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_N,
+                )  # fmt: skip
+                b_dx = tl.dot(b_e, tl.trans(b_w), b_dx, input_precision=PRECISION, out_dtype=ACC)
+        if beside & (o_k < 2 * PITCH):
+            for i_row in tl.range(0, 5, num_stages=1):
+                if (i_row < 3) | (top & (i_row == 3)) | (bottom & (i_row == 4)):
+                    b_e, b_w = load_row(
+                        p_e, p_w, i_row, i_b, o_h, o_w, o_k, o_n, H, W, N,
+                        True, PITCH, OF_ROW, BLOCK_H, BLOCK_W, BLOCK_K, BLOCK_N,
+                    )  # fmt: skip
+                    b_dx = tl.dot(b_e, tl.trans(b_w), b_dx, input_precision=PRECISION, out_dtype=ACC)
     store_pixels(t_dx, i_b, o_h, o_w, o_n, b_dx)
 
 
 @triton.jit
 def edge_weight_gradient_kernel(
-    t_e, t_x, p_dw, B, H, W, K, N, SPLITS,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    p_e, p_x, p_dw, B, H, W, K, N, SPLITS,
+    PITCH_E: tl.constexpr, PITCH_X: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums [72 taps, K, N] of the folded weights' gradients: taps 9 to 80, those of the eight edge parts.
+    """Partial sums [16 taps, K, N] of the gradients of the weights that `BY_TAPS` folds: of all taps that exist only at
+    an edge, or a corner, of the image.
 
-    A program computes one row of taps of one part, from the tiles that touch its place.
+    A program has one tap, and BLOCK_P of its pixels at a time. Taps 0 to 5 are (0, 3), (0, 4), (1, 3), ... (2, 4), the
+    others (3, 0) to (4, 4).
     """
     wait_for_previous_launch()
-    i_split = tl.program_id(0)
-    i_part, i_row = 1 + tl.program_id(1) // 3, tl.program_id(1) % 3
+    i_split, i_tap = tl.program_id(0), tl.program_id(1)
+    i_row = tl.where(i_tap < 6, i_tap // 2, 3 + (i_tap - 6) // 5)
+    i_column = tl.where(i_tap < 6, 3 + i_tap % 2, (i_tap - 6) % 5)
     n_blocks = tl.cdiv(N, BLOCK_N)
-    o_k = tl.program_id(2) // n_blocks * BLOCK_K
-    o_n = tl.program_id(2) % n_blocks * BLOCK_N
-    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
-    b_dw0 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
-    b_dw1 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
-    b_dw2 = tl.zeros([BLOCK_K, BLOCK_N], ACC)
-    i_place_h, i_place_w = i_part // 3, i_part % 3
-    n_tiles = B * tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
-    for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=1):
-        i_b, o_h, o_w = pixel_tile(i_tile, H, W, BLOCK_H, BLOCK_W)
-        here = (i_place_h == 0) | ((i_place_h == 1) & (o_h == 0)) | ((i_place_h == 2) & (o_h + BLOCK_H >= H))
-        here = here & ((i_place_w == 0) | ((i_place_w == 1) & (o_w == 0)) | ((i_place_w == 2) & (o_w + BLOCK_W >= W)))
-        if here:
-            m_e = at_place(i_place_h, o_h + o_p // BLOCK_W, H) & at_place(i_place_w, o_w + o_p % BLOCK_W, W)
-            b_e = load_pixels(t_e, i_b, o_h, o_w, o_n)
-            b_e = tl.where(m_e[:, None], b_e, 0.0).to(b_e.dtype)
-            b_x = load_pixels(t_x, i_b, o_h + i_row - 1, o_w - 1, o_k)
-            b_dw0 = tl.dot(tl.trans(b_x), b_e, b_dw0, input_precision=PRECISION, out_dtype=ACC)
-            b_x = load_pixels(t_x, i_b, o_h + i_row - 1, o_w, o_k)
-            b_dw1 = tl.dot(tl.trans(b_x), b_e, b_dw1, input_precision=PRECISION, out_dtype=ACC)
-            b_x = load_pixels(t_x, i_b, o_h + i_row - 1, o_w + 1, o_k)
-            b_dw2 = tl.dot(tl.trans(b_x), b_e, b_dw2, input_precision=PRECISION, out_dtype=ACC)
-    o_ck = o_k + tl.arange(0, BLOCK_K)
-    o_cn = o_n + tl.arange(0, BLOCK_N)
-    m_w = (o_ck < K)[:, None] & (o_cn < N)[None, :]
-    p_first = p_dw + (i_split.to(tl.int64) * 72 + (i_part - 1) * 9 + i_row * 3) * K * N
-    p_first += o_ck[:, None] * N + o_cn[None, :]
-    tl.store(p_first, b_dw0, mask=m_w)
-    tl.store(p_first + K * N, b_dw1, mask=m_w)
-    tl.store(p_first + 2 * K * N, b_dw2, mask=m_w)
+    o_k = tl.program_id(2) // n_blocks * BLOCK_K + tl.arange(0, BLOCK_K)
+    o_n = tl.program_id(2) % n_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    n_h, n_w = tl.where(i_row < 3, H, 1), tl.where(i_column < 3, W, 1)
+    b_dw = tl.zeros([BLOCK_K, BLOCK_N], ACC)
+    for o_first in tl.range(i_split * BLOCK_P, B * n_h * n_w, SPLITS * BLOCK_P, num_stages=1):
+        o_p = o_first + tl.arange(0, BLOCK_P)
+        o_row = (o_p // (n_h * n_w)).to(tl.int64) * H
+        o_y = o_p // n_w % n_h + tl.where(i_row == 4, H - 1, 0)
+        o_x = o_p % n_w + tl.where(i_column == 4, W - 1, 0)
+        m_e = (o_p < B * n_h * n_w)[:, None] & (o_n < PITCH_E)[None, :]
+        b_e = tl.load(p_e + (((o_row + o_y) * W + o_x) * PITCH_E)[:, None] + o_n[None, :], mask=m_e, other=0.0)
+        o_y += tl.where(i_row < 3, i_row - 1, 0)
+        o_x += tl.where(i_column < 3, i_column - 1, 0)
+        m_x = ((o_p < B * n_h * n_w) & (o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W))[:, None]
+        m_x = m_x & (o_k < PITCH_X)[None, :]
+        b_x = tl.load(p_x + (((o_row + o_y) * W + o_x) * PITCH_X)[:, None] + o_k[None, :], mask=m_x, other=0.0)
+        b_dw = tl.dot(tl.trans(b_x), b_e, b_dw, input_precision=PRECISION, out_dtype=ACC)
+    p_dw += (i_split.to(tl.int64) * 16 + i_tap) * K * N
+    tl.store(p_dw + o_k[:, None] * N + o_n[None, :], b_dw, mask=(o_k < K)[:, None] & (o_n < N)[None, :])
 
 
 @triton.jit
@@ -364,27 +406,29 @@ def unfold_gradient_kernel(
 ):  # fmt: skip
     """The gradients of the weight [N, K, 3, 3] and the bias [N] from the partial sums of those of the folded ones.
 
-    `p_everywhere` [SPLITS, 4N, K, 3, 3] are those of the part that is not at an edge, of any strides, `p_edges`
-    [EDGE_SPLITS, 72, K, 4N] those from `edge_weight_gradient_kernel`, `p_of_bias` [SPLITS, 4N]. A program computes all
-    taps for one input and one output: the sums of all parts' results and taps, times the matrix `BOTH_AXES`.
+    `p_everywhere` [SPLITS, 4N, K, 3, 3] are those of the taps that exist everywhere, of any strides, `p_edges`
+    [EDGE_SPLITS, 16, K, 4N] those from `edge_weight_gradient_kernel`, `p_of_bias` [SPLITS, 4N]. A program computes all
+    taps for one input and one output: the sums of all folded taps and results, times the matrix `OF_TAPS`.
     """
     wait_for_previous_launch()
     i_k, K = tl.program_id(0), tl.num_programs(0)
     i_n, N = tl.program_id(1), tl.num_programs(1)
-    o_r = tl.arange(0, 512)  # 9 parts, 9 taps of x, 4 results
-    o_part, o_tap, o_result = o_r // 36, o_r // 4 % 9, o_r % 4
-    p_everywhere += (4 * i_n + o_result) * s_n + i_k * s_k + o_tap // 3 * s_h + o_tap % 3 * s_w
-    p_edges += ((o_r // 4 - 9) * K + i_k) * 4 * N + 4 * i_n + o_result
-    b_sum = tl.zeros([BLOCK_S, 512], ACC)
+    o_r = tl.arange(0, 128)  # 5 taps of rows, 5 of columns, 4 results
+    i_row, i_column, o_result = o_r // 20, o_r // 4 % 5, o_r % 4
+    m_everywhere, m_r = (i_row < 3) & (i_column < 3), o_r < 100
+    i_edge = tl.where(i_row < 3, i_row * 2 + i_column - 3, 6 + (i_row - 3) * 5 + i_column)
+    p_everywhere += (4 * i_n + o_result) * s_n + i_k * s_k + i_row * s_h + i_column * s_w
+    p_edges += (i_edge * K + i_k) * 4 * N + 4 * i_n + o_result
+    b_sum = tl.zeros([BLOCK_S, 128], ACC)
     for o_first in tl.range(0, tl.maximum(SPLITS, EDGE_SPLITS), BLOCK_S, num_stages=1):
         o_s = o_first + tl.arange(0, BLOCK_S)[:, None]
-        m_everywhere = (o_s < SPLITS) & (o_part == 0)[None, :]
-        b_sum += tl.load(p_everywhere[None, :] + o_s * s_s, mask=m_everywhere, other=0.0)
-        m_edges = (o_s < EDGE_SPLITS) & ((o_part > 0) & (o_part < 9))[None, :]
-        b_sum += tl.load(p_edges[None, :] + o_s.to(tl.int64) * 72 * K * 4 * N, mask=m_edges, other=0.0)
+        m_s = (o_s < SPLITS) & m_everywhere[None, :]
+        b_sum += tl.load(p_everywhere[None, :] + o_s * s_s, mask=m_s, other=0.0)
+        m_s = (o_s < EDGE_SPLITS) & (m_r & ~m_everywhere)[None, :]
+        b_sum += tl.load(p_edges[None, :] + o_s.to(tl.int64) * 16 * K * 4 * N, mask=m_s, other=0.0)
     o_w = tl.arange(0, 16)
-    o_matrix = ((o_part * 4 + o_result) * 9 + o_tap)[:, None] * 9 + o_w[None, :]
-    b_matrix = tl.load(p_matrix + o_matrix, mask=(o_part < 9)[:, None] & (o_w < 9)[None, :], other=0.0)
+    m_matrix = m_r[:, None] & (o_w < 9)[None, :]
+    b_matrix = tl.load(p_matrix + o_r[:, None] * 9 + o_w[None, :], mask=m_matrix, other=0.0)
     b_dw = tl.sum(tl.sum(b_sum, axis=0)[:, None] * b_matrix, axis=0)
     p_dweight += i_n * s_dn + i_k * s_dk + o_w // 3 * s_dh + o_w % 3 * s_dw
     tl.store(p_dweight, b_dw.to(p_dweight.dtype.element_ty), mask=o_w < 9)

@@ -38,11 +38,17 @@ AXIS = (
 
 BY_TAPS = tuple(
     tuple(tuple(t / 4 for t in AXIS[place][result][tap]) for result in range(2))
-    for place in range(3)
-    for tap in range(3)
+    for place, tap in ((0, 0), (0, 1), (0, 2), (1, 1), (2, 1))
 )
-"""`AXIS` as [place and tap of x, result, tap of the weight]."""
+"""`AXIS` as [tap of x, result, tap of the weight], without the taps that are zero: taps 0 to 2 exist everywhere, 3 only
+at the first position, 4 only at the last."""
 
+OF_TAPS = tuple(
+    tuple(t_row * t_column for t_row in of_row for t_column in of_column)
+    for row, column in product(BY_TAPS, BY_TAPS)
+    for of_row, of_column in product(row, column)
+)
+"""`BY_TAPS` along both axes, as a matrix [taps of x and results; taps of the weight]."""
 
 BOTH_AXES = tuple(
     tuple(t_row * t_column / 16 for t_row in of_row for t_column in of_column)

@@ -23,6 +23,7 @@ from lmfn_kernels.runtime.launch import (
     Tiling,
     accumulator,
     accumulator_dtype,
+    as_pitched_image,
     cdiv,
     channel_block,
     empty_image,
@@ -31,13 +32,14 @@ from lmfn_kernels.runtime.launch import (
     padded_image,
     partial_sums,
     tiling,
+    with_pitch,
 )
-from lmfn_kernels.runtime.layout import constant, pitch
+from lmfn_kernels.runtime.layout import constant, pitch, pixel_pitch
 from lmfn_kernels.runtime.torch_private import FakeTensor
 from lmfn_kernels.runtime.trials import in_use
 from lmfn_kernels.upsample import kernels
 from lmfn_kernels.upsample.grid import ratio
-from lmfn_kernels.upsample.polyphase import BOTH_AXES, BY_TAPS, of_pairs
+from lmfn_kernels.upsample.polyphase import BY_TAPS, OF_TAPS, of_pairs
 
 __all__ = [
     "as_kernel_image",
@@ -199,15 +201,15 @@ Taps = tuple[tuple[tuple[float, ...], ...], ...]
 
 def _folded(weight: Tensor, x: Tensor, rows: Taps, columns: Taps) -> Tensor:
     """The weight folded for kernels on `x` by [taps, results, 3] along each axis, as [taps, inputs, N results]: rows
-    are a pitch apart."""
+    are a pitch apart, with zeros between them."""
     (n, k), taps, results = weight.shape[:2], len(rows), len(rows[0])
     outputs = n * results**2
     s = pitch(outputs, x.dtype)
-    out = torch.empty_strided((taps**2, k, outputs), (k * s, s, 1), dtype=x.dtype, device=x.device)
+    out = torch.empty((taps**2, k, s), dtype=x.dtype, device=x.device)
     by_row, by_column = (constant(of_axis, accumulator_dtype(x), x) for of_axis in (rows, columns))
     key = weight.shape, weight.stride(), x.dtype, taps, results
     launch(x, _fold, key, p_w=weight, p_rows=by_row, p_columns=by_column, p_out=out)
-    return out
+    return out[..., :outputs]
 
 
 FOLDED = 1024
@@ -269,23 +271,26 @@ def upsampled_conv_backward(
     (n, k), e, dx = weight.shape[:2], _by_pixels(g, x), None
     if of_input:
         dx = empty_image(x, *x.shape)
-        key = tiling("upsampled_conv", x), 4 * n
-        launch(x, _input_gradient, key, t_e=e, t_w=_folded(weight, x, BY_TAPS, BY_TAPS), t_dx=dx)
+        key = tiling("upsampled_conv", x), 4 * n, e.shape[1]
+        launch(x, _input_gradient, key, p_e=as_pitched_image(e), p_w=_folded(weight, x, BY_TAPS, BY_TAPS), t_dx=dx)
     if not of_weight:
         return dx, None
-    t = tiling("weight_gradient", e)
-    everywhere, of_bias = weight_gradient(e, x, x.new_empty(()).expand(4 * n, k, 3, 3), padding=1)
-    edges = partial_sums(e, t.splits, (72, k, 4 * n))
-    launch(e, _edge_weight_gradient, (t, k), t_e=e, t_x=x, p_dw=edges)
+    results = e[:, : 4 * n]
+    everywhere, of_bias = weight_gradient(results, x, x.new_empty(()).expand(4 * n, k, 3, 3), padding=1)
+    x, of_x = with_pitch(x)
+    t = tiling("edge_weight_gradient", x)
+    splits = min(t.config.splits, cdiv(x.shape[0] * max(x.shape[2:]), EDGE_PIXELS))
+    edges = partial_sums(x, splits, (16, k, 4 * n))
+    launch(x, _edge_weight_gradient, (t, 4 * n, splits, of_x, e.shape[1]), p_e=as_pitched_image(e), p_x=x, p_dw=edges)
     dweight, dbias = torch.empty_like(weight), torch.empty((n,), dtype=edges.dtype, device=x.device)
     launch(
-        e,
+        x,
         _unfold,
-        (everywhere.values.shape, everywhere.values.stride(), t.splits, edges.dtype, weight.stride()),
+        (everywhere.values.shape, everywhere.values.stride(), splits, edges.dtype, weight.stride()),
         p_everywhere=everywhere.values,
         p_edges=edges,
         p_of_bias=of_bias.values,
-        p_matrix=constant(BOTH_AXES, edges.dtype, x),
+        p_matrix=constant(OF_TAPS, edges.dtype, x),
         p_dweight=dweight,
         p_dbias=dbias,
     )
@@ -293,10 +298,11 @@ def upsampled_conv_backward(
 
 
 def _by_pixels(g: Tensor, x: Tensor) -> Tensor:
-    """The gradient `g` of the result by pixels of `x`, and in its dtype, [B, 4N, H, W]: `pixel_unshuffle`."""
+    """The gradient `g` of the result by pixels of `x`, and in its dtype: `pixel_unshuffle`, then channels of zeros that
+    fill the gaps between pixels."""
     (b, n), (h, w) = g.shape[:2], x.shape[2:]
-    e = empty_image(x, b, 4 * n, h, w)
-    launch(x, _unshuffle, (e.shape, g.stride(), strides(e)), p_g=g, p_e=e)
+    e = empty_image(x, b, pixel_pitch(4 * n, x.dtype), h, w)
+    launch(x, _unshuffle, (e.shape, 4 * n, g.stride(), strides(e)), p_g=g, p_e=e)
     return e
 
 
@@ -305,10 +311,10 @@ UNSHUFFLED = 2048
 
 
 @lru_cache(PLANS)
-def _unshuffle(size: Sequence[int], of_g: Sequence[int], of_e: Sequence[int]) -> Plan:
-    """`size` is that of the result; then the strides of g and of the result."""
-    b, channels, h, w = size
-    block = channel_block(channels)
+def _unshuffle(size: Sequence[int], channels: int, of_g: Sequence[int], of_e: Sequence[int]) -> Plan:
+    """`size` is that of the result, whose channels after the first `channels` are zero; then both images' strides."""
+    b, row, h, w = size
+    block = channel_block(row)
     pixels = max(1, UNSHUFFLED // block)
     return Plan(
         kernels.unshuffle_kernel,
@@ -319,6 +325,7 @@ def _unshuffle(size: Sequence[int], of_g: Sequence[int], of_e: Sequence[int]) ->
         H=h,
         W=w,
         C=channels,
+        PITCH=row,
         **{f"s_{dimension}": stride for dimension, stride in zip("bnhw", of_g, strict=True)},
         **named_strides("e", of_e),
         BLOCK_P=pixels,
@@ -348,38 +355,51 @@ def _unfold(
 
 
 @lru_cache(PLANS)
-def _input_gradient(t: Tiling, k: int) -> Plan:
-    """`t` is the tiling of x, `k` the number of results per pixel of x."""
+def _input_gradient(t: Tiling, k: int, row: int) -> Plan:
+    """`t` is the tiling of x, `k` the number of results per pixel of x, `row` the elements from one of their pixels to
+    the next."""
     n = t.size[1]
-    block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
+    block_n = min(64, channel_block(n))
     return Plan(
         kernels.upsampled_conv_input_gradient_kernel,
         (t.tiles, cdiv(n, block_n)),
         t.config.warps,
-        {"t_e": t.pixels(block_k), "t_w": (1, block_n, block_k), "t_dx": t.pixels(block_n)},
-        K=k,
-        BLOCK_K=block_k,
+        {"t_dx": t.pixels(block_n)},
+        N=n,
+        PITCH=row,
+        OF_ROW=pitch(k, t.dtype),
+        BLOCK_K=min(64, channel_block(3 * row)),
         BLOCK_N=block_n,
-        STAGES=t.config.stages,
         **t.constants(),
     )
 
 
+EDGE_PIXELS = 64
+"""Pixels at an edge of the image that a program takes at a time."""
+
+
 @lru_cache(PLANS)
-def _edge_weight_gradient(t: Tiling, k: int) -> Plan:
-    """`t` is the tiling of the results' gradient, `k` the number of input channels."""
-    b, n = t.size[:2]
+def _edge_weight_gradient(t: Tiling, n: int, splits: int, of_x: int, of_e: int) -> Plan:
+    """`t` is the tiling of x, `n` the number of results per pixel of x; then the elements from one pixel of x, and of
+    those results, to the next."""
+    b, k, h, w = t.size
     block_k, block_n = min(64, channel_block(k)), min(64, channel_block(n))
     return Plan(
         kernels.edge_weight_gradient_kernel,
-        (t.splits, 24, cdiv(k, block_k) * cdiv(n, block_n)),
-        t.config.warps,
-        {"t_e": t.pixels(block_n), "t_x": t.pixels(block_k)},
+        (splits, 16, cdiv(k, block_k) * cdiv(n, block_n)),
+        4,
+        {},
         B=b,
+        H=h,
+        W=w,
         K=k,
         N=n,
-        SPLITS=t.splits,
+        SPLITS=splits,
+        PITCH_E=of_e,
+        PITCH_X=of_x,
+        ACC=accumulator(t.dtype),
+        PRECISION=t.precision,
+        BLOCK_P=EDGE_PIXELS,
         BLOCK_K=block_k,
         BLOCK_N=block_n,
-        **t.constants(),
     )

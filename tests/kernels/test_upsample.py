@@ -16,7 +16,7 @@ from lmfn_kernels.testing import (
 )
 from lmfn_kernels.upsample.backend import implementation
 from lmfn_kernels.upsample.grid import upsample
-from lmfn_kernels.upsample.polyphase import PARTS, fold_upsampling, unfold_gradient
+from lmfn_kernels.upsample.polyphase import AXIS, PARTS, fold_upsampling, unfold_gradient
 
 F32, F64 = torch.float32, torch.float64
 
@@ -64,13 +64,21 @@ def test_convolution_of_many_channels() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (5, 2), (33, 65)])
 def test_convolution_of_any_size(size: tuple[int, int]) -> None:
     """A single pixel, an odd number along one axis or the other, and tiles that do not touch the edge of the image;
-    without a residual."""
+    without a residual. Results and gradients."""
     inputs = upsampled_conv_inputs(1, 4, 3, *size, F64)[:-1]
     with lmfn_kernels.backend("triton"):
-        found = upsampled_conv_from_flat(*inputs)
+        results, gradients = differentiate(upsampled_conv_from_flat, inputs)
     with lmfn_kernels.backend("reference"):
-        expected = upsampled_conv_from_flat(*inputs)
-    assert (found - expected).abs().max() <= 1e-12
+        expected, expected_gradients = differentiate(upsampled_conv_from_flat, inputs)
+    for x, y in zip([*results, *gradients], [*expected, *expected_gradients], strict=True):
+        assert x is not None
+        assert y is not None
+        assert (x - y).abs().max() <= 1e-12
+
+
+def test_taps_left_out_are_zero() -> None:
+    left_out = [AXIS[place][result][tap] for place in (1, 2) for result in (0, 1) for tap in (0, 2)]
+    assert not any(map(any, left_out))
 
 
 def test_fold() -> None:
