@@ -1,7 +1,7 @@
 """Kernels of the ALFM. Names and conventions as in `runtime/kernels.py`; windows and shares as in `windows.py`.
 
-A slot is up to 64 channels of one map: `t_x` is the map's descriptor (`p_x` its pointer), `o_c` the slot's first
-channel, and `o_r` its first row among the NC rows of F.
+A slot is up to 64 channels of one map: `p_x` is the map's pointer, `o_c` the slot's first channel, and `o_r` its first
+row among the NC rows of F.
 """
 
 # ruff: noqa: N803  (names of constants are upper-case)
@@ -176,63 +176,66 @@ def gram_sum_kernel(
 
 @triton.jit
 def product_kernel(
-    t_g, t_act, t_x0, t_x1, t_x2, t_x3, o_c0, o_c1, o_c2, o_c3, o_r0, o_r1, o_r2, o_r3, p_out, p_sum,
-    SIDE_H, SIDE_W, ROWS, COLUMNS, C, G, SIZE, SPLITS,
+    p_g, p_act, p_x0, p_x1, p_x2, p_x3, o_c0, o_c1, o_c2, o_c3, o_r0, o_r1, o_r2, o_r3, p_out, p_sum,
+    H, W, SIDE_H, SIDE_W, ROWS, COLUMNS, C, G, SIZE, SPLITS,
+    PITCH: tl.constexpr, PITCH_G: tl.constexpr, PITCH_ACT: tl.constexpr,
     WINDOWED: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Products of a gradient of G channels with up to four slots over the pixels of a block, and the gradient's sum.
 
-    `t_g` is the gradient of the activation's output `t_act` (None: no activation). With `WINDOWED`, there are four
-    programs per block, each of which applies the shares of one of the four windows that may contain the block.
+    `p_g` is the gradient of the activation's output `p_act` (None: no activation). With `WINDOWED`, there are four
+    programs per block, each of which applies the shares of one of the four windows that may contain the block. By
+    pointers, as in `gram_kernel`, and with the slots on the left: of a gradient that was multiplied in registers, the
+    transpose would stay there, and each product wait for the one before.
     """
     wait_for_previous_launch()
     i_split = tl.program_id(0)
     i_block = tl.program_id(1) // 4 if WINDOWED else tl.program_id(1)
     i_b, o_top, o_left = image_block(i_block, SIDE_H, SIDE_W, ROWS, COLUMNS)
     o_g = tl.program_id(2) * BLOCK_G
-    b_0 = tl.zeros([BLOCK_G, BLOCK_C], ACC)
-    b_1 = tl.zeros([BLOCK_G, BLOCK_C], ACC)
-    b_2 = tl.zeros([BLOCK_G, BLOCK_C], ACC)
-    b_3 = tl.zeros([BLOCK_G, BLOCK_C], ACC)
-    b_sum = tl.zeros([BLOCK_G], ACC)
+    b_0 = tl.zeros([BLOCK_C, BLOCK_G], ACC)
+    b_1 = tl.zeros([BLOCK_C, BLOCK_G], ACC)
+    b_2 = tl.zeros([BLOCK_C, BLOCK_G], ACC)
+    b_3 = tl.zeros([BLOCK_C, BLOCK_G], ACC)
+    b_sum = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_G], ACC)
     n_tiles = tl.cdiv(SIDE_H, BLOCK_H) * tl.cdiv(SIDE_W, BLOCK_W)
     for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
         _, o_h, o_w = pixel_tile(i_tile, SIDE_H, SIDE_W, BLOCK_H, BLOCK_W)
         o_h += o_top
         o_w += o_left
-        b_g = load_pixels(t_g, i_b, o_h, o_w, o_g)
-        if t_act is not None:
-            b_g = leaky_gradient(b_g, load_pixels(t_act, i_b, o_h, o_w, o_g), SLOPE)
+        b_g = load_pitched(p_g, i_b, o_h, o_w, H, W, PITCH_G, BLOCK_H, BLOCK_W, BLOCK_G, o_g)
+        if p_act is not None:
+            b_act = load_pitched(p_act, i_b, o_h, o_w, H, W, PITCH_ACT, BLOCK_H, BLOCK_W, BLOCK_G, o_g)
+            b_g = leaky_gradient(b_g, b_act, SLOPE)
         if WINDOWED:
             i_quarter = tl.program_id(1) % 4
             i_h, i_w = o_h // SIDE_H - 1 + i_quarter // 2, o_w // SIDE_W - 1 + i_quarter % 2
             b_share = pixel_shares(o_h, o_w, i_h, i_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC, BLOCK_H, BLOCK_W)
             b_g = (b_g.to(ACC) * b_share).to(b_g.dtype)
-        b_t = tl.trans(b_g)
-        b_x = load_pixels(t_x0, i_b, o_h, o_w, o_c0)
-        b_0 = tl.dot(b_t, b_x, b_0, input_precision=PRECISION, out_dtype=ACC)
-        if t_x1 is not None:
-            b_x = load_pixels(t_x1, i_b, o_h, o_w, o_c1)
-            b_1 = tl.dot(b_t, b_x, b_1, input_precision=PRECISION, out_dtype=ACC)
-        if t_x2 is not None:
-            b_x = load_pixels(t_x2, i_b, o_h, o_w, o_c2)
-            b_2 = tl.dot(b_t, b_x, b_2, input_precision=PRECISION, out_dtype=ACC)
-        if t_x3 is not None:
-            b_x = load_pixels(t_x3, i_b, o_h, o_w, o_c3)
-            b_3 = tl.dot(b_t, b_x, b_3, input_precision=PRECISION, out_dtype=ACC)
-        b_sum += tl.sum(b_g.to(ACC), axis=0)
+        b_x = load_pitched(p_x0, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C, o_c0)
+        b_0 = tl.dot(tl.trans(b_x), b_g, b_0, input_precision=PRECISION, out_dtype=ACC)
+        if p_x1 is not None:
+            b_x = load_pitched(p_x1, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C, o_c1)
+            b_1 = tl.dot(tl.trans(b_x), b_g, b_1, input_precision=PRECISION, out_dtype=ACC)
+        if p_x2 is not None:
+            b_x = load_pitched(p_x2, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C, o_c2)
+            b_2 = tl.dot(tl.trans(b_x), b_g, b_2, input_precision=PRECISION, out_dtype=ACC)
+        if p_x3 is not None:
+            b_x = load_pitched(p_x3, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C, o_c3)
+            b_3 = tl.dot(tl.trans(b_x), b_g, b_3, input_precision=PRECISION, out_dtype=ACC)
+        b_sum += b_g.to(ACC)
     i_part = (i_split * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
     p_part = p_out + i_part * G * SIZE
-    store_block(p_part, o_g, o_r0, G - o_g, C - o_c0, SIZE, b_0)
-    if t_x1 is not None:
-        store_block(p_part, o_g, o_r1, G - o_g, C - o_c1, SIZE, b_1)
-    if t_x2 is not None:
-        store_block(p_part, o_g, o_r2, G - o_g, C - o_c2, SIZE, b_2)
-    if t_x3 is not None:
-        store_block(p_part, o_g, o_r3, G - o_g, C - o_c3, SIZE, b_3)
+    store_block(p_part, o_g, o_r0, G - o_g, C - o_c0, SIZE, tl.trans(b_0))
+    if p_x1 is not None:
+        store_block(p_part, o_g, o_r1, G - o_g, C - o_c1, SIZE, tl.trans(b_1))
+    if p_x2 is not None:
+        store_block(p_part, o_g, o_r2, G - o_g, C - o_c2, SIZE, tl.trans(b_2))
+    if p_x3 is not None:
+        store_block(p_part, o_g, o_r3, G - o_g, C - o_c3, SIZE, tl.trans(b_3))
     o_n = o_g + tl.arange(0, BLOCK_G)
-    tl.store(p_sum + i_part * G + o_n, b_sum, mask=o_n < G)
+    tl.store(p_sum + i_part * G + o_n, tl.sum(b_sum, axis=0), mask=o_n < G)
 
 
 @triton.jit

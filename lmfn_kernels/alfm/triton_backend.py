@@ -30,6 +30,7 @@ from lmfn_kernels.runtime.launch import (
     pitch_of_pixels,
     sum_partials,
     tiling,
+    with_pitch,
 )
 from lmfn_kernels.runtime.layout import pitch
 
@@ -60,10 +61,8 @@ def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid, *, of_windows: bool
     x, size = maps[0], len(maps) * maps[0].shape[1]
     t = _tiling("gram", x, grid)
     splits = _splits(t, grid, grid.blocks)
-    pitches = {pitch_of_pixels(f) for f in maps}
-    if len(pitches) > 1 or None in pitches:
-        maps = [as_pitched_image(f) for f in maps]
-    row, widest, blocks = maps[0].stride(3), _widest(x), x.shape[0] * grid.blocks
+    maps, row = _with_one_pitch(maps)
+    widest, blocks = _widest(x), x.shape[0] * grid.blocks
     parts = partial_sums(x, splits * blocks, (size, size))
     for slots in _groups(_slots(maps), _at_once(x)):
         images = {f"p_x{i}": maps[j] for i, (j, _) in enumerate(slots)}
@@ -74,11 +73,19 @@ def gram(maps: Sequence[Tensor], by_layer: bool, grid: Grid, *, of_windows: bool
     return layers(found, len(maps)) if by_layer else found
 
 
+def _with_one_pitch(maps: Sequence[Tensor]) -> tuple[Sequence[Tensor], int]:
+    """`with_pitch` of several maps, with one distance between pixels for all."""
+    pitches = {pitch_of_pixels(f) for f in maps}
+    if len(pitches) > 1 or None in pitches:
+        maps = [as_pitched_image(f) for f in maps]
+    return maps, maps[0].stride(3)
+
+
 @lru_cache(PLANS)
 def _gram(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...], splits: int, row: int) -> Plan:
     """`t` is the tiling of a map, whose pixels are `row` elements apart; `widest` and `size` are the channels of a slot
     and of all maps together."""
-    _, constants = _of_slots(t, grid, widest, size, slots, splits)
+    constants = _of_slots(t, grid, widest, size, slots, splits)
     programs = splits, t.size[0] * grid.blocks
     return Plan(kernels.gram_kernel, programs, t.config.warps, {}, H=t.size[2], W=t.size[3], PITCH=row, **constants)
 
@@ -111,14 +118,17 @@ def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple
     x, o, size = maps[0], g.shape[1], len(maps) * maps[0].shape[1]
     t = _tiling("product", x, grid)
     splits, parts = _splits(t, grid, _parts(grid)), x.shape[0] * _parts(grid)
-    out, sums = partial_sums(x, splits, (parts, o, size)), partial_sums(x, splits, (parts, o))
+    out, sums = partial_sums(x, splits, (parts * o, size)), partial_sums(x, splits, (parts, o))
+    (maps, row), (g, of_g), of_act = _with_one_pitch(maps), with_pitch(g), 0
+    if activation_output is not None:
+        activation_output, of_act = with_pitch(activation_output)
     slots, n = _slots(maps), _at_once(x)
     for first in range(0, len(slots), n):
         these = slots[first : first + n]
-        key = t, grid, _widest(x), size, these, splits, o, slope
-        images = {f"t_x{i}": maps[j] for i, (j, _) in enumerate(these)}
-        launch(x, _product, key, t_g=g, t_act=activation_output, p_out=out, p_sum=sums, **images)
-    found = sum_partials(out)
+        key = t, grid, _widest(x), size, these, splits, o, slope, (row, of_g, of_act)
+        images = {f"p_x{i}": maps[j] for i, (j, _) in enumerate(these)}
+        launch(x, _product, key, p_g=g, p_act=activation_output, p_out=out, p_sum=sums, **images)
+    found = sum_partials(out).unflatten(0, (parts, o))
     of_windows = found if grid.blocks == 1 else windows_from_quarters(found, grid)
     return of_windows, PartialSums(sums.flatten(0, 1))
 
@@ -130,15 +140,24 @@ def _parts(grid: Grid) -> int:
 
 @lru_cache(PLANS)
 def _product(
-    t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...], splits: int, o: int, slope: float
+    t: Tiling,
+    grid: Grid,
+    widest: int,
+    size: int,
+    slots: tuple[Slot, ...],
+    splits: int,
+    o: int,
+    slope: float,
+    pitches: tuple[int, int, int],
 ) -> Plan:
-    """As `_gram`; `o` is the number of channels of the gradient."""
-    blocks, constants = _of_slots(t, grid, widest, size, slots, splits)
+    """As `_gram`; `o` is the number of channels of the gradient, `pitches` are the elements from one pixel to the next
+    of the maps, the gradient and the activation's output."""
     block_g = _block(o)
-    blocks |= {"t_g": t.pixels(block_g), "t_act": t.pixels(block_g)}
+    constants = _of_slots(t, grid, widest, size, slots, splits)
     constants |= {"G": o, "WINDOWED": grid.blocks > 1, "SLOPE": slope, "BLOCK_G": block_g}
+    constants |= {"H": t.size[2], "W": t.size[3]} | dict(zip(("PITCH", "PITCH_G", "PITCH_ACT"), pitches, strict=True))
     programs = splits, t.size[0] * _parts(grid), cdiv(o, block_g)
-    return Plan(kernels.product_kernel, programs, t.config.warps, blocks, **constants)
+    return Plan(kernels.product_kernel, programs, t.config.warps, {}, **constants)
 
 
 def mix(
@@ -437,10 +456,8 @@ def blocks_of(grid: Grid) -> dict[str, Any]:
     }
 
 
-def _of_slots(
-    t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...], splits: int
-) -> tuple[dict[str, Block], dict[str, Any]]:
-    """Blocks and constants of the kernels that take maps slot by slot."""
+def _of_slots(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...], splits: int) -> dict[str, Any]:
+    """Constants of the kernels that take maps slot by slot."""
     channels = t.size[1]
     block_c = min(widest, channel_block(channels))
     constants = {
@@ -461,7 +478,7 @@ def _of_slots(
     for i in SLOTS:
         j, first = slots[i] if i < len(slots) else (0, 0)
         constants |= {f"o_c{i}": first, f"o_r{i}": j * channels + first}
-    return {f"t_x{i}": t.pixels(block_c) for i in SLOTS}, constants
+    return constants
 
 
 def _tiling(kernel: str, x: Tensor, grid: Grid) -> Tiling:
