@@ -49,8 +49,10 @@ from lmfn_kernels.runtime.kernels import wait_for_previous_launch
 PITCH = 32
 ROWS = 4
 """With 8, registers spill if there is a residual."""
+TILES = (ROWS, PITCH), (8, 16)
+"""The second one for input gradients, where it is fewer turns: 64 columns take three tiles of 30, two thirds full."""
 CHANNELS = 64
-BOX = 16
+BOX = PITCH // 2
 """Pixels of a row that are stored at once: a power of two. The two boxes of a row overlap, with equal values."""
 PAIRED_ROWS, PAIRED_COLUMNS = 8, 16
 """A tile of `ring_weight_gradient_kernel`."""
@@ -60,7 +62,7 @@ SHARED = 231_000
 thread_barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 """Among the warps of a partition. Triton 3.7 renamed it."""
 
-_PITCH, _CHANNELS, _BOX, _SHARED = map(gl.constexpr, (PITCH, CHANNELS, BOX, SHARED))
+_CHANNELS, _SHARED = map(gl.constexpr, (CHANNELS, SHARED))
 
 
 @gluon.jit
@@ -87,10 +89,11 @@ def store_box(t_x, i_b, o_h, o_w, pixels, o_p):
 def store_rows(t_x, i_b, o_h, o_w, pixels, o_p, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr):
     OURS: gl.constexpr = pixels.dtype.primitive_bitwidth
     ITS: gl.constexpr = t_x.dtype.primitive_bitwidth
-    SECOND: gl.constexpr = BLOCK_W - _BOX
+    PITCH: gl.constexpr = BLOCK_W + 2
+    SECOND: gl.constexpr = BLOCK_W - t_x.block_type.shape[2]
     for i in gl.static_range(BLOCK_H):
-        store_box(t_x, i_b, o_h + i, o_w, pixels, o_p + i * _PITCH * ITS // OURS)
-        store_box(t_x, i_b, o_h + i, o_w + SECOND, pixels, o_p + (i * _PITCH + SECOND) * ITS // OURS)
+        store_box(t_x, i_b, o_h + i, o_w, pixels, o_p + i * PITCH * ITS // OURS)
+        store_box(t_x, i_b, o_h + i, o_w + SECOND, pixels, o_p + (i * PITCH + SECOND) * ITS // OURS)
 
 
 @gluon.jit
@@ -121,7 +124,8 @@ def produce(
     MASK: gl.constexpr, TAPS: gl.constexpr,
 ):  # fmt: skip
     """Load the tiles of this program, in order, each as soon as its slot is empty."""
-    TILE: gl.constexpr = (BLOCK_H + 2) * _PITCH
+    PITCH: gl.constexpr = BLOCK_W + 2
+    TILE: gl.constexpr = (BLOCK_H + 2) * PITCH
     WITH_RESIDUAL: gl.constexpr = t_residual is not None and RESIDUAL == TILE
     BYTES: gl.constexpr = t_x.dtype.primitive_bitwidth // 8
     LOADED: gl.constexpr = (
@@ -139,7 +143,7 @@ def produce(
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         mbarrier.expect(bar, LOADED)
         for i in gl.static_range(0, BLOCK_H + 2, 2):
-            load_box(t_x, i_b, o_h - PADDING + i, o_w - PADDING, bar, pixels, i_slot * SLOT + FIRST + i * _PITCH)
+            load_box(t_x, i_b, o_h - PADDING + i, o_w - PADDING, bar, pixels, i_slot * SLOT + FIRST + i * PITCH)
         if WITH_RESIDUAL:
             load_box(t_residual, i_b, o_h, o_w, bar, pixels, i_slot * SLOT + RESIDUAL)
         if t_z is not None:
@@ -197,7 +201,8 @@ def consume(
     RESIDUAL: gl.constexpr, Z: gl.constexpr, MASK: gl.constexpr, TAPS: gl.constexpr,
 ):  # fmt: skip
     """Compute every second tile of this program; a result is staged in the tile's own slot."""
-    PIXELS: gl.constexpr = BLOCK_H * _PITCH
+    PITCH: gl.constexpr = BLOCK_W + 2
+    PIXELS: gl.constexpr = BLOCK_H * PITCH
     BITS: gl.constexpr = pixels.dtype.primitive_bitwidth
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PIXELS, 256 // BITS])
     EIGHT: gl.constexpr = BITS == 8
@@ -213,7 +218,7 @@ def consume(
         for i in gl.static_range(3):
             mbarrier.wait(loaded.index(i), 0)
             for j in gl.static_range(3):
-                b_x = matrix_at(pixels, o_p + FIRST + i * _PITCH + j, pixels.dtype, PIXELS)
+                b_x = matrix_at(pixels, o_p + FIRST + i * PITCH + j, pixels.dtype, PIXELS)
                 b_out = product(weights.index(3 * i + j), b_x, b_out, MODE)
         if t_z is not None:
             b_z = matrix_at(pixels, o_p + Z, t_z.dtype, PIXELS, t_z.block_type.shape[3])
@@ -265,14 +270,15 @@ def ring_kernel(
     n_h = gl.cdiv(H, BLOCK_H)
     n_w = gl.cdiv(W, BLOCK_W)
     n_tiles = B * n_h * n_w
-    PIXELS: gl.constexpr = BLOCK_H * _PITCH
-    TILE: gl.constexpr = PIXELS + 2 * _PITCH
+    PITCH: gl.constexpr = BLOCK_W + 2
+    PIXELS: gl.constexpr = BLOCK_H * PITCH
+    TILE: gl.constexpr = PIXELS + 2 * PITCH
     BITS: gl.constexpr = t_x.dtype.primitive_bitwidth
     EIGHT: gl.constexpr = BITS == 8
     TENTH: gl.constexpr = t_d is not None and (EIGHT or t_out.dtype.primitive_bitwidth == 8)
     # With a 1x1 convolution, the residual is the tile's own center: if loaded, it must start at a multiple of 8 pixels.
     FIRST: gl.constexpr = 0 if t_dw is None or TENTH else 7
-    RESIDUAL: gl.constexpr = TILE if t_dw is None else FIRST + _PITCH + 1
+    RESIDUAL: gl.constexpr = TILE if t_dw is None else FIRST + PITCH + 1
     # A residual and the result are in 16 bits, twice as large as pixels in 8.
     RESULT: gl.constexpr = 2 * PIXELS if EIGHT else PIXELS
     ALONE: gl.constexpr = RESULT if EIGHT else TILE if t_dw is None else TILE + 8

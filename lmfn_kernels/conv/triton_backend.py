@@ -175,16 +175,17 @@ def _ring(
     """`ring_kernel` for an output [B, n, H, W] of that size, with d channels of its second output, if there is one."""
     ring = import_module("lmfn_kernels.conv.gluon_kernels")  # only here, as not every Triton has Gluon
     b, _, h, w = size
-    rows, columns = ring.ROWS, ring.PITCH - 2
-    row, block_d = (1, 1, ring.BOX, ring.CHANNELS), max(32, channel_block(d))
+    found = [(b * cdiv(h, rows) * cdiv(w, pitch - 2), rows, pitch) for rows, pitch in ring.TILES]
+    tiles, rows, pitch = min(found if mode == "back" else found[:1], key=lambda found: cdiv(found[0], programs))
+    row, block_d = (1, 1, pitch // 2, ring.CHANNELS), max(32, channel_block(d))
     return Plan(
         ring.ring_kernel,
-        (min(programs, b * cdiv(h, rows) * cdiv(w, columns)),),
+        (min(programs, tiles),),
         4,
         {
-            "t_x": (1, 2, ring.PITCH, ring.CHANNELS),
-            **dict.fromkeys(("t_residual", "t_mask"), (1, rows, ring.PITCH, ring.CHANNELS)),
-            "t_z": (1, rows, ring.PITCH, block_d),
+            "t_x": (1, 2, pitch, ring.CHANNELS),
+            **dict.fromkeys(("t_residual", "t_mask"), (1, rows, pitch, ring.CHANNELS)),
+            "t_z": (1, rows, pitch, block_d),
             "t_w": (1, ring.CHANNELS, ring.CHANNELS),
             "t_dw": (1, ring.CHANNELS, ring.CHANNELS if mode == "same" else block_d),
             **dict.fromkeys(("t_out", "t_d"), row),
@@ -200,7 +201,7 @@ def _ring(
         SLOPE=slope,
         MASK_SLOPE=mask_slope,
         BLOCK_H=rows,
-        BLOCK_W=columns,
+        BLOCK_W=pitch - 2,
     )
 
 

@@ -94,7 +94,11 @@ TRIALS = {
         ("distill_fuse", Size(3, *OPS["distill_fuse"].widths, 37, 61)),
         ("distill_fuse", Size(1, 1, 50, 180, 320)),
     ],
-    "ring_input_gradient": CONVOLUTIONS,
+    "ring_input_gradient": [
+        *CONVOLUTIONS,
+        ("residual_block", Size(16, 1, 64, 63, 61)),  # these two in tiles of 8x14
+        ("rfdb", Size(16, *OPS["rfdb"].widths, 64, 64)),
+    ],
     "ring_upsampled_conv": [
         ("upsampled_conv3x3", Size(1, 1, 50, 1, 1)),
         ("upsampled_conv3x3", Size(3, 1, 50, 37, 133)),

@@ -149,10 +149,10 @@ class InputGradient(NamedTuple):
 INPUT_GRADIENTS = {
     "alone": InputGradient((1, 50, 1, 4), 64, torch.bfloat16),
     "no border": InputGradient((2, 64, 9, 33), 33, torch.bfloat16, padding=0),
-    "mask": InputGradient((1, 64, 5, 61), 64, torch.float16, mask=0.0),
+    "mask": InputGradient((2, 64, 7, 41), 64, torch.float16, mask=0.0),
     "mask, 25 channels": InputGradient((2, 50, 9, 33), 25, torch.bfloat16, mask=0.05),
     "skip": InputGradient((1, 50, 5, 61), 50, torch.float16, added="g"),
-    "stage": InputGradient((1, 50, 5, 61), 50, torch.float16, added="e", z=25),
+    "stage": InputGradient((2, 50, 15, 40), 50, torch.float16, added="e", z=25),
     "stage and mask": InputGradient((2, 50, 9, 33), 50, torch.bfloat16, mask=0.05, added="e", z=25),
 }
 
@@ -327,7 +327,7 @@ DEFECTS = [
     ("no wait for the previous launch", "residual", "wait_for_previous_launch()", "pass"),
     ("no wait for the previous launch", "distill_fuse", "wait_for_previous_launch()", "pass"),
     ("no wait for the previous launch", "upsampled_conv", "wait_for_previous_launch()", "pass"),
-    ("a tap is off by one", "residual", "FIRST + i * _PITCH + j", "FIRST + i * _PITCH + j + 1"),
+    ("a tap is off by one", "residual", "FIRST + i * PITCH + j", "FIRST + i * PITCH + j + 1"),
     ("a tap is off by one", "distill_fuse", "+ i % 3, pixels", "+ i % 3 + 1, pixels"),
     ("no wait for the previous launch", "stem", "wait_for_previous_launch()", "pass"),
     ("a tap is off by one", "stem", "o_odd + _PITCH, pixels", "o_odd + _PITCH + 1, pixels"),

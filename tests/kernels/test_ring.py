@@ -194,6 +194,20 @@ def test_where_it_is_used(change: dict[str, object], kernel: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "size", "tile"),
+    [
+        ("back", (16, 64, 64, 64), (8, 14)),
+        ("back", (16, 50, 128, 128), (4, 30)),
+        ("back", (1, 64, 180, 320), (4, 30)),
+        ("same", (16, 64, 64, 64), (4, 30)),
+    ],
+)
+def test_tiles_in_the_fewest_turns(mode: str, size: tuple[int, ...], tile: tuple[int, int]) -> None:
+    found = triton_backend._ring(size, size[1], 1, mode, 1, 1.0, 1.0, 132).constants
+    assert (found["BLOCK_H"], found["BLOCK_W"]) == tile
+
+
+@pytest.mark.parametrize(
     ("capability", "triton", "programs"), [((9, 0), True, 132), ((9, 0), False, 0), ((10, 0), True, 0)]
 )
 def test_only_on_hopper(
