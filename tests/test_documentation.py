@@ -152,6 +152,7 @@ def parse_source(words: list[str]) -> None:
 def parse_pytest(words: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("-k", default="")
+    parser.add_argument("-m")
     parser.add_argument("-s", "--benchmark-only", action="store_true")
     parser.add_argument("files", nargs="+")
     asked = parser.parse_args(words)
