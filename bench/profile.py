@@ -198,6 +198,7 @@ PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
     "fuse_backward": lambda a, *_: 2 * a["C"] * (4 * a["D"] + a["F"]),
     "conv_pool": lambda a, *_: 9 / 4 * a["F"] ** 2,
     "low_convs": lambda a, *_: 3 * 9 * a["F"] ** 2,
+    "low_convs_backward": lambda a, *_: 2 * 3 * 9 * a["F"] ** 2,
     "gate_backward": lambda a, *_: 3 * a["F"] * (a["C"] + a["F"]),
 }
 """Multiplications per pixel of the largest image, for kernels where there is not one per weight, computed from the

@@ -39,6 +39,7 @@ __all__ = [
     "launch_scaled",
     "mask_gradient",
     "materialize",
+    "of_taps",
     "scaled_conv",
     "weight_gradient",
     "weight_gradients",
@@ -331,7 +332,7 @@ def weight_gradient(
     views = {f"t_x{place}": view for place, view in zip(PARITIES, _views(x, stride), strict=False)}
     key = t, k, 0, taps, stride, padding, slope
     launch(g, _weight_gradient, key, t_g=g, t_act=activation_output, p_dw=dw, p_db=db, **views)
-    return _of_taps(dw), PartialSums(db)
+    return of_taps(dw), PartialSums(db)
 
 
 def weight_gradients(
@@ -348,7 +349,7 @@ def weight_gradients(
     first = {"t_g": g, "t_act": activation_output, "p_dw": dw, "p_db": db}
     second = {"t_g2": g2, "t_act2": activation_output2, "p_dw2": dw2, "p_db2": db2}
     launch(g, _weight_gradient, (t, k, n2, 3, 1, 1, slope), t_x=x, **first, **second)
-    return (_of_taps(dw), PartialSums(db)), (_of_taps(dw2), PartialSums(db2))
+    return (of_taps(dw), PartialSums(db)), (of_taps(dw2), PartialSums(db2))
 
 
 def _ring_programs_for_pairs(g: Tensor, k: int) -> int:
@@ -388,7 +389,7 @@ def _ring_of_pairs(splits: int, b: int, h: int, w: int, k: int, n: int, padding:
     )
 
 
-def _of_taps(partials: Tensor) -> PartialSums:
+def of_taps(partials: Tensor) -> PartialSums:
     """Partial sums [splits, taps, K, N] of the gradient of a weight [N, K, k, k]."""
     size = 1 if partials.shape[1] == 1 else 3
     return PartialSums(partials.unflatten(1, (size, size)).permute(0, 4, 3, 1, 2))

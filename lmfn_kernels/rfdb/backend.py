@@ -99,6 +99,12 @@ class RFDBBackend(UpsampleBackend, Protocol):
         """conv3(low2) with low2 = relu(conv2(low1)) and low1 = relu(conv1(x)), all 3x3 with padding 1; then low1 and
         low2, or nothing unless `save`."""
 
+    def low_convs_backward(
+        self, g: Tensor, x: Tensor, low: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[ConvGradient]]:
+        """The gradient of x from that of the result of `low_convs`, then of weight and bias of conv1, conv2 and conv3;
+        `low` is low1 and low2, `weights` those of the convolutions."""
+
 
 @cache
 def implementation(backend: str) -> RFDBBackend:

@@ -282,18 +282,26 @@ def gate_backward_kernel(
 
 
 @triton.jit
+def load_square(p_w, F: tl.constexpr, PITCH: tl.constexpr, BLOCK_F: tl.constexpr):
+    """A matrix of a weight, and zeros around it."""
+    o_f = tl.arange(0, BLOCK_F)
+    m_w = (o_f < F)[:, None] & (o_f < F)[None, :]
+    return tl.load(p_w + o_f[:, None] * PITCH + o_f[None, :], mask=m_w, other=0.0)
+
+
+@triton.jit
 def load_taps(p_w, s_tap, F: tl.constexpr, PITCH_W: tl.constexpr, BLOCK_F: tl.constexpr):
     """The nine matrices of a 3x3 convolution."""
     return (
-        load_rows(p_w, F, PITCH_W, BLOCK_F, BLOCK_F),
-        load_rows(p_w + s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
-        load_rows(p_w + 2 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
-        load_rows(p_w + 3 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
-        load_rows(p_w + 4 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
-        load_rows(p_w + 5 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
-        load_rows(p_w + 6 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
-        load_rows(p_w + 7 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
-        load_rows(p_w + 8 * s_tap, F, PITCH_W, BLOCK_F, BLOCK_F),
+        load_square(p_w, F, PITCH_W, BLOCK_F),
+        load_square(p_w + s_tap, F, PITCH_W, BLOCK_F),
+        load_square(p_w + 2 * s_tap, F, PITCH_W, BLOCK_F),
+        load_square(p_w + 3 * s_tap, F, PITCH_W, BLOCK_F),
+        load_square(p_w + 4 * s_tap, F, PITCH_W, BLOCK_F),
+        load_square(p_w + 5 * s_tap, F, PITCH_W, BLOCK_F),
+        load_square(p_w + 6 * s_tap, F, PITCH_W, BLOCK_F),
+        load_square(p_w + 7 * s_tap, F, PITCH_W, BLOCK_F),
+        load_square(p_w + 8 * s_tap, F, PITCH_W, BLOCK_F),
     )
 
 
@@ -403,7 +411,7 @@ def low_convs_kernel(
             o_c = o_x + i_column - 1
             m_x = ((o_r >= 0) & (o_r < H) & (o_c >= 0) & (o_c < W))[:, None] & m_f
             b_x = tl.load(p_x + i_b * s_xb + (o_r * s_xh + o_c * PITCH)[:, None] + o_f[None, :], mask=m_x, other=0.0)
-            b_w = load_rows(p_w1 + (3 * i_row + i_column) * s_tap1, F, PITCH_W, BLOCK_F, BLOCK_F)
+            b_w = load_square(p_w1 + (3 * i_row + i_column) * s_tap1, F, PITCH_W, BLOCK_F)
             b_c = tl.dot(b_x, b_w, b_c, input_precision=PRECISION, out_dtype=ACC)
     # Outside the image the next convolution reads zeros, not what this one would be there.
     m_image = ((o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W))[:, None] & m_f
@@ -418,6 +426,99 @@ def low_convs_kernel(
         tl.store(p_low1 + o_out, b_low1, mask=m_out)
         tl.store(p_low2 + o_out, b_low2, mask=m_out)
     tl.store(p_out + o_out, b_c.to(p_out.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def load_low(p_x, i_b, o_y, o_x, H, W, F: tl.constexpr, PITCH: tl.constexpr, BLOCK_F: tl.constexpr):
+    """Pixels of an image in the layout of `empty_image`, and zeros outside it."""
+    o_f = tl.arange(0, BLOCK_F)
+    m_x = ((o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W))[:, None] & (o_f < F)[None, :]
+    p_image = p_x + i_b * H * W * PITCH
+    return tl.load(p_image + ((o_y * W + o_x) * PITCH)[:, None] + o_f[None, :], mask=m_x, other=0.0)
+
+
+@triton.jit
+def tap_backward(
+    b_g, b_w, b_x, b_dx, p_dw, F: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """Add one tap's part of the gradient of a convolution's input to `b_dx`, and store X^T G, that of its weight."""
+    o_f = tl.arange(0, b_g.shape[1])
+    b_dw = tl.dot(b_x, b_g, input_precision=PRECISION, out_dtype=ACC)
+    tl.store(p_dw + o_f[:, None] * F + o_f[None, :], b_dw, mask=(o_f < F)[:, None] & (o_f < F)[None, :])
+    return tl.dot(b_g, tl.trans(b_w), b_dx, input_precision=PRECISION, out_dtype=ACC)
+
+
+@triton.jit
+def conv_of_tile_backward(
+    b_g, b_w, b_x, p_dw, F: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_W: tl.constexpr
+):  # fmt: skip
+    """The gradient of the input of `conv_of_tile` from that of its result, and its weight's, which is stored."""
+    SIZE: tl.constexpr = b_g.shape[0]
+    o_p = tl.arange(0, SIZE)[:, None] + tl.zeros([1, b_g.shape[1]], tl.int32)
+    b_dx = tl.zeros(b_g.shape, ACC)
+    for i in tl.static_range(9):
+        b_tap = tl.gather(b_g, (o_p - (i // 3 - 1) * BLOCK_W - (i % 3 - 1) + SIZE) % SIZE, 0)
+        b_dx = tap_backward(b_tap, b_w[i], b_x, b_dx, p_dw + i * F * F, F, ACC, PRECISION)
+    return b_dx
+
+
+@triton.jit
+def low_convs_backward_kernel(
+    p_g, p_x, p_low1, p_low2, p_w1, p_w2, p_w3, p_dx, p_dw1, p_db1, p_dw2, p_db2, p_dw3, p_db3,
+    H, W, s_b, s_tap1, s_tap2, s_tap3,
+    F: tl.constexpr, PITCH: tl.constexpr, PITCH_W: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Backward of `low_convs_kernel`: the gradient of x, and one partial sum per program of all weights and biases.
+
+    The same tiles as there; the gradients between the convolutions stay in registers. What a tap contributes to the
+    input's gradient and to its weight's is multiplied by the same shifted tile of the result's gradient. Sums are over
+    the pixels of x that are the program's own. `s_b` is the distance of the images of dx.
+    """
+    wait_for_previous_launch()
+    n_w = tl.cdiv(W, BLOCK_W - 4)
+    n_tiles = n_w * tl.cdiv(H, BLOCK_H - 4)
+    i_b = (tl.program_id(0) // n_tiles).to(tl.int64)
+    i_tile = tl.program_id(0) % n_tiles
+    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
+    o_y = i_tile // n_w * (BLOCK_H - 4) - 2 + o_p // BLOCK_W
+    o_x = i_tile % n_w * (BLOCK_W - 4) - 2 + o_p % BLOCK_W
+    o_f = tl.arange(0, BLOCK_F)
+    m_rows = (o_p // BLOCK_W >= 2) & (o_p // BLOCK_W < BLOCK_H - 2)
+    m_own = (m_rows & (o_p % BLOCK_W >= 2) & (o_p % BLOCK_W < BLOCK_W - 2))[:, None]
+    b_low2 = load_low(p_low2, i_b, o_y, o_x, H, W, F, PITCH, BLOCK_F)
+    b_g = load_low(p_g, i_b, o_y, o_x, H, W, F, PITCH, BLOCK_F)
+    p_dw1 += tl.program_id(0).to(tl.int64) * 9 * F * F
+    p_dw2 += tl.program_id(0).to(tl.int64) * 9 * F * F
+    p_dw3 += tl.program_id(0).to(tl.int64) * 9 * F * F
+    o_db = tl.program_id(0) * F + o_f
+    b_sum = tl.sum(tl.where(m_own, b_g.to(ACC), 0.0), axis=0)
+    tl.store(p_db3 + o_db, b_sum, mask=o_f < F)
+    b_own = tl.trans(tl.where(m_own, b_low2, 0.0))
+    b_dx = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_F], ACC)
+    for i_row in tl.range(0, 3, num_stages=STAGES):
+        for i_column in tl.static_range(3):
+            b_g = load_low(p_g, i_b, o_y - i_row + 1, o_x - i_column + 1, H, W, F, PITCH, BLOCK_F)
+            i_tap = 3 * i_row + i_column
+            b_w = load_square(p_w3 + i_tap * s_tap3, F, PITCH_W, BLOCK_F)
+            b_dx = tap_backward(b_g, b_w, b_own, b_dx, p_dw3 + i_tap * F * F, F, ACC, PRECISION)
+    b_w = load_taps(p_w2, s_tap2, F, PITCH_W, BLOCK_F)  # not sooner, for want of registers
+    b_low1 = load_low(p_low1, i_b, o_y, o_x, H, W, F, PITCH, BLOCK_F)
+    b_g = leaky_gradient(b_dx, b_low2, 0.0).to(p_g.dtype.element_ty)
+    b_sum = tl.sum(tl.where(m_own, b_g.to(ACC), 0.0), axis=0)
+    tl.store(p_db2 + o_db, b_sum, mask=o_f < F)
+    b_own = tl.trans(tl.where(m_own, b_low1, 0.0))
+    b_dx = conv_of_tile_backward(b_g, b_w, b_own, p_dw2, F, ACC, PRECISION, BLOCK_W)
+    b_w = load_taps(p_w1, s_tap1, F, PITCH_W, BLOCK_F)
+    b_x = load_low(p_x, i_b, o_y, o_x, H, W, F, PITCH, BLOCK_F)
+    b_g = leaky_gradient(b_dx, b_low1, 0.0).to(p_g.dtype.element_ty)
+    b_sum = tl.sum(tl.where(m_own, b_g.to(ACC), 0.0), axis=0)
+    tl.store(p_db1 + o_db, b_sum, mask=o_f < F)
+    b_own = tl.trans(tl.where(m_own, b_x, 0.0))
+    b_dx = conv_of_tile_backward(b_g, b_w, b_own, p_dw1, F, ACC, PRECISION, BLOCK_W)
+    m_dx = m_own & ((o_y < H) & (o_x < W))[:, None] & (o_f < F)[None, :]
+    p_dx += i_b * s_b + ((o_y * W + o_x) * PITCH)[:, None] + o_f[None, :]
+    tl.store(p_dx, b_dx.to(p_g.dtype.element_ty), mask=m_dx)
 
 
 @triton.jit

@@ -364,15 +364,8 @@ def _rfdb_backward(
     # ESA's low-resolution branch.
     e = f.upsample_backward(dt, v, fixed_grid)
     del dt
-    if wanted("conv3_"):
-        found["conv3_"] = f.weight_gradient(e, low2, t.conv3_.weight, padding=1)
-    e = f.input_gradient(e, t.conv3_.weight, low2, padding=1, mask=0.0)
-    if wanted("conv3"):
-        found["conv3"] = f.weight_gradient(e, low1, t.conv3.weight, padding=1)
-    e = f.input_gradient(e, t.conv3.weight, low1, padding=1, mask=0.0)
-    if wanted("conv_max"):
-        found["conv_max"] = f.weight_gradient(e, pooled, t.conv_max.weight, padding=1)
-    e = f.input_gradient(e, t.conv_max.weight, pooled, padding=1)
+    of_low = t.conv_max.weight, t.conv3.weight, t.conv3_.weight
+    e, (found["conv_max"], found["conv3"], found["conv3_"]) = f.low_convs_backward(e, pooled, (low1, low2), of_low)
     e = f.pool_backward(e, index, [(size - 3) // 2 + 1 for size in a.shape[2:]])
     if wanted("conv2"):
         found["conv2"] = f.weight_gradient(e, a, t.conv2.weight, stride=2)

@@ -34,6 +34,7 @@ __all__ = [
     "gate_backward",
     "input_gradient",
     "low_convs",
+    "low_convs_backward",
     "mask_gradient",
     "materialize",
     "pool_backward",
@@ -109,6 +110,19 @@ def low_convs(x: Tensor, conv1: Conv, conv2: Conv, conv3: Conv, save: bool) -> t
     low1 = conv(x, *conv1, padding=1, slope=0.0)
     low2 = conv(low1, *conv2, padding=1, slope=0.0)
     return conv(low2, *conv3, padding=1), (low1, low2) if save else ()
+
+
+def low_convs_backward(
+    g: Tensor, x: Tensor, low: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[tuple[Tensor, Tensor]]]:
+    (low1, low2), (w1, w2, w3) = low, weights
+    g2 = input_gradient(g, w3, low2, padding=1, mask=0.0)
+    g1 = input_gradient(g2, w2, low1, padding=1, mask=0.0)
+    of_convs = [
+        weight_gradient(of_result, of, weight, padding=1)
+        for of_result, of, weight in ((g1, x, w1), (g2, low1, w2), (g, low2, w3))
+    ]
+    return input_gradient(g1, w1, x, padding=1), of_convs
 
 
 def gate(y: Tensor, a: Tensor, v: Tensor, skip: Conv, expand: Conv, fixed_grid: bool) -> Tensor:

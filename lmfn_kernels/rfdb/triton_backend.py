@@ -18,6 +18,7 @@ from lmfn_kernels.conv.triton_backend import (
     launch_scaled,
     mask_gradient,
     materialize,
+    of_taps,
     scaled_conv,
     weight_gradient,
     weight_gradients,
@@ -64,6 +65,7 @@ __all__ = [
     "gate_backward",
     "input_gradient",
     "low_convs",
+    "low_convs_backward",
     "mask_gradient",
     "materialize",
     "pool_backward",
@@ -578,12 +580,12 @@ def low_convs(x: Tensor, conv1: Conv, conv2: Conv, conv3: Conv, save: bool) -> t
 @lru_cache(PLANS)
 def _low_convs(t: Tiling, weights: Sequence[Sequence[int]], of_x: Sequence[int], of_out: Sequence[int]) -> Plan:
     """`t` is the tiling of the input; then the strides of the three weights, of the input and of the results."""
-    (b, f, h, w), c = t.size, t.config
-    block_h, block_w = triton.next_power_of_2(c.height + 4), triton.next_power_of_2(c.width + 4)
+    f = t.size[1]
+    programs, blocks = _low_tiles(t)
     return Plan(
         kernels.low_convs_kernel,
-        (b * cdiv(h, block_h - 4) * cdiv(w, block_w - 4),),
-        c.warps,
+        (programs,),
+        t.config.warps,
         {},
         s_xb=of_x[0],
         s_xh=of_x[1],
@@ -593,6 +595,57 @@ def _low_convs(t: Tiling, weights: Sequence[Sequence[int]], of_x: Sequence[int],
         PITCH=of_x[2],
         PITCH_W=weights[0][1],
         BLOCK_F=channel_block(f),
-        STAGES=c.stages,
-        **t.constants() | {"BLOCK_H": block_h, "BLOCK_W": block_w},
+        STAGES=t.config.stages,
+        **t.constants() | blocks,
     )
+
+
+def low_convs_backward(
+    g: Tensor, x: Tensor, low: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[Tensor, list[ConvGradient]]:
+    t, f, dx = tiling("low_convs_backward", x), x.shape[1], empty_image(x, *x.shape)
+    g, x, low1, low2 = map(as_pitched_image, (g, x, *low))
+    taps = [weight_as_taps(weight) for weight in weights]
+    dw, db = ([partial_sums(x, _low_tiles(t)[0], size) for _ in taps] for size in ((9 * f, f), (f,)))
+    launch(
+        x,
+        _low_convs_backward,
+        (t, tuple(tap.stride() for tap in taps), dx.stride(0)),
+        p_g=g,
+        p_x=x,
+        p_low1=low1,
+        p_low2=low2,
+        **{f"p_w{i}": tap for i, tap in enumerate(taps, 1)},
+        p_dx=dx,
+        **{f"p_dw{i}": partials for i, partials in enumerate(dw, 1)},
+        **{f"p_db{i}": partials for i, partials in enumerate(db, 1)},
+    )
+    return dx, [(of_taps(dw_i.unflatten(1, (9, f))), PartialSums(db_i)) for dw_i, db_i in zip(dw, db, strict=True)]
+
+
+@lru_cache(PLANS)
+def _low_convs_backward(t: Tiling, weights: Sequence[Sequence[int]], s_b: int) -> Plan:
+    """`t` is the tiling of the input; then the strides of the three weights, and from one image of dx to the next."""
+    f = t.size[1]
+    programs, blocks = _low_tiles(t)
+    return Plan(
+        kernels.low_convs_backward_kernel,
+        (programs,),
+        t.config.warps,
+        {},
+        s_b=s_b,
+        **{f"s_tap{i}": weight[0] for i, weight in enumerate(weights, 1)},
+        F=f,
+        PITCH=pixel_pitch(f, t.dtype),
+        PITCH_W=weights[0][1],
+        BLOCK_F=channel_block(f),
+        STAGES=t.config.stages,
+        **t.constants() | blocks,
+    )
+
+
+def _low_tiles(t: Tiling) -> tuple[int, dict[str, int]]:
+    """Programs, and rows and columns of their tiles, which reach two pixels beyond their results on each side."""
+    (b, _, h, w), c = t.size, t.config
+    rows, columns = triton.next_power_of_2(c.height + 4), triton.next_power_of_2(c.width + 4)
+    return b * cdiv(h, rows - 4) * cdiv(w, columns - 4), {"BLOCK_H": rows, "BLOCK_W": columns}

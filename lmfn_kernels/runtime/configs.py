@@ -130,10 +130,12 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
             return Config(height, width=8, warps=4 if wide else warps, stages=2 if pipelined else 1, splits=256)
         stages = 3 if kernel == "fuse_backward" else 2
         return Config(height, width=8, warps=warps, stages=stages if pipelined else 1)
-    if kernel in ("conv_pool", "low_convs"):
+    if kernel in ("conv_pool", "low_convs", "low_convs_backward"):
         # Small maps: the smallest tiles that fill the rows of a matrix instruction, for as many programs as possible.
         short = dtype.itemsize == 2
         stages = 4 if short and shared >= 100_000 else 1
+        if kernel == "low_convs_backward":  # in float32 on sm_80, two and four warps spill
+            return Config(height=4, width=4, warps=2 if short else 8, stages=stages)
         if kernel == "low_convs":  # in float32 on sm_80, four warps spill
             return Config(height=4, width=4, warps=2, stages=stages)
         return Config(height=4, width=9, warps=2 if short else 4, stages=stages)

@@ -87,6 +87,45 @@ def test_low_branch_spreads_nan_as_its_formula(part: str) -> None:
     assert 0 < int(found.isnan().sum()) < found.numel()
 
 
+def low_convs_gradients(g: Tensor, x: Tensor, low1: Tensor, low2: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of x, of the three weights, and of the three biases."""
+    w1, w2, w3 = weights
+    g2 = F.conv_transpose2d(g, w3, padding=1) * (low2 > 0)
+    g1 = F.conv_transpose2d(g2, w2, padding=1) * (low1 > 0)
+    of_weights = [
+        F.conv2d(of.transpose(0, 1), of_result.transpose(0, 1), padding=1).transpose(0, 1)
+        for of, of_result in ((x, g1), (low1, g2), (low2, g))
+    ]
+    return F.conv_transpose2d(g1, w1, padding=1), *of_weights, *(t.sum((0, 2, 3)) for t in (g1, g2, g))
+
+
+def low_convs_backward(g: Tensor, x: Tensor, low1: Tensor, low2: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    images = map(amid_nan, (g, x, low1, low2))
+    dx, of_convs = implementation("triton").low_convs_backward(next(images), next(images), list(images), weights)
+    of_weights, of_biases = zip(*of_convs, strict=True)
+    return dx, *(partials.values.sum(0).to(g.dtype) for partials in (*of_weights, *of_biases))
+
+
+@pytest.mark.parametrize(
+    ("f", "size", "dtype"),
+    [
+        (12, (2, 3, 9), torch.float32),
+        (12, (1, 5, 1), torch.float16),
+        (3, (1, 4, 4), torch.float64),
+        (16, (1, 3, 5), torch.float32),
+        (24, (1, 2, 6), torch.float16),
+    ],
+)
+def test_low_convs_backward_within_rounding_of_float64(
+    f: int, size: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the tiles that it has on a GPU, and NaN and infinities around and between the pixels."""
+    monkeypatch.setattr(configs, "INTERPRETED", configs.INTERPRETED._replace(height=4, width=4))
+    b, h, w = size
+    inputs = [random((b, f, h, w), dtype) for _ in range(4)] + [conv(f, f, 3, dtype)[0] for _ in range(3)]
+    assert_correct(low_convs_backward, inputs, [False] * len(inputs), formula=low_convs_gradients)
+
+
 def test_index_of_the_maximum() -> None:
     """Of 49, row by row: the first of equal values."""
     x = torch.zeros(1, 2, 27, 33, dtype=torch.float64)
