@@ -450,15 +450,20 @@ def tap_backward(
 
 @triton.jit
 def conv_of_tile_backward(
-    b_g, b_w, b_x, p_dw, F: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_W: tl.constexpr
+    b_g, p_w, s_tap, b_x, p_dw, F: tl.constexpr, PITCH_W: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the input of `conv_of_tile` from that of its result, and its weight's, which is stored."""
     SIZE: tl.constexpr = b_g.shape[0]
     o_p = tl.arange(0, SIZE)[:, None] + tl.zeros([1, b_g.shape[1]], tl.int32)
     b_dx = tl.zeros(b_g.shape, ACC)
+    AT_ONCE: tl.constexpr = b_g.dtype.primitive_bitwidth == 16  # in 32 bits, nine matrices would spill
+    if AT_ONCE:
+        b_all = load_taps(p_w, s_tap, F, PITCH_W, b_g.shape[1])
     for i in tl.static_range(9):
         b_tap = tl.gather(b_g, (o_p - (i // 3 - 1) * BLOCK_W - (i % 3 - 1) + SIZE) % SIZE, 0)
-        b_dx = tap_backward(b_tap, b_w[i], b_x, b_dx, p_dw + i * F * F, F, ACC, PRECISION)
+        b_w = b_all[i] if AT_ONCE else load_square(p_w + i * s_tap, F, PITCH_W, b_g.shape[1])
+        b_dx = tap_backward(b_tap, b_w, b_x, b_dx, p_dw + i * F * F, F, ACC, PRECISION)
     return b_dx
 
 
@@ -502,20 +507,18 @@ def low_convs_backward_kernel(
             i_tap = 3 * i_row + i_column
             b_w = load_square(p_w3 + i_tap * s_tap3, F, PITCH_W, BLOCK_F)
             b_dx = tap_backward(b_g, b_w, b_own, b_dx, p_dw3 + i_tap * F * F, F, ACC, PRECISION)
-    b_w = load_taps(p_w2, s_tap2, F, PITCH_W, BLOCK_F)  # not sooner, for want of registers
     b_low1 = load_low(p_low1, i_b, o_y, o_x, H, W, F, PITCH, BLOCK_F)
     b_g = leaky_gradient(b_dx, b_low2, 0.0).to(p_g.dtype.element_ty)
     b_sum = tl.sum(tl.where(m_own, b_g.to(ACC), 0.0), axis=0)
     tl.store(p_db2 + o_db, b_sum, mask=o_f < F)
     b_own = tl.trans(tl.where(m_own, b_low1, 0.0))
-    b_dx = conv_of_tile_backward(b_g, b_w, b_own, p_dw2, F, ACC, PRECISION, BLOCK_W)
-    b_w = load_taps(p_w1, s_tap1, F, PITCH_W, BLOCK_F)
+    b_dx = conv_of_tile_backward(b_g, p_w2, s_tap2, b_own, p_dw2, F, PITCH_W, ACC, PRECISION, BLOCK_W)
     b_x = load_low(p_x, i_b, o_y, o_x, H, W, F, PITCH, BLOCK_F)
     b_g = leaky_gradient(b_dx, b_low1, 0.0).to(p_g.dtype.element_ty)
     b_sum = tl.sum(tl.where(m_own, b_g.to(ACC), 0.0), axis=0)
     tl.store(p_db1 + o_db, b_sum, mask=o_f < F)
     b_own = tl.trans(tl.where(m_own, b_x, 0.0))
-    b_dx = conv_of_tile_backward(b_g, b_w, b_own, p_dw1, F, ACC, PRECISION, BLOCK_W)
+    b_dx = conv_of_tile_backward(b_g, p_w1, s_tap1, b_own, p_dw1, F, PITCH_W, ACC, PRECISION, BLOCK_W)
     m_dx = m_own & ((o_y < H) & (o_x < W))[:, None] & (o_f < F)[None, :]
     p_dx += i_b * s_b + ((o_y * W + o_x) * PITCH)[:, None] + o_f[None, :]
     tl.store(p_dx, b_dx.to(p_g.dtype.element_ty), mask=m_dx)
