@@ -64,8 +64,6 @@ MATRIX = {
 """Patterns of matrix instructions; on the other targets only HMMA counts."""
 MEMORY = r"\b(?:LDG|STG|LD|ST|LDGSTS|ATOM|ATOMG|RED|REDG|UTMA(?!CCTL)\w+|UBLK\w+)\b"
 """A pattern of NVIDIA's instructions that read or write an image, and of no other."""
-OVERLAPPING = {90, 100, 120}
-"""The GPUs whose launches may be dependent (`lmfn_kernels/runtime/overlap.py`)."""
 
 Assembled = tuple[str, str, dict[str, int]]
 """The version of ptxas, the machine code, and the registers, stack and local accesses that it uses."""
@@ -255,6 +253,7 @@ def _rows(
 ) -> Iterator[Compiled]:
     name = kernel.__name__.removesuffix("_kernel")
     products = "tl.dot" in kernel.src or kernel.is_gluon()
+    overlaps = TARGETS[target].backend == "cuda" and TARGETS[target].arch >= 90  # `can_overlap`
     rows = a["BLOCK_K"] if name == "weight_gradient" else a.get("BLOCK_H", 0) * a.get("BLOCK_W", 1)
     findings = [tuple(scan(code)[1]) if target == "sm_90" else () for _, code, _ in versions]
     if len(versions) > 1 and all(findings):
@@ -274,7 +273,7 @@ def _rows(
             products=products,
             serialized=serialized(made.asm.get("ptx", ""), code),
             wide=products and rows >= 64 and a["num_warps"] >= 4 and DTYPES[dtype].itemsize == 2,
-            waits=TARGETS[target].arch not in OVERLAPPING or waits(code, anywhere=kernel.is_gluon()),
+            waits=not overlaps or waits(code, anywhere=kernel.is_gluon()),
             descriptors=found,
             **numbers,
         )

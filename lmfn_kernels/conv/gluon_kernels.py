@@ -174,7 +174,7 @@ def load_channels(p_x, N, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def leaky(b_x, SLOPE: gl.constexpr):
-    """As in `runtime/kernels.py`, whose functions Gluon cannot call."""
+    """As in `runtime/kernels.py`; `tests/kernels/hopper.py` runs functions of Gluon alone."""
     if SLOPE == 1.0:
         return b_x
     if SLOPE == 0.0:

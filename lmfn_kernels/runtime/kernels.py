@@ -11,6 +11,7 @@ zeros, whatever memory contains there, and are never written.
 import triton
 import triton.language as tl
 
+from lmfn_kernels.runtime.overlap import can_overlap
 from lmfn_kernels.runtime.target import capability
 
 
@@ -20,7 +21,7 @@ def wait_for_previous_launch():
 
     It takes a few cycles if the launch is not a dependent one.
     """
-    if capability() >= 90:
+    if can_overlap():
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
 

@@ -10,11 +10,15 @@ as usual.
 
 from lmfn_kernels.runtime.target import capability
 from lmfn_kernels.runtime.trials import in_use
+from lmfn_kernels.runtime.triton_private import constexpr_function
 
-FIRST = 90
-"""The compute capability from which on launches may be dependent."""
+
+@constexpr_function  # type: ignore[untyped-decorator]
+def can_overlap() -> bool:
+    """Whether the GPU that a kernel is compiled for has dependent launches."""
+    return bool(capability() >= 90)
 
 
 def launch_options() -> dict[str, bool]:
     """Options for Triton's launch on the current device."""
-    return {"launch_pdl": True} if in_use("overlap") and capability() >= FIRST else {}
+    return {"launch_pdl": True} if in_use("overlap") and can_overlap() else {}

@@ -32,6 +32,7 @@ _tried = _asked_for(os.environ.get("LMFN_TRY", ""))
 
 
 def in_use(name: str) -> bool:
+    """Whether one of `ON_TRIAL` is used: asked for by LMFN_TRY, or within `trying`."""
     return name in _tried
 
 

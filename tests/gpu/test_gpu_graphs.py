@@ -14,9 +14,8 @@ from bench.network import network as untrained
 from bench.rows import Shape
 from lmfn.cuda_graphs import GradientGraph
 from lmfn.network import Network
-from lmfn_kernels.runtime import overlap
 from lmfn_kernels.runtime.launch import intercepting
-from lmfn_kernels.runtime.target import capability
+from lmfn_kernels.runtime.overlap import can_overlap
 from lmfn_kernels.runtime.trials import trying
 
 pytestmark = pytest.mark.gpu  # run only by `-m gpu`, where a missing GPU is a failure
@@ -126,7 +125,7 @@ def test_gradients_of_a_graph_are_those_of_the_step(dtype: torch.dtype, memory: 
 @pytest.mark.parametrize(("height", "width"), [(70, 133), (720, 1280)])
 def test_on_trial_overlap(height: int, width: int) -> None:
     """Launches that overlap: the same bits as without, a hundred times."""
-    if capability() < overlap.FIRST:
+    if not can_overlap():
         pytest.skip("needs compute capability 9.0")
     model, x = network("lmfn"), image(height, width)
     parameters = list(model.parameters())
