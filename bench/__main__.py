@@ -30,6 +30,7 @@ OTHERS = {
     "submit": ("bench.submit", "check a folder of rows and collect it in one file for a pull request"),
     "ahead": ("bench.ahead", "compile the kernels of tests and benchmarks for this GPU, in as many processes as cores"),
     "tests": ("bench.gpu_tests", "run the GPU tests in several processes, so that a crash does not affect the others"),
+    "trial": ("bench.trial", "test the kernels on trial, and measure a frame and a step with those that passed"),
     "compare": ("bench.compare", "compare two files of rows, or two commits, and tell differences from noise"),
 }
 """Verb: its module (with `add_arguments` and `run`) and its help. Modules are imported on use, since each needs

@@ -30,7 +30,7 @@ from bench.train import Step
 from lmfn.inference import plain
 from lmfn_kernels import testing, weight_layout
 from lmfn_kernels.conv import triton_backend as convolutions
-from lmfn_kernels.runtime import backend, configs, launch
+from lmfn_kernels.runtime import backend, configs, launch, trials
 from lmfn_kernels.runtime.triton_private import CudaLauncher, GPUTarget, driver
 from lmfn_kernels.testing import is_image
 
@@ -151,7 +151,7 @@ def in_place_of_launches(gpu: str, call: Callable[[Any, Any, dict[str, Any]], No
 
 
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:
-    """The frame and the step first, then the calls of the tests and the other benchmarks."""
+    """The frame and the step first, then both with kernels on trial, then the calls of tests and other benchmarks."""
 
     def frame(dtype: torch.dtype) -> object:
         shape = Shape(1, 4, 50, 720, 1280)
@@ -168,6 +168,10 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     ops = [one for one in OPS.values() if one.name != "lmfn"]
     yield "a frame, bfloat16", partial(frame, torch.bfloat16)
     yield "a step", step
+    for names in (["overlap"], list(trials.ON_TRIAL)):  # as tested alone, and as measured
+        with trials.trying(*names):
+            yield f"a frame with {', '.join(names)}", partial(frame, torch.bfloat16)
+            yield f"a step with {', '.join(names)}", step
     for dtype in (torch.bfloat16, torch.float32, torch.float16):
         for one in ops:
             yield f"{one.name} {ODD} {dtype}", partial(call_op, one, one.shape(*ODD), dtype, train=True)

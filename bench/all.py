@@ -4,8 +4,9 @@ Each part is a process of its own with a share of the remaining time, so a part 
 affect the others. Rows, the table of kernels, the log and a summary are written as soon as they are known.
 
 On a CPU: the network, a training step, growth, the ops. On a GPU all kernels are compiled first, on all cores; then
-follow the tests, the frame and the step against eager PyTorch, their kernels, the ops, growth and tuning. What
-torch.compile takes minutes to compile is compiled in the background and timed between the parts once it is ready.
+follow the tests, the frame and the step against eager PyTorch, their kernels, the same with the kernels on trial, the
+ops, growth and tuning. What torch.compile takes minutes to compile is compiled in the background and timed between the
+parts once it is ready.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def parts(device: str, out: Path) -> tuple[list[Part], list[Part]]:
     # What is checked in float64 takes half a minute until its first row on a machine with everything still to load.
     todo = [
         Part("compile", 2.5, bench("ahead", forwarded=("minutes",)), timed=False),
-        Part("tests", 3, bench("tests", forwarded=()), timed=False, least=60),
+        Part("tests", 3, bench("tests", "-k", "not on_trial", forwarded=()), timed=False, least=60),
         Part(
             "frame",
             0.8,
@@ -63,6 +64,7 @@ def parts(device: str, out: Path) -> tuple[list[Part], list[Part]]:
         ),
         Part("step", 0.8, bench(*step, "--provider", "triton-graph", *EAGER), least=35),
         Part("kernels", 0.8, bench("profile", forwarded=("device", "out")), least=20),
+        Part("trial", 1.8, bench("trial", forwarded=("minutes", "out")), least=90),
         Part("host", 0.3, bench("host", "--seconds", "0.1", forwarded=("device",)), least=15),
         Part("compiled peers", 1.5, None),
         Part("ops", 2, bench(*ops, "--provider", *EAGER), least=30),

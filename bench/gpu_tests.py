@@ -14,6 +14,7 @@ from bench.shares import run_shares
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="*", default=["tests/gpu"], help="default: tests/gpu")
+    parser.add_argument("-k", dest="expression", default="", help="only tests whose names match, as pytest's -k")
     parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1))
 
 
@@ -21,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     """1 if a test failed or none ran."""
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # so that installed plugins make no difference
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-qq", "--tb=short", "--no-summary"]
-    command += ["-p", "no:cacheprovider", "-p", "bench.pytest_share", *options.paths]
+    command += ["-p", "no:cacheprovider", "-p", "bench.pytest_share", "-k", options.expression, *options.paths]
     found = run_shares(command, options.processes)
     print(f"{found['PASSED']} passed, {found['FAILED']} failed, {found['SKIPPED']} skipped", flush=True)
     return 0 if found["PASSED"] and not found["FAILED"] and not found["broken"] else 1

@@ -12,6 +12,8 @@ from bench.tables import digits, groups, machine
 from lmfn import atomic
 
 MOST_NAMES = 6
+ON_TRIAL_FOLDER, SAYS = "on-trial", "on trial: "
+"""Where `bench/trial.py` writes what it measures, and how lines for the summary begin."""
 
 
 class Summary:
@@ -22,7 +24,7 @@ class Summary:
         self._out, self._device, self._minutes, self._began = out, device, minutes, time.monotonic()
         self._counts: dict[str, Counter[str]] = {}
         self._faults: list[str] = []
-        self._held: list[str] = []
+        self._said: list[str] = []
 
     def hear(self, part: str, line: str) -> None:
         word, _, rest = line.partition(" ")
@@ -30,8 +32,10 @@ class Summary:
             self._counts.setdefault(part, Counter())[word.lower()] += 1
         if word == "FAILED" or line.startswith("WRONG"):
             self._faults.append(f"{part}: {rest}")
-        if " predictions held within " in line:
-            self._held.append(line)
+        if line.startswith(SAYS):
+            self._said.append(line)
+        elif " predictions held within " in line:
+            self._said.append(f"{part}: {line}")
 
     def failed(self, outcomes: Iterable[Outcome]) -> bool:
         return bool(self._faults) or any(outcome.failed for outcome in outcomes)
@@ -42,7 +46,7 @@ class Summary:
     def lines(self, outcomes: list[Outcome]) -> Iterator[str]:
         minutes = (time.monotonic() - self._began) / 60
         yield f"{self._device}: {minutes:.1f} of {self._minutes:g} minutes"
-        for make in (self._machine, self._pieces, self._whole, self._kernels, self._ops, self._more):
+        for make in (self._machine, self._pieces, self._measured, lambda: self._said, self._ops, self._more):
             try:
                 yield from make()
             except (ValueError, OSError) as error:
@@ -51,8 +55,8 @@ class Summary:
         yield "; ".join(f"{status}: {', '.join(names)}" for status, names in ended.items())
         yield f"faults: {some(self._faults)}" if self._faults else "no faults"
 
-    def _rows(self, verb: str) -> list[Row]:
-        path = self._out / f"{verb}.jsonl"
+    def _rows(self, verb: str, folder: str = "") -> list[Row]:
+        path = self._out / folder / f"{verb}.jsonl"
         return read(path) if path.exists() else []
 
     def _machine(self) -> Iterator[str]:
@@ -64,10 +68,15 @@ class Summary:
         for part, counts in self._counts.items():
             yield f"{part}: " + ", ".join(f"{number} {end}" for end, number in counts.items())
 
-    def _whole(self) -> Iterator[str]:
+    def _measured(self) -> Iterator[str]:
+        for folder, before in (("", ""), (ON_TRIAL_FOLDER, SAYS)):
+            for line in (*self._whole(folder), *self._kernels(folder)):
+                yield before + line
+
+    def _whole(self, folder: str) -> Iterator[str]:
         for verb, what in (("model", "frame"), ("train", "step")):
             by: dict[str, list[Row]] = defaultdict(list)
-            for row in self._rows(verb):
+            for row in self._rows(verb, folder):
                 if row.op == "lmfn" and row.l2 == "host":
                     by[f"{row.shape} {row.dtype}"].append(row)
             if by:
@@ -75,8 +84,8 @@ class Summary:
                 times = (f"{row.provider} {digits(row.p50)}" for row in sorted(by[most], key=lambda row: row.p50))
                 yield f"{what} {most}, ms: {', '.join(times)}"
 
-    def _kernels(self) -> Iterator[str]:
-        path = self._out / "profile.tsv"
+    def _kernels(self, folder: str) -> Iterator[str]:
+        path = self._out / folder / "profile.tsv"
         if not path.exists():
             return
         by: dict[str, list[dict[str, str]]] = {}
@@ -94,7 +103,6 @@ class Summary:
             launches = sum(int(row["launches"]) for row in rows)
             share = sum(float(row["floor_us"]) for row in rows) / us
             yield f"{of}, kernels alone: {us:.0f} us, {launches} launches, {share:.0%} of the roofline; most: {parts}"
-        yield from self._held
 
     def _ops(self) -> Iterator[str]:
         found = [g for g in groups(self._rows("ops")) if g.others]

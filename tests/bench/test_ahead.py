@@ -27,6 +27,20 @@ ahead.calls = lambda: [("wrong", wrong), ("conv", conv), ("conv again", conv)]
 sys.exit(main(["ahead", "--gpu", "some-gpu:90:232448", "--share", sys.argv[1], "--done", sys.argv[2]]))
 """
 
+ON_TRIAL = """
+from itertools import islice
+from bench import ahead
+
+def noted(kernel, _, arguments):
+    print(kernel.__name__ + ":pdl" * arguments.get("launch_pdl", False), end=" ")
+
+with ahead.in_place_of_launches("some-gpu:90:232448", noted):
+    for name, call in islice(ahead.calls(), 5):
+        if name.startswith("a frame"):
+            call()
+            print()
+"""
+
 LAUNCHED = """
 import sys
 from unittest.mock import patch
@@ -119,6 +133,15 @@ def test_calls_begin_with_what_is_measured_first() -> None:
     for dtype in ("bfloat16", "float32", "float16"):
         assert any(name.startswith("rfdb (3, 37, 61)") and name.endswith(dtype) for name in names)
     assert len(set(names)) > 60
+
+
+def test_kernels_on_trial_are_among_them(environment: dict[str, str], tmp_path: Path) -> None:
+    """Compiled as they are launched: whether launches overlap is an option of the compiler as well."""
+    lines = in_process(environment, tmp_path, ON_TRIAL)
+    usual, overlapping, everything = (line.split() for line in lines)
+    assert "stem_kernel" in usual
+    assert overlapping == [f"{kernel}:pdl" for kernel in usual]
+    assert "quartered_stem_kernel:pdl" in everything
 
 
 @pytest.mark.parametrize("gpu", ["some-gpu:90:232448", "nvidia:odd:name:80:166912"])

@@ -25,7 +25,7 @@ Make = Callable[..., Row]
 
 def test_the_parts_are_commands_that_there_are(tmp_path: Path) -> None:
     """The most informative parts come first."""
-    names = ["compile", "tests", "frame", "step", "kernels", "host", "compiled peers", "ops", "growth"]
+    names = ["compile", "tests", "frame", "step", "kernels", "trial", "host", "compiled peers", "ops", "growth"]
     for kind, expected in (("cpu", ["model", "train", "memory", "ops"]), ("cuda", names)):
         todo, beside = everything.parts(kind, tmp_path)
         assert [part.name for part in todo][: len(expected)] == expected
@@ -76,6 +76,9 @@ def rows(folder: Path, row: Make) -> None:
         "frame\t3\tcopy\t\t2\t6.00\t0.00\t0.000",
     ]
     (folder / "profile.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "on-trial").mkdir(exist_ok=True)
+    with RowFile(folder / "on-trial" / "train.jsonl") as file:
+        file.add(row(provider="triton-graph", mode="step", shape=shape, p20=13.0, p50=13.0, p80=13.1, **times))
 
 
 def run(
@@ -94,12 +97,12 @@ HELD = "frame: 3 of 4 predictions held within a factor of 1.25"
 
 def test_a_summary_of_what_was_found(row: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows(tmp_path / "out", row)
-    tests = "print('PASSED a::b'); print('PASSED a::c'); print('SKIPPED a::d: one GPU')"
+    tests = "print('PASSED a::b'); print('PASSED a::c'); print('SKIPPED a::d: one GPU'); print('on trial: passed x')"
     status, lines = run(
         monkeypatch, tmp_path / "out", [Part("tests", 1, python(tests)), Part("ops", 1, python(f"print({HELD!r})"))]
     )
     assert status == 0
-    assert len(lines) <= 12
+    assert len(lines) <= 15
     text = "\n".join(lines)
     for expected in (
         "Some device",
@@ -107,7 +110,9 @@ def test_a_summary_of_what_was_found(row: Make, tmp_path: Path, monkeypatch: pyt
         "frame 1x4x50x720x1280 bfloat16, ms: for_inference 2.12, compile 7.7, eager-channels-last 11.6",
         "step 1x4x50x720x1280 bfloat16, ms: triton-graph 14.4",
         "frame, kernels alone: 530 us, 16 launches, 25% of the roofline; most: conv_kernel 524, copy 6",
-        HELD,
+        "on trial: step 1x4x50x720x1280 bfloat16, ms: triton-graph 13",
+        "on trial: passed x",
+        f"ops: {HELD}",
         "ops, speedup over the fastest other provider: rfdb infer 1x50x180x320 1.50",
         "rows: 4 model, 1 train, 2 ops, 0 memory",
         "done: tests, ops",

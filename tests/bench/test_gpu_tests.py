@@ -58,8 +58,9 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "")  # and restore what `run` changes
 
 
-def run(*paths: Path, processes: int = 1) -> int:
-    return gpu_tests.run(argparse.Namespace(paths=[str(path) for path in paths], processes=processes))
+def run(*paths: Path, processes: int = 1, expression: str = "") -> int:
+    given = argparse.Namespace(paths=[str(path) for path in paths], processes=processes, expression=expression)
+    return gpu_tests.run(given)
 
 
 def test_no_test_takes_others_with_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +85,13 @@ def test_what_cannot_be_collected_fails(tmp_path: Path, capfd: pytest.CaptureFix
     (tmp_path / "test_some.py").write_text("import no_such_package")
     assert run(tmp_path) == 1
     assert "No module named 'no_such_package'" in capfd.readouterr().out
+
+
+def test_those_that_match(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "test_some.py"
+    file.write_text(TESTS)
+    assert run(file, expression="passes and float32") == 0
+    assert capfd.readouterr().out.splitlines()[-1] == "1 passed, 0 failed, 0 skipped"
 
 
 def test_no_test_is_a_failure(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""Kernels on trial, tested and measured by commands of their own. No GPU is needed: the commands are only noted."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import trial
+from bench.__main__ import main
+from lmfn_kernels.runtime.trials import ON_TRIAL
+
+Run = Callable[..., tuple[int, list[tuple[str, list[str]]]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Exit status, and the commands with their LMFN_TRY, in order; those with one of the words fail."""
+
+    def made(*failing: str, capability: tuple[int, int] = (9, 0)) -> tuple[int, list[tuple[str, list[str]]]]:
+        noted, python = tmp_path / "noted", tmp_path / "python"
+        fails = "".join(f"*{shlex.quote(word)}*) exit 1;; " for word in failing)
+        python.write_text(
+            f'#!/bin/sh\necho "$LMFN_TRY|$*" >> {shlex.quote(str(noted))}\ncase "$*" in {fails}*) exit 0;; esac\n'
+        )
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.delenv("LMFN_TRY", raising=False)
+        status = trial.run(argparse.Namespace(minutes=1.0, out=tmp_path / "out"))
+        lines = noted.read_text().splitlines() if noted.exists() else []
+        return status, [(names, shlex.split(words)) for names, _, words in (line.partition("|") for line in lines)]
+
+    return made
+
+
+def test_what_passed_is_measured(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, commands = run("ring_fuse")
+    assert status == 1
+    tests, measured = commands[: len(ON_TRIAL)], commands[len(ON_TRIAL) :]
+    assert sorted(" ".join(words) for _, words in tests) == sorted(
+        f"-m bench tests -k on_trial and {name} --processes 1" for name in ON_TRIAL
+    )
+    assert [words[2] for _, words in measured] == ["profile", "model", "train"]
+    passed = [name for name in ON_TRIAL if name != "ring_fuse"]
+    for names, words in measured:
+        assert names == ",".join(passed)
+        assert words[words.index("--out") + 1] == str(tmp_path / "out" / "on-trial")
+        with pytest.raises(SystemExit) as ended:  # a command that there is
+            main([*words[2:], "--help"])
+        assert ended.value.code == 0
+    assert f"on trial: passed {', '.join(passed)}; did not pass ring_fuse\n" in capfd.readouterr().out
+
+
+def test_each_kernel_has_tests_of_its_own() -> None:
+    """The expression selects tests of this name alone."""
+    folder = Path(__file__).parents[1] / "gpu"
+    written = "".join(path.read_text() for path in folder.glob("test_*.py"))
+    for name in ON_TRIAL:
+        assert f'"{name}": ' in written or f"def test_on_trial_{name}(" in written
+        assert not any(name in other for other in ON_TRIAL if other != name)
+
+
+def test_a_wrong_measurement_is_a_fault_and_the_others_go_on(run: Run) -> None:
+    status, commands = run("bench model")
+    assert status == 1
+    assert [words[2] for _, words in commands[len(ON_TRIAL) :]] == ["profile", "model", "train"]
+
+
+def test_all_is_well(run: Run) -> None:
+    assert run()[0] == 0
+
+
+def test_nothing_is_measured_if_nothing_passed(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    status, commands = run("bench tests")
+    assert status == 1
+    assert len(commands) == len(ON_TRIAL)
+    assert "on trial: passed none; did not pass " in capfd.readouterr().out
+
+
+def test_only_hopper(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(capability=(8, 0)) == (0, [])
+    assert capfd.readouterr().out == "on trial: nothing for compute capability 8.0\n"
+    assert "LMFN_TRY" not in os.environ
