@@ -40,7 +40,7 @@ def pad_kernel(
     o_c = tl.arange(0, BLOCK_C)
     o_y, o_x = o_p // ROW - PADDING, o_p % ROW - PADDING
     m_x = ((o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W))[:, None] & (o_c < C)[None, :]
-    p_pixel = p_x + i_b * s_b + (o_y * s_h + o_x * s_w)
+    p_pixel = p_x + i_b * s_b + o_y.to(tl.int64) * s_h + o_x.to(tl.int64) * s_w
     b_x = tl.load(p_pixel[:, None] + (o_c * s_c)[None, :], mask=m_x, other=0.0)
     if p_mean is not None:
         b_mean = tl.load(p_mean + o_c, mask=o_c < C, other=0.0).to(ACC)

@@ -45,10 +45,11 @@ def upsampled(
     o_y0, o_y1, b_y = bilinear_axis(o_y, TO_H, FROM_H, LOW_H, ACC)
     o_x0, o_x1, b_x = bilinear_axis(o_x, TO_W, FROM_W, LOW_W, ACC)
     p_f = p_v + i_b.to(tl.int64) * s_b + o_f[None, :]
-    b_00 = tl.load(p_f + (o_y0 * s_h + o_x0 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
-    b_01 = tl.load(p_f + (o_y0 * s_h + o_x1 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
-    b_10 = tl.load(p_f + (o_y1 * s_h + o_x0 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
-    b_11 = tl.load(p_f + (o_y1 * s_h + o_x1 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
+    o_y0, o_y1 = o_y0.to(tl.int64) * s_h, o_y1.to(tl.int64) * s_h
+    b_00 = tl.load(p_f + (o_y0 + o_x0 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
+    b_01 = tl.load(p_f + (o_y0 + o_x1 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
+    b_10 = tl.load(p_f + (o_y1 + o_x0 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
+    b_11 = tl.load(p_f + (o_y1 + o_x1 * s_w)[:, None], mask=m_v, other=0.0).to(ACC)
     b_x = b_x[:, None]
     b_y = b_y[:, None]
     return (1 - b_y) * ((1 - b_x) * b_00 + b_x * b_01) + b_y * ((1 - b_x) * b_10 + b_x * b_11)
@@ -68,7 +69,7 @@ def upsample_add_kernel(
     wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     o_f = tl.program_id(1) * BLOCK_F
-    s_b, s_h, s_w = s_b * UNIT, s_h * UNIT, s_w * UNIT
+    s_b, s_h, s_w = tl.cast(s_b, tl.int64) * UNIT, s_h * UNIT, s_w * UNIT
     if DOUBLES:
         b_out = upsampled(
             p_v + o_f, i_b, o_h, o_w, H, W, LOW_H, LOW_W, 2, 1, 2, 1, PITCH - o_f, s_b, s_h, s_w,
@@ -202,7 +203,7 @@ def upsampled_conv_kernel(
     UNITs of 16 bytes, so that the compiler knows that 16 bytes can be loaded at once.
     """
     wait_for_previous_launch()
-    s_xb, s_xh, s_xw = s_xb * UNIT, s_xh * UNIT, s_xw * UNIT
+    s_xb, s_xh, s_xw = tl.cast(s_xb, tl.int64) * UNIT, s_xh * UNIT, s_xw * UNIT
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), tl.cdiv(H, 2), tl.cdiv(W, 2), BLOCK_H, BLOCK_W)
     o_n = tl.program_id(1) * BLOCK_N
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)

@@ -221,7 +221,7 @@ def apart(b: int, c: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
 def test_more_elements_than_int32_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs, gradients, results and everything between them, for two distant images, are bit-identical to those of
     adjacent ones."""
-    inputs = OPS[name].draw((2, 2, 3, 4, 5), torch.float16)
+    inputs = OPS[name].draw((2, 2, 3, 4, 7), torch.float16)
 
     def far(t: Tensor) -> Tensor:
         return apart(*t.shape, t.dtype).copy_(t) if is_image(t) and t.shape[0] == 2 else t
@@ -244,5 +244,28 @@ def test_more_elements_than_int32_counts(name: str, monkeypatch: pytest.MonkeyPa
                 patch.setattr(backend, "empty_image", empty_image, raising=False)
                 patch.setattr(backend, "padded_image", empty_image, raising=False)
             distant = both(inputs, far)
+    for one, other in zip(near, distant, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["stem", "upsample_add", "upsampled_conv3x3"])
+def test_an_image_of_more_elements_than_int32_counts(name: str) -> None:
+    """For one image whose rows are far apart, results and gradients are bit-identical to those of adjacent rows."""
+    inputs = OPS[name].draw((1, 1, 3, 66, 8), torch.float16)
+    distance = 2**26 + 64  # the 33rd row lies beyond
+
+    def far(t: Tensor) -> Tensor:
+        h, w = t.shape[2:]
+        rows = torch.empty((h - 1) * distance + 8 * w, dtype=t.dtype)
+        return rows.as_strided(t.shape, (h * distance, 1, distance, 8)).copy_(t)
+
+    def both(inputs: list[Tensor]) -> list[Tensor]:
+        leaves = [t.requires_grad_() for t in inputs]
+        result = OPS[name].function(*leaves)
+        return [result, *torch.autograd.grad(result, leaves, gradients_for([result]))]
+
+    with lmfn_kernels.backend("triton"):
+        near = both(inputs)
+        distant = both([far(t.detach()) if is_image(t) else t for t in inputs])
     for one, other in zip(near, distant, strict=True):
         assert torch.equal(one, other)
