@@ -22,6 +22,28 @@ def test_integers_that_overflow_are_an_error() -> None:
     most = 2**31 - 1
     x = torch.tensor([0, most - 1], dtype=torch.int32)
     assert added(x, 1).tolist() == [1, most]
-    with pytest.raises(Exception, match=r"OverflowError.*int32 add"):
-        added(x, 2)
+    for values, other in ((x, 2), (x + 1, 1)):  # other values, or another constant
+        with pytest.raises(Exception, match=r"OverflowError.*int32 add"):
+            added(values, other)
     assert added(x.long(), 2).tolist() == [2, most + 1]
+
+
+@triton.jit
+def mixed_kernel(p_x, p_y, p_z, other: tl.constexpr, n: tl.constexpr):
+    o = tl.arange(0, n)
+    x, y = tl.load(p_x + o), tl.load(p_y + o)
+    tl.store(p_z + o, tl.where(x > y, x * other, x - y).to(p_z.dtype.element_ty))
+
+
+def test_other_values_types_and_constants() -> None:
+    """Operations are decided once, and then repeated: never with the values, types or constants of before."""
+    for seed in range(2):
+        torch.manual_seed(seed)
+        for left in (torch.int32, torch.int64, torch.float32, torch.float16):
+            for right in (torch.int32, torch.float32, torch.float64):
+                for other in (1, True, 1.0, 0.5):
+                    x, y = torch.randint(-9, 9, (16,)).to(left), torch.randint(-9, 9, (16,)).to(right)
+                    z = torch.empty(16, dtype=torch.float64)
+                    mixed_kernel[(1,)](x, y, z, other=other, n=16)
+                    expected = torch.where(x > y, (x * other).double(), x.double() - y.double())
+                    assert torch.equal(z, expected), (left, right, other)
