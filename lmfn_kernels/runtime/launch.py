@@ -88,13 +88,14 @@ def as_kernel_image(x: Tensor) -> Tensor:
 
 
 def pitch_of_pixels(x: Tensor) -> int | None:
-    """Elements from one pixel of `x` to the next, None if an image or a row does not begin right after the one before.
+    """Elements from one pixel of `x` to the next, None if an image or a row does not begin right after the one before,
+    or if that many elements from the last pixel on may be beyond the memory.
 
     `x` is from `as_kernel_image`.
     """
     (b, _, h, w), (from_b, _, from_h, from_w) = x.shape, x.stride()
     dense = (h == 1 or from_h == w * from_w) and (b == 1 or from_b == h * w * from_w)
-    return from_w if dense else None
+    return from_w if dense and _begins_with_pixel(x, from_w) else None
 
 
 def as_pitched_image(x: Tensor) -> Tensor:
@@ -103,7 +104,14 @@ def as_pitched_image(x: Tensor) -> Tensor:
         return x
     b, c, h, w = x.shape
     s = pixel_pitch(c, x.dtype)
-    return x if x.stride() == (h * w * s, 1, w * s, s) else empty_image(x, b, c, h, w).copy_(x)
+    lies = x.stride() == (h * w * s, 1, w * s, s) and _begins_with_pixel(x, s)
+    return x if lies else empty_image(x, b, c, h, w).copy_(x)
+
+
+def _begins_with_pixel(x: Tensor, pitch: int) -> bool:
+    """Whether `x` does not begin within a pixel of its memory: the last channels of a larger image end with the memory,
+    and kernels that read whole pixels would read beyond it."""
+    return isinstance(x, FakeTensor) or x.storage_offset() % pitch == 0
 
 
 def with_pitch(x: Tensor) -> tuple[Tensor, int]:
