@@ -114,22 +114,24 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
         small = 2 if kernel == "merge" and dtype.itemsize == 4 else 4
         large = 8 if dtype.itemsize == 2 else 4
         return Config(height=large if big else small, width=8, warps=warps, stages=1, splits=512)
-    if kernel in ("gate_backward", "fuse_backward", "stem_backward", "weight_gradient"):
+    if kernel == "stem_backward":
+        if dtype.itemsize != 2:
+            return Config(height=1, width=16, warps=warps, stages=1)  # on sm_120, 2x8 spills
+        if big:
+            # Of five times 52 programs, two fit a multiprocessor of an H100 at a time, which has 132.
+            return Config(height=8, width=8, warps=4, stages=2, splits=52)
+        return Config(height=4 if shared >= 120_000 else 2, width=8, warps=4, stages=1)  # larger tiles spill
+    if kernel in ("gate_backward", "fuse_backward", "weight_gradient"):
         # Small tiles: without TMA, the address of every element occupies a register.
         wide = big and dtype.itemsize == 2
-        pipelined = wide and kernel != "stem_backward"
         height = (8 if wide else 4) if big else 2
         if kernel == "fuse_backward" and not big:
             warps = 4
-        if kernel == "stem_backward":
-            # On sm_90, more warps than 16 rows each would compute every product twice; on sm_80, 8 warps spill.
-            height = 8 if wide else 2
-            warps = 4 if wide or 120_000 <= shared < 200_000 else warps
         if kernel == "gate_backward":
             # Two programs of 4 warps, for 8 would compute every product twice; their partial sums are small.
-            return Config(height, width=8, warps=4 if wide else warps, stages=2 if pipelined else 1, splits=256)
+            return Config(height, width=8, warps=4 if wide else warps, stages=2 if wide else 1, splits=256)
         stages = 3 if kernel == "fuse_backward" else 2
-        return Config(height, width=8, warps=warps, stages=stages if pipelined else 1)
+        return Config(height, width=8, warps=warps, stages=stages if wide else 1)
     if kernel in ("conv_pool", "low_convs", "low_convs_backward"):
         # Small maps: the smallest tiles that fill the rows of a matrix instruction, for as many programs as possible.
         short = dtype.itemsize == 2

@@ -85,4 +85,4 @@ def test_the_command(environment: dict[str, str]) -> None:
     assert counts is not None, last
     frame, step = map(int, counts.groups())
     assert 55 <= frame <= 64
-    assert 230 <= step <= 249
+    assert 230 <= step <= 250

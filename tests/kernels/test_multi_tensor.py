@@ -101,7 +101,7 @@ def test_any_number(count: int) -> None:
     [
         (rfdb_from_flat, rfdb_inputs(1, 6, 3, 2, 15, 16, F32), 8, 17),
         (conv_from_flat(), conv_inputs(1, 5, 6, 7, 8, F32), 2, 3),
-        (stem_from_flat(), stem_inputs(1, 6, 7, 9, 10, F32)[:-1], 3, 6),  # without the gradient of a mean
+        (stem_from_flat(), stem_inputs(1, 6, 7, 9, 10, F32)[:-1], 3, 7),  # without the gradient of a mean
         (channel_gate_from_flat(), channel_gate_inputs(1, 6, 7, 8, F32), 1, 3),
     ],
     ids=["rfdb", "conv3x3", "stem", "channel_gate"],
