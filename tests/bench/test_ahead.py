@@ -62,6 +62,43 @@ with gpu(), backend("triton"), patch.object(backends, "INTERPRETED", True):
         print(made.call_count)
 """
 
+DEFAULT = """
+import sys
+
+import torch
+
+from bench import ahead
+from lmfn.inference import plain
+from lmfn.network import Network
+
+sys.path.insert(0, "tests/gpu")
+import test_default_kernels as defaults
+
+forms = set()
+
+def noted(kernel, _, arguments):
+    tensors = sorted(n for n, a in arguments.items() if isinstance(a, torch.Tensor) or hasattr(a, "base"))
+    if kernel.__name__ not in ("sum_kernel", "lay_out_kernel"):  # which take any number
+        of_tile = (arguments.get(name) for name in ("MODE", "WINDOWED", "STRIDE", "BLOCK_H", "BLOCK_W", "num_warps"))
+        forms.add((kernel.__name__, *tensors, *map(str, of_tile)))
+
+with ahead.in_place_of_launches("some-gpu:90:232448", noted):
+    for window in (None, 384):
+        model = Network.from_preset("lmfn", similarity="cosine", alfm_window=window, esa_grid="fixed")
+        with torch.no_grad():
+            plain(model, torch.device("cpu"), torch.bfloat16)(torch.zeros(1, 3, 720, 1280))
+    model = Network.from_preset("lmfn", similarity="cosine", alfm_window=384, esa_grid="fixed")
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.zeros(16, 3, 256, 256)).sum().backward()
+    needed = set(forms)
+    forms.clear()
+    for part in defaults.PARTS.values():
+        for mode in ("frame", "step"):
+            defaults.run(part, mode, part.inputs(getattr(part, mode), torch.bfloat16, "cpu"))
+print(len(needed))
+print(*sorted(needed - forms), sep="\\n")
+"""
+
 
 def share(environment: dict[str, str], tmp_path: Path, place: str, *done: str) -> list[str]:
     """The output of one process of a share, run without Triton's interpreter."""
@@ -155,3 +192,10 @@ def test_nothing_is_launched(gpu: str) -> None:
         next(call for name, call in ahead.calls() if name.startswith("stem"))()
     assert "stem_kernel" in seen
     assert configs.describe(torch.device("cpu")) == ("cpu", 0)
+
+
+def test_what_the_network_launches_by_default_is_tested_on_a_gpu(environment: dict[str, str], tmp_path: Path) -> None:
+    """Each kernel, with the same tensors and tile, in `tests/gpu/test_default_kernels.py`."""
+    needed, *missing = in_process(environment, tmp_path, DEFAULT)
+    assert int(needed) > 40
+    assert missing == [""], missing
