@@ -42,7 +42,10 @@ class _Block(NamedTuple):
 
 
 def scan(disassembly: str) -> tuple[int, list[str]]:
-    """The number of wgmma instructions, and the faults of their descriptors."""
+    """The number of wgmma instructions, and the faults of their descriptors.
+
+    Raises ValueError if no path leads to one of them: then a jump is missing in the disassembly.
+    """
     blocks = _blocks(disassembly)
     places = {block.label: place for place, block in enumerate(blocks)}
     # The constants known at the start of each reachable block.
@@ -60,11 +63,17 @@ def scan(disassembly: str) -> tuple[int, list[str]]:
     for place, values in known.items():
         values = dict(values)
         for instruction in blocks[place].instructions:
-            if any("gdesc[" in operand for operand in instruction.operands):
+            if _is_product(instruction):
                 products += 1
                 faults += _wrong(instruction, values)
             _step(instruction, values)
+    if products < (number := sum(_is_product(one) for block in blocks for one in block.instructions)):
+        raise ValueError(f"only {products} of {number} wgmma instructions are reached")
     return products, sorted(faults)
+
+
+def _is_product(instruction: _Instruction) -> bool:
+    return any("gdesc[" in operand for operand in instruction.operands)
 
 
 def _blocks(disassembly: str) -> list[_Block]:

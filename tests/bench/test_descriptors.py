@@ -91,3 +91,8 @@ def test_a_constant_passes(right: list[str]) -> None:
 def test_what_may_be_no_constant_is_found(wrong: list[str]) -> None:
     _, faults = scan(_program(*wrong))
     assert len(faults) == 1
+
+
+def test_a_product_that_no_jump_leads_to_is_an_error() -> None:
+    with pytest.raises(ValueError, match="only 1 of 2 wgmma instructions"):
+        scan(_program(CONSTANT, PRODUCT, "EXIT", ".L_x_0:", PRODUCT, "EXIT"))
