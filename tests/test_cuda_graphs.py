@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lmfn import images
-from lmfn.cuda_graphs import WARM_UPS, GradientGraph
+from lmfn.cuda_graphs import WARM_UPS, GradientGraph, GraphCache
 from lmfn.network import checkpoint
 from lmfn.training import step
 from lmfn.training.loop import train
@@ -44,6 +44,26 @@ class Recorded:
             return made
 
         return replay
+
+
+def test_an_image_is_aligned_before_the_capture_as_in_it() -> None:
+    """Triton compiles a kernel anew for memory that does not begin at a multiple of 16 bytes."""
+    places = []
+
+    def run(x: Tensor) -> Tensor:
+        places.append(x.data_ptr() % 16)
+        return x + 1
+
+    def capture(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
+        run(x.clone())
+        return lambda x: x + 1
+
+    cache = GraphCache(run, capture)
+    image = torch.rand(1 + 3 * 4 * 5)[1:].view(1, 3, 4, 5)
+    assert image.data_ptr() % 16
+    for _ in range(2):
+        assert torch.equal(cache(image), image + 1)
+    assert places == [0, 0]
 
 
 def test_gradients_are_those_of_the_call_alone() -> None:
