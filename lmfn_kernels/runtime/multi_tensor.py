@@ -25,7 +25,7 @@ are."""
 WARPS = 4
 LAID_OUT = 1024
 """Elements that one program copies."""
-LOADED, STEPS = 2048, 4
+LOADED, STEPS = 2048, 5
 """Partial sums that one program loads at once, and the most steps in which it should add up all of its sums."""
 FEWEST, MOST = 32, 256
 """Sums that one program computes, neighbours in memory: fewer than 32 would not fill a line of 128 bytes."""
@@ -144,8 +144,10 @@ def _sum_table(geometry: Geometry, summed: int, device: torch.device) -> Tensor:
         dimensions = [(0, 1, 0)] * (4 - len(dimensions)) + dimensions
         of_values, sizes, of_sums = zip(*dimensions, strict=True)
         count = math.prod(sizes)
+        dense = all(of_values[j] == math.prod(sizes[j + 1 :]) for j in range(4) if sizes[j] > 1)
+        in_order = dense and count % 4 == 0 and strides[0] % 4 == 0
         fields = count, shape[0], strides[0], *sizes[1:], *of_values, *of_sums
-        rows += [(i, first, *fields) for first in range(0, count, summed)]
+        rows += [(i + (SLOTS[-1] if in_order else 0), first, *fields) for first in range(0, count, summed)]
     return _on_device(rows, device)
 
 

@@ -1,5 +1,6 @@
 """Many small tensors in one launch: an op's weights laid out, and its gradients summed."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -82,6 +83,31 @@ def test_sum_gradients() -> None:
         assert (result.dtype, result.stride()) == (tensor.dtype, torch.empty_like(tensor).stride())
         torch.testing.assert_close(result, values.double().sum(0).to(tensor.dtype), rtol=1e-3, atol=1e-5)
     assert all(map(torch.equal, found, sum_gradients(gradients, tensors)))
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda m: m[:, :60],
+        lambda m: m[:, :58],
+        lambda m: m[:, 1:61],
+        lambda m: m[:, ::2],
+        lambda m: m[:, :60].unflatten(1, (5, 3, 4)).permute(0, 2, 3, 1),
+        lambda m: m[:, :60].unflatten(1, (5, 12))[..., :8],
+        lambda m: m.flatten()[: 70 * 63].view(70, 63)[:, :60],
+    ],
+    ids=["in order", "not a multiple of 4", "later", "every second", "permuted", "rows with gaps", "odd strides"],
+)
+def test_wherever_partial_sums_lie(of: Callable[[Tensor], Tensor]) -> None:
+    """What is next to them is not summed."""
+    from lmfn_kernels.runtime.gradients import PartialSums
+    from lmfn_kernels.runtime.multi_tensor import sum_gradients
+
+    memory = torch.full((70, 64), math.nan)
+    values = of(memory)
+    values.copy_(random(tuple(values.shape), F32))
+    (found,) = sum_gradients([PartialSums(values)], [torch.empty(values.shape[1:])])
+    torch.testing.assert_close(found, values.double().sum(0).float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 8, 9, 16, 17, 32])
