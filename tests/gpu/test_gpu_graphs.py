@@ -25,9 +25,10 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def network(name: str) -> Any:
-    """Full width, with attentions and an output that count."""
+    """Full width, with attentions and an output that count; as in the included weights, attention is in windows, here
+    smaller ones, and ESA on a fixed grid."""
     torch.manual_seed(0)
-    model = Network.from_preset(name, similarity="cosine").eval().to(DEVICE)
+    model = Network.from_preset(name, similarity="cosine", alfm_window=128, esa_grid="fixed").eval().to(DEVICE)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.endswith((".theta", ".alpha")):
