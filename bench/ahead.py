@@ -140,7 +140,7 @@ def in_place_of_launches(gpu: str, call: Callable[[Any, Any, dict[str, Any]], No
         for where, what, by in (
             (driver, "_active", there),
             (configs, "describe", lambda _: (name, int(shared))),
-            (convolutions, "ring_programs", lambda _: 132 if arch == "90" and convolutions.HAS_RING else 0),
+            (convolutions, "ring_programs", lambda _: 132 if arch == "90" and convolutions.has_ring() else 0),
             (backend, "INTERPRETED", True),
             (testing, "random", unfilled),
         ):

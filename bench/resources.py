@@ -237,7 +237,7 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
         stack.enter_context(launch.intercepting(compiler.launch))
         # On sm_90 with the kernels in Gluon, and with what other releases of Triton use in their place.
         stack.enter_context(trials.trying(*trials.ON_TRIAL))
-        for programs in (0, 8) if target == "sm_90" and convolutions.HAS_RING else (0,):
+        for programs in (0, 8) if target == "sm_90" and convolutions.has_ring() else (0,):
             with mock.patch.object(convolutions, "ring_programs", return_value=programs):
                 _calls(DTYPES[dtype])
                 if programs and dtype == "bfloat16":

@@ -44,6 +44,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from lmfn_kernels.runtime.gluon_private import allocate_pixels, async_load, async_store, part, thread_barrier, view
 from lmfn_kernels.runtime.kernels import wait_for_previous_launch
 
 PITCH = 32
@@ -59,41 +60,48 @@ PAIRED_ROWS, PAIRED_COLUMNS = 8, 16
 SHARED = 231_000
 """Bytes of shared memory for slots and weights; sm_90 has 232,448, and barriers take some."""
 
-thread_barrier = getattr(gl, "thread_barrier", None) or gl.barrier
-"""Among the warps of a partition. Triton 3.7 renamed it."""
-
 _CHANNELS, _SHARED = map(gl.constexpr, (CHANNELS, SHARED))
 
 
 @gluon.jit
-def matrix_at(pixels, o_p, DTYPE: gl.constexpr, PIXELS: gl.constexpr, CHANNELS: gl.constexpr = _CHANNELS):
-    """The memory from pixel `o_p` on as a matrix [CHANNELS, PIXELS] of that dtype."""
+def matrix_at(
+    pixels, O_P: gl.constexpr, DTYPE: gl.constexpr, PIXELS: gl.constexpr, CHANNELS: gl.constexpr = _CHANNELS
+):  # fmt: skip
+    """The memory from pixel O_P on as a matrix [CHANNELS, PIXELS] of that dtype."""
     BITS: gl.constexpr = DTYPE.primitive_bitwidth
     LAYOUT: gl.constexpr = gl.NVMMASharedLayout(CHANNELS * BITS // 8, BITS, rank=2)
-    return pixels.index(o_p)._reinterpret(DTYPE, [PIXELS, CHANNELS], LAYOUT).permute((1, 0))
+    return view(pixels, O_P, DTYPE, [PIXELS, CHANNELS], LAYOUT).permute((1, 0))
 
 
 @gluon.jit
-def load_box(t_x, i_b, o_h, o_w, bar, pixels, o_p):
-    to = pixels.index(o_p)._reinterpret(t_x.dtype, t_x.block_type.shape, t_x.layout)
-    tma.async_copy_global_to_shared(t_x, [i_b, o_h, o_w, 0], bar, to)
+def box_at(pixels, O_P: gl.constexpr, t_x):
+    """The memory from pixel O_P on as a box of that descriptor."""
+    SHAPE: gl.constexpr = t_x.block_type.shape
+    LAYOUT: gl.constexpr = t_x.layout
+    return view(pixels, O_P, t_x.dtype, SHAPE, LAYOUT)
 
 
 @gluon.jit
-def store_box(t_x, i_b, o_h, o_w, pixels, o_p):
-    of = pixels.index(o_p)._reinterpret(t_x.dtype, t_x.block_type.shape, t_x.layout)
-    tma.async_copy_shared_to_global(t_x, [i_b, o_h, o_w, 0], of)
+def load_box(t_x, i_b, o_h, o_w, bar, pixels, O_P: gl.constexpr):
+    async_load(t_x, [i_b, o_h, o_w, 0], bar, box_at(pixels, O_P, t_x))
 
 
 @gluon.jit
-def store_rows(t_x, i_b, o_h, o_w, pixels, o_p, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr):
+def store_box(t_x, i_b, o_h, o_w, pixels, O_P: gl.constexpr):
+    async_store(t_x, [i_b, o_h, o_w, 0], box_at(pixels, O_P, t_x))
+
+
+@gluon.jit
+def store_rows(
+    t_x, i_b, o_h, o_w, pixels, O_P: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr
+):  # fmt: skip
     OURS: gl.constexpr = pixels.dtype.primitive_bitwidth
     ITS: gl.constexpr = t_x.dtype.primitive_bitwidth
     PITCH: gl.constexpr = BLOCK_W + 2
     SECOND: gl.constexpr = BLOCK_W - t_x.block_type.shape[2]
     for i in gl.static_range(BLOCK_H):
-        store_box(t_x, i_b, o_h + i, o_w, pixels, o_p + i * PITCH * ITS // OURS)
-        store_box(t_x, i_b, o_h + i, o_w + SECOND, pixels, o_p + (i * PITCH + SECOND) * ITS // OURS)
+        store_box(t_x, i_b, o_h + i, o_w, pixels, O_P + i * PITCH * ITS // OURS)
+        store_box(t_x, i_b, o_h + i, o_w + SECOND, pixels, O_P + (i * PITCH + SECOND) * ITS // OURS)
 
 
 @gluon.jit
@@ -111,9 +119,9 @@ def load_weights(t_w, t_dw, weights, dw, loaded, MODE: gl.constexpr, ROW: gl.con
     bar = loaded.index(ROW)
     mbarrier.expect(bar, (LAST - 3 * ROW) * t_w.block_type.nbytes + (t_dw.block_type.nbytes if LAST_OF_ALL else 0))
     for i in gl.static_range(3 * ROW, LAST):
-        tma.async_copy_global_to_shared(t_w, [i if MODE == "same" else 8 - i, 0, 0], bar, weights.index(i))
+        async_load(t_w, [i if MODE == "same" else 8 - i, 0, 0], bar, weights.index(i))
     if LAST_OF_ALL:
-        tma.async_copy_global_to_shared(t_dw, [0, 0, 0], bar, dw)
+        async_load(t_dw, [0, 0, 0], bar, dw)
 
 
 @gluon.jit
@@ -138,18 +146,19 @@ def produce(
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
         i_slot = i_turn % SLOTS
+        slot = part(pixels, i_slot, SLOT, SLOT)
         bar = full.index(i_turn % (2 * SLOTS))
         mbarrier.wait(empty.index(i_slot), (i_turn // SLOTS & 1) ^ 1)
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         mbarrier.expect(bar, LOADED)
         for i in gl.static_range(0, BLOCK_H + 2, 2):
-            load_box(t_x, i_b, o_h - PADDING + i, o_w - PADDING, bar, pixels, i_slot * SLOT + FIRST + i * PITCH)
+            load_box(t_x, i_b, o_h - PADDING + i, o_w - PADDING, bar, slot, FIRST + i * PITCH)
         if WITH_RESIDUAL:
-            load_box(t_residual, i_b, o_h, o_w, bar, pixels, i_slot * SLOT + RESIDUAL)
+            load_box(t_residual, i_b, o_h, o_w, bar, slot, RESIDUAL)
         if t_z is not None:
-            load_box(t_z, i_b, o_h, o_w, bar, pixels, i_slot * SLOT + Z)
+            load_box(t_z, i_b, o_h, o_w, bar, slot, Z)
         if t_mask is not None:
-            load_box(t_mask, i_b, o_h, o_w, bar, pixels, i_slot * SLOT + MASK)
+            load_box(t_mask, i_b, o_h, o_w, bar, slot, MASK)
         if i_turn == 0:
             load_weights(t_w, t_dw, weights, dw, loaded, MODE, 1, TAPS)
             load_weights(t_w, t_dw, weights, dw, loaded, MODE, 2, TAPS)
@@ -183,13 +192,13 @@ def leaky(b_x, SLOPE: gl.constexpr):
 
 
 @gluon.jit
-def stage(pixels, o_p, b_x, N, DTYPE: gl.constexpr, PIXELS: gl.constexpr, LAYOUT: gl.constexpr):
+def stage(pixels, O_P: gl.constexpr, b_x, N, DTYPE: gl.constexpr, PIXELS: gl.constexpr, LAYOUT: gl.constexpr):
     """Write a result to shared memory, with zeros after its N channels: there, infinity times a weight of 0 is NaN.
 
     What e4m3 cannot hold becomes its largest value.
     """
     o_n = gl.arange(0, _CHANNELS, layout=gl.SliceLayout(1, LAYOUT))
-    matrix_at(pixels, o_p, DTYPE, PIXELS).store(gl.where((o_n < N)[:, None], b_x, 0.0).to(DTYPE))
+    matrix_at(pixels, O_P, DTYPE, PIXELS).store(gl.where((o_n < N)[:, None], b_x, 0.0).to(DTYPE))
 
 
 @gluon.jit
@@ -211,20 +220,20 @@ def consume(
     i_turn = GROUP
     for i_tile in range(gl.program_id(0) + GROUP * gl.num_programs(0), n_tiles, 2 * gl.num_programs(0)):
         i_slot = i_turn % SLOTS
-        o_p = i_slot * SLOT
+        slot = part(pixels, i_slot, SLOT, SLOT + 8)  # the last tap reads two pixels behind it
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         b_out = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
         mbarrier.wait(full.index(i_turn % (2 * SLOTS)), i_turn // (2 * SLOTS) & 1)
         for i in gl.static_range(3):
             mbarrier.wait(loaded.index(i), 0)
             for j in gl.static_range(3):
-                b_x = matrix_at(pixels, o_p + FIRST + i * PITCH + j, pixels.dtype, PIXELS)
+                b_x = matrix_at(slot, FIRST + i * PITCH + j, pixels.dtype, PIXELS)
                 b_out = product(weights.index(3 * i + j), b_x, b_out, MODE)
         if t_z is not None:
-            b_z = matrix_at(pixels, o_p + Z, t_z.dtype, PIXELS, t_z.block_type.shape[3])
+            b_z = matrix_at(slot, Z, t_z.dtype, PIXELS, t_z.block_type.shape[3])
             b_out = product(dw, b_z, b_out, MODE)
         if t_d is not None:
-            b_x = matrix_at(pixels, o_p + RESIDUAL, pixels.dtype, PIXELS)
+            b_x = matrix_at(slot, RESIDUAL, pixels.dtype, PIXELS)
             if TAPS == 10:
                 b_out = product(weights.index(9), b_x, b_out, MODE)
             b_d = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
@@ -241,14 +250,14 @@ def consume(
         if p_bias is not None:
             b_out += load_channels(p_bias, N, LAYOUT)
         if t_residual is not None and TAPS == 9:
-            b_out += matrix_at(pixels, o_p + RESIDUAL, t_residual.dtype, PIXELS).load(LAYOUT).to(gl.float32)
+            b_out += matrix_at(slot, RESIDUAL, t_residual.dtype, PIXELS).load(LAYOUT).to(gl.float32)
         b_out = leaky(b_out, SLOPE)
         if t_mask is not None:
-            b_mask = matrix_at(pixels, o_p + MASK, t_mask.dtype, PIXELS).load(LAYOUT)
+            b_mask = matrix_at(slot, MASK, t_mask.dtype, PIXELS).load(LAYOUT)
             b_out = gl.where(b_mask > 0, b_out, 0.0 if MASK_SLOPE == 0.0 else b_out * MASK_SLOPE)
-        stage(pixels, o_p + STAGED, b_out, N, t_out.dtype, PIXELS, LAYOUT)
+        stage(slot, STAGED, b_out, N, t_out.dtype, PIXELS, LAYOUT)
         fence_async_shared()
-        store_rows(t_out, i_b, o_h, o_w, pixels, o_p + STAGED, BLOCK_H, BLOCK_W)
+        store_rows(t_out, i_b, o_h, o_w, slot, STAGED, BLOCK_H, BLOCK_W)
         if t_d is not None:
             store_rows(t_d, i_b, o_h, o_w, pixels, STAGED_D, BLOCK_H, BLOCK_W)
         tma.store_wait(0)
@@ -285,16 +294,14 @@ def ring_kernel(
     Z: gl.constexpr = TILE + RESULT if t_residual is not None and t_dw is None else ALONE
     MASK: gl.constexpr = Z if t_z is None else Z + PIXELS * t_z.block_type.shape[3] // _CHANNELS
     SLOT: gl.constexpr = MASK if t_mask is None else MASK + PIXELS
-    # Behind the slots: the second output is staged. The last tap reads two pixels of it, for columns that are not
-    # stored.
+    # Behind the slots: the second output is staged. The last tap reads two pixels of it, or of the next slot, for
+    # columns that are not stored.
     REST: gl.constexpr = 8 if t_d is None else 2 * RESULT
     TAPS: gl.constexpr = 10 if TENTH else 9
     WEIGHTS: gl.constexpr = TAPS * t_w.block_type.nbytes + (t_dw.block_type.nbytes if t_dw is not None else 0)
     ROOM: gl.constexpr = (_SHARED - WEIGHTS) // (_CHANNELS * BITS // 8) - REST
     SLOTS: gl.constexpr = 4 if ROOM >= 4 * SLOT else ROOM // SLOT
-    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(8 * BITS, BITS, rank=2)
-    eights = gl.allocate_shared_memory(t_x.dtype, [(SLOTS * SLOT + REST) // 8, 8, _CHANNELS], LAYOUT)
-    pixels = eights._reinterpret(t_x.dtype, [SLOTS * SLOT + REST, 1, _CHANNELS], LAYOUT)
+    pixels = allocate_pixels(t_x.dtype, SLOTS * SLOT + REST, _CHANNELS)
     weights = gl.allocate_shared_memory(t_x.dtype, [TAPS, 1, _CHANNELS, _CHANNELS], t_w.layout)
     if t_dw is None:
         dw: gl.constexpr = None
@@ -352,15 +359,15 @@ def produce_pairs(
     SLOT: gl.constexpr = TILE + 3 * PIXELS
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
-        o_p = i_turn % SLOTS * SLOT
+        slot = part(pixels, i_turn % SLOTS, SLOT, SLOT)
         bar = full.index(i_turn % SLOTS)
         mbarrier.wait(empty.index(i_turn % SLOTS), (i_turn // SLOTS & 1) ^ 1)
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         mbarrier.expect(bar, SLOT * _CHANNELS * 2)
         for i in gl.static_range(0, BLOCK_H + 2, 2):
-            load_box(t_x, i_b, o_h - PADDING + i, o_w, bar, pixels, o_p + i * BLOCK_W)
+            load_box(t_x, i_b, o_h - PADDING + i, o_w, bar, slot, i * BLOCK_W)
         for j in gl.static_range(3):
-            load_box(t_g, i_b, o_h, o_w + PADDING - j, bar, pixels, o_p + TILE + j * PIXELS)
+            load_box(t_g, i_b, o_h, o_w + PADDING - j, bar, slot, TILE + j * PIXELS)
         i_turn += 1
 
 
@@ -383,13 +390,13 @@ def add_column(
     i_turn = 0
     for _ in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
         i_slot = i_turn % SLOTS
+        slot = part(pixels, i_slot, SLOT, SLOT)
         mbarrier.wait(full.index(i_slot), i_turn // SLOTS & 1)
         for i_part in gl.static_range(4):
-            o_x = i_slot * SLOT + i_part * PART
-            b_g = matrix_at(pixels, o_x + TILE + J * PIXELS, pixels.dtype, PART).load(LEFT)
-            b_x0 = matrix_at(pixels, o_x, pixels.dtype, PART).permute((1, 0))
-            b_x1 = matrix_at(pixels, o_x + BLOCK_W, pixels.dtype, PART).permute((1, 0))
-            b_x2 = matrix_at(pixels, o_x + 2 * BLOCK_W, pixels.dtype, PART).permute((1, 0))
+            b_g = matrix_at(slot, TILE + J * PIXELS + i_part * PART, pixels.dtype, PART).load(LEFT)
+            b_x0 = matrix_at(slot, i_part * PART, pixels.dtype, PART).permute((1, 0))
+            b_x1 = matrix_at(slot, i_part * PART + BLOCK_W, pixels.dtype, PART).permute((1, 0))
+            b_x2 = matrix_at(slot, i_part * PART + 2 * BLOCK_W, pixels.dtype, PART).permute((1, 0))
             b_dw0 = warpgroup_mma(b_g, b_x0, b_dw0, is_async=True)
             b_dw1 = warpgroup_mma(b_g, b_x1, b_dw1, is_async=True)
             b_dw2 = warpgroup_mma(b_g, b_x2, b_dw2, is_async=True)
@@ -427,9 +434,7 @@ def ring_weight_gradient_kernel(
     PIXELS: gl.constexpr = BLOCK_H * BLOCK_W
     SLOT: gl.constexpr = 4 * PIXELS + 2 * BLOCK_W
     SLOTS: gl.constexpr = _SHARED // (SLOT * _CHANNELS * 2)
-    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
-    eights = gl.allocate_shared_memory(t_x.dtype, [SLOTS * SLOT // 8, 8, _CHANNELS], LAYOUT)
-    pixels = eights._reinterpret(t_x.dtype, [SLOTS * SLOT, 1, _CHANNELS], LAYOUT)
+    pixels = allocate_pixels(t_x.dtype, SLOTS * SLOT, _CHANNELS)
     full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(SLOTS):

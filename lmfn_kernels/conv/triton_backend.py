@@ -156,14 +156,26 @@ def _convolution(
     )
 
 
-HAS_RING = triton.__version__.startswith("3.6.")
-"""Whether `ring_kernel` is known to compile: Gluon, its language, changes between releases of Triton."""
+RELEASE = ".".join(triton.__version__.split(".")[:2])
+
+
+def has_ring() -> bool:
+    """Whether `ring_kernel` is used with this Triton: with a release with which it has run, or to try one.
+
+    Gluon, its language, changes between releases (`runtime/gluon_private.py`).
+    """
+    return RELEASE == "3.6" or (RELEASE in ("3.7", "3.8", "3.9") and in_use("newer_triton"))
+
+
+def ring_programs(device: torch.device) -> int:
+    """Programs of `ring_kernel` that a device runs at once, one per multiprocessor; 0 where it runs `conv_kernel`."""
+    return _multiprocessors_of_hopper(device) if has_ring() else 0
 
 
 @cache
-def ring_programs(device: torch.device) -> int:
-    """Programs of `ring_kernel` that a device runs at once, one per multiprocessor; 0 where it runs `conv_kernel`."""
-    if not HAS_RING or device.type != "cuda" or torch.version.cuda is None:
+def _multiprocessors_of_hopper(device: torch.device) -> int:
+    """0 for other devices."""
+    if device.type != "cuda" or torch.version.cuda is None:
         return 0
     properties = torch.cuda.get_device_properties(device)
     return int(properties.multi_processor_count) if (properties.major, properties.minor) == (9, 0) else 0

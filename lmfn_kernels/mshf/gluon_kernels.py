@@ -27,9 +27,9 @@ from lmfn_kernels.conv.gluon_kernels import (
     product,
     stage,
     store_rows,
-    thread_barrier,
     tile_at,
 )
+from lmfn_kernels.runtime.gluon_private import allocate_pixels, async_load, part, thread_barrier
 from lmfn_kernels.runtime.kernels import wait_for_previous_launch
 
 ROWS = 4
@@ -93,6 +93,7 @@ def produce(
     OF_F: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, _CHANNELS, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, OF_F, 2)
     BLOCKS: gl.constexpr = SLOT // _BLOCK
+    slot = part(pixels, GROUP, SLOT, SLOT)
     o_c = gl.arange(0, _CHANNELS, layout=gl.SliceLayout(0, OF_F))
     b_bias = gl.load(p_bias0 + o_c, mask=o_c < C, other=0.0).to(gl.float32)[None, :]
     if GROUP == 0:
@@ -121,7 +122,7 @@ def produce(
                 o_y, o_x = position(i_block, o_h, o_w, BLOCK_H, gl.SliceLayout(1, OF_F))
                 m_f = (o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W)
                 b_f = gl.where(m_f[:, None], b_f, 0.0)
-            to = matrix_at(pixels, GROUP * SLOT + i_block * _BLOCK, pixels.dtype, _BLOCK).permute((1, 0))
+            to = matrix_at(part(slot, i_block, _BLOCK, _BLOCK), 0, pixels.dtype, _BLOCK).permute((1, 0))
             to.store(b_f.to(pixels.dtype))
             b_x0, b_x1, b_x2 = b_next0, b_next1, b_next2
         fence_async_shared()
@@ -141,31 +142,30 @@ def consume(
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PIXELS, 16])
     mbarrier.expect(loaded.index(0), 9 * t_w.block_type.nbytes)
     for i_tap in range(9):
-        tma.async_copy_global_to_shared(t_w, [i_tap, 0, 0], loaded.index(0), weights.index(i_tap))
+        async_load(t_w, [i_tap, 0, 0], loaded.index(0), weights.index(i_tap))
     mbarrier.wait(loaded.index(0), 0)
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
-        o_p = i_turn % 2 * SLOT
+        slot = part(pixels, i_turn % 2, SLOT, SLOT + 8)  # the last tap reads pixels behind it
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         b_out = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
         mbarrier.wait(full.index(i_turn % 2), i_turn // 2 & 1)
         for j in gl.static_range(3):  # the middle row of taps reads even rows of f0, its middle column even columns
-            o_even, o_odd = o_p, o_p + ODD_ROWS
-            if j != 1:
-                o_even, o_odd = o_even + PIXELS + j // 2, o_odd + PIXELS + _PITCH + j // 2
-            b_above = matrix_at(pixels, o_odd, pixels.dtype, PIXELS)
-            b_middle = matrix_at(pixels, o_even, pixels.dtype, PIXELS)
-            b_below = matrix_at(pixels, o_odd + _PITCH, pixels.dtype, PIXELS)
+            b_above = matrix_at(slot, ODD_ROWS + (0 if j == 1 else PIXELS + _PITCH + j // 2), pixels.dtype, PIXELS)
+            b_middle = matrix_at(slot, 0 if j == 1 else PIXELS + j // 2, pixels.dtype, PIXELS)
+            b_below = matrix_at(
+                slot, ODD_ROWS + _PITCH + (0 if j == 1 else PIXELS + _PITCH + j // 2), pixels.dtype, PIXELS
+            )
             b_out = product(weights.index(j), b_above, b_out, "same")
             b_out = product(weights.index(3 + j), b_middle, b_out, "same")
             b_out = product(weights.index(6 + j), b_below, b_out, "same")
         b_out = warpgroup_mma_wait(num_outstanding=0, deps=(b_out,))
         thread_barrier()  # the products of other warps may still read what the result overwrites
         b_out += load_channels(p_bias, N, LAYOUT)
-        stage(pixels, o_p, gl.maximum(b_out, b_out * SLOPE), N, t_out.dtype, PIXELS, LAYOUT)
+        stage(slot, 0, gl.maximum(b_out, b_out * SLOPE), N, t_out.dtype, PIXELS, LAYOUT)
         fence_async_shared()
         for i_row in range(min(BLOCK_H, OUT_H - o_h)):  # not unrolled: too many uniform registers
-            store_rows(t_out, i_b, o_h + i_row, o_w, pixels, o_p + i_row * _PITCH, 1, BLOCK_W)
+            store_rows(t_out, i_b, o_h + i_row, o_w, part(slot, i_row, _PITCH, _PITCH), 0, 1, BLOCK_W)
         tma.store_wait(0)
         mbarrier.arrive(empty.index(i_turn % 2), count=1)
         i_turn += 1
@@ -183,12 +183,10 @@ def quartered_stem_kernel(
     n_tiles = B * n_h * n_w
     DTYPE: gl.constexpr = p_x.dtype.element_ty
     SLOT: gl.constexpr = (4 * BLOCK_H + 2) * _PITCH
-    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     # The last tap reads pixels behind its quarter, for columns that are not stored.
-    eights = gl.allocate_shared_memory(DTYPE, [2 * SLOT // 8 + 1, 8, _CHANNELS], LAYOUT)
-    pixels = eights._reinterpret(DTYPE, [2 * SLOT + 8, 1, _CHANNELS], LAYOUT)
+    pixels = allocate_pixels(DTYPE, 2 * SLOT + 8, _CHANNELS)
     weights = gl.allocate_shared_memory(DTYPE, [9, 1, _CHANNELS, _CHANNELS], t_w.layout)
-    first = gl.allocate_shared_memory(DTYPE, [3, 4 * _PACK, _CHANNELS], LAYOUT)
+    first = gl.allocate_shared_memory(DTYPE, [3, 4 * _PACK, _CHANNELS], gl.NVMMASharedLayout(128, 16, rank=2))
     loaded = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())

@@ -17,7 +17,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from lmfn_kernels.conv import gluon_kernels as ring
-from lmfn_kernels.conv.gluon_kernels import leaky, load_box, matrix_at, store_rows, thread_barrier, tile_at
+from lmfn_kernels.conv.gluon_kernels import leaky, load_box, matrix_at, store_rows, tile_at
+from lmfn_kernels.runtime.gluon_private import allocate_pixels, async_load, part, thread_barrier, view
 from lmfn_kernels.runtime.kernels import wait_for_previous_launch
 
 DISTILLED, SQUEEZED = 32, 16
@@ -56,9 +57,10 @@ def store_tile(
 
 
 @gluon.jit
-def map_at(maps, o_p, PIXELS: gl.constexpr):
-    """The pixels of distilled maps from `o_p` on as a matrix [PIXELS, channels]."""
-    return maps.index(o_p)._reinterpret(maps.dtype, [PIXELS, _DISTILLED], gl.NVMMASharedLayout(64, 16, rank=2))
+def map_at(maps, O_P: gl.constexpr, PIXELS: gl.constexpr):
+    """The pixels of distilled maps from O_P on as a matrix [PIXELS, channels]."""
+    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(64, 16, rank=2)
+    return view(maps, O_P, maps.dtype, [PIXELS, _DISTILLED], LAYOUT)
 
 
 @gluon.jit
@@ -66,8 +68,8 @@ def load_other_weights(t_fuse, t_squeeze, fuse, squeeze, bar, D: gl.constexpr):
     """Those of the 1x1 convolutions. The last rows of a map's part are the next map's: they meet zeros in its tile."""
     mbarrier.expect(bar, 4 * t_fuse.block_type.nbytes + t_squeeze.block_type.nbytes)
     for i in range(4):
-        tma.async_copy_global_to_shared(t_fuse, [0, i * D, 0], bar, fuse.index(i))
-    tma.async_copy_global_to_shared(t_squeeze, [0, 0, 0], bar, squeeze.index(0))
+        async_load(t_fuse, [0, i * D, 0], bar, fuse.index(i))
+    async_load(t_squeeze, [0, 0, 0], bar, squeeze.index(0))
 
 
 @gluon.jit
@@ -80,20 +82,20 @@ def produce(
     TILE: gl.constexpr = PIXELS + 2 * _PITCH
     mbarrier.expect(loaded.index(0), 9 * t_last.block_type.nbytes)
     for i_tap in range(9):
-        tma.async_copy_global_to_shared(t_last, [i_tap, 0, 0], loaded.index(0), last.index(i_tap))
+        async_load(t_last, [i_tap, 0, 0], loaded.index(0), last.index(i_tap))
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
         i_slot = i_turn % SLOTS
+        slot, distilled = part(pixels, i_slot, TILE, TILE), part(maps, i_slot, 3 * PIXELS, 3 * PIXELS)
         bar = full.index(i_turn % (2 * SLOTS))
         mbarrier.wait(empty.index(i_slot), (i_turn // SLOTS & 1) ^ 1)
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         mbarrier.expect(bar, (TILE * _CHANNELS + 3 * PIXELS * _DISTILLED) * 2)
         for i in gl.static_range(0, BLOCK_H + 2, 2):
-            load_box(t_x, i_b, o_h - 1 + i, o_w - 1, bar, pixels, i_slot * TILE + i * _PITCH)
-        o_m = i_slot * 3 * PIXELS
-        load_box(t_d1, i_b, o_h, o_w, bar, maps, o_m)
-        load_box(t_d2, i_b, o_h, o_w, bar, maps, o_m + PIXELS)
-        load_box(t_d3, i_b, o_h, o_w, bar, maps, o_m + 2 * PIXELS)
+            load_box(t_x, i_b, o_h - 1 + i, o_w - 1, bar, slot, i * _PITCH)
+        load_box(t_d1, i_b, o_h, o_w, bar, distilled, 0)
+        load_box(t_d2, i_b, o_h, o_w, bar, distilled, PIXELS)
+        load_box(t_d3, i_b, o_h, o_w, bar, distilled, 2 * PIXELS)
         if i_turn == 0:
             load_other_weights(t_fuse, t_squeeze, fuse, squeeze, loaded.index(1), D)
         i_turn += 1
@@ -115,19 +117,20 @@ def consume(
     i_turn = GROUP
     for i_tile in range(gl.program_id(0) + GROUP * gl.num_programs(0), n_tiles, 2 * gl.num_programs(0)):
         i_slot = i_turn % SLOTS
-        o_p, o_m = i_slot * TILE, i_slot * 3 * PIXELS
+        slot = part(pixels, i_slot, TILE, TILE + 8)  # the last tap reads two pixels behind it
+        distilled = part(maps, i_slot, 3 * PIXELS, 3 * PIXELS)
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         b_d4 = gl.zeros([PIXELS, _DISTILLED], gl.float32, OF_D)
         b_y = gl.zeros([PIXELS, _CHANNELS], gl.float32, OF_Y)
         mbarrier.wait(full.index(i_turn % (2 * SLOTS)), i_turn // (2 * SLOTS) & 1)
         for i in gl.static_range(9):
-            b_x = matrix_at(pixels, o_p + i // 3 * _PITCH + i % 3, pixels.dtype, PIXELS).permute((1, 0))
+            b_x = matrix_at(slot, i // 3 * _PITCH + i % 3, pixels.dtype, PIXELS).permute((1, 0))
             b_w = last.index(i).reshape([_CHANNELS, _DISTILLED])
             b_d4 = warpgroup_mma(b_x, b_w, b_d4, is_async=True)
         mbarrier.wait(loaded.index(1), 0)
         for i in gl.static_range(3):
             b_w = fuse.index(i).reshape([_DISTILLED, _CHANNELS])
-            b_y = warpgroup_mma(map_at(maps, o_m + i * PIXELS, PIXELS), b_w, b_y, is_async=True)
+            b_y = warpgroup_mma(map_at(distilled, i * PIXELS, PIXELS), b_w, b_y, is_async=True)
         b_d4 = warpgroup_mma_wait(num_outstanding=3, deps=(b_d4,))
         b_d4 = leaky(b_d4 + load_bias(p_last_bias, D, _DISTILLED, OF_D), SLOPE)
         b_d4 = rounded(b_d4, D, _DISTILLED, pixels.dtype, OF_D)
@@ -139,15 +142,15 @@ def consume(
         # where it sees the need, but takes products for done at the first barrier after their start, that before
         # `loaded`.
         thread_barrier()
-        matrix_at(pixels, o_p, pixels.dtype, PIXELS).permute((1, 0)).store(b_y)
+        matrix_at(slot, 0, pixels.dtype, PIXELS).permute((1, 0)).store(b_y)
         if t_d4 is not None:
-            map_at(maps, o_m, PIXELS).store(b_d4)
+            map_at(distilled, 0, PIXELS).store(b_d4)
         fence_async_shared()
         # Not unrolled, which would need more uniform registers than there are.
         for i_row in range(min(BLOCK_H, H - o_h)):
-            store_rows(t_y, i_b, o_h + i_row, o_w, pixels, o_p + i_row * _PITCH, 1, BLOCK_W)
+            store_rows(t_y, i_b, o_h + i_row, o_w, part(slot, i_row, _PITCH, _PITCH), 0, 1, BLOCK_W)
             if t_d4 is not None:
-                store_rows(t_d4, i_b, o_h + i_row, o_w, maps, o_m + i_row * _PITCH, 1, BLOCK_W)
+                store_rows(t_d4, i_b, o_h + i_row, o_w, part(distilled, i_row, _PITCH, _PITCH), 0, 1, BLOCK_W)
         b_left = gl.convert_layout(b_y, gl.DotOperandLayout(0, OF_A, 2))
         b_a = gl.zeros([PIXELS, _SQUEEZED], gl.float32, OF_A)
         b_a = warpgroup_mma(b_left, squeeze.index(0).reshape([_CHANNELS, _SQUEEZED]), b_a, is_async=True)
@@ -173,13 +176,9 @@ def ring_fuse_kernel(
     TILE: gl.constexpr = PIXELS + 2 * _PITCH
     WEIGHTS: gl.constexpr = 13 * _CHANNELS * _DISTILLED + _CHANNELS * _SQUEEZED
     SLOTS: gl.constexpr = (_SHARED - WEIGHTS * 2) // (TILE * _CHANNELS * 2 + 3 * PIXELS * _DISTILLED * 2)
-    OF_PIXELS: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
-    OF_MAPS: gl.constexpr = gl.NVMMASharedLayout(64, 16, rank=2)
     # The last tap reads two pixels behind its tile, for columns that are not stored.
-    eights = gl.allocate_shared_memory(t_x.dtype, [SLOTS * TILE // 8 + 1, 8, _CHANNELS], OF_PIXELS)
-    pixels = eights._reinterpret(t_x.dtype, [SLOTS * TILE + 8, 1, _CHANNELS], OF_PIXELS)
-    eights = gl.allocate_shared_memory(t_x.dtype, [SLOTS * 3 * PIXELS // 8, 8, _DISTILLED], OF_MAPS)
-    maps = eights._reinterpret(t_x.dtype, [SLOTS * 3 * PIXELS, 1, _DISTILLED], OF_MAPS)
+    pixels = allocate_pixels(t_x.dtype, SLOTS * TILE + 8, _CHANNELS)
+    maps = allocate_pixels(t_x.dtype, SLOTS * 3 * PIXELS, _DISTILLED)
     last = gl.allocate_shared_memory(t_x.dtype, [9, 1, _CHANNELS, _DISTILLED], t_last.layout)
     fuse = gl.allocate_shared_memory(t_x.dtype, [4, 1, _DISTILLED, _CHANNELS], t_fuse.layout)
     squeeze = gl.allocate_shared_memory(t_x.dtype, [1, 1, _CHANNELS, _SQUEEZED], t_squeeze.layout)

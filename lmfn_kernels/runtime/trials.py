@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 ON_TRIAL = {
+    "newer_triton": "all kernels in Gluon with Triton 3.7 to 3.9, as with 3.6",
     "overlap": "launches that overlap, on all GPUs from compute capability 9.0 on",
     "quartered_stem": "the stem, forward",
     "ring_fuse": "distill_fuse, forward",

@@ -10,10 +10,11 @@ folded weights stay in shared memory, those of the corrections included.
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
 from lmfn_kernels.conv import gluon_kernels as ring
-from lmfn_kernels.conv.gluon_kernels import load_box, matrix_at, thread_barrier, tile_at
+from lmfn_kernels.conv.gluon_kernels import load_box, matrix_at, tile_at
+from lmfn_kernels.runtime.gluon_private import allocate_pixels, async_load, part, thread_barrier
 from lmfn_kernels.runtime.kernels import wait_for_previous_launch
 
 ROWS = 4
@@ -33,11 +34,11 @@ def load_weights_of_edges(t_w, weights, bar):
     mbarrier.expect(bar, 16 * t_w.block_type.nbytes)
     for i in range(6):
         edge, tap = 3 + i // 3, i % 3
-        tma.async_copy_global_to_shared(t_w, [tap * 5 + edge, 0, 0], bar, weights.index(9 + i))
-        tma.async_copy_global_to_shared(t_w, [edge * 5 + tap, 0, 0], bar, weights.index(15 + i))
+        async_load(t_w, [tap * 5 + edge, 0, 0], bar, weights.index(9 + i))
+        async_load(t_w, [edge * 5 + tap, 0, 0], bar, weights.index(15 + i))
     for i in range(4):
         row, column = 3 + i // 2, 3 + i % 2
-        tma.async_copy_global_to_shared(t_w, [row * 5 + column, 0, 0], bar, weights.index(21 + i))
+        async_load(t_w, [row * 5 + column, 0, 0], bar, weights.index(21 + i))
 
 
 @gluon.jit
@@ -49,33 +50,34 @@ def produce(
     TILE: gl.constexpr = (BLOCK_H + 2) * _PITCH
     mbarrier.expect(loaded.index(0), 9 * t_w.block_type.nbytes)
     for i_w in range(9):
-        tma.async_copy_global_to_shared(t_w, [i_w // 3 * 5 + i_w % 3, 0, 0], loaded.index(0), weights.index(i_w))
+        async_load(t_w, [i_w // 3 * 5 + i_w % 3, 0, 0], loaded.index(0), weights.index(i_w))
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
         i_slot = i_turn % SLOTS
+        slot = part(pixels, i_slot, TILE, TILE)
         bar = full.index(i_turn % (2 * SLOTS))
         mbarrier.wait(empty.index(i_slot), (i_turn // SLOTS & 1) ^ 1)
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         mbarrier.expect(bar, TILE * _CHANNELS * 2)
         for i in gl.static_range(0, BLOCK_H + 2, 2):
-            load_box(t_x, i_b, o_h - 1 + i, o_w - 1, bar, pixels, i_slot * TILE + i * _PITCH)
+            load_box(t_x, i_b, o_h - 1 + i, o_w - 1, bar, slot, i * _PITCH)
         if i_turn == 0:
             load_weights_of_edges(t_w, weights, loaded.index(1))
         i_turn += 1
 
 
 @gluon.jit
-def product(pixels, o_p, weights, i_w, b_out, PIXELS: gl.constexpr):
-    b_x = matrix_at(pixels, o_p, pixels.dtype, PIXELS).permute((1, 0))
+def product(pixels, O_P: gl.constexpr, weights, i_w, b_out, PIXELS: gl.constexpr):
+    b_x = matrix_at(pixels, O_P, pixels.dtype, PIXELS).permute((1, 0))
     return warpgroup_mma(b_x, weights.index(i_w).reshape([_CHANNELS, _RESULTS]), b_out, is_async=True)
 
 
 @gluon.jit
 def add_edges(
-    b_out, pixels, center, weights, loaded, o_y, o_x, top, bottom, left, right, H, W,
+    b_out, slot, weights, loaded, o_y, o_x, top, bottom, left, right, H, W,
     PIXELS: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """`b_out` plus the corrections of the edges and corners that a tile contains; `center` is its first pixel.
+    """`b_out` plus the corrections of the edges and corners that a tile contains.
 
     In the order of the weights, and in loops that are not unrolled, as descriptors of all matrices would not fit the
     registers.
@@ -89,11 +91,12 @@ def add_edges(
         if here & (~in_row | gl.where(last_row == 1, bottom, top)):
             m_place = ~in_column | (o_x == last_column * (W - 1))
             m_place = m_place & (~in_row | (o_y == last_row * (H - 1)))
-            step = gl.where(in_row, 1, _PITCH)
-            o_p, i_w = gl.where(corner, center, center - step), gl.where(corner, 17 + i_place, 9 + 3 * i_place)
+            i_w = gl.where(corner, 17 + i_place, 9 + 3 * i_place)
             b_place = gl.zeros([PIXELS, _RESULTS], gl.float32, LAYOUT)
             for i in range(gl.where(corner, 1, 3)):
-                b_place = product(pixels, o_p + i * step, weights, i_w + i, b_place, PIXELS)
+                rows = part(slot, gl.where(in_row, 1, i), _PITCH, PIXELS + 2)
+                tap = part(rows, gl.where(in_column, 1, i), 1, PIXELS)
+                b_place = product(tap, 0, weights, i_w + i, b_place, PIXELS)
                 b_place = warpgroup_mma_wait(num_outstanding=0, deps=(b_place,))
             b_out += gl.where(m_place[:, None], b_place, 0.0)
     return b_out
@@ -117,18 +120,18 @@ def consume(
     i_turn = GROUP
     for i_tile in range(gl.program_id(0) + GROUP * gl.num_programs(0), n_tiles, 2 * gl.num_programs(0)):
         i_slot = i_turn % SLOTS
-        o_tile = i_slot * TILE
+        slot = part(pixels, i_slot, TILE, TILE + 8)  # the last tap reads two pixels behind it
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         o_y, o_x = o_h + o_p // _PITCH, o_w + o_p % _PITCH
         b_out = gl.zeros([PIXELS, _RESULTS], gl.float32, LAYOUT)
         mbarrier.wait(full.index(i_turn % (2 * SLOTS)), i_turn // (2 * SLOTS) & 1)
         for i in gl.static_range(9):
-            b_out = product(pixels, o_tile + i // 3 * _PITCH + i % 3, weights, i, b_out, PIXELS)
+            b_out = product(slot, i // 3 * _PITCH + i % 3, weights, i, b_out, PIXELS)
         b_out = warpgroup_mma_wait(num_outstanding=0, deps=(b_out,))
         top, bottom, left, right = o_h == 0, o_h + BLOCK_H >= H, o_w == 0, o_w + BLOCK_W >= W
         if top | bottom | left | right:
             b_out = add_edges(
-                b_out, pixels, o_tile + _PITCH + 1, weights, loaded, o_y, o_x, top, bottom, left, right, H, W,
+                b_out, slot, weights, loaded, o_y, o_x, top, bottom, left, right, H, W,
                 PIXELS, LAYOUT,
             )  # fmt: skip
         thread_barrier()  # one thread of the warpgroup arrives for all
@@ -157,10 +160,8 @@ def ring_upsampled_conv_kernel(
     n_tiles = B * n_h * n_w
     TILE: gl.constexpr = (BLOCK_H + 2) * _PITCH
     SLOTS: gl.constexpr = (_SHARED - _WEIGHTS * _CHANNELS * _RESULTS * 2) // (TILE * _CHANNELS * 2)
-    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     # The last tap reads two pixels behind its tile, for columns that are not stored.
-    eights = gl.allocate_shared_memory(t_x.dtype, [SLOTS * TILE // 8 + 1, 8, _CHANNELS], LAYOUT)
-    pixels = eights._reinterpret(t_x.dtype, [SLOTS * TILE + 8, 1, _CHANNELS], LAYOUT)
+    pixels = allocate_pixels(t_x.dtype, SLOTS * TILE + 8, _CHANNELS)
     weights = gl.allocate_shared_memory(t_x.dtype, [_WEIGHTS, 1, _CHANNELS, _RESULTS], t_w.layout)
     loaded = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [2 * SLOTS, 1], mbarrier.MBarrierLayout())

@@ -27,6 +27,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from lmfn_kernels.runtime import gluon_private
 from lmfn_kernels.runtime.kernels import wait_for_previous_launch
 
 SHARED = 232_448
@@ -154,7 +155,13 @@ class Shared:
     def index(self, i: Any) -> "Shared":
         return self._with(int(i) * math.prod(self.shape[1:]) * self.size, shape=self.shape[1:])
 
-    def _reinterpret(self, dtype: Any, shape: Sequence[int], layout: Any) -> "Shared":
+    def slice(self, start: int, length: int) -> "Shared":
+        """As only Triton 3.9 and newer can view it: nothing beyond its end is read or written."""
+        found = self._with(start * math.prod(self.shape[1:]) * self.size, shape=[length, *self.shape[1:]])
+        found.room = found.room[: math.prod(found.shape) * self.size]
+        return found
+
+    def reinterpret(self, dtype: Any, shape: Sequence[int], layout: Any) -> "Shared":
         return self._with(dtype=dtype, shape=list(shape), layout=layout)
 
     def reshape(self, shape: Sequence[int]) -> "Shared":
@@ -422,14 +429,15 @@ def _in_python(kernel: Any, sm: Multiprocessor, edit: Callable[[str], str]) -> C
         id(hopper.mbarrier): Overlay(hopper.mbarrier, init=sm.init, expect=sm.expect, arrive=sm.arrive, wait=sm.wait),
         id(hopper.tma): Overlay(
             hopper.tma,
-            async_copy_global_to_shared=sm.async_load,
-            async_copy_shared_to_global=sm.async_store,
             store_wait=sm.store_wait,
         ),
         id(hopper.warpgroup_mma): sm.warpgroup_mma,
         id(hopper.warpgroup_mma_wait): sm.warpgroup_mma_wait,
         id(hopper.fence_async_shared): sm.fence_async_shared,
-        id(gl.thread_barrier): lambda: None,
+        id(gluon_private.async_load): sm.async_load,
+        id(gluon_private.async_store): sm.async_store,
+        id(gluon_private.reinterpret): Shared.reinterpret,
+        id(gluon_private.thread_barrier): lambda: None,
         id(wait_for_previous_launch): sm.wait_for_previous_launch,
     }
     modules: dict[int, dict[str, Any]] = {}

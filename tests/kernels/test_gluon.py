@@ -83,6 +83,19 @@ def test_within_rounding(form: str, size: tuple[int, ...], dtype: torch.dtype) -
         assert torch.equal(*found)
 
 
+def newer_triton(source: str) -> str:
+    """What kernels are with Triton 3.9, where a view lies in what it is made from (`runtime/gluon_private.py`)."""
+    return source.replace("if _SLICES:", "if True:")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_with_newer_triton(form: str) -> None:
+    op, inputs, exact = without_defect(form)
+    for order in hopper.ORDERS:
+        for found, right in zip(results(op, inputs, order=order, edit=newer_triton), exact, strict=True):
+            assert torch.equal(found, right)
+
+
 @pytest.mark.parametrize("form", ["residual", "distill_fuse"])
 def test_an_odd_number_of_slots_needs_two_barriers_each(form: str) -> None:
     """With one per slot, a warpgroup that is a round ahead takes a tile for another one: with three slots and eleven
@@ -120,15 +133,16 @@ def test_e4m3(before: torch.dtype | None, after: torch.dtype | None, form: str, 
         options = {"slope": 0.0, "dtype": after or wide}
     exact = getattr(exact_blocks, form)(*arguments, **options)
     runs = []
-    for order in hopper.ORDERS:
-        with intercepting(partial(hopper.launch, order=order)):
+    for way in (*({"order": order} for order in hopper.ORDERS), {"edit": newer_triton}):
+        with intercepting(partial(hopper.launch, **way)):
             found = getattr(blocks, form)(*arguments, **options)
         runs.append([found] if isinstance(found, Tensor) else found)
     for value, *found in zip([exact] if isinstance(exact, Tensor) else exact, *runs, strict=True):
-        one, other, value = (t.float() for t in (*found, value))
+        one, other, newer, value = (t.float() for t in (*found, value))
         rounding = 2**-3 if found[0].dtype == E4M3 else 2**-7  # by one step, where sums differ in their last bits
         assert ((one - value).abs() <= rounding * value.abs() + 2**-9 * value.abs().max()).all()
         assert torch.equal(one, other)
+        assert torch.equal(one, newer)
 
 
 class InputGradient(NamedTuple):
@@ -207,6 +221,7 @@ def test_input_gradient(form: str) -> None:
     found = [run(order=order) for order in hopper.ORDERS]
     assert_within_rounding("gradient", found[0], reference)
     assert torch.equal(*found)
+    assert torch.equal(found[0], run(edit=newer_triton))
 
 
 @pytest.mark.parametrize(
@@ -214,8 +229,8 @@ def test_input_gradient(form: str) -> None:
     [
         ("8 - i, 0, 0", "i, 0, 0"),
         ('MODE == "same" and b_x', "b_x"),
-        ("i_slot * SLOT + MASK", "i_slot * SLOT + MASK + 8"),
-        ("i_slot * SLOT + Z)", "i_slot * SLOT + MASK)"),
+        ("slot, MASK)", "slot, MASK + 8)"),
+        ("slot, Z)", "slot, MASK)"),
         ("b_mask > 0", "b_mask >= 0"),
         ("(t_z.block_type.nbytes if t_z is not None else 0)", "0"),
         ("MASK if t_mask is None else MASK + PIXELS", "MASK"),
@@ -271,10 +286,11 @@ def weight_gradient(size: tuple[int, ...], dtype: torch.dtype, **options: Any) -
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("size", GRADIENTS, ids=str)
 def test_weight_gradient(size: tuple[int, ...], dtype: torch.dtype) -> None:
-    one, other = (weight_gradient(size, dtype, order=order) for order in hopper.ORDERS)
-    for (found, right, most), (again, *_) in zip(one, other, strict=True):
+    ways = *({"order": order} for order in hopper.ORDERS), {"edit": newer_triton}
+    one, *others = (weight_gradient(size, dtype, **way) for way in ways)
+    for (found, right, most), *again in zip(one, *others, strict=True):
         assert ((found - right).abs() <= 2**-20 * most).all()
-        assert torch.equal(found, again)
+        assert all(torch.equal(found, other) for other, *_ in again)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +302,7 @@ def test_weight_gradient(size: tuple[int, ...], dtype: torch.dtype) -> None:
         ("num_outstanding=0", "num_outstanding=1"),
         ("wait_for_previous_launch()", "pass"),
         ("o_w + PADDING - j", "o_w + PADDING - j - 1"),
-        ("o_x + 2 * BLOCK_W", "o_x + 2 * BLOCK_W + 1"),
+        ("i_part * PART + 2 * BLOCK_W", "i_part * PART + 2 * BLOCK_W + 1"),
         ("if J == 1:", "if J == 0:"),
         ("SLOT * _CHANNELS * 2)\n        for", "TILE * _CHANNELS * 2)\n        for"),
     ],
@@ -330,7 +346,7 @@ DEFECTS = [
     ("a tap is off by one", "residual", "FIRST + i * PITCH + j", "FIRST + i * PITCH + j + 1"),
     ("a tap is off by one", "distill_fuse", "+ i % 3, pixels", "+ i % 3 + 1, pixels"),
     ("no wait for the previous launch", "stem", "wait_for_previous_launch()", "pass"),
-    ("a tap is off by one", "stem", "o_odd + _PITCH, pixels", "o_odd + _PITCH + 1, pixels"),
+    ("a tap is off by one", "stem", "ODD_ROWS + _PITCH +", "ODD_ROWS + _PITCH + 1 +"),
     ("a value too many", "stem", "(o_k < 3 * _PACK)", "(o_k < 4 * _PACK)"),
     ("a tap is off by one", "upsampled_conv", "+ i % 3, weights", "+ i % 3 + 1, weights"),
     ("a corner is left out", "upsampled_conv", "in range(8)", "in range(7)"),

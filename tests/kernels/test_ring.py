@@ -208,15 +208,26 @@ def test_tiles_in_the_fewest_turns(mode: str, size: tuple[int, ...], tile: tuple
 
 
 @pytest.mark.parametrize(
-    ("capability", "triton", "programs"), [((9, 0), True, 132), ((9, 0), False, 0), ((10, 0), True, 0)]
+    ("capability", "release", "tried", "programs"),
+    [
+        ((9, 0), "3.6", False, 132),
+        ((9, 0), "3.7", False, 0),
+        ((9, 0), "3.7", True, 132),
+        ((9, 0), "3.9", True, 132),
+        ((9, 0), "3.10", True, 0),
+        ((10, 0), "3.6", False, 0),
+    ],
 )
 def test_only_on_hopper(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], triton: bool, programs: int
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], release: str, tried: bool, programs: int
 ) -> None:
     major, minor = capability
     properties = SimpleNamespace(multi_processor_count=132, major=major, minor=minor)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(triton_backend, "HAS_RING", triton)
-    assert triton_backend.ring_programs.__wrapped__(torch.device("cuda", 0)) == programs
-    assert triton_backend.ring_programs.__wrapped__(torch.device("cpu")) == 0
+    monkeypatch.setattr(triton_backend, "RELEASE", release)
+    not_cached = triton_backend._multiprocessors_of_hopper.__wrapped__
+    monkeypatch.setattr(triton_backend, "_multiprocessors_of_hopper", not_cached)
+    with trials.trying(*(["newer_triton"] if tried else [])):
+        assert triton_backend.ring_programs(torch.device("cuda", 0)) == programs
+        assert triton_backend.ring_programs(torch.device("cpu")) == 0
