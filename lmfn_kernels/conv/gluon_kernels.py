@@ -350,7 +350,7 @@ def ring_kernel(
 
 @gluon.jit
 def produce_pairs(
-    t_g, t_x, pixels, full, empty, n_tiles, n_h, n_w,
+    t_g, t_x, i_split, splits, pixels, full, empty, n_tiles, n_h, n_w,
     PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     """Load the tiles of this program, in order, each as soon as its slot is empty: x, then g three times."""
@@ -358,7 +358,7 @@ def produce_pairs(
     TILE: gl.constexpr = PIXELS + 2 * BLOCK_W
     SLOT: gl.constexpr = TILE + 3 * PIXELS
     i_turn = 0
-    for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
+    for i_tile in range(i_split, n_tiles, splits):
         slot = part(pixels, i_turn % SLOTS, SLOT, SLOT)
         bar = full.index(i_turn % SLOTS)
         mbarrier.wait(empty.index(i_turn % SLOTS), (i_turn // SLOTS & 1) ^ 1)
@@ -372,8 +372,26 @@ def produce_pairs(
 
 
 @gluon.jit
+def produce_of_either(
+    t_g, t_x, t_g2, t_x2, splits, pixels, full, empty, n_tiles, n_h, n_w,
+    PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr,
+):  # fmt: skip
+    """The first `splits` programs load from g and x, any others from g2 and x2."""
+    i_split = gl.program_id(0)
+    if t_g2 is None or i_split < splits:
+        produce_pairs(
+            t_g, t_x, i_split, splits, pixels, full, empty, n_tiles, n_h, n_w, PADDING, BLOCK_H, BLOCK_W, SLOTS
+        )  # fmt: skip
+    else:
+        produce_pairs(
+            t_g2, t_x2, i_split - splits, splits, pixels, full, empty, n_tiles, n_h, n_w,
+            PADDING, BLOCK_H, BLOCK_W, SLOTS,
+        )  # fmt: skip
+
+
+@gluon.jit
 def add_column(
-    p_dw, p_db, pixels, full, empty, n_tiles, K, N,
+    p_dw, p_db, splits, pixels, full, empty, n_tiles, K, N,
     J: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     """The sums of the taps of column J, and with the middle one those of the bias."""
@@ -388,7 +406,7 @@ def add_column(
     b_dw2 = gl.zeros([_CHANNELS, _CHANNELS], gl.float32, LAYOUT)
     b_db = gl.zeros([_CHANNELS], gl.float32, gl.SliceLayout(1, LEFT))
     i_turn = 0
-    for _ in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
+    for _ in range(gl.program_id(0) % splits, n_tiles, splits):
         i_slot = i_turn % SLOTS
         slot = part(pixels, i_slot, SLOT, SLOT)
         mbarrier.wait(full.index(i_slot), i_turn // SLOTS & 1)
@@ -422,12 +440,15 @@ def add_column(
 
 @gluon.jit(do_not_specialize=["B", "H", "W", "K", "N"])
 def ring_weight_gradient_kernel(
-    t_g, t_x, p_dw, p_db, B, H, W, K, N, PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr
-):
-    """What `weight_gradient_kernel` computes, for a 3x3 convolution of stride 1 with at most 64 channels.
+    t_g, t_x, t_g2, t_x2, p_dw, p_db, B, H, W, K, N,
+    PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
+):  # fmt: skip
+    """What `weight_gradient_kernel` computes, for a 3x3 convolution of stride 1 with at most 64 channels, or for two of
+    the same size, each by half of the programs.
 
     H is the height of g, W the width of x. A partial sum of the weight's gradient is [taps, outputs, inputs].
     """
+    splits = gl.num_programs(0) if t_g2 is None else gl.num_programs(0) // 2
     n_h = gl.cdiv(H, BLOCK_H)
     n_w = gl.cdiv(W, BLOCK_W)
     n_tiles = B * n_h * n_w
@@ -443,14 +464,20 @@ def ring_weight_gradient_kernel(
     wait_for_previous_launch()
     gl.warp_specialize(
         [
-            (add_column, (p_dw, p_db, pixels, full, empty, n_tiles, K, N, 1, BLOCK_H, BLOCK_W, SLOTS)),
-            (add_column, (p_dw, p_db, pixels, full, empty, n_tiles, K, N, 0, BLOCK_H, BLOCK_W, SLOTS)),
-            (add_column, (p_dw, p_db, pixels, full, empty, n_tiles, K, N, 2, BLOCK_H, BLOCK_W, SLOTS)),
-            (produce_pairs, (t_g, t_x, pixels, full, empty, n_tiles, n_h, n_w, PADDING, BLOCK_H, BLOCK_W, SLOTS)),
+            (add_column, (p_dw, p_db, splits, pixels, full, empty, n_tiles, K, N, 1, BLOCK_H, BLOCK_W, SLOTS)),
+            (add_column, (p_dw, p_db, splits, pixels, full, empty, n_tiles, K, N, 0, BLOCK_H, BLOCK_W, SLOTS)),
+            (add_column, (p_dw, p_db, splits, pixels, full, empty, n_tiles, K, N, 2, BLOCK_H, BLOCK_W, SLOTS)),
+            (
+                produce_of_either,
+                (
+                    t_g, t_x, t_g2, t_x2, splits, pixels, full, empty, n_tiles, n_h, n_w,
+                    PADDING, BLOCK_H, BLOCK_W, SLOTS,
+                ),
+            ),
         ],
         [4, 4, 1],
         [152, 152, 32],
-    )
+    )  # fmt: skip
 
 
 def descriptor(x: Any, shape: list[int], strides: list[int], block: list[int]) -> TensorDescriptor:

@@ -43,6 +43,7 @@ __all__ = [
     "scaled_conv",
     "weight_gradient",
     "weight_gradients",
+    "weight_gradients_of_convs",
 ]
 
 
@@ -338,7 +339,7 @@ def weight_gradient(
     g, activation_output, slope = as_pending(e)
     n, k, taps = weight.shape[:3]
     if stride == 1 and taps == 3 and activation_output is None and (programs := _ring_programs_for_pairs(g, k)):
-        return _ring_weight_gradient(g, x, padding, programs)
+        return _ring_weight_gradients([(g, x)], padding, programs)[0]
     t = tiling("weight_gradient", g)
     dw, db = partial_sums(g, t.splits, (taps * taps, k, n)), partial_sums(g, t.splits, (n,))
     views = {f"t_x{place}": view for place, view in zip(PARITIES, _views(x, stride), strict=False)}
@@ -370,25 +371,52 @@ def _ring_programs_for_pairs(g: Tensor, k: int) -> int:
     return ring_programs(g.device) if in_use("ring_weight_gradient") and fits else 0
 
 
-def _ring_weight_gradient(g: Tensor, x: Tensor, padding: int, programs: int) -> tuple[PartialSums, PartialSums]:
+def weight_gradients_of_convs(
+    convs: Sequence[tuple[Tensor | PendingMask, Tensor, Tensor]],
+) -> list[tuple[PartialSums, PartialSums]]:
+    """As `weight_gradient`, of 3x3 convolutions with padding 1, each given by e, x and weight; on Hopper, of two that
+    have the same size in one launch."""
+    if len(convs) == 2:
+        pairs = [(as_pending(e), x) for e, x, _ in convs]
+        (first, x), (second, x2) = pairs
+        same = first.gradient.shape == second.gradient.shape and x.shape == x2.shape
+        if same and first.activation_output is None and second.activation_output is None:
+            programs = _ring_programs_for_pairs(first.gradient, x.shape[1])
+            if programs:
+                return _ring_weight_gradients([(e.gradient, x) for e, x in pairs], 1, programs)
+    return [weight_gradient(e, x, weight, padding=1) for e, x, weight in convs]
+
+
+def _ring_weight_gradients(
+    pairs: Sequence[tuple[Tensor, Tensor]], padding: int, programs: int
+) -> list[tuple[PartialSums, PartialSums]]:
+    """Of one or two pairs of g and x, which have the same size."""
     ring = import_module("lmfn_kernels.conv.gluon_kernels")  # only here, as not every Triton has Gluon
+    (g, x), (g2, x2) = pairs[0], pairs[1] if len(pairs) == 2 else (None, None)
     (b, n, h, _), k, w = g.shape, x.shape[1], x.shape[3]
-    splits = min(programs, b * cdiv(h, ring.PAIRED_ROWS) * cdiv(w, ring.PAIRED_COLUMNS))
-    dw, db = partial_sums(g, splits, (9, n, k)), partial_sums(g, splits, (n,))
-    launch(g, _ring_of_pairs, (splits, b, h, w, k, n, padding), t_g=g, t_x=x, p_dw=dw, p_db=db)
-    return PartialSums(dw.unflatten(1, (3, 3)).permute(0, 3, 4, 1, 2)), PartialSums(db)
+    splits = min(programs // len(pairs), b * cdiv(h, ring.PAIRED_ROWS) * cdiv(w, ring.PAIRED_COLUMNS))
+    dw, db = (partial_sums(g, len(pairs) * splits, shape) for shape in ((9, n, k), (n,)))
+    key = len(pairs) * splits, b, h, w, k, n, padding
+    launch(g, _ring_of_pairs, key, t_g=g, t_x=x, t_g2=g2, t_x2=x2, p_dw=dw, p_db=db)
+    dw = dw.unflatten(1, (3, 3)).permute(0, 3, 4, 1, 2)
+    return [
+        (PartialSums(of_w), PartialSums(of_b)) for of_w, of_b in zip(dw.split(splits), db.split(splits), strict=True)
+    ]
 
 
 @lru_cache(PLANS)
-def _ring_of_pairs(splits: int, b: int, h: int, w: int, k: int, n: int, padding: int) -> Plan:
+def _ring_of_pairs(programs: int, b: int, h: int, w: int, k: int, n: int, padding: int) -> Plan:
     """`h` is the height of the output, `w` the width of the input; `k` and `n` are their channels."""
     ring = import_module("lmfn_kernels.conv.gluon_kernels")
     rows, columns = ring.PAIRED_ROWS, ring.PAIRED_COLUMNS
     return Plan(
         ring.ring_weight_gradient_kernel,
-        (splits,),
+        (programs,),
         4,
-        {"t_x": (1, 2, columns, ring.CHANNELS), "t_g": (1, rows, columns, ring.CHANNELS)},
+        {
+            **dict.fromkeys(("t_x", "t_x2"), (1, 2, columns, ring.CHANNELS)),
+            **dict.fromkeys(("t_g", "t_g2"), (1, rows, columns, ring.CHANNELS)),
+        },
         ring.descriptor,
         B=b,
         H=h,

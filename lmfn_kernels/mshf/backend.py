@@ -1,5 +1,6 @@
 """The functions that both backends of the encoder implement, in addition to `conv`'s and `upsample`'s."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
@@ -34,6 +35,12 @@ class MSHFBackend(UpsampleBackend, Protocol):
 
         `e` is the gradient before the last activation.
         """
+
+    def weight_gradients_of_convs(
+        self, convs: Sequence[tuple[MaskedGradient, Tensor, Tensor]]
+    ) -> Sequence[ConvGradient]:
+        """The gradients of weight and bias of each 3x3 convolution with padding 1, given by e, x and weight as in
+        `weight_gradient`."""
 
     def skip_gradient(self, e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
         """The gradient of a 3x3 convolution's input `x`, plus the gradient `g` of the skip connection around it."""

@@ -175,11 +175,10 @@ def _residual_block_backward(
     low, g, found = f.as_kernel_image(t.x), f.as_kernel_image(gradients[0]), Gradients()
     x = _twice_as_large(f, low) if options.upsample else low
     middle = f.as_kernel_image(saved[0]) if saved else f.conv(x, *t.conv1, padding=1, slope=0.0)
-    if wanted("conv2"):
-        found["conv2"] = f.weight_gradient(g, middle, t.conv2.weight, padding=1)
     e = f.input_gradient(g, t.conv2.weight, middle, padding=1, mask=0.0)
-    if wanted("conv1"):
-        found["conv1"] = f.weight_gradient(e, x, t.conv1.weight, padding=1)
+    convs = {"conv1": (e, x, t.conv1.weight), "conv2": (g, middle, t.conv2.weight)}
+    names = [name for name in convs if wanted(name)]
+    found.update(zip(names, f.weight_gradients_of_convs([convs[name] for name in names]), strict=True))
     if wanted("x"):
         dx = f.skip_gradient(e, t.conv1.weight, x, g)
         found["x"] = f.upsample_backward(dx, low) if options.upsample else dx

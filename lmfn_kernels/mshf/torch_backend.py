@@ -1,5 +1,7 @@
 """MSHF in PyTorch, for CPUs, MPS and sizes without a kernel; the same functions as `triton_backend.py`."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from lmfn_kernels.conv.torch_backend import (
@@ -30,6 +32,7 @@ __all__ = [
     "upsampled_conv",
     "upsampled_conv_backward",
     "weight_gradient",
+    "weight_gradients_of_convs",
 ]
 
 
@@ -56,6 +59,10 @@ def stem_backward(
     del f0
     dconv0 = weight_gradient(e0, x, conv0.weight, padding=padding) if of_weights else None
     return input_gradient(e0, conv0.weight, x, padding=padding) if of_input else None, dconv0, ddown
+
+
+def weight_gradients_of_convs(convs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    return [weight_gradient(e, x, weight, padding=1) for e, x, weight in convs]
 
 
 def skip_gradient(e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:

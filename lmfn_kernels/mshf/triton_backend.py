@@ -23,6 +23,7 @@ from lmfn_kernels.conv.triton_backend import (
     of_taps,
     scaled_conv,
     weight_gradient,
+    weight_gradients_of_convs,
 )
 from lmfn_kernels.mshf import kernels
 from lmfn_kernels.mshf.reference import centred
@@ -68,6 +69,7 @@ __all__ = [
     "upsampled_conv",
     "upsampled_conv_backward",
     "weight_gradient",
+    "weight_gradients_of_convs",
 ]
 
 

@@ -257,37 +257,45 @@ def test_a_defect_of_an_input_gradient_is_found(before: str, after: str) -> None
 GRADIENTS = [(1, 50, 50, 1, 1, 1), (2, 50, 25, 9, 33, 1), (1, 64, 64, 19, 18, 0), (1, 64, 50, 3, 17, 0)]
 
 
-def weight_gradient(size: tuple[int, ...], dtype: torch.dtype, **options: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """From pixels amid NaN, the gradients of weight and bias: each with its value in float64 and the sum of the
-    products' magnitudes."""
+def weight_gradient(
+    size: tuple[int, ...], dtype: torch.dtype, pairs: int = 1, **options: Any
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """From pixels amid NaN, the gradients of weight and bias, of two convolutions if there are two pairs: each with its
+    value in float64 and the sum of the products' magnitudes."""
     b, k, n, h, w, padding = size
     draw = torch.Generator().manual_seed(0)
-    x, g = (
-        torch.randn(b, c, h + less, w + less, generator=draw).to(dtype) for c, less in ((k, 0), (n, 2 * padding - 2))
-    )
+    sizes = (b, n, h + 2 * padding - 2, w + 2 * padding - 2), (b, k, h, w)
+    drawn = [[torch.randn(size, generator=draw).to(dtype) for size in sizes] for _ in range(pairs)]
     launched: list[str] = []
 
     def launch(otherwise: Any, kernel: Any, *arguments: Any) -> None:
         launched.append(kernel.__name__)
         hopper.launch(otherwise, kernel, *arguments, **options)
 
+    weight = torch.empty(n, k, 3, 3)
     with intercepting(launch):
-        images = (as_kernel_image(amid_nan(t)) for t in (g, x))
-        found = convolutions.weight_gradient(*images, torch.empty(n, k, 3, 3), padding=padding)
+        images = [[as_kernel_image(amid_nan(t)) for t in pair] for pair in drawn]
+        if pairs == 1:
+            found = [convolutions.weight_gradient(*images[0], weight, padding=padding)]
+        else:
+            found = convolutions.weight_gradients_of_convs([(*pair, weight) for pair in images])
     assert launched == ["ring_weight_gradient_kernel"]
-    x, g = x.double(), g.double()
-    right, most = (
-        (torch.nn.grad.conv2d_weight(of_x, (n, k, 3, 3), of_g, padding=padding), of_g.sum((0, 2, 3)))
-        for of_x, of_g in ((x, g), (x.abs(), g.abs()))
-    )
-    return [(partials.values.sum(0), *of) for partials, *of in zip(found, right, most, strict=True)]
+    of_all = []
+    for (g, x), partials in zip(drawn, found, strict=True):
+        x, g = x.double(), g.double()
+        right, most = (
+            (torch.nn.grad.conv2d_weight(of_x, weight.shape, of_g, padding=padding), of_g.sum((0, 2, 3)))
+            for of_x, of_g in ((x, g), (x.abs(), g.abs()))
+        )
+        of_all += [(sums.values.sum(0), *of) for sums, *of in zip(partials, right, most, strict=True)]
+    return of_all
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("size", GRADIENTS, ids=str)
-def test_weight_gradient(size: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("size", "pairs"), [*((size, 1) for size in GRADIENTS), ((2, 50, 50, 9, 33, 1), 2)], ids=str)
+def test_weight_gradient(size: tuple[int, ...], pairs: int, dtype: torch.dtype) -> None:
     ways = *({"order": order} for order in hopper.ORDERS), {"edit": newer_triton}
-    one, *others = (weight_gradient(size, dtype, **way) for way in ways)
+    one, *others = (weight_gradient(size, dtype, pairs, **way) for way in ways)
     for (found, right, most), *again in zip(one, *others, strict=True):
         assert ((found - right).abs() <= 2**-20 * most).all()
         assert all(torch.equal(found, other) for other, *_ in again)
@@ -303,6 +311,9 @@ def test_weight_gradient(size: tuple[int, ...], dtype: torch.dtype) -> None:
         ("wait_for_previous_launch()", "pass"),
         ("o_w + PADDING - j", "o_w + PADDING - j - 1"),
         ("i_part * PART + 2 * BLOCK_W", "i_part * PART + 2 * BLOCK_W + 1"),
+        ("t_g2, t_x2, i_split - splits", "t_g2, t_x2, i_split"),
+        ("t_g2, t_x2, i_split - splits", "t_g2, t_x, i_split - splits"),
+        ("gl.program_id(0) % splits, n_tiles", "gl.program_id(0), n_tiles"),
         ("if J == 1:", "if J == 0:"),
         ("SLOT * _CHANNELS * 2)\n        for", "TILE * _CHANNELS * 2)\n        for"),
     ],
@@ -317,7 +328,7 @@ def test_a_defect_of_a_weight_gradient_is_found(before: str, after: str) -> None
 
     def run() -> None:
         for order in hopper.ORDERS:
-            for found, right, most in weight_gradient((2, 50, 50, 9, 33, 1), torch.bfloat16, order=order, edit=edit):
+            for found, right, most in weight_gradient((2, 50, 50, 9, 33, 1), torch.bfloat16, 2, order=order, edit=edit):
                 assert ((found - right).abs() <= 2**-20 * most).all()
 
     with pytest.raises((AssertionError, AttributeError)):  # AttributeError: a product in flight is no tensor
