@@ -10,8 +10,17 @@ counts, spills and the interpreter do not reveal it. This module therefore propa
 import re
 from typing import NamedTuple
 
-Values = dict[str, int]
-"""Registers that hold a known constant, with its value."""
+
+class _Mixed(NamedTuple):
+    """Something unknown XOR a constant: ptxas swaps two registers by three XORs."""
+
+    unknown: str
+    """What is the same in all values with this name."""
+    constant: int
+
+
+Values = dict[str, int | _Mixed]
+"""Registers of which something is known, with their values."""
 
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _LABEL = re.compile(r"(\.\w+):")
@@ -129,7 +138,7 @@ def _wrong(instruction: _Instruction, values: Values) -> list[str]:
     found = []
     for register in [f"UR{first + 1}", f"UR{first + 3}"][0 if place == 1 else 1 :]:
         value = values.get(register)
-        if value is None:
+        if not isinstance(value, int):
             found.append(f"{instruction.at}: {register} of a wgmma descriptor is not a constant")
         elif value & ~_MEANING:
             found.append(f"{instruction.at}: {register} of a wgmma descriptor is {value:#x}")
@@ -141,7 +150,7 @@ def _step(instruction: _Instruction, values: Values) -> None:
     if instruction.op.startswith("CALL"):
         values.clear()
         return
-    results = _results(instruction, values)
+    results = _xor(instruction, values) or _results(instruction, values)
     for place, register in enumerate(instruction.written):
         value = results[place] if place < len(results) else None
         # A predicated instruction may leave the old value.
@@ -149,6 +158,26 @@ def _step(instruction: _Instruction, values: Values) -> None:
             values.pop(register, None)
         else:
             values[register] = value
+
+
+def _xor(instruction: _Instruction, values: Values) -> list[int | _Mixed | None]:
+    """What an XOR of two registers writes; nothing for other instructions."""
+    if instruction.operands[3:5] not in (["RZ", "0x3c"], ["URZ", "0x3c"]) or "LOP3.LUT" not in instruction.op:
+        return []
+    sources = instruction.operands[1:3]
+    a, b = (values.get(source, _value(source, values)) for source in sources)
+    if a is None and b is None:
+        return [None]
+    if a is None or b is None:
+        # Nothing from an earlier turn of a loop has this name: it is not known where the turns join the way in.
+        unknown = _Mixed(instruction.at, 0)
+        values[sources[0 if a is None else 1]] = unknown
+        a, b = unknown if a is None else a, unknown if b is None else b
+    a, b = (_Mixed("", x) if isinstance(x, int) else x for x in (a, b))
+    constant = a.constant ^ b.constant
+    if a.unknown == b.unknown:
+        return [constant]
+    return [None if a.unknown and b.unknown else _Mixed(a.unknown or b.unknown, constant)]
 
 
 def _results(instruction: _Instruction, values: Values) -> list[int | None]:
@@ -176,7 +205,7 @@ def _results(instruction: _Instruction, values: Values) -> list[int | None]:
 def _value(operand: str, values: Values) -> int | None:
     name = operand.lstrip("-~")
     value = int(name, 16) if name.startswith("0x") else 0 if name in ("RZ", "URZ") else values.get(name)
-    if value is None:
+    if not isinstance(value, int):
         return None
     return {"-": -value, "~": ~value}.get(operand[0], value) & _BITS
 

@@ -43,6 +43,7 @@ PRODUCT = "HGMMA.64x64x16.F32.BF16 R24, R40, gdesc[UR4].tnspB, R24, gsb0"
 JUMP_TABLE = 'BRX R8 -0x1a0 (*"BRANCH_TARGETS .L_x_0,.L_x_1"*)'
 BOTH_SHARED = "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4].tnspB, R24, gsb0"
 CONSTANT = "UMOV UR7, 0x40000040"
+SWAP = [f"ULOP3.LUT UR{to}, UR7, UR6, URZ, 0x3c, !UPT" for to in (7, 6, 7)]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,8 @@ CONSTANT = "UMOV UR7, 0x40000040"
         [CONSTANT, ".L_x_1:", PRODUCT, "UIADD3 UR6, UR6, 0x2, URZ", "@P0 BRA `(.L_x_1)", "EXIT"],
         [CONSTANT, "BRA `(.L_x_1)", ".L_x_0:", "UMOV UR7, UR9", ".L_x_1:", PRODUCT, "EXIT"],
         [CONSTANT, JUMP_TABLE, ".L_x_0:", "EXIT", ".L_x_1:", PRODUCT, "EXIT"],
+        [CONSTANT.replace("7", "6"), "R2UR UR7, R3", *SWAP, PRODUCT],
+        [CONSTANT, *SWAP, *SWAP, PRODUCT],
     ],
 )
 def test_a_constant_passes(right: list[str]) -> None:
@@ -86,6 +89,9 @@ def test_a_constant_passes(right: list[str]) -> None:
         ["CS2R R2, SR_CLOCKLO", "R2UR UR7, R3", PRODUCT],
         [JUMP_TABLE, ".L_x_0:", "UMOV UR7, UR9", "EXIT", ".L_x_1:", PRODUCT, "EXIT"],
         [CONSTANT, "CALL.REL.NOINC `($f)", PRODUCT],
+        [CONSTANT, *SWAP, PRODUCT],
+        [CONSTANT, SWAP[0], PRODUCT],
+        [CONSTANT, *SWAP[:2], "UMOV UR6, UR9", SWAP[2], PRODUCT],
     ],
 )
 def test_what_may_be_no_constant_is_found(wrong: list[str]) -> None:
