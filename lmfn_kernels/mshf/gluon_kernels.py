@@ -34,7 +34,7 @@ from lmfn_kernels.runtime.kernels import wait_for_previous_launch
 
 ROWS = 4
 PACK = 4
-"""Values of a packed pixel of the image: its three channels and a zero."""
+"""Values of a packed pixel of the image: its three channels and a 1, whose weight is zero here."""
 BLOCK = 64
 """Pixels of f0 that a warpgroup computes at once."""
 
