@@ -182,7 +182,7 @@ def described(kernel: str, a: dict[str, Any]) -> Launch:
 
 PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {
     "weight_gradient": lambda a, *_: a["K"] * (a["TAPS"] ** 2 * a["N"] + a["N2"]),
-    "ring_weight_gradient": lambda a, *_: 9 * a["K"] * a["N"] * (1 if a["t_g2"] is None else 2),
+    "ring_weight_gradient": lambda a, *_: 9 * a["K"] * a["N"] * a["CONVS"],
     "stem": lambda a, *_: 4 * 9 * a["INPUTS"] * a["C"] + 9 * a["C"] * a["N"],
     "quartered_stem": lambda a, *_: 4 * 9 * 3 * a["C"] + 9 * a["C"] * a["N"],
     "stem_backward": lambda a, *_: 2 * (9 * a["INPUTS"] * a["C"] + 9 / 4 * a["C"] * a["N"]),

@@ -302,7 +302,7 @@ def _variant(a: dict[str, Any]) -> str:
     parts += [f"{a['TAPS']}x{a['TAPS']}"] if "TAPS" in a else []
     parts += ["down"] if a.get("STRIDE") == 2 else []
     parts += [f"{name.lower()}={a[name]}" for name in ("FIRST", "SLOPE") if a.get(name)]
-    optional = ("t_act", "t_g2", "t_residual", "t_z", "t_mask", "t_d", "t_d4", "t_more_g")
+    optional = ("t_act", "t_g2", "t_g3", "t_residual", "t_z", "t_mask", "t_d", "t_d4", "t_more_g")
     parts += [name for name in optional if a.get(name) is not None]
     if E4M3 in (maps := [a[name].base.dtype for name in ("t_x", "t_out") if hasattr(a.get(name), "base")]):
         parts.append(f"{' to '.join('8' if dtype == E4M3 else '16' for dtype in maps)} bits")

@@ -372,19 +372,24 @@ def produce_pairs(
 
 
 @gluon.jit
-def produce_of_either(
-    t_g, t_x, t_g2, t_x2, splits, pixels, full, empty, n_tiles, n_h, n_w,
+def produce_of_one(
+    t_g, t_x, t_g2, t_x2, t_g3, t_x3, splits, pixels, full, empty, n_tiles, n_h, n_w,
     PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """The first `splits` programs load from g and x, any others from g2 and x2."""
+    """The first `splits` programs load from g and x, the next from g2 and x2, the last from g3 and x3, if given."""
     i_split = gl.program_id(0)
     if t_g2 is None or i_split < splits:
         produce_pairs(
             t_g, t_x, i_split, splits, pixels, full, empty, n_tiles, n_h, n_w, PADDING, BLOCK_H, BLOCK_W, SLOTS
         )  # fmt: skip
-    else:
+    elif t_g3 is None or i_split < 2 * splits:
         produce_pairs(
             t_g2, t_x2, i_split - splits, splits, pixels, full, empty, n_tiles, n_h, n_w,
+            PADDING, BLOCK_H, BLOCK_W, SLOTS,
+        )  # fmt: skip
+    else:
+        produce_pairs(
+            t_g3, t_x3, i_split - 2 * splits, splits, pixels, full, empty, n_tiles, n_h, n_w,
             PADDING, BLOCK_H, BLOCK_W, SLOTS,
         )  # fmt: skip
 
@@ -440,15 +445,15 @@ def add_column(
 
 @gluon.jit(do_not_specialize=["B", "H", "W", "K", "N"])
 def ring_weight_gradient_kernel(
-    t_g, t_x, t_g2, t_x2, p_dw, p_db, B, H, W, K, N,
-    PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
+    t_g, t_x, t_g2, t_x2, t_g3, t_x3, p_dw, p_db, B, H, W, K, N,
+    CONVS: gl.constexpr, PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
 ):  # fmt: skip
-    """What `weight_gradient_kernel` computes, for a 3x3 convolution of stride 1 with at most 64 channels, or for two of
-    the same size, each by half of the programs.
+    """What `weight_gradient_kernel` computes, for a 3x3 convolution of stride 1 with at most 64 channels, or for two or
+    three of the same size, each by a part of the programs.
 
     H is the height of g, W the width of x. A partial sum of the weight's gradient is [taps, outputs, inputs].
     """
-    splits = gl.num_programs(0) if t_g2 is None else gl.num_programs(0) // 2
+    splits = gl.num_programs(0) // CONVS
     n_h = gl.cdiv(H, BLOCK_H)
     n_w = gl.cdiv(W, BLOCK_W)
     n_tiles = B * n_h * n_w
@@ -468,9 +473,9 @@ def ring_weight_gradient_kernel(
             (add_column, (p_dw, p_db, splits, pixels, full, empty, n_tiles, K, N, 0, BLOCK_H, BLOCK_W, SLOTS)),
             (add_column, (p_dw, p_db, splits, pixels, full, empty, n_tiles, K, N, 2, BLOCK_H, BLOCK_W, SLOTS)),
             (
-                produce_of_either,
+                produce_of_one,
                 (
-                    t_g, t_x, t_g2, t_x2, splits, pixels, full, empty, n_tiles, n_h, n_w,
+                    t_g, t_x, t_g2, t_x2, t_g3, t_x3, splits, pixels, full, empty, n_tiles, n_h, n_w,
                     PADDING, BLOCK_H, BLOCK_W, SLOTS,
                 ),
             ),

@@ -349,13 +349,23 @@ def weight_gradient(
 
 
 def weight_gradients(
+    stages: Sequence[tuple[Tensor | PendingMask, Tensor | PendingMask, Tensor, Tensor, Tensor]],
+) -> list[tuple[tuple[PartialSums, PartialSums], tuple[PartialSums, PartialSums]]]:
+    """The gradients of weight and bias of a 3x3 and of a 1x1 convolution of each x, given by e, z, x and both weights:
+    on Hopper, in one launch for the former, elsewhere in one for each x."""
+    e, _, x, *_ = stages[0]
+    if as_pending(e).activation_output is None and _ring_programs_for_pairs(as_pending(e).gradient, x.shape[1]):
+        of_refine = weight_gradients_of_convs([(e, x, refine) for e, _, x, refine, _ in stages])
+        of_distil = [weight_gradient(z, x, distil) for _, z, x, _, distil in stages]
+        return list(zip(of_refine, of_distil, strict=True))
+    return [_weight_gradients_of_stage(*stage) for stage in stages]
+
+
+def _weight_gradients_of_stage(
     e: Tensor | PendingMask, z: Tensor | PendingMask, x: Tensor, refine: Tensor, distil: Tensor
 ) -> tuple[tuple[PartialSums, PartialSums], tuple[PartialSums, PartialSums]]:
-    """The gradients of weight and bias of a 3x3 and of a 1x1 convolution of `x`; except on Hopper, in one launch."""
     (g, activation_output, slope), (g2, activation_output2, _) = as_pending(e), as_pending(z)
     n, k, n2 = *refine.shape[:2], len(distil)
-    if activation_output is None and _ring_programs_for_pairs(g, k):
-        return weight_gradient(e, x, refine, padding=1), weight_gradient(z, x, distil)
     t = tiling("weight_gradient", g)
     dw, db = partial_sums(g, t.splits, (9, k, n)), partial_sums(g, t.splits, (n,))
     dw2, db2 = partial_sums(g, t.splits, (1, k, n2)), partial_sums(g, t.splits, (n2,))
@@ -374,30 +384,32 @@ def _ring_programs_for_pairs(g: Tensor, k: int) -> int:
 def weight_gradients_of_convs(
     convs: Sequence[tuple[Tensor | PendingMask, Tensor, Tensor]],
 ) -> list[tuple[PartialSums, PartialSums]]:
-    """As `weight_gradient`, of 3x3 convolutions with padding 1, each given by e, x and weight; on Hopper, of two that
-    have the same size in one launch."""
-    if len(convs) == 2:
-        pairs = [(as_pending(e), x) for e, x, _ in convs]
-        (first, x), (second, x2) = pairs
-        same = first.gradient.shape == second.gradient.shape and x.shape == x2.shape
-        if same and first.activation_output is None and second.activation_output is None:
-            programs = _ring_programs_for_pairs(first.gradient, x.shape[1])
-            if programs:
-                return _ring_weight_gradients([(e.gradient, x) for e, x in pairs], 1, programs)
+    """As `weight_gradient`, of at most three 3x3 convolutions with padding 1, each given by e, x and weight; on Hopper,
+    in one launch if they have the same size."""
+    pairs = [(as_pending(e), x) for e, x, _ in convs]
+    sizes = {(tuple(e.gradient.shape), tuple(x.shape), e.activation_output is None) for e, x in pairs}
+    if len(sizes) == 1 and pairs[0][0].activation_output is None:
+        programs = _ring_programs_for_pairs(pairs[0][0].gradient, pairs[0][1].shape[1])
+        if programs:
+            return _ring_weight_gradients([(e.gradient, x) for e, x in pairs], 1, programs)
     return [weight_gradient(e, x, weight, padding=1) for e, x, weight in convs]
 
 
 def _ring_weight_gradients(
     pairs: Sequence[tuple[Tensor, Tensor]], padding: int, programs: int
 ) -> list[tuple[PartialSums, PartialSums]]:
-    """Of one or two pairs of g and x, which have the same size."""
+    """Of one to three pairs of g and x, which have the same size."""
     ring = import_module("lmfn_kernels.conv.gluon_kernels")  # only here, as not every Triton has Gluon
-    (g, x), (g2, x2) = pairs[0], pairs[1] if len(pairs) == 2 else (None, None)
+    g, x = pairs[0]
     (b, n, h, _), k, w = g.shape, x.shape[1], x.shape[3]
-    splits = min(programs // len(pairs), b * cdiv(h, ring.PAIRED_ROWS) * cdiv(w, ring.PAIRED_COLUMNS))
+    splits = min(max(1, programs // len(pairs)), b * cdiv(h, ring.PAIRED_ROWS) * cdiv(w, ring.PAIRED_COLUMNS))
     dw, db = (partial_sums(g, len(pairs) * splits, shape) for shape in ((9, n, k), (n,)))
-    key = len(pairs) * splits, b, h, w, k, n, padding
-    launch(g, _ring_of_pairs, key, t_g=g, t_x=x, t_g2=g2, t_x2=x2, p_dw=dw, p_db=db)
+    images = {
+        f"t_{name}{i if i > 1 else ''}": image
+        for i, pair in enumerate(pairs, 1)
+        for name, image in zip("gx", pair, strict=True)
+    }
+    launch(g, _ring_of_pairs, (len(pairs), splits, b, h, w, k, n, padding), **images, p_dw=dw, p_db=db)
     dw = dw.unflatten(1, (3, 3)).permute(0, 3, 4, 1, 2)
     return [
         (PartialSums(of_w), PartialSums(of_b)) for of_w, of_b in zip(dw.split(splits), db.split(splits), strict=True)
@@ -405,17 +417,18 @@ def _ring_weight_gradients(
 
 
 @lru_cache(PLANS)
-def _ring_of_pairs(programs: int, b: int, h: int, w: int, k: int, n: int, padding: int) -> Plan:
-    """`h` is the height of the output, `w` the width of the input; `k` and `n` are their channels."""
+def _ring_of_pairs(pairs: int, splits: int, b: int, h: int, w: int, k: int, n: int, padding: int) -> Plan:
+    """Each pair has `splits` programs; `h` is the height of the output, `w` the width of the input; `k` and `n` are
+    their channels."""
     ring = import_module("lmfn_kernels.conv.gluon_kernels")
     rows, columns = ring.PAIRED_ROWS, ring.PAIRED_COLUMNS
     return Plan(
         ring.ring_weight_gradient_kernel,
-        (programs,),
+        (pairs * splits,),
         4,
         {
-            **dict.fromkeys(("t_x", "t_x2"), (1, 2, columns, ring.CHANNELS)),
-            **dict.fromkeys(("t_g", "t_g2"), (1, rows, columns, ring.CHANNELS)),
+            **dict.fromkeys(("t_x", "t_x2", "t_x3"), (1, 2, columns, ring.CHANNELS)),
+            **dict.fromkeys(("t_g", "t_g2", "t_g3"), (1, rows, columns, ring.CHANNELS)),
         },
         ring.descriptor,
         B=b,
@@ -423,6 +436,7 @@ def _ring_of_pairs(programs: int, b: int, h: int, w: int, k: int, n: int, paddin
         W=w,
         K=k,
         N=n,
+        CONVS=pairs,
         PADDING=padding,
         BLOCK_H=rows,
         BLOCK_W=columns,

@@ -21,10 +21,10 @@ class RFDBBackend(UpsampleBackend, Protocol):
         """LR(conv3x3(x) + x) and LR(conv1x1(x))."""
 
     def weight_gradients(
-        self, e: MaskedGradient, z: MaskedGradient, x: Tensor, refine: Tensor, distil: Tensor
-    ) -> tuple[ConvGradient, ConvGradient]:
-        """Gradients of weight and bias of a stage's 3x3 and of its 1x1 convolution, from those of their outputs, which
-        are both masked with the same slope or both not at all."""
+        self, stages: Sequence[tuple[MaskedGradient, MaskedGradient, Tensor, Tensor, Tensor]]
+    ) -> Sequence[tuple[ConvGradient, ConvGradient]]:
+        """Gradients of weight and bias of each stage's 3x3 and of its 1x1 convolution, from e and z, those of their
+        outputs, which are all masked with the same slope or all not at all; a stage is e, z, x and both weights."""
 
     def scaled_stage(
         self,

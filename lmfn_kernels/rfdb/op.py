@@ -224,7 +224,7 @@ def _distill_stage_backward(
         extra = f.materialize(z), t.distil.weight
         found["x"] = f.input_gradient(e, t.refine.weight, x, padding=1, residual=True, extra=extra)
     if wanted("refine") or wanted("distil"):
-        found["refine"], found["distil"] = f.weight_gradients(e, z, x, t.refine.weight, t.distil.weight)
+        ((found["refine"], found["distil"]),) = f.weight_gradients([(e, z, x, t.refine.weight, t.distil.weight)])
     return found
 
 
@@ -378,17 +378,16 @@ def _rfdb_backward(
     if wanted("distil_last"):
         found["distil_last"] = f.weight_gradient(z[3], x3, t.distil_last.weight, padding=1)
     e = f.input_gradient(z[3], t.distil_last.weight, x3, padding=1, mask=slope)
-    of_both = []
+    stages = []
     for j in (2, 1, 0):
         distil, refine = t.distil[j].weight, t.refine[j].weight
-        if wanted("refine") or wanted("distil"):
-            of_both.append(f.weight_gradients(e, z[j], x[j], refine, distil))
+        stages.append((e, z[j], x[j], refine, distil))
         if j > 0 or wanted("x"):
             mask = slope if j > 0 else 1.0
             e = f.input_gradient(e, refine, x[j], padding=1, residual=True, extra=(z[j], distil), mask=mask)
     found["x"] = e
-    if of_both:
-        found["refine"], found["distil"] = zip(*of_both[::-1], strict=True)
+    if wanted("refine") or wanted("distil"):
+        found["refine"], found["distil"] = zip(*f.weight_gradients(stages[::-1]), strict=True)
     return found
 
 

@@ -58,9 +58,11 @@ def stage(x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, 
 
 
 def weight_gradients(
-    e: Tensor, z: Tensor, x: Tensor, refine: Tensor, distil: Tensor
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    return weight_gradient(e, x, refine, padding=1), weight_gradient(z, x, distil)
+    stages: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]],
+) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+    return [
+        (weight_gradient(e, x, refine, padding=1), weight_gradient(z, x, distil)) for e, z, x, refine, distil in stages
+    ]
 
 
 def scaled_stage(

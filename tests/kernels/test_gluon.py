@@ -260,8 +260,8 @@ GRADIENTS = [(1, 50, 50, 1, 1, 1), (2, 50, 25, 9, 33, 1), (1, 64, 64, 19, 18, 0)
 def weight_gradient(
     size: tuple[int, ...], dtype: torch.dtype, pairs: int = 1, **options: Any
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """From pixels amid NaN, the gradients of weight and bias, of two convolutions if there are two pairs: each with its
-    value in float64 and the sum of the products' magnitudes."""
+    """From pixels amid NaN, the gradients of weight and bias of as many convolutions: each with its value in float64
+    and the sum of the products' magnitudes."""
     b, k, n, h, w, padding = size
     draw = torch.Generator().manual_seed(0)
     sizes = (b, n, h + 2 * padding - 2, w + 2 * padding - 2), (b, k, h, w)
@@ -292,7 +292,9 @@ def weight_gradient(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("size", "pairs"), [*((size, 1) for size in GRADIENTS), ((2, 50, 50, 9, 33, 1), 2)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "pairs"), [*((size, 1) for size in GRADIENTS), *(((2, 50, 50, 9, 33, 1), n) for n in (2, 3))], ids=str
+)
 def test_weight_gradient(size: tuple[int, ...], pairs: int, dtype: torch.dtype) -> None:
     ways = *({"order": order} for order in hopper.ORDERS), {"edit": newer_triton}
     one, *others = (weight_gradient(size, dtype, pairs, **way) for way in ways)
@@ -313,6 +315,7 @@ def test_weight_gradient(size: tuple[int, ...], pairs: int, dtype: torch.dtype) 
         ("i_part * PART + 2 * BLOCK_W", "i_part * PART + 2 * BLOCK_W + 1"),
         ("t_g2, t_x2, i_split - splits", "t_g2, t_x2, i_split"),
         ("t_g2, t_x2, i_split - splits", "t_g2, t_x, i_split - splits"),
+        ("t_g3, t_x3, i_split - 2 * splits", "t_g2, t_x3, i_split - 2 * splits"),
         ("gl.program_id(0) % splits, n_tiles", "gl.program_id(0), n_tiles"),
         ("if J == 1:", "if J == 0:"),
         ("SLOT * _CHANNELS * 2)\n        for", "TILE * _CHANNELS * 2)\n        for"),
@@ -328,7 +331,7 @@ def test_a_defect_of_a_weight_gradient_is_found(before: str, after: str) -> None
 
     def run() -> None:
         for order in hopper.ORDERS:
-            for found, right, most in weight_gradient((2, 50, 50, 9, 33, 1), torch.bfloat16, 2, order=order, edit=edit):
+            for found, right, most in weight_gradient((2, 50, 50, 9, 33, 1), torch.bfloat16, 3, order=order, edit=edit):
                 assert ((found - right).abs() <= 2**-20 * most).all()
 
     with pytest.raises((AssertionError, AttributeError)):  # AttributeError: a product in flight is no tensor

@@ -165,7 +165,7 @@ def test_weights_of_a_stage_take_one_launch() -> None:
     f, launched = implementation("triton"), []
     x, e, z = (f.as_kernel_image(torch.zeros(1, c, 4, 5)) for c in (6, 6, 9))
     with intercepting(lambda _launch, kernel, grid, _arguments: launched.append((kernel.__name__, grid))):
-        f.weight_gradients(e, z, x, torch.zeros(6, 6, 3, 3), torch.zeros(9, 6, 1, 1))
+        f.weight_gradients([(e, z, x, torch.zeros(6, 6, 3, 3), torch.zeros(9, 6, 1, 1))])
     tiles = tiling("weight_gradient", e).tiles
     assert launched == [("weight_gradient_kernel", (tiles, 4, 1))], "three rows of taps and the 1x1"
 

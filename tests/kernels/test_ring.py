@@ -42,7 +42,7 @@ def test_where_it_computes_weight_gradients(
     e, weight = triton_backend.mask_gradient(g, g, 0.1 if masked else 1.0), torch.zeros(n, k, 3, 3, dtype=dtype)
     launched: list[str] = []
     with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
-        both = rfdb_backend.weight_gradients(e, z, x, weight, torch.zeros(25, k, 1, 1, dtype=dtype))
+        (both,) = rfdb_backend.weight_gradients([(e, z, x, weight, torch.zeros(25, k, 1, 1, dtype=dtype))])
         alone = triton_backend.weight_gradient(e, x, weight, padding=1)
         triton_backend.weight_gradient(e, x, weight, stride=2, padding=1)
         triton_backend.weight_gradient(z, x, torch.zeros(25, k, 1, 1, dtype=dtype))
@@ -56,20 +56,27 @@ def test_where_it_computes_weight_gradients(
 
 @pytest.mark.parametrize(
     ("change", "launches"),
-    [({}, 1), ({"n": 64}, 2), ({"masked": True}, 2), ({"alone": True}, 1), ({"programs": 0}, 2)],
+    [
+        ({}, 1),
+        ({"widths": (50, 50, 50)}, 1),
+        ({"widths": (50,)}, 1),
+        ({"widths": (50, 64)}, 2),
+        ({"masked": True}, 2),
+        ({"programs": 0}, 2),
+    ],
     ids=str,
 )
-def test_where_it_computes_two_weight_gradients(
+def test_where_it_computes_several_weight_gradients(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], launches: int
 ) -> None:
-    n, programs, masked, alone = ({"n": 50, "programs": 8, "masked": False, "alone": False} | change).values()
+    widths, programs, masked = ({"widths": (50, 50), "programs": 9, "masked": False} | change).values()
     monkeypatch.setattr(triton_backend, "ring_programs", lambda _: programs)
     monkeypatch.setattr(trials, "_tried", {"ring_weight_gradient"})
     convs = []
-    for of_one in (50,) if alone else (50, n):
-        x, g = (as_kernel_image(torch.zeros(2, c, 9, 33, dtype=torch.bfloat16)) for c in (50, of_one))
+    for n in widths:
+        x, g = (as_kernel_image(torch.zeros(2, c, 9, 33, dtype=torch.bfloat16)) for c in (50, n))
         e = triton_backend.mask_gradient(g, g, 0.1 if masked else 1.0)
-        convs.append((e, x, torch.zeros(of_one, 50, 3, 3, dtype=torch.bfloat16)))
+        convs.append((e, x, torch.zeros(n, 50, 3, 3, dtype=torch.bfloat16)))
     launched: list[str] = []
     with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
         found = triton_backend.weight_gradients_of_convs(convs)
@@ -77,8 +84,8 @@ def test_where_it_computes_two_weight_gradients(
     for (_, _, weight), (of_weight, of_bias) in zip(convs, found, strict=True):
         assert of_weight.values.shape[1:] == weight.shape
         assert of_bias.values.shape[1:] == weight.shape[:1]
-        if len(convs) == 2 and launches == 1:
-            assert len(of_weight.values) == len(of_bias.values) == programs // 2
+        if launches == 1:
+            assert len(of_weight.values) == len(of_bias.values) == programs // len(convs)
 
 
 @pytest.mark.parametrize(
