@@ -93,7 +93,8 @@ def _blocks(disassembly: str) -> list[_Block]:
         elif found := _LINE.search(line):
             at, predicate, op, rest = found.groups()
             operands = [operand.strip().replace(".reuse", "") for operand in rest.split(",")]
-            targets = re.findall(r"`\(([^)]+)\)", rest)
+            # BSSY only names where the warp's threads meet again; they get there from a BSYNC right before.
+            targets = [] if op.startswith("BSSY") else re.findall(r"`\(([^)]+)\)", rest)
             if table := re.search(r"BRANCH_TARGETS ([^\"]+)", rest):
                 targets += table[1].split(",")
             written = _written(op, operands)

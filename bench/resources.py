@@ -255,11 +255,7 @@ def _rows(
     products = "tl.dot" in kernel.src or kernel.is_gluon()
     overlaps = TARGETS[target].backend == "cuda" and TARGETS[target].arch >= 90  # `can_overlap`
     rows = a["BLOCK_K"] if name == "weight_gradient" else a.get("BLOCK_H", 0) * a.get("BLOCK_W", 1)
-    findings = [tuple(scan(code)[1]) if target == "sm_90" else () for _, code, _ in versions]
-    if len(versions) > 1 and all(findings):
-        # Not a miscompilation: both compute a constant in a way that the scan cannot follow, e.g. `gram` in float32.
-        findings = [()] * len(versions)
-    for (ptxas, code, numbers), found in zip(versions, findings, strict=True):
+    for ptxas, code, numbers in versions:
         yield Compiled(
             target=target,
             dtype=dtype,
@@ -274,7 +270,7 @@ def _rows(
             serialized=serialized(made.asm.get("ptx", ""), code),
             wide=products and rows >= 64 and a["num_warps"] >= 4 and DTYPES[dtype].itemsize == 2,
             waits=not overlaps or waits(code, anywhere=kernel.is_gluon()),
-            descriptors=found,
+            descriptors=tuple(scan(code)[1]) if target == "sm_90" else (),
             **numbers,
         )
 
