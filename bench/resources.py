@@ -30,6 +30,7 @@ from lmfn_kernels.rfdb import op as rfdb
 from lmfn_kernels.rfdb import triton_backend as blocks
 from lmfn_kernels.runtime import configs, launch, trials
 from lmfn_kernels.runtime.assembler import assembler
+from lmfn_kernels.runtime.overlap import can_overlap
 from lmfn_kernels.runtime.registration import Op
 from lmfn_kernels.runtime.schema import to_arguments, to_tensors
 from lmfn_kernels.runtime.triton_private import GPUTarget, driver
@@ -253,7 +254,6 @@ def _rows(
 ) -> Iterator[Compiled]:
     name = kernel.__name__.removesuffix("_kernel")
     products = "tl.dot" in kernel.src or kernel.is_gluon()
-    overlaps = TARGETS[target].backend == "cuda" and TARGETS[target].arch >= 90  # `can_overlap`
     rows = a["BLOCK_K"] if name == "weight_gradient" else a.get("BLOCK_H", 0) * a.get("BLOCK_W", 1)
     for ptxas, code, numbers in versions:
         yield Compiled(
@@ -269,7 +269,7 @@ def _rows(
             products=products,
             serialized=serialized(made.asm.get("ptx", ""), code),
             wide=products and rows >= 64 and a["num_warps"] >= 4 and DTYPES[dtype].itemsize == 2,
-            waits=not overlaps or waits(code, anywhere=kernel.is_gluon()),
+            waits=not can_overlap() or waits(code, anywhere=kernel.is_gluon()),
             descriptors=tuple(scan(code)[1]) if target == "sm_90" else (),
             **numbers,
         )

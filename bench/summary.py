@@ -12,8 +12,8 @@ from bench.tables import digits, groups, machine
 from lmfn import atomic
 
 MOST_NAMES = 6
-ON_TRIAL_FOLDER, SAYS = "on-trial", "on trial: "
-"""Where `bench/trial.py` writes what it measures, and how lines for the summary begin."""
+ON_TRIAL_FOLDER, ON_TRIAL_LINE = "on-trial", "on trial: "
+"""Where `bench/trial.py` writes what it measures, and how its lines for the summary begin."""
 
 
 class Summary:
@@ -32,7 +32,7 @@ class Summary:
             self._counts.setdefault(part, Counter())[word.lower()] += 1
         if word == "FAILED" or line.startswith("WRONG"):
             self._faults.append(f"{part}: {rest}")
-        if line.startswith(SAYS):
+        if line.startswith(ON_TRIAL_LINE):
             self._said.append(line)
         elif " predictions held within " in line:
             self._said.append(f"{part}: {line}")
@@ -69,7 +69,7 @@ class Summary:
             yield f"{part}: " + ", ".join(f"{number} {end}" for end, number in counts.items())
 
     def _measured(self) -> Iterator[str]:
-        for folder, before in (("", ""), (ON_TRIAL_FOLDER, SAYS)):
+        for folder, before in (("", ""), (ON_TRIAL_FOLDER, ON_TRIAL_LINE)):
             for line in (*self._whole(folder), *self._kernels(folder)):
                 yield before + line
 

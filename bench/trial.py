@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from bench.all import FRAME, STEP
-from bench.summary import ON_TRIAL_FOLDER, SAYS
+from bench.summary import ON_TRIAL_FOLDER, ON_TRIAL_LINE
 from lmfn_kernels.runtime.trials import ON_TRIAL
 
 MEASURED = (
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """1 if a name did not pass, or something measured was wrong."""
     end = time.monotonic() + 60 * options.minutes
     if (capability := torch.cuda.get_device_capability()) != (9, 0):
-        print(f"{SAYS}nothing for compute capability {capability[0]}.{capability[1]}", flush=True)
+        print(f"{ON_TRIAL_LINE}nothing for compute capability {capability[0]}.{capability[1]}", flush=True)
         return 0
     bench = [sys.executable, "-m", "bench"]
     environment = os.environ | {"LMFN_TRY": NEWER}
@@ -47,12 +47,12 @@ def run(options: argparse.Namespace) -> int:
     }
     status = {name: process.wait() for name, process in tests.items()}
     passed, others = ([name for name, code in status.items() if (code == 0) == good] for good in (True, False))
-    print(f"{SAYS}passed {listed(passed)}; did not pass {listed(others)}", flush=True)
+    print(f"{ON_TRIAL_LINE}passed {listed(passed)}; did not pass {listed(others)}", flush=True)
     environment["LMFN_TRY"] = ",".join([NEWER, *passed])
     codes = []
     for verb, *words in MEASURED if passed else ():
         if time.monotonic() > end:
-            print(f"{SAYS}no time left for {verb}", flush=True)
+            print(f"{ON_TRIAL_LINE}no time left for {verb}", flush=True)
             continue
         command = [*bench, verb, "--device", "cuda", "--out", str(options.out / ON_TRIAL_FOLDER), *words]
         codes.append(subprocess.run(command, env=environment).returncode)

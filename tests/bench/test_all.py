@@ -102,7 +102,7 @@ def test_a_summary_of_what_was_found(row: Make, tmp_path: Path, monkeypatch: pyt
         monkeypatch, tmp_path / "out", [Part("tests", 1, python(tests)), Part("ops", 1, python(f"print({HELD!r})"))]
     )
     assert status == 0
-    assert len(lines) <= 15
+    assert len(lines) <= 13
     text = "\n".join(lines)
     for expected in (
         "Some device",
