@@ -197,7 +197,8 @@ def _calls(dtype: torch.dtype) -> None:
     added = upsample.AddInputs(image(b, 64, h, w), image(b, 64, h // 2, w // 2))
     _both_passes(upsample.UPSAMPLE_ADD, added, upsample.NoOptions())
     residual = torch.zeros(b, 3, 2 * h, 2 * w)
-    _both_passes(upsample.UPSAMPLED_CONV3X3, upsample.ConvInputs(x, conv(3, c, 3), residual), upsample.NoOptions())
+    upsampled_conv = upsample.ConvInputs(x, conv(3, c, 3), residual, None)
+    _both_passes(upsample.UPSAMPLED_CONV3X3, upsampled_conv, upsample.NoOptions())
 
 
 def _calls_of_e4m3() -> None:

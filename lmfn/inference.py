@@ -16,10 +16,11 @@ from torch import Tensor
 from lmfn.cuda_graphs import GraphCache, ImageFunction
 from lmfn.device import has_fast_bf16
 from lmfn.fp8 import E4M3, store_as_e4m3
+from lmfn.network.blocks import BilinearHead, weight_and_bias
 from lmfn.network.model import Network
 from lmfn.onednn import OneDNNNetwork, for_onednn
 from lmfn.strips import PlainStages, Strips, takes
-from lmfn_kernels import missing_for_e4m3, weight_layout
+from lmfn_kernels import folded, missing_for_e4m3, weight_layout
 
 BORDER = 16
 """Pixels that are reflected around an image. At a border the network's convolutions see zeros, which look like an edge:
@@ -160,10 +161,13 @@ def with_border(run: ImageFunction) -> ImageFunction:
 
 
 def plain(model: Network, device: torch.device, dtype: torch.dtype) -> ImageFunction:
-    """The network itself, with the weights of convolutions cast and laid out beforehand; everything else in float32."""
+    """The network itself, with the weights of convolutions cast, laid out and folded beforehand; everything else in
+    float32."""
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = weight_layout(parameter.data.to(dtype))
+    if isinstance(model.head, BilinearHead):
+        model.head.folded = folded(weight_and_bias(model.head.conv))
 
     def run(blurred: Tensor) -> Tensor:
         # A capture must not create the cache of casts, whose tensors would be overwritten later.

@@ -16,6 +16,18 @@ class Conv(NamedTuple):
     bias: Tensor
 
 
+class FoldedConv(NamedTuple):
+    """A 3x3 convolution of an upsampled image, with its weight folded with the upsampling beforehand, from `folded`."""
+
+    weight: Tensor
+    """[N, C, 3, 3]"""
+    bias: Tensor
+    """[N]"""
+    by_upsampling: Tensor
+    """The folded weight, as `backend` takes it; another one folds `weight` itself."""
+    backend: str
+
+
 class ScaledConv(NamedTuple):
     """A convolution whose input or output is stored as e4m3, from `scaled`: (sums of products) factor + bias.
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from lmfn_kernels import (
     Conv,
+    FoldedConv,
     Full3D,
     LayerAttention,
     Pseudo3D,
@@ -316,13 +317,17 @@ class BilinearHead(nn.Module):
     `[B, C, H, W]` to `[B, 3, 4H, 4W]`, the shape of the residual, in whose dtype it is added.
     """
 
+    folded: FoldedConv | None = None
+    """The convolution folded with the upsampling, for inference (`lmfn.inference`)."""
+
     def __init__(self, features: int) -> None:
         super().__init__()
         self.rb1, self.rb2 = RB(features), RB(features)
         self.conv = nn.Conv2d(features, 3, 3, padding=1)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return upsampled_conv3x3(self.rb2(self.rb1(x), upsample=True), weight_and_bias(self.conv), residual)
+        conv = self.folded or weight_and_bias(self.conv)
+        return upsampled_conv3x3(self.rb2(self.rb1(x), upsample=True), conv, residual)
 
 
 class PixelShuffleHead(nn.Module):

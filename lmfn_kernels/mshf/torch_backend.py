@@ -14,12 +14,19 @@ from lmfn_kernels.conv.torch_backend import (
     weight_gradient,
 )
 from lmfn_kernels.mshf.reference import centred
-from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward, upsampled_conv, upsampled_conv_backward
+from lmfn_kernels.upsample.torch_backend import (
+    fold_upsampling,
+    upsample_add,
+    upsample_backward,
+    upsampled_conv,
+    upsampled_conv_backward,
+)
 from lmfn_kernels.weights import Conv
 
 __all__ = [
     "as_kernel_image",
     "conv",
+    "fold_upsampling",
     "input_gradient",
     "mask_gradient",
     "materialize",

@@ -47,6 +47,7 @@ from lmfn_kernels.runtime.launch import (
 from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 from lmfn_kernels.runtime.trials import in_use
 from lmfn_kernels.upsample.triton_backend import (
+    fold_upsampling,
     upsample_add,
     upsample_backward,
     upsampled_conv,
@@ -57,6 +58,7 @@ from lmfn_kernels.weights import Conv
 __all__ = [
     "as_kernel_image",
     "conv",
+    "fold_upsampling",
     "input_gradient",
     "mask_gradient",
     "materialize",

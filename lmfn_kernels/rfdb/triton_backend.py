@@ -44,6 +44,7 @@ from lmfn_kernels.runtime.launch import (
 from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 from lmfn_kernels.runtime.trials import in_use
 from lmfn_kernels.upsample.triton_backend import (
+    fold_upsampling,
     named_strides,
     ratios,
     strides,
@@ -58,6 +59,7 @@ __all__ = [
     "as_kernel_image",
     "conv",
     "conv_pool",
+    "fold_upsampling",
     "fuse",
     "fuse_backward",
     "fused",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from lmfn_kernels.conv.backend import ConvBackend
@@ -16,10 +17,14 @@ class UpsampleBackend(ConvBackend, Protocol):
     def upsample_backward(self, g: Tensor, v: Tensor, fixed_grid: bool = False) -> Tensor:
         """The gradient of `v` from the gradient `g` of the upsampled v. Of v only the shape and dtype are used."""
 
-    def upsampled_conv(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+    def fold_upsampling(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """A 3x3 convolution's weight, in any dtype, folded with the upsampling for `upsampled_conv` of images in
+        `dtype`, of any size."""
+
+    def upsampled_conv(self, x: Tensor, folded: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
         """The 3x3 convolution of `x` upsampled to twice its size, plus `residual`, in whose dtype the result then is.
 
-        `weight` may have any dtype, `residual` any strides.
+        `folded` is from `fold_upsampling`; `residual` may have any strides.
         """
 
     def upsampled_conv_backward(

@@ -145,11 +145,11 @@ def upsample_backward_kernel(
 
 @triton.jit
 def fold_upsampling_kernel(
-    p_w, p_rows, p_columns, p_out, SIZE, PITCH, K, N, s_n, s_k, s_h, s_w,
+    p_w, p_taps, p_out, SIZE, PITCH, K, N, s_n, s_k, s_h, s_w,
     TAPS: tl.constexpr, RESULTS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Fold a weight [N, K, 3, 3] to out [TAPS^2, K, N RESULTS^2] of SIZE elements, rows PITCH apart with zeros between
-    them, by a matrix [TAPS, RESULTS, 3] per axis (`polyphase.py`)."""
+    them, by a matrix [TAPS, RESULTS, 3] for both axes (`polyphase.py`)."""
     wait_for_previous_launch()
     o_out = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     o_result, o_k, o_tap = o_out % PITCH, o_out // PITCH % K, o_out // PITCH // K
@@ -159,10 +159,10 @@ def fold_upsampling_kernel(
     o_column = (o_tap % TAPS * RESULTS + o_column) * 3
     b_out = tl.zeros([BLOCK], ACC)
     for i in tl.static_range(3):
-        b_row = tl.load(p_rows + o_row + i, mask=m_out, other=0.0)
+        b_row = tl.load(p_taps + o_row + i, mask=m_out, other=0.0)
         for j in tl.static_range(3):
             b_w = tl.load(p_w + o_n * s_n + o_k * s_k + i * s_h + j * s_w, mask=m_out, other=0.0).to(ACC)
-            b_out += b_row * tl.load(p_columns + o_column + j, mask=m_out, other=0.0) * b_w
+            b_out += b_row * tl.load(p_taps + o_column + j, mask=m_out, other=0.0) * b_w
     tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=o_out < SIZE)
 
 
@@ -193,10 +193,10 @@ def upsampled_conv_kernel(
     K: tl.constexpr, READABLE: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out = conv3x3(up2(x)) + bias + residual, from the weights that `fold_upsampling_kernel` folds by quads.
+    """out = conv3x3(up2(x)) + bias + residual, from the weights that `fold_upsampling_kernel` folds by `BY_PAIRS`.
 
     A tile is of quads, 2x2 pixels of x. A quad has 4x4 pixels in each channel of out, which depend on the 4x4 pixels of
-    x around it: one product per pixel of those, of BLOCK_N channels of out at once. Taps 4 and 5 along an axis correct
+    x around it: one product per pixel of those, of BLOCK_N channels of out at once. Taps 4 to 6 along an axis correct
     the first and the last position; a tile that does not touch the edge of the image does not need them.
 
     `READABLE` is how many values of a pixel may be read: its K channels, and zeros after them. The strides of x are in
@@ -217,7 +217,7 @@ def upsampled_conv_kernel(
             p_tile, o_y, o_x, o_y < H, i_row - 1, i_column - 1, o_k, H, W, s_xh, s_xw,
             READABLE, BLOCK_H, BLOCK_W, BLOCK_K,
         )  # fmt: skip
-        b_w = load_weight(t_w, i_row * 6 + i_column, o_k, 16 * o_n)
+        b_w = load_weight(t_w, i_row * 7 + i_column, o_k, 16 * o_n)
         b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
     last_y, last_x = (H - 1) // 2, (W - 1) // 2
     top, bottom, left, right = o_h == 0, o_h + BLOCK_H > last_y, o_w == 0, o_w + BLOCK_W > last_x
@@ -236,7 +236,9 @@ def upsampled_conv_kernel(
                     p_tile, o_y, o_x, m_x, o_row, o_column, o_k, H, W, s_xh, s_xw,
                     READABLE, BLOCK_H, BLOCK_W, BLOCK_K,
                 )  # fmt: skip
-                b_w = load_weight(t_w, i // n_k, o_k, 16 * o_n)
+                # Tap 5 is the last position's of an even number, 6 that of an odd one.
+                i_row, i_column = i_row + (i_row // 5) * (H % 2), i_column + (i_column // 5) * (W % 2)
+                b_w = load_weight(t_w, i_row * 7 + i_column, o_k, 16 * o_n)
                 b_out = tl.dot(b_x, b_w, b_out, input_precision=PRECISION, out_dtype=ACC)
     # From [quads, channels and 4x4 pixels] to rows of each channel, which are stored 16 bytes at a time.
     b_out = b_out.reshape(BLOCK_H, BLOCK_W, BLOCK_N, 4, 4).permute(2, 0, 3, 1, 4)

@@ -16,10 +16,11 @@ from torch import Tensor
 from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.runtime import checks
 from lmfn_kernels.runtime.backend import choose
+from lmfn_kernels.runtime.layout import weight_layout
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 from lmfn_kernels.upsample import reference
 from lmfn_kernels.upsample.backend import UpsampleBackend, implementation
-from lmfn_kernels.weights import Conv
+from lmfn_kernels.weights import Conv, FoldedConv
 
 
 def upsample_add(a: Tensor, b: Tensor) -> Tensor:
@@ -36,22 +37,43 @@ def upsample_add(a: Tensor, b: Tensor) -> Tensor:
     return UPSAMPLE_ADD(backend, AddInputs(a, b), NoOptions())[0]
 
 
-def upsampled_conv3x3(x: Tensor, conv: Conv, residual: Tensor | None = None) -> Tensor:
+def upsampled_conv3x3(x: Tensor, conv: Conv | FoldedConv, residual: Tensor | None = None) -> Tensor:
     """conv3x3(up2(x)) + residual, where up2 is bilinear upsampling to twice the size (align_corners False).
 
     `x` [B, C, H, W], `conv` C to N with padding 1; `residual`, 0 by default, and the result are [B, N, 2H, 2W]. Under
     autocast the residual is not cast, and the result has its dtype; the kernels add before they round. The upsampled
     map is materialised neither in forward nor in backward: the op is a convolution of x with four times as many outputs
-    (`polyphase.py`). Errors as in `conv3x3`.
+    (`polyphase.py`), whose weight is computed in every call unless `conv` is from `folded`. Errors as in `conv3x3`.
     """
     checks.image("x", x)
+    prepared = conv if isinstance(conv, FoldedConv) else None
+    conv = Conv(conv[0], conv[1])
     check_conv("conv", conv, outputs_of(conv), x.shape[1], 3, x)
     if residual is not None:
         checks.tensor("residual", residual, (x.shape[0], len(conv.weight), 2 * x.shape[2], 2 * x.shape[3]), x)
     backend = choose(x, None, "upsampled_conv3x3")
     if backend == "reference":
         return reference.upsampled_conv3x3(x, *conv, residual)
-    return UPSAMPLED_CONV3X3(backend, ConvInputs(x, conv, residual), NoOptions())[0]
+    by_upsampling = prepared.by_upsampling if prepared is not None and prepared.backend == backend else None
+    return UPSAMPLED_CONV3X3(backend, ConvInputs(x, conv, residual, by_upsampling), NoOptions())[0]
+
+
+def folded(conv: Conv) -> FoldedConv:
+    """`conv`, C to N, with its weight folded with the upsampling, which `upsampled_conv3x3` otherwise does in every
+    call.
+
+    The weight is float32, float16, bfloat16 or float64, in the dtype of the images, which may have any size. Use it for
+    weights that no longer change: all its tensors are copies without gradients, on the same device. Raises TypeError or
+    ValueError if `conv` is not such a convolution.
+    """
+    checks.tensor("conv.weight", conv.weight, (None, None, 3, 3), conv.weight)
+    checks.tensor("conv.bias", conv.bias, (outputs_of(conv),), conv.bias)
+    weight = weight_layout(conv.weight.detach())
+    backend = choose(weight, None, "folded")
+    if backend == "reference":
+        backend = "torch"
+    by_upsampling = implementation(backend).fold_upsampling(weight, weight.dtype)
+    return FoldedConv(weight, conv.bias.detach().clone(), by_upsampling, backend)
 
 
 class NoOptions(NamedTuple):
@@ -92,12 +114,16 @@ class ConvInputs(NamedTuple):
     x: Tensor
     conv: Conv
     residual: Tensor | None
+    folded: Tensor | None
 
 
 def _upsampled_conv3x3_forward(
     f: UpsampleBackend, t: ConvInputs, _options: NoOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return (f.upsampled_conv(f.as_kernel_image(t.x), *t.conv, t.residual),), ()
+    weight = t.folded
+    if weight is None or weight.dtype != t.x.dtype:
+        weight = f.fold_upsampling(t.conv.weight, t.x.dtype)
+    return (f.upsampled_conv(f.as_kernel_image(t.x), weight, t.conv.bias, t.residual),), ()
 
 
 def _upsampled_conv3x3_backward(
@@ -130,7 +156,7 @@ UPSAMPLED_CONV3X3 = Op(
     implementation,
     _upsampled_conv3x3_forward,
     _upsampled_conv3x3_backward,
-    unsaved_inputs=("residual",),
-    uncast_inputs=("residual",),
+    unsaved_inputs=("residual", "folded"),
+    uncast_inputs=("residual", "folded"),
     lays_out_weights=False,  # the backends fold the weight in float32 first
 )

@@ -10,11 +10,10 @@ by zeros instead, up[0] is too small by x[0] / 4, and up[-1] too large by x[0] /
 first position and one for the last, correct this; only their middle tap, that of x[0] or of the last value, is not
 zero.
 
-The kernel of the forward pass computes two positions along each axis at once, from four values of x (`of_pairs`): it
+The kernel of the forward pass computes two positions along each axis at once, from four values of x (`BY_PAIRS`): it
 reads every pixel of x four times rather than nine.
 """
 
-from functools import cache
 from itertools import product
 
 import torch
@@ -59,22 +58,24 @@ BOTH_AXES = tuple(
 """`AXIS` along both axes, as a matrix [places, results and taps of x; taps of the weight]: exact in every dtype."""
 
 
-@cache
-def of_pairs(odd: bool) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """Taps of x along one axis for two positions 2i and 2i + 1 at once, [tap of x, result, tap of the weight].
-
-    Taps 0 to 3 are those of x[2i - 1] to x[2i + 2], the results 4i to 4i + 3 of the convolution of up. Taps 4 and 5
-    correct the first and the last position, which is the first of its pair if there is an `odd` number of them.
-    """
-    taps = [[[0.0] * 3 for _ in range(4)] for _ in range(6)]
-    last = 0 if odd else 1
+def _of_pairs() -> tuple[tuple[tuple[float, ...], ...], ...]:
+    taps = [[[0.0] * 3 for _ in range(4)] for _ in range(7)]
     for result, tap in product(range(4), range(3)):
         u = result + tap - 1  # up[4i + u], from x[2i + u // 2] and the nearer one of its neighbours
         taps[u // 2 + 1][result][tap] = 0.75
         taps[u // 2 + 1 + (1 if u % 2 else -1)][result][tap] = 0.25
         taps[4][result][tap] = {-1: -0.25, 0: 0.25}.get(u, 0.0)
-        taps[5][result][tap] = {2 * last + 1: 0.25, 2 * last + 2: -0.25}.get(u, 0.0)
+        taps[5][result][tap] = {3: 0.25, 4: -0.25}.get(u, 0.0)
+        taps[6][result][tap] = {1: 0.25, 2: -0.25}.get(u, 0.0)
     return tuple(tuple(map(tuple, of_result)) for of_result in taps)
+
+
+BY_PAIRS = _of_pairs()
+"""Taps of x along one axis for two positions 2i and 2i + 1 at once, [tap of x, result, tap of the weight].
+
+Taps 0 to 3 are those of x[2i - 1] to x[2i + 2], the results 4i to 4i + 3 of the convolution of up. Tap 4 corrects the
+first position, 5 the last of an even number of them, 6 that of an odd number, which is the first of its pair.
+"""
 
 
 def fold_upsampling(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:

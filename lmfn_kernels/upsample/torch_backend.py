@@ -25,6 +25,7 @@ from lmfn_kernels.upsample.polyphase import PARTS, fold_upsampling, unfold_gradi
 __all__ = [
     "as_kernel_image",
     "conv",
+    "fold_upsampling",
     "input_gradient",
     "mask_gradient",
     "materialize",
@@ -63,8 +64,7 @@ def _bilinear(size: int, low: int, fixed_grid: bool, like: Tensor) -> Tensor:
     return (place == first) * (1 - part) + (place == (first + 1).clamp(max=low - 1)) * part
 
 
-def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-    folded = fold_upsampling(weight, x.dtype)
+def upsampled_conv(x: Tensor, folded: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
     y = conv(x, folded[0], bias.repeat_interleave(4), padding=1)
     for (rows, columns), of_part in zip(PARTS[1:], folded[1:], strict=True):
         y[:, :, rows, columns] += conv(as_kernel_image(x[:, :, rows, columns]), of_part, None, padding=1)

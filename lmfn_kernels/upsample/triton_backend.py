@@ -35,15 +35,15 @@ from lmfn_kernels.runtime.launch import (
     with_pitch,
 )
 from lmfn_kernels.runtime.layout import constant, pitch, pixel_pitch
-from lmfn_kernels.runtime.torch_private import FakeTensor
 from lmfn_kernels.runtime.trials import in_use
 from lmfn_kernels.upsample import kernels
 from lmfn_kernels.upsample.grid import ratio
-from lmfn_kernels.upsample.polyphase import BY_TAPS, OF_TAPS, of_pairs
+from lmfn_kernels.upsample.polyphase import BY_PAIRS, BY_TAPS, OF_TAPS
 
 __all__ = [
     "as_kernel_image",
     "conv",
+    "fold_upsampling",
     "input_gradient",
     "mask_gradient",
     "materialize",
@@ -148,30 +148,27 @@ def _upsample_backward(
     )
 
 
-def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-    b, k, h, w = x.shape
-    n, dtype = weight.shape[0], x.dtype if residual is None else residual.dtype
+def fold_upsampling(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Folded by taps for `ring_upsampled_conv_kernel`, if that takes these channels, otherwise by pairs of rows and of
+    columns for `upsampled_conv_kernel`."""
+    n, k = weight.shape[:2]
+    wanted = in_use("ring_upsampled_conv") and dtype.itemsize == 2 and channel_block(k) == 64 and n <= 4
+    return _folded(weight, dtype, BY_TAPS if wanted and convolution.ring_programs(weight.device) else BY_PAIRS)
+
+
+def upsampled_conv(x: Tensor, folded: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+    b, _, h, w = x.shape
+    n, dtype = len(bias), x.dtype if residual is None else residual.dtype
     out = torch.empty((b, n, 2 * h, 2 * w), dtype=dtype, device=x.device)
     of_residual = (0,) * 4 if residual is None else residual.stride()
-    programs = convolution.ring_programs(x.device) if in_use("ring_upsampled_conv") else 0
-    if programs and x.dtype.itemsize == 2 and channel_block(k) == 64 and n <= 4:
-        folded = _folded(weight, x, BY_TAPS, BY_TAPS)
-        of_ring = tuple(x.shape), n, of_residual, programs
+    if len(folded) == len(BY_TAPS) ** 2:
+        of_ring = tuple(x.shape), n, of_residual, convolution.ring_programs(x.device)
         launch(x, _ring_upsampled_conv, of_ring, t_x=x, t_w=folded, p_bias=bias, p_residual=residual, p_out=out)
         return out
-    folded = _folded_by_quads(weight, x)
     readable = padded_channels(x, x.shape, x.stride())
     key = tiling("upsampled_conv", x), n, readable, strides(x), of_residual, out.stride()
     launch(x, _upsampled_conv, key, p_x=x, t_w=folded, p_bias=bias, p_residual=residual, p_out=out)
     return out
-
-
-def _folded_by_quads(weight: Tensor, x: Tensor) -> Tensor:
-    """The weight folded for `upsampled_conv_kernel` on `x`, [36 taps, inputs, 16N outputs]."""
-    n, k = weight.shape[:2]
-    if isinstance(x, FakeTensor):  # its size may be a symbol, of which nobody may ask whether it is odd
-        return torch.empty((36, k, 16 * n), dtype=x.dtype, device=x.device)
-    return _folded(weight, x, *(of_pairs(size % 2 == 1) for size in x.shape[2:]))
 
 
 @lru_cache(PLANS)
@@ -199,16 +196,15 @@ def _ring_upsampled_conv(size: Sequence[int], n: int, of_residual: Sequence[int]
 Taps = tuple[tuple[tuple[float, ...], ...], ...]
 
 
-def _folded(weight: Tensor, x: Tensor, rows: Taps, columns: Taps) -> Tensor:
-    """The weight folded for kernels on `x` by [taps, results, 3] along each axis, as [taps, inputs, N results]: rows
+def _folded(weight: Tensor, dtype: torch.dtype, by: Taps) -> Tensor:
+    """The weight folded for images in `dtype` by [taps, results, 3] along both axes, as [taps, inputs, N results]: rows
     are a pitch apart, with zeros between them."""
-    (n, k), taps, results = weight.shape[:2], len(rows), len(rows[0])
+    (n, k), taps, results = weight.shape[:2], len(by), len(by[0])
     outputs = n * results**2
-    s = pitch(outputs, x.dtype)
-    out = torch.empty((taps**2, k, s), dtype=x.dtype, device=x.device)
-    by_row, by_column = (constant(of_axis, accumulator_dtype(x), x) for of_axis in (rows, columns))
-    key = weight.shape, weight.stride(), x.dtype, taps, results
-    launch(x, _fold, key, p_w=weight, p_rows=by_row, p_columns=by_column, p_out=out)
+    s = pitch(outputs, dtype)
+    out = torch.empty((taps**2, k, s), dtype=dtype, device=weight.device)
+    key = weight.shape, weight.stride(), dtype, taps, results
+    launch(out, _fold, key, p_w=weight, p_taps=constant(by, accumulator_dtype(out), out), p_out=out)
     return out[..., :outputs]
 
 
@@ -272,7 +268,7 @@ def upsampled_conv_backward(
     if of_input:
         dx = empty_image(x, *x.shape)
         key = tiling("upsampled_conv", x), 4 * n, e.shape[1]
-        launch(x, _input_gradient, key, p_e=as_pitched_image(e), p_w=_folded(weight, x, BY_TAPS, BY_TAPS), t_dx=dx)
+        launch(x, _input_gradient, key, p_e=as_pitched_image(e), p_w=_folded(weight, x.dtype, BY_TAPS), t_dx=dx)
     if not of_weight:
         return dx, None
     results = e[:, : 4 * n]

@@ -193,7 +193,8 @@ def test_where_it_convolves_upsampled(monkeypatch: pytest.MonkeyPatch, change: d
     launched: list[str] = []
     with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
         x, weight = torch.zeros(1, k, 4, 4, dtype=dtype), torch.zeros(n, k, 3, 3, dtype=dtype)
-        upsample_backend.upsampled_conv(as_kernel_image(x), weight, weight.new_zeros(n), None)
+        folded = upsample_backend.fold_upsampling(weight, dtype)
+        upsample_backend.upsampled_conv(as_kernel_image(x), folded, weight.new_zeros(n), None)
     assert launched == ["fold_upsampling_kernel", kernel]
 
 

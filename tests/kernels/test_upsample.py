@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import lmfn_kernels
-from lmfn_kernels import Conv, upsample_add
+from lmfn_kernels import Conv, folded, upsample_add, upsampled_conv3x3
+from lmfn_kernels.runtime.launch import intercepting
 from lmfn_kernels.testing import (
     assert_correct,
     differentiate,
@@ -76,6 +77,47 @@ def test_convolution_of_any_size(size: tuple[int, int]) -> None:
         assert (x - y).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("size", [(1, 4), (4, 3), (3, 3)])
+def test_a_folded_convolution_has_the_same_bits(backend_dtype: torch.dtype, size: tuple[int, int]) -> None:
+    """One fold for even and odd sizes, with and without autograd; the gradient of x is the same, too."""
+    x, weight, bias, residual = upsampled_conv_inputs(1, 5, 3, *size, backend_dtype)
+    once = folded(Conv(weight, bias))
+    expected, gradients = differentiate(lambda x, r: upsampled_conv3x3(x, Conv(weight, bias), r), [x, residual])
+    found, same = differentiate(lambda x, r: upsampled_conv3x3(x, once, r), [x, residual])
+    for one, other in zip([*found, *same], [*expected, *gradients], strict=True):
+        assert torch.equal(one, other)  # type: ignore[arg-type]
+    with torch.no_grad():
+        weight.zero_()  # `once` has copies
+        bias.zero_()
+        assert torch.equal(upsampled_conv3x3(x, once, residual), expected[0])
+
+
+@pytest.mark.parametrize("of", ["triton", "torch", "reference"])
+@pytest.mark.parametrize("taken", ["triton", "torch", "reference"])
+def test_a_folded_convolution_under_another_backend(of: str, taken: str) -> None:
+    """Or for images in another dtype, under autocast: then its own weight is folded."""
+    x, weight, bias, residual = upsampled_conv_inputs(1, 5, 3, 4, 6, F32)
+    with lmfn_kernels.backend(of):
+        once = folded(Conv(weight, bias))
+    assert torch.equal(once.weight, weight)
+    for cast in (False, True):
+        with lmfn_kernels.backend(taken), torch.autocast("cpu", torch.float16, enabled=cast):
+            expected = upsampled_conv3x3(x, Conv(once.weight, once.bias), residual)
+            assert torch.equal(upsampled_conv3x3(x, once, residual), expected)
+
+
+def test_a_folded_convolution_is_one_launch() -> None:
+    x, weight, bias, residual = upsampled_conv_inputs(1, 8, 3, 4, 6, F32)
+    counts = []
+    with lmfn_kernels.backend("triton"):
+        for conv in (Conv(weight, bias), folded(Conv(weight, bias))):
+            launched: list[str] = []
+            with intercepting(lambda _, kernel, *__, to=launched: to.append(kernel.__name__)):
+                upsampled_conv3x3(x, conv, residual)
+            counts.append(launched)
+    assert counts == [["fold_upsampling_kernel", "upsampled_conv_kernel"], ["upsampled_conv_kernel"]]
+
+
 def test_taps_left_out_are_zero() -> None:
     left_out = [AXIS[place][result][tap] for place in (1, 2) for result in (0, 1) for tap in (0, 2)]
     assert not any(map(any, left_out))
@@ -123,3 +165,7 @@ def test_errors_name_the_argument() -> None:
         lmfn_kernels.upsampled_conv3x3(x[:, :4], Conv(weight, bias))
     with pytest.raises(ValueError, match=r"b has shape .1, 5, 2, 2.; expected .1, 6, any, any."):
         upsample_add(random((1, 6, 5, 5), F32), random((1, 5, 2, 2), F32))
+    with pytest.raises(ValueError, match=r"conv.weight has shape .3, 5, 1, 1.; expected .any, any, 3, 3."):
+        folded(Conv(weight[..., :1, :1], bias))
+    with pytest.raises(ValueError, match=r"conv.weight has shape .3, 5, 3, 3.; expected .3, 4, 3, 3."):
+        upsampled_conv3x3(x[:, :4], folded(Conv(weight, bias)))
