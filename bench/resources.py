@@ -237,10 +237,15 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
         stack.enter_context(mock.patch.object(driver, "_active", compiler))
         stack.enter_context(mock.patch.object(configs, "describe", return_value=(target, shared)))
         stack.enter_context(launch.intercepting(compiler.launch))
-        # On sm_90 with the kernels in Gluon, and with what other releases of Triton use in their place.
         stack.enter_context(trials.trying(*trials.ON_TRIAL))
-        for programs in (0, 8) if target == "sm_90" and convolutions.has_ring() else (0,):
-            with mock.patch.object(convolutions, "ring_programs", return_value=programs):
+        # On sm_90 with the kernels in Gluon, in turns and not, and with what other releases of Triton use in their
+        # place.
+        ring = target == "sm_90" and convolutions.has_ring()
+        for programs, without in ((0, set()), (8, set()), (8, {"ring_order"})) if ring else ((0, set()),):
+            with (
+                mock.patch.object(convolutions, "ring_programs", return_value=programs),
+                trials.trying(*trials.ON_TRIAL.keys() - without),
+            ):
                 _calls(DTYPES[dtype])
                 if programs and dtype == "bfloat16":
                     _calls_of_e4m3()
@@ -303,6 +308,7 @@ def _variant(a: dict[str, Any]) -> str:
     parts += [name for name in optional if a.get(name) is not None]
     if E4M3 in (maps := [a[name].base.dtype for name in ("t_x", "t_out") if hasattr(a.get(name), "base")]):
         parts.append(f"{' to '.join('8' if dtype == E4M3 else '16' for dtype in maps)} bits")
+    parts += ["in turns"] if a.get("ORDERED") else []
     return f" ({', '.join(parts)})" if parts else ""
 
 

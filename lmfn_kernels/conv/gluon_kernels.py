@@ -6,6 +6,10 @@ shared memory. A slot has two barriers for the arrival of its tiles, used in tur
 phases of a barrier: with an odd number of slots, it would otherwise skip every second phase, and a barrier shows only
 whether the number of its phase is even.
 
+If both warpgroups multiply at once, each takes twice as long, and then both compute results while the tensor cores
+idle. ORDERED, they take turns: one begins to multiply when the other has issued the last product of its tile, and its
+results are computed meanwhile. Each has a barrier for its turns.
+
 A tile is BLOCK_H + 2 rows of PITCH pixels of 64 channels. Its products are transposed, weight [outputs, inputs] times
 pixels [inputs, BLOCK_H * PITCH], with the pixels of all rows in one sequence. The operand of tap (i, j) therefore is
 the same memory from pixel i * PITCH + j on. This works for every j because Hopper's 128-byte swizzle depends on bits 7
@@ -204,7 +208,7 @@ def stage(pixels, O_P: gl.constexpr, b_x, N, DTYPE: gl.constexpr, PIXELS: gl.con
 @gluon.jit
 def consume(
     t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, t_z, t_mask, pixels, weights, dw, loaded, full, empty,
-    n_tiles, n_h, n_w, N, D,
+    turns, n_tiles, n_h, n_w, N, D,
     GROUP: gl.constexpr, MODE: gl.constexpr, SLOPE: gl.constexpr, MASK_SLOPE: gl.constexpr,
     BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr, SLOT: gl.constexpr, FIRST: gl.constexpr,
     RESIDUAL: gl.constexpr, Z: gl.constexpr, MASK: gl.constexpr, TAPS: gl.constexpr,
@@ -224,6 +228,8 @@ def consume(
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
         b_out = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
         mbarrier.wait(full.index(i_turn % (2 * SLOTS)), i_turn // (2 * SLOTS) & 1)
+        if turns is not None:
+            mbarrier.wait(turns.index(GROUP), (i_turn // 2 & 1) ^ (1 - GROUP))  # the first tile has its turn
         for i in gl.static_range(3):
             mbarrier.wait(loaded.index(i), 0)
             for j in gl.static_range(3):
@@ -238,6 +244,9 @@ def consume(
                 b_out = product(weights.index(9), b_x, b_out, MODE)
             b_d = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
             b_d = product(dw, b_x, b_d, MODE)
+        if turns is not None:
+            mbarrier.arrive(turns.index(1 - GROUP), count=1)
+        if t_d is not None:
             b_out, b_d = warpgroup_mma_wait(num_outstanding=0, deps=(b_out, b_d))
             if p_dfactor is not None:
                 b_d *= load_channels(p_dfactor, D, LAYOUT)
@@ -255,6 +264,9 @@ def consume(
         if t_mask is not None:
             b_mask = matrix_at(slot, MASK, t_mask.dtype, PIXELS).load(LAYOUT)
             b_out = gl.where(b_mask > 0, b_out, 0.0 if MASK_SLOPE == 0.0 else b_out * MASK_SLOPE)
+        # A warp has waited for its own products; those of the others may still read the tile. Triton takes products for
+        # done at the first barrier after their start, which may be that before the turn ends.
+        thread_barrier()
         stage(slot, STAGED, b_out, N, t_out.dtype, PIXELS, LAYOUT)
         fence_async_shared()
         store_rows(t_out, i_b, o_h, o_w, slot, STAGED, BLOCK_H, BLOCK_W)
@@ -269,12 +281,12 @@ def consume(
 def ring_kernel(
     t_x, t_w, p_factor, p_bias, t_residual, t_z, t_mask, t_out, t_dw, p_dfactor, p_dbias, t_d, B, H, W, N, D,
     MODE: gl.constexpr, PADDING: gl.constexpr, SLOPE: gl.constexpr, MASK_SLOPE: gl.constexpr,
-    BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
+    BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, ORDERED: gl.constexpr,
 ):  # fmt: skip
     """out = leaky(conv(x) + bias + residual), H x W, or an input gradient, with at most 64 channels before and after.
 
     MODE, `t_z`, `t_dw`, `t_mask` and `t_d` as in `conv_kernel`; with `t_dw`, the residual is x. Sums of products are
-    multiplied by a factor per channel, if given.
+    multiplied by a factor per channel, if given. ORDERED: the products of two tiles are not mixed.
     """
     n_h = gl.cdiv(H, BLOCK_H)
     n_w = gl.cdiv(W, BLOCK_W)
@@ -316,6 +328,12 @@ def ring_kernel(
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(full.index(SLOTS + i), count=1)
         mbarrier.init(empty.index(i), count=1)
+    if not ORDERED:
+        turns: gl.constexpr = None
+    else:
+        turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+        mbarrier.init(turns.index(0), count=1)
+        mbarrier.init(turns.index(1), count=1)
     wait_for_previous_launch()
     gl.warp_specialize(
         [
@@ -323,7 +341,7 @@ def ring_kernel(
                 consume,
                 (
                     t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, t_z, t_mask, pixels, weights, dw,
-                    loaded, full, empty, n_tiles, n_h, n_w, N, D,
+                    loaded, full, empty, turns, n_tiles, n_h, n_w, N, D,
                     0, MODE, SLOPE, MASK_SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, Z, MASK, TAPS,
                 ),
             ),
@@ -331,7 +349,7 @@ def ring_kernel(
                 consume,
                 (
                     t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, t_z, t_mask, pixels, weights, dw,
-                    loaded, full, empty, n_tiles, n_h, n_w, N, D,
+                    loaded, full, empty, turns, n_tiles, n_h, n_w, N, D,
                     1, MODE, SLOPE, MASK_SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, Z, MASK, TAPS,
                 ),
             ),

@@ -102,7 +102,7 @@ def launch_conv(
     of_input = "t_dw" not in tensors or tensors.get("t_residual") is views[0]
     has_run = mode == "same" or in_use("ring_input_gradient")
     programs = ring_programs(out.device) if has_run and of_input and not masked else 0
-    key = tiling("conv", out), weight.shape, d, mode, padding, slopes, programs
+    key = tiling("conv", out), weight.shape, d, mode, padding, slopes, programs, in_use("ring_order")
     launch(out, _convolution, key, t_w=weight, p_bias=bias, t_out=out, **tensors)
 
 
@@ -115,6 +115,7 @@ def _convolution(
     padding: int,
     slopes: tuple[float, float, float],
     programs: int,
+    ordered: bool,
 ) -> Plan:
     """`t` is the tiling of the output; `d` is the channels of the extra image or of the second output; `programs` is 0
     if `ring_kernel` cannot do what is asked for."""
@@ -126,7 +127,7 @@ def _convolution(
         and taps == 9
         and t.dtype.itemsize == 2
     ):
-        return _ring(t.size, n, d, mode, padding, slopes[0], slopes[2], programs)
+        return _ring(t.size, n, d, mode, padding, slopes[0], slopes[2], programs, ordered)
     block_k, block_n, block_d = min(64, channel_block(k)), min(64, channel_block(n)), channel_block(d)
     return Plan(
         kernels.conv_kernel,
@@ -184,7 +185,15 @@ def _multiprocessors_of_hopper(device: torch.device) -> int:
 
 @lru_cache(PLANS)
 def _ring(
-    size: Sequence[int], n: int, d: int, mode: str, padding: int, slope: float, mask_slope: float, programs: int
+    size: Sequence[int],
+    n: int,
+    d: int,
+    mode: str,
+    padding: int,
+    slope: float,
+    mask_slope: float,
+    programs: int,
+    ordered: bool,
 ) -> Plan:
     """`ring_kernel` for an output [B, n, H, W] of that size, with d channels of its second output, if there is one."""
     ring = import_module("lmfn_kernels.conv.gluon_kernels")  # only here, as not every Triton has Gluon
@@ -216,6 +225,7 @@ def _ring(
         MASK_SLOPE=mask_slope,
         BLOCK_H=rows,
         BLOCK_W=pitch - 2,
+        ORDERED=ordered,
     )
 
 
@@ -244,7 +254,8 @@ def conv(
     )
     mode = "same" if stride == 1 else "down"
     programs = ring_programs(out.device)
-    key = tiling("conv" if stride == 1 else "conv_down", out), w.shape, 1, mode, padding, (slope, 1.0, 1.0), programs
+    t = tiling("conv" if stride == 1 else "conv_down", out)
+    key = t, w.shape, 1, mode, padding, (slope, 1.0, 1.0), programs, in_use("ring_order")
     launch(out, _convolution, key, t_w=w, p_bias=bias, t_residual=residual, t_out=out, **views)
     return out
 
@@ -259,7 +270,7 @@ def scaled_conv(x: Tensor, conv: ScaledConv, residual: Tensor | None, *, slope: 
 
 def launch_scaled(out: Tensor, d: int, slope: float, **tensors: Tensor | None) -> None:
     """Launch `ring_kernel`, which writes `out`, with d channels of its second output, if there is one."""
-    key = out.shape, out.shape[1], d, "same", 1, slope, 1.0, ring_programs(out.device)
+    key = out.shape, out.shape[1], d, "same", 1, slope, 1.0, ring_programs(out.device), in_use("ring_order")
     launch(out, _ring, key, t_out=out, **tensors)
 
 

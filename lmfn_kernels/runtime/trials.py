@@ -15,6 +15,7 @@ ON_TRIAL = {
     "quartered_stem": "the stem, forward",
     "ring_fuse": "distill_fuse, forward",
     "ring_input_gradient": "input gradients of 3x3 convolutions",
+    "ring_order": "3x3 convolutions whose two warpgroups multiply in turns",
     "ring_upsampled_conv": "upsampled_conv3x3, forward",
     "ring_weight_gradient": "weight gradients of 3x3 convolutions",
 }

@@ -137,6 +137,38 @@ def test_on_trial(kernel: str, name: str, size: Size, dtype: torch.dtype) -> Non
             assert f"{kernel}_kernel" in launched
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("name", "size"), [*CONVOLUTIONS, ("distill_stage", Size(1, 1, 50, 180, 320))], ids=str)
+def test_on_trial_ring_order(name: str, size: Size, dtype: torch.dtype) -> None:
+    """The same bits as without turns, forward and backward, a hundred times."""
+    if not import_module("lmfn_kernels.conv.triton_backend").ring_programs(torch.device(DEVICE, 0)):
+        pytest.skip("needs a Hopper GPU and a Triton with this Gluon")
+    function, inputs = OPS[name].function, OPS[name].inputs(size, dtype, DEVICE)
+    ordered: list[bool] = []
+
+    def noted(launch: Callable[..., object], kernel: Any, grid: Any, arguments: dict[str, Any]) -> object:
+        if kernel.__name__ == "ring_kernel":
+            ordered.append(arguments["ORDERED"])
+        return launch(kernel, grid, arguments)
+
+    others = "ring_input_gradient", *filter(in_use, ["newer_triton"])
+    with trying(*others):
+        expected = differentiate(function, inputs)
+    with trying("ring_order", *others):
+        with intercepting(noted):
+            same(differentiate(function, inputs), expected)
+        for _ in range(100):
+            same(differentiate(function, inputs), expected)
+    assert ordered
+    assert all(ordered)
+
+
+@pytest.mark.parametrize("size", [(1, 50, 1, 1), (1, 50, 180, 320)], ids=str)
+def test_on_trial_ring_order_of_e4m3(size: tuple[int, ...]) -> None:
+    with trying("ring_order", *filter(in_use, ["newer_triton"])):
+        test_e4m3(size)
+
+
 @pytest.mark.parametrize(("name", "size"), CASES, ids=IDS)
 def test_cuda_graph(name: str, size: Size) -> None:
     """Forward and backward captured once and replayed on other values: nothing synchronises or is fixed at capture."""

@@ -265,6 +265,7 @@ class Multiprocessor:
         self.used = 0
         self.waited = False
         self.loads: list[tuple[Barrier, Shared, Tensor]] = []
+        self.issued: list[int] = []  # the partition of each product
         self.partitions: list[Partition] = []
 
     @property
@@ -363,6 +364,7 @@ class Multiprocessor:
     def warpgroup_mma(self, a: Any, b: Shared, acc: Any, *, is_async: bool = False) -> Any:
         self.step()
         product = Product(a, b, acc)
+        self.issued.append(self.partition.number)
         self.partition.products.append(product)
         return product if is_async else self.warpgroup_mma_wait(0, (product,))
 
@@ -473,8 +475,12 @@ def launch(
     *,
     order: Order = ORDERS[0],
     edit: Callable[[str], str] = lambda source: source,
+    issued: list[list[int]] | None = None,
 ) -> None:
-    """Run all programs of a Gluon kernel, one after the other; launch other kernels as usual."""
+    """Run all programs of a Gluon kernel, one after the other; launch other kernels as usual.
+
+    For each program, the partitions of its products are added to `issued`, in their order.
+    """
     if not hasattr(kernel, "is_gluon"):
         otherwise(kernel, grid, arguments)
         return
@@ -492,3 +498,5 @@ def launch(
         sm = Multiprocessor(program, grid[0], order)
         run = _in_python(kernel, sm, edit)
         sm.run(lambda run=run: run(**{name: argument(name) for name in kernel.arg_names}))
+        if issued is not None:
+            issued.append(sm.issued)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import pytest
@@ -99,7 +100,7 @@ def test_with_newer_triton(form: str) -> None:
 @pytest.mark.parametrize("form", ["residual", "distill_fuse"])
 def test_an_odd_number_of_slots_needs_two_barriers_each(form: str) -> None:
     """With one per slot, a warpgroup that is a round ahead takes a tile for another one: with three slots and eleven
-    tiles per program, if loads arrive out of order."""
+    tiles per program, if loads arrive out of order. (In turns, none is ahead.)"""
     inputs = FORMS[form].draw((1, 1, 50, 25, 61), torch.bfloat16)
     expected, _ = reference_with_bounds(FORMS[form].function, inputs, [False] * len(inputs))
     runs = [results(FORMS[form], inputs, order=order) for order in hopper.ORDERS]
@@ -110,8 +111,65 @@ def test_an_odd_number_of_slots_needs_two_barriers_each(form: str) -> None:
     def with_one(source: str) -> str:
         return source.replace("2 * SLOTS", "SLOTS").replace("full.index(SLOTS + i)", "empty.index(i)")
 
-    with pytest.raises(AssertionError, match="more arrivals at a barrier than it counts"):
+    unordered = trying(*ON_TRIAL.keys() - {"ring_order"})
+    with unordered, pytest.raises(AssertionError, match="more arrivals at a barrier than it counts"):
         results(FORMS[form], inputs, order=hopper.ORDERS[1], edit=with_one)
+
+
+def in_turns(form: str, tiles: int, edit: Callable[[str], str] = lambda source: source) -> None:
+    """Without and with `ring_order`: the same bits and, with it, the products of one tile after those of another."""
+    inputs = FORMS[form].draw((tiles, 1, 50, 4, 60), torch.bfloat16)  # two tiles each, for two programs
+    with trying():
+        expected = results(FORMS[form], inputs)
+    for order in hopper.ORDERS:
+        issued: list[list[int]] = []
+        for found, right in zip(
+            results(FORMS[form], inputs, order=order, edit=edit, issued=issued), expected, strict=True
+        ):
+            assert torch.equal(found, right)
+        assert len(issued) == 2
+        for of_program in issued:
+            found = [(warpgroup, len(list(products))) for warpgroup, products in groupby(of_program)]
+            assert found == [(1 + i % 2, 10 if form == "distill_stage" else 9) for i in range(tiles)]
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("form", ["residual", "distill_stage"])
+def test_warpgroups_multiply_in_turns(form: str, tiles: int) -> None:
+    in_turns(form, tiles)
+
+
+TURN = "mbarrier.wait(turns.index(GROUP), (i_turn // 2 & 1) ^ (1 - GROUP))"
+NEXT = "mbarrier.arrive(turns.index(1 - GROUP), count=1)"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (TURN, "pass"),
+        (TURN, TURN.replace("^ (1 - GROUP)", "^ 1")),
+        (TURN, TURN.replace("^ (1 - GROUP)", "^ GROUP")),
+        (TURN, TURN.replace("i_turn // 2", "i_turn")),
+        (TURN, f"{TURN}; {NEXT}"),
+        (NEXT, "pass"),
+        (NEXT, f"{NEXT}; {NEXT}"),
+        (NEXT, NEXT.replace("count=1", "count=2")),
+        (NEXT, NEXT.replace("1 - GROUP", "GROUP")),
+        (NEXT, f"{NEXT} if GROUP == 0 else None"),
+        ("mbarrier.init(turns.index(1), count=1)", "mbarrier.init(turns.index(1), count=2)"),
+    ],
+)
+def test_a_defect_of_the_turns_is_found(before: str, after: str) -> None:
+    edited: list[str] = []
+
+    def edit(source: str) -> str:
+        if before in source:
+            edited.append(source)
+        return source.replace(before, after)
+
+    with pytest.raises(AssertionError):
+        in_turns("distill_stage", 4, edit)
+    assert edited, f"{before} is nowhere in the kernel"
 
 
 @pytest.mark.parametrize("size", [(1, 50, 1, 1), (2, 50, 9, 33)], ids=str)

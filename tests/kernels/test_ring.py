@@ -220,11 +220,11 @@ def test_where_it_is_used(change: dict[str, object], kernel: str) -> None:
     usual = {"dtype": torch.bfloat16, "weight": (9, 64, 64), "mode": "same", "programs": 132}
     dtype, weight, mode, programs = (usual | change).values()
     t = Tiling(Config(), (1, 64, 180, 320), dtype, "ieee")
-    plan = triton_backend._convolution(t, weight, 1, mode, 1, (1.0, 1.0, 1.0), programs)
+    plan = triton_backend._convolution(t, weight, 1, mode, 1, (1.0, 1.0, 1.0), programs, False)
     assert plan.kernel.__name__ == kernel
     if kernel == "ring_kernel":
         assert plan.grid == (132,)
-        small = triton_backend._convolution(t._replace(size=(2, 64, 9, 31)), weight, 1, mode, 1, (1.0,) * 3, 132)
+        small = triton_backend._convolution(t._replace(size=(2, 64, 9, 31)), weight, 1, mode, 1, (1.0,) * 3, 132, False)
         assert small.grid == (2 * 3 * 2,), "no more programs than tiles"
 
 
@@ -238,7 +238,7 @@ def test_where_it_is_used(change: dict[str, object], kernel: str) -> None:
     ],
 )
 def test_tiles_in_the_fewest_turns(mode: str, size: tuple[int, ...], tile: tuple[int, int]) -> None:
-    found = triton_backend._ring(size, size[1], 1, mode, 1, 1.0, 1.0, 132).constants
+    found = triton_backend._ring(size, size[1], 1, mode, 1, 1.0, 1.0, 132, False).constants
     assert (found["BLOCK_H"], found["BLOCK_W"]) == tile
 
 
