@@ -22,6 +22,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+import yaml
+from huggingface_hub import ModelCard
 from tyro.conf import Positional, arg
 
 from lmfn import LMFN, atomic, images, weights
@@ -40,6 +42,8 @@ ORIGINS = {
     "frames_240fps": "GoPro's frames at 240 per second (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
     "reds": "REDS (Nah et al., NTIRE 2019), CC BY 4.0",
     "photos": "photographs of CID22 (CC BY-SA 4.0) and CLIC 2025 (Unsplash licence)",
+    "photos_open": "open photographs: CID22's validation set, ubuntu-mate-artwork (CC BY-SA), unsplash.com (Unsplash "
+    "licence), budgie-backgrounds, elementary (CC0)",
 }
 """Origin and licence of training data, by the name of its folder."""
 FAILURES = Path(__file__).with_name("failures.md")
@@ -59,16 +63,21 @@ class Measures:
 
     def table(self) -> str:
         """The rows of a Markdown table."""
-        lines = ["| on | metric | blurred | deblurred | gain |", "|---|---|---|---|---|"]
+        lines = [
+            "| on | metric | blurred | deblurred | gain | median gain | least gain |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for name, evaluation in (("real blur", self.real), ("synthetic blur, unseen photographs", self.synthetic)):
             for metric, digits in (("psnr", 2), ("ssim_gauss2d", 4), ("ssim_matlab3d", 4)):
-                before, after = evaluation.blurred[metric], evaluation.deblurred[metric]
-                row = f"{before:.{digits}f} | {after:.{digits}f} | {after - before:+.{digits}f}"
-                lines.append(f"| {name}: {evaluation.data} ({len(evaluation.rows)} pairs) | {metric} | {row} |")
+                gains = [row.deblurred[metric] - row.blurred[metric] for row in evaluation.rows]
+                cells = [f"{mean[metric]:.{digits}f}" for mean in (evaluation.blurred, evaluation.deblurred)]
+                cells += [f"{of(gains):+.{digits}f}" for of in (statistics.fmean, statistics.median, min)]
+                of_pairs = f"{name}: {evaluation.data} ({len(gains)} pairs)"
+                lines.append(f"| {' | '.join([of_pairs, metric, *cells])} |")
         kept = [row.deblurred["psnr"] for row in self.sharp.rows]
         lines.append(
-            f"| {len(kept)} sharp photographs against themselves | psnr | | {statistics.fmean(kept):.2f} "
-            f"(least {min(kept):.2f}) | |"
+            f"| {len(kept)} sharp photographs against themselves | psnr | | {statistics.fmean(kept):.2f}, "
+            f"median {statistics.median(kept):.2f}, least {min(kept):.2f} | | | |"
         )
         return "\n".join(lines)
 
@@ -101,40 +110,47 @@ def measure(model: LMFN, real: PairSet, photos: Path | None, folder: Path) -> Me
 
 @dataclass(frozen=True)
 class Stage:
-    """One training run that led to weights."""
+    """One training run that led to weights. A card's header keeps them, for the cards of weights that start from its
+    own."""
 
-    settings: Settings
-    steps: int
-    lr: float
-    """The last recorded learning rate: the end of the cosine, unless the run was stopped."""
-    torch: str
-    device: str
-    """The kind of device, without a number."""
-    processes: int
+    text: str
+    """Its settings, an item of a Markdown list."""
+    pixels: int
+    """Of all patches that it was trained on."""
+    shares: dict[str, float]
+    """Each data set's share of these patches."""
     hours: float
     """Training time, summed over CPU threads or GPUs."""
+    unit: str
+    """Of its hours: core-hours or GPU-hours."""
 
-    def text(self) -> str:
-        """The run as an item of a Markdown list, with only the last component of paths."""
-        s = self.settings
-        data = ", ".join(f"{source_name(source)} ({source.kind}, {source.weight:g})" for source in s.sources)
-        before = f"from random weights, seed {s.seed}"
-        if s.start_from:
-            fitting = " that fit another network" if s.preset or s.network else ""
-            before = f"from the weights of `{run_folder(s.start_from).name}`{fitting}"
-        loss = f"{s.loss} + {s.fft:g} fft" if s.fft else s.loss
-        clipped = f"gradients clipped at {s.clip:g}, " if s.clip else ""
-        return (
-            f"- `{s.name}`, {before}: {self.steps:,} steps of {self.processes * s.batch * s.accumulate} patches of "
-            f"{s.patch}x{s.patch}: {data}; paths of {s.blur.length[0]:g} to {s.blur.length[1]:g} pixels; loss {loss}, "
-            f"Adam, rate {s.lr:g} to {self.lr:.2g} by a cosine after {s.warmup} steps of warm-up, {clipped}EMA "
-            f"{s.ema:g}, {s.precision}; torch {self.torch} on {self.device}, {self.hours:.2g} {self.unit}"
-        )
 
-    @property
-    def unit(self) -> str:
-        """The unit of its hours."""
-        return "core-hours" if self.device == "cpu" else "GPU-hours"
+def stage(
+    settings: Settings, steps: int, lr: float, torch_version: str, device: str, processes: int, hours: float
+) -> Stage:
+    """A run of `steps` steps, of which `lr` is the last recorded learning rate: the end of the cosine, unless it was
+    stopped. `device` is its kind, without a number, and of paths the text has only the last component."""
+    s = settings
+    before = f"from random weights, seed {s.seed}"
+    if s.start_from:
+        fitting = " that fit another network" if s.preset or s.network else ""
+        before = f"from the weights of `{run_folder(s.start_from).name}`{fitting}"
+    data = ", ".join(f"{source_name(source)} ({source.kind}, {source.weight:g})" for source in s.sources)
+    kinds = ", ".join(f"{kind} {share:g}" for kind, share in asdict(s.blur.kinds).items() if share)
+    loss = f"{s.loss} + {s.fft:g} fft" if s.fft else s.loss
+    clipped = f"gradients clipped at {s.clip:g}, " if s.clip else ""
+    patches, unit = processes * s.batch * s.accumulate, "core-hours" if device == "cpu" else "GPU-hours"
+    text = (
+        f"`{s.name}`, {before}: {steps:,} steps of {patches} patches of {s.patch}x{s.patch}: {data}; paths of "
+        f"{s.blur.length[0]:g} to {s.blur.length[1]:g} pixels ({kinds}); loss {loss}, Adam ({s.betas[0]:g}, "
+        f"{s.betas[1]:g}), rate {s.lr:g} to {lr:.2g} by a cosine after {s.warmup} steps of warm-up, {clipped}EMA "
+        f"{s.ema:g}, {s.precision}; torch {torch_version} on {device}, {hours:.2g} {unit}"
+    )
+    weight = sum(source.weight for source in s.sources)
+    shares: dict[str, float] = {}
+    for source in s.sources:
+        shares[data_set(source)] = round(shares.get(data_set(source), 0) + source.weight / weight, 4)
+    return Stage(text, steps * patches * s.patch**2, shares, hours, unit)
 
 
 def source_name(source: Source) -> str:
@@ -144,14 +160,23 @@ def source_name(source: Source) -> str:
     return last + (" unblurred" if source.sharp == source.path else "")
 
 
-def origin(source: Source) -> str:
-    """Origin and licence of a source's data, by the names in its path."""
-    known = [ORIGINS[part] for part in reversed(Path(source.path).parts) if part in ORIGINS]
-    return known[0] if known else f"{source_name(source)}, of their own"
+def data_set(source: Source) -> str:
+    """The name in `ORIGINS` that a source's path has, or its own."""
+    known = [part for part in reversed(Path(source.path).parts) if part in ORIGINS]
+    return known[0] if known else source_name(source)
+
+
+def origin(name: str) -> str:
+    """Origin and licence of a data set."""
+    return ORIGINS.get(name, f"{name}, of their own")
 
 
 def stages(run: Path) -> list[Stage]:
-    """The runs that led to a run's weights, oldest first, as far as their folders still exist."""
+    """The runs that led to a run's weights, oldest first, as far as their folders still exist, or the card of shipped
+    weights from which the first of them started."""
+    if str(run) in weights.NAMES:
+        header = ModelCard.load(weights.FOLDER / f"{run}.md").data.to_dict()
+        return [Stage(**known) for known in header["training"]]
     if not (run / "config.yaml").is_file():
         return []
     settings = Settings.read(run / "config.yaml")
@@ -166,8 +191,8 @@ def stages(run: Path) -> list[Stage]:
             units = start["processes"] * (start["threads"] if start["device"] == "cpu" else 1)
             hours += units * (record["seconds"] - seconds) / 3600
             seconds = record["seconds"]
-    stage = Stage(settings, records[-1]["step"], lr, start["torch"], start["device"], start["processes"], hours)
-    return [*earlier, stage]
+    last = stage(settings, records[-1]["step"], lr, start["torch"], start["device"], start["processes"], hours)
+    return [*earlier, last]
 
 
 def run_folder(start: Path) -> Path:
@@ -204,7 +229,7 @@ def card(
     failures = FAILURES.read_text(encoding="utf-8") if shipped else "Not known: they have not been looked for.\n"
     config = ", ".join(f"{key}={value}" for key, value in asdict(model.config).items())
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    recipe = "\n".join(stage.text() for stage in history) or "Not known: the run's folder was not given."
+    recipe = "\n".join(f"- {stage.text}" for stage in history) or "Not known: the run's folder was not given."
     if average is not None:
         recipe += (
             f"\n- shipped: {1 - average[1]:.0%} of these weights and {average[1]:.0%} of those of `{average[0].name}`"
@@ -213,15 +238,17 @@ def card(
         units = sorted({stage.unit for stage in history})
         spent = (f"{sum(stage.hours for stage in history if stage.unit == unit):.1f} {unit}" for unit in units)
         recipe += f"\n\nTogether {' and '.join(spent)}."
-    origins = {origin(source) for stage in history for source in stage.settings.sources}
-    data = "\n".join(f"- {text}" for text in sorted(origins))
+    shares = shares_of(history)
+    sources = "\n".join(f"| {source} | {share:.1%} |" for source, share in shares.items())
+    header = {
+        "license": "apache-2.0",
+        "library_name": "lmfn",
+        "tags": ["image-deblurring", "image-to-image"],
+        "training_data": list(shares) or ["not known"],
+        "training": [asdict(stage) for stage in history],
+    }
     return f"""---
-license: apache-2.0
-library_name: lmfn
-tags: [image-deblurring, image-to-image]
-training_data:
-{data or "- not known"}
----
+{yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)}---
 # {name}.safetensors
 
 Weights of LMFN for photographs blurred by motion. SHA-256 `{digest}`.
@@ -244,14 +271,26 @@ Real blur is measured by protocol `gopro`, the other sets by `plain` (the same r
 
 {recipe}
 
-In parentheses: the kind of source and its share. Training data:
+In parentheses: the kind of source and its weight. Of the pixels of all patches:
 
-{data or "- not known"}
+| source, licence | share |
+|---|---|
+{sources or "| not known | |"}
 
 ## Network
 
 `LMFNConfig`: {config}
 """
+
+
+def shares_of(history: list[Stage]) -> dict[str, float]:
+    """The origin of each data set, with its share of the pixels of all patches, the largest first."""
+    pixels: dict[str, float] = {}
+    for stage in history:
+        for name, share in stage.shares.items():
+            pixels[name] = pixels.get(name, 0) + stage.pixels * share
+    found = sorted(pixels.items(), key=lambda item: -item[1])
+    return {origin(name): count / sum(pixels.values()) for name, count in found}
 
 
 def ship(model: LMFN, out: Path, name: str) -> str:

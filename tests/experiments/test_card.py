@@ -11,6 +11,7 @@ import torch
 from experiments.weights import card
 from lmfn import LMFN, images, weights
 from lmfn.data import Source, synth
+from lmfn.evaluation.results import Evaluation, ImageResult
 from lmfn.network import checkpoint
 from lmfn.training.loop import train
 from lmfn.training.settings import Settings
@@ -58,6 +59,7 @@ def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[s
     assert (out / "SHA256SUMS").read_text() == f"{digest}  lmfn.safetensors\n"
     for words in (
         digest,
+        "| on | metric | blurred | deblurred | gain | median gain | least gain |\n",
         "| real blur: gopro (2 pairs) | psnr |",
         "| synthetic blur, unseen photographs: unseen (6 pairs) | ssim_gauss2d |",
         "| 2 sharp photographs against themselves | psnr | | ",
@@ -65,7 +67,10 @@ def test_from_a_run_to_the_package(folder: Path, capsys: pytest.CaptureFixture[s
         "rate 0.0001 to 5e-05 by a cosine",  # the last record, not one of the end
         "- `second`, from the weights of `first`: 1 steps of",
         "\n\nTogether 0.0 core-hours.\n\n",
-        "- GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0",
+        "\n| source, licence | share |\n|---|---|\n",
+        # Of two steps and one of the same sources with weights 2, 0.5 and 1.
+        "| GoPro (Nah, Kim and Lee, CVPR 2017), CC BY 4.0 | 57.1% |",
+        f"| {card.ORIGINS['photos']} | 42.9% |",
         "channels=8",
         f"## Known failures\n\n{card.FAILURES.read_text()}",
     ):
@@ -137,7 +142,7 @@ def test_what_cannot_be_measured_is_named(folder: Path, capsys: pytest.CaptureFi
 def test_a_source_is_told_by_the_end_of_its_path(path: str, name: str, origin: str) -> None:
     source = Source("pairs", path, sharp=path)
     assert card.source_name(source) == name
-    assert card.origin(source) == origin
+    assert card.origin(card.data_set(source)) == origin
     assert card.source_name(Source("photos", path)) == name.removesuffix(" unblurred")
 
 
@@ -172,7 +177,7 @@ def test_each_set_of_weights_has_its_line_in_the_checksums(tmp_path: Path) -> No
 )
 def test_a_stage_tells_where_it_began(start: Path | None, network: tuple[str, ...], words: str) -> None:
     settings = Settings(name="last", photos=("photos",), start_from=start, network=network)
-    assert f"- `last`, {words}" in card.Stage(settings, 1, 1e-4, "2.13.0", "cpu", 1, 0.5).text()
+    assert f"`last`, {words}" in card.stage(settings, 1, 1e-4, "2.13.0", "cpu", 1, 0.5).text
 
 
 def test_a_stage_tells_what_all_processes_did(tmp_path: Path) -> None:
@@ -192,8 +197,54 @@ def test_a_stage_tells_what_all_processes_did(tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (stage,) = card.stages(tmp_path / "run")
     assert stage.hours == pytest.approx(2 * 0.5 + 4 * 1)
-    assert "900 steps of 6 patches of 64x64:" in stage.text()
-    assert stage.text().endswith("torch 2.13.0 on cpu, 5 core-hours")
-    gpu = dataclasses.replace(stage, processes=2, device="cuda")
-    assert "900 steps of 12 patches of 64x64:" in gpu.text()
-    assert gpu.text().endswith("on cuda, 5 GPU-hours")
+    assert "900 steps of 6 patches of 64x64:" in stage.text
+    assert stage.text.endswith("torch 2.13.0 on cpu, 5 core-hours")
+    assert stage.pixels == 900 * 6 * 64**2
+    gpu = card.stage(settings, 900, 1e-4, "2.13.0", "cuda", 2, 5)
+    assert "900 steps of 12 patches of 64x64:" in gpu.text
+    assert gpu.text.endswith("on cuda, 5 GPU-hours")
+
+
+def test_a_median_stands_beside_the_mean() -> None:
+    metrics = {"ssim_gauss2d": 0.8, "ssim_matlab3d": 0.9}
+    names = [field.name for field in dataclasses.fields(Evaluation)]
+    rows = tuple(
+        ImageResult(str(n), 8, 8, {"psnr": 20.0} | metrics, {"psnr": 20.0 + gain} | metrics, 1.0)
+        for n, gain in enumerate((1, 5, -3, 2))
+    )
+    of = dict.fromkeys(names) | {"metrics": ("psnr", *metrics), "data": "some", "rows": rows}
+    evaluation = Evaluation(**of)  # type: ignore[arg-type]
+    table = card.Measures(evaluation, evaluation, evaluation).table()
+    assert "| real blur: some (4 pairs) | psnr | 20.00 | 21.25 | +1.25 | +1.50 | -3.00 |\n" in table
+    assert table.endswith(
+        "| 4 sharp photographs against themselves | psnr | | 21.25, median 21.50, least 17.00 | | | |"
+    )
+
+
+def test_shares_count_the_pixels_of_patches() -> None:
+    first = card.Stage("first", 300, {"reds": 0.5, "cats": 0.5}, 1, "core-hours")
+    second = card.Stage("second", 100, {"reds": 0.2, "photos": 0.8}, 1, "core-hours")
+    expected = {card.ORIGINS["reds"]: 0.425, "cats, of their own": 0.375, card.ORIGINS["photos"]: 0.2}
+    assert card.shares_of([first, second]) == pytest.approx(expected)
+    assert list(card.shares_of([first, second])) == list(expected)
+
+
+def test_a_card_goes_on_with_that_of_the_shipped_weights(tmp_path: Path) -> None:
+    shipped = card.stages(Path("lmfn"))
+    assert shipped[0].text.startswith("`real`, from random weights, seed 0: 9,410 steps of 8 patches of 128x128")
+    assert shipped[0].pixels == 9410 * 8 * 128**2
+    assert sum(shipped[0].shares.values()) == pytest.approx(1, abs=1e-3)
+    settings = Settings(name="run", runs=tmp_path, photos=("photos",), start_from=Path("lmfn"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(settings.text())
+    start = {"step": 0, "event": "start", "torch": "2.13.0", "device": "cpu", "processes": 1, "threads": 1}
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(start) + "\n")
+    assert card.stages(tmp_path / "run")[:-1] == shipped
+
+
+@pytest.mark.parametrize("name", weights.NAMES)
+def test_the_shipped_cards_list_what_their_headers_do(name: str) -> None:
+    text = (weights.FOLDER / f"{name}.md").read_text()
+    history = card.stages(Path(name))
+    assert all(f"\n- {stage.text}\n" in text for stage in history)
+    assert all(f"\n| {source} | {share:.1%} |\n" in text for source, share in card.shares_of(history).items())
