@@ -158,9 +158,8 @@ def _calls(dtype: torch.dtype) -> None:
         block = rfdb.Inputs(x, (distil,) * 3, (refine,) * 3, last, fuse, squeeze, skip, low, low, low, low, expand)
         _both_passes(rfdb.RFDB, block, rfdb.BlockOptions(0.05, fixed_grid=False))
         _both_passes(rfdb.DISTILL_STAGE, rfdb.StageInputs(x, distil, refine), rfdb.Options(0.05))
-        _both_passes(
-            mshf.RESIDUAL_BLOCK, mshf.BlockInputs(x, refine, refine), mshf.BlockOptions(True, save_middle=True)
-        )
+        block_up = mshf.OneBlock((x,), (refine,), (refine,))
+        _both_passes(mshf.RESIDUAL_BLOCKS[1], block_up, mshf.BlockOptions(True, save_middle=True))
     d1, d2, d3 = (image(b, d, h, w) for _ in range(3))
     _both_passes(rfdb.DISTILL_FUSE, rfdb.FuseInputs(x, d1, d2, d3, last, fuse, squeeze), rfdb.Options(0.05))
     for n, stride, slope in ((c, 1, 0.0), (64, 1, 0.0), (64, 2, 0.1)):
@@ -192,8 +191,8 @@ def _calls(dtype: torch.dtype) -> None:
         mshf.StemOptions(1, 0.1),
     )
     for n, up in ((c, True), (64, False)):
-        residual_block = mshf.BlockInputs(image(b, n, h, w), conv(n, n, 3), conv(n, n, 3))
-        _both_passes(mshf.RESIDUAL_BLOCK, residual_block, mshf.BlockOptions(up, save_middle=True))
+        residual_block = mshf.OneBlock((image(b, n, h, w),), (conv(n, n, 3),), (conv(n, n, 3),))
+        _both_passes(mshf.RESIDUAL_BLOCKS[1], residual_block, mshf.BlockOptions(up, save_middle=True))
     added = upsample.AddInputs(image(b, 64, h, w), image(b, 64, h // 2, w // 2))
     _both_passes(upsample.UPSAMPLE_ADD, added, upsample.NoOptions())
     residual = torch.zeros(b, 3, 2 * h, 2 * w)

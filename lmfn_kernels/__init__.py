@@ -16,7 +16,7 @@ from lmfn_kernels.alfm.op import (
 from lmfn_kernels.conv.backend import missing_for_e4m3
 from lmfn_kernels.conv.op import conv3x3, conv3x3_and_input
 from lmfn_kernels.conv.scaled import power_of_two, scaled
-from lmfn_kernels.mshf.op import residual_block, residual_block_e4m3, stem
+from lmfn_kernels.mshf.op import residual_block, residual_block_e4m3, residual_blocks, stem
 from lmfn_kernels.rfdb.op import (
     distill_fuse,
     distill_stage,
@@ -36,6 +36,6 @@ __all__ = [
     "Conv", "FoldedConv", "Full3D", "LayerAttention", "Pseudo3D", "RFDBWeights", "ScaledConv", "attention_matrix",
     "backend", "channel_gate", "conv3x3", "conv3x3_and_input", "distill_fuse", "distill_stage", "distill_stages_e4m3",
     "esa_gate", "explain_backend", "fold_into_weight", "fold_upsampling", "folded", "layer_apply", "layer_attention",
-    "layer_gram", "missing_for_e4m3", "power_of_two", "residual_block", "residual_block_e4m3", "rfdb", "rfdb_e4m3",
-    "rfdb_for_two_uses", "scaled", "stem", "upsample_add", "upsampled_conv3x3", "weight_layout",
+    "layer_gram", "missing_for_e4m3", "power_of_two", "residual_block", "residual_block_e4m3", "residual_blocks",
+    "rfdb", "rfdb_e4m3", "rfdb_for_two_uses", "scaled", "stem", "upsample_add", "upsampled_conv3x3", "weight_layout",
 ]  # fmt: skip

@@ -29,6 +29,7 @@ from lmfn_kernels import (
     layer_attention,
     layer_gram,
     residual_block,
+    residual_blocks,
     rfdb,
     stem,
     upsample_add,
@@ -149,9 +150,10 @@ def differentiate(
     leaves = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=True)]
     results = function(*leaves)
     results = [results] if isinstance(results, Tensor) else list(results)
-    gradients = gradients_for(results)
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    found = iter(torch.autograd.grad(results, wanted, gradients)) if wanted else iter(())
+    # Of several results that are independent in the formula, those without any such input have no gradient.
+    of = [(r, g) for r, g in zip(results, gradients_for(results), strict=True) if r.requires_grad]
+    found = iter(torch.autograd.grad([r for r, _ in of], wanted, [g for _, g in of])) if wanted else iter(())
     return [r.detach() for r in results], [next(found) if need else None for need in needs]
 
 
@@ -425,6 +427,18 @@ def block_from_flat(**options: Any) -> Callable[..., Tensor]:
     return call
 
 
+def blocks_inputs(
+    b: int, c: int, m: int, sizes: Sequence[tuple[int, int]], dtype: torch.dtype, device: str = "cpu"
+) -> list[Tensor]:
+    """The tensors of `block_inputs`, for a map of each size."""
+    return [tensor for size in sizes for tensor in block_inputs(b, c, m, *size, dtype, device)]
+
+
+def blocks_from_flat(*flat: Tensor, save_middle: bool = True) -> tuple[Tensor, ...]:
+    convs1, convs2 = ([Conv(*flat[i : i + 2]) for i in range(first, len(flat), 5)] for first in (1, 3))
+    return residual_blocks(flat[::5], convs1, convs2, save_middle=save_middle)
+
+
 def upsample_add_inputs(
     b: int, c: int, h: int, w: int, low: tuple[int, int], dtype: torch.dtype, device: str = "cpu"
 ) -> list[Tensor]:
@@ -498,6 +512,14 @@ def esa_low(size: int) -> int:
 
 def _half(size: int) -> int:
     return (size + 1) // 2
+
+
+def _scales(s: Size, number: int) -> list[tuple[int, int]]:
+    """Heights and widths of the encoder's maps, each half of the one before, and so wide that they are images."""
+    sizes = [(s.h, s.w)]
+    while len(sizes) < number:
+        sizes.append((_half(sizes[-1][0]), max(4, _half(sizes[-1][1]))))
+    return sizes
 
 
 def _windows(size: int) -> int:
@@ -652,6 +674,18 @@ OPS: dict[str, OpCase] = {
         block_from_flat(upsample=True),
         lambda s, *on: block_inputs(s.b, s.c, s.c, _half(s.h), _half(s.w), *on),
         lambda s: 4 * s.b * s.c * _half(s.h) * _half(s.w),
+    ),
+    "residual_blocks": OpCase(
+        blocks_from_flat,
+        lambda s, *on: blocks_inputs(s.b, s.c, s.c, _scales(s, 3), *on),
+        lambda s: s.b * s.c * sum(h * w for h, w in _scales(s, 3)),
+        widths=(1, 64),
+    ),
+    "residual_blocks-two": OpCase(
+        blocks_from_flat,
+        lambda s, *on: blocks_inputs(s.b, s.c, s.c, _scales(s, 2), *on),
+        lambda s: s.b * s.c * sum(h * w for h, w in _scales(s, 2)),
+        widths=(1, 64),
     ),
     "upsample_add": OpCase(
         upsample_add,

@@ -8,6 +8,7 @@ frames and of a zone plate, and what it loses: the mean of the frames, and the z
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -90,9 +91,17 @@ class Simulation:
         return lmfn_kernels.esa_gate(y, a, v, w.conv_f, w.conv4, **options)
 
     def run(self, model: LMFN, blurred: Tensor) -> Tensor:
-        block = self.residual_block if self.residual_blocks else lmfn_kernels.residual_block
-        rfdb = self.rfdb if self.rfdbs else lmfn_kernels.rfdb
-        with mock.patch.object(blocks, "residual_block", block), mock.patch.object(blocks, "rfdb", rfdb):
+        block: Any = self.residual_block if self.residual_blocks else lmfn_kernels.residual_block
+        rfdb: Any = self.rfdb if self.rfdbs else lmfn_kernels.rfdb
+
+        def each(maps: Sequence[Tensor], *convs: Sequence[Conv], **_: bool) -> list[Tensor]:
+            return [block(x, *of_one, upsample=False) for x, *of_one in zip(maps, *convs, strict=True)]
+
+        def twice(*given: Any, **options: bool) -> tuple[Tensor, Tensor]:
+            y = rfdb(*given, **options)
+            return y, y
+
+        with mock.patch.multiple(blocks, residual_block=block, residual_blocks=each, rfdb_for_two_uses=twice):
             sharp: Tensor = model(blurred)
         return sharp
 

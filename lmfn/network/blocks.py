@@ -30,6 +30,7 @@ from lmfn_kernels import (
     layer_gram,
     residual_block,
     residual_block_e4m3,
+    residual_blocks,
     rfdb_e4m3,
     rfdb_for_two_uses,
     stem,
@@ -98,6 +99,25 @@ class RB(nn.Module):
         return residual_block(x, *convs, upsample=upsample, save_middle=not self.recompute)
 
 
+def together(blocks: Sequence[nn.Module], maps: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The results of residual blocks, each of a map of its own: the bits of single calls, in fewer launches.
+
+    Called one by one are blocks that hooks watch, that store e4m3, or that were replaced by other modules.
+    """
+    plain = [block for block in blocks if type(block) is RB and block.e4m3 is None and not _watched(block)]
+    if len(plain) < len(blocks):
+        return [block(x) for block, x in zip(blocks, maps, strict=True)]
+    convs1, convs2 = [weight_and_bias(rb.conv1) for rb in plain], [weight_and_bias(rb.conv2) for rb in plain]
+    return residual_blocks(maps, convs1, convs2, save_middle=not any(rb.recompute for rb in plain))
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether hooks of a module are to see its calls."""
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )
+
+
 class MSHF(nn.Module):
     """Multi-scale hierarchical fusion encoder (the paper's section 2.1): down to 1/16, then back to 1/4, fusing scales.
 
@@ -120,7 +140,11 @@ class MSHF(nn.Module):
     def forward(self, x: Tensor, mean: Tensor | None = None) -> Tensor:
         """`mean` [3], 0 by default, is subtracted from x."""
         l1, l2, l3 = self.halve(x, mean)
-        return self.fuse_4th(l1, self.fuse_8th(l2, l3))
+        l1, l2, l3 = together((self.rb_4th[0], self.rb_8th[0], self.rb_16th), (l1, l2, l3))
+        l1, l2 = together((self.rb_4th[1], self.rb_8th[1]), (l1, upsample_add(l2, l3)))
+        x = upsample_add(l1, l2)
+        del l1, l2, l3  # the blocks that follow need the memory
+        return self._last_blocks(x)
 
     def halve(self, x: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The maps at 1/4, 1/8 and 1/16 of the image's size."""
@@ -135,11 +159,15 @@ class MSHF(nn.Module):
         return l1, l2, l3
 
     def fuse_8th(self, l2: Tensor, l3: Tensor) -> Tensor:
+        """The map at 1/8 with the one at 1/16, as in `forward`; strips have them before that at 1/4."""
         return cast(Tensor, self.rb_8th[1](upsample_add(self.rb_8th[0](l2), self.rb_16th(l3))))
 
     def fuse_4th(self, l1: Tensor, l2: Tensor) -> Tensor:
-        l1 = upsample_add(self.rb_4th[1](self.rb_4th[0](l1)), l2)
-        return cast(Tensor, self.rb_4th[4](self.rb_4th[3](self.rb_4th[2](l1))))
+        """The result, from the map at 1/4 and that of `fuse_8th`."""
+        return self._last_blocks(upsample_add(self.rb_4th[1](self.rb_4th[0](l1)), l2))
+
+    def _last_blocks(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.rb_4th[4](self.rb_4th[3](self.rb_4th[2](x))))
 
 
 class ESA(nn.Module):

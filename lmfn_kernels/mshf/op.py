@@ -1,4 +1,4 @@
-"""The ops of the encoder: its stem, and the residual block, which the bilinear head also uses.
+"""The ops of the encoder: its stem, and residual blocks, which the bilinear head also uses.
 
 Zhang et al., "Image deblurring based on lightweight multi-information fusion network", ICIP 2021, arXiv 2101.05403,
 section 2.1.
@@ -10,7 +10,7 @@ to its dtype. Gradients are of first order.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,10 +70,46 @@ def residual_block(x: Tensor, conv1: Conv, conv2: Conv, *, upsample: bool = Fals
     c, middle = x.shape[1], outputs_of(conv1)
     check_conv("conv1", conv1, middle, c, 3, x)
     check_conv("conv2", conv2, c, middle, 3, x)
-    backend = choose(x, None, "residual_block")
+    return _residual_blocks((x,), (conv1,), (conv2,), BlockOptions(upsample, save_middle))[0]
+
+
+def residual_blocks(
+    maps: Sequence[Tensor], convs1: Sequence[Conv], convs2: Sequence[Conv], *, save_middle: bool = True
+) -> tuple[Tensor, ...]:
+    """`residual_block` of each of one to three maps, with a `conv1` and a `conv2` of its own, as one autograd function.
+
+    `maps` [B, C, H, W] may have different B, H and W; `convs1` C to M, `convs2` M to C. Returns as many maps of the
+    same sizes: the bits of `residual_block`, in fewer launches. The first map selects the backend. Saved for backward
+    as by `residual_block`.
+
+    Raises TypeError or ValueError, naming the argument, before anything runs.
+    """
+    if not len(maps) == len(convs1) == len(convs2) or len(maps) not in RESIDUAL_BLOCKS:
+        raise ValueError(
+            f"there are {len(maps)} maps, {len(convs1)} convs1 and {len(convs2)} convs2; expected as many of each, "
+            f"at most {max(RESIDUAL_BLOCKS)}"
+        )
+    checks.image("maps[0]", maps[0])
+    c, middle = maps[0].shape[1], outputs_of(convs1[0])
+    for i, (x, conv1, conv2) in enumerate(zip(maps, convs1, convs2, strict=True)):
+        checks.image(f"maps[{i}]", x)
+        checks.tensor(f"maps[{i}]", x, (None, c, None, None), maps[0])
+        check_conv(f"convs1[{i}]", conv1, middle, c, 3, maps[0])
+        check_conv(f"convs2[{i}]", conv2, c, middle, 3, maps[0])
+    return _residual_blocks(
+        tuple(maps), tuple(convs1), tuple(convs2), BlockOptions(upsample=False, save_middle=save_middle)
+    )
+
+
+def _residual_blocks(
+    maps: tuple[Tensor, ...], convs1: tuple[Conv, ...], convs2: tuple[Conv, ...], options: "BlockOptions"
+) -> tuple[Tensor, ...]:
+    backend = choose(maps[0], None, "residual_block")
     if backend == "reference":
-        return reference.residual_block(x, *conv1, *conv2, upsample)
-    return RESIDUAL_BLOCK(backend, BlockInputs(x, conv1, conv2), BlockOptions(upsample, save_middle))[0]
+        blocks = zip(maps, convs1, convs2, strict=True)
+        return tuple(reference.residual_block(x, *conv1, *conv2, options.upsample) for x, conv1, conv2 in blocks)
+    op = RESIDUAL_BLOCKS[len(maps)]
+    return op(backend, op.inputs(maps, convs1, convs2), options)
 
 
 def residual_block_e4m3(x: Tensor, conv1: ScaledConv, conv2: ScaledConv, *, upsample: bool = False) -> Tensor:
@@ -142,10 +178,22 @@ def _stem_backward(
     return {"like": torch.empty_like(t.like), "x": dx, "mean": dmean, "conv0": dconv0, "down": ddown}
 
 
-class BlockInputs(NamedTuple):
-    x: Tensor
-    conv1: Conv
-    conv2: Conv
+class OneBlock(NamedTuple):
+    maps: tuple[Tensor]
+    convs1: tuple[Conv]
+    convs2: tuple[Conv]
+
+
+class TwoBlocks(NamedTuple):
+    maps: tuple[Tensor, Tensor]
+    convs1: tuple[Conv, Conv]
+    convs2: tuple[Conv, Conv]
+
+
+class ThreeBlocks(NamedTuple):
+    maps: tuple[Tensor, Tensor, Tensor]
+    convs1: tuple[Conv, Conv, Conv]
+    convs2: tuple[Conv, Conv, Conv]
 
 
 class BlockOptions(NamedTuple):
@@ -153,36 +201,46 @@ class BlockOptions(NamedTuple):
     save_middle: bool
 
 
-def _residual_block_forward(
-    f: MSHFBackend, t: BlockInputs, options: BlockOptions, save: bool
+def _residual_blocks_forward(
+    f: MSHFBackend, t: OneBlock | TwoBlocks | ThreeBlocks, options: BlockOptions, save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    x = f.as_kernel_image(t.x)
+    maps = [f.as_kernel_image(x) for x in t.maps]
     if options.upsample:
-        x = _twice_as_large(f, x)
-    middle = f.conv(x, *t.conv1, padding=1, slope=0.0)
-    y = f.conv(middle, *t.conv2, x, padding=1)
-    return (y,), (middle,) if save and options.save_middle else ()
+        maps = [_twice_as_large(f, x) for x in maps]
+    middles = _middles(f, maps, t)
+    results = [f.conv(middle, *conv2, x, padding=1) for middle, conv2, x in zip(middles, t.convs2, maps, strict=True)]
+    return results, middles if save and options.save_middle else ()
 
 
-def _residual_block_backward(
+def _residual_blocks_backward(
     f: MSHFBackend,
     gradients: Sequence[Tensor],
     saved: Sequence[Tensor],
-    t: BlockInputs,
+    t: OneBlock | TwoBlocks | ThreeBlocks,
     options: BlockOptions,
     wanted: Wanted,
 ) -> Gradients:
-    low, g, found = f.as_kernel_image(t.x), f.as_kernel_image(gradients[0]), Gradients()
-    x = _twice_as_large(f, low) if options.upsample else low
-    middle = f.as_kernel_image(saved[0]) if saved else f.conv(x, *t.conv1, padding=1, slope=0.0)
-    e = f.input_gradient(g, t.conv2.weight, middle, padding=1, mask=0.0)
-    convs = {"conv1": (e, x, t.conv1.weight), "conv2": (g, middle, t.conv2.weight)}
+    given, g = ([f.as_kernel_image(x) for x in images] for images in (t.maps, gradients))
+    maps = [_twice_as_large(f, x) for x in given] if options.upsample else given
+    middles = [f.as_kernel_image(x) for x in saved] if saved else _middles(f, maps, t)
+    weights1, weights2 = ([conv.weight for conv in convs] for convs in (t.convs1, t.convs2))
+    e = [
+        f.input_gradient(of_result, weight, middle, padding=1, mask=0.0)
+        for of_result, weight, middle in zip(g, weights2, middles, strict=True)
+    ]
+    convs = {"convs1": zip(e, maps, weights1, strict=True), "convs2": zip(g, middles, weights2, strict=True)}
     names = [name for name in convs if wanted(name)]
-    found.update(zip(names, f.weight_gradients_of_convs([convs[name] for name in names]), strict=True))
-    if wanted("x"):
-        dx = f.skip_gradient(e, t.conv1.weight, x, g)
-        found["x"] = f.upsample_backward(dx, low) if options.upsample else dx
+    of_blocks = map(f.weight_gradients_of_convs, zip(*(convs[name] for name in names), strict=True))
+    found: Gradients = dict(zip(names, zip(*of_blocks, strict=True), strict=True))
+    if wanted("maps"):
+        dx = list(map(f.skip_gradient, e, weights1, maps, g))
+        found["maps"] = tuple(map(f.upsample_backward, dx, given) if options.upsample else dx)
     return found
+
+
+def _middles(f: MSHFBackend, maps: Sequence[Tensor], t: OneBlock | TwoBlocks | ThreeBlocks) -> list[Tensor]:
+    """The maps between the convolutions."""
+    return [f.conv(x, *conv1, padding=1, slope=0.0) for x, conv1 in zip(maps, t.convs1, strict=True)]
 
 
 def _twice_as_large(f: MSHFBackend, x: Tensor) -> Tensor:
@@ -199,11 +257,23 @@ STEM = Op(
     saves_outputs=lambda _options: True,  # backward needs the output's signs
     uncast_inputs=("x",),
 )
-RESIDUAL_BLOCK = Op(
-    "residual_block",
-    BlockInputs,
-    BlockOptions,
-    implementation,
-    _residual_block_forward,
-    _residual_block_backward,
-)
+RESIDUAL_BLOCKS: dict[int, Op[Any, BlockOptions, MSHFBackend]] = {
+    number: Op(
+        name,
+        inputs,
+        BlockOptions,
+        implementation,
+        _residual_blocks_forward,
+        _residual_blocks_backward,
+        outputs=[f"y{i}" for i in range(number)],
+    )
+    for number, (name, inputs) in enumerate(
+        [
+            ("residual_block", OneBlock),
+            ("two_residual_blocks", TwoBlocks),
+            ("three_residual_blocks", ThreeBlocks),
+        ],
+        1,
+    )
+}
+"""By the number of maps, as a registered op has a fixed number of results."""

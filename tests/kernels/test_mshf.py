@@ -1,5 +1,7 @@
 """The encoder's ops: what they do not write to memory, what the kernels refuse, and errors."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,10 +10,13 @@ from torch import Tensor
 
 import lmfn_kernels
 from lmfn_kernels import Conv
+from lmfn_kernels.runtime.launch import intercepting
 from lmfn_kernels.testing import (
     assert_correct,
     block_from_flat,
     block_inputs,
+    blocks_from_flat,
+    blocks_inputs,
     conv,
     differentiate,
     random,
@@ -71,3 +76,53 @@ def test_wrong_arguments_are_named() -> None:
     with lmfn_kernels.backend("triton"), pytest.raises(ValueError, match="x has 4 channels, and the stem's kernels"):
         lmfn_kernels.stem(*wide)
     assert lmfn_kernels.stem(*wide).shape == (1, 5, 5, 4), "PyTorch takes it"
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("maps", [1, 2, 3])
+def test_several_blocks_are_single_ones(maps: int) -> None:
+    """Bit by bit, of any sizes and numbers of images, with and without the maps between the convolutions."""
+    sizes = [(2, 9, 17), (1, 1, 4), (3, 5, 6)][:maps]
+    tensors = [tensor for b, h, w in sizes for tensor in block_inputs(b, 6, 5, h, w, F32)]
+
+    def singly(*flat: Tensor) -> list[Tensor]:
+        return [block_from_flat()(*flat[i : i + 5]) for i in range(0, len(flat), 5)]
+
+    expected, of_each = differentiate(singly, tensors)
+    for save_middle in (True, False):
+        results, gradients = differentiate(partial(blocks_from_flat, save_middle=save_middle), tensors)
+        for found, one in zip([*results, *gradients], [*expected, *of_each], strict=True):
+            assert found is not None
+            assert torch.equal(found, one)
+
+
+def test_weights_of_several_blocks_take_one_launch_each_way() -> None:
+    """That lays them out, and that adds up the partial sums of their gradients."""
+    launched: list[str] = []
+
+    def noted(launch: Callable[..., object], kernel: Any, *rest: Any) -> object:
+        launched.append(kernel.__name__)
+        return launch(kernel, *rest)
+
+    with lmfn_kernels.backend("triton"), intercepting(noted):
+        differentiate(blocks_from_flat, blocks_inputs(1, 6, 5, [(4, 6)] * 3, F32))
+    assert [launched.count(name) for name in ("conv_kernel", "lay_out_kernel", "sum_kernel")] == [4 * 3, 1, 1]
+
+
+def test_wrong_blocks_are_named() -> None:
+    x, *flat = block_inputs(1, 6, 5, 4, 4, F32)
+    conv1, conv2 = Conv(*flat[:2]), Conv(*flat[2:])
+    blocks = lmfn_kernels.residual_blocks
+    with pytest.raises(ValueError, match="2 maps, 1 convs1 and 2 convs2; expected as many of each, at most 3"):
+        blocks([x, x], [conv1], [conv2] * 2)
+    for number in (0, 4):
+        with pytest.raises(ValueError, match=f"there are {number} maps"):
+            blocks([x] * number, [conv1] * number, [conv2] * number)
+    with pytest.raises(ValueError, match=r"maps.1. has shape .1, 4, 4, 4.; expected .any, 6, any, any."):
+        blocks([x, random((1, 4, 4, 4), F32)], [conv1] * 2, [conv2] * 2)
+    with pytest.raises(TypeError, match=r"maps.2. has dtype torch.float64; expected torch.float32"):
+        blocks([x, x, x.double()], [conv1] * 3, [conv2] * 3)
+    with pytest.raises(ValueError, match=r"convs1.1..weight has shape .6, 6, 3, 3.; expected .5, 6, 3, 3."):
+        blocks([x, x], [conv1, Conv(*conv(6, 6, 3, F32))], [conv2] * 2)
+    with pytest.raises(ValueError, match=r"convs2.1..bias has shape .5,.; expected .6."):
+        blocks([x, x], [conv1] * 2, [conv2, Conv(conv2.weight, conv1.bias)])

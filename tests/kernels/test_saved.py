@@ -13,7 +13,9 @@ STATUS = Path("/proc/self/status")
 SIZE = Size(1, 2, 16, 16, 16)  # pixels without padding
 
 
-LAID_OUT = {"conv3x3", "stem", "residual_block", "distill_stage", "distill_fuse", "esa_gate", "rfdb"}
+LAID_OUT = {
+    "conv3x3", "stem", "residual_block", "residual_blocks", "distill_stage", "distill_fuse", "esa_gate", "rfdb",
+}  # fmt: skip
 """Ops whose kernels read weights in a layout of their own."""
 
 

@@ -11,7 +11,10 @@ from lmfn_kernels import weight_layout
 from lmfn_kernels.runtime.torch_private import TorchDispatchMode
 from lmfn_kernels.testing import OPS, Size, random
 
-NAMES = ["conv3x3", "conv3x3-down", "stem", "residual_block", "distill_stage", "distill_fuse", "esa_gate", "rfdb"]
+NAMES = [
+    "conv3x3", "conv3x3-down", "stem", "residual_block", "residual_blocks", "distill_stage", "distill_fuse", "esa_gate",
+    "rfdb",
+]  # fmt: skip
 
 
 class Copies(TorchDispatchMode):

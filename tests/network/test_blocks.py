@@ -1,8 +1,10 @@
 """The network against the paper's formulas, written independently in a few lines of float64."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lmfn import ACFM, ALFM, ESA, LMFN, MSHF, RFDB, LMFNConfig
-from lmfn.network import checkpoint
+from lmfn.network import blocks, checkpoint
 from lmfn.network.blocks import pad
 from lmfn.network.config import PRESETS, preset
+from lmfn_kernels import Conv, residual_blocks
 
 SMALL = {"channels": 8, "features": 10, "distilled": 5, "esa": 4}
 
@@ -199,6 +202,45 @@ def test_mshf(size: tuple[int, int]) -> None:
     module = awake(MSHF(8))
     check(module, lambda m, x: mshf_text(m, x, 1), torch.randn(2, 3, *size, dtype=torch.float64))
     assert module(torch.zeros(1, 3, *size).double()).shape[2:] == (-(-size[0] // 4), -(-size[1] // 4))
+
+
+def test_blocks_of_several_scales_take_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one for each of the others, unless a hook watches a block, which is then called itself: the same bits."""
+    module, x, calls = MSHF(8), torch.rand(1, 3, 64, 80), list[int]()
+
+    def noted(maps: Sequence[Tensor], *convs: Sequence[Conv], save_middle: bool) -> tuple[Tensor, ...]:
+        calls.append(len(maps))
+        return residual_blocks(maps, *convs, save_middle=save_middle)
+
+    monkeypatch.setattr(blocks, "residual_blocks", noted)
+    expected = module(x)
+    assert calls == [3, 2]
+    l1, l2, l3 = module.halve(x, None)
+    assert torch.equal(module.fuse_4th(l1, module.fuse_8th(l2, l3)), expected)
+    seen: list[Tensor] = []
+    module.rb_16th.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert torch.equal(module(x), expected)
+    assert calls == [3, 2, 2]
+    assert torch.equal(seen[0], l3)
+    module.rb_8th[1] = nn.Identity()
+    assert module(x).shape == expected.shape
+    assert calls == [3, 2, 2]
+
+
+def test_maps_of_several_scales_are_freed_before_the_last_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[ref[Tensor]] = []
+
+    def noted(*given: Any, **options: Any) -> tuple[Tensor, ...]:
+        results = residual_blocks(*given, **options)
+        made.extend(map(ref, (*given[0], *results)))
+        return results
+
+    monkeypatch.setattr(blocks, "residual_blocks", noted)
+    module, alive = MSHF(8).requires_grad_(False), list[int]()
+    module.rb_4th[2].register_forward_pre_hook(lambda *_: alive.append(sum(x() is not None for x in made)))
+    module(torch.rand(1, 3, 64, 80))
+    assert len(made) == 2 * (3 + 2)
+    assert alive == [0]
 
 
 def test_esa_and_rfdb() -> None:
