@@ -31,6 +31,7 @@ CONVERTED_BY_NUMPY = {
 def patch() -> None:
     _patch_language_once()
     core.pointer_type.__hash__ = core.block_type.__hash__ = core.dtype.__hash__  # by name
+    interpreter._implicit_cvt = _converted
     interpreter._get_np_dtype = cache(interpreter._get_np_dtype)
     core._unwrap_if_constexpr = _unwrapped
     core.block_type.__init__ = _block_type
@@ -69,6 +70,16 @@ def _patch_attr(where: Any, name: str, member: Any, builder: Any, scope: Any) ->
         return function(*arguments, **options)
 
     scope.set_attr(where, name, call)
+
+
+_usual_converted = interpreter._implicit_cvt
+
+
+def _converted(argument: Any) -> Any:
+    """Triton gives integers of 32 bits and no sign the type int64, but computes with 32 bits."""
+    if type(argument) is not int or not 2**31 <= argument < 2**32:
+        return _usual_converted(argument)
+    return core.tensor(interpreter.TensorHandle(np.array([argument]), core.int64), core.int64)
 
 
 _usual_unwrapped = core._unwrap_if_constexpr

@@ -76,8 +76,8 @@ def gram_kernel(
     before. Channels after the last one contribute to rows and columns that are not stored.
     """
     wait_for_previous_launch()
-    i_split = tl.program_id(0)
-    i_b, o_top, o_left = image_block(tl.program_id(1), SIDE_H, SIDE_W, ROWS, COLUMNS)
+    i_block, i_split = tl.program_id(0), tl.program_id(1)
+    i_b, o_top, o_left = image_block(i_block, SIDE_H, SIDE_W, ROWS, COLUMNS)
     b_00 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
     b_01 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
     b_02 = tl.zeros([BLOCK_C, BLOCK_C], ACC)
@@ -113,7 +113,7 @@ def gram_kernel(
             b_13 = tl.dot(b_t1, b_x3, b_13, input_precision=PRECISION, out_dtype=ACC)
             b_23 = tl.dot(b_t2, b_x3, b_23, input_precision=PRECISION, out_dtype=ACC)
             b_33 = tl.dot(tl.trans(b_x3), b_x3, b_33, input_precision=PRECISION, out_dtype=ACC)
-    p_part = p_out + (i_split * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * SIZE * SIZE
+    p_part = p_out + (i_split * tl.num_programs(0) + i_block).to(tl.int64) * SIZE * SIZE
     n_0, n_1, n_2, n_3 = C - o_c0, C - o_c1, C - o_c2, C - o_c3
     store_block(p_part, o_r0, o_r0, n_0, n_0, SIZE, b_00)
     if p_x1 is not None:
@@ -152,15 +152,15 @@ def gram_sum_kernel(
     Of the partial sums, the upper half is read. A program has a tile of the upper half and its mirror image.
     """
     wait_for_previous_launch()
-    o_i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
-    o_j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    o_i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    o_j = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)[None, :]
     m_x = (o_i <= o_j) & (o_j < SIZE)
     o_x = o_i * SIZE + o_j
     n_h = ROWS - 1 if TALL else ROWS
     n_w = COLUMNS - 1 if WIDE else COLUMNS
-    i_out = tl.program_id(2)
+    i_out = tl.program_id(0)
     i_block = i_out // (n_h * n_w) * ROWS * COLUMNS + i_out // n_w % n_h * COLUMNS + i_out % n_w
-    if tl.program_id(0) <= tl.program_id(1):
+    if tl.program_id(1) <= tl.program_id(2):
         b_e = sum_of_block(p_parts, i_block, BLOCKS, o_x, m_x, SIZE, SPLITS, UNROLL)
         if TALL:
             b_e += sum_of_block(p_parts, i_block + COLUMNS, BLOCKS, o_x, m_x, SIZE, SPLITS, UNROLL)
@@ -190,8 +190,8 @@ def product_kernel(
     transpose would stay there, and each product wait for the one before.
     """
     wait_for_previous_launch()
-    i_split = tl.program_id(0)
-    i_block = tl.program_id(1) // 4 if WINDOWED else tl.program_id(1)
+    i_part, i_split = tl.program_id(0), tl.program_id(1)
+    i_block = i_part // 4 if WINDOWED else i_part
     i_b, o_top, o_left = image_block(i_block, SIDE_H, SIDE_W, ROWS, COLUMNS)
     o_g = tl.program_id(2) * BLOCK_G
     b_0 = tl.zeros([BLOCK_C, BLOCK_G], ACC)
@@ -209,7 +209,7 @@ def product_kernel(
             b_act = load_pitched(p_act, i_b, o_h, o_w, H, W, PITCH_ACT, BLOCK_H, BLOCK_W, BLOCK_G, o_g)
             b_g = leaky_gradient(b_g, b_act, SLOPE)
         if WINDOWED:
-            i_quarter = tl.program_id(1) % 4
+            i_quarter = i_part % 4
             i_h, i_w = o_h // SIDE_H - 1 + i_quarter // 2, o_w // SIDE_W - 1 + i_quarter % 2
             b_share = pixel_shares(o_h, o_w, i_h, i_w, SIDE_H, SIDE_W, ROWS, COLUMNS, ACC, BLOCK_H, BLOCK_W)
             b_g = (b_g.to(ACC) * b_share).to(b_g.dtype)
@@ -225,8 +225,8 @@ def product_kernel(
             b_x = load_pitched(p_x3, i_b, o_h, o_w, H, W, PITCH, BLOCK_H, BLOCK_W, BLOCK_C, o_c3)
             b_3 = tl.dot(tl.trans(b_x), b_g, b_3, input_precision=PRECISION, out_dtype=ACC)
         b_sum += b_g.to(ACC)
-    i_part = (i_split * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
-    p_part = p_out + i_part * G * SIZE
+    i_sum = (i_split * tl.num_programs(0) + i_part).to(tl.int64)
+    p_part = p_out + i_sum * G * SIZE
     store_block(p_part, o_g, o_r0, G - o_g, C - o_c0, SIZE, tl.trans(b_0))
     if p_x1 is not None:
         store_block(p_part, o_g, o_r1, G - o_g, C - o_c1, SIZE, tl.trans(b_1))
@@ -235,7 +235,7 @@ def product_kernel(
     if p_x3 is not None:
         store_block(p_part, o_g, o_r3, G - o_g, C - o_c3, SIZE, tl.trans(b_3))
     o_n = o_g + tl.arange(0, BLOCK_G)
-    tl.store(p_sum + i_part * G + o_n, tl.sum(b_sum, axis=0), mask=o_n < G)
+    tl.store(p_sum + i_sum * G + o_n, tl.sum(b_sum, axis=0), mask=o_n < G)
 
 
 @triton.jit
@@ -356,8 +356,8 @@ def attention_kernel(
     """A row of M: softmax(E), or by layers softmax(rowmax(E) - E). With a temperature, E is replaced by its cosines
     times that."""
     wait_for_previous_launch()
-    i_r = tl.program_id(0)
-    o_b = tl.program_id(1).to(tl.int64) * R * R
+    i_r = tl.program_id(1)
+    o_b = tl.program_id(0).to(tl.int64) * R * R
     o_j = tl.arange(0, BLOCK_R)
     m_j = o_j < R
     b_e = tl.load(p_e + o_b + i_r * R + o_j, mask=m_j, other=0.0)
@@ -383,9 +383,9 @@ def fold_kernel(
     s_out.
     """
     wait_for_previous_launch()
-    o_k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
-    o_j = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
-    i_b = tl.program_id(2).to(tl.int64)
+    o_k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)[:, None]
+    o_j = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
+    i_b = tl.program_id(0).to(tl.int64)
     p_x += i_b * s_b + o_k // C * s_o + o_k % C * s_k
     p_m += i_b * R * R
     b_out = tl.zeros([BLOCK_K, BLOCK_R], ACC)
@@ -407,9 +407,9 @@ def both_sides_kernel(p_de, p_out, R, OF_ROW, SIZE, C, PITCH, BLOCK: tl.constexp
     """dE + dE^T of each image, [R, R], as [SIZE / C, SIZE, C], rows PITCH apart: with layers as rows, each entry
     becomes a block of OF_ROW rows, itself times the identity."""
     wait_for_previous_launch()
-    o_i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
-    o_j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    i_b = tl.program_id(2).to(tl.int64)
+    o_i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    o_j = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    i_b = tl.program_id(0).to(tl.int64)
     m_out = (o_i < SIZE) & (o_j < SIZE)
     m_de = m_out & (o_i % OF_ROW == o_j % OF_ROW)
     p_de += i_b * R * R
@@ -430,8 +430,8 @@ def attention_backward_kernel(
     ROWS, R and C as in `fold_kernel`, SIZE = R * C. The gradient through the rows' lengths is not included.
     """
     wait_for_previous_launch()
-    i_r = tl.program_id(0)
-    i_b = tl.program_id(1).to(tl.int64)
+    i_r = tl.program_id(1)
+    i_b = tl.program_id(0).to(tl.int64)
     o_b = i_b * R * R
     o_j = tl.arange(0, BLOCK_R)
     m_j = o_j < R
@@ -464,8 +464,8 @@ def length_backward_kernel(p_e, p_de, R, SHORTEST: tl.constexpr, BLOCK_R: tl.con
     """Add the gradient through the length of row `i_r` of F, used by all cosines of that row and column, to the
     diagonal of the gradient of E."""
     wait_for_previous_launch()
-    i_r = tl.program_id(0)
-    o_b = tl.program_id(1).to(tl.int64) * R * R
+    i_r = tl.program_id(1)
+    o_b = tl.program_id(0).to(tl.int64) * R * R
     o_j = tl.arange(0, BLOCK_R)
     m_j = o_j < R
     o_row, o_column, o_own = o_b + i_r * R + o_j, o_b + o_j * R + i_r, o_b + i_r * (R + 1)

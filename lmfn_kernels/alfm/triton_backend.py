@@ -86,7 +86,7 @@ def _gram(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...]
     """`t` is the tiling of a map, whose pixels are `row` elements apart; `widest` and `size` are the channels of a slot
     and of all maps together."""
     constants = _of_slots(t, grid, widest, size, slots, splits)
-    programs = splits, t.size[0] * grid.blocks
+    programs = t.size[0] * grid.blocks, splits
     return Plan(kernels.gram_kernel, programs, t.config.warps, {}, H=t.size[2], W=t.size[3], PITCH=row, **constants)
 
 
@@ -97,7 +97,7 @@ def _gram_sum(grid: Grid, blocks: int, size: int, splits: int, of_windows: bool)
     outputs = blocks // grid.blocks * (grid.windows if of_windows else grid.blocks)
     return Plan(
         kernels.gram_sum_kernel,
-        (n, n, outputs),
+        (outputs, n, n),
         2,
         {},
         ROWS=grid.rows,
@@ -156,7 +156,7 @@ def _product(
     constants = _of_slots(t, grid, widest, size, slots, splits)
     constants |= {"G": o, "WINDOWED": grid.blocks > 1, "SLOPE": slope, "BLOCK_G": block_g}
     constants |= {"H": t.size[2], "W": t.size[3]} | dict(zip(("PITCH", "PITCH_G", "PITCH_ACT"), pitches, strict=True))
-    programs = splits, t.size[0] * _parts(grid), cdiv(o, block_g)
+    programs = t.size[0] * _parts(grid), splits, cdiv(o, block_g)
     return Plan(kernels.product_kernel, programs, t.config.warps, {}, **constants)
 
 
@@ -308,7 +308,7 @@ def _both_sides(de: Sequence[int], out: Sequence[int], row: int) -> Plan:
     """`row` is the number of elements from one row of the result to the next."""
     b, _, size, c = out
     constants = {"R": de[1], "OF_ROW": size // de[1], "SIZE": size, "C": c, "PITCH": row, "BLOCK": 32}
-    return Plan(kernels.both_sides_kernel, (cdiv(size, 32), cdiv(size, 32), b), WARPS, {}, **constants)
+    return Plan(kernels.both_sides_kernel, (b, cdiv(size, 32), cdiv(size, 32)), WARPS, {}, **constants)
 
 
 def _attention(gram: Tensor, temperature: Tensor | None, by_layer: bool) -> Tensor:
@@ -332,7 +332,7 @@ def _folded(x: Tensor, m: Tensor, theta: Tensor, out: Tensor | None = None, *, b
 @lru_cache(PLANS)
 def _attention_plan(gram: Sequence[int], by_layer: bool) -> Plan:
     b, r, _ = gram
-    return Plan(kernels.attention_kernel, (r, b), WARPS, {}, R=r, BY_LAYER=by_layer, **_of_row(r))
+    return Plan(kernels.attention_kernel, (b, r), WARPS, {}, R=r, BY_LAYER=by_layer, **_of_row(r))
 
 
 @lru_cache(PLANS)
@@ -340,13 +340,13 @@ def _attention_backward(m: Sequence[int], weight: Sequence[int], by_layer: bool)
     b, r, _ = m
     of_row = _of_row(r)
     constants = {"BY_LAYER": by_layer, "BLOCK_K": 8192 // of_row["BLOCK_R"], **_as_rows(weight, r), **of_row}
-    return Plan(kernels.attention_backward_kernel, (r, b), WARPS, {}, **constants)
+    return Plan(kernels.attention_backward_kernel, (b, r), WARPS, {}, **constants)
 
 
 @lru_cache(PLANS)
 def _length_backward(gram: Sequence[int]) -> Plan:
     b, r, _ = gram
-    return Plan(kernels.length_backward_kernel, (r, b), WARPS, {}, R=r, **_of_row(r))
+    return Plan(kernels.length_backward_kernel, (b, r), WARPS, {}, R=r, **_of_row(r))
 
 
 @lru_cache(PLANS)
@@ -365,7 +365,7 @@ def _fold(
     sizes, block_k, block_r = _as_rows(x, r), 16, 64
     return Plan(
         kernels.fold_kernel,
-        (cdiv(sizes["ROWS"], block_k), cdiv(r, block_r), b),
+        (b, cdiv(sizes["ROWS"], block_k), cdiv(r, block_r)),
         WARPS,
         {},
         s_b=of_x[0] if len(x) == 3 else 0,

@@ -23,37 +23,37 @@ from lmfn_kernels.runtime.kernels import (
 
 @triton.jit
 def pad_kernel(
-    p_x, p_mean, p_out, H, W, SIZE, ROW, C, C_OUT, ONE, s_b, s_c, s_h, s_w, s_ob, s_oc, s_op,
-    PADDING: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+    p_x, p_mean, p_out, H, W, SIZE, ROW, C, C_OUT, ONE, s_b, s_c, s_h, s_w, s_ob, s_oc, s_op, BLOCKS,
+    PADDING: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Copy an image of any strides and dtype, minus the mean of each channel unless that is None, with PADDING zeros
     around it.
 
     The result has C_OUT channels, zeros after the C of x but 1 in channel ONE, and SIZE pixels in rows of ROW, gaps
-    included; by the strides of its images, channels and pixels, it is planes or packed pixels.
+    included; by the strides of its images, channels and pixels, it is planes or packed pixels. An image takes BLOCKS
+    programs.
     """
     wait_for_previous_launch()
-    n_blocks = tl.cdiv(SIZE, BLOCK)
-    i_b = (tl.program_id(0) // n_blocks).to(tl.int64)
-    o_p = tl.program_id(0) % n_blocks * BLOCK + tl.arange(0, BLOCK)
+    i_b = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    o_p = (tl.program_id(0) % BLOCKS).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     o_c = tl.arange(0, BLOCK_C)
     o_y, o_x = o_p // ROW - PADDING, o_p % ROW - PADDING
     m_x = ((o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W))[:, None] & (o_c < C)[None, :]
     p_pixel = p_x + i_b * s_b + o_y.to(tl.int64) * s_h + o_x.to(tl.int64) * s_w
-    b_x = tl.load(p_pixel[:, None] + (o_c * s_c)[None, :], mask=m_x, other=0.0)
+    b_x = tl.load(p_pixel[:, None] + (o_c.to(INDEX) * s_c)[None, :], mask=m_x, other=0.0)
     if p_mean is not None:
         b_mean = tl.load(p_mean + o_c, mask=o_c < C, other=0.0).to(ACC)
         b_x = tl.where(m_x, b_x.to(ACC) - b_mean[None, :], 0.0)
     b_x = tl.where((o_c == ONE)[None, :], 1.0, b_x)
     p_pixel = p_out + i_b * s_ob + o_p * s_op
     m_out = (o_p < SIZE)[:, None] & (o_c < C_OUT)[None, :]
-    tl.store(p_pixel[:, None] + (o_c * s_oc)[None, :], b_x.to(p_out.dtype.element_ty), mask=m_out)
+    tl.store(p_pixel[:, None] + (o_c.to(INDEX) * s_oc)[None, :], b_x.to(p_out.dtype.element_ty), mask=m_out)
 
 
 @triton.jit
 def f0_tile(
     p_x, b_w0, b_bias0, i_b, o_h, o_w, i_tap, H, W, s_b, s_c, s_h,
-    INPUTS: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    INPUTS: tl.constexpr, INDEX: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The tile of f0 [H, W] that tap `i_tap` of the second convolution reads for a tile of outputs at (o_h, o_w).
@@ -62,12 +62,13 @@ def f0_tile(
     its nine taps: the mask is one per pixel, and the three columns of a row are at a constant distance.
     """
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
-    o_y = 2 * (o_h + o_p // BLOCK_W) + i_tap // 3 - 1
-    o_x = 2 * (o_w + o_p % BLOCK_W) + i_tap % 3 - 1
+    o_first = 2 * o_h + i_tap // 3 - 1
+    o_down = 2 * (o_p // BLOCK_W)
+    o_y, o_x = o_first + o_down, 2 * (o_w + o_p % BLOCK_W) + i_tap % 3 - 1
     m_f = (o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W)
     o_k = tl.arange(0, BLOCK_K)
-    p_pixel = p_x + i_b.to(tl.int64) * s_b + (o_y * s_h + o_x)
-    p_row = p_pixel[:, None] + (o_k % INPUTS * s_c + o_k // INPUTS // 3 * s_h)[None, :]
+    p_pixel = p_x + (i_b.to(tl.int64) * s_b + o_first.to(tl.int64) * s_h) + (o_down * s_h + o_x)
+    p_row = p_pixel[:, None] + ((o_k % INPUTS).to(INDEX) * s_c + o_k // INPUTS // 3 * s_h)[None, :]
     m_x = m_f[:, None] & (o_k < 9 * INPUTS)[None, :]
     b_x = tl.load(p_row + (o_k // INPUTS % 3)[None, :], mask=m_x, other=0.0)
     b_f = tl.dot(b_x, b_w0, input_precision=PRECISION, out_dtype=ACC) + b_bias0
@@ -80,7 +81,7 @@ def f0_tile(
 @triton.jit
 def stem_kernel(
     p_x, t_w0, p_bias0, t_w, p_bias, t_out, H, W, OUT_H, OUT_W, C, N, s_b, s_c, s_h,
-    INPUTS: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    INPUTS: tl.constexpr, INDEX: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -93,7 +94,7 @@ def stem_kernel(
     for i_tap in tl.range(0, 9, num_stages=STAGES):
         b_f = f0_tile(
             p_x, b_w0, b_bias0, i_b, o_h, o_w, i_tap, H, W, s_b, s_c, s_h,
-            INPUTS, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K,
+            INPUTS, INDEX, SLOPE, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_K,
         )  # fmt: skip
         b_out = tl.dot(b_f, load_weight(t_w, i_tap, 0, 0), b_out, input_precision=PRECISION, out_dtype=ACC)
     store_pixels(t_out, i_b, o_h, o_w, 0, leaky(b_out + load_bias(p_bias, 0, N, BLOCK_N, ACC), SLOPE))
@@ -102,8 +103,8 @@ def stem_kernel(
 @triton.jit
 def mask_gradient_kernel(
     p_g, p_act, p_e, p_dbias, SIZE, N, SPLITS,
-    SLOPE: tl.constexpr, ACC: tl.constexpr, G_PITCH: tl.constexpr, ACT_PITCH: tl.constexpr, PITCH: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
+    INDEX: tl.constexpr, SLOPE: tl.constexpr, ACC: tl.constexpr,
+    G_PITCH: tl.constexpr, ACT_PITCH: tl.constexpr, PITCH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """e = the gradient before the last activation, of which `p_act` is the output unless it is the identity, and per
     program one partial sum of it over pixels: the last bias's gradient.
@@ -114,7 +115,7 @@ def mask_gradient_kernel(
     i_split = tl.program_id(0)
     o_n = tl.arange(0, BLOCK_N)
     b_sum = tl.zeros([BLOCK, BLOCK_N], ACC)
-    for o_first in tl.range(i_split * BLOCK, SIZE, SPLITS * BLOCK):
+    for o_first in tl.range((i_split * BLOCK).to(INDEX), SIZE, SPLITS * BLOCK):
         o_p = o_first + tl.arange(0, BLOCK)
         m_p = (o_p < SIZE)[:, None]
         m_g = m_p & (o_n < N)[None, :]
@@ -166,9 +167,10 @@ def stem_gradients(
     for i_tile in tl.range(i_split, n_tiles, SPLITS, num_stages=STAGES):
         i_b, o_h, o_w = pixel_tile(i_tile, OUT_H, OUT_W, BLOCK_H, BLOCK_W)
         o_y, o_x = o_h + o_p // BLOCK_W, o_w + o_p % BLOCK_W
-        o_f = 2 * o_y + i_row - 1
+        o_first, o_lower = 2 * o_h + i_row - 1, 2 * (o_p // BLOCK_W)
+        o_f = o_first + o_lower
         m_f = (o_f >= 0) & (o_f < H) & (2 * o_x + odd < W)
-        p_pixel = p_x + i_b.to(tl.int64) * s_b * 8 + (o_f * s_h + o_x) * 8
+        p_pixel = p_x + (i_b.to(tl.int64) * s_b + o_first.to(tl.int64) * s_h) * 8 + (o_lower * s_h + o_x) * 8
         p_window = p_pixel[:, None] + (o_row * s_h * 8 + o_k % 16)[None, :]
         b_x = tl.load(p_window, mask=m_f[:, None], other=0.0)
         m_e = (o_y[:, None] + o_down[None, :] < OUT_H) & (o_x[:, None] + o_right[None, :] < OUT_W)

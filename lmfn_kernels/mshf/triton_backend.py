@@ -37,6 +37,8 @@ from lmfn_kernels.runtime.launch import (
     cdiv,
     channel_block,
     empty_image,
+    hold_to_int32,
+    index_type,
     launch,
     padded_image,
     partial_sums,
@@ -107,6 +109,7 @@ def _quartered_stem(
     quarters = import_module("lmfn_kernels.mshf.gluon_kernels")  # only here, as not every Triton has Gluon
     (b, n, h, w), (height, width), ring = size, packed[2:], quarters.ring
     from_image, _, from_row, from_pixel = strides
+    hold_to_int32("quartered_stem", from_image)
     rows, columns = quarters.ROWS, ring.PITCH - 1
     return Plan(
         quarters.quartered_stem_kernel,
@@ -169,9 +172,10 @@ def _pad(
     from_b, from_c, from_row, from_pixel = of_out
     row = from_row // from_pixel
     size, block_c = from_b // channels, 1 << (channels - 1).bit_length()
+    blocks = cdiv(size, PADDED // block_c)
     return Plan(
         kernels.pad_kernel,
-        (b * cdiv(size, PADDED // block_c),),
+        (b * blocks,),
         4,
         {},
         H=height,
@@ -185,7 +189,9 @@ def _pad(
         s_ob=from_b,
         s_oc=from_c,
         s_op=from_pixel,
+        BLOCKS=blocks,
         PADDING=padding,
+        INDEX=index_type(from_b, block_c * from_c, block_c * of_image[1]),
         ACC=accumulator(dtype),
         BLOCK=PADDED // block_c,
         BLOCK_C=block_c,
@@ -211,6 +217,7 @@ def _stem(t: Tiling, image: Sequence[int], strides: Sequence[int], channels: int
         **{f"s_{dimension}": stride for dimension, stride in zip("bch", strides, strict=False)},
         **_of_both(t, image, channels, slope),
         INPUTS=inputs,
+        INDEX=index_type(strides[0]),
         BLOCK_K=block_k,
     )
 
@@ -265,6 +272,7 @@ def _mask(size: Sequence[int], dtype: torch.dtype, of_g: int, of_act: int, split
         SIZE=b * h * w,
         N=n,
         SPLITS=splits,
+        INDEX=index_type(b * h * w),
         SLOPE=slope,
         ACC=accumulator(dtype),
         G_PITCH=of_g,

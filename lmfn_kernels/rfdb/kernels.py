@@ -198,7 +198,7 @@ def fuse_backward_kernel(
 def gate_kernel(
     t_y, t_a, p_v, t_skip, p_skip_bias, t_expand, p_expand_bias, t_out,
     H, W, C, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_b, s_h, s_w,
-    F: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    F: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """out = y sigmoid(expand(up(v) + skip(a))). F is a constant, so that v is not loaded value by value."""
@@ -206,7 +206,7 @@ def gate_kernel(
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_t = upsampled(
         p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, F, s_b, s_h, s_w,
-        ACC, BLOCK_H, BLOCK_W, BLOCK_F,
+        INDEX, ACC, BLOCK_H, BLOCK_W, BLOCK_F,
     )  # fmt: skip
     b_a = load_pixels(t_a, i_b, o_h, o_w, 0)
     b_t = tl.dot(b_a, load_weight(t_skip, 0, 0, 0), b_t, input_precision=PRECISION, out_dtype=ACC)
@@ -222,7 +222,8 @@ def gate_backward_kernel(
     p_dy, p_da, p_dt, p_dskip, p_dskip_bias, p_dexpand, p_dexpand_bias,
     B, H, W, C, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_b, s_h, s_w, s_dy, s_da, SPLITS,
     F: tl.constexpr, PITCH_C: tl.constexpr, PITCH_F: tl.constexpr, WRITTEN: tl.constexpr,
-    PITCH_SKIP: tl.constexpr, PITCH_EXPAND: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    PITCH_SKIP: tl.constexpr, PITCH_EXPAND: tl.constexpr,
+    INDEX: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_F: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of y, of a (through `skip`), and of the upsampled v (`p_dt`); partial sums for both convolutions.
@@ -255,7 +256,7 @@ def gate_backward_kernel(
         b_y = load_pitched(p_y, i_b, o_h, o_w, H, W, PITCH_C, BLOCK_H, BLOCK_W, BLOCK_C)
         b_t = upsampled(
             p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, F, s_b, s_h, s_w,
-            ACC, BLOCK_H, BLOCK_W, BLOCK_F,
+            INDEX, ACC, BLOCK_H, BLOCK_W, BLOCK_F,
         )  # fmt: skip
         b_a = tl.where((o_f < F)[None, :], b_a, b_one.to(p_a.dtype.element_ty))
         b_t = tl.dot(b_a, b_skip, b_t, input_precision=PRECISION, out_dtype=ACC)
@@ -357,10 +358,10 @@ def conv_pool_kernel(
             b_index = tl.where(m_more, b_i, b_index)
         b_out = tl.where(m_more, b_c, b_out)
     m_out = ((o_p < COLUMNS) & (i_x + o_p < LOW_W))[:, None] & (o_f < F)[None, :]
-    p_o = p_out + i_b * s_b + i_y * s_h + ((i_x + o_p) * s_w)[:, None] + o_f[None, :]
+    p_o = p_out + i_b * s_b + i_y.to(tl.int64) * s_h + ((i_x + o_p) * s_w)[:, None] + o_f[None, :]
     tl.store(p_o, (b_out + b_bias).to(p_out.dtype.element_ty), mask=m_out)
     if p_index is not None:
-        p_i = p_index + i_b * s_ib + i_y * s_ih + ((i_x + o_p) * s_iw)[:, None] + o_f[None, :]
+        p_i = p_index + i_b * s_ib + i_y.to(tl.int64) * s_ih + ((i_x + o_p) * s_iw)[:, None] + o_f[None, :]
         tl.store(p_i, b_index.to(tl.int8), mask=m_out)
 
 
@@ -393,11 +394,13 @@ def low_convs_kernel(
     n_tiles = n_w * tl.cdiv(H, BLOCK_H - 4)
     i_b = (tl.program_id(0) // n_tiles).to(tl.int64)
     i_tile = tl.program_id(0) % n_tiles
+    o_h, o_w = i_tile // n_w * (BLOCK_H - 4) - 2, i_tile % n_w * (BLOCK_W - 4) - 2
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
-    o_y = i_tile // n_w * (BLOCK_H - 4) - 2 + o_p // BLOCK_W
-    o_x = i_tile % n_w * (BLOCK_W - 4) - 2 + o_p % BLOCK_W
+    o_down, o_right = o_p // BLOCK_W, o_p % BLOCK_W
+    o_y, o_x = o_h + o_down, o_w + o_right
     o_f = tl.arange(0, BLOCK_F)
     m_f = (o_f < F)[None, :]
+    p_first = p_x + (i_b * s_xb + o_h.to(tl.int64) * s_xh + o_w * PITCH)
     # All weights but the first convolution's are loaded here, so that none is waited for between the convolutions.
     b_w2 = load_taps(p_w2, s_tap2, F, PITCH_W, BLOCK_F)
     b_w3 = load_taps(p_w3, s_tap3, F, PITCH_W, BLOCK_F)
@@ -410,7 +413,8 @@ def low_convs_kernel(
         for i_column in tl.static_range(3):
             o_c = o_x + i_column - 1
             m_x = ((o_r >= 0) & (o_r < H) & (o_c >= 0) & (o_c < W))[:, None] & m_f
-            b_x = tl.load(p_x + i_b * s_xb + (o_r * s_xh + o_c * PITCH)[:, None] + o_f[None, :], mask=m_x, other=0.0)
+            o_pixel = (o_down + i_row - 1) * s_xh + (o_right + i_column - 1) * PITCH
+            b_x = tl.load(p_first + o_pixel[:, None] + o_f[None, :], mask=m_x, other=0.0)
             b_w = load_square(p_w1 + (3 * i_row + i_column) * s_tap1, F, PITCH_W, BLOCK_F)
             b_c = tl.dot(b_x, b_w, b_c, input_precision=PRECISION, out_dtype=ACC)
     # Outside the image the next convolution reads zeros, not what this one would be there.
@@ -421,20 +425,11 @@ def low_convs_kernel(
     b_c = conv_of_tile(b_low2, b_w3, b_bias3, BLOCK_W, PRECISION)
     m_rows = (o_p // BLOCK_W >= 2) & (o_p // BLOCK_W < BLOCK_H - 2)
     m_out = m_image & (m_rows & (o_p % BLOCK_W >= 2) & (o_p % BLOCK_W < BLOCK_W - 2))[:, None]
-    o_out = i_b * s_b + (o_y * s_h + o_x * s_w)[:, None] + o_f[None, :]
+    o_out = i_b * s_b + o_h.to(tl.int64) * s_h + (o_down * s_h + o_x * s_w)[:, None] + o_f[None, :]
     if p_low1 is not None:
         tl.store(p_low1 + o_out, b_low1, mask=m_out)
         tl.store(p_low2 + o_out, b_low2, mask=m_out)
     tl.store(p_out + o_out, b_c.to(p_out.dtype.element_ty), mask=m_out)
-
-
-@triton.jit
-def load_low(p_x, i_b, o_y, o_x, H, W, F: tl.constexpr, PITCH: tl.constexpr, BLOCK_F: tl.constexpr):
-    """Pixels of an image in the layout of `empty_image`, and zeros outside it."""
-    o_f = tl.arange(0, BLOCK_F)
-    m_x = ((o_y >= 0) & (o_y < H) & (o_x >= 0) & (o_x < W))[:, None] & (o_f < F)[None, :]
-    p_image = p_x + i_b * H * W * PITCH
-    return tl.load(p_image + ((o_y * W + o_x) * PITCH)[:, None] + o_f[None, :], mask=m_x, other=0.0)
 
 
 @triton.jit
@@ -485,14 +480,13 @@ def low_convs_backward_kernel(
     n_tiles = n_w * tl.cdiv(H, BLOCK_H - 4)
     i_b = (tl.program_id(0) // n_tiles).to(tl.int64)
     i_tile = tl.program_id(0) % n_tiles
+    o_h, o_w = i_tile // n_w * (BLOCK_H - 4) - 2, i_tile % n_w * (BLOCK_W - 4) - 2
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
-    o_y = i_tile // n_w * (BLOCK_H - 4) - 2 + o_p // BLOCK_W
-    o_x = i_tile % n_w * (BLOCK_W - 4) - 2 + o_p % BLOCK_W
     o_f = tl.arange(0, BLOCK_F)
     m_rows = (o_p // BLOCK_W >= 2) & (o_p // BLOCK_W < BLOCK_H - 2)
     m_own = (m_rows & (o_p % BLOCK_W >= 2) & (o_p % BLOCK_W < BLOCK_W - 2))[:, None]
-    b_low2 = load_low(p_low2, i_b, o_y, o_x, H, W, F, PITCH, BLOCK_F)
-    b_g = load_low(p_g, i_b, o_y, o_x, H, W, F, PITCH, BLOCK_F)
+    b_low2 = load_tile(p_low2, i_b, o_h, o_w, H, W, F, PITCH, BLOCK_H, BLOCK_W, BLOCK_F)
+    b_g = load_tile(p_g, i_b, o_h, o_w, H, W, F, PITCH, BLOCK_H, BLOCK_W, BLOCK_F)
     p_dw1 += tl.program_id(0).to(tl.int64) * 9 * F * F
     p_dw2 += tl.program_id(0).to(tl.int64) * 9 * F * F
     p_dw3 += tl.program_id(0).to(tl.int64) * 9 * F * F
@@ -503,25 +497,28 @@ def low_convs_backward_kernel(
     b_dx = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_F], ACC)
     for i_row in tl.range(0, 3, num_stages=STAGES):
         for i_column in tl.static_range(3):
-            b_g = load_low(p_g, i_b, o_y - i_row + 1, o_x - i_column + 1, H, W, F, PITCH, BLOCK_F)
+            b_g = load_tile(
+                p_g, i_b, o_h - i_row + 1, o_w - i_column + 1, H, W, F, PITCH, BLOCK_H, BLOCK_W, BLOCK_F
+            )  # fmt: skip
             i_tap = 3 * i_row + i_column
             b_w = load_square(p_w3 + i_tap * s_tap3, F, PITCH_W, BLOCK_F)
             b_dx = tap_backward(b_g, b_w, b_own, b_dx, p_dw3 + i_tap * F * F, F, ACC, PRECISION)
-    b_low1 = load_low(p_low1, i_b, o_y, o_x, H, W, F, PITCH, BLOCK_F)
+    b_low1 = load_tile(p_low1, i_b, o_h, o_w, H, W, F, PITCH, BLOCK_H, BLOCK_W, BLOCK_F)
     b_g = leaky_gradient(b_dx, b_low2, 0.0).to(p_g.dtype.element_ty)
     b_sum = tl.sum(tl.where(m_own, b_g.to(ACC), 0.0), axis=0)
     tl.store(p_db2 + o_db, b_sum, mask=o_f < F)
     b_own = tl.trans(tl.where(m_own, b_low1, 0.0))
     b_dx = conv_of_tile_backward(b_g, p_w2, s_tap2, b_own, p_dw2, F, PITCH_W, ACC, PRECISION, BLOCK_W)
-    b_x = load_low(p_x, i_b, o_y, o_x, H, W, F, PITCH, BLOCK_F)
+    b_x = load_tile(p_x, i_b, o_h, o_w, H, W, F, PITCH, BLOCK_H, BLOCK_W, BLOCK_F)
     b_g = leaky_gradient(b_dx, b_low1, 0.0).to(p_g.dtype.element_ty)
     b_sum = tl.sum(tl.where(m_own, b_g.to(ACC), 0.0), axis=0)
     tl.store(p_db1 + o_db, b_sum, mask=o_f < F)
     b_own = tl.trans(tl.where(m_own, b_x, 0.0))
     b_dx = conv_of_tile_backward(b_g, p_w1, s_tap1, b_own, p_dw1, F, PITCH_W, ACC, PRECISION, BLOCK_W)
-    m_dx = m_own & ((o_y < H) & (o_x < W))[:, None] & (o_f < F)[None, :]
-    p_dx += i_b * s_b + ((o_y * W + o_x) * PITCH)[:, None] + o_f[None, :]
-    tl.store(p_dx, b_dx.to(p_g.dtype.element_ty), mask=m_dx)
+    m_dx = m_own & ((o_h + o_p // BLOCK_W < H) & (o_w + o_p % BLOCK_W < W))[:, None] & (o_f < F)[None, :]
+    p_dx += i_b * s_b + (o_h.to(tl.int64) * W + o_w) * PITCH
+    o_dx = ((o_p // BLOCK_W * W + o_p % BLOCK_W) * PITCH)[:, None] + o_f[None, :]
+    tl.store(p_dx + o_dx, b_dx.to(p_g.dtype.element_ty), mask=m_dx)
 
 
 @triton.jit
@@ -537,16 +534,18 @@ def pool_backward_kernel(
     o_x = tl.program_id(0) % n_w * BLOCK_W + tl.arange(0, BLOCK_W)
     o_f = tl.arange(0, BLOCK_F)
     b_dx = tl.zeros([BLOCK_W, BLOCK_F], ACC)
+    p_index += i_b * s_ib + (i_y // 3).to(tl.int64) * s_ih
+    p_g += i_b * s_gb + (i_y // 3).to(tl.int64) * s_gh
     for i in range(9):
-        o_top = tl.zeros_like(o_x) + (i_y // 3 - i // 3)
+        o_top = i_y // 3 - i // 3
         o_left = o_x // 3 - i % 3
         o_tap = (i_y - 3 * o_top) * 7 + o_x - 3 * o_left
         m_row = (o_top >= 0) & (o_top < LOW_H) & (i_y - 3 * o_top < 7)
         m_window = m_row & (o_left >= 0) & (o_left < LOW_W) & (o_x - 3 * o_left < 7)
         m_window = m_window[:, None] & (o_f < F)[None, :]
-        p_i = p_index + i_b * s_ib + (o_top * s_ih + o_left * s_iw)[:, None] + o_f[None, :]
+        p_i = p_index + (o_left * s_iw - i // 3 * s_ih)[:, None] + o_f[None, :]
         b_index = tl.load(p_i, mask=m_window, other=-1).to(tl.int32)
-        p_out = p_g + i_b * s_gb + (o_top * s_gh + o_left * s_gw)[:, None] + o_f[None, :]
+        p_out = p_g + (o_left * s_gw - i // 3 * s_gh)[:, None] + o_f[None, :]
         b_g = tl.load(p_out, mask=m_window, other=0.0).to(ACC)
         b_dx += tl.where(b_index == o_tap[:, None], b_g, 0.0)
     p_pixel = p_dx + i_b * s_b + i_y.to(tl.int64) * s_h + (o_x * s_w)[:, None] + o_f[None, :]

@@ -35,6 +35,7 @@ from lmfn_kernels.runtime.launch import (
     cdiv,
     channel_block,
     empty_image,
+    index_type,
     launch,
     padded_image,
     partial_sums,
@@ -45,6 +46,7 @@ from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 from lmfn_kernels.runtime.trials import in_use
 from lmfn_kernels.upsample.triton_backend import (
     fold_upsampling,
+    largest_fraction,
     named_strides,
     ratios,
     strides,
@@ -475,6 +477,7 @@ def _of_gate(t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, strides: S
     c = t.size[1]
     constants = {"C": c, "F": f, "LOW_H": low[0], "LOW_W": low[1]}
     constants |= {"BLOCK_C": channel_block(c), "BLOCK_F": channel_block(f)}
+    constants["INDEX"] = index_type(largest_fraction(t.size[2:], low, fixed_grid))
     return constants | ratios(t.size[2:], low, fixed_grid) | named_strides("", strides) | t.constants()
 
 

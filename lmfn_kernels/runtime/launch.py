@@ -35,11 +35,45 @@ def as_pending(e: Tensor | PendingMask) -> PendingMask:
     return e if isinstance(e, PendingMask) else PendingMask(e, None, 1.0)
 
 
+LONGEST, ROWS = 2**26, 2**31 - 2**16
+"""The most elements in a row of an image, and the most rows in all images: within a tile, which is at most 16 rows
+high, kernels count elements in 32 bits, and beyond it in 64."""
+
+
+def index_type(*most: int) -> Any:
+    """The type in which a kernel counts up to `most`, and on to the end of a tile: 64 bits only for as large an image,
+    since divisions take several times as long."""
+    return tl.int64 if max(most) >= ROWS else tl.int32
+
+
+def hold_to_int32(kernel: str, elements: int) -> None:
+    """For kernels that count all elements of an image in 32 bits: raise ValueError if there are more."""
+    if elements >= ROWS:
+        raise ValueError(
+            f"an image of {elements} elements is too large for {kernel}, which takes {ROWS}; divide it into tiles"
+        )
+
+
 def empty_image(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised image `[b, c, h, w]` in the layout that kernels write: channels-last, pixels a `pixel_pitch`
-    apart."""
+    apart.
+
+    Raises ValueError if there are more than `LONGEST` elements in a row, or `ROWS` rows.
+    """
     s = pixel_pitch(c, dtype or like.dtype)
-    return torch.empty_strided((b, c, h, w), (h * w * s, 1, w * s, s), dtype=dtype or like.dtype, device=like.device)
+    strides = _image_strides(like, b, h, w, s)
+    return torch.empty_strided((b, c, h, w), strides, dtype=dtype or like.dtype, device=like.device)
+
+
+def _image_strides(like: Tensor, b: int, h: int, w: int, s: int) -> Block:
+    """Of images with pixels `s` elements apart."""
+    row = w * s
+    if not isinstance(like, FakeTensor) and (row > LONGEST or b * h > ROWS):  # a fake's sizes may be symbols
+        raise ValueError(
+            f"{b} images of {h} x {w} pixels, {s} elements each, are too large for the kernels: they take at most "
+            f"{LONGEST // s} columns, and {ROWS} rows in all images; divide them into tiles, or into several batches"
+        )
+    return h * row, 1, row, s
 
 
 def padded_image(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -48,7 +82,7 @@ def padded_image(like: Tensor, b: int, c: int, h: int, w: int, dtype: torch.dtyp
     s = pixel_pitch(c, dtype or like.dtype)
     if s == c or s % 32 or isinstance(like, FakeTensor):
         return empty_image(like, b, c, h, w, dtype)
-    shape, strides = (b, c, h, w), (h * w * s, 1, w * s, s)
+    shape, strides = (b, c, h, w), _image_strides(like, b, h, w, s)
     out = torch.empty_strided((b, s, h, w), strides, dtype=dtype or like.dtype, device=like.device)
     out.as_strided_(shape, strides)  # in place: no view, and the memory includes the zeros of the last pixel
     key = id(out)

@@ -34,12 +34,12 @@ def bilinear_axis(o_x, TO, FROM, LOW, ACC: tl.constexpr):
 @triton.jit
 def upsampled(
     p_v, i_b, o_h, o_w, H, W, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, F, s_b, s_h, s_w,
-    ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
+    INDEX: tl.constexpr, ACC: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """A tile [pixels, F] of v [LOW_H, LOW_W, F] upsampled to H x W, by which FROM rows and columns become TO."""
     o_p = tl.arange(0, BLOCK_H * BLOCK_W)
-    o_y = o_h + o_p // BLOCK_W
-    o_x = o_w + o_p % BLOCK_W
+    o_y = o_h.to(INDEX) + o_p // BLOCK_W
+    o_x = o_w.to(INDEX) + o_p % BLOCK_W
     o_f = tl.arange(0, BLOCK_F)
     m_v = ((o_y < H) & (o_x < W))[:, None] & (o_f < F)[None, :]
     o_y0, o_y1, b_y = bilinear_axis(o_y, TO_H, FROM_H, LOW_H, ACC)
@@ -58,7 +58,7 @@ def upsampled(
 @triton.jit
 def upsample_add_kernel(
     p_v, t_added, t_out, H, W, LOW_H, LOW_W, F, s_b, s_h, s_w,
-    DOUBLES: tl.constexpr, PITCH: tl.constexpr, UNIT: tl.constexpr, ACC: tl.constexpr,
+    DOUBLES: tl.constexpr, PITCH: tl.constexpr, UNIT: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """out = v [LOW_H, LOW_W, F] upsampled to H x W, plus `added` unless it is None.
@@ -73,12 +73,12 @@ def upsample_add_kernel(
     if DOUBLES:
         b_out = upsampled(
             p_v + o_f, i_b, o_h, o_w, H, W, LOW_H, LOW_W, 2, 1, 2, 1, PITCH - o_f, s_b, s_h, s_w,
-            ACC, BLOCK_H, BLOCK_W, BLOCK_F,
+            INDEX, ACC, BLOCK_H, BLOCK_W, BLOCK_F,
         )  # fmt: skip
     else:
         b_out = upsampled(
             p_v + o_f, i_b, o_h, o_w, H, W, LOW_H, LOW_W, H, LOW_H, W, LOW_W, PITCH - o_f, s_b, s_h, s_w,
-            ACC, BLOCK_H, BLOCK_W, BLOCK_F,
+            INDEX, ACC, BLOCK_H, BLOCK_W, BLOCK_F,
         )  # fmt: skip
     if t_added is not None:
         b_out += load_pixels(t_added, i_b, o_h, o_w, o_f).to(ACC)
@@ -106,7 +106,8 @@ def share(o_x, i_x, TO, FROM, LOW, ACC: tl.constexpr):
 @triton.jit
 def upsample_backward_kernel(
     p_g, p_dv, B, H, W, F, LOW_H, LOW_W, TO_H, FROM_H, TO_W, FROM_W, s_gb, s_gh, s_gw, s_b, s_h, s_w,
-    PITCH: tl.constexpr, ACC: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
+    PITCH: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """The gradients of BLOCK_P pixels of v, gathered in a fixed order from the pixels of g that read each, BLOCK_W of
     a row at once.
@@ -116,8 +117,9 @@ def upsample_backward_kernel(
     wait_for_previous_launch()
     o_r = tl.arange(0, BLOCK_P * BLOCK_W)
     o_f = tl.arange(0, BLOCK_F)
-    n_low = B * LOW_H * LOW_W
-    i_low = tl.minimum(tl.program_id(0) * BLOCK_P + o_r // BLOCK_W, n_low - 1)
+    n_low = tl.cast(B, INDEX) * LOW_H * LOW_W
+    i_first = tl.program_id(0).to(INDEX) * BLOCK_P
+    i_low = tl.minimum(i_first + o_r // BLOCK_W, n_low - 1)
     i_y = i_low // LOW_W % LOW_H
     i_x = i_low % LOW_W
     o_top, o_end = readers(i_y, H, TO_H, FROM_H, LOW_H)
@@ -136,7 +138,7 @@ def upsample_backward_kernel(
             p_pixel = p_image + o_y.to(tl.int64) * s_gh + o_x * s_gw
             b_g = tl.load(p_pixel[:, None] + o_f[None, :], mask=m_g, other=0.0).to(ACC)
             b_dv += b_g * (b_x * b_y)[:, None]
-    i_low = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    i_low = i_first + tl.arange(0, BLOCK_P)
     p_dv += (i_low // LOW_W // LOW_H).to(tl.int64)[:, None] * s_b
     p_dv += (i_low // LOW_W % LOW_H * s_h + i_low % LOW_W * s_w)[:, None] + o_f[None, :]
     b_dv = tl.sum(b_dv.reshape(BLOCK_P, BLOCK_W, BLOCK_F), axis=1)
@@ -258,17 +260,17 @@ def upsampled_conv_kernel(
 @triton.jit
 def unshuffle_kernel(
     p_g, p_e, PIXELS, H, W, C, PITCH, s_b, s_n, s_h, s_w, s_eb, s_eh, s_ew,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Rearrange an image [B, C / 4, 2H, 2W] of any strides to pixels of C values, and zeros up to PITCH: channel
     4 n + 2 i + j is row i, column j of the 2x2 pixels of channel n."""
     wait_for_previous_launch()
-    o_p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    o_p = tl.program_id(0).to(INDEX) * BLOCK_P + tl.arange(0, BLOCK_P)
     o_c = tl.arange(0, BLOCK_C)
     o_b, o_y = (o_p // W // H).to(tl.int64), (o_p // W % H).to(tl.int64)
     m_p = (o_p < PIXELS)[:, None]
     p_pixel = p_g + o_b * s_b + 2 * o_y * s_h + 2 * (o_p % W) * s_w
-    o_g = o_c // 4 * s_n + o_c // 2 % 2 * s_h + o_c % 2 * s_w
+    o_g = (o_c // 4).to(INDEX) * s_n + o_c // 2 % 2 * s_h + o_c % 2 * s_w
     b_g = tl.load(p_pixel[:, None] + o_g[None, :], mask=m_p & (o_c < C)[None, :], other=0.0)
     p_pixel = p_e + o_b * s_eb + o_y * s_eh + o_p % W * s_ew
     tl.store(p_pixel[:, None] + o_c[None, :], b_g.to(p_e.dtype.element_ty), mask=m_p & (o_c < PITCH)[None, :])

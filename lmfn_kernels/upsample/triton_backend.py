@@ -27,6 +27,8 @@ from lmfn_kernels.runtime.launch import (
     cdiv,
     channel_block,
     empty_image,
+    hold_to_int32,
+    index_type,
     launch,
     padded_channels,
     padded_image,
@@ -45,6 +47,7 @@ __all__ = [
     "conv",
     "fold_upsampling",
     "input_gradient",
+    "largest_fraction",
     "mask_gradient",
     "materialize",
     "named_strides",
@@ -57,6 +60,10 @@ __all__ = [
     "upsampled_conv_backward",
     "weight_gradient",
 ]
+
+
+TILE = 64
+"""A position beyond a map, in a tile that ends there, is less than this far beyond."""
 
 
 def strides(x: Tensor) -> tuple[int, int, int]:
@@ -76,6 +83,16 @@ def ratios(size: Sequence[int], low: Sequence[int], fixed_grid: bool) -> dict[st
     return {"TO_H": to_h, "FROM_H": from_h, "TO_W": to_w, "FROM_W": from_w}
 
 
+def largest_fraction(size: Sequence[int], low: Sequence[int], fixed_grid: bool) -> int:
+    """The largest integer by which kernels compute the position of a pixel in the other map: `bilinear_axis`,
+    `readers`."""
+    found = 0
+    for n, m in zip(size, low, strict=True):
+        to, source = ratio(n, m, fixed_grid)
+        found = max(found, 2 * (n + TILE) * source, 2 * (m + TILE) * to)
+    return found
+
+
 def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
     out = padded_image(low, low.shape[0], low.shape[1], size[0], size[1])
     key = tiling("upsample_add", out), low.shape[2:], strides(low)
@@ -86,22 +103,24 @@ def upsample_add(low: Tensor, size: Sequence[int], added: Tensor | None = None) 
 @lru_cache(PLANS)
 def _upsample_add(t: Tiling, low: Sequence[int], of_low: Sequence[int]) -> Plan:
     """`t` is the tiling of the result; `low` and `of_low` are height and width, and strides of the smaller map."""
-    channels = t.size[1]
+    channels, size = t.size[1], t.size[2:]
     width, unit = min(64, channel_block(channels)), 16 // t.dtype.itemsize
+    doubles = size == (2 * low[0], 2 * low[1])
     return Plan(
         kernels.upsample_add_kernel,
         (t.tiles, cdiv(channels, width)),
         t.config.warps,
         {"t_added": t.pixels(width), "t_out": t.pixels(width)},
-        H=t.size[2],
-        W=t.size[3],
+        H=size[0],
+        W=size[1],
         LOW_H=low[0],
         LOW_W=low[1],
         F=channels,
         **named_strides("", [stride // unit for stride in of_low]),
-        DOUBLES=t.size[2] == 2 * low[0] and t.size[3] == 2 * low[1],
+        DOUBLES=doubles,
         PITCH=pitch(channels, t.dtype),
         UNIT=unit,
+        INDEX=index_type(0 if doubles else largest_fraction(size, low, fixed_grid=False)),
         ACC=accumulator(t.dtype),
         BLOCK_H=t.config.height,
         BLOCK_W=t.config.width,
@@ -141,6 +160,7 @@ def _upsample_backward(
         **named_strides("g", of_g),
         **named_strides("", of_dv),
         PITCH=pitch(channels, t.dtype),
+        INDEX=index_type(b * low[0] * low[1], low[0] * of_dv[1], largest_fraction((h, w), low, fixed_grid)),
         ACC=accumulator(t.dtype),
         BLOCK_P=pixels,
         BLOCK_W=columns,
@@ -176,6 +196,8 @@ def _ring_upsampled_conv(size: Sequence[int], n: int, of_residual: Sequence[int]
     """`ring_upsampled_conv_kernel` for x of that size, `n` channels of the result, and the residual's strides."""
     ring = import_module("lmfn_kernels.upsample.gluon_kernels")  # only here, as not every Triton has Gluon
     (b, _, h, w), tiles = size, ring.ring
+    s_n, s_h, s_w = of_residual[1:]
+    hold_to_int32("ring_upsampled_conv", max(4 * n * h * w, n * s_n + 2 * h * s_h + 2 * w * s_w))
     rows, columns = ring.ROWS, tiles.PITCH - 2
     return Plan(
         ring.ring_upsampled_conv_kernel,
@@ -324,6 +346,7 @@ def _unshuffle(size: Sequence[int], channels: int, of_g: Sequence[int], of_e: Se
         PITCH=row,
         **{f"s_{dimension}": stride for dimension, stride in zip("bnhw", of_g, strict=True)},
         **named_strides("e", of_e),
+        INDEX=index_type(b * h * w, block // 4 * of_g[1]),
         BLOCK_P=pixels,
         BLOCK_C=block,
     )

@@ -29,6 +29,17 @@ def test_integers_that_overflow_are_an_error() -> None:
 
 
 @triton.jit
+def square_kernel(p_y, size):
+    tl.store(p_y, size * size)
+
+
+def test_sizes_beyond_int32_are_int64() -> None:
+    y = torch.empty(1, dtype=torch.int64)
+    square_kernel[(1,)](y, 2**31)
+    assert y.item() == 2**62
+
+
+@triton.jit
 def mixed_kernel(p_x, p_y, p_z, other: tl.constexpr, n: tl.constexpr):
     o = tl.arange(0, n)
     x, y = tl.load(p_x + o), tl.load(p_y + o)
