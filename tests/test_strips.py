@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +243,28 @@ def measured(*arguments):
     rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()[2:]]
     assert rows, done.stderr
     return [(row[5], float(row[6]), float(row[7])) for row in rows]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_that_the_system_moves_to_the_disk_counts(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments" / "memory")
+    import sizes
+
+    seen = threading.Event()
+    account = {"RssFile": 30, "RssAnon": 100, "RssShmem": 0, "VmSwap": 0, "VmHWM": 130}
+
+    def held(*names):
+        found = sum(account[name] for name in names)
+        if found == 200:  # of what is in no file
+            seen.set()
+        return found
+
+    monkeypatch.setattr(sizes, "held", held)
+    with sizes.peak() as found:
+        account.update(RssFile=10, RssAnon=50, VmSwap=150)
+        assert seen.wait(60)
+        account.update(RssAnon=100, VmSwap=0)
+    assert found == [230]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
