@@ -25,11 +25,8 @@ from lmfn_kernels.testing import (
     reference_with_bounds,
     rfdb_from_flat,
 )
+from tests.gpu.conftest import DEVICE, DTYPES
 
-pytestmark = pytest.mark.gpu  # run only by `-m gpu`, where a missing GPU is a failure
-
-DEVICE = "cuda"
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 WINDOW = 96  # of the maps at 1/4, as in the network's weights
 
 

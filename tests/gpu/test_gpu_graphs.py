@@ -17,11 +17,7 @@ from lmfn.network import Network
 from lmfn_kernels.runtime.launch import intercepting
 from lmfn_kernels.runtime.overlap import can_overlap
 from lmfn_kernels.runtime.trials import trying
-
-pytestmark = pytest.mark.gpu  # run only by `-m gpu`, where a missing GPU is a failure
-
-DEVICE = "cuda"
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+from tests.gpu.conftest import DEVICE, DTYPES
 
 
 def network(name: str) -> Any:

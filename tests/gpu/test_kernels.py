@@ -26,11 +26,7 @@ from lmfn_kernels.testing import (
     reference_with_bounds,
 )
 from lmfn_kernels.weights import E4M3
-
-pytestmark = pytest.mark.gpu  # run only by `-m gpu`, where a missing GPU is a failure
-
-DEVICE = "cuda"
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+from tests.gpu.conftest import DEVICE, DTYPES
 
 # The network's widths and the kernels' limits, at sizes that leave partial tiles.
 CASES = [(name, Size(3, *op.widths, 37, 61)) for name, op in OPS.items()] + [

@@ -3,17 +3,14 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
 from lmfn.data.rendering import Patch, render
 from lmfn.data.synthesis import Exposure, Mean, mirrored
 from lmfn.options import BlurOptions
+from tests.gpu.conftest import DEVICE
 
-pytestmark = pytest.mark.gpu  # run only by `-m gpu`, where a missing GPU is a failure
-
-DEVICE = "cuda"
 SIDE, SIZE = 64, (100, 120)
 
 

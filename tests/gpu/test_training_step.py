@@ -15,9 +15,7 @@ from accelerate.state import AcceleratorState
 
 from lmfn.training.settings import Settings
 from lmfn.training.step import Stepper, initial_state
-
-pytestmark = pytest.mark.gpu  # run only by `-m gpu`, where a missing GPU is a failure
-DEVICE = "cuda"
+from tests.gpu.conftest import DEVICE
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -1,0 +1,18 @@
+"""What the tests on a GPU share: all of them have the mark `gpu`, and run only by `-m gpu`, where a missing GPU is a
+failure."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+DEVICE = "cuda"
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before those that `-m` does not select are left out."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.gpu)
