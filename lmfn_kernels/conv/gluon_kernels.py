@@ -7,8 +7,9 @@ phases of a barrier: with an odd number of slots, it would otherwise skip every 
 whether the number of its phase is even.
 
 If both warpgroups multiply at once, each takes twice as long, and then both compute results while the tensor cores
-idle. ORDERED, they take turns: one begins to multiply when the other has issued the last product of its tile, and its
-results are computed meanwhile. Each has a barrier for its turns.
+idle. ORDERED, they take turns: one begins to multiply when the other has issued the last product of its tile, whose
+results are computed meanwhile. Each has a barrier for its turns. The second output of a stage is multiplied after the
+first row of taps, and computed during the others.
 
 A tile is BLOCK_H + 2 rows of PITCH pixels of 64 channels. Its products are transposed, weight [outputs, inputs] times
 pixels [inputs, BLOCK_H * PITCH], with the pixels of all rows in one sequence. The operand of tap (i, j) therefore is
@@ -117,14 +118,14 @@ def tile_at(i_tile, n_h, n_w, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr):
 
 @gluon.jit
 def load_weights(t_w, t_dw, weights, dw, loaded, MODE: gl.constexpr, ROW: gl.constexpr, TAPS: gl.constexpr):
-    """Load a row of taps, and with the last one a tenth tap and the weight of the 1x1 convolution."""
+    """Load a row of taps, with the first one the weight of the 1x1 convolution, with the last one a tenth tap."""
     LAST: gl.constexpr = TAPS if ROW == 2 else 3 * ROW + 3
-    LAST_OF_ALL: gl.constexpr = t_dw is not None and ROW == 2
+    WITH_DW: gl.constexpr = t_dw is not None and ROW == 0
     bar = loaded.index(ROW)
-    mbarrier.expect(bar, (LAST - 3 * ROW) * t_w.block_type.nbytes + (t_dw.block_type.nbytes if LAST_OF_ALL else 0))
+    mbarrier.expect(bar, (LAST - 3 * ROW) * t_w.block_type.nbytes + (t_dw.block_type.nbytes if WITH_DW else 0))
     for i in gl.static_range(3 * ROW, LAST):
         async_load(t_w, [i if MODE == "same" else 8 - i, 0, 0], bar, weights.index(i))
-    if LAST_OF_ALL:
+    if WITH_DW:
         async_load(t_dw, [0, 0, 0], bar, dw)
 
 
@@ -202,7 +203,13 @@ def stage(pixels, O_P: gl.constexpr, b_x, N, DTYPE: gl.constexpr, PIXELS: gl.con
     What e4m3 cannot hold becomes its largest value.
     """
     o_n = gl.arange(0, _CHANNELS, layout=gl.SliceLayout(1, LAYOUT))
-    matrix_at(pixels, O_P, DTYPE, PIXELS).store(gl.where((o_n < N)[:, None], b_x, 0.0).to(DTYPE))
+    if DTYPE.primitive_bitwidth == 16:
+        # All bits or none, by an instruction for two values: from a comparison, the compiler makes one for each.
+        m_n = ((o_n - N) >> 31).to(gl.int16)[:, None]
+        b_x = (b_x.to(DTYPE).to(gl.int16, bitcast=True) & m_n).to(DTYPE, bitcast=True)
+    else:
+        b_x = gl.where((o_n < N)[:, None], b_x, 0.0).to(DTYPE)
+    matrix_at(pixels, O_P, DTYPE, PIXELS).store(b_x)
 
 
 @gluon.jit
@@ -235,25 +242,24 @@ def consume(
             for j in gl.static_range(3):
                 b_x = matrix_at(slot, FIRST + i * PITCH + j, pixels.dtype, PIXELS)
                 b_out = product(weights.index(3 * i + j), b_x, b_out, MODE)
+            if t_d is not None and i == 0:
+                b_d = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
+                b_d = product(dw, matrix_at(slot, RESIDUAL, pixels.dtype, PIXELS), b_d, MODE)
         if t_z is not None:
             b_z = matrix_at(slot, Z, t_z.dtype, PIXELS, t_z.block_type.shape[3])
             b_out = product(dw, b_z, b_out, MODE)
-        if t_d is not None:
-            b_x = matrix_at(slot, RESIDUAL, pixels.dtype, PIXELS)
-            if TAPS == 10:
-                b_out = product(weights.index(9), b_x, b_out, MODE)
-            b_d = gl.zeros([_CHANNELS, PIXELS], gl.float32, LAYOUT)
-            b_d = product(dw, b_x, b_d, MODE)
+        if TAPS == 10:
+            b_out = product(weights.index(9), matrix_at(slot, RESIDUAL, pixels.dtype, PIXELS), b_out, MODE)
         if turns is not None:
             mbarrier.arrive(turns.index(1 - GROUP), count=1)
         if t_d is not None:
-            b_out, b_d = warpgroup_mma_wait(num_outstanding=0, deps=(b_out, b_d))
+            # The products of the other rows go on while d is computed; those of the first one are done with it.
+            b_d = warpgroup_mma_wait(num_outstanding=TAPS - 3 if turns is not None else 0, deps=(b_d,))
             if p_dfactor is not None:
                 b_d *= load_channels(p_dfactor, D, LAYOUT)
             b_d = leaky(b_d + load_channels(p_dbias, D, LAYOUT), SLOPE)
             stage(pixels, STAGED_D, b_d, D, t_d.dtype, PIXELS, LAYOUT)
-        else:
-            b_out = warpgroup_mma_wait(num_outstanding=0, deps=(b_out,))
+        b_out = warpgroup_mma_wait(num_outstanding=0, deps=(b_out,))
         if p_factor is not None:
             b_out *= load_channels(p_factor, N, LAYOUT)
         if p_bias is not None:

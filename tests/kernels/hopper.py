@@ -34,6 +34,7 @@ SHARED = 232_448
 UNKNOWN = torch.full((16,), 0xFF, dtype=torch.uint8).view(torch.complex128)
 """A chunk of 16 bytes, which are NaN in every dtype; complex numbers stand for chunks."""
 DTYPES = {
+    gl.int16: torch.int16,
     gl.int32: torch.int32,
     gl.int64: torch.int64,
     gl.float16: torch.float16,
@@ -48,8 +49,10 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 class Value(torch.Tensor):
     """Values in registers."""
 
-    def to(self, dtype: Any) -> "Value":  # type: ignore[override]
+    def to(self, dtype: Any, bitcast: bool = False) -> "Value":  # type: ignore[override]
         x = self.as_subclass(Tensor)
+        if bitcast:
+            return x.view(DTYPES[dtype]).as_subclass(Value)
         x = x.clamp(-448, 448) if dtype == gl.float8e4nv else x
         return x.to(DTYPES[dtype]).as_subclass(Value)
 

@@ -116,6 +116,25 @@ def test_an_odd_number_of_slots_needs_two_barriers_each(form: str) -> None:
         results(FORMS[form], inputs, order=hopper.ORDERS[1], edit=with_one)
 
 
+def after_the_channels(form: str, edit: Callable[[str], str] = lambda source: source) -> int:
+    """How many values behind the channels are not zero, of results from an image with NaN and infinity."""
+    inputs = FORMS[form].draw((1, 1, 50, 5, 33), torch.bfloat16)
+    inputs[0][:, :, 1, 2], inputs[0][:, :, 4, 30] = torch.nan, torch.inf
+    count = 0
+    for found in results(FORMS[form], inputs, edit=edit):
+        b, n, h, w = found.shape
+        pixels = found.as_strided((b, h, w, found.stride(3)), [found.stride(i) for i in (0, 2, 3, 1)])
+        assert not pixels[..., :n].isfinite().all()
+        count += int(pixels[..., n:].count_nonzero())
+    return count
+
+
+@pytest.mark.parametrize("form", ["residual", "distill_stage"])
+def test_zeros_after_the_channels(form: str) -> None:
+    assert after_the_channels(form) == 0
+    assert after_the_channels(form, lambda source: source.replace(" & m_n)", ")")) > 0
+
+
 def in_turns(form: str, tiles: int, edit: Callable[[str], str] = lambda source: source) -> None:
     """Without and with `ring_order`: the same bits and, with it, the products of one tile after those of another."""
     inputs = FORMS[form].draw((tiles, 1, 50, 4, 60), torch.bfloat16)  # two tiles each, for two programs
@@ -447,7 +466,9 @@ DEFECTS = [
     ("no fence before a store", "residual", "fence_async_shared()", "pass"),
     ("no fence before a store", "distill_fuse", "fence_async_shared()", "pass"),
     ("no wait for a store", "residual", "tma.store_wait(0)", "pass"),
-    ("no wait for products", "distill_stage", "g=0, deps=(b_out, b_d)", "g=1, deps=(b_out, b_d)"),
+    ("no wait for products", "distill_stage", "num_outstanding=0", "num_outstanding=1"),
+    ("no wait for products", "distill_stage", "g=TAPS - 3", "g=TAPS - 2"),
+    ("no wait for the 1x1 convolution's weight", "distill_stage", "t_dw is not None and ROW == 0", "False"),
     ("no wait for products", "distill_fuse", "num_outstanding=3", "num_outstanding=4"),
     ("the tile's center is not at a multiple of 8 pixels", "distill_stage", "else 7", "else 6"),
     ("a column too many", "distill_fuse", "(o_x < BLOCK_W) &", "(o_x < BLOCK_W + 1) &"),
