@@ -1,7 +1,8 @@
 """`fuse_kernel` for Hopper (sm_90), in Gluon: a ring of tiles as in `conv/gluon_kernels.py`, which explains the layout.
 
-Unlike there, pixels are the rows of every product: what a warpgroup computes for its pixels lies in its registers as
-the left operand of the next product, so that d4 and y are not exchanged through shared memory.
+The warpgroups multiply in turns, but for what needs d4 or y first. Unlike there, pixels are the rows of every product:
+what a warpgroup computes for its pixels lies in its registers as the left operand of the next product, so that d4 and y
+are not exchanged through shared memory.
 """
 
 # ruff: noqa: N803, SIM113  (names of constants are upper-case; Gluon has no enumerate)
@@ -104,7 +105,7 @@ def produce(
 @gluon.jit
 def consume(
     p_last_bias, p_fuse_bias, p_squeeze_bias, t_d4, t_y, p_a, pixels, maps, last, fuse, squeeze, loaded, full, empty,
-    n_tiles, n_h, n_w, H, W, GROUP: gl.constexpr, C: gl.constexpr, D: gl.constexpr, F: gl.constexpr,
+    turns, n_tiles, n_h, n_w, H, W, GROUP: gl.constexpr, C: gl.constexpr, D: gl.constexpr, F: gl.constexpr,
     PITCH_F: gl.constexpr, SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     """Compute every second tile of this program; y and d4 are staged in the tile's own slot."""
@@ -123,6 +124,7 @@ def consume(
         b_d4 = gl.zeros([PIXELS, _DISTILLED], gl.float32, OF_D)
         b_y = gl.zeros([PIXELS, _CHANNELS], gl.float32, OF_Y)
         mbarrier.wait(full.index(i_turn % (2 * SLOTS)), i_turn // (2 * SLOTS) & 1)
+        mbarrier.wait(turns.index(GROUP), (i_turn // 2 & 1) ^ (1 - GROUP))  # the first tile has its turn
         for i in gl.static_range(9):
             b_x = matrix_at(slot, i // 3 * _PITCH + i % 3, pixels.dtype, PIXELS).permute((1, 0))
             b_w = last.index(i).reshape([_CHANNELS, _DISTILLED])
@@ -131,6 +133,7 @@ def consume(
         for i in gl.static_range(3):
             b_w = fuse.index(i).reshape([_DISTILLED, _CHANNELS])
             b_y = warpgroup_mma(map_at(distilled, i * PIXELS, PIXELS), b_w, b_y, is_async=True)
+        mbarrier.arrive(turns.index(1 - GROUP), count=1)
         b_d4 = warpgroup_mma_wait(num_outstanding=3, deps=(b_d4,))
         b_d4 = leaky(b_d4 + load_bias(p_last_bias, D, _DISTILLED, OF_D), SLOPE)
         b_d4 = rounded(b_d4, D, _DISTILLED, pixels.dtype, OF_D)
@@ -185,8 +188,10 @@ def ring_fuse_kernel(
     loaded = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [2 * SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(2):
         mbarrier.init(loaded.index(i), count=1)
+        mbarrier.init(turns.index(i), count=1)
     for i in gl.static_range(SLOTS):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(full.index(SLOTS + i), count=1)
@@ -198,7 +203,7 @@ def ring_fuse_kernel(
                 consume,
                 (
                     p_last_bias, p_fuse_bias, p_squeeze_bias, t_d4, t_y, p_a, pixels, maps, last, fuse, squeeze,
-                    loaded, full, empty, n_tiles, n_h, n_w, H, W, 0, C, D, F, PITCH_F, SLOPE,
+                    loaded, full, empty, turns, n_tiles, n_h, n_w, H, W, 0, C, D, F, PITCH_F, SLOPE,
                     BLOCK_H, BLOCK_W, SLOTS,
                 ),
             ),
@@ -206,7 +211,7 @@ def ring_fuse_kernel(
                 consume,
                 (
                     p_last_bias, p_fuse_bias, p_squeeze_bias, t_d4, t_y, p_a, pixels, maps, last, fuse, squeeze,
-                    loaded, full, empty, n_tiles, n_h, n_w, H, W, 1, C, D, F, PITCH_F, SLOPE,
+                    loaded, full, empty, turns, n_tiles, n_h, n_w, H, W, 1, C, D, F, PITCH_F, SLOPE,
                     BLOCK_H, BLOCK_W, SLOTS,
                 ),
             ),

@@ -2,8 +2,9 @@
 the layout.
 
 The convolution of the upsampled image is a 3x3 convolution with four results per output and pixel of x, and corrections
-at the edges (`polyphase.py`). So few results make pixels the left operand, which may start at any pixel as well. All
-folded weights stay in shared memory, those of the corrections included.
+at the edges (`polyphase.py`). So few results make pixels the left operand, which may start at any pixel as well. The
+warpgroups multiply in turns, except for the corrections. All folded weights stay in shared memory, those of the
+corrections included.
 """
 
 # ruff: noqa: N803, SIM113  (names of constants are upper-case; Gluon has no enumerate)
@@ -104,7 +105,7 @@ def add_edges(
 
 @gluon.jit
 def consume(
-    p_bias, p_residual, p_out, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
+    p_bias, p_residual, p_out, pixels, weights, loaded, full, empty, turns, n_tiles, n_h, n_w,
     H, W, N, s_rb, s_rn, s_rh, s_rw, GROUP: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
     SLOTS: gl.constexpr,
 ):  # fmt: skip
@@ -125,8 +126,10 @@ def consume(
         o_y, o_x = o_h + o_p // _PITCH, o_w + o_p % _PITCH
         b_out = gl.zeros([PIXELS, _RESULTS], gl.float32, LAYOUT)
         mbarrier.wait(full.index(i_turn % (2 * SLOTS)), i_turn // (2 * SLOTS) & 1)
+        mbarrier.wait(turns.index(GROUP), (i_turn // 2 & 1) ^ (1 - GROUP))  # the first tile has its turn
         for i in gl.static_range(9):
             b_out = product(slot, i // 3 * _PITCH + i % 3, weights, i, b_out, PIXELS)
+        mbarrier.arrive(turns.index(1 - GROUP), count=1)
         b_out = warpgroup_mma_wait(num_outstanding=0, deps=(b_out,))
         top, bottom, left, right = o_h == 0, o_h + BLOCK_H >= H, o_w == 0, o_w + BLOCK_W >= W
         if top | bottom | left | right:
@@ -166,8 +169,10 @@ def ring_upsampled_conv_kernel(
     loaded = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [2 * SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(2):
         mbarrier.init(loaded.index(i), count=1)
+        mbarrier.init(turns.index(i), count=1)
     for i in gl.static_range(SLOTS):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(full.index(SLOTS + i), count=1)
@@ -178,14 +183,14 @@ def ring_upsampled_conv_kernel(
             (
                 consume,
                 (
-                    p_bias, p_residual, p_out, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
+                    p_bias, p_residual, p_out, pixels, weights, loaded, full, empty, turns, n_tiles, n_h, n_w,
                     H, W, N, s_rb, s_rn, s_rh, s_rw, 0, BLOCK_H, BLOCK_W, SLOTS,
                 ),
             ),
             (
                 consume,
                 (
-                    p_bias, p_residual, p_out, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
+                    p_bias, p_residual, p_out, pixels, weights, loaded, full, empty, turns, n_tiles, n_h, n_w,
                     H, W, N, s_rb, s_rn, s_rh, s_rw, 1, BLOCK_H, BLOCK_W, SLOTS,
                 ),
             ),
