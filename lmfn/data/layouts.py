@@ -133,6 +133,11 @@ def find_pairs(
         return _found(_layout_of_list(root), root, None, _listed(root))
     if not root.is_dir():
         raise DataError(absent("folder or list", root))
+    return _in_folder(root, split, variant)
+
+
+def _in_folder(root: Path, split: str | None, variant: Variant) -> PairSet:
+    """The pairs of a folder in one of the known layouts."""
     if any(root.glob("Blurry*_*.png")):
         return _found("Koehler", root, None, _koehler(root))
     lists = _list_files(root)

@@ -23,7 +23,7 @@ from lmfn.training.batches import Batches
 from lmfn.training.objective import beginning, learning_rate
 from lmfn.training.run import Log, Progress, RunFolder, StopRequest, parse_settings
 from lmfn.training.settings import Settings
-from lmfn.training.step import Stepper, agree, initial_state
+from lmfn.training.step import StepEnd, Stepper, agree, initial_state
 
 logger = logging.getLogger(__name__)
 
@@ -81,13 +81,7 @@ def train(settings: Settings) -> int:
                 accelerator, stop.signal is not None, time.perf_counter() - began if is_main else 0.0
             )
             done = at.fraction_of(settings)
-            for step, end in enumerate(ends, at.step - len(ends) + 1):
-                at.skipped, in_a_row = at.skipped + end.bad, in_a_row + 1 if end.bad else 0
-                if in_a_row == MOST_SKIPPED_IN_A_ROW:
-                    raise FloatingPointError(
-                        f"the loss was not finite {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step {step}; the last "
-                        f"good state is in {run.path / 'state'}. A lower --lr, --clip 1 or --precision fp32 may help"
-                    )
+            in_a_row = count_skipped(at, ends, in_a_row, run)
             if is_main:
                 log.step(at, done, [end.loss for end in ends], rate, ends[-1].norm, batches.seconds)
                 if done >= 1 or stopping or at.step % settings.save_every == 0:
@@ -106,6 +100,19 @@ def train(settings: Settings) -> int:
     del stepper
     accelerator.end_training()
     return 128 + stop.signal if stop.signal else 0
+
+
+def count_skipped(at: Progress, ends: Sequence[StepEnd], in_a_row: int, run: RunFolder) -> int:
+    """Add the steps that were skipped to the progress; how many were in a row, up to the last, if `in_a_row` were so up
+    to the first. Raises FloatingPointError for too many."""
+    for step, end in enumerate(ends, at.step - len(ends) + 1):
+        at.skipped, in_a_row = at.skipped + end.bad, in_a_row + 1 if end.bad else 0
+        if in_a_row == MOST_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(
+                f"the loss was not finite {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step {step}; the last good "
+                f"state is in {run.path / 'state'}. A lower --lr, --clip 1 or --precision fp32 may help"
+            )
+    return in_a_row
 
 
 def is_read_after(step: int, settings: Settings, device: torch.device) -> bool:

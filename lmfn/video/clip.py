@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,15 +91,10 @@ def deblur_clip(
     encoding = choose_encoding(clip, target, codec, crf)
     job = _job(source, encoding, weights=weights, deinterlace=deinterlace, frames=frames)
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = atomic.beside(target, ".parts")
-    _check_parts(folder, job, resume)
-    folder.mkdir(exist_ok=True)
-    for leftover in folder.glob(".*"):
-        leftover.unlink()
     segments: list[Segment] = []
     bar_format = "{l_bar}{bar}| {n:.1f}/{total:.1f} s [{elapsed}<{remaining}]"
     seconds = clip.end - clip.start
-    try:
+    with _parts(target, job, resume) as folder:
         try_out(clip, folder, target, encoding)
         summary = ClipSummary(source, target, size=(clip.height, clip.width), notes=list(clip.notes))
         summary.resumed = sum(segment.frames for segment in whole_segments(folder))
@@ -108,12 +105,6 @@ def deblur_clip(
                 bar.update(max(0.0, min(float(segment.end * clip.time_base) - clip.start, seconds) - bar.n))
         if not segments:
             raise VideoError(f"{source}: no frame can be decoded")
-    except UnusableClipError:
-        shutil.rmtree(folder)
-        raise
-    finally:
-        if folder.is_dir() and not whole_segments(folder):
-            shutil.rmtree(folder)
     for segment in segments:
         summary.frames += segment.frames
         summary.flicker += segment.flicker
@@ -121,6 +112,27 @@ def deblur_clip(
     summary.notes += join(clip, folder, segments, target, encoding)
     shutil.rmtree(folder)
     return summary
+
+
+@contextmanager
+def _parts(target: Path, job: dict[str, object], resume: bool) -> Iterator[Path]:
+    """The folder of segments, which is left after an error if a later run can continue from them.
+
+    Raises VideoError for parts of an earlier run that would be lost.
+    """
+    folder = atomic.beside(target, ".parts")
+    _check_parts(folder, job, resume)
+    folder.mkdir(exist_ok=True)
+    for leftover in folder.glob(".*"):
+        leftover.unlink()
+    try:
+        yield folder
+    except UnusableClipError:
+        shutil.rmtree(folder)
+        raise
+    finally:
+        if folder.is_dir() and not whole_segments(folder):
+            shutil.rmtree(folder)
 
 
 def _check_paths(source: Path, target: Path, overwrite: bool) -> None:
