@@ -168,16 +168,18 @@ def described(kernel: str, a: dict[str, Any]) -> Launch:
     images = [tuple(map(int, d.shape[:3])) for d in descriptors if len(d.shape) == 4]
     images = images or [(len(t), *t.shape[2:]) for t in tensors if t.ndim == 4] or [(0, 0, 0)]
     b, h, w = max(images, key=prod)
+    maps = [(b, h, w), *(tuple(a[f"{axis}{i}"] for axis in "BHW") for i in (2, 3) if a.get(f"B{i}"))]
     weights = sum(prod(d.shape) for d in descriptors if len(d.shape) == 3)
     name = kernel.removesuffix("_kernel")
-    products = PRODUCTS[name](a, weights, b) if name in PRODUCTS else weights
+    products = PRODUCTS[name](a, weights, b) if name in PRODUCTS else weights / len(maps)
     memory = {d.base.data_ptr(): prod(d.shape) * d.base.dtype.itemsize for d in descriptors}
     memory |= {t.data_ptr(): t.nbytes for t in tensors}
     widths = "-".join(str(a[name]) for name in ("K", "C", "N", "D", "G", "F") if int(a.get(name) or 0) > 1)
     tile = f"tile {a.get('BLOCK_H', 1)}x{a.get('BLOCK_W', 1)}, {a['num_warps']} warps, {a.get('STAGES', 1)} stages"
-    shape = ", ".join(filter(None, [str(a.get("MODE", "")), widths, f"{b}x{h}x{w}" if b else "", tile]))
+    sizes = " + ".join(f"{b}x{h}x{w}" for b, h, w in maps if b)
+    shape = ", ".join(filter(None, [str(a.get("MODE", "")), widths, sizes, tile]))
     moved = BYTES[name](a) if name in BYTES else sum(memory.values())
-    return Launch(kernel, shape, 2.0 * products * b * h * w, moved)
+    return Launch(kernel, shape, 2.0 * products * sum(map(prod, maps)), moved)
 
 
 PRODUCTS: dict[str, Callable[[dict[str, Any], int, int], float]] = {

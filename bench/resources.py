@@ -193,6 +193,10 @@ def _calls(dtype: torch.dtype) -> None:
     for n, up in ((c, True), (64, False)):
         residual_block = mshf.OneBlock((image(b, n, h, w),), (conv(n, n, 3),), (conv(n, n, 3),))
         _both_passes(mshf.RESIDUAL_BLOCKS[1], residual_block, mshf.BlockOptions(up, save_middle=True))
+    for number in (2, 3):
+        scales = tuple(image(b, 64, h // 2**i, w // 2**i) for i in range(number))
+        op, convs = mshf.RESIDUAL_BLOCKS[number], tuple(conv(64, 64, 3) for _ in scales)
+        _both_passes(op, op.inputs(scales, convs, convs), mshf.BlockOptions(False, save_middle=True))
     added = upsample.AddInputs(image(b, 64, h, w), image(b, 64, h // 2, w // 2))
     _both_passes(upsample.UPSAMPLE_ADD, added, upsample.NoOptions())
     residual = torch.zeros(b, 3, 2 * h, 2 * w)
@@ -307,6 +311,7 @@ def _variant(a: dict[str, Any]) -> str:
     parts += [name for name in optional if a.get(name) is not None]
     if E4M3 in (maps := [a[name].base.dtype for name in ("t_x", "t_out") if hasattr(a.get(name), "base")]):
         parts.append(f"{' to '.join('8' if dtype == E4M3 else '16' for dtype in maps)} bits")
+    parts += ["three maps"] if a.get("t_x3") is not None else ["two maps"] if a.get("t_out2") is not None else []
     parts += ["in turns"] if a.get("ORDERED") else []
     return f" ({', '.join(parts)})" if parts else ""
 

@@ -131,7 +131,8 @@ def load_weights(t_w, t_dw, weights, dw, loaded, MODE: gl.constexpr, ROW: gl.con
 
 @gluon.jit
 def produce(
-    t_x, t_residual, t_z, t_mask, t_w, t_dw, pixels, weights, dw, loaded, full, empty, n_tiles, n_h, n_w,
+    t_x, t_residual, t_z, t_mask, t_w, t_dw, pixels, weights, dw, loaded, full, empty, i_program, programs,
+    n_tiles, n_h, n_w,
     MODE: gl.constexpr, PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
     SLOTS: gl.constexpr, SLOT: gl.constexpr, FIRST: gl.constexpr, RESIDUAL: gl.constexpr, Z: gl.constexpr,
     MASK: gl.constexpr, TAPS: gl.constexpr,
@@ -149,7 +150,7 @@ def produce(
     )
     load_weights(t_w, t_dw, weights, dw, loaded, MODE, 0, TAPS)
     i_turn = 0
-    for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
+    for i_tile in range(i_program, n_tiles, programs):
         i_slot = i_turn % SLOTS
         slot = part(pixels, i_slot, SLOT, SLOT)
         bar = full.index(i_turn % (2 * SLOTS))
@@ -215,7 +216,7 @@ def stage(pixels, O_P: gl.constexpr, b_x, N, DTYPE: gl.constexpr, PIXELS: gl.con
 @gluon.jit
 def consume(
     t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, t_z, t_mask, pixels, weights, dw, loaded, full, empty,
-    turns, n_tiles, n_h, n_w, N, D,
+    turns, i_program, programs, n_tiles, n_h, n_w, N, D,
     GROUP: gl.constexpr, MODE: gl.constexpr, SLOPE: gl.constexpr, MASK_SLOPE: gl.constexpr,
     BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr, SLOT: gl.constexpr, FIRST: gl.constexpr,
     RESIDUAL: gl.constexpr, Z: gl.constexpr, MASK: gl.constexpr, TAPS: gl.constexpr,
@@ -229,7 +230,7 @@ def consume(
     STAGED: gl.constexpr = RESIDUAL if EIGHT and t_residual is not None and t_d is None else 0
     STAGED_D: gl.constexpr = SLOTS * SLOT + GROUP * PIXELS * (2 if EIGHT else 1)
     i_turn = GROUP
-    for i_tile in range(gl.program_id(0) + GROUP * gl.num_programs(0), n_tiles, 2 * gl.num_programs(0)):
+    for i_tile in range(i_program + GROUP * programs, n_tiles, 2 * programs):
         i_slot = i_turn % SLOTS
         slot = part(pixels, i_slot, SLOT, SLOT + 8)  # the last tap reads two pixels behind it
         i_b, o_h, o_w = tile_at(i_tile, n_h, n_w, BLOCK_H, BLOCK_W)
@@ -283,17 +284,47 @@ def consume(
         i_turn += 2
 
 
-@gluon.jit(do_not_specialize=["B", "H", "W", "N", "D"])
+@gluon.jit
+def of_map(x, x2, x3, FIRST2, FIRST3):
+    """What this program takes of two or three maps: from program FIRST2 on the second one, from FIRST3 on the third."""
+    if x2 is not None and gl.program_id(0) >= FIRST2:
+        x = x2
+    if x3 is not None and gl.program_id(0) >= FIRST3:
+        x = x3
+    return x
+
+
+@gluon.jit(do_not_specialize=["B", "H", "W", "B2", "H2", "W2", "B3", "H3", "W3", "FIRST2", "FIRST3", "N", "D"])
 def ring_kernel(
-    t_x, t_w, p_factor, p_bias, t_residual, t_z, t_mask, t_out, t_dw, p_dfactor, p_dbias, t_d, B, H, W, N, D,
+    t_x, t_w, p_factor, p_bias, t_residual, t_z, t_mask, t_out, t_dw, p_dfactor, p_dbias, t_d,
+    t_x2, t_w2, p_bias2, t_residual2, t_mask2, t_out2, t_x3, t_w3, p_bias3, t_residual3, t_mask3, t_out3,
+    B, H, W, B2, H2, W2, B3, H3, W3, FIRST2, FIRST3, N, D,
     MODE: gl.constexpr, PADDING: gl.constexpr, SLOPE: gl.constexpr, MASK_SLOPE: gl.constexpr,
     BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, ORDERED: gl.constexpr,
 ):  # fmt: skip
     """out = leaky(conv(x) + bias + residual), H x W, or an input gradient, with at most 64 channels before and after.
 
     MODE, `t_z`, `t_dw`, `t_mask` and `t_d` as in `conv_kernel`; with `t_dw`, the residual is x. Sums of products are
-    multiplied by a factor per channel, if given. ORDERED: the products of two tiles are not mixed.
+    multiplied by a factor per channel, if given. ORDERED: the products of two tiles are not mixed. A second and a third
+    map of other sizes are computed as well, if given, each by the programs from FIRST2 and FIRST3 on.
     """
+    i_program = gl.program_id(0)
+    programs = gl.num_programs(0)
+    if t_x2 is not None:
+        programs = of_map(FIRST2, FIRST3 - FIRST2, programs - FIRST3, FIRST2, FIRST3)
+        i_program = of_map(i_program, i_program - FIRST2, i_program - FIRST3, FIRST2, FIRST3)
+        t_x = of_map(t_x, t_x2, t_x3, FIRST2, FIRST3)
+        t_w = of_map(t_w, t_w2, t_w3, FIRST2, FIRST3)
+        t_out = of_map(t_out, t_out2, t_out3, FIRST2, FIRST3)
+        if p_bias is not None:
+            p_bias = of_map(p_bias, p_bias2, p_bias3, FIRST2, FIRST3)
+        if t_residual is not None:
+            t_residual = of_map(t_residual, t_residual2, t_residual3, FIRST2, FIRST3)
+        if t_mask is not None:
+            t_mask = of_map(t_mask, t_mask2, t_mask3, FIRST2, FIRST3)
+        B = of_map(B, B2, B3, FIRST2, FIRST3)
+        H = of_map(H, H2, H3, FIRST2, FIRST3)
+        W = of_map(W, W2, W3, FIRST2, FIRST3)
     n_h = gl.cdiv(H, BLOCK_H)
     n_w = gl.cdiv(W, BLOCK_W)
     n_tiles = B * n_h * n_w
@@ -347,7 +378,7 @@ def ring_kernel(
                 consume,
                 (
                     t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, t_z, t_mask, pixels, weights, dw,
-                    loaded, full, empty, turns, n_tiles, n_h, n_w, N, D,
+                    loaded, full, empty, turns, i_program, programs, n_tiles, n_h, n_w, N, D,
                     0, MODE, SLOPE, MASK_SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, Z, MASK, TAPS,
                 ),
             ),
@@ -355,7 +386,7 @@ def ring_kernel(
                 consume,
                 (
                     t_out, t_d, p_factor, p_bias, p_dfactor, p_dbias, t_residual, t_z, t_mask, pixels, weights, dw,
-                    loaded, full, empty, turns, n_tiles, n_h, n_w, N, D,
+                    loaded, full, empty, turns, i_program, programs, n_tiles, n_h, n_w, N, D,
                     1, MODE, SLOPE, MASK_SLOPE, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, Z, MASK, TAPS,
                 ),
             ),
@@ -363,7 +394,8 @@ def ring_kernel(
                 produce,
                 (
                     t_x, t_residual, t_z, t_mask, t_w, t_dw, pixels, weights, dw, loaded, full, empty,
-                    n_tiles, n_h, n_w, MODE, PADDING, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, Z, MASK, TAPS,
+                    i_program, programs, n_tiles, n_h, n_w,
+                    MODE, PADDING, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, Z, MASK, TAPS,
                 ),
             ),
         ],

@@ -29,12 +29,14 @@ from lmfn_kernels.runtime.launch import (
 )
 from lmfn_kernels.runtime.torch_private import FakeTensor
 from lmfn_kernels.runtime.trials import in_use
-from lmfn_kernels.weights import ScaledConv
+from lmfn_kernels.weights import Conv, ScaledConv
 
 __all__ = [
     "as_kernel_image",
     "conv",
+    "convs",
     "input_gradient",
+    "input_gradients",
     "launch_conv",
     "launch_scaled",
     "mask_gradient",
@@ -120,14 +122,8 @@ def _convolution(
     """`t` is the tiling of the output; `d` is the channels of the extra image or of the second output; `programs` is 0
     if `ring_kernel` cannot do what is asked for."""
     taps, k, n = weight if mode in ("same", "down") else (weight[0], weight[2], weight[1])
-    if (
-        programs
-        and (mode, channel_block(k)) in (("same", 64), ("back", 64), ("back", 32))
-        and channel_block(n) == 64
-        and taps == 9
-        and t.dtype.itemsize == 2
-    ):
-        return _ring(t.size, n, d, mode, padding, slopes[0], slopes[2], programs, ordered)
+    if programs and _fits_ring(mode, taps, k, n, t.dtype):
+        return _ring((t.size,), n, d, mode, padding, slopes[0], slopes[2], programs, ordered)
     block_k, block_n, block_d = min(64, channel_block(k)), min(64, channel_block(n)), channel_block(d)
     return Plan(
         kernels.conv_kernel,
@@ -183,9 +179,26 @@ def _multiprocessors_of_hopper(device: torch.device) -> int:
     return int(properties.multi_processor_count) if (properties.major, properties.minor) == (9, 0) else 0
 
 
+def _fits_ring(mode: str, taps: int, k: int, n: int, dtype: torch.dtype) -> bool:
+    """Whether `ring_kernel` computes a convolution from k to n channels."""
+    kinds = ("same", 64, 64), ("back", 64, 64), ("back", 32, 64)
+    return (mode, channel_block(k), channel_block(n)) in kinds and taps == 9 and dtype.itemsize == 2
+
+
+def shares(tiles: Sequence[int], programs: int) -> list[int]:
+    """How many of the programs each map gets, given its tiles: those with which the last one is done earliest."""
+    found = [1] * len(tiles)
+    while sum(found) < programs:
+        i = max(range(len(tiles)), key=lambda i: tiles[i] / found[i])
+        if found[i] >= tiles[i]:
+            break
+        found[i] += 1
+    return found
+
+
 @lru_cache(PLANS)
 def _ring(
-    size: Sequence[int],
+    sizes: Sequence[Sequence[int]],
     n: int,
     d: int,
     mode: str,
@@ -195,28 +208,36 @@ def _ring(
     programs: int,
     ordered: bool,
 ) -> Plan:
-    """`ring_kernel` for an output [B, n, H, W] of that size, with d channels of its second output, if there is one."""
+    """`ring_kernel` for one to three outputs [B, n, H, W] of these sizes; d is the channels of a second output of the
+    only one, if there is one."""
     ring = import_module("lmfn_kernels.conv.gluon_kernels")  # only here, as not every Triton has Gluon
-    b, _, h, w = size
-    found = [(b * cdiv(h, rows) * cdiv(w, pitch - 2), rows, pitch) for rows, pitch in ring.TILES]
-    tiles, rows, pitch = min(found if mode == "back" else found[:1], key=lambda found: cdiv(found[0], programs))
-    row, block_d = (1, 1, pitch // 2, ring.CHANNELS), max(32, channel_block(d))
+    found = []
+    for rows, pitch in ring.TILES if mode == "back" else ring.TILES[:1]:
+        tiles = [b * cdiv(h, rows) * cdiv(w, pitch - 2) for b, _, h, w in sizes]
+        split = shares(tiles, programs)
+        found.append((max(map(cdiv, tiles, split)), split, rows, pitch))
+    _, split, rows, pitch = min(found, key=lambda found: found[0])
+    block_d, maps = max(32, channel_block(d)), ["", "2", "3"][: len(sizes)]
+    of_one = {
+        "t_x": (1, 2, pitch, ring.CHANNELS),
+        **dict.fromkeys(("t_residual", "t_mask"), (1, rows, pitch, ring.CHANNELS)),
+        "t_w": (1, ring.CHANNELS, ring.CHANNELS),
+        "t_out": (1, 1, pitch // 2, ring.CHANNELS),
+    }
     return Plan(
         ring.ring_kernel,
-        (min(programs, tiles),),
+        (sum(split),),
         4,
         {
-            "t_x": (1, 2, pitch, ring.CHANNELS),
-            **dict.fromkeys(("t_residual", "t_mask"), (1, rows, pitch, ring.CHANNELS)),
+            **{f"{name}{i}": block for name, block in of_one.items() for i in maps},
             "t_z": (1, rows, pitch, block_d),
-            "t_w": (1, ring.CHANNELS, ring.CHANNELS),
             "t_dw": (1, ring.CHANNELS, ring.CHANNELS if mode == "same" else block_d),
-            **dict.fromkeys(("t_out", "t_d"), row),
+            "t_d": of_one["t_out"],
         },
         ring.descriptor,
-        B=b,
-        H=h,
-        W=w,
+        **{f"{name}{i}": size[axis] for i, size in zip(maps, sizes, strict=True) for name, axis in AXES},
+        FIRST2=split[0] if len(sizes) > 1 else None,
+        FIRST3=sum(split[:2]) if len(sizes) > 1 else None,
         N=n,
         D=d,
         MODE=mode,
@@ -227,6 +248,9 @@ def _ring(
         BLOCK_W=pitch - 2,
         ORDERED=ordered,
     )
+
+
+AXES = ("B", 0), ("H", 2), ("W", 3)
 
 
 def _views(x: Tensor, stride: int) -> list[Tensor]:
@@ -260,6 +284,66 @@ def conv(
     return out
 
 
+def convs(maps: Sequence[tuple[Tensor, Conv, Tensor | None]], slope: float) -> list[Tensor]:
+    """As `conv` with padding 1, of one to three maps, each given by x, the convolution and a residual; on Hopper in one
+    launch."""
+    x, (weight, _), _ = maps[0]
+    (n, k), programs = weight.shape[:2], ring_programs(x.device) if in_use("ring_scales") else 0
+    if len(maps) == 1 or not programs or not _fits_ring("same", weight[0, 0].numel(), k, n, x.dtype):
+        return [conv(x, *of_x, residual, padding=1, slope=slope) for x, of_x, residual in maps]
+    outs = [padded_image(x, len(x), n, *x.shape[2:]) for x, _, _ in maps]
+    _launch_ring_of_maps(
+        outs,
+        "same",
+        (slope, 1.0),
+        programs,
+        [
+            {"t_x": x, "t_w": weight_as_taps(weight), "p_bias": bias, "t_residual": residual}
+            for x, (weight, bias), residual in maps
+        ],
+    )
+    return outs
+
+
+def input_gradients(maps: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None]], mask: float = 1.0) -> list[Tensor]:
+    """As `input_gradient` with padding 1, of one to three maps, each given by e, weight, x and `add`; on Hopper in one
+    launch."""
+    _, weight, x, _ = maps[0]
+    used = in_use("ring_scales") and in_use("ring_input_gradient")
+    (n, k), programs = weight.shape[:2], ring_programs(x.device) if used else 0
+    if len(maps) == 1 or not programs or not _fits_ring("back", weight[0, 0].numel(), n, k, x.dtype):
+        return [input_gradient(e, weight, x, padding=1, mask=mask, add=add) for e, weight, x, add in maps]
+    outs = [padded_image(x, *x.shape) for _, _, x, _ in maps]
+    _launch_ring_of_maps(
+        outs,
+        "back",
+        (1.0, mask),
+        programs,
+        [
+            {"t_x": e, "t_w": weight_as_taps(weight), "t_residual": add, "t_mask": None if mask == 1 else x}
+            for e, weight, x, add in maps
+        ],
+    )
+    return outs
+
+
+def _launch_ring_of_maps(
+    outs: Sequence[Tensor],
+    mode: str,
+    slopes: tuple[float, float],
+    programs: int,
+    maps: Sequence[dict[str, Tensor | None]],
+) -> None:
+    sizes = tuple(tuple(out.shape) for out in outs)
+    key = sizes, sizes[0][1], 1, mode, 1, *slopes, programs, in_use("ring_order")
+    tensors = {
+        f"{name}{i if i > 1 else ''}": tensor
+        for i, (out, of_map) in enumerate(zip(outs, maps, strict=True), 1)
+        for name, tensor in {**of_map, "t_out": out}.items()
+    }
+    launch(outs[0], _ring, key, **tensors)
+
+
 def scaled_conv(x: Tensor, conv: ScaledConv, residual: Tensor | None, *, slope: float, dtype: torch.dtype) -> Tensor:
     b, _, h, w = x.shape
     out = padded_image(x, b, len(conv.bias), h, w, dtype=dtype)
@@ -270,7 +354,7 @@ def scaled_conv(x: Tensor, conv: ScaledConv, residual: Tensor | None, *, slope: 
 
 def launch_scaled(out: Tensor, d: int, slope: float, **tensors: Tensor | None) -> None:
     """Launch `ring_kernel`, which writes `out`, with d channels of its second output, if there is one."""
-    key = out.shape, out.shape[1], d, "same", 1, slope, 1.0, ring_programs(out.device), in_use("ring_order")
+    key = (tuple(out.shape),), out.shape[1], d, "same", 1, slope, 1.0, ring_programs(out.device), in_use("ring_order")
     launch(out, _ring, key, t_out=out, **tensors)
 
 

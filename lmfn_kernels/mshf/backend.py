@@ -42,8 +42,13 @@ class MSHFBackend(UpsampleBackend, Protocol):
         """The gradients of weight and bias of each 3x3 convolution with padding 1, given by e, x and weight as in
         `weight_gradient`."""
 
-    def skip_gradient(self, e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
-        """The gradient of a 3x3 convolution's input `x`, plus the gradient `g` of the skip connection around it."""
+    def convs(self, maps: Sequence[tuple[Tensor, Conv, Tensor | None]], slope: float) -> Sequence[Tensor]:
+        """As `conv` with padding 1, of one to three maps, each given by x, the convolution and a residual."""
+
+    def input_gradients(
+        self, maps: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None]], mask: float = 1.0
+    ) -> Sequence[Tensor]:
+        """As `input_gradient` with padding 1, of one to three maps, each given by e, weight, x and `add`."""
 
 
 @cache

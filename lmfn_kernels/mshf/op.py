@@ -208,7 +208,7 @@ def _residual_blocks_forward(
     if options.upsample:
         maps = [_twice_as_large(f, x) for x in maps]
     middles = _middles(f, maps, t)
-    results = [f.conv(middle, *conv2, x, padding=1) for middle, conv2, x in zip(middles, t.convs2, maps, strict=True)]
+    results = f.convs(list(zip(middles, t.convs2, maps, strict=True)), slope=1.0)
     return results, middles if save and options.save_middle else ()
 
 
@@ -224,23 +224,21 @@ def _residual_blocks_backward(
     maps = [_twice_as_large(f, x) for x in given] if options.upsample else given
     middles = [f.as_kernel_image(x) for x in saved] if saved else _middles(f, maps, t)
     weights1, weights2 = ([conv.weight for conv in convs] for convs in (t.convs1, t.convs2))
-    e = [
-        f.input_gradient(of_result, weight, middle, padding=1, mask=0.0)
-        for of_result, weight, middle in zip(g, weights2, middles, strict=True)
-    ]
+    nothing = [None] * len(maps)
+    e = f.input_gradients(list(zip(g, weights2, middles, nothing, strict=True)), mask=0.0)
     convs = {"convs1": zip(e, maps, weights1, strict=True), "convs2": zip(g, middles, weights2, strict=True)}
     names = [name for name in convs if wanted(name)]
     of_blocks = map(f.weight_gradients_of_convs, zip(*(convs[name] for name in names), strict=True))
     found: Gradients = dict(zip(names, zip(*of_blocks, strict=True), strict=True))
     if wanted("maps"):
-        dx = list(map(f.skip_gradient, e, weights1, maps, g))
+        dx = f.input_gradients(list(zip(e, weights1, maps, g, strict=True)))
         found["maps"] = tuple(map(f.upsample_backward, dx, given) if options.upsample else dx)
     return found
 
 
-def _middles(f: MSHFBackend, maps: Sequence[Tensor], t: OneBlock | TwoBlocks | ThreeBlocks) -> list[Tensor]:
+def _middles(f: MSHFBackend, maps: Sequence[Tensor], t: OneBlock | TwoBlocks | ThreeBlocks) -> Sequence[Tensor]:
     """The maps between the convolutions."""
-    return [f.conv(x, *conv1, padding=1, slope=0.0) for x, conv1 in zip(maps, t.convs1, strict=True)]
+    return f.convs([(x, conv1, None) for x, conv1 in zip(maps, t.convs1, strict=True)], slope=0.0)
 
 
 def _twice_as_large(f: MSHFBackend, x: Tensor) -> Tensor:

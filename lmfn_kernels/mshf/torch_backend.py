@@ -26,12 +26,13 @@ from lmfn_kernels.weights import Conv
 __all__ = [
     "as_kernel_image",
     "conv",
+    "convs",
     "fold_upsampling",
     "input_gradient",
+    "input_gradients",
     "mask_gradient",
     "materialize",
     "scaled_conv",
-    "skip_gradient",
     "stem",
     "stem_backward",
     "upsample_add",
@@ -72,5 +73,9 @@ def weight_gradients_of_convs(convs: Sequence[tuple[Tensor, Tensor, Tensor]]) ->
     return [weight_gradient(e, x, weight, padding=1) for e, x, weight in convs]
 
 
-def skip_gradient(e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
-    return input_gradient(e, weight, x, padding=1).add_(g)
+def convs(maps: Sequence[tuple[Tensor, Conv, Tensor | None]], slope: float) -> list[Tensor]:
+    return [conv(x, *of_x, residual, padding=1, slope=slope) for x, of_x, residual in maps]
+
+
+def input_gradients(maps: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None]], mask: float = 1.0) -> list[Tensor]:
+    return [input_gradient(e, weight, x, padding=1, mask=mask, add=add) for e, weight, x, add in maps]

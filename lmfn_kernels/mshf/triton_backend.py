@@ -16,8 +16,9 @@ from lmfn_kernels.conv import triton_backend as convolution
 from lmfn_kernels.conv.triton_backend import (
     as_kernel_image,
     conv,
+    convs,
     input_gradient,
-    launch_conv,
+    input_gradients,
     mask_gradient,
     materialize,
     of_taps,
@@ -60,12 +61,13 @@ from lmfn_kernels.weights import Conv
 __all__ = [
     "as_kernel_image",
     "conv",
+    "convs",
     "fold_upsampling",
     "input_gradient",
+    "input_gradients",
     "mask_gradient",
     "materialize",
     "scaled_conv",
-    "skip_gradient",
     "stem",
     "stem_backward",
     "upsample_add",
@@ -355,9 +357,3 @@ def stem_backward(
     f0 = conv(x, *conv0, padding=padding, slope=slope)
     e0 = mask_gradient(input_gradient(e, down.weight, f0, stride=2, padding=1), f0, slope)
     return input_gradient(e0, conv0.weight, x, padding=padding), dconv0, ddown
-
-
-def skip_gradient(e: Tensor, weight: Tensor, x: Tensor, g: Tensor) -> Tensor:
-    dx = padded_image(x, *x.shape)
-    launch_conv(dx, [e], as_pending(e), weight_as_taps(weight), mode="back", padding=1, residual=as_pending(g))
-    return dx

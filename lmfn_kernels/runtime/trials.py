@@ -16,6 +16,7 @@ ON_TRIAL = {
     "ring_fuse": "distill_fuse, forward",
     "ring_input_gradient": "input gradients of 3x3 convolutions",
     "ring_order": "3x3 convolutions whose two warpgroups multiply in turns",
+    "ring_scales": "3x3 convolutions of several maps of different sizes in one launch",
     "ring_upsampled_conv": "upsampled_conv3x3, forward",
     "ring_weight_gradient": "weight gradients of 3x3 convolutions",
 }

@@ -128,10 +128,14 @@ def described() -> Iterator[tuple[Shape, str, list[profile.Launch]]]:
             yield shape, mode, list(found)
 
 
-def test_the_kernels_work_is_the_networks() -> None:
+@pytest.mark.parametrize("tried", [(), ("ring_scales", "ring_input_gradient")], ids=str)
+def test_the_kernels_work_is_the_networks(tried: tuple[str, ...]) -> None:
     """Products equal those of the formula and what backward computes again, except for ALFM, which has fewer; every
-    kernel moves bytes."""
-    for shape, mode, launches in described():
+    kernel moves bytes. Launches for several maps have their sizes."""
+    with trials.trying(*tried):
+        found = list(described())
+    assert any("1x180x320 + 1x90x160 + 1x45x80," in launch.shape for launch in found[0][2]) == bool(tried)
+    for shape, mode, launches in found:
         flop = sum(launch.flop for launch in launches)
         # d1 to d3 and y, and both 1x1 convolutions of the gate.
         again = 3 * 50 * 25 + 4 * 25 * 50 + 12 * 12 + 12 * 50 if mode == "full" else 0

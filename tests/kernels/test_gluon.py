@@ -12,7 +12,6 @@ from torch import Tensor
 import lmfn_kernels
 from lmfn_kernels import scaled
 from lmfn_kernels.conv import triton_backend as convolutions
-from lmfn_kernels.mshf import triton_backend as encoder
 from lmfn_kernels.rfdb import torch_backend as exact_blocks
 from lmfn_kernels.rfdb import triton_backend as blocks
 from lmfn_kernels.runtime.launch import as_kernel_image, intercepting
@@ -42,6 +41,7 @@ FORMS = {
     "stem": OPS["stem"]._replace(inputs=lambda s, *on: stem_inputs(s.b, s.c, s.c, 3 * s.h, 3 * s.w, *on)),
     "residual": OPS["conv3x3"],
     "no border": OPS["conv3x3-reduce"]._replace(function=conv_from_flat(padding=0), smallest=(3, 3)),
+    "residual_blocks": OPS["residual_blocks"],
     "ReLU": OPS["conv3x3-reduce"]._replace(function=conv_from_flat(activation="relu")),
 }
 CASES = [
@@ -291,7 +291,7 @@ def input_gradient(form: str) -> tuple[Reference, Callable[..., Tensor]]:
 
         with intercepting(launch):
             if added == "g":
-                found = encoder.skip_gradient(of_e, weight, of_x, of_g)
+                found = convolutions.input_gradient(of_e, weight, of_x, padding=1, add=of_g)
             else:
                 fused = {"residual": added == "e", "extra": (of_distil, distil) if z else None, "mask": slope}
                 found = convolutions.input_gradient(of_e, weight, of_x, padding=padding, **fused)
@@ -336,6 +336,111 @@ def test_a_defect_of_an_input_gradient_is_found(before: str, after: str) -> None
             assert_within_rounding("gradient", run(order=order, edit=edit), reference)
 
     with pytest.raises((AssertionError, RuntimeError)):  # RuntimeError: matrices do not fit each other
+        check()
+    assert edited, f"{before} is nowhere in the kernel"
+
+
+SCALES = (1, 4, 30), (2, 9, 33), (1, 13, 61)
+"""Images, height and width of three maps: one tile, twelve and twelve."""
+
+
+@cache
+def maps_of_scales(form: str) -> tuple[Callable[..., list[Tensor]], list[tuple[Any, ...]], list[Tensor]]:
+    """A function of several maps, its arguments from pixels amid NaN, and its results for one map at a time."""
+    draw = torch.Generator().manual_seed(0)
+
+    def image(b: int, h: int, w: int) -> Tensor:
+        return as_kernel_image(amid_nan(torch.randn((b, 50, h, w), generator=draw).to(torch.bfloat16)))
+
+    def convolution() -> Conv:
+        return Conv(*(torch.randn(size, generator=draw).to(torch.bfloat16) / 20 for size in ((50, 50, 3, 3), (50,))))
+
+    maps: list[tuple[Any, ...]]
+    if form in ("ReLU", "residual"):
+        function = partial(convolutions.convs, slope=0.0 if form == "ReLU" else 1.0)
+        maps = [(image(*s), convolution(), image(*s) if form == "residual" else None) for s in SCALES]
+    else:
+        function = partial(convolutions.input_gradients, mask=0.0 if form == "mask" else 1.0)
+        maps = [(image(*s), convolution().weight, image(*s), image(*s) if form == "skip" else None) for s in SCALES]
+    return function, maps, [of_scales(function, [x])[0] for x in maps]
+
+
+def of_scales(
+    function: Callable[..., list[Tensor]], maps: list[tuple[Any, ...]], launches: int = 1, **options: Any
+) -> list[Tensor]:
+    """The results, in so many launches; what they leave out is NaN."""
+    launched: list[str] = []
+
+    def launch(otherwise: Any, kernel: Any, *arguments: Any) -> None:
+        launched.append(kernel.__name__)
+        hopper.launch(otherwise, kernel, *arguments, **options)
+
+    torch.use_deterministic_algorithms(True)  # new memory is NaN
+    try:
+        with intercepting(launch):
+            found = function(maps)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert launched == ["ring_kernel"] * launches
+    return found
+
+
+@pytest.mark.parametrize("programs", [2, 5, 132])
+@pytest.mark.parametrize("form", ["ReLU", "residual", "mask", "skip"])
+def test_maps_of_several_scales(form: str, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit by bit what a launch for each computes, which is compared with the formula above; with fewer programs than
+    maps, and with more than tiles."""
+    function, maps, exact = maps_of_scales(form)
+    monkeypatch.setattr(convolutions, "ring_programs", lambda _: programs)
+    for way in (*({"order": order} for order in hopper.ORDERS), {"edit": newer_triton}):
+        for i in (0, 1):  # all three, and the last two
+            for found, right in zip(of_scales(function, maps[i:], **way), exact[i:], strict=True):
+                assert torch.equal(found, right)
+
+
+def test_maps_of_several_scales_in_a_launch_each_without_the_trial() -> None:
+    function, maps, exact = maps_of_scales("residual")
+    with trying(*ON_TRIAL.keys() - {"ring_scales"}):
+        assert all(map(torch.equal, of_scales(function, maps, launches=3), exact))
+
+
+@pytest.mark.parametrize(
+    ("form", "before", "after"),
+    [
+        ("residual", "gl.program_id(0) >= FIRST2", "gl.program_id(0) > FIRST2"),
+        ("residual", "gl.program_id(0) >= FIRST3", "gl.program_id(0) > FIRST3"),
+        ("residual", "of_map(FIRST2, FIRST3 - FIRST2", "of_map(FIRST2, FIRST3"),
+        ("residual", "programs - FIRST3", "programs"),
+        ("residual", "i_program, i_program - FIRST2", "i_program, i_program"),
+        ("residual", "i_program - FIRST2, i_program - FIRST3", "i_program - FIRST2, i_program"),
+        *(
+            (form, f"of_map({name}, {name}2, {name}3,", f"of_map({name}, {other}")
+            for name in ("t_x", "t_w", "t_out", "p_bias", "t_residual", "t_mask", "B", "H", "W")
+            for form in ("mask" if name == "t_mask" else "residual",)
+            for other in (f"{name}, {name}3,", f"{name}2, {name}2,")
+            if (name, other) != ("B", "B2, B2,")  # of the third map's second image, nothing is stored
+        ),
+        ("residual", "i_program + GROUP * programs", "gl.program_id(0) + GROUP * programs"),
+        ("residual", "range(i_program, n_tiles, programs)", "range(i_program, n_tiles, gl.num_programs(0))"),
+    ],
+)
+def test_a_defect_of_several_scales_is_found(
+    form: str, before: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function, maps, exact = maps_of_scales(form)
+    monkeypatch.setattr(convolutions, "ring_programs", lambda _: 7)
+    edited: list[str] = []
+
+    def edit(source: str) -> str:
+        if before in source:
+            edited.append(source)
+        return source.replace(before, after)
+
+    def check() -> None:
+        for found, right in zip(of_scales(function, maps, edit=edit), exact, strict=True):
+            assert torch.equal(found, right)
+
+    with pytest.raises(AssertionError):
         check()
     assert edited, f"{before} is nowhere in the kernel"
 

@@ -11,7 +11,7 @@ from lmfn_kernels.mshf import triton_backend as stem_backend
 from lmfn_kernels.rfdb import triton_backend as rfdb_backend
 from lmfn_kernels.runtime import trials
 from lmfn_kernels.runtime.configs import Config
-from lmfn_kernels.runtime.launch import Tiling, as_kernel_image, intercepting
+from lmfn_kernels.runtime.launch import Tiling, as_kernel_image, cdiv, intercepting
 from lmfn_kernels.upsample import triton_backend as upsample_backend
 from lmfn_kernels.weights import Conv
 
@@ -238,8 +238,32 @@ def test_where_it_is_used(change: dict[str, object], kernel: str) -> None:
     ],
 )
 def test_tiles_in_the_fewest_turns(mode: str, size: tuple[int, ...], tile: tuple[int, int]) -> None:
-    found = triton_backend._ring(size, size[1], 1, mode, 1, 1.0, 1.0, 132, False).constants
+    found = triton_backend._ring((size,), size[1], 1, mode, 1, 1.0, 1.0, 132, False).constants
     assert (found["BLOCK_H"], found["BLOCK_W"]) == tile
+
+
+@pytest.mark.parametrize(
+    ("tiles", "programs", "turns"),
+    [((495,), 132, 4), ((495, 138, 36), 132, 6), ((495, 138), 132, 5), ((5, 9, 2), 2, 9), ((1, 12, 6), 132, 1)],
+)
+def test_programs_are_shared_by_tiles(tiles: tuple[int, ...], programs: int, turns: int) -> None:
+    """No other way to share them has fewer turns, and nobody is left with none, or without a tile."""
+    found = triton_backend.shares(tiles, programs)
+    assert max(map(cdiv, tiles, found)) == turns
+    assert turns == 1 or sum(cdiv(t, turns - 1) for t in tiles) > programs
+    assert sum(found) <= max(programs, len(tiles))
+    assert all(1 <= share <= t for share, t in zip(found, tiles, strict=True))
+
+
+def test_a_plan_of_several_maps() -> None:
+    sizes = (1, 64, 180, 320), (1, 64, 90, 160), (1, 64, 45, 80)
+    plan = triton_backend._ring(sizes, 64, 1, "same", 1, 0.0, 1.0, 132, False)
+    shares = triton_backend.shares([495, 138, 36], 132)
+    assert plan.grid == (132,)
+    assert [plan.constants[name] for name in ("FIRST2", "FIRST3")] == [shares[0], sum(shares[:2])]
+    assert [plan.constants[f"H{i}"] for i in ("", 2, 3)] == [180, 90, 45]
+    patches = triton_backend._ring(tuple((16, 64, s, s) for s in (64, 32, 16)), 64, 1, "back", 1, 1.0, 1.0, 132, False)
+    assert (patches.constants["BLOCK_H"], patches.constants["BLOCK_W"]) == (8, 14)
 
 
 @pytest.mark.parametrize(
