@@ -32,7 +32,7 @@ _MEANING = 0xC00E3FFF
 """The used bits of the upper half: distance between rows, offset of the swizzle pattern, swizzle mode."""
 
 
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
     at: str
     conditional: bool
     op: str
@@ -43,11 +43,11 @@ class _Instruction(NamedTuple):
     """The labels that it may jump to: one, or those of a jump table (BRX)."""
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """The instructions that follow a label."""
 
     label: str
-    instructions: list[_Instruction]
+    instructions: list[Instruction]
 
 
 def scan(disassembly: str) -> tuple[int, list[str]]:
@@ -55,7 +55,7 @@ def scan(disassembly: str) -> tuple[int, list[str]]:
 
     Raises ValueError if no path leads to one of them: then a jump is missing in the disassembly.
     """
-    blocks = _blocks(disassembly)
+    blocks = blocks_of(disassembly)
     places = {block.label: place for place, block in enumerate(blocks)}
     # The constants known at the start of each reachable block.
     known: dict[int, Values] = {0: {}}
@@ -81,15 +81,15 @@ def scan(disassembly: str) -> tuple[int, list[str]]:
     return products, sorted(faults)
 
 
-def _is_product(instruction: _Instruction) -> bool:
+def _is_product(instruction: Instruction) -> bool:
     return any("gdesc[" in operand for operand in instruction.operands)
 
 
-def _blocks(disassembly: str) -> list[_Block]:
-    blocks = [_Block("", [])]
+def blocks_of(disassembly: str) -> list[Block]:
+    blocks = [Block("", [])]
     for line in disassembly.splitlines():
         if label := _LABEL.match(line):
-            blocks.append(_Block(label[1], []))
+            blocks.append(Block(label[1], []))
         elif found := _LINE.search(line):
             at, predicate, op, rest = found.groups()
             operands = [operand.strip().replace(".reuse", "") for operand in rest.split(",")]
@@ -98,7 +98,7 @@ def _blocks(disassembly: str) -> list[_Block]:
             if table := re.search(r"BRANCH_TARGETS ([^\"]+)", rest):
                 targets += table[1].split(",")
             written = _written(op, operands)
-            blocks[-1].instructions.append(_Instruction(at, predicate is not None, op, operands, written, targets))
+            blocks[-1].instructions.append(Instruction(at, predicate is not None, op, operands, written, targets))
     return blocks
 
 
@@ -117,7 +117,7 @@ def _written(op: str, operands: list[str]) -> list[str]:
     return [f"{found[1]}{int(found[2]) + i}" for i in range(width)]
 
 
-def _after(block: _Block, place: int, places: dict[str, int], values: Values) -> list[tuple[int, Values]]:
+def _after(block: Block, place: int, places: dict[str, int], values: Values) -> list[tuple[int, Values]]:
     """The successors of a block, with the constants known there."""
     values, found = dict(values), []
     for instruction in block.instructions:
@@ -132,7 +132,7 @@ def _common(a: Values, b: Values) -> Values:
     return {register: value for register, value in a.items() if b.get(register) == value}
 
 
-def _wrong(instruction: _Instruction, values: Values) -> list[str]:
+def _wrong(instruction: Instruction, values: Values) -> list[str]:
     """Four registers hold the descriptors of both operands; the first is unused if that operand is in registers."""
     place = next(i for i, operand in enumerate(instruction.operands) if "gdesc[" in operand)
     first = int(re.sub(r"\D*(\d+).*", r"\1", instruction.operands[place]))
@@ -146,7 +146,7 @@ def _wrong(instruction: _Instruction, values: Values) -> list[str]:
     return found
 
 
-def _step(instruction: _Instruction, values: Values) -> None:
+def _step(instruction: Instruction, values: Values) -> None:
     """The constants known after an instruction."""
     if instruction.op.startswith("CALL"):
         values.clear()
@@ -161,7 +161,7 @@ def _step(instruction: _Instruction, values: Values) -> None:
             values[register] = value
 
 
-def _xor(instruction: _Instruction, values: Values) -> list[int | _Mixed | None]:
+def _xor(instruction: Instruction, values: Values) -> list[int | _Mixed | None]:
     """What an XOR of two registers writes; nothing for other instructions."""
     if instruction.operands[3:5] not in (["RZ", "0x3c"], ["URZ", "0x3c"]) or "LOP3.LUT" not in instruction.op:
         return []
@@ -181,7 +181,7 @@ def _xor(instruction: _Instruction, values: Values) -> list[int | _Mixed | None]
     return [None if a.unknown and b.unknown else _Mixed(a.unknown or b.unknown, constant)]
 
 
-def _results(instruction: _Instruction, values: Values) -> list[int | None]:
+def _results(instruction: Instruction, values: Values) -> list[int | None]:
     """The constants an instruction writes, for the kinds that build descriptors; None for an unknown value.
 
     Carries are ignored: the lower half of a descriptor is far from overflowing.

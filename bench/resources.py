@@ -18,7 +18,7 @@ import torch
 import triton
 from triton import knobs
 
-from bench.descriptors import scan
+from bench.descriptors import blocks_of, scan
 from bench.disassembly import disassemble, output
 from lmfn_kernels.acfm import op as acfm
 from lmfn_kernels.alfm import op as alfm
@@ -65,6 +65,8 @@ MATRIX = {
 """Patterns of matrix instructions; on the other targets only HMMA counts."""
 MEMORY = r"\b(?:LDG|STG|LD|ST|LDGSTS|ATOM|ATOMG|RED|REDG|UTMA(?!CCTL)\w+|UBLK\w+)\b"
 """A pattern of NVIDIA's instructions that read or write an image, and of no other."""
+ENDS = ("BRA", "BRX", "JMP", "EXIT", "RET")
+"""Instructions after which the next one is not run, unless they have a condition."""
 
 Assembled = tuple[str, str, dict[str, int]]
 """The version of ptxas, the machine code, and the registers, stack and local accesses that it uses."""
@@ -241,11 +243,14 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
         stack.enter_context(mock.patch.object(configs, "describe", return_value=(target, shared)))
         stack.enter_context(launch.intercepting(compiler.launch))
         stack.enter_context(trials.trying(*trials.ON_TRIAL))
-        # On sm_90 with the kernels in Gluon, in turns and not, and with what other releases of Triton use in their
-        # place.
+        # On sm_90 with the kernels in Gluon, in turns and not, with weights loaded ahead and not, and with what other
+        # releases of Triton use in their place.
         ring = target == "sm_90" and convolutions.has_ring()
-        for programs, without in ((0, set()), (8, set()), (8, {"ring_order"})) if ring else ((0, set()),):
+        ways: list[tuple[int, set[str], bool]]
+        ways = [(0, set(), False), (8, set(), False), (8, {"ring_order"}, False), (8, set(), True)]
+        for programs, without, constant in ways if ring else ways[:1]:
             with (
+                mock.patch.object(launch, "is_constant", return_value=constant),
                 mock.patch.object(convolutions, "ring_programs", return_value=programs),
                 trials.trying(*trials.ON_TRIAL.keys() - without),
             ):
@@ -278,7 +283,7 @@ def _rows(
             products=products,
             serialized=serialized(made.asm.get("ptx", ""), code),
             wide=products and rows >= 64 and a["num_warps"] >= 4 and DTYPES[dtype].itemsize == 2,
-            waits=not can_overlap() or waits(code, anywhere=kernel.is_gluon()),
+            waits=not can_overlap() or waits(code, ahead=a.get("AHEAD", False)),
             descriptors=tuple(scan(code)[1]) if target == "sm_90" else (),
             **numbers,
         )
@@ -291,14 +296,31 @@ def serialized(ptx: str, code: str) -> bool:
     return bool(products) and grouped and all("gsb0" in product for product in products)
 
 
-def waits(code: str, *, anywhere: bool = False) -> bool:
-    """Whether a kernel's first instruction that touches memory comes after its wait for the previous launch.
+def waits(code: str, *, ahead: bool = False) -> bool:
+    """Whether every warp waits for the previous launch before it touches memory, on all paths through a kernel.
 
-    Where warps do different work, code is not in the order in which it runs: there, `anywhere` is enough, and
-    `tests/kernels/hopper.py` has the order.
+    With `ahead`, it may load weights before, which are the only arrays of three dimensions that TMA loads.
     """
-    before, wait, _ = code.partition("ACQBULK")
-    return bool(wait) and (anywhere or not re.search(MEMORY, before))
+    blocks = blocks_of(code)
+    places = {block.label: place for place, block in enumerate(blocks)}
+    seen, todo, waited = {0}, [0], False
+    while todo:
+        place = todo.pop()
+        following = set()
+        for instruction in blocks[place].instructions:
+            if instruction.op == "ACQBULK" and not instruction.conditional:
+                waited = True
+                break
+            if re.match(MEMORY, instruction.op) and not (ahead and instruction.op.startswith("UTMALDG.3D")):
+                return False
+            following |= {places[target] for target in instruction.targets}
+            if instruction.op.split(".")[0] in ENDS and not instruction.conditional:
+                break
+        else:
+            following |= {place + 1} & {*places.values()}
+        todo += following - seen
+        seen |= following
+    return waited
 
 
 def _variant(a: dict[str, Any]) -> str:
@@ -313,6 +335,7 @@ def _variant(a: dict[str, Any]) -> str:
         parts.append(f"{' to '.join('8' if dtype == E4M3 else '16' for dtype in maps)} bits")
     parts += ["three maps"] if a.get("t_x3") is not None else ["two maps"] if a.get("t_out2") is not None else []
     parts += ["in turns"] if a.get("ORDERED") else []
+    parts += ["weights ahead"] if a.get("AHEAD") else []
     return f" ({', '.join(parts)})" if parts else ""
 
 

@@ -21,6 +21,8 @@ from lmfn.network.model import Network
 from lmfn.onednn import OneDNNNetwork, for_onednn
 from lmfn.strips import PlainStages, Strips, takes
 from lmfn_kernels import folded, missing_for_e4m3, weight_layout
+from lmfn_kernels.runtime.constant_weights import keep_constant
+from lmfn_kernels.runtime.torch_private import tree_iter
 
 BORDER = 16
 """Pixels that are reflected around an image. At a border the network's convolutions see zeros, which look like an edge:
@@ -162,12 +164,14 @@ def with_border(run: ImageFunction) -> ImageFunction:
 
 def plain(model: Network, device: torch.device, dtype: torch.dtype) -> ImageFunction:
     """The network itself, with the weights of convolutions cast, laid out and folded beforehand; everything else in
-    float32."""
+    float32. Nobody may write to them any more."""
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = weight_layout(parameter.data.to(dtype))
     if isinstance(model.head, BilinearHead):
         model.head.folded = folded(weight_and_bias(model.head.conv))
+    prepared = [(getattr(module, "e4m3", None), getattr(module, "folded", None)) for module in model.modules()]
+    keep_constant(t for t in tree_iter([*model.parameters(), prepared]) if isinstance(t, Tensor))
 
     def run(blurred: Tensor) -> Tensor:
         # A capture must not create the cache of casts, whose tensors would be overwritten later.

@@ -18,12 +18,16 @@ import lmfn.inference
 import lmfn.onednn
 from lmfn import LMFN
 from lmfn.cuda_graphs import GraphCache
+from lmfn.fp8 import E4M3, store_as_e4m3
 from lmfn.inference import Turns, for_inference, plain
 from lmfn.network.config import PRESETS, LMFNConfig
 from lmfn.onednn import OneDNNNetwork, for_onednn, is_supported
 from lmfn_kernels import backend
+from lmfn_kernels.conv import backend as conv
+from lmfn_kernels.conv import triton_backend
 from lmfn_kernels.runtime import launch
 from lmfn_kernels.runtime.torch_private import TorchDispatchMode
+from lmfn_kernels.runtime.trials import ON_TRIAL, trying
 
 CPU = torch.device("cpu")
 SMALL = {"channels": 12, "features": 10, "distilled": 5, "esa": 4, "rfdbs": 2}
@@ -251,6 +255,25 @@ def test_kernels_take_the_weights_as_they_lie(name):
     assert copied <= 2
     assert laid_out == 0
     assert laid_out_each_time > 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, E4M3], ids=str)
+def test_weights_are_declared_constant(dtype, monkeypatch):
+    """All that kernels load ahead, in each launch of a frame."""
+    monkeypatch.setattr(triton_backend, "ring_programs", lambda _: 2)
+    monkeypatch.setattr(conv, "missing_for_e4m3", lambda _: None)
+    model, ahead = LMFN.from_preset("lmfn").requires_grad_(False), []
+    if dtype == E4M3:
+        store_as_e4m3(model, torch.bfloat16)
+
+    def noted(_, kernel, __, arguments):
+        if "AHEAD" in arguments:
+            ahead.append((kernel.__name__, arguments["AHEAD"]))
+
+    with backend("triton"), trying(*ON_TRIAL), launch.intercepting(noted), torch.no_grad():
+        plain(model, CPU, torch.bfloat16)(image(1, 3, 64, 64))
+    assert len(ahead) == (39 if dtype == E4M3 else 33)  # in 16 bits, some for several scales
+    assert all(loaded for _, loaded in ahead), ahead
 
 
 def test_an_empty_batch():

@@ -135,7 +135,7 @@ def produce(
     n_tiles, n_h, n_w,
     MODE: gl.constexpr, PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
     SLOTS: gl.constexpr, SLOT: gl.constexpr, FIRST: gl.constexpr, RESIDUAL: gl.constexpr, Z: gl.constexpr,
-    MASK: gl.constexpr, TAPS: gl.constexpr,
+    MASK: gl.constexpr, TAPS: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """Load the tiles of this program, in order, each as soon as its slot is empty."""
     PITCH: gl.constexpr = BLOCK_W + 2
@@ -148,7 +148,13 @@ def produce(
         + (t_z.block_type.nbytes if t_z is not None else 0)
         + (t_mask.block_type.nbytes if t_mask is not None else 0)
     )
+    if not AHEAD:
+        wait_for_previous_launch()
     load_weights(t_w, t_dw, weights, dw, loaded, MODE, 0, TAPS)
+    if AHEAD:
+        load_weights(t_w, t_dw, weights, dw, loaded, MODE, 1, TAPS)
+        load_weights(t_w, t_dw, weights, dw, loaded, MODE, 2, TAPS)
+        wait_for_previous_launch()
     i_turn = 0
     for i_tile in range(i_program, n_tiles, programs):
         i_slot = i_turn % SLOTS
@@ -165,7 +171,7 @@ def produce(
             load_box(t_z, i_b, o_h, o_w, bar, slot, Z)
         if t_mask is not None:
             load_box(t_mask, i_b, o_h, o_w, bar, slot, MASK)
-        if i_turn == 0:
+        if not AHEAD and i_turn == 0:
             load_weights(t_w, t_dw, weights, dw, loaded, MODE, 1, TAPS)
             load_weights(t_w, t_dw, weights, dw, loaded, MODE, 2, TAPS)
         i_turn += 1
@@ -222,6 +228,7 @@ def consume(
     RESIDUAL: gl.constexpr, Z: gl.constexpr, MASK: gl.constexpr, TAPS: gl.constexpr,
 ):  # fmt: skip
     """Compute every second tile of this program; a result is staged in the tile's own slot."""
+    wait_for_previous_launch()
     PITCH: gl.constexpr = BLOCK_W + 2
     PIXELS: gl.constexpr = BLOCK_H * PITCH
     BITS: gl.constexpr = pixels.dtype.primitive_bitwidth
@@ -300,13 +307,14 @@ def ring_kernel(
     t_x2, t_w2, p_bias2, t_residual2, t_mask2, t_out2, t_x3, t_w3, p_bias3, t_residual3, t_mask3, t_out3,
     B, H, W, B2, H2, W2, B3, H3, W3, FIRST2, FIRST3, N, D,
     MODE: gl.constexpr, PADDING: gl.constexpr, SLOPE: gl.constexpr, MASK_SLOPE: gl.constexpr,
-    BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, ORDERED: gl.constexpr,
+    BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, ORDERED: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """out = leaky(conv(x) + bias + residual), H x W, or an input gradient, with at most 64 channels before and after.
 
     MODE, `t_z`, `t_dw`, `t_mask` and `t_d` as in `conv_kernel`; with `t_dw`, the residual is x. Sums of products are
     multiplied by a factor per channel, if given. ORDERED: the products of two tiles are not mixed. A second and a third
-    map of other sizes are computed as well, if given, each by the programs from FIRST2 and FIRST3 on.
+    map of other sizes are computed as well, if given, each by the programs from FIRST2 and FIRST3 on. AHEAD:
+    weights are loaded before the wait for the previous launch.
     """
     i_program = gl.program_id(0)
     programs = gl.num_programs(0)
@@ -371,7 +379,6 @@ def ring_kernel(
         turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
         mbarrier.init(turns.index(0), count=1)
         mbarrier.init(turns.index(1), count=1)
-    wait_for_previous_launch()
     gl.warp_specialize(
         [
             (
@@ -395,7 +402,7 @@ def ring_kernel(
                 (
                     t_x, t_residual, t_z, t_mask, t_w, t_dw, pixels, weights, dw, loaded, full, empty,
                     i_program, programs, n_tiles, n_h, n_w,
-                    MODE, PADDING, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, Z, MASK, TAPS,
+                    MODE, PADDING, BLOCK_H, BLOCK_W, SLOTS, SLOT, FIRST, RESIDUAL, Z, MASK, TAPS, AHEAD,
                 ),
             ),
         ],
@@ -433,6 +440,7 @@ def produce_of_one(
     PADDING: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     """The first `splits` programs load from g and x, the next from g2 and x2, the last from g3 and x3, if given."""
+    wait_for_previous_launch()
     i_split = gl.program_id(0)
     if t_g2 is None or i_split < splits:
         produce_pairs(
@@ -456,6 +464,7 @@ def add_column(
     J: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     """The sums of the taps of column J, and with the middle one those of the bias."""
+    wait_for_previous_launch()
     PIXELS: gl.constexpr = BLOCK_H * BLOCK_W
     TILE: gl.constexpr = PIXELS + 2 * BLOCK_W
     SLOT: gl.constexpr = TILE + 3 * PIXELS
@@ -522,7 +531,6 @@ def ring_weight_gradient_kernel(
     for i in gl.static_range(SLOTS):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=3)
-    wait_for_previous_launch()
     gl.warp_specialize(
         [
             (add_column, (p_dw, p_db, splits, pixels, full, empty, n_tiles, K, N, 1, BLOCK_H, BLOCK_W, SLOTS)),

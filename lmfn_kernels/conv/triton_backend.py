@@ -235,6 +235,7 @@ def _ring(
             "t_d": of_one["t_out"],
         },
         ring.descriptor,
+        ("t_w", "t_w2", "t_w3", "t_dw"),
         **{f"{name}{i}": size[axis] for i, size in zip(maps, sizes, strict=True) for name, axis in AXES},
         FIRST2=split[0] if len(sizes) > 1 else None,
         FIRST3=sum(split[:2]) if len(sizes) > 1 else None,

@@ -90,6 +90,7 @@ def produce(
 ):  # fmt: skip
     """Compute f0 for every second tile of this program, in the slot GROUP. The image's values are loaded one block
     ahead."""
+    wait_for_previous_launch()
     OF_F: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, _CHANNELS, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, OF_F, 2)
     BLOCKS: gl.constexpr = SLOT // _BLOCK
@@ -134,15 +135,19 @@ def produce(
 @gluon.jit
 def consume(
     t_w, t_out, p_bias, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w, OUT_H, N,
-    SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOT: gl.constexpr,
+    SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOT: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """The second convolution of every tile of this program; a result is staged in its slot."""
     PIXELS: gl.constexpr = BLOCK_H * _PITCH
     ODD_ROWS: gl.constexpr = 2 * PIXELS
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PIXELS, 16])
+    if not AHEAD:
+        wait_for_previous_launch()
     mbarrier.expect(loaded.index(0), 9 * t_w.block_type.nbytes)
     for i_tap in range(9):
         async_load(t_w, [i_tap, 0, 0], loaded.index(0), weights.index(i_tap))
+    if AHEAD:
+        wait_for_previous_launch()
     mbarrier.wait(loaded.index(0), 0)
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
@@ -174,10 +179,10 @@ def consume(
 @gluon.jit(do_not_specialize=["B", "H", "W", "OUT_H", "OUT_W", "SIZE", "ROW", "C", "N"])
 def quartered_stem_kernel(
     p_x, p_w0, p_bias0, t_w, p_bias, t_out, B, H, W, OUT_H, OUT_W, SIZE, ROW, C, N,
-    PITCH_C: gl.constexpr, SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
+    PITCH_C: gl.constexpr, SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """What `stem_kernel` computes, with at most 64 channels, from an image of three channels whose pixels are packed;
-    H and W are those of f0."""
+    H and W are those of f0. AHEAD, for the second weight, as in `ring_kernel`."""
     n_h = gl.cdiv(OUT_H, BLOCK_H)
     n_w = gl.cdiv(OUT_W, BLOCK_W)
     n_tiles = B * n_h * n_w
@@ -194,14 +199,13 @@ def quartered_stem_kernel(
         mbarrier.init(loaded.index(i), count=1)
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=1)
-    wait_for_previous_launch()
     gl.warp_specialize(
         [
             (
                 consume,
                 (
                     t_w, t_out, p_bias, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w, OUT_H, N,
-                    SLOPE, BLOCK_H, BLOCK_W, SLOT,
+                    SLOPE, BLOCK_H, BLOCK_W, SLOT, AHEAD,
                 ),
             ),
             (

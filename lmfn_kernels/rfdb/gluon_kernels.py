@@ -77,13 +77,19 @@ def load_other_weights(t_fuse, t_squeeze, fuse, squeeze, bar, D: gl.constexpr):
 def produce(
     t_x, t_d1, t_d2, t_d3, t_last, t_fuse, t_squeeze, pixels, maps, last, fuse, squeeze, loaded, full, empty,
     n_tiles, n_h, n_w, D: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr,
+    AHEAD: gl.constexpr,
 ):  # fmt: skip
     """Load the tiles of this program, in order, each as soon as its slot is empty, and the weights with the first."""
     PIXELS: gl.constexpr = BLOCK_H * _PITCH
     TILE: gl.constexpr = PIXELS + 2 * _PITCH
+    if not AHEAD:
+        wait_for_previous_launch()
     mbarrier.expect(loaded.index(0), 9 * t_last.block_type.nbytes)
     for i_tap in range(9):
         async_load(t_last, [i_tap, 0, 0], loaded.index(0), last.index(i_tap))
+    if AHEAD:
+        load_other_weights(t_fuse, t_squeeze, fuse, squeeze, loaded.index(1), D)
+        wait_for_previous_launch()
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
         i_slot = i_turn % SLOTS
@@ -97,7 +103,7 @@ def produce(
         load_box(t_d1, i_b, o_h, o_w, bar, distilled, 0)
         load_box(t_d2, i_b, o_h, o_w, bar, distilled, PIXELS)
         load_box(t_d3, i_b, o_h, o_w, bar, distilled, 2 * PIXELS)
-        if i_turn == 0:
+        if not AHEAD and i_turn == 0:
             load_other_weights(t_fuse, t_squeeze, fuse, squeeze, loaded.index(1), D)
         i_turn += 1
 
@@ -109,6 +115,7 @@ def consume(
     PITCH_F: gl.constexpr, SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     """Compute every second tile of this program; y and d4 are staged in the tile's own slot."""
+    wait_for_previous_launch()
     PIXELS: gl.constexpr = BLOCK_H * _PITCH
     TILE: gl.constexpr = PIXELS + 2 * _PITCH
     OF_D: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, _DISTILLED, 16])
@@ -169,9 +176,10 @@ def consume(
 def ring_fuse_kernel(
     t_x, t_d1, t_d2, t_d3, t_last, p_last_bias, t_fuse, p_fuse_bias, t_squeeze, p_squeeze_bias, t_d4, t_y, p_a, B, H, W,
     C: gl.constexpr, D: gl.constexpr, F: gl.constexpr, PITCH_F: gl.constexpr,
-    SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
+    SLOPE: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
-    """What `fuse_kernel` computes, with at most 64 channels of x and y, 32 of d1 to d4, and 16 of a."""
+    """What `fuse_kernel` computes, with at most 64 channels of x and y, 32 of d1 to d4, and 16 of a; AHEAD as in
+    `ring_kernel`."""
     n_h = gl.cdiv(H, BLOCK_H)
     n_w = gl.cdiv(W, BLOCK_W)
     n_tiles = B * n_h * n_w
@@ -196,7 +204,6 @@ def ring_fuse_kernel(
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(full.index(SLOTS + i), count=1)
         mbarrier.init(empty.index(i), count=1)
-    wait_for_previous_launch()
     gl.warp_specialize(
         [
             (
@@ -219,7 +226,7 @@ def ring_fuse_kernel(
                 produce,
                 (
                     t_x, t_d1, t_d2, t_d3, t_last, t_fuse, t_squeeze, pixels, maps, last, fuse, squeeze,
-                    loaded, full, empty, n_tiles, n_h, n_w, D, BLOCK_H, BLOCK_W, SLOTS,
+                    loaded, full, empty, n_tiles, n_h, n_w, D, BLOCK_H, BLOCK_W, SLOTS, AHEAD,
                 ),
             ),
         ],

@@ -17,7 +17,8 @@ from lmfn_kernels.runtime.target import capability
 
 @triton.jit
 def wait_for_previous_launch():
-    """Every kernel's first statement, or in Gluon the last one before its warps are specialised: see `overlap.py`.
+    """Every kernel's first statement, or in Gluon that of each partition of its warps: see `overlap.py`. Before it,
+    these may load constant weights (`constant_weights.py`).
 
     It takes a few cycles if the launch is not a dependent one.
     """

@@ -19,6 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from lmfn_kernels.runtime import overlap
 from lmfn_kernels.runtime.assembler import compiler_options
 from lmfn_kernels.runtime.configs import Config, config
+from lmfn_kernels.runtime.constant_weights import is_constant
 from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 from lmfn_kernels.runtime.torch_private import FakeTensor
@@ -273,6 +274,9 @@ class Plan:
     `blocks` maps the arguments that are descriptors to their block shapes: [1, height, width, channels] for an image
     [B, H, W, C], [1, inputs, outputs] for a weight [taps, inputs, outputs]; `descriptor` makes one from a tensor, its
     size, its strides and its block. A plan holds no tensors and no addresses, so it never becomes stale.
+
+    `ahead` names the arguments that the kernel loads before it waits for the previous launch if its constant AHEAD is
+    true: if all of them that are given are constant (`constant_weights.py`).
     """
 
     def __init__(
@@ -282,11 +286,21 @@ class Plan:
         warps: int,
         blocks: Mapping[str, Block],
         descriptor: Any = TensorDescriptor,
+        ahead: Any = (),
         **constants: Any,
     ) -> None:
-        self.kernel, self.grid, self.blocks, self.descriptor = kernel, grid, blocks, descriptor
+        self.kernel, self.grid, self.blocks, self.descriptor, self.ahead = kernel, grid, blocks, descriptor, ahead
         self.constants = {**constants, "num_warps": warps}
         self.compiled: dict[tuple[Any, ...], _Compiled] = {}
+
+    def constants_for(self, tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
+        """The constants in a launch with these tensors."""
+        return self.constants | {"AHEAD": self.loads_ahead(tensors)} if self.ahead else self.constants
+
+    def loads_ahead(self, tensors: Mapping[str, Tensor | None]) -> bool:
+        if not (self.ahead and in_use("weights_ahead") and in_use("overlap")):
+            return False
+        return all(is_constant(t) for t in map(tensors.get, self.ahead) if t is not None)
 
 
 class _Compiled(NamedTuple):
@@ -334,7 +348,7 @@ def launch(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], 
     plan, device = plan_of(*key), on.get_device()
     # Everything Triton specialises a kernel on, in addition to the plan's constants.
     types = [None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors.values()]
-    kind = device, in_use("overlap"), *tensors, *types
+    kind = device, in_use("overlap"), plan.loads_ahead(tensors), *tensors, *types
     compiled = plan.compiled.get(kind)
     if compiled is None or _launcher is not _triton_launch or _observed():
         found = _as_documented(plan, on, tensors)
@@ -364,16 +378,17 @@ def _as_documented(plan: Plan, on: Tensor, tensors: Mapping[str, Tensor | None])
     guard = nullcontext() if on.device.type == "cpu" else torch.get_device_module(on.device).device(on.device)
     with guard:
         options = compiler_options() | overlap.launch_options()
-        return _launcher(plan.kernel, plan.grid, arguments | plan.constants | options)
+        return _launcher(plan.kernel, plan.grid, arguments | plan.constants_for(tensors) | options)
 
 
 def _for_next_time(plan: Plan, found: Any, tensors: Mapping[str, Tensor | None]) -> _Compiled:
     names: list[str] = plan.kernel.arg_names
+    constants = plan.constants_for(tensors)
     return _Compiled(
         found.run,
         (*plan.grid, 1, 1)[:3],
         (found.function, found.packed_metadata, None, None, None),
-        [plan.constants.get(name) for name in names],
+        [constants.get(name) for name in names],
         [(name, names.index(name), name in plan.blocks) for name in tensors if tensors[name] is not None],
     )
 

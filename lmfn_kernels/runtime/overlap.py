@@ -5,7 +5,7 @@ barriers and addresses before they load anything. On Hopper (sm_90) and newer NV
 programs start as soon as all programs of the launch before it have started and there is room for them. Before it
 touches memory, it must wait for the launch before it to end (`wait_for_previous_launch` in `kernels.py`), and therefore
 does not end before that one. So it has waited for all earlier launches, too, and memory that is freed can be used again
-as usual.
+as usual. Only what is constant may be loaded before (`constant_weights.py`).
 """
 
 from lmfn_kernels.runtime.target import capability

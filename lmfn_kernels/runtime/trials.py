@@ -19,6 +19,7 @@ ON_TRIAL = {
     "ring_scales": "3x3 convolutions of several maps of different sizes in one launch",
     "ring_upsampled_conv": "upsampled_conv3x3, forward",
     "ring_weight_gradient": "weight gradients of 3x3 convolutions",
+    "weights_ahead": "with overlap: constant weights loaded before the wait for the previous launch",
 }
 """What each of them computes, in 16 bits on Hopper."""
 

@@ -45,13 +45,17 @@ def load_weights_of_edges(t_w, weights, bar):
 @gluon.jit
 def produce(
     t_x, t_w, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w,
-    BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr,
+    BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, SLOTS: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """Load the tiles of this program, in order, each as soon as its slot is empty, and the weights with the first."""
     TILE: gl.constexpr = (BLOCK_H + 2) * _PITCH
+    if not AHEAD:
+        wait_for_previous_launch()
     mbarrier.expect(loaded.index(0), 9 * t_w.block_type.nbytes)
     for i_w in range(9):
         async_load(t_w, [i_w // 3 * 5 + i_w % 3, 0, 0], loaded.index(0), weights.index(i_w))
+    if AHEAD:
+        wait_for_previous_launch()
     i_turn = 0
     for i_tile in range(gl.program_id(0), n_tiles, gl.num_programs(0)):
         i_slot = i_turn % SLOTS
@@ -110,6 +114,7 @@ def consume(
     SLOTS: gl.constexpr,
 ):  # fmt: skip
     """Compute every second tile of this program."""
+    wait_for_previous_launch()
     PIXELS: gl.constexpr = BLOCK_H * _PITCH
     TILE: gl.constexpr = PIXELS + 2 * _PITCH
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, _RESULTS, 16])
@@ -155,9 +160,10 @@ def consume(
 @gluon.jit(do_not_specialize=["B", "H", "W"])
 def ring_upsampled_conv_kernel(
     t_x, t_w, p_bias, p_residual, p_out, B, H, W, N, s_rb, s_rn, s_rh, s_rw,
-    BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr,
+    BLOCK_H: gl.constexpr, BLOCK_W: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
-    """What `upsampled_conv_kernel` computes, with at most 64 channels of x and 4 of out, which is contiguous."""
+    """What `upsampled_conv_kernel` computes, with at most 64 channels of x and 4 of out, which is contiguous.
+    AHEAD, for the taps that exist everywhere, as in `ring_kernel`."""
     n_h = gl.cdiv(H, BLOCK_H)
     n_w = gl.cdiv(W, BLOCK_W)
     n_tiles = B * n_h * n_w
@@ -177,7 +183,6 @@ def ring_upsampled_conv_kernel(
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(full.index(SLOTS + i), count=1)
         mbarrier.init(empty.index(i), count=1)
-    wait_for_previous_launch()
     gl.warp_specialize(
         [
             (
@@ -194,7 +199,10 @@ def ring_upsampled_conv_kernel(
                     H, W, N, s_rb, s_rn, s_rh, s_rw, 1, BLOCK_H, BLOCK_W, SLOTS,
                 ),
             ),
-            (produce, (t_x, t_w, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w, BLOCK_H, BLOCK_W, SLOTS)),
+            (
+                produce,
+                (t_x, t_w, pixels, weights, loaded, full, empty, n_tiles, n_h, n_w, BLOCK_H, BLOCK_W, SLOTS, AHEAD),
+            ),
         ],
         [4, 1],
         [232, 40],

@@ -60,13 +60,36 @@ def test_a_fault_is_found() -> None:
 
 
 def test_a_missing_wait_for_the_previous_launch_is_found() -> None:
-    load, wait = "LDG.E.128 R4, desc[UR6][R2.64] ;", "ACQBULK ;"
-    parameter = "LDC.64 R2, c[0x0][0x210] ; UTMACCTL.PF [UR4] ;"
-    assert waits(f"{parameter}{wait}{load}")
-    assert not waits(f"{load}{wait}")
-    assert not waits(f"@!P0 UTMALDG.4D [UR8], [UR4] ;{wait}")
-    assert waits(f"{load}{wait}", anywhere=True)
-    assert not waits(load, anywhere=True)
+    load, wait, end = "LDG.E.128 R4, desc[UR6][R2.64] ;", "ACQBULK ;", "EXIT ;"
+    parameter, prefetch = "LDC.64 R2, c[0x0][0x210] ;", "UTMACCTL.PF [UR4] ;"
+    weight, pixels = "@UP0 UTMALDG.3D [UR8], [UR4] ;", "@!UP0 UTMALDG.4D [UR8], [UR4] ;"
+    assert waits(code(parameter, prefetch, wait, load, end))
+    assert not waits(code(load, wait, end))
+    assert not waits(code(pixels, wait, end))
+    assert not waits(code(weight, wait, end))
+    assert not waits(code(parameter, end)), "it never waits"
+    assert waits(code(weight, wait, pixels, end), ahead=True)
+    assert not waits(code(weight, pixels, wait, end), ahead=True)
+    assert not waits(code(load, wait, end), ahead=True)
+
+
+def test_each_warp_must_wait() -> None:
+    load, wait, end = "LDG.E.128 R4, desc[UR6][R2.64] ;", "ACQBULK ;", "EXIT ;"
+    jump, table = "@!P0 BRA `(.L_1) ;", 'BRX R6 -0x170 (*"BRANCH_TARGETS .L_1,.L_2"*) ;'
+    one, other = (".L_1:", wait, load, end), (".L_2:", wait, load, end)
+    assert waits(code(table, *one, *other))
+    assert waits(code(jump, wait, load, end, *one))
+    assert not waits(code(table, *one, ".L_2:", load, wait, end))
+    assert not waits(code(jump, load, wait, end, *one))
+    assert not waits(code(jump, wait, load, end, ".L_1:", load, end))
+    assert not waits(code("BRA `(.L_2) ;", *one, ".L_2:", load, end)), "the wait is passed by"
+    assert not waits(code("@P0 ACQBULK ;", load, end)), "not all of its threads wait"
+    assert waits(code(".L_1:", "NOP ;", jump, wait, load, end)), "a loop before the wait"
+
+
+def code(*lines: str) -> str:
+    """As nvdisasm prints it."""
+    return "\n".join(line if line.startswith(".") else f"/*{16 * i:04x}*/    {line}" for i, line in enumerate(lines))
 
 
 def test_products_that_wait_for_each_other_are_found() -> None:

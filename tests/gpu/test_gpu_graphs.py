@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from lmfn.cuda_graphs import GradientGraph
 from lmfn.network import Network
 from lmfn_kernels.runtime.launch import intercepting
 from lmfn_kernels.runtime.overlap import can_overlap
-from lmfn_kernels.runtime.trials import trying
+from lmfn_kernels.runtime.trials import in_use, trying
 from tests.gpu.conftest import DEVICE, DTYPES
 
 
@@ -144,3 +145,33 @@ def test_on_trial_overlap(height: int, width: int) -> None:
         for _ in range(100):
             expect([run(x)], [frame])
             expect(gradients(), step)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize(("height", "width"), [(70, 133), (720, 1280)])
+def test_on_trial_weights_ahead(height: int, width: int, dtype: torch.dtype) -> None:
+    """Weights loaded before the wait for the previous launch: the same bits as without, a hundred times, eagerly and in
+    a graph; also of a network prepared in memory that another one has used."""
+    if not import_module("lmfn_kernels.conv.triton_backend").ring_programs(torch.device(DEVICE, 0)):
+        pytest.skip("needs a Hopper GPU and a Triton with this Gluon")
+    others = "overlap", "quartered_stem", "ring_fuse", "ring_upsampled_conv", *filter(in_use, ["newer_triton"])
+    model, x = network("lmfn"), image(height, width)
+    with trying(*others):
+        frame = model.for_inference(DEVICE, dtype)(x).clone()
+    ahead: list[bool] = []
+
+    def noted(launch: Any, kernel: Any, grid: Any, arguments: dict[str, Any]) -> object:
+        if "AHEAD" in arguments:
+            ahead.append(arguments["AHEAD"])
+        return launch(kernel, grid, arguments)
+
+    with trying("weights_ahead", *others):
+        for _ in range(10):
+            run = model.for_inference(DEVICE, dtype)
+            with intercepting(noted):
+                assert torch.equal(run(x), frame)
+            for _ in range(10):
+                assert torch.equal(run(x), frame)
+            del run
+    assert ahead
+    assert all(ahead)

@@ -5,7 +5,7 @@ does its damage as early as possible: a TMA load leaves NaN in its destination f
 which is when no warp can go on. Stores and products read their memory at launch and again when they are waited for:
 what changed in between, or was written without a fence, they have read as NaN. So a missing wait or fence, and a slot
 that is overwritten too early, give NaN or wrong values, and warps that wait for each other raise `AssertionError`, as
-does a kernel that reads or writes an image before `wait_for_previous_launch`.
+does a partition that, before its `wait_for_previous_launch`, reads or writes anything but constant weights by TMA.
 
 What the compiler does is taken for granted, namely layouts of registers and barriers among the warps of a partition:
 a partition is one thread here. `launch` takes the place of Triton's launch, as
@@ -28,6 +28,7 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from lmfn_kernels.runtime import gluon_private
+from lmfn_kernels.runtime.constant_weights import is_constant
 from lmfn_kernels.runtime.kernels import wait_for_previous_launch
 
 SHARED = 232_448
@@ -101,6 +102,7 @@ class Descriptor:
         assert of.strides[-1] == 1
         assert max(of.block_shape) <= 256
         self.image = of.base.as_strided(of.shape, of.strides)
+        self.constant = is_constant(of.base)
         self.dtype, self.layout = OF_TORCH[of.base.dtype], of.layout
         nbytes = math.prod(of.block_shape) * size
         self.block_type = SimpleNamespace(shape=list(of.block_shape), nbytes=nbytes, element_ty=self.dtype)
@@ -239,7 +241,7 @@ class Partition(greenlet):
 
     def __init__(self, number: int, run: Callable[[], None]) -> None:
         super().__init__(run)
-        self.number, self.ready, self.doing = number, lambda: True, "starts"
+        self.number, self.ready, self.doing, self.waited = number, lambda: True, "starts", False
         self.products: list[Product] = []
         self.stores: list[tuple[Tensor, Tensor, Shared, tuple[slice, ...]]] = []
 
@@ -266,7 +268,6 @@ class Multiprocessor:
         self.memory = UNKNOWN.repeat(SHARED // 16)
         self.unfenced = torch.zeros(SHARED // 16, dtype=torch.uint8)  # by which partition
         self.used = 0
-        self.waited = False
         self.loads: list[tuple[Barrier, Shared, Tensor]] = []
         self.issued: list[int] = []  # the partition of each product
         self.partitions: list[Partition] = []
@@ -301,14 +302,14 @@ class Multiprocessor:
 
     def wait_for_previous_launch(self) -> None:
         self.step()
-        self.waited = True
+        self.partition.waited = True
 
     def load(self, p: Pointer, **mask: Any) -> Value:
-        assert self.waited, "a load before the previous launch has ended"
+        assert self.partition.waited, "a load before the previous launch has ended"
         return load(p, **mask)
 
     def store(self, p: Pointer, x: Value, **mask: Any) -> None:
-        assert self.waited, "a store before the previous launch has ended"
+        assert self.partition.waited, "a store before the previous launch has ended"
         store(p, x, **mask)
 
     def allocate_shared_memory(self, dtype: Any, shape: Sequence[int], layout: Any) -> Any:
@@ -340,7 +341,7 @@ class Multiprocessor:
 
     def async_load(self, of: Descriptor, coordinates: Sequence[Any], bar: Barrier, to: Shared) -> None:
         self.step()
-        assert self.waited, "a load before the previous launch has ended"
+        assert self.partition.waited or of.constant, "a load before the previous launch has ended"
         assert to.room.start % 128 == 0, "TMA needs 128 bytes"
         assert (of.dtype, math.prod(of.block_type.shape)) == (to.dtype, math.prod(to.shape))
         x = torch.zeros(of.block_type.shape, dtype=of.image.dtype)
@@ -351,7 +352,7 @@ class Multiprocessor:
 
     def async_store(self, to: Descriptor, coordinates: Sequence[Any], of: Shared) -> None:
         self.step()
-        assert self.waited, "a store before the previous launch has ended"
+        assert self.partition.waited, "a store before the previous launch has ended"
         assert of.room.start % 128 == 0, "TMA needs 128 bytes"
         assert (of.dtype, math.prod(of.shape)) == (to.dtype, math.prod(to.block_type.shape))
         inside, place = to.box(coordinates)

@@ -26,7 +26,7 @@ from lmfn_kernels.alfm import triton_backend as alfm
 from lmfn_kernels.conv import triton_backend as conv
 from lmfn_kernels.mshf import triton_backend as mshf
 from lmfn_kernels.rfdb import triton_backend as rfdb
-from lmfn_kernels.runtime import assembler, configs, launch, trials
+from lmfn_kernels.runtime import assembler, configs, constant_weights, launch, trials
 from lmfn_kernels.runtime.triton_private import CudaLauncher, JITFunction, driver
 from lmfn_kernels.upsample import triton_backend as upsample
 
@@ -182,6 +182,29 @@ def check_dependent_launches() -> None:
                 for _ in range(2):
                     conv3x3(x, w)
                     assert bool(found[-1][0].launch_pdl) == enabled
+
+
+def check_weights_ahead() -> None:
+    """Only while they are enabled and constant, at the first launch and later."""
+    x, w = image(), weight()
+    with recorded() as found, mock.patch.object(conv, "ring_programs", return_value=8):
+
+        def launchers(*names: str) -> set[int]:
+            with trials.trying(*names):
+                for _ in range(2):
+                    conv3x3(x, w)
+            return {id(one[0]) for one in found[-2:]}
+
+        usual, both = launchers("overlap"), ("overlap", "weights_ahead")
+        assert launchers(*both) == usual
+        constant_weights.keep_constant([w])
+        ahead = launchers(*both)
+        assert len(ahead) == len(usual) == 1
+        assert ahead != usual
+        assert launchers("overlap") == usual
+        assert launchers("weights_ahead") == launchers()
+        w.zero_()
+        assert launchers(*both) == usual
 
 
 def check_stream_and_device() -> None:

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lmfn_kernels
-from lmfn_kernels import scaled
+from lmfn_kernels import folded, scaled, upsampled_conv3x3, weight_layout
 from lmfn_kernels.conv import triton_backend as convolutions
 from lmfn_kernels.rfdb import torch_backend as exact_blocks
 from lmfn_kernels.rfdb import triton_backend as blocks
+from lmfn_kernels.runtime.constant_weights import keep_constant
 from lmfn_kernels.runtime.launch import as_kernel_image, intercepting
 from lmfn_kernels.runtime.trials import ON_TRIAL, trying
 from lmfn_kernels.testing import (
@@ -81,6 +82,92 @@ def test_within_rounding(form: str, size: tuple[int, ...], dtype: torch.dtype) -
     for i, (reference, *found) in enumerate(zip(expected, *runs, strict=True)):
         assert_within_rounding(f"result {i}", found[0], reference)
         assert torch.equal(*found)
+
+
+def with_constant_weights(form: str, inputs: list[Tensor]) -> tuple[OpCase, list[Tensor]]:
+    """The form and its inputs with weights that are prepared, and declared constant."""
+    inputs = [weight_layout(t) if t.ndim == 4 and not is_image(t) else t for t in inputs]
+    op = FORMS[form]
+    weights = [t for t in inputs if not is_image(t)]
+    if form == "upsampled_conv":
+        once = folded(Conv(*weights))
+        op = op._replace(function=lambda x, _weight, _bias, residual: upsampled_conv3x3(x, once, residual))
+        weights.append(once.by_upsampling)
+    keep_constant(weights)
+    return op, [*inputs, *weights]  # the last ones only so that they live
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_constant_weights_are_loaded_ahead(form: str) -> None:
+    """Before the wait for the previous launch; the same bits. Others are not, which `hopper.py` would refuse."""
+    _, inputs, exact = without_defect(form)
+    op, prepared = with_constant_weights(form, inputs)
+    ahead: list[bool] = []
+
+    def launch(otherwise: Any, kernel: Any, grid: Any, arguments: dict[str, Any], **options: Any) -> None:
+        if "AHEAD" in kernel.arg_names:
+            ahead.append(arguments["AHEAD"])
+        hopper.launch(otherwise, kernel, grid, arguments, **options)
+
+    def with_others(otherwise: Any, kernel: Any, grid: Any, arguments: dict[str, Any]) -> None:
+        hopper.launch(otherwise, kernel, grid, arguments | {"AHEAD": True})
+
+    for order in hopper.ORDERS:
+        with intercepting(partial(launch, order=order)):
+            found = op.function(*prepared[: len(inputs)])
+        for one, right in zip([found] if isinstance(found, Tensor) else found, exact, strict=True):
+            assert torch.equal(one, right)
+    assert ahead
+    assert all(ahead)
+    ahead.clear()
+    with intercepting(launch):
+        FORMS[form].function(*inputs)
+    assert not any(ahead)
+    with intercepting(with_others), pytest.raises(AssertionError, match="a load before the previous launch has ended"):
+        FORMS[form].function(*inputs)
+
+
+EARLY_OR_NEVER = [
+    ("no wait for the previous launch", "wait_for_previous_launch()", "pass"),
+    ("only the loading warp waits", '"""\n    wait_for_previous_launch()', '"""\n    pass'),
+    ("the loading warp does not wait", "        wait_for_previous_launch()", "        pass"),
+]
+TWICE_OR_NOT = [
+    ("weights are loaded twice", "if not AHEAD and i_turn == 0:", "if i_turn == 0:"),
+    ("weights are not loaded", "if AHEAD:\n        load_", "if AHEAD:\n        0 and load_"),
+]
+
+
+AHEAD_DEFECTS = [
+    *(
+        (*defect, form)
+        for defect in EARLY_OR_NEVER
+        for form in ("distill_stage", "distill_fuse", "upsampled_conv", "stem")
+    ),
+    *((*defect, form) for defect in TWICE_OR_NOT for form in ("residual", "distill_stage", "distill_fuse")),
+]
+
+
+@pytest.mark.parametrize(
+    ("defect", "before", "after", "form"), AHEAD_DEFECTS, ids=[f"{d[3]}, {d[0]}" for d in AHEAD_DEFECTS]
+)
+def test_a_defect_of_weights_ahead_is_found(defect: str, before: str, after: str, form: str) -> None:
+    op, inputs, _ = without_defect(form)
+    op, prepared = with_constant_weights(form, inputs)
+    edited: list[str] = []
+
+    def edit(source: str) -> str:
+        if before in source:
+            edited.append(source)
+        return source.replace(before, after)
+
+    def run() -> None:
+        for order in hopper.ORDERS:
+            results(op, prepared[: len(inputs)], order=order, edit=edit)
+
+    with pytest.raises(AssertionError):
+        run()
+    assert edited, f"{defect}: {before} is nowhere in the kernel"
 
 
 def newer_triton(source: str) -> str:
