@@ -25,16 +25,16 @@ from lmfn.deblur import Deblurrer
 from lmfn.weights import NAMES
 
 WINDOW = 384
-VARIANTS: tuple[tuple[int | None, float, Literal["stretched", "fixed"]], ...] = (
-    (None, 1.0, "stretched"),
-    (None, 1.08, "fixed"),
-    (WINDOW, 1.0, "fixed"),
-    (WINDOW, 1.08, "stretched"),
-    (WINDOW, 1.08, "fixed"),
-)
 TEMPERATURE = "alfm.temperature"
-TRAINED = {"lmfn": 1 / 1.08}
-"""Temperature that included weights were trained with, relative to their own."""
+FACTORS = {"lmfn": 0.963}
+"""Temperature of included weights, relative to the one that they were trained with."""
+
+
+def variants(name: str) -> list[tuple[int | None, float, Literal["stretched", "fixed"]]]:
+    """Windows, factors of the trained temperature, and grids: from those of training to those that are shipped."""
+    factor = FACTORS.get(name, 1.0)
+    rows = [(None, 1.0, "stretched"), (WINDOW, 1.0, "fixed"), (WINDOW, factor, "fixed")]
+    return list(dict.fromkeys(rows))  # type: ignore[arg-type]
 
 
 def photographs(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -77,8 +77,8 @@ def main() -> None:
     print("|---" * 9 + "|", flush=True)
     for name in given.weights:
         trained = LMFN.from_pretrained(name)
-        temperature = trained.state_dict()[TEMPERATURE] * TRAINED.get(name, 1)
-        for window, factor, grid in VARIANTS:
+        temperature = trained.state_dict()[TEMPERATURE] / FACTORS.get(name, 1.0)
+        for window, factor, grid in variants(name):
             network = LMFN(replace(trained.config, esa_grid=grid, alfm_window=window))
             network.load_state_dict(trained.state_dict() | {TEMPERATURE: temperature * factor})
             deblurrer, across, cells = Deblurrer(network, device="cpu", guard="off"), [], []

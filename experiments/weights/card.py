@@ -206,7 +206,8 @@ def weights_file(run: Path) -> Path:
 
 
 def averaged(model: LMFN, earlier: Path, share: float) -> LMFN:
-    """The network averaged with `share` of an earlier run's weights. Raises ValueError if the networks differ."""
+    """The network averaged with `share` of the weights of an earlier run, or of shipped ones by their name. Raises
+    ValueError if the networks differ."""
     other = LMFN.from_pretrained(weights_file(earlier))
     if other.config != model.config or not 0 < share < 1:
         raise ValueError(f"--average {earlier} {share:g}: it must be the same network, with a share between 0 and 1")
@@ -220,7 +221,6 @@ def card(
     model: LMFN,
     measures: Measures,
     history: list[Stage],
-    average: tuple[Path, float] | None,
     digest: str,
 ) -> str:
     """The model card, in Markdown."""
@@ -230,10 +230,6 @@ def card(
     config = ", ".join(f"{key}={value}" for key, value in asdict(model.config).items())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recipe = "\n".join(f"- {stage.text}" for stage in history) or "Not known: the run's folder was not given."
-    if average is not None:
-        recipe += (
-            f"\n- shipped: {1 - average[1]:.0%} of these weights and {average[1]:.0%} of those of `{average[0].name}`"
-        )
     if history:
         units = sorted({stage.unit for stage in history})
         spent = (f"{sum(stage.hours for stage in history if stage.unit == unit):.1f} {unit}" for unit in units)
@@ -357,6 +353,8 @@ class Arguments:
     average: tuple[Path, float] | None = None
     """An earlier run's folder or weights, and its share in the shipped average: the average of a run and the run it
     started from can be better on new scenes than either (arXiv 2203.05482)."""
+    temperature: float | None = None
+    """Factor for ALFM's temperature, which may be better on whole photographs than the one learned on patches."""
     crops: Path | None = None
     """Write six crops, blurred, deblurred and sharp, including failures, to this image."""
 
@@ -375,6 +373,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model = LMFN.from_pretrained(file)
             if a.average is not None:
                 model = averaged(model, *a.average)
+                share, other = a.average[1], a.average[0].name
+                text = f"shipped: {1 - share:.0%} of these weights and {share:.0%} of those of `{other}`"
+                history.append(Stage(text, 0, {}, 0, "core-hours"))
+            if a.temperature is not None:
+                model.state_dict()["alfm.temperature"].mul_(a.temperature)
+                history.append(Stage(f"ALFM's temperature times {a.temperature:g}", 0, {}, 0, "core-hours"))
             ship(model, rounded, name)  # what is measured is what is shipped
             model = LMFN.from_pretrained(rounded / f"{name}.safetensors")
             measures = measure(model, real, a.photos, Path(folder))
@@ -383,7 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 picture = crops(model, [(measures.real, real), (measures.synthetic, unseen)])
                 images.write(a.crops, images.Photo(picture))
         digest = weights.sha256(file) if a.out is None else ship(model, a.out, name)
-        text = card(name, model, measures, history, a.average, digest)
+        text = card(name, model, measures, history, digest)
         if a.out is not None:
             atomic.write(a.out / f"{name}.md", text.encode())
         print(text)
