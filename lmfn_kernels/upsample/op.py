@@ -69,7 +69,7 @@ def folded(conv: Conv) -> FoldedConv:
     checks.tensor("conv.weight", conv.weight, (None, None, 3, 3), conv.weight)
     checks.tensor("conv.bias", conv.bias, (outputs_of(conv),), conv.bias)
     weight = weight_layout(conv.weight.detach())
-    backend = choose(weight, None, "folded")
+    backend = choose(weight, None, "upsampled_conv3x3")
     if backend == "reference":
         backend = "torch"
     by_upsampling = implementation(backend).fold_upsampling(weight, weight.dtype)

@@ -105,7 +105,7 @@ def test_pixels_64_apart(name: str, written: list[tuple[Tensor, Tensor]]) -> Non
             assert result.ndim < 4 or result.shape[1] <= 32 or result.stride(3) == 64
         for t in inputs:
             if is_image(t):
-                t[:, :, 1, 1] = float("inf")
+                t[:, :, t.shape[2] // 2, t.shape[3] // 2] = float("inf")
         results()
 
 
