@@ -263,8 +263,8 @@ def _triton() -> Lines:
             yield f"3x3 on cuda:{i}", "ring_kernel (Gluon) in 16 bits and FP8"
             continue
         hopper = torch.cuda.get_device_capability(i) == (9, 0)
-        usual = "Triton 3.6, with which alone it has run (LMFN_TRY=newer_triton tries 3.7 to 3.9)"
-        lacking = usual if hopper else "a GPU of compute capability 9.0"
+        release = "Triton 3.6, with which alone it has run (LMFN_TRY=newer_triton tries 3.7 to 3.9)"
+        lacking = release if hopper else "a GPU of compute capability 9.0"
         yield f"3x3 on cuda:{i}", f"conv_kernel, as ring_kernel needs {lacking}; FP8 is simulated"
 
 
