@@ -290,12 +290,8 @@ def test_large_images_take_less_than_2_gib(megapixels):
 def test_100_megapixels_take_less_than_2_gib(tmp_path):
     """From file to file. The default network needs as much, but takes minutes (`make test-large`)."""
     network("lmfn-released", **TINY, similarity="cosine").save_pretrained(tmp_path)
-    peak = 0.0
-    for _ in range(3):  # where the system takes pages back meanwhile, less is seen than was needed
-        ((way, seen, estimate),) = measured("100", "--memory", "2GiB", "--weights", str(tmp_path))
-        peak = max(peak, seen)
-        if estimate / peak < 1.15:
-            break
-    assert way.startswith("strips")
+    # Beside what the process holds already, which differs: at 2 GiB in all it would decide where the maps go.
+    ((way, peak, estimate),) = measured("100", "--memory", "+1800MiB", "--weights", str(tmp_path))
+    assert way == "strips, maps in memory"
     assert peak < 2
     assert 0.85 < estimate / peak < 1.15
