@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmfn.network.blocks import DECODER_SLOPE, RB, RFDB, weight_and_bias
 from lmfn.network.model import Network
-from lmfn_kernels import conv3x3, distill_stage, power_of_two, scaled
+from lmfn_kernels import distill_stage, power_of_two, scaled
 
 E4M3 = torch.float8_e4m3fn
 
@@ -73,22 +73,20 @@ def calibrate(model: Network, names: list[str]) -> dict[str, list[float]]:
     scales: dict[str, list[float]] = {}
     model = copy.deepcopy(model).cpu()
 
-    def look(name: str, block: RB | RFDB, x: Tensor, upsample: bool) -> None:
-        maps: list[Tensor] = []
-        if isinstance(block, RB):
-            x = F.interpolate(x, scale_factor=2, mode="bilinear") if upsample else x
-            maps.append(conv3x3(x, *weight_and_bias(block.conv1), activation="relu"))
-        else:
-            for distil, refine in list(zip(block.distil, block.refine, strict=True))[:2]:
-                x, _ = distill_stage(x, weight_and_bias(distil), weight_and_bias(refine), DECODER_SLOPE)
-                maps.append(x)
-        scales[name] = [power_of_two(float(y.abs().max())) for y in maps]
+    def scale_of(y: Tensor) -> float:
+        return power_of_two(float(y.abs().max()))
+
+    def look_into(name: str, block: RFDB, x: Tensor) -> None:
+        scales[name] = []
+        for distil, refine in list(zip(block.distil, block.refine, strict=True))[:2]:
+            x, _ = distill_stage(x, weight_and_bias(distil), weight_and_bias(refine), DECODER_SLOPE)
+            scales[name].append(scale_of(x))
 
     for name in names:
         block = model.get_submodule(name)
-        block.register_forward_pre_hook(
-            lambda block, given, options, name=name: look(name, block, given[0], options.get("upsample", False)),
-            with_kwargs=True,
-        )
+        if isinstance(block, RB):
+            block.watch = lambda hidden, name=name: scales.update({name: [scale_of(hidden)]})
+        else:
+            block.register_forward_pre_hook(lambda block, given, name=name: look_into(name, block, given[0]))
     model(chart())
     return scales

@@ -7,7 +7,8 @@ leave units that never fire again.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -52,23 +53,17 @@ def unit_activity(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """
     shares: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Any:
-        def measure(block: RB, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> None:
-            x = args[0]
-            if kwargs.get("upsample"):
-                x = F.interpolate(x, scale_factor=2, mode="bilinear")
-            hidden = F.conv2d(x, block.conv1.weight, block.conv1.bias, padding=1)
-            shares[name] = (hidden > 0).float().mean(dim=(0, 2, 3))
-
-        return measure
+    def measure(name: str, hidden: Tensor) -> None:
+        shares[name] = (hidden > 0).float().mean(dim=(0, 2, 3))
 
     blocks = {name: block for name, block in model.named_modules() if isinstance(block, RB)}
-    hooks = [block.register_forward_pre_hook(watch(name), with_kwargs=True) for name, block in blocks.items()]
     try:
+        for name, block in blocks.items():
+            block.watch = partial(measure, name)
         model(images)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for block in blocks.values():
+            block.watch = None
     return shares
 
 

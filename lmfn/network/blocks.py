@@ -5,7 +5,7 @@ The encoder (`MSHF`), the distillation block (`RFDB`, with its `ESA` gate), the 
 in other networks. `lmfn.network.model` combines them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -79,6 +79,8 @@ class RB(nn.Module):
     """Whether backward recomputes the map between the convolutions instead of saving it."""
     e4m3: tuple[ScaledConv, ScaledConv] | None = None
     """Both convolutions with the map between them stored as e4m3, for inference (`lmfn.fp8`)."""
+    watch: Callable[[Tensor], None] | None = None
+    """Called in every forward pass with the map between the convolutions, which is computed once more for this."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -93,29 +95,32 @@ class RB(nn.Module):
 
     def forward(self, x: Tensor, upsample: bool = False) -> Tensor:
         """With `upsample`, the block is applied to x upsampled to twice its size."""
+        self.show(x, upsample)
         if self.e4m3 is not None:
             return residual_block_e4m3(x, *self.e4m3, upsample=upsample)
         convs = weight_and_bias(self.conv1), weight_and_bias(self.conv2)
         return residual_block(x, *convs, upsample=upsample, save_middle=not self.recompute)
 
+    def show(self, x: Tensor, upsample: bool = False) -> None:
+        """Show `watch`, if there is one, the map that `forward` has between the convolutions."""
+        if self.watch is not None:
+            x = F.interpolate(x, scale_factor=2, mode="bilinear") if upsample else x
+            self.watch(conv3x3(x, *weight_and_bias(self.conv1), activation="relu"))
 
-def together(blocks: Sequence[nn.Module], maps: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The results of residual blocks, each of a map of its own: the bits of single calls, in fewer launches.
 
-    Called one by one are blocks that hooks watch, that store e4m3, or that were replaced by other modules.
+def across_scales(blocks: Sequence[nn.Module], maps: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What calls of residual blocks (`RB`), each with a map of its own, return, bit by bit, in fewer launches.
+
+    The blocks agree on `recompute`, and all of them store e4m3 or none. Hooks of the blocks are not run.
     """
-    plain = [block for block in blocks if type(block) is RB and block.e4m3 is None and not _watched(block)]
-    if len(plain) < len(blocks):
-        return [block(x) for block, x in zip(blocks, maps, strict=True)]
-    convs1, convs2 = [weight_and_bias(rb.conv1) for rb in plain], [weight_and_bias(rb.conv2) for rb in plain]
-    return residual_blocks(maps, convs1, convs2, save_middle=not any(rb.recompute for rb in plain))
-
-
-def _watched(module: nn.Module) -> bool:
-    """Whether hooks of a module are to see its calls."""
-    return bool(
-        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
-    )
+    rbs = cast(Sequence[RB], blocks)
+    for rb, x in zip(rbs, maps, strict=True):
+        rb.show(x)
+    e4m3 = [rb.e4m3 for rb in rbs if rb.e4m3 is not None]
+    if e4m3:
+        return [residual_block_e4m3(x, *convs) for x, convs in zip(maps, e4m3, strict=True)]
+    convs1, convs2 = [weight_and_bias(rb.conv1) for rb in rbs], [weight_and_bias(rb.conv2) for rb in rbs]
+    return residual_blocks(maps, convs1, convs2, save_middle=not rbs[0].recompute)
 
 
 class MSHF(nn.Module):
@@ -140,8 +145,8 @@ class MSHF(nn.Module):
     def forward(self, x: Tensor, mean: Tensor | None = None) -> Tensor:
         """`mean` [3], 0 by default, is subtracted from x."""
         l1, l2, l3 = self.halve(x, mean)
-        l1, l2, l3 = together((self.rb_4th[0], self.rb_8th[0], self.rb_16th), (l1, l2, l3))
-        l1, l2 = together((self.rb_4th[1], self.rb_8th[1]), (l1, upsample_add(l2, l3)))
+        l1, l2, l3 = across_scales((self.rb_4th[0], self.rb_8th[0], self.rb_16th), (l1, l2, l3))
+        l1, l2 = across_scales((self.rb_4th[1], self.rb_8th[1]), (l1, upsample_add(l2, l3)))
         x = upsample_add(l1, l2)
         del l1, l2, l3  # the blocks that follow need the memory
         return self._last_blocks(x)

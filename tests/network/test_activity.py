@@ -20,6 +20,8 @@ def test_activity_is_that_of_the_formula() -> None:
     for name, block in blocks.items():
         block.register_forward_hook(lambda _, inputs, output, name=name: seen.update({name: (inputs[0], output)}))
     shares = unit_activity(model, images)
+    l1, l2, l3 = model.encoder.halve(images, model._mean(images))
+    model.encoder.fuse_4th(l1, model.encoder.fuse_8th(l2, l3))  # one by one: these calls run all hooks
     assert set(shares) == set(blocks) == set(seen)
     assert len(shares) == 10
     for name, block in blocks.items():
@@ -29,7 +31,7 @@ def test_activity_is_that_of_the_formula() -> None:
         hidden = block.conv1(x).relu()
         torch.testing.assert_close(x + block.conv2(hidden), output, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(shares[name], (hidden > 0).float().mean(dim=(0, 2, 3)), atol=1e-4, rtol=0)
-    assert not any(block._forward_pre_hooks for block in blocks.values())
+    assert all(block.watch is None for block in blocks.values())
 
 
 def test_dead_and_silent_units_are_counted() -> None:
@@ -45,11 +47,11 @@ def test_dead_and_silent_units_are_counted() -> None:
     assert found["encoder.rb_16th"] == Activity(16, pytest.approx(3 / 16), 13, 13)
 
 
-def test_hooks_are_removed_when_the_network_fails() -> None:
+def test_nothing_is_watched_after_the_network_failed() -> None:
     model = Network(preset("lmfn", **SMALL))
     with pytest.raises(ValueError, match="takes images"):
         unit_activity(model, torch.rand(1, 4, 64, 64))
-    assert not any(block._forward_pre_hooks for block in model.modules())
+    assert all(block.watch is None for block in model.modules() if isinstance(block, RB))
 
 
 def test_no_block_dies_in_training_from_nothing() -> None:
