@@ -133,65 +133,48 @@ def test_on_trial(kernel: str, name: str, size: Size, dtype: torch.dtype) -> Non
             assert f"{kernel}_kernel" in launched
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("name", "size"), [*CONVOLUTIONS, ("distill_stage", Size(1, 1, 50, 180, 320))], ids=str)
-def test_on_trial_ring_order(name: str, size: Size, dtype: torch.dtype) -> None:
-    """The same bits as without turns, forward and backward, a hundred times."""
-    if not import_module("lmfn_kernels.conv.triton_backend").ring_programs(torch.device(DEVICE, 0)):
-        pytest.skip("needs a Hopper GPU and a Triton with this Gluon")
-    function, inputs = OPS[name].function, OPS[name].inputs(size, dtype, DEVICE)
-    ordered: list[bool] = []
-
-    def noted(launch: Callable[..., object], kernel: Any, grid: Any, arguments: dict[str, Any]) -> object:
-        if kernel.__name__ == "ring_kernel":
-            ordered.append(arguments["ORDERED"])
-        return launch(kernel, grid, arguments)
-
-    others = "ring_input_gradient", *filter(in_use, ["newer_triton"])
-    with trying(*others):
-        expected = differentiate(function, inputs)
-    with trying("ring_order", *others):
-        with intercepting(noted):
-            same(differentiate(function, inputs), expected)
-        for _ in range(100):
-            same(differentiate(function, inputs), expected)
-    assert ordered
-    assert all(ordered)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
+OF_THE_SAME_BITS = {
+    "ring_order": [*CONVOLUTIONS, ("distill_stage", Size(1, 1, 50, 180, 320))],
+    "ring_scales": [
         ("residual_blocks", Size(1, 1, 64, 1, 4)),
         ("residual_blocks", Size(3, 1, 50, 37, 61)),
         ("residual_blocks", Size(1, 1, 64, 180, 320)),
         ("residual_blocks", Size(16, 1, 64, 64, 64)),
         ("residual_blocks-two", Size(1, 1, 64, 180, 320)),
     ],
+}
+"""Other ways through `ring_kernel`."""
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("trial", "name", "size"),
+    [(trial, *case) for trial, cases in OF_THE_SAME_BITS.items() for case in cases],
     ids=str,
 )
-def test_on_trial_ring_scales(name: str, size: Size, dtype: torch.dtype) -> None:
-    """The same bits as in a launch for each map, forward and backward, a hundred times."""
+def test_on_trial_the_same_bits(trial: str, name: str, size: Size, dtype: torch.dtype) -> None:
+    """As without the trial, forward and backward, a hundred times."""
     if not import_module("lmfn_kernels.conv.triton_backend").ring_programs(torch.device(DEVICE, 0)):
         pytest.skip("needs a Hopper GPU and a Triton with this Gluon")
     function, inputs = OPS[name].function, OPS[name].inputs(size, dtype, DEVICE)
-    launched: list[bool] = []
+    used: list[bool] = []
 
     def noted(launch: Callable[..., object], kernel: Any, grid: Any, arguments: dict[str, Any]) -> object:
         if kernel.__name__ == "ring_kernel":
-            launched.append(arguments["t_x2"] is not None)
+            used.append(arguments["ORDERED"] if trial == "ring_order" else arguments["t_x2"] is not None)
         return launch(kernel, grid, arguments)
 
     others = "ring_input_gradient", *filter(in_use, ["newer_triton"])
     with trying(*others):
         expected = differentiate(function, inputs)
-    with trying("ring_scales", *others):
+    with trying(trial, *others):
         with intercepting(noted):
             same(differentiate(function, inputs), expected)
         for _ in range(100):
             same(differentiate(function, inputs), expected)
-    assert launched == [True] * 4
+    assert used
+    assert all(used)
+    assert trial == "ring_order" or len(used) == 4
 
 
 @pytest.mark.parametrize("size", [(1, 50, 1, 1), (1, 50, 180, 320)], ids=str)

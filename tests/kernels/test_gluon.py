@@ -1,6 +1,7 @@
 """The Gluon kernels' own source, run by `hopper.py`: right in every order of the warps, and wrong with any defect."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -60,16 +61,43 @@ def _on_hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def results(form: OpCase, inputs: list[Tensor], **options: Any) -> list[Tensor]:
-    launched: set[str] = set()
+@contextmanager
+def on_model(**options: Any) -> Iterator[list[str]]:
+    """Launches run on the model of Hopper, with options of `hopper.launch`; the names of the kernels."""
+    launched: list[str] = []
 
     def launch(otherwise: Any, kernel: Any, *arguments: Any) -> None:
-        launched.add(kernel.__name__)
+        launched.append(kernel.__name__)
         hopper.launch(otherwise, kernel, *arguments, **options)
 
     with intercepting(launch):
+        yield launched
+
+
+@contextmanager
+def defect(before: str, after: str) -> Iterator[Callable[[str], str]]:
+    """An edit of the source, which a kernel that was run must contain."""
+    edited: list[str] = []
+
+    def edit(source: str) -> str:
+        if before in source:
+            edited.append(source)
+        return source.replace(before, after)
+
+    yield edit
+    assert edited, f"{before} is nowhere in the kernel"
+
+
+def assert_exact(form: OpCase, inputs: list[Tensor], exact: list[Tensor], edit: Callable[[str], str]) -> None:
+    for order in hopper.ORDERS:
+        for found, right in zip(results(form, inputs, order=order, edit=edit), exact, strict=True):
+            assert torch.equal(found, right)
+
+
+def results(form: OpCase, inputs: list[Tensor], **options: Any) -> list[Tensor]:
+    with on_model(**options) as launched:
         found = form.function(*inputs)
-    assert launched & {"ring_kernel", "ring_fuse_kernel", "ring_upsampled_conv_kernel", "quartered_stem_kernel"}
+    assert {"ring_kernel", "ring_fuse_kernel", "ring_upsampled_conv_kernel", "quartered_stem_kernel"} & {*launched}
     return [found] if isinstance(found, Tensor) else list(found)
 
 
@@ -149,25 +177,13 @@ AHEAD_DEFECTS = [
 
 
 @pytest.mark.parametrize(
-    ("defect", "before", "after", "form"), AHEAD_DEFECTS, ids=[f"{d[3]}, {d[0]}" for d in AHEAD_DEFECTS]
+    ("before", "after", "form"), [d[1:] for d in AHEAD_DEFECTS], ids=[f"{d[3]}, {d[0]}" for d in AHEAD_DEFECTS]
 )
-def test_a_defect_of_weights_ahead_is_found(defect: str, before: str, after: str, form: str) -> None:
-    op, inputs, _ = without_defect(form)
+def test_a_defect_of_weights_ahead_is_found(before: str, after: str, form: str) -> None:
+    op, inputs, exact = without_defect(form)
     op, prepared = with_constant_weights(form, inputs)
-    edited: list[str] = []
-
-    def edit(source: str) -> str:
-        if before in source:
-            edited.append(source)
-        return source.replace(before, after)
-
-    def run() -> None:
-        for order in hopper.ORDERS:
-            results(op, prepared[: len(inputs)], order=order, edit=edit)
-
-    with pytest.raises(AssertionError):
-        run()
-    assert edited, f"{defect}: {before} is nowhere in the kernel"
+    with defect(before, after) as edit, pytest.raises(AssertionError):
+        assert_exact(op, prepared[: len(inputs)], exact, edit)
 
 
 def newer_triton(source: str) -> str:
@@ -177,10 +193,7 @@ def newer_triton(source: str) -> str:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_with_newer_triton(form: str) -> None:
-    op, inputs, exact = without_defect(form)
-    for order in hopper.ORDERS:
-        for found, right in zip(results(op, inputs, order=order, edit=newer_triton), exact, strict=True):
-            assert torch.equal(found, right)
+    assert_exact(*without_defect(form), newer_triton)
 
 
 def test_an_odd_number_of_slots_needs_two_barriers_each() -> None:
@@ -275,16 +288,8 @@ NEXT = "mbarrier.arrive(turns.index(1 - GROUP), count=1)"
     ],
 )
 def test_a_defect_of_the_turns_is_found(form: str, before: str, after: str) -> None:
-    edited: list[str] = []
-
-    def edit(source: str) -> str:
-        if before in source:
-            edited.append(source)
-        return source.replace(before, after)
-
-    with pytest.raises(AssertionError):
+    with defect(before, after) as edit, pytest.raises(AssertionError):
         in_turns(form, 4, lambda source: without_edges(edit(source)))
-    assert edited, f"{before} is nowhere in the kernel"
 
 
 @pytest.mark.parametrize("size", [(1, 50, 1, 1), (2, 50, 9, 33)], ids=str)
@@ -370,13 +375,7 @@ def input_gradient(form: str) -> tuple[Reference, Callable[..., Tensor]]:
     of_e, of_x, of_g, of_distil = (as_kernel_image(amid_nan(t)) for t in (e, x, g, g_distil))
 
     def run(**options: Any) -> Tensor:
-        launched: list[str] = []
-
-        def launch(otherwise: Any, kernel: Any, *arguments: Any) -> None:
-            launched.append(kernel.__name__)
-            hopper.launch(otherwise, kernel, *arguments, **options)
-
-        with intercepting(launch):
+        with on_model(**options) as launched:
             if added == "g":
                 found = convolutions.input_gradient(of_e, weight, of_x, padding=1, add=of_g)
             else:
@@ -410,21 +409,13 @@ def test_input_gradient(form: str) -> None:
     ],
 )
 def test_a_defect_of_an_input_gradient_is_found(before: str, after: str) -> None:
-    edited: list[str] = []
-
-    def edit(source: str) -> str:
-        if before in source:
-            edited.append(source)
-        return source.replace(before, after)
-
-    def check() -> None:
+    def check(edit: Callable[[str], str]) -> None:
         reference, run = input_gradient("stage and mask")
         for order in hopper.ORDERS:
             assert_within_rounding("gradient", run(order=order, edit=edit), reference)
 
-    with pytest.raises((AssertionError, RuntimeError)):  # RuntimeError: matrices do not fit each other
-        check()
-    assert edited, f"{before} is nowhere in the kernel"
+    with defect(before, after) as edit, pytest.raises((AssertionError, RuntimeError)):  # matrices that do not fit
+        check(edit)
 
 
 SCALES = (1, 4, 30), (2, 9, 33), (1, 13, 61)
@@ -456,15 +447,9 @@ def of_scales(
     function: Callable[..., list[Tensor]], maps: list[tuple[Any, ...]], launches: int = 1, **options: Any
 ) -> list[Tensor]:
     """The results, in so many launches; what they leave out is NaN."""
-    launched: list[str] = []
-
-    def launch(otherwise: Any, kernel: Any, *arguments: Any) -> None:
-        launched.append(kernel.__name__)
-        hopper.launch(otherwise, kernel, *arguments, **options)
-
     torch.use_deterministic_algorithms(True)  # new memory is NaN
     try:
-        with intercepting(launch):
+        with on_model(**options) as launched:
             found = function(maps)
     finally:
         torch.use_deterministic_algorithms(False)
@@ -516,20 +501,13 @@ def test_a_defect_of_several_scales_is_found(
 ) -> None:
     function, maps, exact = maps_of_scales(form)
     monkeypatch.setattr(convolutions, "ring_programs", lambda _: 7)
-    edited: list[str] = []
 
-    def edit(source: str) -> str:
-        if before in source:
-            edited.append(source)
-        return source.replace(before, after)
-
-    def check() -> None:
+    def check(edit: Callable[[str], str]) -> None:
         for found, right in zip(of_scales(function, maps, edit=edit), exact, strict=True):
             assert torch.equal(found, right)
 
-    with pytest.raises(AssertionError):
-        check()
-    assert edited, f"{before} is nowhere in the kernel"
+    with defect(before, after) as edit, pytest.raises(AssertionError):
+        check(edit)
 
 
 GRADIENTS = [(1, 50, 50, 1, 1, 1), (2, 50, 25, 9, 33, 1), (1, 64, 64, 19, 18, 0), (1, 64, 50, 3, 17, 0)]
@@ -544,14 +522,8 @@ def weight_gradient(
     draw = torch.Generator().manual_seed(0)
     sizes = (b, n, h + 2 * padding - 2, w + 2 * padding - 2), (b, k, h, w)
     drawn = [[torch.randn(size, generator=draw).to(dtype) for size in sizes] for _ in range(pairs)]
-    launched: list[str] = []
-
-    def launch(otherwise: Any, kernel: Any, *arguments: Any) -> None:
-        launched.append(kernel.__name__)
-        hopper.launch(otherwise, kernel, *arguments, **options)
-
     weight = torch.empty(n, k, 3, 3)
-    with intercepting(launch):
+    with on_model(**options) as launched:
         images = [[as_kernel_image(amid_nan(t)) for t in pair] for pair in drawn]
         if pairs == 1:
             found = [convolutions.weight_gradient(*images[0], weight, padding=padding)]
@@ -600,21 +572,13 @@ def test_weight_gradient(size: tuple[int, ...], pairs: int, dtype: torch.dtype) 
     ],
 )
 def test_a_defect_of_a_weight_gradient_is_found(before: str, after: str) -> None:
-    edited: list[str] = []
-
-    def edit(source: str) -> str:
-        if before in source and "SLOT" in source:
-            edited.append(source)
-        return source.replace(before, after)
-
-    def run() -> None:
+    def check(edit: Callable[[str], str]) -> None:
         for order in hopper.ORDERS:
             for found, right, most in weight_gradient((2, 50, 50, 9, 33, 1), torch.bfloat16, 3, order=order, edit=edit):
                 assert ((found - right).abs() <= 2**-20 * most).all()
 
-    with pytest.raises((AssertionError, AttributeError)):  # AttributeError: a product in flight is no tensor
-        run()
-    assert edited, f"{before} is nowhere in the kernel"
+    with defect(before, after) as edit, pytest.raises((AssertionError, AttributeError)):  # of a product in flight
+        check(edit)
 
 
 @cache
@@ -676,21 +640,10 @@ DEFECTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("defect", "form", "before", "after"), DEFECTS, ids=[f"{d[1]}, {d[0]}" for d in DEFECTS])
-def test_a_defect_is_found(defect: str, form: str, before: str, after: str) -> None:
-    op, inputs, exact = without_defect(form)
-    edited: list[str] = []
-
-    def edit(source: str) -> str:
-        if before in source:
-            edited.append(source)
-        return source.replace(before, after)
-
-    def run() -> None:
-        for order in hopper.ORDERS:
-            for found, right in zip(results(op, inputs, order=order, edit=edit), exact, strict=True):
-                assert torch.equal(found, right)
-
-    with pytest.raises((AssertionError, TypeError)):  # TypeError: a product in flight is no tensor
-        run()
-    assert edited, f"{defect}: {before} is nowhere in the kernel"
+@pytest.mark.parametrize(
+    ("form", "before", "after"), [d[1:] for d in DEFECTS], ids=[f"{d[1]}, {d[0]}" for d in DEFECTS]
+)
+def test_a_defect_is_found(form: str, before: str, after: str) -> None:
+    right = without_defect(form)
+    with defect(before, after) as edit, pytest.raises((AssertionError, TypeError)):  # a product in flight is no tensor
+        assert_exact(*right, edit)
