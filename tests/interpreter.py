@@ -30,6 +30,7 @@ CONVERTED_BY_NUMPY = {
 
 def patch() -> None:
     _patch_language_once()
+    interpreter.range = _looped  # Triton copies it to the module of a kernel that it runs for the first time, for good
     core.pointer_type.__hash__ = core.block_type.__hash__ = core.dtype.__hash__  # by name
     interpreter._implicit_cvt = _converted
     interpreter._get_np_dtype = cache(interpreter._get_np_dtype)
@@ -46,6 +47,14 @@ def patch() -> None:
     builder.create_addptr = _noting(builder.create_addptr, lambda pointer, _: partial(_moved, _width(pointer)))
     for name in ELEMENTWISE:
         setattr(TritonSemantic, name, _replayed(getattr(TritonSemantic, name)))
+
+
+loop: Callable[..., Any] = range
+"""Over what the loops of kernels run; a test may replace it."""
+
+
+def _looped(*bounds: Any) -> Any:
+    return loop(*bounds)
 
 
 def _patch_language_once() -> None:

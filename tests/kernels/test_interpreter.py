@@ -1,5 +1,7 @@
 """What `tests/interpreter.py` adds to Triton's interpreter."""
 
+import builtins
+
 import pytest
 import torch
 import triton
@@ -58,3 +60,22 @@ def test_other_values_types_and_constants() -> None:
                     mixed_kernel[(1,)](x, y, z, other=other, n=16)
                     expected = torch.where(x > y, (x * other).double(), x.double() - y.double())
                     assert torch.equal(z, expected), (left, right, other)
+
+
+@triton.jit
+def turns_kernel(p_y, n):
+    found = 0
+    for _ in range(0, n):
+        found += 1
+    tl.store(p_y, found)
+
+
+def test_loops_are_replaced_where_a_test_says_and_nowhere_else() -> None:
+    """Whether this kernel, or another one of its module, has been run before or not."""
+    y = torch.empty(3, dtype=torch.int32)
+    for i in range(3):
+        with pytest.MonkeyPatch.context() as patch:
+            if i == 1:
+                patch.setattr("interpreter.loop", lambda *bounds: builtins.range(*bounds)[:2])
+            turns_kernel[(1,)](y[i:], 20)
+    assert y.tolist() == [20, 2, 20]

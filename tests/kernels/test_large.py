@@ -110,7 +110,7 @@ def run_corners(found: dict[Launch, None], monkeypatch: pytest.MonkeyPatch) -> l
             monkeypatch.setattr(builder, "set_grid_idx", lambda *_, program=program: set_index(*program))
             launch(kernel, (1,), arguments)
 
-    monkeypatch.setattr(interpreter, "range", turns, raising=False)
+    monkeypatch.setattr("interpreter.loop", turns)
     monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", lambda _, args, kwargs: (args, kwargs))
     monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
     with launch.intercepting(at_corners), within_memory(monkeypatch) as names:
