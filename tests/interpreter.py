@@ -192,12 +192,14 @@ def _replayed(operation: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(operation)
     def replayed(semantic: Any, *operands: Any, **options: Any) -> Any:
         global _noted
+        if options or _noted is not None:  # within an operation that is noted, all that it computes has to be
+            return operation(semantic, *operands, **options)
         key = tuple([o.type.name if type(o) is core.tensor else (type(o), o) for o in operands])  # 1 is not True
-        recipe = None if options else recipes.get(key)
+        recipe = recipes.get(key)
         if recipe is not None:
             return recipe(operands)
-        if options or key in recipes or _noted is not None:
-            return operation(semantic, *operands, **options)
+        if key in recipes:
+            return operation(semantic, *operands)
         _noted = _Noted()
         try:
             result = operation(semantic, *operands)

@@ -31,6 +31,35 @@ def test_integers_that_overflow_are_an_error() -> None:
 
 
 @triton.jit
+def arithmetic_kernel(p_x, p_y, p_z, operation: tl.constexpr, n: tl.constexpr):
+    o = tl.arange(0, n)
+    x, y = tl.load(p_x + o), tl.load(p_y + o)
+    if operation == "add":
+        z = x + y
+    elif operation == "sub":
+        z = x - y
+    else:
+        z = x * y
+    tl.store(p_z + o, z)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("operation", ["add", "sub", "mul"])
+def test_an_overflow_after_small_and_wider_integers_is_an_error(operation: str, dtype: torch.dtype) -> None:
+    def computed(x: int, y: int, dtype: torch.dtype) -> int:
+        values = torch.tensor([[1, x], [1, y], [0, 0]], dtype=dtype)
+        arithmetic_kernel[(1,)](*values, operation=operation, n=2)
+        return int(values[2, 1])
+
+    most, y = torch.iinfo(dtype).max, -2 if operation == "sub" else 2
+    expected = {"add": most + 2, "sub": most + 2, "mul": most * 2}[operation]
+    assert computed(most, y, torch.int64) == expected  # 64 bits first, then small values: neither serves for others
+    assert computed(3, 1, dtype) == {"add": 4, "sub": 2, "mul": 3}[operation]
+    with pytest.raises(Exception, match=f"OverflowError.*int.* {operation}"):
+        computed(most, y, dtype)
+
+
+@triton.jit
 def square_kernel(p_y, size):
     tl.store(p_y, size * size)
 
@@ -60,6 +89,22 @@ def test_other_values_types_and_constants() -> None:
                     mixed_kernel[(1,)](x, y, z, other=other, n=16)
                     expected = torch.where(x > y, (x * other).double(), x.double() - y.double())
                     assert torch.equal(z, expected), (left, right, other)
+
+
+@triton.jit
+def before_kernel(p_x, p_before, p_y):
+    before = tl.load(p_before)
+    tl.store(p_y, -before)
+    tl.store(p_y, tl.load(p_x - before))
+
+
+def test_an_operation_within_another_one() -> None:
+    """To subtract from a pointer, Triton negates and adds; the negation has been computed before."""
+    x = torch.arange(4, dtype=torch.int32)
+    for before in (0, 1):
+        y = torch.empty(1, dtype=torch.int32)
+        before_kernel[(1,)](x[2:], torch.tensor([before], dtype=torch.int32), y)
+        assert y.item() == 2 - before
 
 
 @triton.jit
