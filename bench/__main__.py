@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         if verb == "resources":
             sub.add_argument("--target", nargs="+", default=["sm_80", "sm_90", "sm_100", "gfx942"])
             sub.add_argument("--dtype", nargs="+", default=["bfloat16", "float16", "float32"])
+            sub.add_argument("--kernel", nargs="+", help="names, as in the table; default: all kernels")
         else:
             import_module(module).add_arguments(sub)
     options = parser.parse_args(arguments)
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.verb == "resources":
             from bench.resources import table
 
-            return 1 if table(options.target, options.dtype) else 0
+            return 1 if table(options.target, options.dtype, options.kernel) else 0
         done: int = import_module(OTHERS[options.verb][0]).run(options)
         return done
     except (ValueError, RuntimeError, OSError) as error:

@@ -56,9 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def this_gpu() -> str:
-    name, shared = configs.describe(torch.device("cuda"))
-    major, minor = torch.cuda.get_device_capability()
-    return f"{name}:{10 * major + minor}:{shared}"
+    return ":".join(map(str, configs.describe(torch.device("cuda"))))
 
 
 def work(options: argparse.Namespace) -> int:
@@ -132,14 +130,14 @@ def in_place_of_launches(gpu: str, call: Callable[[Any, Any, dict[str, Any]], No
     def unfilled(shape: Any, dtype: Any = torch.float64, device: str = "cpu", scale: float = 1.0) -> Any:  # noqa: ARG001
         return torch.empty(tuple(shape), dtype=dtype, device=device)
 
-    target = GPUTarget("cuda", int(arch), 32)
+    device, target = configs.Device(name, int(arch), int(shared)), GPUTarget("cuda", int(arch), 32)
     there = SimpleNamespace(
         get_current_device=lambda: gpu, get_current_stream=lambda _: 0, get_current_target=lambda: target
     )
     with ExitStack() as stack:
         for where, what, by in (
             (driver, "_active", there),
-            (configs, "describe", lambda _: (name, int(shared))),
+            (configs, "describe", lambda _: device),
             (convolutions, "ring_programs", lambda _: 132 if arch == "90" and convolutions.has_ring() else 0),
             (backend, "INTERPRETED", True),
             (testing, "random", unfilled),

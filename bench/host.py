@@ -141,8 +141,8 @@ def here(kind: str) -> Iterator[None]:
         return
     from bench.stand_in import SHARED, gpu, keep_freed_memory
 
-    def described(_device: torch.device) -> tuple[str, int]:
-        return "sm_90", SHARED
+    def described(_device: torch.device) -> configs.Device:
+        return configs.Device("sm_90", 90, SHARED)
 
     keep_freed_memory()
     with (

@@ -99,7 +99,7 @@ def _checked(
     with launches(provider.backend == "triton") as kernels:
         errors = check_results(timed(), exact)
     if provider.backend == "triton":
-        device, _ = configs.describe(torch.device(on.torch_device))
+        device = configs.describe(torch.device(on.torch_device)).name
         config["launch"] = "tuned" if configs.tuned(device).launch else "heuristic"
     saved = 0 if mode == "infer" else saved_bytes(function, copies[0], [t for t in copies[0] if not is_image(t)])
     return Candidate(timed, errors, on.peak(timed), saved, config, tuple(kernels))

@@ -7,7 +7,7 @@ each ptxas in Triton's wheel, since the driver determines which of them is used 
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +124,8 @@ class Compiled:
 class _Compiler:
     """Replacement for a GPU driver and for the launch."""
 
-    def __init__(self, target: GPUTarget) -> None:
-        self.target = target
+    def __init__(self, target: GPUTarget, names: Collection[str] | None) -> None:
+        self.target, self.names = target, names
         self.compiled: dict[str, tuple[Any, Any, dict[str, Any]]] = {}
 
     def get_current_device(self) -> str:
@@ -138,6 +138,8 @@ class _Compiler:
         return self.target
 
     def launch(self, _launch: Any, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        if self.names is not None and _name(kernel) not in self.names:
+            return
         made = kernel.warmup(grid=grid, **arguments)
         self.compiled.setdefault(made.hash, (kernel, made, arguments))
 
@@ -174,7 +176,7 @@ def _calls(dtype: torch.dtype) -> None:
     # The attentions.
     maps, fusion = [image(b, c, h, w) for _ in range(4)], (image(1), image(c, 4 * c, 1, 1), image(c))
     # Windows need a GPU with enough shared memory (`holds_windows` in `lmfn_kernels/alfm/op.py`).
-    sides = (0, 16) if configs.describe(torch.device("cpu"))[1] >= 200_000 else (0,)
+    sides = (0, 16) if configs.describe(torch.device("cpu")).shared >= 200_000 else (0,)
     for temperature in (None, image(1)):
         attention = alfm.AttentionInputs(maps, None, *fusion, temperature)
         for side in sides:
@@ -231,16 +233,20 @@ def _both_passes(op: Op[Any, Any, Any], inputs: Any, options: Any) -> None:
         op.backward("triton", [*results[:n], *second], saved, arguments, options, needs)
 
 
-def compiled(target: str, dtype: str) -> Iterator[Compiled]:
-    """The rows of one target and dtype."""
+def compiled(target: str, dtype: str, names: Collection[str] | None = None) -> Iterator[Compiled]:
+    """The rows of one target and dtype, of the kernels with these names, or of all.
+
+    Raises ValueError if none of the kernels has such a name.
+    """
     if knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set, so nothing would be compiled; unset it")
-    gpu, shared = TARGETS[target], SHARED[target]
-    compiler = _Compiler(gpu)
+    gpu = TARGETS[target]
+    device = configs.Device(target, gpu.arch if gpu.backend == "cuda" else 0, SHARED[target])
+    compiler = _Compiler(gpu, names)
     with ExitStack() as stack:
         # Not set_active and reset_active: the second looks for a GPU driver, which may not exist.
         stack.enter_context(mock.patch.object(driver, "_active", compiler))
-        stack.enter_context(mock.patch.object(configs, "describe", return_value=(target, shared)))
+        stack.enter_context(mock.patch.object(configs, "describe", return_value=device))
         stack.enter_context(launch.intercepting(compiler.launch))
         stack.enter_context(trials.trying(*trials.ON_TRIAL))
         # On sm_90 with the kernels in Gluon, in turns and not, with weights loaded ahead and not, and with what other
@@ -258,6 +264,8 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
                 if programs and dtype == "bfloat16":
                     _calls_of_e4m3()
         kernels = list(compiler.compiled.values())
+        if not kernels:
+            raise ValueError(f"no kernel for {target} in {dtype} is named {' or '.join(names or ())}")
         assembled = (_amd if target == "gfx942" else _nvidia)([made for _, made, _ in kernels])
         for (kernel, made, arguments), versions in zip(kernels, assembled, strict=True):
             yield from _rows(target, dtype, kernel, made, arguments, versions)
@@ -266,7 +274,7 @@ def compiled(target: str, dtype: str) -> Iterator[Compiled]:
 def _rows(
     target: str, dtype: str, kernel: Any, made: Any, a: dict[str, Any], versions: list[Assembled]
 ) -> Iterator[Compiled]:
-    name = kernel.__name__.removesuffix("_kernel")
+    name = _name(kernel)
     products = "tl.dot" in kernel.src or kernel.is_gluon()
     rows = a["BLOCK_K"] if name == "weight_gradient" else a.get("BLOCK_H", 0) * a.get("BLOCK_W", 1)
     for ptxas, code, numbers in versions:
@@ -321,6 +329,11 @@ def waits(code: str, *, ahead: bool = False) -> bool:
         todo += following - seen
         seen |= following
     return waited
+
+
+def _name(kernel: Any) -> str:
+    name: str = kernel.__name__
+    return name.removesuffix("_kernel")
 
 
 def _variant(a: dict[str, Any]) -> str:
@@ -390,14 +403,14 @@ def _amd(kernels: list[Any]) -> list[list[Assembled]]:
     ]
 
 
-def table(targets: list[str], dtypes: list[str]) -> int:
+def table(targets: list[str], dtypes: list[str], names: Collection[str] | None) -> int:
     """Print the rows and, as the last line, a summary; returns the number of rows with a fault."""
     print(f"triton {triton.__version__}")
     print(f"{'target':7} {'dtype':8} {'ptxas':5} {'tile':5} warps  regs stack local  shared matrix hgmma  kernel")
     rows = []
     for target in targets:
         for dtype in dtypes:
-            for row in compiled(target, dtype):
+            for row in compiled(target, dtype, names):
                 rows.append(row)
                 faults = "; ".join(row.faults())
                 print(

@@ -95,8 +95,8 @@ class Tuning:
 
     def __init__(self, on: Gpu, end: float, folders: Sequence[Path]) -> None:
         self.on, self.end, self.folders = on, end, folders
-        self.name, self.shared = configs.describe(torch.device(on.torch_device))
-        found = configs.tuned(self.name)
+        self.device = configs.describe(torch.device(on.torch_device))
+        found = configs.tuned(self.device.name)
         self.launch, self.backend = Probe(found.launch), dict(found.backend)
         self.pool: ProcessPoolExecutor | None = None
 
@@ -131,7 +131,7 @@ class Tuning:
 
     def untuned(self, key: str, dtype: torch.dtype) -> Config:
         kernel, _, bits = key.split("/")
-        return configs.heuristic(kernel, dtype, self.shared, int(bits))
+        return configs.heuristic(kernel, dtype, self.device, int(bits))
 
     def fastest(self, work: Workload, key: str, best: Config, candidates: Iterable[Config]) -> Config:
         """The fastest correct config, by the time of the kernel alone."""
@@ -236,7 +236,7 @@ class Tuning:
         launch = {key: config._asdict() for key, config in sorted(self.launch.items())}
         text = json.dumps({"launch": launch, "backend": dict(sorted(self.backend.items()))}, indent=1) + "\n"
         for folder in self.folders:
-            path = folder / f"{self.name}.json"
+            path = folder / f"{self.device.name}.json"
             try:
                 atomic.write(path, text.encode())
             except OSError as error:

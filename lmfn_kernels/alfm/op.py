@@ -221,7 +221,7 @@ def block_side(maps: Sequence[Tensor], window: int | None) -> int:
 
 def holds_windows(x: Tensor) -> bool:
     """Whether the kernels with windows compile without spills, as they do on GPUs with descriptors in hardware."""
-    return not x.is_cuda or configs.describe(x.device)[1] >= 200_000
+    return not x.is_cuda or configs.describe(x.device).shared >= 200_000
 
 
 def unsupported_reason(maps: Sequence[Tensor], side: int) -> str | None:

@@ -424,12 +424,12 @@ def _slots(maps: Sequence[Tensor]) -> tuple[Slot, ...]:
 
 def _widest(x: Tensor) -> int:
     """Channels per slot. In blocks of 64, the three TF32 products for one in float32 spill registers on sm_80."""
-    return 32 if x.dtype == torch.float32 and 65536 < configs.describe(x.device)[1] < 200_000 else WIDEST
+    return 32 if x.dtype == torch.float32 and 65536 < configs.describe(x.device).shared < 200_000 else WIDEST
 
 
 def _at_once(x: Tensor) -> int:
     """Slots per program. Four have ten blocks of sums, which need the registers and matrix units of sm_90."""
-    return 4 if x.dtype.itemsize == 2 and configs.describe(x.device)[1] >= 200_000 else 2
+    return 4 if x.dtype.itemsize == 2 and configs.describe(x.device).shared >= 200_000 else 2
 
 
 def _groups(slots: tuple[Slot, ...], at_once: int) -> Iterator[tuple[Slot, ...]]:
@@ -494,7 +494,7 @@ def matrix_precision(x: Tensor) -> str:
         return "ieee"
     if torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
-    return "tf32x3" if torch.version.hip is None and configs.describe(x.device)[1] > 65536 else "ieee"
+    return "tf32x3" if torch.version.hip is None and configs.describe(x.device).shared > 65536 else "ieee"
 
 
 def _splits(t: Tiling, grid: Grid, sums: int) -> int:

@@ -46,21 +46,32 @@ class Config(NamedTuple):
 INTERPRETED = Config(stages=1, splits=3)
 
 
+class Device(NamedTuple):
+    """What of a device determines the configs of kernels on it."""
+
+    name: str
+    """As in the name of its table."""
+    capability: int
+    """Of an NVIDIA GPU, 90 for sm_90; 0 of another device."""
+    shared: int
+    """Bytes of shared memory available to one program."""
+
+
 def config(kernel: str, x: Tensor) -> Config:
     """The config for a kernel on `x` [B, C, H, W].
 
     It depends only on shape, dtype and device, so that a call's result does not depend on earlier calls.
     """
-    name, shared = describe(x.device)
-    if name == "cpu" or isinstance(x, FakeTensor):  # a fake has symbols for sizes, and launches nothing
+    device = describe(x.device)
+    if device.name == "cpu" or isinstance(x, FakeTensor):  # a fake has symbols for sizes, and launches nothing
         return INTERPRETED
     bits = (x.shape[0] * x.shape[2] * x.shape[3]).bit_length()
-    table = {} if torch.are_deterministic_algorithms_enabled() else tuned(name).launch
+    table = {} if torch.are_deterministic_algorithms_enabled() else tuned(device.name).launch
     if table:
         key = f"{kernel}/{_short(x.dtype)}/{bits}"
         if key in table:
             return table[key]
-    return heuristic(kernel, x.dtype, shared, bits)
+    return heuristic(kernel, x.dtype, device, bits)
 
 
 def torch_is_faster(op: str, x: Tensor) -> bool:
@@ -75,7 +86,7 @@ def torch_is_faster(op: str, x: Tensor) -> bool:
 @constant_when_compiled
 def _faster_in_torch(op: str, dtype: torch.dtype, device: torch.device) -> tuple[int, ...]:
     """The `bits` of the table's entries that select PyTorch for the op in that dtype."""
-    backend = tuned(describe(device)[0]).backend
+    backend = tuned(describe(device).name).backend
     if not backend:
         return ()
     start = f"{op}/{_short(dtype)}/"
@@ -87,13 +98,14 @@ def _short(dtype: torch.dtype) -> str:
 
 
 @cache
-def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config:
-    """The config if nothing was measured; `shared` is the shared memory of a multiprocessor in bytes, `bits` the number
-    of binary digits of B H W.
+def heuristic(kernel: str, dtype: torch.dtype, device: Device, bits: int) -> Config:
+    """The config if nothing was measured; `bits` is the number of binary digits of B H W.
 
     `python -m bench resources` compiles each of them and reports spills and excessive shared memory.
     """
+    shared = device.shared
     big = shared >= 200_000
+    blackwell = device.capability >= 100
     # On gfx942, 4 warps have 512 registers per lane, 8 have 256.
     many = dtype.itemsize == 4 or kernel.startswith(("channel_gate", "merge", "stem"))
     warps = 4 if many and shared <= 65536 else 8
@@ -144,7 +156,10 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
     if kernel == "upsample_backward":
         return Config(height=4 if dtype.itemsize == 2 else 2)
     if kernel in ("upsample_add", "upsampled_conv") and big:
-        return Config(height=4 if kernel == "upsample_add" else 8, warps=8, stages=3 if dtype.itemsize == 2 else 2)
+        short = dtype.itemsize == 2
+        # In float32 on sm_100, tiles of 8x16 spill.
+        height = 4 if kernel == "upsample_add" or (blackwell and not short) else 8
+        return Config(height, warps=8, stages=3 if short else 2)
     if not big:
         short = dtype.itemsize == 2
         # On sm_120, some convolutions spill with 2 stages, and those of stride 2 with 3.
@@ -158,19 +173,23 @@ def heuristic(kernel: str, dtype: torch.dtype, shared: int, bits: int) -> Config
         # Of 11 tiles the fastest on an H100 at 1x180x320 and 16x64x64, 64 channels: 15.8 us; 8x16 took 18.8. With fewer
         # of them than multiprocessors, 8x16 is faster: 6.7 us, where 8x32 takes 8.4 (H200), at 1x90x160.
         return Config(width=32, warps=8)
+    if kernel == "conv" and blackwell:
+        return Config(stages=2)  # with 3 stages, an input gradient spills in float16
     # A warp of the stem's loads 32 pixels of a row at once.
     shape = (4, 32) if kernel == "stem" else (8, 16)
     return Config(*shape, stages=3 if dtype.itemsize == 2 else 2)
 
 
 @cache
-def describe(device: torch.device) -> tuple[str, int]:
-    """The name of a device for its table, and the bytes of shared memory available to one program."""
+def describe(device: torch.device) -> Device:
+    """What determines the configs on a device."""
     if device.type == "cpu":
-        return "cpu", 0
+        return Device("cpu", 0, 0)
     properties = torch.get_device_module(device).get_device_properties(device)
     shared = getattr(properties, "shared_memory_per_block_optin", 65536)
-    return properties.name.lower().replace(" ", "-"), shared
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    capability = 10 * properties.major + properties.minor if nvidia else 0
+    return Device(properties.name.lower().replace(" ", "-"), capability, shared)
 
 
 class Table(NamedTuple):

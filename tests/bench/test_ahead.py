@@ -55,7 +55,7 @@ from triton import knobs
 
 with gpu(), backend("triton"), patch.object(backends, "INTERPRETED", True):
     knobs.cache.dir, made, conv = sys.argv[1], CUDABackend.make_cubin, PARTS["conv3x3_down"]
-    with patch.object(configs, "describe", return_value=("some-gpu", 232448)):
+    with patch.object(configs, "describe", return_value=configs.Device("some-gpu", 90, 232448)):
         ahead.call_op(conv, conv.shape(2, 9, 8), ahead.torch.float16, train=False)
         print(made.call_count)
         ahead.call_op(conv, conv.shape(2, 9, 8), ahead.torch.bfloat16, train=False)
@@ -188,10 +188,10 @@ def test_nothing_is_launched(gpu: str) -> None:
 
     seen: list[str] = []
     with ahead.in_place_of_launches(gpu, lambda kernel, *_: seen.append(kernel.__name__)):
-        assert configs.describe(torch.device("cpu"))[1] == int(gpu.rpartition(":")[2])
+        assert ":".join(map(str, configs.describe(torch.device("cpu")))) == gpu
         next(call for name, call in ahead.calls() if name.startswith("stem"))()
     assert "stem_kernel" in seen
-    assert configs.describe(torch.device("cpu")) == ("cpu", 0)
+    assert configs.describe(torch.device("cpu")) == ("cpu", 0, 0)
 
 
 def test_what_the_network_launches_by_default_is_tested_on_a_gpu(environment: dict[str, str], tmp_path: Path) -> None:

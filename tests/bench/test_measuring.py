@@ -28,6 +28,8 @@ from bench.tables import mebibytes
 from bench.units import SIZE, UNITS
 from lmfn_kernels.runtime import configs
 
+FAKE = configs.Device("fake-gpu-1", 90, 232_448)
+
 
 def test_ops_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape = ["--shape", "1x16x9x8", "--dtype", "float32", "--provider", "triton", "torch", "eager", "--rounds", "3"]
@@ -246,7 +248,7 @@ def test_growth_covers_every_axis() -> None:
 def test_tuning_takes_a_faster_config_that_is_right(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are invented: wide tiles are fast, and 2 warps are faster but give wrong results."""
     key, shape = "conv/float32/5", Shape(1, 1, 16, 6, 5)
-    monkeypatch.setattr(configs, "describe", lambda _: ("fake-gpu-1", 232_448))
+    monkeypatch.setattr(configs, "describe", lambda _: FAKE)
     for name, value in {"TILES": [(2, 8), (2, 16)], "ROUNDS": 1, "AGAIN": 1, "WINNER_AGAIN": 1}.items():
         monkeypatch.setattr(tune, name, value)
     monkeypatch.setattr(configs, "heuristic", lambda *_: configs.Config(2, 8, 4, 1, 2))
@@ -257,7 +259,7 @@ def test_tuning_takes_a_faster_config_that_is_right(gpu: Gpu, tmp_path: Path, mo
     right, seen = tune.check_results, []
 
     def times(_: tune.Workload, __: int) -> dict[str, float]:
-        config = dict.get(tuning.table, key, configs.heuristic("", torch.float32, 0))
+        config = dict.get(tuning.table, key, configs.heuristic("", torch.float32, FAKE, 0))
         seen.append(config)
         return {key: 100.0 - config.width + config.warps}
 
@@ -281,7 +283,7 @@ def test_tuning_takes_a_faster_config_that_is_right(gpu: Gpu, tmp_path: Path, mo
 
 def tune_command(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, package: Path, out: Path) -> int:
     """The command, for a kernel that is faster with a wider tile."""
-    monkeypatch.setattr(configs, "describe", lambda _: ("fake-gpu-1", 232_448))
+    monkeypatch.setattr(configs, "describe", lambda _: FAKE)
     monkeypatch.setattr(configs, "heuristic", lambda *_: configs.Config(2, 8, 4, 1, 2))
     for name, value in {"TILES": [(2, 16)], "ROUNDS": 1, "AGAIN": 1, "WINNER_AGAIN": 1, "CONFIGS": package}.items():
         monkeypatch.setattr(tune, name, value)
@@ -291,7 +293,7 @@ def tune_command(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, package: Path, out: 
 
     def times(self: tune.Tuning, _work: tune.Workload, _rounds: int) -> dict[str, float]:
         key = "conv/float32/5"
-        return {key: 100.0 - dict.get(self.table, key, configs.heuristic("", torch.float32, 0)).width}
+        return {key: 100.0 - dict.get(self.table, key, configs.heuristic("", torch.float32, FAKE, 0)).width}
 
     monkeypatch.setattr(tune.Tuning, "times", times)
     few = ["--op", "conv3x3", "--shape", "1x16x6x5", "--dtype", "float32", "--out", str(out)]
@@ -310,7 +312,7 @@ def test_tune_makes_its_folders(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.Mo
 def test_tune_writes_out_where_the_package_cannot_be_written(
     gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(configs, "describe", lambda _: ("fake-gpu-1", 232_448))
+    monkeypatch.setattr(configs, "describe", lambda _: FAKE)
     package = tmp_path / "package"
     package.write_text("no folder")
     tune.Tuning(gpu, 0, [tmp_path / "out", package]).write()

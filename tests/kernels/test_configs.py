@@ -11,13 +11,15 @@ from torch import Tensor
 import lmfn_kernels
 from lmfn_kernels.runtime import backend, configs
 
+GPU = configs.Device("some-gpu", 90, 232_448)
+
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[object], Path]]:
     """Writes the table of a GPU on which every tensor then appears to be."""
     (tmp_path / "configs").mkdir()
     monkeypatch.setattr(configs.resources, "files", lambda _: tmp_path)
-    monkeypatch.setattr(configs, "describe", lambda _: ("some-gpu", 232_448))
+    monkeypatch.setattr(configs, "describe", lambda _: GPU)
 
     def write(content: object) -> Path:
         path = tmp_path / "configs" / "some-gpu.json"
@@ -37,11 +39,11 @@ def test_table_overrides_the_heuristic(table: Callable[[object], Path]) -> None:
     """By device, kernel, dtype and the number of binary digits of B H W; not in deterministic mode."""
     image = torch.zeros(1, 8, 100, 100, dtype=torch.float16)
     table({"launch": {"conv/float16/14": ENTRY, "fuse/float16/14": {"warps": 1}}})
-    heuristic = configs.heuristic("conv", torch.float16, 232_448, 14)
+    heuristic = configs.heuristic("conv", torch.float16, GPU, 14)
     assert configs.config("conv", image) == configs.Config(**ENTRY) != heuristic
     assert configs.config("fuse", image) == configs.Config(warps=1)
     assert configs.config("conv", image[:, :, :50]) == heuristic
-    assert configs.config("conv", image.float()) == configs.heuristic("conv", torch.float32, 232_448, 14)
+    assert configs.config("conv", image.float()) == configs.heuristic("conv", torch.float32, GPU, 14)
     torch.use_deterministic_algorithms(True)
     assert configs.config("conv", image) == heuristic
 

@@ -50,7 +50,7 @@ LOW_BRANCH = {
 def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A kernel of ESA's low branch, with the tiles that it has on a GPU."""
     name: str = request.param
-    tiles = configs.heuristic(name, torch.float16, 232_448, 10)
+    tiles = configs.heuristic(name, torch.float16, configs.Device("some-gpu", 90, 232_448), 10)
     monkeypatch.setattr(configs, "INTERPRETED", configs.INTERPRETED._replace(height=tiles.height, width=tiles.width))
     return name
 

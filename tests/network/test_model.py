@@ -183,7 +183,7 @@ def test_all_tensors_are_made_on_the_images_device(
 ) -> None:
     """On the meta device: an operation on another device, or one that waits for a value, is an error."""
     monkeypatch.setattr(backend, "_missing", lambda _: None)
-    monkeypatch.setattr(configs, "describe", lambda _: ("meta", 232448))
+    monkeypatch.setattr(configs, "describe", lambda _: configs.Device("meta", 90, 232448))
     launching = [f"{part}.triton_backend" for part in ("acfm", "alfm", "conv", "mshf", "rfdb", "upsample")]
     for module in (*launching, "runtime.multi_tensor"):
         monkeypatch.setattr(import_module(f"lmfn_kernels.{module}"), "launch", lambda *_, **__: None)
