@@ -6,28 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 CHECKS = Path(__file__).with_name("launched.py")
 
 
-@pytest.fixture(scope="module")
-def found(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The failures of each check. In a separate process, since this one uses Triton's interpreter."""
-    root = CHECKS.parents[2]
+def test_launches(environment: dict[str, str], tmp_path: Path) -> None:
+    """In one separate process for all checks, since this one uses Triton's interpreter, and they share compiled
+    kernels."""
     done = subprocess.run(
         [sys.executable, str(CHECKS)],
         capture_output=True,
         text=True,
-        env=environment | {"PYTHONPATH": str(root)},
-        cwd=tmp_path_factory.mktemp("launched"),
+        env=environment | {"PYTHONPATH": str(CHECKS.parents[2])},
+        cwd=tmp_path,
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    failed: dict[str, str] = json.loads(done.stdout)
-    return failed
-
-
-@pytest.mark.parametrize("check", re.findall(r"def (check_\w+)", CHECKS.read_text()))
-def test_launch(check: str, found: dict[str, str]) -> None:
-    assert not found[check], found[check]
+    failures: dict[str, str] = json.loads(done.stdout)
+    assert failures.keys() == set(re.findall(r"def (check_\w+)", CHECKS.read_text()))
+    failed = {check: failure for check, failure in failures.items() if failure}
+    assert not failed, "\n".join(failed.values())
