@@ -8,6 +8,7 @@ counts, spills and the interpreter do not reveal it. This module therefore propa
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -85,6 +86,7 @@ def _is_product(instruction: Instruction) -> bool:
     return any("gdesc[" in operand for operand in instruction.operands)
 
 
+@lru_cache(maxsize=1)  # all checks of a kernel follow one another
 def blocks_of(disassembly: str) -> list[Block]:
     blocks = [Block("", [])]
     for line in disassembly.splitlines():
