@@ -153,6 +153,11 @@ def stage(
     return Stage(text, steps * patches * s.patch**2, shares, hours, unit)
 
 
+def untrained(text: str) -> Stage:
+    """What was done to weights after their training."""
+    return Stage(text, 0, {}, 0, "core-hours")
+
+
 def source_name(source: Source) -> str:
     """The end of a source's path, without the part that is specific to the machine."""
     path = Path(source.path)
@@ -216,6 +221,14 @@ def averaged(model: LMFN, earlier: Path, share: float) -> LMFN:
     return model
 
 
+def heat(model: LMFN, factor: float) -> None:
+    """Multiply ALFM's temperature. Raises ValueError if the network has none."""
+    temperature = model.state_dict().get("alfm.temperature")
+    if temperature is None:
+        raise ValueError(f"--temperature {factor:g}: only ALFM with cosines has a temperature (similarity=cosine)")
+    temperature.mul_(factor)
+
+
 def card(
     name: str,
     model: LMFN,
@@ -229,11 +242,15 @@ def card(
     failures = FAILURES.read_text(encoding="utf-8") if shipped else "Not known: they have not been looked for.\n"
     config = ", ".join(f"{key}={value}" for key, value in asdict(model.config).items())
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    recipe = "\n".join(f"- {stage.text}" for stage in history) or "Not known: the run's folder was not given."
+    trained = [stage for stage in history if stage.pixels]
+    paragraphs = [] if trained else ["Not known: the run's folder was not given."]
     if history:
-        units = sorted({stage.unit for stage in history})
-        spent = (f"{sum(stage.hours for stage in history if stage.unit == unit):.1f} {unit}" for unit in units)
-        recipe += f"\n\nTogether {' and '.join(spent)}."
+        paragraphs.append("\n".join(f"- {stage.text}" for stage in history))
+    if trained:
+        units = sorted({stage.unit for stage in trained})
+        spent = (f"{sum(stage.hours for stage in trained if stage.unit == unit):.1f} {unit}" for unit in units)
+        paragraphs.append(f"Together {' and '.join(spent)}.")
+    recipe = "\n\n".join(paragraphs)
     shares = shares_of(history)
     sources = "\n".join(f"| {source} | {share:.1%} |" for source, share in shares.items())
     header = {
@@ -375,10 +392,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 model = averaged(model, *a.average)
                 share, other = a.average[1], a.average[0].name
                 text = f"shipped: {1 - share:.0%} of these weights and {share:.0%} of those of `{other}`"
-                history.append(Stage(text, 0, {}, 0, "core-hours"))
+                history.append(untrained(text))
             if a.temperature is not None:
-                model.state_dict()["alfm.temperature"].mul_(a.temperature)
-                history.append(Stage(f"ALFM's temperature times {a.temperature:g}", 0, {}, 0, "core-hours"))
+                heat(model, a.temperature)
+                history.append(untrained(f"ALFM's temperature times {a.temperature:g}"))
             ship(model, rounded, name)  # what is measured is what is shipped
             model = LMFN.from_pretrained(rounded / f"{name}.safetensors")
             measures = measure(model, real, a.photos, Path(folder))

@@ -122,6 +122,31 @@ def test_weights_are_averaged_with_an_earlier_runs(
     assert "with a share between 0 and 1" in capsys.readouterr().err
 
 
+def test_hours_are_those_of_training_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of what was done to the weights afterwards, of which alone nothing of the training is known."""
+    change = "--average", str(folder / "runs" / "first"), "0.25"
+    monkeypatch.setattr(card, "stages", lambda _: [card.Stage("on a GPU", 7, {"reds": 1.0}, 2.5, "GPU-hours")])
+    assert call(folder, *change) == 0
+    assert "- on a GPU\n- shipped: 75%" in (text := capsys.readouterr().out)
+    assert "\n\nTogether 2.5 GPU-hours.\n" in text
+    monkeypatch.setattr(card, "stages", lambda _: [])
+    assert call(folder, *change) == 0
+    assert "Not known: the run's folder was not given.\n\n- shipped: 75%" in (text := capsys.readouterr().out)
+    assert "Together" not in text
+
+
+def test_only_a_network_with_a_temperature_has_it_multiplied() -> None:
+    small = {"channels": 8, "features": 8, "distilled": 4, "esa": 4, "rfdbs": 1}
+    model = LMFN.from_preset("lmfn", **small, similarity="cosine")
+    before = model.alfm.temperature.item()
+    card.heat(model, 0.5)
+    assert model.alfm.temperature.item() == before / 2
+    with pytest.raises(ValueError, match=r"--temperature 0\.5: only ALFM with cosines"):
+        card.heat(LMFN.from_preset("lmfn", **small, similarity="dot"), 0.5)
+
+
 def test_what_cannot_be_measured_is_named(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for arguments, words in (
         ([str(tmp_path / "gone"), "--val", str(folder / "gopro")], "gone"),
