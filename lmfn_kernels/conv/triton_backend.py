@@ -292,7 +292,7 @@ def convs(maps: Sequence[tuple[Tensor, Conv, Tensor | None]], slope: float) -> l
     (n, k), programs = weight.shape[:2], ring_programs(x.device) if in_use("ring_scales") else 0
     if len(maps) == 1 or not programs or not _fits_ring("same", weight[0, 0].numel(), k, n, x.dtype):
         return [conv(x, *of_x, residual, padding=1, slope=slope) for x, of_x, residual in maps]
-    outs = [padded_image(x, len(x), n, *x.shape[2:]) for x, _, _ in maps]
+    outs = [padded_image(x, x.shape[0], n, *x.shape[2:]) for x, _, _ in maps]
     _launch_ring_of_maps(
         outs,
         "same",

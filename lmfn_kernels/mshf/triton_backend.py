@@ -81,7 +81,7 @@ __all__ = [
 
 def stem(x: Tensor, mean: Tensor | None, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
     height, width = ((size + 2 * padding - 1) // 2 for size in x.shape[2:])
-    b, (channels, inputs), n, dtype = len(x), conv0.weight.shape[:2], down.weight.shape[0], down.weight.dtype
+    b, (channels, inputs), n, dtype = x.shape[0], conv0.weight.shape[:2], down.weight.shape[0], down.weight.dtype
     weights = {"p_bias0": conv0.bias, "t_w": weight_as_taps(down.weight), "p_bias": down.bias}
     programs = convolution.ring_programs(x.device) if in_use("quartered_stem") else 0
     if programs and dtype.itemsize == 2 and (inputs, *map(channel_block, (channels, n))) == (3, 64, 64):

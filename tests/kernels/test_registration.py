@@ -12,8 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
+from lmfn_kernels.conv import triton_backend as convolution
 from lmfn_kernels.runtime.registration import Op
 from lmfn_kernels.runtime.torch_private import schema_text, tree_map_only
+from lmfn_kernels.runtime.trials import ON_TRIAL, trying
 from lmfn_kernels.testing import (
     OPS,
     Size,
@@ -21,6 +23,7 @@ from lmfn_kernels.testing import (
     assert_within_rounding,
     differentiate,
     gradients_for,
+    is_image,
     reference_with_bounds,
 )
 
@@ -65,6 +68,28 @@ def test_compiles_for_any_size(name: str) -> None:
         with torch.compiler.set_stance(stance):
             found = differentiate(call, inputs)
         same(found, differentiate(OPS[name].function, inputs))
+
+
+@pytest.mark.parametrize("programs", [0, 8], ids=["", "ring"])
+@pytest.mark.parametrize("name", OPS)
+def test_exports_for_any_batch(name: str, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with the kernels for Hopper, which are not launched: nothing asks a fake tensor for a number of images."""
+    monkeypatch.setattr(convolution, "ring_programs", lambda _: programs)
+    inputs = OPS[name].draw((2, 2, 50, 20, 36), torch.float16)
+    images = torch.export.Dim("images", min=2, max=64)
+    per_image = [is_image(t) or (name == "layer_apply" and t.ndim == 3) for t in inputs]  # or a matrix for each
+    of_inputs = tuple({0: images} if of_image else None for of_image in per_image)
+    with trying(*ON_TRIAL), lmfn_kernels.backend("triton"), torch.no_grad():
+        torch.export.export(Call(OPS[name].function), tuple(inputs), dynamic_shapes=(of_inputs,))
+
+
+class Call(torch.nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
 
 
 def test_inductor() -> None:
