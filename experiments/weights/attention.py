@@ -26,7 +26,7 @@ from lmfn.weights import NAMES
 
 WINDOW = 384
 TEMPERATURE = "alfm.temperature"
-FACTORS = {"lmfn": 0.963}
+FACTORS = {"lmfn": 0.98}
 """Temperature of included weights, relative to the one that they were trained with."""
 
 
