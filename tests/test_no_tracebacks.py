@@ -268,7 +268,7 @@ def other_files(walk: Walk) -> None:
 
 
 def checks(walk: Walk) -> None:
-    y, x = np.mgrid[:96, :128] // 4
+    y, x = np.mgrid[:96, :128] // 2
     images.write("a.png", Photo(np.repeat((((y + x) % 2) * 255).astype(np.uint8)[:, :, None], 3, 2)))
     status, said = walk("deblur", "a.png", "-o", "b.png")
     assert status == 0
