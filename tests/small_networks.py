@@ -22,6 +22,15 @@ def network(name="lmfn", **options):
     return model
 
 
+def destructive():
+    """With the included weights and three times their change, which destroys fine patterns for certain."""
+    model = LMFN.from_pretrained("lmfn")
+    with torch.no_grad():
+        model.head.conv.weight.mul_(3)
+        model.head.conv.bias.mul_(3)
+    return model
+
+
 def image(height, width, batch=1):
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(height * width))
 
