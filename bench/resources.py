@@ -236,7 +236,7 @@ def _both_passes(op: Op[Any, Any, Any], inputs: Any, options: Any) -> None:
 def compiled(target: str, dtype: str, names: Collection[str] | None = None) -> Iterator[Compiled]:
     """The rows of one target and dtype, of the kernels with these names, or of all.
 
-    Raises ValueError if none of the kernels has such a name.
+    Raises ValueError if no kernel has one of the names.
     """
     if knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set, so nothing would be compiled; unset it")
@@ -264,8 +264,9 @@ def compiled(target: str, dtype: str, names: Collection[str] | None = None) -> I
                 if programs and dtype == "bfloat16":
                     _calls_of_e4m3()
         kernels = list(compiler.compiled.values())
-        if not kernels:
-            raise ValueError(f"no kernel for {target} in {dtype} is named {' or '.join(names or ())}")
+        missing = set(names or ()) - {_name(kernel) for kernel, _, _ in kernels}
+        if missing:
+            raise ValueError(f"no kernel for {target} in {dtype} is named {' or '.join(sorted(missing))}")
         assembled = (_amd if target == "gfx942" else _nvidia)([made for _, made, _ in kernels])
         for (kernel, made, arguments), versions in zip(kernels, assembled, strict=True):
             yield from _rows(target, dtype, kernel, made, arguments, versions)

@@ -103,31 +103,31 @@ def heuristic(kernel: str, dtype: torch.dtype, device: Device, bits: int) -> Con
 
     `python -m bench resources` compiles each of them and reports spills and excessive shared memory.
     """
-    shared = device.shared
+    shared, short = device.shared, dtype.itemsize == 2
     big = shared >= 200_000
     blackwell = device.capability >= 100
     # On gfx942, 4 warps have 512 registers per lane, 8 have 256.
-    many = dtype.itemsize == 4 or kernel.startswith(("channel_gate", "merge", "stem"))
+    many = not short or kernel.startswith(("channel_gate", "merge", "stem"))
     warps = 4 if many and shared <= 65536 else 8
     if kernel in ("gram", "product"):
-        stages = 3 if big and dtype.itemsize == 2 else 1
+        stages = 3 if big and short else 1
         side = 8 if big else 4
         # In float32, 64 pixels spill: the slots' transposes are in registers, in three parts each.
-        height = 4 if dtype.itemsize == 4 else side
+        height = side if short else 4
         # 128 splits by default: with 32, a single frame would occupy only 32 of an H100's 132 multiprocessors.
         return Config(height, width=side, warps=8, stages=stages)
-    if kernel == "mix" and dtype.itemsize == 4:
+    if kernel == "mix" and not short:
         return Config(height=8 if big else 2, width=8, warps=8, stages=1)
     if kernel in ("channel_gate_backward", "channel_gate_input"):
         # Four of one's programs and three of the other's fit a multiprocessor of an H100 at a time, which has 132.
         splits = 512 if kernel == "channel_gate_backward" else 384
-        return Config(height=4 if dtype.itemsize == 2 else 2, width=8, warps=4, stages=1, splits=splits)
+        return Config(height=4 if short else 2, width=8, warps=4, stages=1, splits=splits)
     if kernel in ("channel_gate", "merge"):
-        small = 2 if kernel == "merge" and dtype.itemsize == 4 else 4
-        large = 8 if dtype.itemsize == 2 else 4
+        small = 2 if kernel == "merge" and not short else 4
+        large = 8 if short else 4
         return Config(height=large if big else small, width=8, warps=warps, stages=1, splits=512)
     if kernel == "stem_backward":
-        if dtype.itemsize != 2:
+        if not short:
             return Config(height=1, width=16, warps=warps, stages=1)  # on sm_120, 2x8 spills
         if big:
             # Of five times 52 programs, two fit a multiprocessor of an H100 at a time, which has 132.
@@ -135,7 +135,7 @@ def heuristic(kernel: str, dtype: torch.dtype, device: Device, bits: int) -> Con
         return Config(height=4 if shared >= 120_000 else 2, width=8, warps=4, stages=1)  # larger tiles spill
     if kernel in ("gate_backward", "fuse_backward", "weight_gradient"):
         # Small tiles: without TMA, the address of every element occupies a register.
-        wide = big and dtype.itemsize == 2
+        wide = big and short
         height = (8 if wide else 4) if big else 2
         if kernel == "fuse_backward" and not big:
             warps = 4
@@ -146,7 +146,6 @@ def heuristic(kernel: str, dtype: torch.dtype, device: Device, bits: int) -> Con
         return Config(height, width=8, warps=warps, stages=stages if wide else 1)
     if kernel in ("conv_pool", "low_convs", "low_convs_backward"):
         # Small maps: the smallest tiles that fill the rows of a matrix instruction, for as many programs as possible.
-        short = dtype.itemsize == 2
         stages = 4 if short and shared >= 100_000 else 1
         if kernel == "low_convs_backward":  # in float32 on sm_80, two and four warps spill
             return Config(height=4, width=4, warps=2 if short else 8, stages=stages)
@@ -154,22 +153,20 @@ def heuristic(kernel: str, dtype: torch.dtype, device: Device, bits: int) -> Con
             return Config(height=4, width=4, warps=2, stages=stages)
         return Config(height=4, width=9, warps=2 if short else 4, stages=stages)
     if kernel == "upsample_backward":
-        return Config(height=4 if dtype.itemsize == 2 else 2)
+        return Config(height=4 if short else 2)
     if kernel in ("upsample_add", "upsampled_conv") and big:
-        short = dtype.itemsize == 2
         # In float32 on sm_100, tiles of 8x16 spill.
         height = 4 if kernel == "upsample_add" or (blackwell and not short) else 8
         return Config(height, warps=8, stages=3 if short else 2)
     if not big:
-        short = dtype.itemsize == 2
         # On sm_120, some convolutions spill with 2 stages, and those of stride 2 with 3.
         stages = (3 if kernel == "conv" else 2) if short and shared >= 100_000 else 1
         if kernel == "recompute" and short and shared < 120_000:
             warps = 4  # on sm_120, 8 warps spill
         return Config(height=4 if short else 2, width=16, warps=warps, stages=stages)
-    if kernel == "stride_2_input_gradient" and dtype.itemsize == 2:
+    if kernel == "stride_2_input_gradient" and short:
         return Config(stages=2)  # with 3 stages, it spills on sm_100 in float16
-    if kernel in ("conv", "conv_down") and dtype.itemsize == 2 and bits > 15:
+    if kernel in ("conv", "conv_down") and short and bits > 15:
         # Of 11 tiles the fastest on an H100 at 1x180x320 and 16x64x64, 64 channels: 15.8 us; 8x16 took 18.8. With fewer
         # of them than multiprocessors, 8x16 is faster: 6.7 us, where 8x32 takes 8.4 (H200), at 1x90x160.
         return Config(width=32, warps=8)
@@ -177,7 +174,7 @@ def heuristic(kernel: str, dtype: torch.dtype, device: Device, bits: int) -> Con
         return Config(stages=2)  # with 3 stages, an input gradient spills in float16
     # A warp of the stem's loads 32 pixels of a row at once.
     shape = (4, 32) if kernel == "stem" else (8, 16)
-    return Config(*shape, stages=3 if dtype.itemsize == 2 else 2)
+    return Config(*shape, stages=3 if short else 2)
 
 
 @cache

@@ -29,16 +29,26 @@ def test_no_fault(environment: dict[str, str], target: str, dtype: str, kernels:
     `python -m bench resources` covers every target and dtype.
     """
     only = ["--kernel", *kernels] if kernels else []
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "resources", "--target", target, "--dtype", dtype, *only],
+    done = resources(environment, "--target", target, "--dtype", dtype, *only)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "with faults" in done.stdout.splitlines()[-1]
+
+
+def test_a_kernel_that_there_is_not_is_named(environment: dict[str, str]) -> None:
+    done = resources(environment, "--target", "sm_80", "--dtype", "float32", "--kernel", "pad", "pat")
+    assert done.returncode == 1
+    assert "no kernel for sm_80 in float32 is named pat\n" in done.stderr
+
+
+def resources(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", "resources", *arguments],
         capture_output=True,
         text=True,
         env=environment,
         cwd=Path(__file__).parents[2],
         timeout=1200,
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "with faults" in done.stdout.splitlines()[-1]
 
 
 def test_a_fault_is_found() -> None:
