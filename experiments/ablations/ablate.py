@@ -39,11 +39,14 @@ class Variant:
     paper: str = ""
     """PSNR in dB on GoPro as reported in the paper, if it is."""
     preset: str = "lmfn"
+    freeze: tuple[str, ...] = ()
+    """Parts that keep their initial weights."""
 
     @property
     def run(self) -> str:
         """Name of its training run. It depends only on the network, so that tables share their runs."""
-        return "-".join([self.preset, *(f"{key}-{value}" for key, value in self.changes.items())])
+        frozen = [f"without-{part}" for part in self.freeze]
+        return "-".join([self.preset, *(f"{key}-{value}" for key, value in self.changes.items()), *frozen])
 
 
 WHOLE = "31.54"
@@ -61,6 +64,7 @@ TABLES: dict[str, tuple[Variant, ...]] = {
         Variant("stride-2 convolutions", {"encoder": "strided"}, "30.80"),
         Variant("ASPP", {"encoder": "aspp"}),
         Variant("pyramid pooling", {"encoder": "pyramid"}),
+        Variant("MSHF without fusion", {"encoder": "unfused"}),
     ),
     "attention": (
         Variant("ALFM and ACFM", {}, WHOLE),
@@ -68,6 +72,7 @@ TABLES: dict[str, tuple[Variant, ...]] = {
         Variant("concatenation", {"alfm": "concat", "acfm": "none"}, "31.00"),
         Variant("global average pooling", {"alfm": "pooled", "acfm": "none"}),
         Variant("spatial attention", {"alfm": "spatial", "acfm": "none"}),
+        Variant("theta and alpha 0", freeze=("alfm.theta", "acfm.alpha")),
     ),
     "similarity": (Variant("dot product", {}, WHOLE), Variant("cosine", {"similarity": "cosine"})),
     "presets": (Variant("lmfn", {}, WHOLE), Variant("lmfn-released", {}, "", "lmfn-released")),
@@ -165,6 +170,8 @@ def train_and_evaluate(
         network = ["--preset", variant.preset]
         if variant.changes:
             network += ["--network", *(f"{key}={value}" for key, value in variant.changes.items())]
+        if variant.freeze:
+            network += ["--freeze", *variant.freeze]
         ended = subprocess.run([sys.executable, "-m", "lmfn", "train", *settings, *run, *network], check=False)
         if ended.returncode:
             raise ChildProcessError(

@@ -118,9 +118,11 @@ class PyramidPooling(nn.Module):
 
 
 def encoder(name: str, channels: int) -> nn.Module:
-    """The encoder that `LMFNConfig.encoder` calls `strided`, `aspp` or `pyramid`."""
+    """The encoder that `LMFNConfig.encoder` calls `unfused`, `strided`, `aspp` or `pyramid`."""
     if name == "strided":
         return StridedEncoder(channels)
+    if name == "unfused":
+        return QuarterEncoder(channels, nn.Identity())
     return QuarterEncoder(channels, ASPP(channels) if name == "aspp" else PyramidPooling(channels))
 
 

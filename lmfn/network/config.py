@@ -25,8 +25,9 @@ class LMFNConfig:
     upper left corner, so that a tile that starts on this grid sees the same as the whole image."""
     rfdbs: int = 4
     """Number of residual feature distillation blocks (N), 1 to 8."""
-    encoder: Literal["mshf", "strided", "aspp", "pyramid"] = "mshf"
-    """The paper's encoder, or a replacement for ablations (`lmfn.network.alternatives`)."""
+    encoder: Literal["mshf", "unfused", "strided", "aspp", "pyramid"] = "mshf"
+    """The paper's encoder, that without its smaller scales (`unfused`), or a replacement for ablations
+    (`lmfn.network.alternatives`)."""
     stem_padding: int = 1
     """Padding of the very first convolution of `mshf`: 1, or 0 as in the released network."""
     alfm: Literal["channels", "layers", "concat", "pooled", "spatial", "none"] = "channels"

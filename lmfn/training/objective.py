@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -49,6 +49,22 @@ def initial_network(settings: Settings) -> LMFN:
     new = sorted({".".join(name.split(".")[:2]) for name in own.keys() - fitting.keys()})
     log.info(f"{len(fitting)} of {len(own)} tensors fit the network; new: {', '.join(new)}")
     return model
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> None:
+    """Mark the parameters of these modules, or with these names, as not to be trained.
+
+    Raises ValueError for a part that the network does not have, and if none of its parameters is left to train.
+    """
+    for part in parts:
+        parameters = [p for name, p in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+        if not parameters:
+            known = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(f"--freeze {part}: the network has no such part; it consists of {known}, and their parts")
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"--freeze {' '.join(parts)}: nothing of the network is left to train")
 
 
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -60,6 +60,8 @@ class Settings:
     start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Weights to start from: the output of save_pretrained or of an earlier run. With --preset or --network, those that
     fit that network by name and shape; the rest starts at random."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network that keep the weights they start with, by name: --freeze encoder rfdbs.0 alfm.theta."""
 
     loss: Literal["mse", "l1", "charbonnier", "psnr"] = "mse"
     fft: float = 0.0

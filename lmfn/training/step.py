@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lmfn.cuda_graphs import GradientGraph
-from lmfn.training.objective import exponential_average, initial_network, make_loss, update_average
+from lmfn.training.objective import exponential_average, freeze, initial_network, make_loss, update_average
 from lmfn.training.run import TrainState
 from lmfn.training.settings import Settings
 
@@ -18,12 +18,13 @@ log = logging.getLogger(__name__)
 
 
 def initial_state(settings: Settings, accelerator: Accelerator) -> TrainState:
-    """The state of a run at its first step, on the device. Raises as `initial_network`."""
+    """The state of a run at its first step, on the device. Raises as `initial_network` and `freeze`."""
     device = accelerator.device
     torch.manual_seed(settings.seed)
     model = initial_network(settings).train()
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.memory = settings.memory
+    freeze(model, settings.freeze)
     ema = exponential_average(model)
     optimizer = torch.optim.AdamW(
         model.parameters(),

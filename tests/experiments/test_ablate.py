@@ -13,6 +13,7 @@ from lmfn import LMFN, images
 from lmfn.data import find_pairs
 from lmfn.evaluation import count_gmacs, saved_bytes
 from lmfn.evaluation.results import Complexity
+from lmfn.training.settings import Settings
 
 
 def test_the_tables_are_the_paper_s():
@@ -27,7 +28,7 @@ def test_the_tables_are_the_paper_s():
     assert counts["encoder"][1] == whole + 553_920
     assert counts["presets"][1] == 1_223_780
     runs = {row.run: (row.preset, row.changes) for rows in TABLES.values() for row in rows}
-    assert len(runs) == 5 + 3 + 4 + 1 + 1 + 1
+    assert len(runs) == 5 + 4 + 5 + 1 + 1 + 1
     verb = get_type_hints(script.Arguments)["table"]
     assert set(get_args(verb)) == set(TABLES)
 
@@ -45,7 +46,8 @@ def pairs(tmp_path):
 
 def test_a_table_is_trained_measured_and_not_made_twice(pairs, tmp_path, monkeypatch, capsys):
     small = {"channels": 8, "features": 8, "distilled": 4, "esa": 4, "rfdbs": 1}
-    rows = (Variant("one", small, "31.54"), Variant("other", small | {"encoder": "pyramid"}))
+    other = small | {"encoder": "pyramid"}
+    rows = (Variant("one", small, "31.54"), Variant("other", other), Variant("frozen", other, freeze=("encoder",)))
     monkeypatch.setitem(TABLES, "encoder", rows)
     command = ["encoder", "--data", pairs, "-o", tmp_path / "out", "--steps", "2", "--images", "2"]
     settings = ["--pairs", pairs, "--batch", "1", "--patch", "64", "--workers", "0"]
@@ -53,7 +55,7 @@ def test_a_table_is_trained_measured_and_not_made_twice(pairs, tmp_path, monkeyp
     said = capsys.readouterr().out.strip()
     text = (tmp_path / "out" / "encoder.md").read_text()
     assert said == text.strip()
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[:4]]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[:5]]
     assert table[0][0] == "encoder"
     for row, line in zip(rows, table[2:], strict=True):
         folder = tmp_path / "out" / "runs" / f"{row.run}-seed-0"
@@ -61,6 +63,7 @@ def test_a_table_is_trained_measured_and_not_made_twice(pairs, tmp_path, monkeyp
         model = LMFN.from_pretrained(folder / "ema.safetensors")
         assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
         assert (model.config.encoder, model.config.channels) == (row.changes.get("encoder", "mshf"), 8)
+        assert Settings.read(folder / "config.yaml").freeze == row.freeze
         assert line == [
             row.name,
             f"{sum(p.numel() for p in model.parameters()):,}",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lmfn import LMFN
 from lmfn.network.alternatives import ASPP, Concat, PooledAttention, PyramidPooling, SpatialAttention
 
-ENCODERS = {"strided": 740_352 + 553_920, "aspp": 584_576, "pyramid": 522_880}
+ENCODERS = {"unfused": 740_352 - 8 * 36_928, "strided": 740_352 + 553_920, "aspp": 584_576, "pyramid": 522_880}
 FUSIONS = {"none": -10_051, "concat": -1, "pooled": -1 + 12 * 401 + 200, "spatial": -1 + 99}
 
 

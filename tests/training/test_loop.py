@@ -329,6 +329,32 @@ def test_fine_tuning_starts_from_the_weights_given(settings: Settings, caplog: p
     assert max((a[key] - b[key]).abs().max() for key in a) < 1e-7
 
 
+def test_frozen_parts_keep_their_weights(settings: Settings) -> None:
+    frozen = dataclasses.replace(settings, freeze=("encoder", "rfdbs.0.fuse", "alfm.theta"), weight_decay=0.1)
+    torch.manual_seed(settings.seed)
+    first = initial_network(frozen).state_dict()
+    script.train(dataclasses.replace(frozen, steps=2))
+    script.train(dataclasses.replace(frozen, resume="auto"))
+    for kind in ("model", "ema"):
+        trained = weights(run_in(settings), kind)
+        kept = {name for name in first if torch.equal(first[name], trained[name])}
+        expected = {name for name in first if name.startswith(("encoder.", "rfdbs.0.fuse."))} | {"alfm.theta"}
+        assert kept == expected, kind
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (("encoder", "alfm.the"), "--freeze alfm.the: the network has no such part; it consists of encoder, reduce"),
+        (("encoder", "reduce", "rfdbs", "alfm", "acfm", "head"), "--freeze encoder .* head: nothing .* left to train"),
+    ],
+)
+def test_parts_that_cannot_be_frozen_are_named(settings: Settings, parts: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        script.train(dataclasses.replace(settings, freeze=parts))
+    assert not run_in(settings).exists()
+
+
 LONG = "a.png is broken:\n  its header\n  DataError: and\nits end"
 
 
