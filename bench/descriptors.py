@@ -28,6 +28,12 @@ _LABEL = re.compile(r"(\.\w+):")
 _PREDICATE = re.compile(r"!?U?P[0-9T]")
 _REGISTER = re.compile(r"(U?R)(\d+)")
 _VALUE = re.compile(r"[-~]?(?:U?R(?:\d+|Z)|0x[0-9a-f]+)")
+_SUMS = {"UIADD3", "UIADD3.X", "IADD3", "IADD3.X", "VIADD"}
+_COPIES = {"MOV", "UMOV", "R2UR"}
+_MULTIPLY_ADDS = {"IMAD.MOV.U32", "IMAD.U32", "IMAD.X"}
+_TABLES = {"LOP3.LUT", "ULOP3.LUT"}
+_BUILDING = {"UIADD3.64", "CS2R"} | _SUMS | _COPIES | _MULTIPLY_ADDS | _TABLES
+"""Instructions that build descriptors."""
 _BITS = 0xFFFFFFFF
 _MEANING = 0xC00E3FFF
 """The used bits of the upper half: distance between rows, offset of the swizzle pattern, swizzle mode."""
@@ -188,19 +194,22 @@ def _results(instruction: Instruction, values: Values) -> list[int | None]:
 
     Carries are ignored: the lower half of a descriptor is far from overflowing.
     """
-    op, sources = instruction.op, [operand for operand in instruction.operands[1:] if _VALUE.fullmatch(operand)]
+    op = instruction.op
+    if op not in _BUILDING:  # most instructions
+        return []
+    sources = [operand for operand in instruction.operands[1:] if _VALUE.fullmatch(operand)]
     known = [_value(source, values) for source in sources]
     if op == "UIADD3.64":
         return [_sum(known), _sum([_value(_upper_half(source), values) for source in sources])]
-    if op in ("UIADD3", "UIADD3.X", "IADD3", "IADD3.X", "VIADD"):
+    if op in _SUMS:
         return [_sum(known)]
     if op == "CS2R" and instruction.operands[1:] == ["SRZ"]:
         return [0, 0]
-    if op in ("MOV", "UMOV", "R2UR") and len(known) == 1:
+    if op in _COPIES and len(known) == 1:
         return known
-    if op in ("IMAD.MOV.U32", "IMAD.U32", "IMAD.X") and known[:2] == [0, 0]:
+    if op in _MULTIPLY_ADDS and known[:2] == [0, 0]:
         return known[2:3]
-    if op in ("LOP3.LUT", "ULOP3.LUT") and len(known) == 4:
+    if op in _TABLES and len(known) == 4:
         return [_by_table(*known)]
     return []
 

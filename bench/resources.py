@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -144,8 +144,10 @@ class _Compiler:
         self.compiled.setdefault(made.hash, (kernel, made, arguments))
 
 
-def _calls(dtype: torch.dtype) -> None:
-    """Every op, forward and backward, at the network's widths."""
+def _calls(dtype: torch.dtype, *, training: bool) -> None:
+    """Every op at the network's widths: inference and, unless told not to, forward and backward in training."""
+
+    run = _all_passes if training else _inference
 
     def image(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)
@@ -160,15 +162,15 @@ def _calls(dtype: torch.dtype) -> None:
     for h, w in ((130, 130), (34, 42)):
         x = image(b, c, h, w)
         block = rfdb.Inputs(x, (distil,) * 3, (refine,) * 3, last, fuse, squeeze, skip, low, low, low, low, expand)
-        _both_passes(rfdb.RFDB, block, rfdb.BlockOptions(0.05, fixed_grid=False))
-        _both_passes(rfdb.DISTILL_STAGE, rfdb.StageInputs(x, distil, refine), rfdb.Options(0.05))
+        run(rfdb.RFDB, block, rfdb.BlockOptions(0.05, fixed_grid=False))
+        run(rfdb.DISTILL_STAGE, rfdb.StageInputs(x, distil, refine), rfdb.Options(0.05))
         block_up = mshf.OneBlock((x,), (refine,), (refine,))
-        _both_passes(mshf.RESIDUAL_BLOCKS[1], block_up, mshf.BlockOptions(True, save_middle=True))
+        run(mshf.RESIDUAL_BLOCKS[1], block_up, mshf.BlockOptions(True, save_middle=True))
     d1, d2, d3 = (image(b, d, h, w) for _ in range(3))
-    _both_passes(rfdb.DISTILL_FUSE, rfdb.FuseInputs(x, d1, d2, d3, last, fuse, squeeze), rfdb.Options(0.05))
+    run(rfdb.DISTILL_FUSE, rfdb.FuseInputs(x, d1, d2, d3, last, fuse, squeeze), rfdb.Options(0.05))
     for n, stride, slope in ((c, 1, 0.0), (64, 1, 0.0), (64, 2, 0.1)):
         residual = image(b, n, h, w) if stride == 1 else None
-        _both_passes(
+        run(
             convolution.CONV3X3,
             convolution.Inputs(image(b, n, h, w), *conv(n, n, 3), residual),
             convolution.Options(stride, 1, slope),
@@ -181,31 +183,31 @@ def _calls(dtype: torch.dtype) -> None:
         attention = alfm.AttentionInputs(maps, None, *fusion, temperature)
         for side in sides:
             options = alfm.AttentionOptions(by_layer=False, slope=0.05, side=side)
-            _both_passes(alfm.LAYER_ATTENTION, attention, options)
+            run(alfm.LAYER_ATTENTION, attention, options)
     for shapes in (([9], [1], [3], [1]), ([27], [1])):
         gate = [image(*shape) for shape in shapes]
-        _both_passes(acfm.CHANNEL_GATE, acfm.GateInputs(x, image(b, c, h, w), image(1), gate), acfm.GateOptions())
+        run(acfm.CHANNEL_GATE, acfm.GateInputs(x, image(b, c, h, w), image(1), gate), acfm.GateOptions())
         merge = acfm.MergeInputs(maps, x, image(1), gate, *fusion, image(1))
         for side in sides:
-            _both_passes(acfm.ATTENTION_MERGE, merge, acfm.MergeOptions(-1, by_layer=False, slope=0.05, side=side))
+            run(acfm.ATTENTION_MERGE, merge, acfm.MergeOptions(-1, by_layer=False, slope=0.05, side=side))
     # The encoder and the head.
-    _both_passes(
+    run(
         mshf.STEM,
         mshf.StemInputs(image(0), torch.zeros(b, 3, h, w), image(3), conv(64, 3, 3), conv(64, 64, 3)),
         mshf.StemOptions(1, 0.1),
     )
     for n, up in ((c, True), (64, False)):
         residual_block = mshf.OneBlock((image(b, n, h, w),), (conv(n, n, 3),), (conv(n, n, 3),))
-        _both_passes(mshf.RESIDUAL_BLOCKS[1], residual_block, mshf.BlockOptions(up, save_middle=True))
+        run(mshf.RESIDUAL_BLOCKS[1], residual_block, mshf.BlockOptions(up, save_middle=True))
     for number in (2, 3):
         scales = tuple(image(b, 64, h // 2**i, w // 2**i) for i in range(number))
         op, convs = mshf.RESIDUAL_BLOCKS[number], tuple(conv(64, 64, 3) for _ in scales)
-        _both_passes(op, op.inputs(scales, convs, convs), mshf.BlockOptions(False, save_middle=True))
+        run(op, op.inputs(scales, convs, convs), mshf.BlockOptions(False, save_middle=True))
     added = upsample.AddInputs(image(b, 64, h, w), image(b, 64, h // 2, w // 2))
-    _both_passes(upsample.UPSAMPLE_ADD, added, upsample.NoOptions())
+    run(upsample.UPSAMPLE_ADD, added, upsample.NoOptions())
     residual = torch.zeros(b, 3, 2 * h, 2 * w)
     upsampled_conv = upsample.ConvInputs(x, conv(3, c, 3), residual, None)
-    _both_passes(upsample.UPSAMPLED_CONV3X3, upsampled_conv, upsample.NoOptions())
+    run(upsample.UPSAMPLED_CONV3X3, upsampled_conv, upsample.NoOptions())
 
 
 def _calls_of_e4m3() -> None:
@@ -220,10 +222,15 @@ def _calls_of_e4m3() -> None:
         blocks.scaled_stage(image, *convs, 0.05, dtype, wide)
 
 
-def _both_passes(op: Op[Any, Any, Any], inputs: Any, options: Any) -> None:
+def _inference(op: Op[Any, Any, Any], inputs: Any, options: Any) -> None:
+    """Forward without a backward pass."""
+    op.forward("triton", to_arguments(inputs), options, False)
+
+
+def _all_passes(op: Op[Any, Any, Any], inputs: Any, options: Any) -> None:
     """Forward without and with a backward pass, which launch different kernels, and backward."""
+    _inference(op, inputs, options)
     arguments = to_arguments(inputs)
-    op.forward("triton", arguments, options, False)
     results = op.forward("triton", arguments, options, True)
     n = len(op.outputs)
     needs = [t is not None for t in to_tensors(arguments)]
@@ -231,6 +238,17 @@ def _both_passes(op: Op[Any, Any, Any], inputs: Any, options: Any) -> None:
     again = {"": [], "output": [results[0]], "input": [to_tensors(arguments)[0]]}[op.second_use]
     for second in ([None], again) if again else ([],):
         op.backward("triton", [*results[:n], *second], saved, arguments, options, needs)
+
+
+class _Way(NamedTuple):
+    """How the ops are called."""
+
+    programs: int
+    """Of the kernels in Gluon; 0 for what is used in their place with other releases of Triton."""
+    tried: Collection[str]
+    """Names in `trials.ON_TRIAL`."""
+    constant: bool = False
+    """Whether weights are constant, as in inference."""
 
 
 def compiled(target: str, dtype: str, names: Collection[str] | None = None) -> Iterator[Compiled]:
@@ -249,19 +267,19 @@ def compiled(target: str, dtype: str, names: Collection[str] | None = None) -> I
         stack.enter_context(mock.patch.object(configs, "describe", return_value=device))
         stack.enter_context(launch.intercepting(compiler.launch))
         stack.enter_context(trials.trying(*trials.ON_TRIAL))
-        # On sm_90 with the kernels in Gluon, in turns and not, with weights loaded ahead and not, and with what other
-        # releases of Triton use in their place.
-        ring = target == "sm_90" and convolutions.has_ring()
-        ways: list[tuple[int, set[str], bool]]
-        ways = [(0, set(), False), (8, set(), False), (8, {"ring_order"}, False), (8, set(), True)]
-        for programs, without, constant in ways if ring else ways[:1]:
+        # On sm_90 with the kernels in Gluon, too: as by default (but for the wait in each, which overlapping launches
+        # need), with all that is on trial, and in inference with weights loaded ahead.
+        ways = [_Way(0, trials.ON_TRIAL)]
+        if target == "sm_90" and convolutions.has_ring():
+            ways += [_Way(8, {"overlap"}), _Way(8, trials.ON_TRIAL), _Way(8, trials.ON_TRIAL, constant=True)]
+        for way in ways:
             with (
-                mock.patch.object(launch, "is_constant", return_value=constant),
-                mock.patch.object(convolutions, "ring_programs", return_value=programs),
-                trials.trying(*trials.ON_TRIAL.keys() - without),
+                mock.patch.object(launch, "is_constant", return_value=way.constant),
+                mock.patch.object(convolutions, "ring_programs", return_value=way.programs),
+                trials.trying(*way.tried),
             ):
-                _calls(DTYPES[dtype])
-                if programs and dtype == "bfloat16":
+                _calls(DTYPES[dtype], training=not way.constant)
+                if way.programs and dtype == "bfloat16":
                     _calls_of_e4m3()
         kernels = list(compiler.compiled.values())
         missing = set(names or ()) - {_name(kernel) for kernel, _, _ in kernels}
