@@ -135,13 +135,15 @@ class Barriers(list[Barrier]):
         return self[i]
 
 
-@lru_cache(None)
-def _chunks(rows: int, columns: int, width: int, start: int) -> Tensor:
-    """Addresses of [rows, columns] chunks of 16 bytes in panels `width` chunks wide, of which 2, 4 or 8 lie in a
-    pattern: bits 7 to 9 of an address, counted from `start` chunks before the first one, are added to bits 4 to 6."""
+@lru_cache(4096)
+def _chunks(rows: int, columns: int, width: int, first: int, start: int) -> tuple[Tensor, int]:
+    """Addresses of [rows, columns] chunks of 16 bytes in panels `width` chunks wide, from chunk `first` on, and the
+    largest of them. 2, 4 or 8 chunks lie in a pattern: bits 7 to 9 of an address, counted from `start` chunks before
+    the first one, are added to bits 4 to 6."""
     row, column = torch.arange(rows)[:, None], torch.arange(columns)
     linear = start + (column // width * rows + row) * width + column % width
-    return linear ^ (linear >> 3) % width
+    found = first - start + (linear ^ (linear >> 3) % width)
+    return found, int(found.max())
 
 
 class Shared:
@@ -185,15 +187,15 @@ class Shared:
         width = self.layout.swizzle_byte_width // 16
         assert width in (2, 4, 8), "not implemented: no swizzle"
         first, start = self.room.start // 16, 0 if own else self.room.start // 16 % 64
-        found = first - start + _chunks(rows, columns, min(columns, width), start)
-        assert found.max() < self.room.stop // 16, "beyond the end of the allocation"
+        found, last = _chunks(rows, columns, min(columns, width), first, start)
+        assert last < self.room.stop // 16, "beyond the end of the allocation"
         return found
 
     def read(self, own: bool = False) -> Tensor:
         chunks = self.chunks(own)
         found = self.sm.memory[chunks]
-        if not own and (unfenced := self.sm.unfenced[chunks]).any():
-            found = torch.where(unfenced > 0, UNKNOWN, found)
+        if not own and self.sm.is_unfenced(chunks):
+            found = torch.where(self.sm.unfenced[chunks] > 0, UNKNOWN, found)
         matrix = found.view(DTYPES[self.dtype]).view(self.shape)
         return matrix.T if self.swapped else matrix
 
@@ -201,9 +203,11 @@ class Shared:
         x = (x.T if self.swapped else x).contiguous()
         assert OF_TORCH[x.dtype] == self.dtype
         chunks = self.chunks(own)
-        assert own or not self.sm.unfenced[chunks].any(), "TMA overwrites what was written without a fence"
+        assert own or not self.sm.is_unfenced(chunks), "TMA overwrites what was written without a fence"
         self.sm.memory[chunks] = x.view(torch.complex128).view(chunks.shape)
-        self.sm.unfenced[chunks] = self.sm.partition.number if own else 0
+        if own:
+            self.sm.unfenced[chunks] = self.sm.partition.number
+            self.sm.any_unfenced = True
 
     def load(self, _layout: Any) -> Value:
         self.sm.step()
@@ -217,8 +221,10 @@ class Shared:
 def unless_changed(before: Tensor, after: Tensor) -> Tensor:
     """`before`, with NaN where the bits of the two differ."""
     bits = INTEGERS[before.itemsize]
-    found = before.contiguous().view(bits)
-    return torch.where(found == after.contiguous().view(bits), found, -1 if bits.is_signed else 0xFF).view(before.dtype)
+    found, now = before.contiguous().view(bits), after.contiguous().view(bits)
+    if torch.equal(found, now):
+        return before
+    return torch.where(found == now, found, -1 if bits.is_signed else 0xFF).view(before.dtype)
 
 
 class Product:
@@ -267,6 +273,7 @@ class Multiprocessor:
         self.program, self.programs, self.order = program, programs, order
         self.memory = UNKNOWN.repeat(SHARED // 16)
         self.unfenced = torch.zeros(SHARED // 16, dtype=torch.uint8)  # by which partition
+        self.any_unfenced = False
         self.used = 0
         self.loads: list[tuple[Barrier, Shared, Tensor]] = []
         self.issued: list[int] = []  # the partition of each product
@@ -297,6 +304,10 @@ class Multiprocessor:
         """Let other warps run, at least until this one is ready."""
         self.partition.ready, self.partition.doing = ready, doing
         self.partition.parent.switch()
+
+    def is_unfenced(self, chunks: Tensor) -> bool:
+        """Whether one of these chunks was written without a fence since."""
+        return self.any_unfenced and bool(self.unfenced[chunks].any())
 
     # What kernels call, by the names in Gluon.
 
@@ -383,6 +394,7 @@ class Multiprocessor:
     def fence_async_shared(self) -> None:
         self.step()
         self.unfenced[self.unfenced == self.partition.number] = 0
+        self.any_unfenced = bool(self.unfenced.any())
 
 
 class Overlay:
