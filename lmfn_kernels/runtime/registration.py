@@ -86,7 +86,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         and in the backend's layout. The kernels' layout is written once, in a forward pass that saves for backward, and
         saved beside the weights themselves, by which PyTorch notices if they change between the passes. Backward also
         receives the views of weights [N, K, k, k] that `transposed(inputs)` returns, in the same layout, at the end of
-        `saved`.
+        `saved`. Vectors, such as biases, are dense in both passes.
 
         `second_use`, for an op with one output, is what `two_uses` returns beside it: the output once more, or the
         first tensor. `gradients` are then two, the other one None if the op was not called for two uses: the output's
@@ -102,6 +102,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         self.is_weight = [argument.split("_")[-1] == "weight" for argument in tensors]
         self.keeps_dtype = [w or a in uncast_inputs for a, w in zip(tensors, self.is_weight, strict=True)]
         self.weights = [i for i, weight in enumerate(self.is_weight) if weight and lays_out_weights]
+        self.others = [i for i, weight in enumerate(self.is_weight) if not weight]
         saved = tensors | dict.fromkeys(unsaved_inputs, "Tensor?")
         gradients = {f"grad_{output}": "Tensor" for output in self.outputs}
         gradients |= {"grad_of_second_use": "Tensor?"} if second_use else {}
@@ -165,7 +166,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
 
     def forward(self, backend: str, arguments: Sequence[Argument], options: OptionsT, save: bool) -> list[Tensor]:
         """The outputs, followed by the other tensors to save; with the kernels, the last is the laid-out weights."""
-        inputs: InputsT = from_arguments(self.inputs, iter(arguments))
+        inputs = self._typed(arguments)
         copies: list[Tensor] = []
         if save and self._copies_weights(backend):
             inputs, copy = self._with_copied_weights(inputs)
@@ -187,7 +188,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         needs: Sequence[bool],
     ) -> list[Tensor]:
         """The gradients of the inputs' tensors for which `needs` is true, in order, each in its tensor's dtype."""
-        inputs: InputsT = from_arguments(self.inputs, iter(arguments))
+        inputs = self._typed(arguments)
         tensors = {name: to_tensors(value) for name, value in inputs._asdict().items()}
         left = iter(needs)
         which = {name: [next(left) for _ in of_name] for name, of_name in tensors.items()}
@@ -210,12 +211,14 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         return [next(sums) if isinstance(g, PartialSums) else g if t is None else g.to(t.dtype) for t, g in asked]
 
     def laid_out(self, backend: str, inputs: InputsT) -> InputsT:
-        """The inputs, with the weights in the dtype and layout that the backend's functions take."""
-        if not self.weights:
-            return inputs
-        dtype, weights = self._dtype_and_weights(inputs)
-        found = _lay_out(backend, weights, dtype)
-        return inputs if all(map(operator.is_, found, weights)) else self._with_weights(inputs, found)
+        """The inputs, with the weights in the dtype and layout that the backend's functions take, and dense vectors."""
+        arguments: list[Any] = to_arguments(inputs)
+        found = self._dense(arguments)
+        if self.weights:
+            dtype, weights = self._dtype_and_weights(arguments)
+            for i, weight in zip(self.weights, _lay_out(backend, weights, dtype), strict=True):
+                found[i] = weight
+        return inputs if all(map(operator.is_, found, arguments)) else self._typed(found)
 
     def _copies_weights(self, backend: str) -> bool:
         """Whether a forward pass that saves for backward writes a copy of the weights for both passes."""
@@ -229,7 +232,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         """
         from lmfn_kernels.runtime import multi_tensor
 
-        dtype, weights = self._dtype_and_weights(inputs)
+        dtype, weights = self._dtype_and_weights(to_arguments(inputs))
         copy = multi_tensor.laid_out_copy([*weights, *self._transposed(inputs)], dtype)
         return self._with_weights(inputs, multi_tensor.laid_out_in(copy, weights)), copy
 
@@ -237,21 +240,30 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         """In backward: the inputs with laid-out weights, and what is `transposed` of them."""
         from lmfn_kernels.runtime import multi_tensor
 
-        _, weights = self._dtype_and_weights(inputs)
+        _, weights = self._dtype_and_weights(to_arguments(inputs))
         found = multi_tensor.laid_out_in(copy, [*weights, *self._transposed(inputs)])
         return self._with_weights(inputs, found[: len(weights)]), found[len(weights) :]
 
-    def _dtype_and_weights(self, inputs: InputsT) -> tuple[torch.dtype, list[Tensor]]:
-        arguments: list[Any] = to_arguments(inputs)
+    def _dtype_and_weights(self, arguments: list[Any]) -> tuple[torch.dtype, list[Tensor]]:
         for i in self.weights:
             if arguments[i] is None:  # PyTorch's dispatcher accepts None for a tensor
                 raise RuntimeError(f"lmfn::{self.name} needs a tensor for argument '{self.arguments[i]}', and got None")
         return arguments[0].dtype, [arguments[i] for i in self.weights]
 
     def _with_weights(self, inputs: InputsT, weights: Sequence[Tensor]) -> InputsT:
-        arguments = to_arguments(inputs)
+        arguments = self._dense(to_arguments(inputs))
         for i, weight in zip(self.weights, weights, strict=True):
             arguments[i] = weight
+        return self._typed(arguments)
+
+    def _dense(self, arguments: list[Argument]) -> list[Argument]:
+        """The arguments, with vectors, such as biases, as kernels read them: each value next to the one before."""
+        found = arguments.copy()
+        for i in self.others:
+            found[i] = _dense(arguments[i])
+        return found
+
+    def _typed(self, arguments: Sequence[Argument]) -> InputsT:
         found: InputsT = from_arguments(self.inputs, iter(arguments))
         return found
 
@@ -267,6 +279,13 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         found = self.backward(backend, gradients, saved, inputs, self.options(*arguments[m:-1]), arguments[-1])
         # The results of a registered op must own their memory.
         return [f.clone() if any(f is g for g in gradients) else f for f in found]
+
+
+def _dense(argument: Argument) -> Argument:
+    if isinstance(argument, list):
+        found: list[Any] = list(map(_dense, argument))
+        return argument if all(map(operator.is_, found, argument)) else found
+    return argument.contiguous() if argument is not None and argument.ndim == 1 else argument
 
 
 def _lay_out(backend: str, weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

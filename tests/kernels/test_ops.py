@@ -85,6 +85,15 @@ def test_any_kind(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("name", OPS)
+def test_vectors_with_gaps(name: str) -> None:
+    """Biases and other vectors whose values are not next to each other in memory."""
+    inputs = OPS[name].draw((1, 2, 6, 4, 5), torch.float32)
+    inputs = [torch.stack([t, t + 9], dim=1)[:, 0] if t.ndim == 1 else t for t in inputs]
+    correct(name, inputs)
+
+
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("name", OPS)
 def test_same_bits_inputs_left_alone_and_strides_of_weights(name: str, memory_format: torch.memory_format) -> None:
