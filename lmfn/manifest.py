@@ -8,6 +8,9 @@ from typing import Any, Self
 
 from lmfn.jobs import Outcome
 
+START = '{"path": '
+"""Of every line."""
+
 
 def row(outcome: Outcome, weights: str) -> dict[str, Any]:
     """The fields of a line: `path`, `output`, `status` (done, there or failed), `reason`,
@@ -80,7 +83,9 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
-            continue  # incomplete after a kill
+            if number > 1 or text[: len(START)] == START[: len(text)]:
+                continue  # incomplete after a kill
+            line = None  # a photograph, say: nothing may be appended to it
         if not isinstance(line, dict) or not {"path", "output", "status", "weights"} <= line.keys():
             raise ValueError(f"{file}, line {number}: no line of a manifest; choose another name")
         yield line

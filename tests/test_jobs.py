@@ -230,6 +230,25 @@ def test_a_manifest_is_the_way_to_go_on(
         Manifest(tmp_path / "0.jsonl", "")
 
 
+def test_nothing_is_appended_to_a_file_that_is_no_manifest(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after `lmfn deblur --manifest *.png`, where the shell puts a photograph in the manifest's place."""
+    photo, other = save(tmp_path / "a.png"), save(tmp_path / "b.png")
+    notes = tmp_path / "notes.txt"
+    notes.write_text("bread, milk\n")
+    for file in (photo, notes):
+        before = file.read_bytes()
+        assert cli.main(["deblur", str(other), "-w", weights, "--manifest", str(file)]) == 1
+        assert f"{file}, line 1: no line of a manifest; choose another name" in capsys.readouterr().err
+        assert file.read_bytes() == before
+    assert not (tmp_path / "b_deblurred.png").exists()
+    killed = tmp_path / "killed.jsonl"  # within its first line
+    for length in (3, 30):
+        killed.write_bytes(b'{"path": "photos/1.png", "output": ""'[:length])
+        Manifest(killed, "").__exit__()
+
+
 def test_what_the_plan_has_found_is_reported_too(tmp_path: Path) -> None:
     done, new = save(tmp_path / "a.png"), save(tmp_path / "b.png")
     deblur_files([done], tmp_path / "out", deblurrer=negative)
