@@ -27,7 +27,9 @@ def choose_device(name: str | None = None) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     usable = [device for device, present in there.items() if present]
     try:
-        return torch.empty(0, device=name or usable[0]).device
+        probe = torch.empty(1, device=name or usable[0])
+        probe.cpu()  # `meta` has no values to copy
+        return probe.device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"the device {name!r} cannot be used here; there is {', '.join(usable)}") from error
 

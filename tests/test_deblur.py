@@ -187,8 +187,9 @@ def test_what_cannot_be_loaded(tmp_path, model):
         Deblurrer(model, device="cpu", precision="fp16")
     with pytest.raises(ValueError, match="guard is 'on'; it must be one of warn, input, off"):
         Deblurrer(model, guard="on")
-    with pytest.raises(ValueError, match=r"'abacus' cannot be used here; there is .*cpu"):
-        Deblurrer(model, device="abacus")
+    for device in ("abacus", "meta"):
+        with pytest.raises(ValueError, match=rf"'{device}' cannot be used here; there is .*cpu"):
+            Deblurrer(model, device=device)
 
 
 # ---- the guard
