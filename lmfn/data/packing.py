@@ -1,5 +1,6 @@
 """Pack as much of the sources as fits into one file (`lmfn data pack`)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,16 @@ def pack(
     The seed selects the items; a run of frames is cut into stretches of twice the maximum of `blur.frames`. With
     `side`, each item is one window of that height and width at a random position, so that more scenes fit.
 
-    Raises DataError for a source that cannot be read or of which nothing fits, and for a suffix other than .npz.
+    Raises DataError for a source that cannot be read or of which nothing fits, and for a suffix other than .npz;
+    ValueError for numbers out of their range.
     """
     out = Path(out)
+    if side is not None and side < 1:
+        raise ValueError(f"side is {side}; it must be at least 1")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must not be negative")
+    if not 0 < max_bytes < math.inf:
+        raise ValueError(f"max_bytes is {max_bytes}; it must be a finite number above 0")
     if out.suffix != SUFFIX:
         raise DataError(f"{out}: the name of a pack must be NAME{SUFFIX}")
     files, rng = Images(0), np.random.default_rng(seed)

@@ -78,6 +78,8 @@ class Evaluator:
         self.rules = PROTOCOLS[protocol]
         self.metrics = self.rules.metrics if metrics is None else tuple(metrics)
         known = (*self.rules.metrics, *self.rules.more)
+        if not self.metrics:
+            raise ValueError(f"no metric is named; protocol {protocol} measures {', '.join(known)}")
         for metric in self.metrics:
             if metric not in known:
                 raise ValueError(f"protocol {protocol} does not measure {metric!r}; it measures {', '.join(known)}")

@@ -1,5 +1,6 @@
 """The settings of a training run: command-line options, and lines of a YAML file."""
 
+import math
 import reprlib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -124,6 +125,10 @@ class Settings:
         """Raise ValueError for settings that cannot be trained with."""
         if not (self.pairs or self.frames or self.photos or self.packs):
             raise ValueError("nothing to train on: give at least one of --pairs, --frames, --photos, --packs")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{each.name} is {value}; it must be a finite number")
         for name in ("batch", "accumulate", "patch", "log_every", "val_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -141,6 +146,8 @@ class Settings:
             raise ValueError(f"data_share is {self.data_share}; it must be above 0 and at most 1")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {self.betas}; both must be at least 0 and below 1")
         if self.precision == "fp16" and (self.device == "cpu" or not torch.cuda.is_available()):
             raise ValueError("precision fp16 needs a GPU; on a CPU use bf16 or fp32")
         if self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name:

@@ -4,6 +4,7 @@ import hashlib
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,23 @@ def test_what_does_not_fit_is_left_out_and_counted(folder: Path, capsys: pytest.
     with pytest.raises(DataError, match=r"photos: nothing fits into 0\.001 MB; raise --max-bytes"):
         pack([Source("photos", folder / "photos")], folder / "none.npz", max_bytes=1000)
     assert not (folder / "none.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"side": 0}, "side is 0; it must be at least 1"),
+        ({"seed": -1}, "seed is -1; it must not be negative"),
+        ({"max_bytes": float("nan")}, "max_bytes is nan"),
+        ({"max_bytes": 0}, "max_bytes is 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named_before_a_pack_is_written(
+    folder: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        pack([Source("photos", folder / "photos")], folder / "p.npz", **options)
+    assert not (folder / "p.npz").exists()
 
 
 def test_a_pair_of_a_photograph_with_itself_is_kept_once(folder: Path) -> None:

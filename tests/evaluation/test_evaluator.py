@@ -312,6 +312,7 @@ def test_bf16_is_used_and_changes_little(pairs):
         ({"precision": "fp64"}, "precision is 'fp64'; it must be one of fp32, bf16, fp16"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"metrics": ("fid",)}, "protocol plain does not measure 'fid'; it measures psnr, ssim_gauss2d"),
+        ({"metrics": ()}, "no metric is named; protocol plain measures psnr, ssim_gauss2d"),
         ({"protocol": "realblur", "metrics": ("lpips",)}, "realblur does not measure 'lpips'; it measures psnr, ssim"),
         ({"protocol": "koehler"}, "protocol koehler is for Koehler's set, and .* is flat pairs; use plain"),
         ({"batch": 0}, "batch is 0; it must be at least 1"),

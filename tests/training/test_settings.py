@@ -1,6 +1,7 @@
 """Settings from the command line and from files, and errors in them."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,9 @@ def test_sources_by_path_weight_and_two_folders(tmp_path: Path) -> None:
         ({"batch": 0}, "batch is 0"),
         ({"lr": -1.0}, "lr is -1.0"),
         ({"ema": 1.0}, "ema is 1.0"),
+        ({"lr": math.inf}, "lr is inf; it must be a finite number"),
+        ({"fft": math.nan}, "fft is nan; it must be a finite number"),
+        ({"betas": (0.9, 1.0)}, r"betas is \(0.9, 1.0\)"),
         ({"data_share": 0.0}, "data_share is 0.0"),
         ({"minutes": 0.0}, "minutes is 0.0"),
         ({"name": "a/b"}, "plain folder name"),
