@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lmfn.data import TrainingSet, find_pairs
 from lmfn.data.packed import is_pack, packed_pairs
@@ -62,6 +63,7 @@ def train(settings: Settings) -> int:
             run.begin(settings, at.step)
             log = Log(run, settings, at, device, accelerator.num_processes)
             stack.callback(log.bar.close)  # so that an error starts a new line
+            stack.enter_context(logging_redirect_tqdm())  # and a message, too
 
         done, began, in_a_row, stopping = at.fraction_of(settings), time.perf_counter() - at.seconds, 0, False
         alone = accelerator.num_processes == 1

@@ -295,9 +295,15 @@ class Log:
         if dying and not self.warned_of_dead_units:
             self.warned_of_dead_units = True
             which = ", ".join(f"{block.dead} of {block.units} in {name}" for name, block in dying.items())
+            start = self.settings.start_from
+            remedy = (
+                "Start again with a lower --lr, a longer --warmup or a smaller --clip"
+                if start is None
+                else f"The run keeps those of the weights it started from: lmfn doctor --weights {start}"
+            )
             log.warning(
                 f"step {at.step}: hidden units of residual blocks hardly ever fire ({which}); such units no longer "
-                "learn. Start again with a lower --lr, a longer --warmup or a smaller --clip"
+                f"learn. {remedy}"
             )
 
     @torch.inference_mode()

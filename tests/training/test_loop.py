@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import signal
@@ -23,6 +24,7 @@ import lmfn.training.batches
 from lmfn import LMFN, images
 from lmfn.data import DataError, TrainingSet
 from lmfn.network import checkpoint
+from lmfn.network.activity import Activity
 from lmfn.training import loop as script
 from lmfn.training import step
 from lmfn.training.loop import train
@@ -327,6 +329,36 @@ def test_fine_tuning_starts_from_the_weights_given(settings: Settings, caplog: p
     assert caplog.messages[0] == f"tuned continues from {run_in(tuned) / 'state' / 'step-00000001.safetensors'}"
     a, b = weights(run_in(settings), "ema"), weights(run_in(tuned))
     assert max((a[key] - b[key]).abs().max() for key in a) < 1e-7
+
+
+def test_a_run_says_where_its_dead_units_come_from(
+    settings: Settings, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From random weights the remedy is other settings, which would not help a run that starts from dead units. The
+    warning begins a line, although the bar is shown."""
+    dead = initial_network(settings)
+    for name, parameter in dead.named_parameters():
+        if name.startswith("encoder.rb") and name.endswith("conv1.bias"):
+            parameter.data.fill_(-100)
+    dead.save_pretrained(settings.runs / "dead")
+    remedies = ("Start again with a lower --lr", f"lmfn doctor --weights {settings.runs / 'dead'}")
+    console = logging.StreamHandler(sys.stderr)
+    logging.getLogger().addHandler(console)
+    try:
+        script.train(
+            dataclasses.replace(settings, name="tuned", start_from=settings.runs / "dead", network=(), steps=1)
+        )
+    finally:
+        logging.getLogger().removeHandler(console)
+    (warning,) = (text for text in caplog.messages if "hardly ever fire" in text)
+    assert [remedy in warning for remedy in remedies] == [False, True]
+    assert warning in capsys.readouterr().err.replace("\r", "\n").splitlines()
+    caplog.clear()
+    blocks = {"encoder.rb_16th": Activity(8, 0.0, 8, 8)}
+    log = Log(RunFolder(settings.runs / "tuned"), settings, Progress(), torch.device("cpu"), 1)
+    log.activity(Progress(), blocks)
+    log.close(Progress(), None)
+    assert [remedy in caplog.text for remedy in remedies] == [True, False]
 
 
 def test_frozen_parts_keep_their_weights(settings: Settings) -> None:
