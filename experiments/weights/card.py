@@ -138,13 +138,15 @@ def stage(
     data = ", ".join(f"{source_name(source)} ({source.kind}, {source.weight:g})" for source in s.sources)
     kinds = ", ".join(f"{kind} {share:g}" for kind, share in asdict(s.blur.kinds).items() if share)
     loss = f"{s.loss} + {s.fft:g} fft" if s.fft else s.loss
+    frozen = f"{', '.join(s.freeze)} frozen; " if s.freeze else ""
+    decay = f"weight decay {s.weight_decay:g}, " if s.weight_decay else ""
     clipped = f"gradients clipped at {s.clip:g}, " if s.clip else ""
     patches, unit = processes * s.batch * s.accumulate, "core-hours" if device == "cpu" else "GPU-hours"
     text = (
         f"`{s.name}`, {before}: {steps:,} steps of {patches} patches of {s.patch}x{s.patch}: {data}; paths of "
-        f"{s.blur.length[0]:g} to {s.blur.length[1]:g} pixels ({kinds}); loss {loss}, Adam ({s.betas[0]:g}, "
-        f"{s.betas[1]:g}), rate {s.lr:g} to {lr:.2g} by a cosine after {s.warmup} steps of warm-up, {clipped}EMA "
-        f"{s.ema:g}, {s.precision}; torch {torch_version} on {device}, {hours:.2g} {unit}"
+        f"{s.blur.length[0]:g} to {s.blur.length[1]:g} pixels ({kinds}); {frozen}loss {loss}, Adam ({s.betas[0]:g}, "
+        f"{s.betas[1]:g}), rate {s.lr:g} to {lr:.2g} by a cosine after {s.warmup} steps of warm-up, {decay}{clipped}"
+        f"EMA {s.ema:g}, {s.precision}; torch {torch_version} on {device}, {hours:.2g} {unit}"
     )
     weight = sum(source.weight for source in s.sources)
     shares: dict[str, float] = {}

@@ -205,6 +205,17 @@ def test_a_stage_tells_where_it_began(start: Path | None, network: tuple[str, ..
     assert f"`last`, {words}" in card.stage(settings, 1, 1e-4, "2.13.0", "cpu", 1, 0.5).text
 
 
+def test_a_stage_tells_what_was_frozen_and_what_decayed() -> None:
+    settings = Settings(name="last", photos=("photos",))
+    text = card.stage(settings, 1, 1e-4, "2.13.0", "cpu", 1, 0.5).text
+    assert "frozen" not in text
+    assert "decay" not in text
+    changed = dataclasses.replace(settings, freeze=("encoder", "alfm.theta"), weight_decay=0.1)
+    text = card.stage(changed, 1, 1e-4, "2.13.0", "cpu", 1, 0.5).text
+    assert "; encoder, alfm.theta frozen; loss mse" in text
+    assert "weight decay 0.1, EMA" in text
+
+
 def test_a_stage_tells_what_all_processes_did(tmp_path: Path) -> None:
     """A run started by two processes with one thread each and, after 500 steps, resumed by one with four threads."""
     settings = Settings(name="run", runs=tmp_path, photos=("photos",), batch=2, accumulate=3, patch=64)
