@@ -26,14 +26,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from revive import revive
 from torch import Tensor
 
 from lmfn.data.rendering import Patch
 from lmfn.data.resident import ResidentSet
 from lmfn.data.sampling import TrainingSet
 from lmfn.device import autocast, sent
-from lmfn.network.activity import RARELY, summarise, unit_activity
-from lmfn.network.blocks import RB, weight_and_bias
+from lmfn.network.activity import summarise, unit_activity
 from lmfn.network.config import preset
 from lmfn.network.pretrained import LMFN
 from lmfn.options import BlurKinds, BlurOptions
@@ -89,7 +89,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 0.5
     start: str | None = None
-    """Weights to start from; hidden units that hardly ever fire get new weights first."""
+    """Weights to start from; hidden units that never fire get new weights first."""
 
 
 POOLS = (Pool(320, 40_000, 8_000, 20.0, 160), Pool(416, 6_666, 1_600, 6.0, 80))
@@ -168,22 +168,6 @@ def network(start: str | None, sample: Tensor) -> LMFN:
     model.load_state_dict(given.state_dict())
     print(f"{revive(model, sample)} units have new weights")
     return model
-
-
-@torch.no_grad()
-def revive(model: LMFN, images: Tensor) -> int:
-    """Draw new weights for hidden units that hardly ever fire; how many. What they add starts next to nothing, so the
-    network's function stays as it is."""
-    shares, count = unit_activity(model, images), 0
-    for name, block in model.named_modules():
-        if isinstance(block, RB):
-            for unit in (shares[name] < RARELY).nonzero().flatten().tolist():
-                of_unit, outgoing = block.conv1.weight[unit], block.conv2.weight[:, unit]
-                of_unit.normal_(std=(2 / of_unit.numel()) ** 0.5)
-                weight_and_bias(block.conv1).bias[unit] = 0.0
-                outgoing.normal_(std=1e-3)
-                count += 1
-    return count
 
 
 def crops(pool: Tensor, batch: int, patch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
