@@ -13,6 +13,7 @@ from lmfn_kernels.runtime.gradients import PartialSums, PendingMask
 from lmfn_kernels.runtime.launch import (
     PARITIES,
     PLANS,
+    ROWS,
     Plan,
     Tiling,
     as_kernel_image,
@@ -58,7 +59,9 @@ def materialize(e: Tensor | PendingMask) -> Tensor:
     """The result of `mask_gradient` as a new tensor."""
     g, activation_output, slope = as_pending(e)
     out = empty_image(g, *g.shape)
-    return out.copy_(g if activation_output is None else torch.where(activation_output > 0, g, g * slope))
+    return out.copy_(
+        g if activation_output is None else torch.where(activation_output > 0, g, g * slope if slope else 0.0)
+    )
 
 
 def launch_conv(
@@ -217,7 +220,7 @@ def _ring(
         split = shares(tiles, programs)
         found.append((max(map(cdiv, tiles, split)), split, rows, pitch))
     _, split, rows, pitch = min(found, key=lambda found: found[0])
-    block_d, maps = max(32, channel_block(d)), ["", "2", "3"][: len(sizes)]
+    block_d, maps, axes = max(32, channel_block(d)), ["", "2", "3"][: len(sizes)], {"B": 0, "H": 2, "W": 3}
     of_one = {
         "t_x": (1, 2, pitch, ring.CHANNELS),
         **dict.fromkeys(("t_residual", "t_mask"), (1, rows, pitch, ring.CHANNELS)),
@@ -235,8 +238,8 @@ def _ring(
             "t_d": of_one["t_out"],
         },
         ring.descriptor,
-        ("t_w", "t_w2", "t_w3", "t_dw"),
-        **{f"{name}{i}": size[axis] for i, size in zip(maps, sizes, strict=True) for name, axis in AXES},
+        *("t_w", "t_w2", "t_w3", "t_dw"),
+        **{f"{name}{i}": size[axis] for i, size in zip(maps, sizes, strict=True) for name, axis in axes.items()},
         FIRST2=split[0] if len(sizes) > 1 else None,
         FIRST3=sum(split[:2]) if len(sizes) > 1 else None,
         N=n,
@@ -249,9 +252,6 @@ def _ring(
         BLOCK_W=pitch - 2,
         ORDERED=ordered,
     )
-
-
-AXES = ("B", 0), ("H", 2), ("W", 3)
 
 
 def _views(x: Tensor, stride: int) -> list[Tensor]:
@@ -437,6 +437,8 @@ def weight_gradient(
     if stride == 1 and taps == 3 and activation_output is None and (programs := _ring_programs_for_pairs(g, k)):
         return _ring_weight_gradients([(g, x)], padding, programs)[0]
     t = tiling("weight_gradient", g)
+    most = max(1, ROWS // (taps * taps * k * n))  # the kernel that adds them up counts all of them in 32 bits
+    t = t._replace(config=t.config._replace(splits=min(t.config.splits, most)))
     dw, db = partial_sums(g, t.splits, (taps * taps, k, n)), partial_sums(g, t.splits, (n,))
     views = {f"t_x{place}": view for place, view in zip(PARITIES, _views(x, stride), strict=False)}
     key = t, k, 0, taps, stride, padding, slope

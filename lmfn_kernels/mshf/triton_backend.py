@@ -122,7 +122,7 @@ def _quartered_stem(
             "t_out": (1, 1, ring.BOX, ring.CHANNELS),
         },
         ring.descriptor,
-        ("t_w",),
+        "t_w",
         B=b,
         H=height - 2,
         W=width - 2,

@@ -164,7 +164,7 @@ def _ring_fuse(size: Sequence[int], dtype: torch.dtype, widths: Sequence[int], s
             "t_d4": (1, 1, tiles.BOX, ring.DISTILLED),
         },
         tiles.descriptor,
-        ("t_last", "t_fuse", "t_squeeze"),
+        *("t_last", "t_fuse", "t_squeeze"),
         B=b,
         H=h,
         W=w,

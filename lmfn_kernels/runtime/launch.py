@@ -117,9 +117,14 @@ def as_kernel_image(x: Tensor) -> Tensor:
     step, (from_b, from_c, from_h, from_w) = 16 // x.dtype.itemsize, x.stride()
     aligned = from_b % step == 0 and from_h % step == 0 and from_w % step == 0
     inside = from_w >= x.shape[1] and from_h > 0 and from_b > 0
-    if from_c == 1 and aligned and inside and (isinstance(x, FakeTensor) or x.data_ptr() % 16 == 0):
+    if from_c == 1 and aligned and inside and (isinstance(x, FakeTensor) or _is_reachable(x.data_ptr(), from_h)):
         return x
     return empty_image(x, *x.shape).copy_(x)
+
+
+def _is_reachable(address: int, from_h: int) -> bool:
+    """Whether descriptors can begin at that address, and kernels can count in 32 bits within rows that far apart."""
+    return address % 16 == 0 and from_h <= LONGEST
 
 
 def pitch_of_pixels(x: Tensor) -> int | None:
@@ -286,7 +291,7 @@ class Plan:
         warps: int,
         blocks: Mapping[str, Block],
         descriptor: Any = TensorDescriptor,
-        ahead: Any = (),
+        *ahead: str,
         **constants: Any,
     ) -> None:
         self.kernel, self.grid, self.blocks, self.descriptor, self.ahead = kernel, grid, blocks, descriptor, ahead

@@ -205,7 +205,7 @@ def _ring_upsampled_conv(size: Sequence[int], n: int, of_residual: Sequence[int]
         4,
         {"t_x": (1, 2, tiles.PITCH, tiles.CHANNELS), "t_w": (1, tiles.CHANNELS, ring.RESULTS)},
         tiles.descriptor,
-        ("t_w",),
+        "t_w",
         B=b,
         H=h,
         W=w,

@@ -20,9 +20,9 @@ from torch import Tensor
 from triton.runtime import interpreter  # noqa: TID251 (only tests run the interpreter)
 
 import lmfn_kernels
-from lmfn_kernels import conv3x3
+from lmfn_kernels import Conv, conv3x3, upsampled_conv3x3
 from lmfn_kernels.conv import triton_backend as convolution
-from lmfn_kernels.runtime import launch, trials
+from lmfn_kernels.runtime import configs, launch, trials
 from lmfn_kernels.runtime.layout import pixel_pitch
 from lmfn_kernels.runtime.torch_private import FakeTensorMode
 from lmfn_kernels.testing import OPS, OpCase, differentiate, is_image
@@ -149,8 +149,24 @@ def test_images_that_fill_the_memory(name: str, shape: str, monkeypatch: pytest.
     assert run_corners(launches(op.function, lambda: op.draw((b, 2, c, h, w), DTYPE)), monkeypatch)
 
 
+@pytest.mark.parametrize("name", ["conv3x3", "conv3x3-down", "residual_block"])
+def test_many_channels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partial sums are added up by `sum_kernel`, which counts them in 32 bits, so there are fewer of large weights."""
+    monkeypatch.setattr(configs, "INTERPRETED", configs.INTERPRETED._replace(splits=128))
+    for channels, splits in ((64, 128), (1500, 106), (4096, 14)):
+        found = launches(OPS[name].function, lambda c=channels: OPS[name].draw((16, 2, c, 64, 64), DTYPE))
+        sizes = [layout.size for _, layouts in found for argument, layout in layouts if layout and argument == "p_dw"]
+        assert {size[0] for size in sizes} == {splits}
+        assert all(math.prod(size) < 2**31 for size in sizes)
+
+
 def test_larger_images_are_refused() -> None:
     x = torch.zeros(1).expand(1, 50, 2, 2**20 + 1)
+    row = 64 * x.shape[3]
+    as_kernels_read = Layout(4 * row, tuple(x.shape), (2 * row, 1, row, 64), 0, DTYPE).tensor()
+    conv = Conv(torch.zeros(3, 50, 3, 3, dtype=DTYPE), torch.zeros(3, dtype=DTYPE))
+    with lmfn_kernels.backend("triton"), pytest.raises(ValueError, match=r"at most 1048576 columns.*tiles"):
+        upsampled_conv3x3(as_kernels_read, conv)
     with (
         lmfn_kernels.backend("triton"),
         pytest.raises(ValueError, match=r"2 x 1048577 .* at most 1048576 columns.*tiles"),
