@@ -9,4 +9,5 @@ def conv3x3(
 ) -> Tensor:
     """`slope` is the slope for negative values: 1 is no activation, 0 is ReLU."""
     y = F.conv2d(x, weight, bias, stride, padding)
-    return F.leaky_relu(y if residual is None else y + residual, slope)
+    y = y if residual is None else y + residual
+    return F.relu(y) if slope == 0 else F.leaky_relu(y, slope)

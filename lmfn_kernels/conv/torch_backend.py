@@ -18,14 +18,30 @@ def as_kernel_image(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def activate_(y: Tensor, slope: float) -> Tensor:
+    """The activation in place. A ReLU must not multiply an infinity by its slope, 0."""
+    if slope == 0:
+        return F.relu_(y)
+    return y if slope == 1 else F.leaky_relu_(y, slope)
+
+
 def mask_gradient(g: Tensor, y: Tensor, slope: float) -> Tensor:
     """The gradient of an activation's input, from the gradient `g` of its output `y`."""
-    return g if slope == 1 else aten.leaky_relu_backward.default(g, y, slope, True)
+    if slope == 1:
+        return g
+    found: Tensor
+    if slope == 0:
+        found = aten.threshold_backward.default(g, y, 0)
+    else:
+        found = aten.leaky_relu_backward.default(g, y, slope, True)
+    return found
 
 
 def mask_gradient_(g: Tensor, y: Tensor, slope: float) -> Tensor:
     """`mask_gradient` in place; `g` must be the caller's own."""
-    if slope != 1:
+    if slope == 0:
+        aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
+    elif slope != 1:
         aten.leaky_relu_backward.grad_input(g, y, slope, True, grad_input=g)
     return g
 
@@ -48,7 +64,7 @@ def conv(
     y = as_kernel_image(F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding))
     if residual is not None:
         y += residual
-    return y if slope == 1 else F.leaky_relu_(y, slope)
+    return activate_(y, slope)
 
 
 def scaled_conv(x: Tensor, conv: ScaledConv, residual: Tensor | None, *, slope: float, dtype: torch.dtype) -> Tensor:
@@ -64,7 +80,7 @@ def scaled_conv(x: Tensor, conv: ScaledConv, residual: Tensor | None, *, slope: 
     y += conv.bias[:, None, None]
     if residual is not None:
         y += residual
-    y = F.leaky_relu_(y, slope)
+    y = activate_(y, slope)
     largest = torch.finfo(dtype).max
     return as_kernel_image(y.clamp_(-largest, largest).to(dtype))
 
