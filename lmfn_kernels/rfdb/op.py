@@ -120,6 +120,12 @@ def rfdb_for_two_uses(
 
 def _backend_of_rfdb(x: Tensor, weights: RFDBWeights, slope: float) -> str:
     """The backend for a block with these arguments, which are checked."""
+    return choose(x, _unsupported_reason(*_check_rfdb(x, weights, slope)), "rfdb")
+
+
+def _check_rfdb(x: Tensor, weights: RFDBWeights, slope: float) -> tuple[int, int | None, int | None]:
+    """The channels of the block, of its distilled maps and in its ESA. Raises TypeError or ValueError for arguments
+    that do not fit."""
     checks.image("x", x, ESA_SMALLEST)
     checks.slope(slope)
     c, d, f = x.shape[1], outputs_of(weights.distil_last), outputs_of(weights.conv1)
@@ -136,7 +142,7 @@ def _backend_of_rfdb(x: Tensor, weights: RFDBWeights, slope: float) -> str:
     for name in ("conv2", "conv_max", "conv3", "conv3_"):
         check_conv(f"weights.{name}", getattr(weights, name), f, f, 3, x)
     check_conv("weights.conv4", weights.conv4, c, f, 1, x)
-    return choose(x, _unsupported_reason(c, d, f), "rfdb")
+    return c, d, f
 
 
 def distill_stages_e4m3(
@@ -151,6 +157,8 @@ def distill_stages_e4m3(
     f = implementation(choose_for_e4m3(x, (x.shape[1],), "distill_stages_e4m3"))
     checks.slope(slope)
     for j, (distil, refine) in enumerate(stages):
+        if len(distil.bias) > WIDEST:
+            raise ValueError(f"distil of stage {j} has {len(distil.bias)} outputs; expected at most {WIDEST}")
         check_scaled(f"distil of stage {j}", distil, 1, len(distil.bias), x, stored=j > 0)
         check_scaled(f"refine of stage {j}", refine, 10, x.shape[1], x, stored=j > 0)
     with torch.autocast(x.device.type, enabled=False):
@@ -169,7 +177,15 @@ def rfdb_e4m3(
     *,
     fixed_grid: bool = False,
 ) -> Tensor:
-    """`rfdb` with its stages as in `distill_stages_e4m3`, in place of those of `weights`. For inference alone."""
+    """`rfdb` with its stages as in `distill_stages_e4m3`, in place of those of `weights`. For inference alone.
+
+    Errors as in `rfdb` and `distill_stages_e4m3`.
+    """
+    if reason := _unsupported_reason(*_check_rfdb(x, weights, slope)):
+        raise ValueError(f"rfdb_e4m3 has no kernels for this block: {reason}")
+    outputs = len(weights.distil_last.bias)
+    if [len(distil.bias) for distil, _ in stages] != [outputs] * 3:
+        raise ValueError(f"expected 3 stages whose distil has {outputs} outputs, as that of `weights`")
     y, d = distill_stages_e4m3(x, stages, slope)
     backend = choose_for_e4m3(x, (x.shape[1],), "rfdb_e4m3")
     with torch.autocast(x.device.type, enabled=False):

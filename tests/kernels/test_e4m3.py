@@ -113,6 +113,14 @@ def to_wide(of: Any) -> Any:
     return Conv(*(t.to(WIDE) for t in of)) if isinstance(of, Conv) else tuple(map(to_wide, of))
 
 
+ESA = "conv1", "conv_f", "conv2", "conv_max", "conv3", "conv3_"
+
+
+def narrower(of: Conv) -> Conv:
+    """With 11 in place of 12 channels in ESA."""
+    return Conv(of.weight[:11, :11] if of.weight.shape[1] == 12 else of.weight[:11], of.bias[:11])
+
+
 def test_rfdb() -> None:
     x, c = image(1, 50, 17, 19), 50
     distil, refine = (tuple(conv(n, c, k, seed) for seed in (1, 2, 3)) for n, k in ((25, 1), (c, 3)))
@@ -127,7 +135,11 @@ def test_rfdb() -> None:
     wide = RFDBWeights(*(to_wide(w) for w in weights))
     exact = rfdb(x.float(), weights)
     plain = (rfdb(x, wide).float() - exact).square().mean()
-    found = rfdb_e4m3(x, weights, stages)
+    with pytest.raises(ValueError, match="expected 3 stages whose distil has 25 outputs"):
+        rfdb_e4m3(x, wide, stages[:2])
+    with pytest.raises(ValueError, match=r"weights.conv4.weight has shape .50, 12, 1, 1.; expected .50, 11, 1, 1."):
+        rfdb_e4m3(x, wide._replace(**{name: narrower(getattr(wide, name)) for name in ESA}), stages)
+    found = rfdb_e4m3(x, wide, stages)
     assert found.dtype == WIDE
     assert plain < (found.float() - exact).square().mean() < 0.05**2 * exact.square().mean()
 
@@ -148,5 +160,7 @@ def test_errors() -> None:
         residual_block_e4m3(x, stored, stored)
     with pytest.raises(ValueError, match=r"conv1 has a weight \(9, 40, 50\) .*; expected \(9, 50, 50\)"):
         residual_block_e4m3(x, scaled(conv(50, 40, 3), WIDE), stored)
+    with pytest.raises(ValueError, match="distil of stage 0 has 65 outputs; expected at most 64"):
+        distill_stages_e4m3(x, [(scaled(conv(65, 50, 1), WIDE), scaled(conv(50, 50, 3), WIDE, residual=True))])
     with pytest.raises(ValueError, match=r"refine of stage 0 has a weight \(9, 50, 50\) .*; expected \(10, 50, 50\)"):
         distill_stages_e4m3(x, [(scaled(conv(25, 50, 1), WIDE), stored)])
