@@ -1,12 +1,13 @@
 """Many small tensors in one launch: an op's weights cast and laid out, and its gradients summed.
 
-A table on the device, created once per set of shapes and strides, tells each program what to do. The tensors
-themselves are passed as arguments, since their addresses change from call to call.
+A table on the device, created once per set of shapes and strides, tells each program what to do. It is never freed, as
+a CUDA graph may still read it. The tensors themselves are passed as arguments, since their addresses change from call
+to call.
 """
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -113,7 +114,7 @@ def _sum(programs: int, summed: int, dtype: torch.dtype) -> Plan:
     return Plan(kernels.sum_kernel, (programs,), WARPS, {}, **constants)
 
 
-@lru_cache(PLANS)
+@cache
 def _lay_out_table(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Tensor:
     rows = []
     for i, (begin, shape, strides) in enumerate(geometry):
@@ -135,7 +136,7 @@ def _sums_per_program(values: int) -> int:
     return min(MOST, max(FEWEST, LOADED // at_once))
 
 
-@lru_cache(PLANS)
+@cache
 def _sum_table(geometry: Geometry, summed: int, device: torch.device) -> Tensor:
     rows = []
     for i, (shape, strides, of_sum) in enumerate(geometry):

@@ -110,6 +110,19 @@ def test_wherever_partial_sums_lie(of: Callable[[Tensor], Tensor]) -> None:
     torch.testing.assert_close(found, values.double().sum(0).float(), rtol=1e-5, atol=1e-5)
 
 
+def test_tables_stay() -> None:
+    """Their memory is not used for anything else: a CUDA graph with such a launch may be replayed at any time."""
+    from lmfn_kernels.runtime import launch, multi_tensor
+
+    def table(begin: int) -> Tensor:
+        return multi_tensor._lay_out_table(((begin, (1, 1, 1, 1), (1, 1, 1, 1)),), F32, torch.device("cpu"))
+
+    first = table(0)
+    for begin in range(1, launch.PLANS + 1):
+        table(begin)
+    assert table(0) is first
+
+
 @pytest.mark.parametrize("count", [1, 4, 5, 8, 9, 16, 17, 32])
 def test_any_number(count: int) -> None:
     """A launch with as few arguments as there are tensors of, up to a power of two, reads each of them."""
