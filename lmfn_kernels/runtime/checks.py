@@ -24,12 +24,12 @@ def image(name: str, x: Tensor, smallest: int = 1) -> None:
 def tensor(name: str, x: Tensor, shape: Sequence[int | None], like: Tensor) -> None:
     """Raise TypeError or ValueError unless `x` has this shape, and the device and dtype of `like`.
 
-    None is any size. Under autocast, dtypes may differ.
+    None is any size but 0. Under autocast, dtypes may differ.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; expected a tensor")
     if x.shape != shape and (
-        x.ndim != len(shape) or any(e is not None and s != e for s, e in zip(x.shape, shape, strict=True))
+        x.ndim != len(shape) or any(s < 1 if e is None else s != e for s, e in zip(x.shape, shape, strict=True))
     ):
         expected = ", ".join("any" if e is None else str(e) for e in shape)
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected ({expected})")

@@ -144,6 +144,8 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
             t.to(dtype) if t is not None and t.ndim > 1 and t.dtype != torch.float64 and not keeps else t
             for t, keeps in zip(tensors, kept, strict=True)
         ]
+        if self.second_use == "input" and cast[0] is not tensors[0]:
+            uses = 1  # the second use is of the tensor itself, not of its copy in another dtype
         with torch.autocast(device, enabled=False):
             return self._apply(backend, options, lengths, cast, uses)
 

@@ -72,6 +72,33 @@ def test_another_use_of_the_input_elsewhere(call: str) -> None:
         assert lmfn_kernels.conv3x3_and_input(*inputs)[1] is inputs[0]
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("of_weights", [True, False])
+def test_another_use_of_the_input_under_autocast(of_weights: bool) -> None:
+    """It is the input itself, not its copy in autocast's dtype, with and without gradients."""
+    x, weight, bias, _ = conv_inputs(1, 3, 2, 6, 5, torch.float32)
+    x.requires_grad_(of_weights)
+    with torch.autocast("cpu", torch.float16):
+        y, again = lmfn_kernels.conv3x3_and_input(x, weight, bias)
+    assert y.dtype == torch.float16
+    assert again is x
+
+
+@pytest.mark.parametrize("name", ["triton", "torch", "reference"])
+def test_relu_of_infinity(name: str) -> None:
+    """As PyTorch's ReLU: an infinity times a slope of 0 would be NaN. In 16 bits, sums become infinite."""
+    x, weight, bias, residual = (t.abs() for t in conv_inputs(1, 3, 2, 6, 5, torch.float32))
+    residual[..., ::2] = -torch.inf
+    leaves = [t.requires_grad_() for t in (x, weight, bias, residual)]
+    with lmfn_kernels.backend(name):
+        y = lmfn_kernels.conv3x3(*leaves, activation="relu")
+        gradients = torch.autograd.grad(y, leaves, torch.where(residual < 0, torch.inf, 1.0))
+    assert (y[..., ::2] == 0).all()
+    assert (y[..., 1::2] > 0).all()
+    assert all(map(torch.isfinite, gradients[2]))
+    assert torch.equal(gradients[3], (y > 0).float())
+
+
 def call(**changes: object) -> None:
     x, weight, bias, residual = conv_inputs(1, 3, 2, 6, 7, torch.float32)
     lmfn_kernels.conv3x3(**({"x": x, "weight": weight, "bias": bias, "residual": residual} | changes))  # type: ignore[arg-type]
@@ -96,6 +123,7 @@ def call(**changes: object) -> None:
             "weight has dtype torch.float64; expected ",
         ),
         ({"weight": torch.zeros(2, 3, 3, 3, device="meta")}, ValueError, "weight is on meta; expected cpu"),
+        ({"weight": torch.zeros(0, 3, 3, 3)}, ValueError, r"weight has shape .0, 3, 3, 3.; expected .any, 3, 3, 3."),
         ({"bias": torch.zeros(3)}, ValueError, r"bias has shape \(3,\); expected \(2\)"),
         (
             {"residual": torch.zeros(1, 2, 7, 7)},
