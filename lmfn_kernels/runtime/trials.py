@@ -43,11 +43,9 @@ def in_use(name: str) -> bool:
 @contextmanager
 def trying(*names: str) -> Iterator[None]:
     """Use exactly these within the context."""
-    before = set(_tried)
-    _tried.clear()
-    _tried.update(names)
+    global _tried
+    before, _tried = _tried, set(names)
     try:
         yield
     finally:
-        _tried.clear()
-        _tried.update(before)
+        _tried = before

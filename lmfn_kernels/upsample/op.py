@@ -63,8 +63,9 @@ def folded(conv: Conv) -> FoldedConv:
     call.
 
     The weight is float32, float16, bfloat16 or float64, in the dtype of the images, which may have any size. Use it for
-    weights that no longer change: all its tensors are copies without gradients, on the same device. Raises TypeError or
-    ValueError if `conv` is not such a convolution.
+    weights that no longer change: all its tensors are copies without gradients, on the same device. The kernel is
+    chosen here, as each takes a weight folded in its own way; one that is on trial (`runtime/trials.py`) computes with
+    the result also when the trial is over. Raises TypeError or ValueError if `conv` is not such a convolution.
     """
     checks.tensor("conv.weight", conv.weight, (None, None, 3, 3), conv.weight)
     checks.tensor("conv.bias", conv.bias, (outputs_of(conv),), conv.bias)
