@@ -46,7 +46,10 @@ def compared(a: dict[Key, Row], b: dict[Key, Row]) -> str:
     """
     both = [key for key in a if key in b]
     if not both:
-        raise ValueError("A and B have no measurement in common: op, mode, type, shape, L2, provider, device, threads")
+        raise ValueError(
+            "A and B have no measurement in common: op, mode, type, shape, L2, provider, device, threads; measure both "
+            "with the same arguments on the same device"
+        )
     found = []
     for key in both:
         x, y = a[key], b[key]

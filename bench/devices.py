@@ -98,7 +98,9 @@ class Gpu:
 
     def __init__(self, cuda: Any = torch.cuda, torch_device: str = "cuda") -> None:
         if not cuda.is_available():
-            raise RuntimeError("there is no GPU that PyTorch can use here; measure the CPU with --device cpu")
+            raise RuntimeError(
+                "there is no GPU that PyTorch can use here; --device cpu, where a verb has it, measures the CPU"
+            )
         self.cuda, self.torch_device = cuda, torch_device
         self.l2: tuple[str, ...] = ("cold", "warm")
         self.copies_bytes = 2 * int(cuda.get_device_properties(0).L2_cache_size) + 1

@@ -131,7 +131,11 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     given = [x, *(t.detach() for t in (*model.parameters(), *model.buffers()))]
     (exact,), _ = testing.reference_with_bounds(function(shape), given, [False] * len(given), rounds=2)
     candidates: dict[str, Candidate] = {}
-    for name, make in engines(on.kind, dtype).items():
+    found = engines(on.kind, dtype)
+    for name in names or ():
+        if name not in found:
+            session.left_out(f"{subject}, {name}", f"there is no such provider here; there are {'; '.join(found)}")
+    for name, make in found.items():
         if names and name not in names:
             continue
         if name == SLOW and candidates:

@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     on = device(options.device)
     if isinstance(on, Cpu):
-        raise ValueError("profile needs a GPU (--device cuda)")
+        raise ValueError("profile needs a GPU (--device cuda); resources and host need none")
     dtype = getattr(torch, options.dtype)
     machine, tables = on.machine(dtype), {}
     for what in options.what:

@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """1 if a name did not pass, or something measured was wrong."""
     end = time.monotonic() + 60 * options.minutes
+    if not torch.cuda.is_available():
+        raise RuntimeError("there is no GPU that PyTorch can use here; kernels on trial run on compute capability 9.0")
     if (capability := torch.cuda.get_device_capability()) != (9, 0):
         print(f"{ON_TRIAL_LINE}nothing for compute capability {capability[0]}.{capability[1]}", flush=True)
         return 0

@@ -37,7 +37,10 @@ def run(options: argparse.Namespace) -> int:
     on, dtype = device(options.device), getattr(torch, options.dtype)
     of = f"windows of {options.window}"
     expected = prediction(on.name, f"windows {options.shape} {options.dtype}", f"{of} less whole")
-    batch, height, width = map(int, options.shape.split("x"))
+    sizes = options.shape.split("x")
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise ValueError(f"--shape {options.shape}: expected three numbers, BxHxW")
+    batch, height, width = map(int, sizes)
     image = torch.rand(batch, 3, height, width, device=on.torch_device)
     runs = [network(options.weights, window).for_inference(on.torch_device, dtype) for window in (None, options.window)]
 

@@ -131,6 +131,13 @@ def test_a_shape_that_is_none(shape: str, capsys: pytest.CaptureFixture[str]) ->
     assert f"error: --shape {shape}: expected three to five numbers" in capsys.readouterr().err
 
 
+def test_a_provider_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["model", "--device", "cpu", "--shape", "1x16x16", "--dtype", "float32", "--provider", "fastest"]
+    assert main(asked) == 0
+    said = "left out: lmfn infer 1x4x50x16x16 float32, fastest: there is no such provider here; there are eager; "
+    assert said in capsys.readouterr().err
+
+
 def test_out_of_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ops", "--device", "cpu", "--op", "conv3x3", "rfdb", "--minutes", "0"]) == 0
     assert "out of time: 2 measurements were not started" in capsys.readouterr().err

@@ -30,6 +30,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         )
         python.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(python))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
         monkeypatch.delenv("LMFN_TRY", raising=False)
         status = trial.run(argparse.Namespace(minutes=1.0, out=tmp_path / "out"))
@@ -82,6 +83,12 @@ def test_nothing_is_measured_if_nothing_passed(run: Run, capfd: pytest.CaptureFi
     assert status == 1
     assert len(commands) == len(TESTED)
     assert "on trial: passed none; did not pass " in capfd.readouterr().out
+
+
+def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["trial", "--out", str(tmp_path)]) == 1
+    assert "error: there is no GPU that PyTorch can use here" in capsys.readouterr().err
 
 
 def test_only_hopper(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

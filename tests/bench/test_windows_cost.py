@@ -2,8 +2,15 @@
 
 import re
 
+import pytest
+
 from bench.__main__ import main
 from bench.devices import Cpu
+
+
+def test_a_shape_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["windows", "--device", "cpu", "--shape", "72x64"]) == 1
+    assert "error: --shape 72x64: expected three numbers, BxHxW" in capsys.readouterr().err
 
 
 def test_a_line_with_both_times_and_their_ratio_beside_a_prediction(capsys, predicted):
