@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmfn.deblur import Deblurrer
-from lmfn.files import checked_target
+from lmfn.files import check_suffix, checked_extension, checked_target
 from lmfn.images import ImageError
 from lmfn.jobs import Outcome, run_jobs
 from lmfn.options import Frames, Guard, InferencePrecision
@@ -21,7 +21,8 @@ class Deblur:
 
     The result of `root/trip/a.jpg` is `out/trip/a.jpg`; without `out` it is next to the image, with `suffix` appended
     to its name. The other arguments are those of `Deblurrer` and `deblur_files`. Instances can be pickled, by their
-    arguments. Raises as `Deblurrer`.
+    arguments. Raises as `Deblurrer`, and ValueError for a `root` without `out`, and for a suffix or an extension that
+    files cannot have.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class Deblur:
             raise ValueError("root is the folder whose tree is kept below out; out is missing")
         self._out = None if out is None else Path(out)
         self._root = None if root is None else Path(root)
-        self._suffix, self._extension, self._frames, self._overwrite = suffix, extension, frames, overwrite
+        check_suffix(suffix)
+        self._suffix, self._extension = suffix, checked_extension(extension)
+        self._frames, self._overwrite = frames, overwrite
         self._deblurrer = Deblurrer(weights, device=device, precision=precision, guard=guard, strength=strength)
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:

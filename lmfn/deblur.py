@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar, cast, get_args
 
@@ -58,6 +59,8 @@ class Deblurrer:
         strength: float = 1.0,
         memory: int | None = None,
     ) -> None:
+        if memory is not None and not (isinstance(memory, Real) and memory > 0):
+            raise ValueError(f"memory is {memory!r}; it must be a number of bytes above 0")
         if not 0 <= strength < float("inf"):
             raise ValueError(f"strength is {strength}; it must be 0 or more, and 1 is what the network does")
         if strength > 1:
@@ -73,9 +76,7 @@ class Deblurrer:
         self.model: Network = model.eval().to(self.device)
         self.engine = engine(self.model, self.device, DTYPES[precision])
         self.run = with_border(self.engine.run)
-        if memory is not None and memory <= 0:
-            raise ValueError(f"memory is {memory}; it must be a number of bytes above 0")
-        self.memory = memory
+        self.memory: int | None = memory
 
     def __reduce__(self) -> tuple[Callable[[Network], Self], tuple[Network]]:
         """Pickled and copied as its network and its options; the prepared engine is made anew."""

@@ -237,12 +237,8 @@ def plan(
 ) -> Plan:
     """Find the images and clips, and the files for their results; paths and errors as in `deblur_files`."""
     given, out = [Path(path) for path in paths], None if out is None else Path(out)
-    if extension is not None:
-        extension = "." + extension.lower().lstrip(".")
-        if extension not in WRITABLE:
-            raise ValueError(f"the extension is {extension}; it must be one of {', '.join(WRITABLE)}")
-    if Path(suffix).name != suffix:
-        raise ValueError(f"the suffix is {suffix!r}; it is a part of a file's name and has no {os.sep}")
+    extension = checked_extension(extension)
+    check_suffix(suffix)
     into_file = out is not None and _is_file(out, given, extension)
     planned = Plan()
     found = list(_find(given, planned))
@@ -279,6 +275,22 @@ def plan(
         reasons = [message for _, message in planned.failed] or [nothing]
         raise ValueError("\n".join(reasons + planned.left_out()))
     return planned
+
+
+def checked_extension(extension: str | None) -> str | None:
+    """The extension in lower case, with its dot. Raises ValueError if files with it are not written."""
+    if extension is None:
+        return None
+    extension = "." + extension.lower().lstrip(".")
+    if extension not in WRITABLE:
+        raise ValueError(f"the extension is {extension}; it must be one of {', '.join(WRITABLE)}")
+    return extension
+
+
+def check_suffix(suffix: str) -> None:
+    """Raise ValueError if this is no part of a file's name."""
+    if Path(suffix).name != suffix:
+        raise ValueError(f"the suffix is {suffix!r}; it is a part of a file's name and has no {os.sep}")
 
 
 def _is_file(out: Path, given: Sequence[Path], extension: str | None) -> bool:
@@ -356,14 +368,14 @@ def _target(source: Path, folder: Path | None, out: Path | None, suffix: str, ex
 
 
 def checked_target(source: Path, root: Path | None, out: Path | None, suffix: str, extension: str | None) -> Path:
-    """The file for the result of a single image, without a plan.
+    """The file for the result of a single image, without a plan; suffix and extension are checked already.
 
     It is below `out` as the image is below `root`, or otherwise in `out`, or next to the image. Raises ImageError if
     such a file is impossible or would overwrite the image.
     """
     if root is not None and not source.is_relative_to(root):
         raise ImageError(f"{source}: it is not in {root}")
-    target = _target(source, root, out, suffix, extension and "." + extension.lower().lstrip("."))
+    target = _target(source, root, out, suffix, extension)
     if not os.path.lexists(source):
         raise ImageError(f"{source}: there is no such file")
     _check(source, target)

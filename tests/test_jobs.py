@@ -286,5 +286,9 @@ def test_the_class_for_schedulers(weights: str, tmp_path: Path) -> None:
     assert Deblur(weights=weights)({"path": [str(paths[0])]})["output"] == [str(root / "a_deblurred.png")]
     with pytest.raises(ValueError, match="out is missing"):
         Deblur(root=root, weights=weights)
+    with pytest.raises(ValueError, match=r"the extension is \.gif; it must be one of"):
+        Deblur(weights=weights, extension="gif")
+    with pytest.raises(ValueError, match="the suffix is 'a/b'"):
+        Deblur(weights=weights, suffix="a/b")
     overwriting = Deblur(weights=weights, suffix="")({"path": [str(paths[0])]})
     assert "would overwrite it" in overwriting["reason"][0]

@@ -212,8 +212,9 @@ def test_below_the_floor_the_error_names_it(monkeypatch):
         MemoryError, match=r"at least 0\.\d\d GB on cpu, and 0\.00 GB are available; make the image smaller"
     ):
         deblurrer(image)
-    with pytest.raises(ValueError, match="memory is 0"):
-        Deblurrer(network(), device="cpu", memory=0)
+    for memory in (0, "2GB", float("nan")):
+        with pytest.raises(ValueError, match=f"memory is {memory!r}; it must be a number of bytes above 0"):
+            Deblurrer(network(), device="cpu", memory=memory)
 
 
 def test_a_line_takes_less_than_a_strip():
