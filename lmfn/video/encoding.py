@@ -56,8 +56,11 @@ def choose_encoding(clip: Clip, target: Path, codec: str | None = None, crf: flo
     Bit depth and chroma sampling are those of the clip. `crf` is quality on the codec's scale, where lower is better;
     the default is `CRF` if the codec has the option.
 
-    Raises VideoError for a codec that is not available, does not support these samples, or does not have the option.
+    Raises VideoError for a codec that is not available, does not support these samples, or does not have the option,
+    and for a quality outside every codec's scale.
     """
+    if crf is not None and not 0 <= crf <= 63:
+        raise VideoError(f"crf is {crf:g}; it must be from 0 to 63 (51 with H.264 and HEVC), lower being better")
     bits = max(component.bits for component in av.VideoFormat(clip.pix_fmt).components)
     if codec is None:
         codec = "libvpx-vp9" if target.suffix.lower() == ".webm" else "libx264" if bits == 8 else "libx265"

@@ -443,6 +443,8 @@ def test_what_is_wrong_with_the_target_is_said_first(make_clip: Callable, tmp_pa
         (tmp_path / "out.mp4", {"codec": "h265"}, "there is no encoder 'h265'; some are libx264"),
         (tmp_path / "out.mp4", {"codec": "aac"}, "aac is no video encoder"),
         (tmp_path / "out.mkv", {"codec": "ffv1", "crf": 3}, "ffv1 has no option crf"),
+        (tmp_path / "out.mp4", {"crf": float("nan")}, "crf is nan; it must be from 0 to 63"),
+        (tmp_path / "out.mp4", {"crf": 300}, "crf is 300; it must be from 0 to 63"),
         (tmp_path / "out.webm", {"codec": "libx264"}, r"out\.webm: "),
     ):
         with pytest.raises(VideoError, match=message):
