@@ -265,7 +265,7 @@ def _layer_gram_backward(
     (de,) = gradients
     maps = [f.as_kernel_image(x) for x in t.maps]
     grid = Grid.of(maps[0], options.side)
-    return {"maps": f.mix(maps, len(maps), grid, block_matrix=f.both_sides(de, maps))}
+    return {"maps": f.mix(maps, len(maps), grid, block_matrix=f.both_sides(de.contiguous(), maps))}
 
 
 class AttentionInputs(NamedTuple):

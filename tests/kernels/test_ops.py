@@ -94,6 +94,17 @@ def test_vectors_with_gaps(name: str) -> None:
 
 
 @pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("name", OPS)
+def test_gradients_without_memory_of_their_own(name: str) -> None:
+    """Those of a sum are one number, expanded."""
+    inputs = [t.requires_grad_() for t in OPS[name].draw((1, 2, 3, 4, 5), torch.float32)]
+    found = results(name, inputs)
+    dense = torch.autograd.grad(found, inputs, [torch.ones_like(y) for y in found], retain_graph=True)
+    expanded = torch.autograd.grad(found, inputs, [y.new_ones(()).expand(y.shape) for y in found])
+    assert all(map(torch.equal, dense, expanded))
+
+
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("name", OPS)
 def test_same_bits_inputs_left_alone_and_strides_of_weights(name: str, memory_format: torch.memory_format) -> None:
