@@ -366,7 +366,8 @@ class Export:
     """Write the network for other programs: NAME.onnx; for ncnn NAME.param and NAME.bin; or a folder for darktable."""
 
     out: Positional[Path]
-    """The file or, for darktable, the folder. Files that are there are replaced."""
+    """The file or, for darktable, the folder, which must be new, empty, or one for darktable. Files that are there are
+    replaced."""
     weights: Annotated[str, arg(aliases=["-w"], help=WEIGHTS)] = "lmfn"
     format: ExportFormat | None = None
     """Default: onnx for a file .onnx, ncnn for a file .param."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lmfn import atomic
+from lmfn.export import provenance
 from lmfn.network import checkpoint
 from lmfn.network.pretrained import LMFN
 from lmfn.weights import NAMES, sha256
@@ -32,8 +33,8 @@ model_card:
   source: "the Python package lmfn-deblur 0.1.0"
   paper: "https://arxiv.org/abs/2101.05403"
   license: "Apache-2.0"
-  training_data: "GoPro, REDS, CID22 and CLIC 2025 photographs"
-  training_data_license: "CC BY 4.0 (GoPro, REDS), CC BY-SA 4.0 (CID22), Unsplash licence (CLIC 2025)"
+  training_data: "{data}"
+  training_data_license: "named with each source of the training data"
   notes: "weights, training code and the record of every training run are public"
 
 convert:
@@ -137,7 +138,7 @@ The network reflects a border around each tile by itself.
 | Property | |
 |---|---|
 | Model licence | Apache-2.0 (weights and code) |
-| Training data | GoPro, REDS (CC BY 4.0), photographs of CID22 (CC BY-SA 4.0) and CLIC 2025 (Unsplash licence) |
+| Training data | {data} |
 | Training code | public: `lmfn train`; the card of the weights lists every run |
 | Published research | https://arxiv.org/abs/2101.05403 (ICIP 2021) |
 | Inference | local only |
@@ -150,18 +151,25 @@ def write_folder(weights: str | Path, folder: str | Path) -> None:
     """Write `model.yaml`, `convert.py`, `demo.py` and `README.md` for weights of this package, `lmfn` or
     `lmfn-released`.
 
-    Existing files are replaced. Raises ValueError for other weights, since darktable requires a public source.
+    The training data and its licences are those of the weights' card. Existing files are replaced. Raises ValueError
+    for other weights, since darktable requires a public source, and for a folder of something else, whose README.md
+    would be lost.
     """
     if weights not in NAMES:
         raise ValueError(f"a folder for darktable needs published weights, {' or '.join(NAMES)}, not {weights}")
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model.yaml").is_file():
+        raise ValueError(f"{folder} is not empty, and no folder for darktable; name a new folder")
     model = LMFN.from_pretrained(weights)
+    file = checkpoint.find_weights(weights)
     facts = {
         "name": weights,
         "tile": TILE,
         "overlap": OVERLAP,
-        "digest": sha256(checkpoint.find_weights(weights)),
+        "digest": sha256(file),
+        "data": provenance(file)["training_data"].replace("\n", "; "),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     texts = {"model.yaml": MODEL, "convert.py": CONVERT, "demo.py": DEMO, "README.md": README}
-    for file, text in texts.items():
-        atomic.write(Path(folder, file), text.format(**facts).encode())
+    for name, text in texts.items():
+        atomic.write(folder / name, text.format(**facts).encode())

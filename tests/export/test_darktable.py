@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from skimage.data import astronaut
 
 from lmfn.cli import main
-from lmfn.weights import NAMES
+from lmfn.weights import FOLDER, NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -19,6 +20,9 @@ def test_the_folder_is_whole(name, tmp_path):
     assert {"id", "name", "description", "task", "version", "backend"} <= model.keys()
     assert (model["id"], model["type"], model["tiling"]) == (f"deblur-{name}", "single", True)
     assert all(isinstance(value, str) for value in model["model_card"].values())
+    card = ModelCard.load(FOLDER / f"{name}.md").data.to_dict()
+    assert model["model_card"]["training_data"] == "; ".join(card["training_data"])
+    assert all(source in (tmp_path / name / "README.md").read_text() for source in card["training_data"])
     (step,) = model["convert"]
     convert = runpy.run_path(str(tmp_path / name / step["script"]))["convert"]
     arguments = {key: str(value).format(output=tmp_path) for key, value in step["args"].items()}
@@ -38,3 +42,7 @@ def test_what_it_cannot_write_is_said(tmp_path, capsys):
     assert main(["export", str(tmp_path / "x"), "--format", "darktable", "--opset", "18"]) == 1
     assert "--opset is not an option for darktable" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    (tmp_path / "README.md").write_text("of something else")
+    assert main(["export", str(tmp_path), "--format", "darktable"]) == 1
+    assert f"{tmp_path} is not empty, and no folder for darktable; name a new folder" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "of something else"
