@@ -50,8 +50,8 @@ def pack(
     The seed selects the items; a run of frames is cut into stretches of twice the maximum of `blur.frames`. With
     `side`, each item is one window of that height and width at a random position, so that more scenes fit.
 
-    Raises DataError for a source that cannot be read or of which nothing fits, and for a suffix other than .npz;
-    ValueError for numbers out of their range.
+    An existing pack is replaced. Raises DataError for a source that cannot be read or of which nothing fits, for a
+    suffix other than .npz, and for a file of that name that is no pack; ValueError for numbers out of their range.
     """
     out = Path(out)
     if side is not None and side < 1:
@@ -62,6 +62,11 @@ def pack(
         raise ValueError(f"max_bytes is {max_bytes}; it must be a finite number above 0")
     if out.suffix != SUFFIX:
         raise DataError(f"{out}: the name of a pack must be NAME{SUFFIX}")
+    if out.exists():
+        try:
+            Pack(out)
+        except DataError as error:
+            raise DataError(f"{out} is there already, and no pack; remove it or choose another name") from error
     files, rng = Images(0), np.random.default_rng(seed)
     most_frames = (blur or BlurOptions()).frames[1]
     queues = []

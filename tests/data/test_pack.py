@@ -210,6 +210,12 @@ def test_a_pack_that_is_none_or_damaged(folder: Path) -> None:
     for path in (folder / "text.npz", folder / "other.npz", folder / "cut.npz", damaged(folder, [(size // 2, 255)])):
         with pytest.raises(DataError, match=f"{path.name} is"):
             open_pack(path)
+    for path in (folder / "text.npz", folder / "other.npz"):  # arrays of the user's, say
+        before = path.read_bytes()
+        with pytest.raises(DataError, match=f"{path.name} is there already, and no pack"):
+            pack([Source("pairs", folder / "pairs")], path)
+        assert path.read_bytes() == before
+    pack([Source("pairs", folder / "pairs")], folder / "p.npz")  # a pack is replaced
     with pytest.raises(DataError, match="there is no pack"):
         TrainingSet([Source("packs", folder / "missing.npz")], patch=32, seed=0)
     with pytest.raises(DataError, match=r"must be NAME\.npz"):
