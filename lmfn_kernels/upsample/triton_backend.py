@@ -19,6 +19,7 @@ from lmfn_kernels.conv.triton_backend import (
 )
 from lmfn_kernels.runtime.launch import (
     PLANS,
+    ROWS,
     Plan,
     Tiling,
     accumulator,
@@ -37,6 +38,7 @@ from lmfn_kernels.runtime.launch import (
     with_pitch,
 )
 from lmfn_kernels.runtime.layout import constant, pitch, pixel_pitch
+from lmfn_kernels.runtime.torch_private import FakeTensor
 from lmfn_kernels.runtime.trials import in_use
 from lmfn_kernels.upsample import kernels
 from lmfn_kernels.upsample.grid import ratio
@@ -168,6 +170,13 @@ def _upsample_backward(
     )
 
 
+def with_near_columns(x: Tensor) -> Tensor:
+    """`x` itself, of any strides, or a copy if a row, such as that of a transposed large image, is longer than kernels
+    count in 32 bits."""
+    near = isinstance(x, FakeTensor) or x.shape[3] * x.stride(3) <= ROWS
+    return x if near else x.contiguous()
+
+
 def fold_upsampling(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Folded by taps for `ring_upsampled_conv_kernel`, if that takes these channels, otherwise by pairs of rows and of
     columns for `upsampled_conv_kernel`."""
@@ -178,6 +187,7 @@ def fold_upsampling(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def upsampled_conv(x: Tensor, folded: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
     b, _, h, w = x.shape
+    residual = None if residual is None else with_near_columns(residual)
     n, dtype = len(bias), x.dtype if residual is None else residual.dtype
     out = torch.empty((b, n, 2 * h, 2 * w), dtype=dtype, device=x.device)
     of_residual = (0,) * 4 if residual is None else residual.stride()
@@ -319,6 +329,7 @@ def upsampled_conv_backward(
 def _by_pixels(g: Tensor, x: Tensor) -> Tensor:
     """The gradient `g` of the result by pixels of `x`, and in its dtype: `pixel_unshuffle`, then channels of zeros that
     fill the gaps between pixels."""
+    g = with_near_columns(g)
     (b, n), (h, w) = g.shape[:2], x.shape[2:]
     e = empty_image(x, b, pixel_pitch(4 * n, x.dtype), h, w)
     launch(x, _unshuffle, (e.shape, 4 * n, g.stride(), strides(e)), p_g=g, p_e=e)

@@ -160,6 +160,23 @@ def test_many_channels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(math.prod(size) < 2**31 for size in sizes)
 
 
+@pytest.mark.parametrize(("most", "is_copied"), [(launch.ROWS, False), (79, True)])
+def test_columns_that_are_far_apart(most: int, is_copied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a large image that was turned: kernels that take any strides count to the last one in 32 bits."""
+    monkeypatch.setattr(import_module("lmfn_kernels.upsample.triton_backend"), "ROWS", most)
+    x, residual, g = torch.zeros(1, 3, 4, 5), torch.zeros(1, 2, 10, 8).mT, torch.zeros(1, 2, 10, 8).mT
+    steps = []
+
+    def noted(launch: Callable[..., Any], kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        steps.extend(t.stride(3) for name in ("p_residual", "p_g") if (t := arguments.get(name)) is not None)
+        launch(kernel, grid, arguments)
+
+    with launch.intercepting(noted), lmfn_kernels.backend("triton"):
+        conv = Conv(torch.zeros(2, 3, 3, 3), torch.zeros(2))
+        upsampled_conv3x3(x.requires_grad_(), conv, residual).backward(g)
+    assert steps == ([1, 1] if is_copied else [8, 8])
+
+
 def test_larger_images_are_refused() -> None:
     x = torch.zeros(1).expand(1, 50, 2, 2**20 + 1)
     row = 64 * x.shape[3]
