@@ -5,6 +5,7 @@ These are imported in `run`, because PyTorch takes seconds and the help should b
 
 import contextlib
 import difflib
+import itertools
 import logging
 import os
 import sys
@@ -454,6 +455,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"lmfn {lmfn.__version__}")
         return 0
     _check_verb(arguments)
+    for before, argument in itertools.pairwise(arguments):
+        if not argument and before != "--suffix":  # an unset variable of a shell; as a path it would be this folder
+            print(f"lmfn: the argument after {before} is empty; this folder is .", file=sys.stderr)
+            return 1
     if own := [verb for verb in OWN_OPTIONS if arguments[:1] == [verb.__name__.lower()]]:
         verb: Verb = own[0](tuple(arguments[1:]))
     else:

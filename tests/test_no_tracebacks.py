@@ -81,6 +81,8 @@ def test_files(tmp_path: Path, weights: str, given: str, capfd: pytest.CaptureFi
 
 ARGUMENTS = {
     "nothing": ([], "no file or folder given"),
+    "an unset variable": ([""], "the argument after deblur is empty; this folder is ."),
+    "an unset variable as the output": (["a.png", "-o", ""], "the argument after -o is empty"),
     "no such file": (["gone.png"], "gone.png: there is no such file or folder"),
     "no images": (["empty"], "no image (.png"),
     "a format that is not written": (["a.png", "-o", "b.heic"], "b.heic: a file must end in one of"),
