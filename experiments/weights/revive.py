@@ -5,11 +5,13 @@
 DATA is a folder with gopro/, reds/ and photos/, as for `on_a_gpu.py`; OUT is a folder that LMFN.from_pretrained reads.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import tyro
 from torch import Tensor
+from tyro.conf import Positional
 
 from lmfn import LMFN, images
 from lmfn.network.activity import unit_activity
@@ -50,18 +52,26 @@ def sample_of(data: Path) -> Tensor:
     return torch.stack(centres).float() / 255
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """Give new weights to the hidden units of a network that never fire."""
+
+    start: Positional[Path]
+    """Weights, as for LMFN.from_pretrained."""
+    data: Positional[Path]
+    """A folder with gopro/, reds/ and photos/."""
+    out: Positional[Path]
+    """The folder of the new weights."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("start", help="weights, as for LMFN.from_pretrained")
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    options = parser.parse_args()
+    a = tyro.cli(Arguments)
     torch.manual_seed(0)
-    given = LMFN.from_pretrained(options.start)
+    given = LMFN.from_pretrained(a.start)
     model = LMFN(given.config)
     model.load_state_dict(given.state_dict())
-    print(f"{revive(model, sample_of(options.data))} units have new weights")
-    model.save_pretrained(options.out)
+    print(f"{revive(model, sample_of(a.data))} units have new weights")
+    model.save_pretrained(a.out)
 
 
 if __name__ == "__main__":
