@@ -45,7 +45,7 @@ class Variant:
     @property
     def run(self) -> str:
         """Name of its training run. It depends only on the network, so that tables share their runs."""
-        frozen = [f"without-{part}" for part in self.freeze]
+        frozen = [f"frozen-{part}" for part in self.freeze]
         return "-".join([self.preset, *(f"{key}-{value}" for key, value in self.changes.items()), *frozen])
 
 

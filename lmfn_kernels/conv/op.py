@@ -78,7 +78,7 @@ def _checked(
 ) -> tuple[str, "Options"]:
     """The backend and the options of a convolution with these arguments, which are checked."""
     checks.image("x", x, 3 - 2 * padding)
-    channels = weight.shape[0] or None if isinstance(weight, Tensor) and weight.ndim == 4 else None
+    channels = outputs_of((weight, bias))
     checks.tensor("weight", weight, (channels, x.shape[1], 3, 3), x)
     if bias is not None:
         checks.tensor("bias", bias, (channels,), x)
@@ -97,8 +97,9 @@ def _checked(
     return choose(x, None, "conv3x3"), Options(stride, padding, negative)
 
 
-def outputs_of(conv: Conv) -> int | None:
-    """Output channels of a convolution, None if its weight is not a tensor of four dimensions, or has no outputs."""
+def outputs_of(conv: tuple[Tensor, Tensor | None]) -> int | None:
+    """Output channels of a convolution, weight and bias; None if its weight is not a tensor of four dimensions, or has
+    no outputs."""
     weight = conv[0]
     return weight.shape[0] or None if isinstance(weight, Tensor) and weight.ndim == 4 else None
 

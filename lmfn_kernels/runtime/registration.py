@@ -262,7 +262,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         """The arguments, with vectors, such as biases, as kernels read them: each value next to the one before."""
         found = arguments.copy()
         for i in self.others:
-            found[i] = _dense(arguments[i])
+            found[i] = _with_dense_vectors(arguments[i])
         return found
 
     def _typed(self, arguments: Sequence[Argument]) -> InputsT:
@@ -283,9 +283,9 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         return [f.clone() if any(f is g for g in gradients) else f for f in found]
 
 
-def _dense(argument: Argument) -> Argument:
+def _with_dense_vectors(argument: Argument) -> Argument:
     if isinstance(argument, list):
-        found: list[Any] = list(map(_dense, argument))
+        found: list[Any] = list(map(_with_dense_vectors, argument))
         return argument if all(map(operator.is_, found, argument)) else found
     return argument.contiguous() if argument is not None and argument.ndim == 1 else argument
 
