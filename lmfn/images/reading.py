@@ -24,6 +24,7 @@ from lmfn.metadata import Blocks, exif, jpeg, png, webp, xmp
 from lmfn.scratch import Pixels, StoredPixels
 
 RGB_LIKE = range(7)  # TIFF's photometric interpretations that OpenImageIO converts to gray or RGB; not CIELAB
+WHITE_IS_ZERO = 0  # that of gray with white as 0
 NO_PAGE = 1 | 4  # bits of TIFF's NewSubfileType: smaller copies (thumbnails) and masks
 MOST_COPIES = 64  # thumbnails and masks of a TIFF after which no further page is searched for; there may be millions
 TAKEN_FOR_GRANTED = 2**27  # bytes up to which the free memory is not checked, since that takes a millisecond
@@ -278,7 +279,14 @@ class _OpenImageIO(_Image):
             problem = self.reader.geterror()
             if part is None or problem:
                 raise ImageError(f"{self.path}: broken or cut short ({_first_line(problem)})")
-            yield np.asarray(part)
+            yield np.asarray(self._black_is_zero(part))
+
+    def _black_is_zero(self, part: np.ndarray) -> np.ndarray:
+        """Undo the negative of a TIFF; OpenImageIO does so in 8 bits alone, and there to alpha, too."""
+        if self.spec.get_int_attribute("tiff:PhotometricInterpretation", 1) == WHITE_IS_ZERO:
+            negative = part[:, :, 1:] if part.dtype == np.uint8 else part[:, :, :1]
+            np.subtract(1 if part.dtype.kind == "f" else np.iinfo(part.dtype).max, negative, out=negative)
+        return part
 
     def held(self) -> int:
         with self.path.open("rb") as file:

@@ -159,6 +159,27 @@ def test_tiles_planes_and_compressions_of_tiff(tmp_path):
         assert spec.tile_width == 0
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("tile", [0, 16])
+def test_gray_with_white_as_0(tmp_path, dtype, channels, tile):
+    """As scanners and X-ray machines write it; alpha is as everywhere."""
+    top = 1 if dtype == np.float32 else np.iinfo(dtype).max
+    pixels = (noise(21, 34, channels, dtype=np.uint16) / 65535 * top).astype(dtype)
+    negative = pixels.copy()
+    negative[:, :, 0] = top - pixels[:, :, 0]
+    write_raw(tmp_path / "a.tif", negative, tile=tile)
+    data = (tmp_path / "a.tif").read_bytes()
+    gray, inverted = (struct.pack("<HHII", 262, 3, 1, meaning) for meaning in (1, 0))
+    assert data.count(gray) == 1
+    (tmp_path / "a.tif").write_bytes(data.replace(gray, inverted))
+    photo = images.read(tmp_path / "a.tif", whole_numbers=True)
+    assert photo.pixels.dtype == dtype
+    assert np.allclose(photo.pixels, pixels, rtol=0, atol=1e-7)
+    images.write(tmp_path / "b.tif", photo)
+    assert np.array_equal(images.read(tmp_path / "b.tif", whole_numbers=True).pixels, photo.pixels)
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_and_its_tag_reset(tmp_path, suffix, orientation):
