@@ -19,9 +19,9 @@ from lmfn_kernels.conv.backend import check_scaled, choose_for_e4m3
 from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.mshf import reference
 from lmfn_kernels.mshf.backend import MSHFBackend, implementation
-from lmfn_kernels.runtime import checks
+from lmfn_kernels.runtime import autocast, checks
 from lmfn_kernels.runtime.backend import choose
-from lmfn_kernels.runtime.registration import Gradients, Op, Wanted, dtype_under_autocast
+from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
 from lmfn_kernels.weights import E4M3, Conv, ScaledConv
 
 WIDEST = 64  # channels that one program of the stem's kernels supports
@@ -53,7 +53,7 @@ def stem(
     backend = choose(x, _unsupported_reason(x.shape[1], max(c or 0, n or 0)), "stem")
     if backend == "reference":
         return reference.stem(x, mean, *conv0, *down, padding, slope)
-    like = x.new_empty((0,), dtype=dtype_under_autocast(x))
+    like = x.new_empty((0,), dtype=autocast.compute_dtype(x))
     return STEM(backend, StemInputs(like, x, mean, conv0, down), StemOptions(padding, slope))[0]
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lmfn_kernels.runtime import autocast
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -35,7 +37,7 @@ def tensor(name: str, x: Tensor, shape: Sequence[int | None], like: Tensor) -> N
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected ({expected})")
     if x.device != like.device:
         raise ValueError(f"{name} is on {x.device}; expected {like.device}, where the input is")
-    if x.dtype != like.dtype and not (torch.is_autocast_enabled(like.device.type) and x.is_floating_point()):
+    if x.dtype != like.dtype and not (autocast.is_enabled(like) and x.is_floating_point()):
         raise TypeError(f"{name} has dtype {x.dtype}; expected {like.dtype}, which the input has")
 
 

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lmfn_kernels.runtime.autocast import compute_dtype
 from lmfn_kernels.runtime.torch_private import FakeTensor, constant_when_compiled
 
 TABLE_BACKENDS = ("triton", "torch")
@@ -75,12 +76,15 @@ def config(kernel: str, x: Tensor) -> Config:
 
 
 def torch_is_faster(op: str, x: Tensor) -> bool:
-    """Whether the table of the device of `x` [B, C, H, W] selects the `torch` backend for an op on it."""
+    """Whether the table of the device of `x` [B, C, H, W] selects the `torch` backend for an op on it.
+
+    Under autocast, the entries for its dtype count, in which the op computes.
+    """
     if torch.are_deterministic_algorithms_enabled():
         return False
     # Compared, not converted: a compiler for any size turns this into a guard on a range of sizes.
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    return any(2 ** (bits - 1) <= pixels < 2**bits for bits in _faster_in_torch(op, x.dtype, x.device))
+    return any(2 ** (bits - 1) <= pixels < 2**bits for bits in _faster_in_torch(op, compute_dtype(x), x.device))
 
 
 @constant_when_compiled

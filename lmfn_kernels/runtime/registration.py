@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from lmfn_kernels.runtime import autocast
 from lmfn_kernels.runtime.gradients import Gradient, PartialSums
 from lmfn_kernels.runtime.layout import compact_pixels
 from lmfn_kernels.runtime.schema import Argument, from_arguments, schema, sizes, to_arguments, to_lists, to_tensors
@@ -129,13 +130,14 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
     def __call__(self, backend: str, inputs: InputsT, options: OptionsT, uses: int = 1) -> tuple[Tensor, ...]:
         """Run the op. Under autocast, images are cast here, once; vectors (biases) and weights keep their dtype."""
         first = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]
-        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed() or _autocasts(first)):
+        casts = autocast.is_enabled(first)
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed() or casts):
             return tuple(
                 self._forward(self._implementation(backend), self.laid_out(backend, inputs), options, False)[0]
             )
         arguments = to_arguments(inputs)
         tensors, lengths = to_tensors(arguments), sizes(arguments)
-        if not _autocasts(first):
+        if not casts:
             return self._apply(backend, options, lengths, tensors, uses)
         device = first.device.type
         dtype = torch.get_autocast_dtype(device)
@@ -307,16 +309,6 @@ def _summed(gradients: list[tuple[PartialSums, Tensor]]) -> Iterator[Tensor]:
     return iter(multi_tensor.sum_gradients(*zip(*gradients, strict=True)))
 
 
-def dtype_under_autocast(x: Tensor) -> torch.dtype:
-    """The dtype in which an op computes with `x`: that of autocast if it is enabled, except for float64."""
-    return torch.get_autocast_dtype(x.device.type) if _autocasts(x) and x.dtype != torch.float64 else x.dtype
-
-
-def _autocasts(x: Tensor) -> bool:
-    """Whether autocast is enabled on the device of `x`. For the meta device, even asking raises an error."""
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
-
-
 def _register(name: str, arguments: Mapping[str, str], function: Callable[..., list[Tensor]]) -> Callable[..., Any]:
     schema = ", ".join(f"{kind} {argument}" for argument, kind in {"backend": "str", **arguments}.items())
     _library.define(f"{name}({schema}) -> Tensor[]", tags=(torch.Tag.needs_exact_strides,))
@@ -383,7 +375,8 @@ class _Forward(torch.autograd.Function):
         gradients = (*gradients, second)[: op.gradients]
         arguments = op, ctx.backend, ctx.options, ctx.lengths, needs, ctx.saved, *gradients, *ctx.saved_tensors
         # Without autocast, as in forward: a backward pass may be called with autocast enabled.
-        with torch.autocast(gradients[0].device.type, enabled=False) if _autocasts(gradients[0]) else nullcontext():
+        g = gradients[0]
+        with torch.autocast(g.device.type, enabled=False) if autocast.is_enabled(g) else nullcontext():
             run = _Backward.forward if torch.compiler.is_compiling() else op.backward_function.apply
             found = iter(run(*arguments))
         return *[None] * 6, *[next(found) if need else None for need in needs]

@@ -71,6 +71,10 @@ def test_auto_takes_the_faster_backend(table: Callable[[object], Path], monkeypa
     assert backend.choose(image.repeat(2, 1, 1, 1), None, "rfdb") == "triton", "15 digits: no entry"
     assert backend.choose(image, None, "conv3x3") == "triton", "another dtype"
     assert backend.choose(image.float(), None, "conv3x3") == "torch"
+    with torch.autocast("cpu", torch.float16):
+        assert backend.choose(image.float(), None, "rfdb") == "torch", "computed in float16"
+        assert backend.choose(image.float(), None, "conv3x3") == "triton"
+        assert backend.choose(image.double(), None, "rfdb") == "triton", "float64 is not cast"
     for name in ("triton", "torch", "reference"):
         with lmfn_kernels.backend(name):
             assert backend.choose(image, None, "rfdb") == name

@@ -140,3 +140,10 @@ def test_errors_name_the_argument(changes: dict[str, object], error: type[Except
     call()
     with pytest.raises(error, match=message):
         call(**changes)
+
+
+def test_errors_on_the_meta_device() -> None:
+    """Which has no autocast to ask about."""
+    x, weight = torch.zeros(1, 3, 6, 7, device="meta"), torch.zeros(2, 3, 3, 3, device="meta", dtype=torch.float16)
+    with pytest.raises(TypeError, match=r"weight has dtype torch.float16; expected torch.float32"):
+        lmfn_kernels.conv3x3(x, weight)
