@@ -98,14 +98,17 @@ def missing_for_e4m3(device: torch.device) -> str | None:
 
 
 def check_scaled(name: str, conv: ScaledConv, taps: int, outputs: int, x: Tensor, *, stored: bool) -> None:
-    """Raise ValueError unless `conv` has these taps and outputs, and is for `x`, or for a map in e4m3 if `stored`."""
-    expected = (taps, outputs, 64) if stored else (taps, x.shape[1], outputs)
-    found = tuple(conv.weight.shape), conv.weight.dtype, conv.weight.device, len(conv.bias)
-    if found != (expected, E4M3 if stored else x.dtype, x.device, outputs):
-        raise ValueError(
-            f"{name} has a weight {found[0]} of {found[1]} on {found[2]} and {found[3]} biases; expected {expected} of "
-            f"{E4M3 if stored else x.dtype} on {x.device} and {outputs}, as `scaled` makes them for this input"
-        )
+    """Raise ValueError unless `conv` has these taps and outputs, and is for `x`, or for a map in e4m3 if `stored`, on
+    the device of `x`."""
+    of_weight = ((taps, outputs, 64), E4M3) if stored else ((taps, x.shape[1], outputs), x.dtype)
+    of_vector = (outputs,), torch.float32
+    for field, (shape, dtype) in {"weight": of_weight, "factor": of_vector, "bias": of_vector}.items():
+        found = getattr(conv, field)
+        if found is not None and (tuple(found.shape), found.dtype, found.device) != (shape, dtype, x.device):
+            raise ValueError(
+                f"{name} has a {field} {tuple(found.shape)} of {found.dtype} on {found.device}; expected {shape} of "
+                f"{dtype} on {x.device}, as `scaled` makes it for this input"
+            )
 
 
 def choose_for_e4m3(x: Tensor, channels: Sequence[int], op: str) -> str:

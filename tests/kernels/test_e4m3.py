@@ -164,3 +164,13 @@ def test_errors() -> None:
         distill_stages_e4m3(x, [(scaled(conv(65, 50, 1), WIDE), scaled(conv(50, 50, 3), WIDE, residual=True))])
     with pytest.raises(ValueError, match=r"refine of stage 0 has a weight \(9, 50, 50\) .*; expected \(10, 50, 50\)"):
         distill_stages_e4m3(x, [(scaled(conv(25, 50, 1), WIDE), stored)])
+
+
+@pytest.mark.parametrize("field", ScaledConv._fields)
+def test_every_tensor_is_checked(field: str) -> None:
+    """One on another device, of another dtype or size, as after moving only some tensors of a network."""
+    x, convs = image(1, 50, 4, 4), (scaled(conv(50, 50, 3), WIDE), scaled(conv(50, 50, 3), WIDE, 1.0))
+    given = getattr(convs[1], field)
+    for wrong in (given.to("meta"), given.half(), given[:-1]):
+        with pytest.raises(ValueError, match=rf"conv2 has a {field} .* of .* on .*; expected .* on cpu, as `scaled`"):
+            residual_block_e4m3(x, convs[0], convs[1]._replace(**{field: wrong}))
