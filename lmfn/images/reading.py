@@ -306,7 +306,7 @@ class _OpenImageIO(_Image):
         for number in _pages(self.reader):
             self.reader.seek_subimage(number, 0)
             spec = self.reader.spec()
-            blocks = self.blocks if number == 0 else Blocks()
+            blocks = self.blocks if number == 0 else Blocks(icc=_profile(spec))
             yield replace(self, number=number, spec=spec, blocks=blocks, orientation=_orientation(spec, blocks))
 
 
@@ -422,8 +422,8 @@ def _open_with_openimageio(path: Path, form: str) -> _Image:
             raise ImageError(f"{path}: its first image is a small copy or a mask; {REMEDIES['camera raw']}")
         reader.seek_subimage(0, 0)
         several = "a TIFF of several pages" if len(pages) > 1 else ""
-    if blocks.icc is None and "ICCProfile" in spec:  # a TIFF's
-        blocks = replace(blocks, icc=np.asarray(spec["ICCProfile"]).tobytes())
+    if form == "TIFF":
+        blocks = replace(blocks, icc=_profile(spec))
     orientation = _orientation(spec, blocks)
     if form == "WebP" and frames:
         return _Animation(path, form, spec, blocks, orientation, several)
@@ -482,6 +482,11 @@ def _pages(reader: oiio.ImageInput) -> Iterator[int]:
         else:
             yield number
     reader.geterror()  # clears the error; reaching the last image is not a fault of the file
+
+
+def _profile(spec: oiio.ImageSpec) -> bytes | None:
+    """The ICC profile of a page of a TIFF."""
+    return np.asarray(spec["ICCProfile"]).tobytes() if "ICCProfile" in spec else None
 
 
 def _orientation(spec: oiio.ImageSpec, blocks: Blocks) -> int:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from lmfn import images
 from lmfn.images import ImageError, Photo
-from lmfn.metadata import webp
+from lmfn.metadata import Blocks, webp
 
 
 def picture(seed: int, height: int = 40, width: int = 60) -> np.ndarray:
@@ -93,6 +93,18 @@ def test_pages_of_different_kinds(tmp_path: Path) -> None:
         assert found.dtype == page.dtype
         assert np.array_equal(found, expected)
     assert not copied.seek_subimage(3, 0)
+
+
+def test_each_page_keeps_its_own_profile(tmp_path: Path) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profiles = [srgb, None, srgb + bytes(4), srgb]
+    pages = [Photo(picture(n), blocks=Blocks(icc=profile)) for n, profile in enumerate(profiles)]
+    images.write_frames(tmp_path / "a.tif", pages)
+    images.write_frames(tmp_path / "b.tif", images.read_frames(tmp_path / "a.tif"))
+    copied = Image.open(tmp_path / "b.tif")
+    for page, profile in enumerate(profiles):
+        copied.seek(page)
+        assert copied.tag_v2.get(34675) == profile
 
 
 def test_small_copies_and_masks_of_a_tiff_are_no_pages(tmp_path: Path) -> None:
