@@ -216,6 +216,7 @@ class _Line:
                 outcome.notes.append(str(warning.message))
             else:
                 warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+        outcome.notes = list(dict.fromkeys(outcome.notes))  # pages have the same ones
         return outcome
 
     def release(self) -> None:

@@ -381,6 +381,15 @@ def test_frames(tmp_path):
     assert calls == []
 
 
+def test_a_note_on_every_page_is_one_note(tmp_path):
+    pages = [Image.fromarray(np.full((20, 30, 3), 40 * n, np.uint8)).convert("CMYK") for n in (1, 2, 3)]
+    inks = SRGB[:16] + b"CMYK" + SRGB[20:]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:], icc_profile=inks)
+    result = run([tmp_path / "pages.tif"], frames="all")
+    assert len(result.done) == len(result.notes) == 1
+    assert "its colour profile is for CMYK" in result.notes[0]
+
+
 def test_what_cannot_be_kept_is_a_note(tmp_path):
     source = save(tmp_path / "a.png")
     result = run([source], tmp_path / "b.png", deblurrer=lambda image: image * 0 + 1.001)

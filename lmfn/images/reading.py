@@ -73,7 +73,7 @@ def read(path: str | Path, *, first: bool = False, whole_numbers: bool = False, 
     is a folder with room for it; they are `lmfn.scratch.StoredPixels`. EXIF and XMP are those of the file, with
     Orientation 1; the thumbnail of a rotated image is dropped. For broken EXIF, and for TIFF, the metadata is what
     OpenImageIO reads. Gain maps, depth maps and films appended to a JPEG are dropped, together
-    with their XMP, with an ImageWarning.
+    with their XMP, and so is a profile for other colours than those of the pixels (CMYK), each with an ImageWarning.
 
     Raises ImageError, also for float samples outside [0, 1], and for a file with several images (an animation or pages)
     unless only the `first` is requested.
@@ -186,6 +186,13 @@ class _Image:
             message = f"{self.path}: the gain map, depth map or film in the file is not kept"
             warnings.warn(message, ImageWarning, stacklevel=3)
         blocks = self._upright_blocks(pixels.shape[2])
+        if (icc := self.blocks.icc) and not blocks.icc:
+            space = icc[16:20].decode("ascii", "replace").strip()
+            message = (
+                f"{self.path}: its colour profile is for {space}, and the pixels are "
+                f"{'RGB' if pixels.shape[2] > 2 else 'gray'}; it is not kept, and colours may look different"
+            )
+            warnings.warn(message, ImageWarning, stacklevel=3)
         return Photo(pixels, bits, attributes, blocks, self.duration, self.loops)
 
     def _upright_blocks(self, channels: int) -> Blocks:

@@ -40,9 +40,9 @@ def write(path: str | Path, photo: Photo) -> None:
     Between JPEG, PNG and WebP, EXIF and XMP are copied byte for byte except for the orientation and the image size. To
     or from TIFF, and if a block is broken or too long for JPEG (65,527 bytes of EXIF, 65,504 of XMP), they are
     rewritten by OpenImageIO: without maker notes and thumbnail, exposure times to 1e-5 s, XMP and IPTC for known
-    fields, without ISO speed in TIFF, not at all in WebP. An ICC profile is kept if it fits the colours. Colour chunks
-    of a PNG without a profile are kept in PNG; other formats cannot represent them, with an ImageWarning unless the
-    colours are sRGB. Of texts of more than 32 kB in total, JPEG gets the shortest.
+    fields, without ISO speed in TIFF, not at all in WebP. An ICC profile is kept, except one for gray in
+    WebP, with an ImageWarning. Colour chunks of a PNG without a profile are kept in PNG; other formats cannot represent
+    them, with an ImageWarning unless the colours are sRGB. Of texts of more than 32 kB in total, JPEG gets the shortest.
 
     Folders are created as needed; the file is written atomically.
 
@@ -212,8 +212,10 @@ def _with_blocks(path: Path, form: str, file: BinaryIO, photo: Photo) -> Iterato
     """The encoded image with those blocks of the photo that apply to it."""
     height, width, channels = photo.pixels.shape
     blocks = photo.blocks
-    if form == "WebP" and channels < 3:
-        blocks = replace(blocks, icc=None)  # the profile is for gray
+    if form == "WebP" and channels < 3 and blocks.icc:
+        blocks = replace(blocks, icc=None)
+        message = f"{path}: WebP has RGB alone, and the colour profile is for gray; it is not kept, and tones may differ"
+        warnings.warn(message, ImageWarning, stacklevel=4)
     if form != "PNG" and blocks.icc is None and not png.is_srgb(blocks.colour):
         message = f"{path}: the colours are not sRGB, but {form} tells only by an ICC profile; they will look different"
         warnings.warn(message, ImageWarning, stacklevel=4)

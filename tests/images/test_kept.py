@@ -212,6 +212,30 @@ def test_a_file_that_says_nothing_of_its_colours_becomes_a_png_that_says_nothing
     assert [kind for kind, _ in chunks(tmp_path / "b.png")] == [b"IHDR", b"IDAT", b"IEND"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "space", "source", "target", "words"),
+    [
+        ("CMYK", b"CMYK", ".jpg", ".jpg", "is for CMYK, and the pixels are RGB"),
+        ("CMYK", b"CMYK", ".tif", ".png", "is for CMYK, and the pixels are RGB"),
+        ("L", b"RGB ", ".jpg", ".jpg", "is for RGB, and the pixels are gray"),
+        ("L", b"GRAY", ".png", ".webp", "profile is for gray"),
+        ("L", b"GRAY", ".png", ".jpg", None),
+        ("RGB", b"RGB ", ".tif", ".webp", None),
+    ],
+)
+def test_a_profile_for_other_colours_goes_with_a_word(tmp_path, mode, space, source, target, words):
+    icc = SRGB[:16] + space + SRGB[20:]
+    Image.fromarray(smooth(24, 40)).convert(mode).save(tmp_path / f"a{source}", icc_profile=icc)
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always", ImageWarning)
+        images.write(tmp_path / f"b{target}", images.read(tmp_path / f"a{source}"))
+    with Image.open(tmp_path / f"b{target}") as copied:
+        assert copied.info.get("icc_profile") == (None if words else icc)
+    messages = [str(warning.message) for warning in raised if warning.category is ImageWarning]
+    assert len(messages) == bool(words)
+    assert all(words in message for message in messages)
+
+
 def test_a_profile_that_jpeg_cannot_hold(tmp_path):
     photo = Photo(smooth(9, 9), blocks=Blocks(icc=bytes(17_000_000)))
     with pytest.raises(ImageError, match=r"a\.jpg: JPEG cannot hold an ICC profile of 17,000,000 bytes"):
