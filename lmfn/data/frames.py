@@ -16,6 +16,7 @@ from lmfn import images
 from lmfn.absent import absent
 from lmfn.data.layouts import DataError
 from lmfn.data.synthesis import Image
+from lmfn.video.suffixes import address
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 
@@ -79,7 +80,7 @@ class VideoSequence:
         missing = set(range(first, last))
         av = _av(self.path)
         try:
-            with av.open(str(self.path)) as container:
+            with av.open(address(self.path)) as container:
                 stream = container.streams.video[0]
                 for frame in self._from_key_before(container, stream, self.times[first]):
                     n = numbers.get(frame.pts)
@@ -158,14 +159,14 @@ def _video(path: Path) -> Iterator[VideoSequence]:
     """Index a video by reading its packets; only the first frame is decoded."""
     av = _av(path)
     try:
-        with av.open(str(path)) as container:
+        with av.open(address(path)) as container:
             if not container.streams.video:
                 raise DataError(f"{path} holds no video")
             stream = container.streams.video[0]
             packets = [p for p in container.demux(stream) if p.size and p.pts is not None and not p.is_discard]
             keys = tuple(sorted(p.pts for p in packets if p.is_keyframe))
             times = tuple(sorted(p.pts for p in packets))
-        with av.open(str(path)) as container:
+        with av.open(address(path)) as container:
             first = next(container.decode(video=0), None)
     except av.FFmpegError as error:
         raise DataError(f"{path} cannot be read as a video ({error.strerror})") from error

@@ -42,7 +42,7 @@ def write(path: str | Path, photo: Photo) -> None:
     rewritten by OpenImageIO: without maker notes and thumbnail, exposure times to 1e-5 s, XMP and IPTC for known
     fields, without ISO speed in TIFF, not at all in WebP. An ICC profile is kept, except one for gray in
     WebP, with an ImageWarning. Colour chunks of a PNG without a profile are kept in PNG; other formats cannot represent
-    them, with an ImageWarning unless the colours are sRGB. Of texts of more than 32 kB in total, JPEG gets the shortest.
+    them, with an ImageWarning unless the colours are sRGB. Of more than 32 kB of texts, JPEG gets the shortest.
 
     Folders are created as needed; the file is written atomically.
 
@@ -214,7 +214,7 @@ def _with_blocks(path: Path, form: str, file: BinaryIO, photo: Photo) -> Iterato
     blocks = photo.blocks
     if form == "WebP" and channels < 3 and blocks.icc:
         blocks = replace(blocks, icc=None)
-        message = f"{path}: WebP has RGB alone, and the colour profile is for gray; it is not kept, and tones may differ"
+        message = f"{path}: the colour profile is for gray, and WebP is RGB; it is not kept, and tones may differ"
         warnings.warn(message, ImageWarning, stacklevel=4)
     if form != "PNG" and blocks.icc is None and not png.is_srgb(blocks.colour):
         message = f"{path}: the colours are not sRGB, but {form} tells only by an ICC profile; they will look different"

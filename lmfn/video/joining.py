@@ -12,7 +12,7 @@ import av
 from lmfn.video.encoding import RGB, Encoding, add_pictures
 from lmfn.video.probing import Clip, opened
 from lmfn.video.segments import Segment, segment_file
-from lmfn.video.suffixes import VideoError
+from lmfn.video.suffixes import VideoError, address
 from lmfn.video.writing import whole_file
 
 MUXER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # describe the container, not the film
@@ -47,8 +47,8 @@ def join(clip: Clip, folder: Path, segments: list[Segment], target: Path, encodi
     written: Counter[int] = Counter()
     with (
         whole_file(target, folder, written) as beside,
-        av.open(str(clip.path)) as source,
-        av.open(str(beside), "w", options=_options(target)) as container,
+        av.open(address(clip.path)) as source,
+        av.open(address(beside), "w", options=_options(target)) as container,
     ):
         output = _streams(clip, source, container, target, encoding)
         container.start_encoding()
@@ -66,7 +66,7 @@ def try_out(clip: Clip, folder: Path, target: Path, encoding: Encoding) -> None:
     """
     trial = folder / f".trial{target.suffix}"
     try:
-        with av.open(str(clip.path)) as source, av.open(str(trial), "w", options=_options(target)) as container:
+        with av.open(address(clip.path)) as source, av.open(address(trial), "w", options=_options(target)) as container:
             output = _streams(clip, source, container, target, encoding)
             frame = av.VideoFrame(clip.width, clip.height, RGB)
             frame.pts, frame.time_base = 0, clip.time_base

@@ -14,7 +14,7 @@ from av.format import Flags
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
-from lmfn.video.suffixes import VideoError
+from lmfn.video.suffixes import VideoError, address
 
 HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
 FEW = 8  # frames decoded to detect interlacing
@@ -68,7 +68,7 @@ class Clip:
 def opened(path: Path) -> Iterator[Any]:
     """Open the clip's container. Errors of FFmpeg's libraries become VideoError."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(address(path)) as container:
             yield container
     except av.FFmpegError as error:
         raise VideoError(f"{path} cannot be read as a video ({error.strerror})") from error

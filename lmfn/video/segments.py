@@ -24,7 +24,7 @@ from lmfn.plausibility import DoubtfulOutput
 from lmfn.video.encoding import RGB, SCALING, Encoding, add_pictures
 from lmfn.video.flicker import Flicker, FlickerMeter
 from lmfn.video.probing import Clip, opened
-from lmfn.video.suffixes import UnusableClipError, VideoError
+from lmfn.video.suffixes import UnusableClipError, VideoError, address
 from lmfn.video.writing import whole_file
 
 FRAMES = 64
@@ -233,7 +233,7 @@ def _write(clip: Clip, file: Path, encoding: Encoding, start: int, pictures: Ite
             container.mux(packet)
 
     with whole_file(file, file.parent, written) as beside:
-        with av.open(str(beside), "w", format="nut") as container:
+        with av.open(address(beside), "w", format="nut") as container:
             stream = add_pictures(container, clip, encoding)
             for picture in pictures:
                 assert picture.sharp is not None

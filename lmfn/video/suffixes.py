@@ -18,6 +18,11 @@ class UnusableClipError(VideoError):
     """The clip itself is at fault, so that trying again does not help."""
 
 
+def address(path: Path) -> str:
+    """The file for FFmpeg's libraries, which take 12:30.mp4 for one of the protocol 12, and http:a.mp4 for a page."""
+    return str(path.absolute())
+
+
 def is_clip(path: Path) -> bool:
     """Whether the file is a clip, by its suffix."""
     return path.suffix.lower() in READABLE

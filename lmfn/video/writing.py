@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 
 from lmfn import atomic
-from lmfn.video.suffixes import VideoError
+from lmfn.video.suffixes import VideoError, address
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def whole_file(path: Path, folder: Path, number_of_packets: Counter[int]) -> Ite
 def _check(path: Path, beside: Path, expected: Counter[int]) -> None:
     """Raise VideoError if packets are missing: FFmpeg does not report every failed write at the end of a file."""
     found: Counter[int] = Counter()
-    with av.open(str(beside)) as container:
+    with av.open(address(beside)) as container:
         found.update(packet.stream.index for packet in container.demux() if packet.size)
     if lost := {index: count for index, count in expected.items() if found[index] < count}:
         raise VideoError(f"{path} cannot be written completely (packets missing by stream: {lost}; no space left?)")

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,6 +17,7 @@ from PIL import Image
 
 from lmfn import files, video
 from lmfn.claims import Claim
+from lmfn.data.frames import find_runs
 from lmfn.files import carry_out, plan
 from lmfn.jobs import Outcome
 from lmfn.plausibility import DoubtfulOutput
@@ -475,6 +477,19 @@ def test_targets(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             target(*arguments, **options)
+
+
+def test_names_like_protocols(make_clip: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_clip(tmp_path / "a.mp4", LEVELS[:3])
+    for name in ("12:30:05.mp4", "2024:05/a.mp4", "concat:a.mp4", "http:a.mp4", "-a%03d?.mp4"):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy("a.mp4", name)
+        target = Path(name).with_stem(Path(name).stem + "_sharp")
+        assert run(Path(name), target).frames == 3
+        assert len(frames(target.absolute())) == 3
+        [sequence] = find_runs(Path(name))
+        assert len(list(sequence.decode(0, 3))) == 3
 
 
 def test_folders_of_clips_and_images(make_clip: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
