@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -333,9 +333,6 @@ class Data:
 
     action: Check | Prepare | Synth | Cut | Pack
 
-    def run(self) -> bool:
-        return self.action.run()
-
 
 @dataclass(frozen=True)
 class Train:
@@ -454,21 +451,17 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"lmfn {lmfn.__version__}")
         return 0
-    _check_verb(arguments)
+    command, prog, options = _command(arguments)
     for before, argument in itertools.pairwise(arguments):
         if not argument and before != "--suffix":  # an unset variable of a shell; as a path it would be this folder
             print(f"lmfn: the argument after {before} is empty; this folder is .", file=sys.stderr)
             return 1
-    if own := [verb for verb in OWN_OPTIONS if arguments[:1] == [verb.__name__.lower()]]:
-        verb: Verb = own[0](tuple(arguments[1:]))
+    if command in OWN_OPTIONS:
+        verb = command(tuple(options))
     else:
-        verb = tyro.cli(
-            Verb,
-            config=(OmitSubcommandPrefixes,),
-            prog="lmfn",
-            description="Sharpen photographs blurred by motion (lmfn --version prints the version).",
-            args=arguments,
-        )
+        about = "Sharpen photographs blurred by motion (lmfn --version prints the version)."
+        description = about if command is Verb else None
+        verb = tyro.cli(command, config=(OmitSubcommandPrefixes,), prog=prog, description=description, args=options)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("lmfn").setLevel(logging.INFO)
     try:
@@ -495,16 +488,21 @@ def warnings_as_lines() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
-def _check_verb(arguments: Sequence[str], verbs: Any = Verb) -> None:
-    """End the process for an unknown command: followed by --help, tyro would print another command's help."""
+def _command(arguments: list[str], verbs: Any = Verb, prog: str = "lmfn") -> tuple[Any, str, list[str]]:
+    """The class of a command, its name, and its own arguments; `verbs` themselves if none of them is named.
+
+    Parsed by its class alone, an error in an option names it as the user does, and the help of its command. Ends the
+    process for an unknown command.
+    """
     known = {verb.__name__.lower(): verb for verb in get_args(verbs)}
     if not arguments or arguments[0].startswith("-"):
-        return
-    verb = known.get(arguments[0])
-    if verb is None:
-        near = difflib.get_close_matches(arguments[0], known, n=1)
+        return verbs, prog, arguments
+    name, *options = arguments
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
         meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-        print(f"lmfn: there is no command {arguments[0]!r}{meant}", file=sys.stderr)
+        print(f"lmfn: there is no command {name!r}{meant}", file=sys.stderr)
         raise SystemExit(2)
-    if verb is Data:
-        _check_verb(arguments[1:], get_type_hints(Data)["action"])
+    if known[name] is Data and options and not options[0].startswith("-"):
+        return _command(options, get_type_hints(Data)["action"], f"{prog} {name}")
+    return known[name], f"{prog} {name}", options

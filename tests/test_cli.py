@@ -83,6 +83,28 @@ def test_an_unknown_verb_is_an_error(arguments: str, meant: str, capsys: pytest.
 
 
 @pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("data synth x -o y --blur.length 5 2", "Error parsing blur: BlurOptions.length is (5.0, 2.0); it must rise"),
+        ("data synth x -o y --blur.kinds.shake -1", "Error parsing blur.kinds: BlurKinds.shake is -1.0; it must be a"),
+        ("data synth x -o y --seed x", "Error parsing --seed: invalid literal"),
+        ("data check x --nope", "Unrecognized options: --nope"),
+        ("deblur x --strength x", "Error parsing --strength: could not convert"),
+    ],
+)
+def test_a_wrong_option_is_named_with_the_help_of_its_command(
+    arguments: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments.split())
+    assert end.value.code == 2
+    said = " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
+    assert words in said
+    command = " ".join(arguments.split()[: 2 if arguments.startswith("data") else 1])
+    assert f"lmfn {command} --help" in said
+
+
+@pytest.mark.parametrize(
     ("command", "words"),
     [
         (["lmfn", "ablate"], ("usage: lmfn ablate", "--seeds")),
