@@ -33,14 +33,14 @@ def upright(block: bytes, turned: bool = False) -> bytes | None:
     if main is None:
         return None
     link = main.link
-    thumbnail = tiff.directory(tiff.number(link, 4))
+    thumbnail = tiff.directory(tiff.offset(link))
     fields = main.fields + (thumbnail.fields if thumbnail and not turned else [])
     orientations = [field for field in fields if field.tag == ORIENTATION]
     if any(tiff.whole_number(field) is None for field in orientations):
         return None
     result = _changed(block, tiff, [(field, 1) for field in orientations])
     if turned and thumbnail:
-        result = result[:link] + bytes(4) + result[link + 4 :]
+        result = result[:link] + bytes(tiff.wide) + result[link + tiff.wide :]
         place = {field.tag: tiff.whole_number(field) or 0 for field in thumbnail.fields}
         start = place.get(THUMBNAIL, 0)
         if start > link and not result[start + place.get(THUMBNAIL_LENGTH, 0) :].strip(b"\0"):
@@ -54,7 +54,7 @@ def with_size(block: bytes, width: int, height: int) -> bytes:
     main = tiff.first()
     fields = main.fields if main else []
     for field in fields:
-        if field.tag == PHOTO and (photo := tiff.directory(tiff.number(field.at, 4))):
+        if field.tag == PHOTO and (photo := tiff.directory(tiff.offset(field.at))):
             fields = fields + photo.fields
     sizes = {WIDTH: width, HEIGHT: height, PIXEL_X: width, PIXEL_Y: height}
     return _changed(block, tiff, [(field, sizes[field.tag]) for field in fields if field.tag in sizes])

@@ -7,7 +7,11 @@ from typing import BinaryIO, Literal, NamedTuple
 
 from lmfn.metadata.blocks import Blocks, Piece
 
-BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
+BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {
+    b"II*\0": "little", b"MM\0*": "big", b"II+\0": "little", b"MM\0+": "big",
+}  # fmt: skip
+BIG = (b"II+\0", b"MM\0+")
+"""BigTIFF, for files above 4 GB: as TIFF, with offsets and counts of 8 bytes."""
 WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4}  # the types BYTE, SHORT and LONG, and their sizes
 BYTE, UNDEFINED = 1, 7
 XMP = 0x02BC
@@ -19,7 +23,7 @@ class Field:
     kind: int
     count: int
     at: int
-    """Position of the value or, above four bytes, of its offset."""
+    """Position of the value or, where it is longer than an offset, of its offset."""
 
 
 class Directory(NamedTuple):
@@ -29,32 +33,39 @@ class Directory(NamedTuple):
 
 
 class Directories:
-    """The directories of a TIFF file; none for BigTIFF (above 4 GB) and other files."""
+    """The directories of a TIFF file; none for other files."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         file.seek(0)
-        self.order = BYTE_ORDERS.get(file.read(4))
+        head = file.read(4)
+        self.order = BYTE_ORDERS.get(head)
+        self.wide = 8 if head in BIG else 4
+        """Bytes of an offset."""
 
     def number(self, at: int, size: int) -> int:
         self.file.seek(at)
         return int.from_bytes(self.file.read(size), self.order or "big")
 
+    def offset(self, at: int) -> int:
+        return self.number(at, self.wide)
+
     def directory(self, at: int) -> Directory | None:
         """The directory at this offset; None if incomplete."""
-        count = self.number(at, 2)
-        end = at + 2 + 12 * count
-        if self.order is None or at < 8 or count == 0 or self.file.seek(0, io.SEEK_END) < end:
+        before, each = (8, 20) if self.wide == 8 else (2, 12)
+        count = self.number(at, before)
+        end = at + before + each * count
+        if self.order is None or at < 2 * self.wide or count == 0 or self.file.seek(0, io.SEEK_END) < end:
             return None
         fields = [
-            Field(self.number(field, 2), self.number(field + 2, 2), self.number(field + 4, 4), field + 8)
-            for field in range(at + 2, end, 12)
+            Field(self.number(field, 2), self.number(field + 2, 2), self.offset(field + 4), field + 4 + self.wide)
+            for field in range(at + before, end, each)
         ]
         return Directory(fields, end)
 
     def first(self) -> Directory | None:
         """The directory of the first image."""
-        return self.directory(self.number(4, 4))
+        return self.directory(self.offset(self.wide))
 
     def whole_number(self, field: Field) -> int | None:
         """The value of a field of one whole number; None for other fields."""
@@ -72,28 +83,31 @@ def read(file: BinaryIO) -> Blocks:
     tiff = Directories(file)
     first = tiff.first()
     for field in first.fields if first else ():
-        if field.tag == XMP and field.kind in (BYTE, UNDEFINED) and field.count > 4:
-            file.seek(tiff.number(field.at, 4))
-            packet = file.read(field.count)
-            return Blocks(xmp=packet if len(packet) == field.count else None)
+        if field.tag == XMP and field.kind in (BYTE, UNDEFINED) and field.count > tiff.wide:
+            start = tiff.offset(field.at)
+            whole = start + field.count <= file.seek(0, io.SEEK_END)
+            return Blocks(xmp=_bytes(file, start, field.count) if whole else None)
     return Blocks()
 
 
 def write(file: BinaryIO, blocks: Blocks) -> list[Piece]:
     """The TIFF with this XMP; see `lmfn.metadata.insert`. The first directory is rewritten at the end."""
     tiff, size = Directories(file), file.seek(0, io.SEEK_END)
-    first = tiff.first()
-    if first is None or blocks.xmp is None or size + len(blocks.xmp) + 2**20 > 2**32:
+    first, wide, xmp = tiff.first(), tiff.wide, blocks.xmp or b""
+    if first is None or len(xmp) <= wide or size + len(xmp) + 2**20 > 256**wide:
         return [range(size)]
-    order = {"little": "<", "big": ">"}[tiff.order or "big"]
-    start = size + size % 2
-    end = start + len(blocks.xmp)
-    entries = {field.tag: _bytes(file, field.at - 8, 12) for field in first.fields}
-    entries[XMP] = struct.pack(order + "HHII", XMP, BYTE, len(blocks.xmp), start)
-    directory = struct.pack(order + "H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries))
-    place = struct.pack(order + "I", end + end % 2)
-    packet = bytes(start - size) + blocks.xmp + bytes(end % 2)
-    return [range(4), place, range(8, size), packet, directory, range(first.link, first.link + 4)]
+    order = "<" if tiff.order == "little" else ">"
+    offset, count = ("Q", "Q") if wide == 8 else ("I", "H")
+    start = size + -size % wide
+    end = start + len(xmp)
+    place = end + -end % wide
+    head = 4 + wide
+    entries = {field.tag: _bytes(file, field.at - head, head + wide) for field in first.fields}
+    entries[XMP] = struct.pack(f"{order}HH{offset}{offset}", XMP, BYTE, len(xmp), start)
+    directory = struct.pack(order + count, len(entries)) + b"".join(entries[tag] for tag in sorted(entries))
+    packet = bytes(start - size) + xmp + bytes(place - end)
+    link = range(first.link, first.link + wide)
+    return [range(wide), struct.pack(order + offset, place), range(2 * wide, size), packet, directory, link]
 
 
 def _bytes(file: BinaryIO, at: int, count: int) -> bytes:
