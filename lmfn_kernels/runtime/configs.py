@@ -20,7 +20,8 @@ on any device, use the heuristic.
 """
 
 import json
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from importlib import resources
 from typing import NamedTuple
 
@@ -107,78 +108,192 @@ def heuristic(kernel: str, dtype: torch.dtype, device: Device, bits: int) -> Con
 
     `python -m bench resources` compiles each of them and reports spills and excessive shared memory.
     """
-    shared, short = device.shared, dtype.itemsize == 2
-    big = shared >= 200_000
-    blackwell = device.capability >= 100
-    # On gfx942, 4 warps have 512 registers per lane, 8 have 256.
-    many = not short or kernel.startswith(("channel_gate", "merge", "stem"))
-    warps = 4 if many and shared <= 65536 else 8
-    if kernel in ("gram", "product"):
-        stages = 3 if big and short else 1
-        side = 8 if big else 4
-        # In float32, 64 pixels spill: the slots' transposes are in registers, in three parts each.
-        height = side if short else 4
-        # 128 splits by default: with 32, a single frame would occupy only 32 of an H100's 132 multiprocessors.
-        return Config(height, width=side, warps=8, stages=stages)
-    if kernel == "mix" and not short:
-        return Config(height=8 if big else 2, width=8, warps=8, stages=1)
-    if kernel in ("channel_gate_backward", "channel_gate_input"):
-        # Four of one's programs and three of the other's fit a multiprocessor of an H100 at a time, which has 132.
-        splits = 512 if kernel == "channel_gate_backward" else 384
-        return Config(height=4 if short else 2, width=8, warps=4, stages=1, splits=splits)
-    if kernel in ("channel_gate", "merge"):
-        small = 2 if kernel == "merge" and not short else 4
-        large = 8 if short else 4
-        return Config(height=large if big else small, width=8, warps=warps, stages=1, splits=512)
-    if kernel == "stem_backward":
-        if not short:
-            return Config(height=1, width=16, warps=warps, stages=1)  # on sm_120, 2x8 spills
-        if big:
-            # Of five times 52 programs, two fit a multiprocessor of an H100 at a time, which has 132.
-            return Config(height=8, width=8, warps=4, stages=2, splits=52)
-        return Config(height=4 if shared >= 120_000 else 2, width=8, warps=4, stages=1)  # larger tiles spill
-    if kernel in ("gate_backward", "fuse_backward", "weight_gradient"):
-        # Small tiles: without TMA, the address of every element occupies a register.
-        wide = big and short
-        height = (8 if wide else 4) if big else 2
-        if kernel == "fuse_backward" and not big:
-            warps = 4
-        if kernel == "gate_backward":
-            # Two programs of 4 warps, for 8 would compute every product twice; their partial sums are small.
-            return Config(height, width=8, warps=4 if wide else warps, stages=2 if wide else 1, splits=256)
-        stages = 3 if kernel == "fuse_backward" else 2
-        return Config(height, width=8, warps=warps, stages=stages if wide else 1)
-    if kernel in ("conv_pool", "low_convs", "low_convs_backward"):
-        # Small maps: the smallest tiles that fill the rows of a matrix instruction, for as many programs as possible.
-        stages = 4 if short and shared >= 100_000 else 1
-        if kernel == "low_convs_backward":  # in float32 on sm_80, two and four warps spill
-            return Config(height=4, width=4, warps=2 if short else 8, stages=stages)
-        if kernel == "low_convs":  # in float32 on sm_80, four warps spill
-            return Config(height=4, width=4, warps=2, stages=stages)
-        return Config(height=4, width=9, warps=2 if short else 4, stages=stages)
-    if kernel == "upsample_backward":
-        return Config(height=4 if short else 2)
-    if kernel in ("upsample_add", "upsampled_conv") and big:
-        # In float32 on sm_100, tiles of 8x16 spill.
-        height = 4 if kernel == "upsample_add" or (blackwell and not short) else 8
-        return Config(height, warps=8, stages=3 if short else 2)
-    if not big:
-        # On sm_120, some convolutions spill with 2 stages, and those of stride 2 with 3.
-        stages = (3 if kernel == "conv" else 2) if short and shared >= 100_000 else 1
-        if kernel == "recompute" and short and shared < 120_000:
-            warps = 4  # on sm_120, 8 warps spill
-        return Config(height=4 if short else 2, width=16, warps=warps, stages=stages)
-    if kernel == "stride_2_input_gradient" and short:
-        return Config(stages=2)  # with 3 stages, it spills on sm_100 in float16
-    if kernel in ("conv", "conv_down") and short and bits > 15:
-        # Of 11 tiles the fastest on an H100 at 1x180x320 and 16x64x64, 64 channels: 15.8 us; 8x16 took 18.8. With fewer
-        # of them than multiprocessors, 8x16 is faster: 6.7 us, where 8x32 takes 8.4 (H200), at 1x90x160.
-        return Config(width=32, warps=8)
-    if kernel == "conv" and blackwell:
+    return HEURISTICS[kernel](_Case(dtype.itemsize == 2, device.shared, device.capability, bits))
+
+
+class _Case(NamedTuple):
+    """What the heuristic of a kernel depends on."""
+
+    short: bool
+    """Whether values have 16 bits; otherwise they have more."""
+    shared: int
+    """As in `Device`, as is `capability`."""
+    capability: int
+    bits: int
+    """The number of binary digits of B H W."""
+
+    @property
+    def big(self) -> bool:
+        """Whether tiles fit that need the shared memory of sm_90."""
+        return self.shared >= 200_000
+
+    def warps(self, *, many_registers: bool = False) -> int:
+        """On gfx942, 4 warps have 512 registers per lane, 8 have 256."""
+        return 4 if (many_registers or not self.short) and self.shared <= 65_536 else 8
+
+
+def _common(case: _Case, *, stages: int = 2, many_registers: bool = False) -> Config:
+    """The config of kernels that need no other; `stages` is the most for 16 bits where there is less shared memory."""
+    if case.big:
+        return Config(stages=3 if case.short else 2)
+    stages = stages if case.short and case.shared >= 100_000 else 1
+    return Config(height=4 if case.short else 2, warps=case.warps(many_registers=many_registers), stages=stages)
+
+
+def _conv(case: _Case) -> Config:
+    if not case.big:
+        return _common(case, stages=3)  # on sm_120, some spill with 2
+    if case.short and case.bits > 15:
+        return _conv_of_large_images()
+    if case.capability >= 100:
         return Config(stages=2)  # with 3 stages, an input gradient spills in float16
-    # A warp of the stem's loads 32 pixels of a row at once.
-    shape = (4, 32) if kernel == "stem" else (8, 16)
-    return Config(*shape, stages=3 if short else 2)
+    return _common(case)
+
+
+def _conv_down(case: _Case) -> Config:
+    # On sm_120, with the 3 stages of `_conv`, it spills.
+    return _conv_of_large_images() if case.big and case.short and case.bits > 15 else _common(case)
+
+
+def _conv_of_large_images() -> Config:
+    # Of 11 tiles the fastest on an H100 at 1x180x320 and 16x64x64, 64 channels: 15.8 us; 8x16 took 18.8. With fewer of
+    # them than multiprocessors, 8x16 is faster: 6.7 us, where 8x32 takes 8.4 (H200), at 1x90x160.
+    return Config(width=32, warps=8)
+
+
+def _stride_2_input_gradient(case: _Case) -> Config:
+    return Config(stages=2) if case.big else _common(case)  # with 3 stages, it spills on sm_100 in float16
+
+
+def _recompute(case: _Case) -> Config:
+    found = _common(case)
+    return found._replace(warps=4) if case.short and case.shared < 120_000 else found  # on sm_120, 8 warps spill
+
+
+def _stem(case: _Case) -> Config:
+    found = _common(case, many_registers=True)
+    return found._replace(height=4, width=32) if case.big else found  # a warp loads 32 pixels of a row at once
+
+
+def _stem_backward(case: _Case) -> Config:
+    if not case.short:  # on sm_120, 2x8 spills
+        return Config(height=1, width=16, warps=case.warps(many_registers=True), stages=1)
+    if case.big:
+        # Of five times 52 programs, two fit a multiprocessor of an H100 at a time, which has 132.
+        return Config(height=8, width=8, stages=2, splits=52)
+    return Config(height=4 if case.shared >= 120_000 else 2, width=8, stages=1)  # larger tiles spill
+
+
+def _upsample_add(case: _Case) -> Config:
+    return _common(case)._replace(height=4, warps=8) if case.big else _common(case)
+
+
+def _upsampled_conv(case: _Case) -> Config:
+    if not case.big:
+        return _common(case)
+    # In float32 on sm_100, tiles of 8x16 spill.
+    return _common(case)._replace(height=4 if case.capability >= 100 and not case.short else 8, warps=8)
+
+
+def _upsample_backward(case: _Case) -> Config:
+    return Config(height=4 if case.short else 2)
+
+
+def _of_partial_sums(case: _Case, *, stages: int) -> Config:
+    """For sums over pixels, with `stages` where 16 bits and much shared memory allow it.
+
+    Small tiles: without TMA, the address of every element occupies a register.
+    """
+    wide = case.big and case.short
+    height = (8 if wide else 4) if case.big else 2
+    return Config(height, width=8, warps=case.warps(), stages=stages if wide else 1)
+
+
+def _weight_gradient(case: _Case) -> Config:
+    return _of_partial_sums(case, stages=2)
+
+
+def _fuse_backward(case: _Case) -> Config:
+    found = _of_partial_sums(case, stages=3)
+    return found if case.big else found._replace(warps=4)
+
+
+def _gate_backward(case: _Case) -> Config:
+    found = _of_partial_sums(case, stages=2)
+    # Two programs of 4 warps, for 8 would compute every product twice; their partial sums are small.
+    return found._replace(warps=4 if case.big and case.short else found.warps, splits=256)
+
+
+def _small_maps(case: _Case) -> Config:
+    """The smallest tiles that fill the rows of a matrix instruction, for as many programs as possible."""
+    # In float32 on sm_80, `low_convs` spills with four warps.
+    return Config(height=4, width=4, warps=2, stages=4 if case.short and case.shared >= 100_000 else 1)
+
+
+def _conv_pool(case: _Case) -> Config:
+    return _small_maps(case)._replace(width=9, warps=2 if case.short else 4)
+
+
+def _low_convs_backward(case: _Case) -> Config:
+    return _small_maps(case)._replace(warps=2 if case.short else 8)  # in float32 on sm_80, 2 and 4 spill
+
+
+def _product(case: _Case) -> Config:
+    side = 8 if case.big else 4
+    # In float32, 64 pixels spill: the slots' transposes are in registers, in three parts each.
+    height = side if case.short else 4
+    # 128 splits by default: with 32, a single frame would occupy only 32 of an H100's 132 multiprocessors.
+    return Config(height, width=side, warps=8, stages=3 if case.big and case.short else 1)
+
+
+def _mix(case: _Case) -> Config:
+    return _common(case) if case.short else Config(height=8 if case.big else 2, width=8, warps=8, stages=1)
+
+
+def _channel_gate(case: _Case) -> Config:
+    height = 8 if case.big and case.short else 4
+    return Config(height, width=8, warps=case.warps(many_registers=True), stages=1, splits=512)
+
+
+def _merge(case: _Case) -> Config:
+    found = _channel_gate(case)
+    return found if case.big or case.short else found._replace(height=2)
+
+
+def _channel_gate_gradient(case: _Case, *, splits: int) -> Config:
+    return Config(height=4 if case.short else 2, width=8, stages=1, splits=splits)
+
+
+HEURISTICS: dict[str, Callable[[_Case], Config]] = {
+    # Four of one's programs and three of the other's fit a multiprocessor of an H100 at a time, which has 132.
+    "channel_gate_backward": partial(_channel_gate_gradient, splits=512),
+    "channel_gate_input": partial(_channel_gate_gradient, splits=384),
+    "channel_gate": _channel_gate,
+    "conv": _conv,
+    "conv_down": _conv_down,
+    "conv_pool": _conv_pool,
+    "edge_weight_gradient": _common,
+    "fuse": _common,
+    "fuse_backward": _fuse_backward,
+    "gate": _common,
+    "gate_backward": _gate_backward,
+    "gram": _product,
+    "low_convs": _small_maps,
+    "low_convs_backward": _low_convs_backward,
+    "merge": _merge,
+    "mix": _mix,
+    "pool_backward": _common,
+    "product": _product,
+    "recompute": _recompute,
+    "stem": _stem,
+    "stem_backward": _stem_backward,
+    "stride_2_input_gradient": _stride_2_input_gradient,
+    "upsample_add": _upsample_add,
+    "upsample_backward": _upsample_backward,
+    "upsampled_conv": _upsampled_conv,
+    "weight_gradient": _weight_gradient,
+}
+"""By the name that the launcher passes to `config`."""
 
 
 @cache

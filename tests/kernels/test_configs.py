@@ -1,6 +1,7 @@
 """Tables of tuned configs: which configs they override, and errors that name the entry."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,6 +54,17 @@ def test_small_images_have_smaller_tiles(table: Callable[[object], Path]) -> Non
     table({})
     large, small = (configs.config("conv", torch.zeros(1, 8, h, 256, dtype=torch.bfloat16)) for h in (128, 127))
     assert (large.height, large.width, small.height, small.width) == (8, 32, 8, 16)
+
+
+def test_every_kernel_has_a_heuristic() -> None:
+    sources = [path.read_text() for path in Path(lmfn_kernels.__file__).parent.glob("*/triton_backend.py")]
+    named = {
+        name
+        for text in sources
+        for call in re.findall(r"tiling\(([^)]*)", text)
+        for name in re.findall(r'"(\w+)"', call)
+    }
+    assert named == set(configs.HEURISTICS)
 
 
 class OnGPU(Tensor):
