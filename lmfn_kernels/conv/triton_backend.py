@@ -66,34 +66,34 @@ def materialize(e: Tensor | PendingMask) -> Tensor:
 
 def launch_conv(
     out: Tensor,
-    views: list[Tensor],
-    e: PendingMask,
+    x: Tensor | PendingMask,
     weight: Tensor,
     *,
     mode: str,
     padding: int,
     bias: Tensor | None = None,
-    residual: PendingMask | None = None,
+    residual: Tensor | PendingMask | None = None,
     extra: tuple[Tensor, Tensor] | None = None,
     mask: Tensor | None = None,
     mask_slope: float = 1.0,
     slope: float = 1.0,
     distil: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> None:
-    """Launch `conv_kernel`, which writes `out`.
+    """Launch `conv_kernel`, which writes `out`, in mode "same" or "back".
 
-    `views` are the images of the input's descriptors: the input, or its `even_odd_views` with `mode` "down". `e` has
-    the mask of the input's activation, `weight` is [taps, inputs, outputs], `distil` is (weight, bias, second output).
-    The others are described in `conv_kernel`.
+    `weight` is [taps, inputs, outputs], `extra` is (`t_z`, `t_dw`), `distil` is (weight, bias, second output). The
+    others are described in `conv_kernel`.
     """
-    tensors: dict[str, Tensor | None] = {f"t_x{place}": view for place, view in zip(PARITIES, views, strict=False)}
+    # Without what is None: `ring_kernel`, which may be launched instead, does not have all of these arguments.
+    image, activation_output, act_slope = as_pending(x)
+    tensors: dict[str, Tensor | None] = {"t_x": image}
     d = 1
-    if e.activation_output is not None:
-        tensors["t_act"] = e.activation_output
+    if activation_output is not None:
+        tensors["t_act"] = activation_output
     if residual is not None:
-        tensors["t_residual"] = residual.gradient
-        if residual.activation_output is not None:
-            tensors["t_residual_act"] = residual.activation_output
+        tensors["t_residual"], residual_act, _ = as_pending(residual)
+        if residual_act is not None:
+            tensors["t_residual_act"] = residual_act
     if extra is not None:
         tensors["t_z"], tensors["t_dw"] = extra
         d = extra[0].shape[1]
@@ -102,9 +102,9 @@ def launch_conv(
     if distil is not None:
         tensors["t_dw"], tensors["p_dbias"], tensors["t_d"] = distil
         d = distil[2].shape[1]
-    slopes = slope, e.slope, mask_slope
+    slopes = slope, act_slope, mask_slope
     masked = "t_act" in tensors or "t_residual_act" in tensors  # TMA cannot apply a mask as it loads
-    of_input = "t_dw" not in tensors or tensors.get("t_residual") is views[0]
+    of_input = "t_dw" not in tensors or tensors.get("t_residual") is image
     has_run = mode == "same" or in_use("ring_input_gradient")
     programs = ring_programs(out.device) if has_run and of_input and not masked else 0
     key = tiling("conv", out), weight.shape, d, mode, padding, slopes, programs, in_use("ring_order")
@@ -376,16 +376,14 @@ def input_gradient(
     taps = weight_as_taps(weight)
     if stride == 1:
         assert not residual or add is None, "not implemented together, as no op needs it"
-        added = None if add is None else PendingMask(add, None, 1.0)
         dx = padded_image(x, *x.shape)
         launch_conv(
             dx,
-            [e.gradient],
             e,
             taps,
             mode="back",
             padding=weight.shape[2] - 1 - padding,
-            residual=e if residual else added,
+            residual=e if residual else add,
             extra=None if extra is None else (extra[0], weight_as_taps(extra[1])),
             mask=None if mask == 1 else x,
             mask_slope=mask,

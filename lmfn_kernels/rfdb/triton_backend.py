@@ -30,7 +30,6 @@ from lmfn_kernels.runtime.launch import (
     Plan,
     Tiling,
     accumulator,
-    as_pending,
     as_pitched_image,
     cdiv,
     channel_block,
@@ -90,13 +89,12 @@ def stage(x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, 
     out, d = padded_image(x, *x.shape), padded_image(x, x.shape[0], distil.weight.shape[0], *x.shape[2:])
     launch_conv(
         out,
-        [x],
-        as_pending(x),
+        x,
         weight_as_taps(refine.weight),
         mode="same",
         padding=1,
         bias=refine.bias,
-        residual=as_pending(x),
+        residual=x,
         slope=slope,
         distil=(weight_as_taps(distil.weight), distil.bias, d),
     )
