@@ -1,6 +1,7 @@
 """The command line as used by a user, and the demo with seconds instead of minutes."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -223,6 +224,36 @@ def test_deblur_a_clip(weights: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "broken.mp4").write_text("no clip")
     assert cli.main([*command[:1], str(tmp_path / "broken.mp4"), *command[2:]]) == 1
     assert "broken.mp4 cannot be read as a video" in capsys.readouterr().err
+
+
+ENDED = """
+import os, signal, sys, time
+from lmfn import cli, deblur
+
+def end(self, image):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(0.2)
+    return image
+
+deblur.Deblurrer.__call__ = end
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_request_to_end_leaves_no_claim(number: int, photos: Path, weights: str, tmp_path: Path) -> None:
+    command = ["-c", ENDED, str(int(number)), "deblur", str(photos), "-o", str(tmp_path / "out"), "-w", weights]
+    ended = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("lmfn: interrupted; files already written are complete\n")
+    assert not [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_nohup(photos: Path, weights: str, tmp_path: Path) -> None:
+    command = ["-c", ENDED, str(int(signal.SIGHUP)), "deblur", str(photos / "a.png"), "-o", str(tmp_path / "a.png")]
+    arguments = ["nohup", sys.executable, *command, "-w", weights]
+    assert subprocess.run(arguments, capture_output=True, check=False).returncode == 0
+    assert (tmp_path / "a.png").is_file()
 
 
 def test_a_warning_is_a_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ rate, average of the weights), and the run's folder and log.
 """
 
 import contextlib
+import datetime
 import logging
 import re
 import sys
@@ -13,16 +14,16 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lmfn.data import TrainingSet, find_pairs
 from lmfn.data.packed import is_pack, packed_pairs
 from lmfn.device import autocast, choose_device
 from lmfn.evaluation import Evaluator
-from lmfn.network.activity import summarise, unit_activity
 from lmfn.training.batches import Batches
 from lmfn.training.objective import beginning, learning_rate
-from lmfn.training.run import Log, Progress, RunFolder, StopRequest, parse_settings
+from lmfn.training.run import Log, Progress, RunFolder, StopRequest, TrainState, parse_settings
 from lmfn.training.settings import Settings
 from lmfn.training.step import StepEnd, Stepper, agree, initial_state
 
@@ -56,52 +57,70 @@ def train(settings: Settings) -> int:
         if is_main:
             stack.enter_context(run.lock())
         at = run.load(state) if resumes else Progress()
-        batches = Batches(settings, data, device, at.step, accelerator.process_index, accelerator.num_processes)
+        owed = resumes and run.owes_validation(at, settings)
+        batches = Batches(settings, data, device, at.step - owed, accelerator.process_index, accelerator.num_processes)
         stack.enter_context(contextlib.closing(batches))
         accelerator.wait_for_everyone()  # all processes have read the state before one writes
+        log = None
         if is_main:
             run.begin(settings, at.step)
-            log = Log(run, settings, at, device, accelerator.num_processes)
+            log = Log(run, settings, at, device, accelerator.num_processes, validation)
             stack.callback(log.bar.close)  # so that an error starts a new line
             stack.enter_context(logging_redirect_tqdm())  # and a message, too
+        if owed:
+            blurred, sharp = [next(batches) for _ in range(settings.accumulate)][-1]
+            if log:
+                with torch.no_grad(), autocast(device, settings.precision):
+                    output = state.model(blurred)
+                log.validate(at, state, (blurred, output, sharp))
+        make_steps(settings, accelerator, state, at, batches, stop, run, log)
 
-        done, began, in_a_row, stopping = at.fraction_of(settings), time.perf_counter() - at.seconds, 0, False
-        alone = accelerator.num_processes == 1
-        stepper = Stepper(settings, accelerator, state, batches)
-        while stepper.has_batch and done < 1 and not stopping:
-            rate = learning_rate(settings, at.step, done)
-            blurred, output, sharp = stepper.step(rate)
-            at.step += 1
-            # A process among several learns what time it is, and whether to stop, only when they all read.
-            at.seconds = time.perf_counter() - began if alone else at.seconds
-            done = at.fraction_of(settings)
-            if not (done >= 1 or (alone and stop.signal) or is_read_after(at.step, settings, device)):
-                continue
-
-            ends = stepper.read()
-            stopping, at.seconds = agree(
-                accelerator, stop.signal is not None, time.perf_counter() - began if is_main else 0.0
-            )
-            done = at.fraction_of(settings)
-            in_a_row = count_skipped(at, ends, in_a_row, run)
-            if is_main:
-                log.step(at, done, [end.loss for end in ends], rate, ends[-1].norm, batches.seconds)
-                if done >= 1 or stopping or at.step % settings.save_every == 0:
-                    run.save(state, at, compact=settings.compact_states)
-                if done >= 1 or (at.step % settings.val_every == 0 and not stopping):
-                    log.validate(at, state.ema.module, validation, (blurred[0], output[0], sharp[0]))
-                    with autocast(device, settings.precision):
-                        log.activity(at, summarise(unit_activity(state.model, blurred)))
-                    began = time.perf_counter() - at.seconds  # validation does not count as training time
-
-    if is_main:
+    if log:
         log.close(at, stop.signal)
     # DistributedDataParallel goes first: as the last to hold the process group, it would wait for gloo's threads with
     # the interpreter's lock, which these wait for.
     accelerator.free_memory()
-    del stepper
     accelerator.end_training()
     return 128 + stop.signal if stop.signal else 0
+
+
+def make_steps(
+    settings: Settings,
+    accelerator: Accelerator,
+    state: TrainState,
+    at: Progress,
+    batches: Batches,
+    stop: StopRequest,
+    run: RunFolder,
+    log: Log | None,
+) -> None:
+    """Make the steps of a run that remain, or those until it is asked to stop. The process that has the log reports,
+    saves and validates."""
+    alone, in_a_row, stopping = accelerator.num_processes == 1, 0, False
+    began = time.perf_counter() - at.seconds
+    stepper = Stepper(settings, accelerator, state, batches)
+    while stepper.has_batch and at.fraction_of(settings) < 1 and not stopping:
+        rate = learning_rate(settings, at.step, at.fraction_of(settings))
+        images = stepper.step(rate)
+        at.step += 1
+        # A process among several learns what time it is, and whether to stop, only when they all read.
+        if alone:
+            at.seconds = time.perf_counter() - began
+        ends_here = at.fraction_of(settings) >= 1 or (alone and stop.signal)
+        if not (ends_here or is_read_after(at.step, settings, accelerator.device)):
+            continue
+
+        ends = stepper.read()
+        stopping, at.seconds = agree(accelerator, stop.signal is not None, time.perf_counter() - began if log else 0.0)
+        in_a_row = count_skipped(at, ends, in_a_row, run)
+        if log:
+            done = at.fraction_of(settings)
+            log.step(at, done, [end.loss for end in ends], rate, ends[-1].norm, batches.seconds)
+            if done >= 1 or stopping or at.step % settings.save_every == 0:
+                run.save(state, at, compact=settings.compact_states)
+            if done >= 1 or (at.step % settings.val_every == 0 and not stopping):
+                log.validate(at, state, images)
+                began = time.perf_counter() - at.seconds  # validation does not count as training time
 
 
 def count_skipped(at: Progress, ends: Sequence[StepEnd], in_a_row: int, run: RunFolder) -> int:
@@ -129,7 +148,10 @@ def join_processes(settings: Settings) -> Accelerator:
     """This process among those of torchrun, with its device and precision."""
     # Accelerate joins CPU processes only if told to; otherwise each would be a run of its own.
     on_cpu = choose_device(None if settings.device == "auto" else settings.device).type == "cpu"
-    return Accelerator(mixed_precision="no" if settings.precision == "fp32" else settings.precision, cpu=on_cpu)
+    precision = "no" if settings.precision == "fp32" else settings.precision
+    # NCCL ends the run if one process waits ten minutes for another, as all do for the one that validates.
+    patient = InitProcessGroupKwargs(timeout=datetime.timedelta(days=1))
+    return Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=[patient])
 
 
 def validation_set(settings: Settings, device: torch.device) -> Evaluator | None:

@@ -30,7 +30,7 @@ from lmfn.device import autocast
 from lmfn.evaluation import Evaluator
 from lmfn.evaluation.pictures import middle, pixels, side_by_side
 from lmfn.network import checkpoint
-from lmfn.network.activity import Activity
+from lmfn.network.activity import Activity, summarise, unit_activity
 from lmfn.network.model import Network
 from lmfn.training.settings import Settings
 
@@ -124,15 +124,20 @@ class RunFolder:
         for folder in (self.path, self.path / "state"):
             atomic.remove_leftovers(folder)
         atomic.write(self.path / "config.yaml", settings.text().encode())
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # incomplete after a kill
-                continue
-            if record["step"] <= step:
-                kept.append(line + "\n")
+        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
         atomic.write(self.metrics, "".join(kept).encode())
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):  # incomplete after a kill
+                yield json.loads(line)
+
+    def owes_validation(self, at: Progress, settings: Settings) -> bool:
+        """Whether the run ended after it saved this state, and before it had validated it."""
+        is_due = at.fraction_of(settings) >= 1 or at.step % settings.val_every == 0
+        validated = (record["step"] for record in self.records() if record.get("event") == "activity")
+        return is_due and at.step not in validated
 
     def record(self, step: int, **values: Any) -> None:
         """Append a line to metrics.jsonl; a value that is not finite becomes null."""
@@ -150,6 +155,10 @@ class RunFolder:
         if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
             log.warning(f"step {at.step}: weights are not finite; the state is not saved, earlier ones are kept")
             return
+        # The weights first: a run that is killed here makes these again after it has resumed from the state before.
+        config = {"config": asdict(model.config), "step": at.step}
+        checkpoint.write(self.path / "model.safetensors", model.state_dict(), config)
+        checkpoint.write(self.path / "ema.safetensors", ema.module.state_dict(), config)
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         tensors |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
         for index, moments in state.optimizer.state_dict()["state"].items():
@@ -161,9 +170,6 @@ class RunFolder:
             "sha256": digest(tensors),
         }
         checkpoint.write(self.path / "state" / f"step-{at.step:08d}.safetensors", tensors, metadata)
-        config = {"config": asdict(model.config), "step": at.step}
-        checkpoint.write(self.path / "model.safetensors", model.state_dict(), config)
-        checkpoint.write(self.path / "ema.safetensors", ema.module.state_dict(), config)
         for old in self.states[:-2]:
             old.unlink()
 
@@ -224,13 +230,21 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 class Log:
     """Progress reports: a progress bar, metrics.jsonl, TensorBoard, and strips of sample images."""
 
-    def __init__(self, run: RunFolder, settings: Settings, at: Progress, device: torch.device, processes: int) -> None:
-        self.run, self.settings, self.device = run, settings, device
+    def __init__(
+        self,
+        run: RunFolder,
+        settings: Settings,
+        at: Progress,
+        device: torch.device,
+        processes: int,
+        validation: Evaluator | None = None,
+    ) -> None:
+        self.run, self.settings, self.device, self.validation = run, settings, device, validation
         self.images_a_step = settings.batch * settings.accumulate * processes
         self.losses: list[float] = []
         self.seconds, self.waited = at.seconds, 0.0
         self.warned_of_dead_units = False
-        self.board = SummaryWriter(str(run.path / "tensorboard"), purge_step=at.step)
+        self.board = SummaryWriter(str(run.path / "tensorboard"), purge_step=at.step + 1)
         self.bar = tqdm(
             total=1.0,
             desc=settings.name,
@@ -264,26 +278,29 @@ class Log:
         )
         self.bar.set_postfix_str(text + (f", {at.skipped} skipped" if at.skipped else ""), refresh=False)
 
-    def validate(
-        self, at: Progress, model: nn.Module, validation: Evaluator | None, sample: tuple[Tensor, Tensor, Tensor]
-    ) -> None:
-        """PSNR and SSIM of the averaged weights and of the blurred input, and strips of blurred, output and sharp.
+    def validate(self, at: Progress, state: TrainState, shown: tuple[Tensor, ...]) -> None:
+        """PSNR and SSIM of the averaged weights and of the blurred input, strips of blurred, output and sharp, and the
+        activity of the residual blocks.
 
-        Without validation pairs the strip shows `sample` from the training step.
+        `shown` are blurred, output and sharp of the training step, `[B, 3, H, W]`; the first of each is shown if there
+        are no validation pairs.
         """
-        strips = [tuple(middle(pixels(image), SHOWN, SHOWN) for image in sample)]
-        if validation is not None:
-            evaluation = validation(model)
+        model = state.ema.module
+        strips = [tuple(middle(pixels(image[0]), SHOWN, SHOWN) for image in shown)]
+        if self.validation is not None:
+            evaluation = self.validation(model)
             values = {f"{name}_blurred": value for name, value in evaluation.blurred.items()} | evaluation.deblurred
             self.run.record(at.step, event="validation", **values)
             for name, value in values.items():
                 self.board.add_scalar(f"validation/{name}", value, at.step)
             self.bar.write(f"step {at.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
-            strips = [self.sample(model, pair) for pair in validation.pairs.pairs[:4]]
+            strips = [self.sample(model, pair) for pair in self.validation.pairs.pairs[:4]]
         picture = np.concatenate([side_by_side(strip, SHOWN) for strip in strips])
         photo = images.Photo(picture)
         images.write(self.run.path / "samples" / f"step-{at.step:08d}.png", photo)
         self.board.add_image("samples", picture, at.step, dataformats="HWC")
+        with autocast(self.device, self.settings.precision):
+            self.activity(at, summarise(unit_activity(state.model, shown[0])))
 
     def activity(self, at: Progress, blocks: dict[str, Activity]) -> None:
         """Activity of the residual blocks by name; warns once per process if most units of a block are dead."""
