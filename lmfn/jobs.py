@@ -178,17 +178,20 @@ class _Line:
             if self._whole is not None:
                 self._whole(work.outcome, work.claim.renew)
             elif work.photo is not None:
-                work.photo = self._sharpened(work.photo)
+                work.photo = self._sharpened(work.photo, work.outcome.target)
             else:
                 photos = images.read_frames(work.outcome.source, whole_numbers=self._as_stored, stored=self._as_stored)
                 first, *second = islice(photos, 2)
+                target = work.outcome.target
                 if second:
-                    images.write_frames(work.outcome.target, map(self._sharpened, chain([first], second, photos)))
+                    frames = (self._sharpened(photo, target) for photo in chain([first], second, photos))
+                    images.write_frames(target, frames)
                 else:
-                    work.photo = self._sharpened(first)
+                    work.photo = self._sharpened(first, target)
 
-    def _sharpened(self, photo: Photo) -> Photo:
+    def _sharpened(self, photo: Photo, target: Path) -> Photo:
         assert self._sharpen is not None
+        images.check(target, photo)  # before the network's work
         return replace(photo, pixels=self._sharpen(photo.pixels))
 
     def process_suspects(self) -> Iterator[Outcome]:

@@ -381,6 +381,26 @@ def test_frames(tmp_path):
     assert calls == []
 
 
+def test_what_the_format_cannot_hold_is_refused_before_the_work(tmp_path):
+    calls = []
+
+    def counted(image):
+        calls.append(image)
+        return negative(image)
+
+    images.write(tmp_path / "alpha.png", Photo(picture(6, 7, 4)))
+    images.write(tmp_path / "wide.png", Photo(picture(1, 16_384, 1)))
+    result = run([tmp_path / "alpha.png"], tmp_path / "out", extension="jpg", deblurrer=counted)
+    assert "JPEG cannot hold the image's transparency" in result.failed[0][1]
+    result = run([tmp_path / "wide.png"], tmp_path / "out", extension="webp", deblurrer=counted)
+    assert "WebP holds 16,383 pixels a side" in result.failed[0][1]
+    pages = [Image.fromarray(np.full((9, 9, 4), n, np.uint8)) for n in (1, 2)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    result = run([tmp_path / "pages.tif"], tmp_path / "out", extension="jpg", frames="first", deblurrer=counted)
+    assert "JPEG cannot hold the image's transparency" in result.failed[0][1]
+    assert calls == []
+
+
 def test_a_note_on_every_page_is_one_note(tmp_path):
     pages = [Image.fromarray(np.full((20, 30, 3), 40 * n, np.uint8)).convert("CMYK") for n in (1, 2, 3)]
     inks = SRGB[:16] + b"CMYK" + SRGB[20:]

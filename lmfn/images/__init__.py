@@ -9,7 +9,7 @@ names the file and the reason; metadata that cannot be kept is an `ImageWarning`
 from lmfn.images.formats import SUFFIXES, WRITABLE, writable_format
 from lmfn.images.photo import ImageError, ImageWarning, Photo
 from lmfn.images.reading import find_images, read, read_frames, read_rgb, read_size, walk
-from lmfn.images.writing import write, write_frames
+from lmfn.images.writing import check, write, write_frames
 
 __all__ = [
     "SUFFIXES",
@@ -17,6 +17,7 @@ __all__ = [
     "ImageError",
     "ImageWarning",
     "Photo",
+    "check",
     "find_images",
     "read",
     "read_frames",

@@ -55,6 +55,12 @@ def write(path: str | Path, photo: Photo) -> None:
         _commit(path, _with_blocks(path, form, file, photo))
 
 
+def check(path: str | Path, photo: Photo) -> None:
+    """Raise the ImageError that `write` raises for pixels and a suffix that do not go together: transparency in JPEG, a
+    side too long for the format. Another image of the same shape and alpha, with the same samples, can be written."""
+    _check(Path(path), writable_format(Path(path)), photo)
+
+
 def write_frames(path: str | Path, photos: Iterable[Photo]) -> None:
     """Write the pages of a TIFF, or the frames (of one size) of an animated WebP, each as by `write`.
 
