@@ -1,6 +1,7 @@
 """`python -m bench VERB`: the cost of the ops and of the network, compared with the alternatives.
 
-Without --out a verb only prints what it measures; with it, each row is appended to OUT/VERB.jsonl at once.
+Without --out, ops, model, train and memory only print what they measure; with it, each row is appended to
+OUT/VERB.jsonl at once.
 """
 
 import argparse
@@ -25,7 +26,10 @@ OTHERS = {
     "profile": ("bench.profile", "a frame and a training step kernel by kernel: shape, launches, time, roofline"),
     "windows": ("bench.windows", "what attention in windows costs in one photograph"),
     "tune": ("bench.tune", "time launch configs on this GPU and write lmfn_kernels/configs/<gpu>.json"),
-    "all": ("bench.all", "all of the above within --minutes; on a GPU also the tests and tuning"),
+    "all": (
+        "bench.all",
+        "model, train, memory and ops within --minutes; on a GPU also ahead, tests, profile, trial, host and tune",
+    ),
     "report": ("bench.report", "make tables and plots from rows, and fill the tables in the docs"),
     "submit": ("bench.submit", "check a folder of rows and collect it in one file for a pull request"),
     "ahead": ("bench.ahead", "compile the kernels of tests and benchmarks for this GPU, in as many processes as cores"),
@@ -58,20 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
             sub.add_argument(
                 "--turns", action="store_true", help="print a line and wait for one on stdin before timing anything"
             )
-        if verb == "resources":
-            sub.add_argument("--target", nargs="+", default=["sm_80", "sm_90", "sm_100", "gfx942"])
-            sub.add_argument("--dtype", nargs="+", default=["bfloat16", "float16", "float32"])
-            sub.add_argument("--kernel", nargs="+", help="names, as in the table; default: all kernels")
-        else:
-            import_module(module).add_arguments(sub)
+        import_module(module).add_arguments(sub)
     options = parser.parse_args(arguments)
     try:
         if options.verb in MEASURING:
             return measure(options)
-        if options.verb == "resources":
-            from bench.resources import table
-
-            return 1 if table(options.target, options.dtype, options.kernel) else 0
         done: int = import_module(OTHERS[options.verb][0]).run(options)
         return done
     except (ValueError, RuntimeError, OSError) as error:

@@ -5,6 +5,7 @@ exactly the kernels that launches would compile, specialised in the same way. A 
 each ptxas in Triton's wheel, since the driver determines which of them is used (`runtime/assembler.py`).
 """
 
+import argparse
 import re
 import tempfile
 from collections.abc import Collection, Iterator
@@ -422,14 +423,20 @@ def _amd(kernels: list[Any]) -> list[list[Assembled]]:
     ]
 
 
-def table(targets: list[str], dtypes: list[str], names: Collection[str] | None) -> int:
-    """Print the rows and, as the last line, a summary; returns the number of rows with a fault."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=["sm_80", "sm_90", "sm_100", "gfx942"])
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: all")
+    parser.add_argument("--kernel", nargs="+", help="names, as in the table; default: all kernels")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the rows and, as the last line, a summary; 1 if a row has a fault."""
     print(f"triton {triton.__version__}")
     print(f"{'target':7} {'dtype':8} {'ptxas':5} {'tile':5} warps  regs stack local  shared matrix hgmma  kernel")
     rows = []
-    for target in targets:
-        for dtype in dtypes:
-            for row in compiled(target, dtype, names):
+    for target in options.target:
+        for dtype in options.dtype:
+            for row in compiled(target, dtype, options.kernel):
                 rows.append(row)
                 faults = "; ".join(row.faults())
                 print(
@@ -441,6 +448,7 @@ def table(targets: list[str], dtypes: list[str], names: Collection[str] | None) 
     bad = sum(bool(row.faults()) for row in rows)
     worst = max(row.registers for row in rows)
     print(
-        f"{len(rows)} kernels on {', '.join(targets)} in {', '.join(dtypes)}: {bad} with faults, most registers {worst}"
+        f"{len(rows)} kernels on {', '.join(options.target)} in {', '.join(options.dtype)}: {bad} with faults, "
+        f"most registers {worst}"
     )
-    return bad
+    return 1 if bad else 0

@@ -101,8 +101,7 @@ def parse_lmfn(words: list[str]) -> None:
 def parse_bench(words: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "measure", lambda _: 0)
-        patch.setattr("bench.resources.table", lambda *_: [])
-        if words[0] in bench.OTHERS and words[0] != "resources":
+        if words[0] in bench.OTHERS:
             patch.setattr(f"{bench.OTHERS[words[0]][0]}.run", lambda _: 0)
         assert bench.main(words) == 0
 
