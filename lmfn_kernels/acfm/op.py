@@ -27,8 +27,8 @@ def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | LayerAttent
 
     `x`, `add` and the result [B, C, H, W], float32, float16, bfloat16 or float64, of any strides; `gate` are the
     weights of q, whose type selects its form (`Pseudo3D`, `Full3D`); `alpha` [1]. All tensors have one dtype and
-    device; sums are in float32 (float64 for float64). The result is channels-last, from the kernels with a pixel stride
-    rounded up to 16 bytes. Under autocast, images are cast to its dtype, weights are not. Gradients are of first order.
+    device; sums are in float32 (float64 for float64). The result is channels-last, from the kernels with gaps between
+    pixels (`pixel_pitch`). Under autocast, images are cast to its dtype, weights are not. Gradients are of first order.
 
     If `add` is a `LayerAttention`, this is the merge of both attentions, f_l + f_c, in one pass over the layers and x:
     f_l is computed on the fly, and written to memory only if backward needs its signs. Its shape must be that of x.

@@ -105,6 +105,7 @@ def _merge(t: Tiling, grid: Grid, maps: int, layers: int, slope: float, row: int
         C=c,
         MAPS=maps,
         LAYERS=layers,
+        WINDOWED=grid.blocks > 1,
         SLOPE=slope,
         PITCH=row,
         OF_ROW=pitch(c, t.dtype),

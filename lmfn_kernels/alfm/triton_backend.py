@@ -28,7 +28,6 @@ from lmfn_kernels.runtime.launch import (
     launch,
     partial_sums,
     pitch_of_pixels,
-    sum_partials,
     tiling,
     with_pitch,
 )
@@ -128,7 +127,7 @@ def products(gradient: PendingMask, maps: Sequence[Tensor], grid: Grid) -> tuple
         key = t, grid, _widest(x), size, these, splits, o, slope, (row, of_g, of_act)
         images = {f"p_x{i}": maps[j] for i, (j, _) in enumerate(these)}
         launch(x, _product, key, p_g=g, p_act=activation_output, p_out=out, p_sum=sums, **images)
-    found = sum_partials(out).unflatten(0, (parts, o))
+    found = out.sum(0).unflatten(0, (parts, o))
     of_windows = found if grid.blocks == 1 else windows_from_quarters(found, grid)
     return of_windows, PartialSums(sums.flatten(0, 1))
 
@@ -228,6 +227,7 @@ def _mix(
         MAPS=maps,
         C=channels,
         G=of_g,
+        WINDOWED=grid.blocks > 1,
         WINDOWED_MAPS=windowed_maps,
         SLOPE=slope,
         ACT_SLOPE=act_slope,
@@ -447,13 +447,8 @@ def _block(channels: int) -> int:
 
 
 def blocks_of(grid: Grid) -> dict[str, Any]:
-    return {
-        "SIDE_H": grid.height,
-        "SIDE_W": grid.width,
-        "ROWS": grid.rows,
-        "COLUMNS": grid.columns,
-        "WINDOWED": grid.blocks > 1,
-    }
+    """The kernels' constants that depend only on the grid."""
+    return {"SIDE_H": grid.height, "SIDE_W": grid.width, "ROWS": grid.rows, "COLUMNS": grid.columns}
 
 
 def _of_slots(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, ...], splits: int) -> dict[str, Any]:
@@ -461,10 +456,7 @@ def _of_slots(t: Tiling, grid: Grid, widest: int, size: int, slots: tuple[Slot, 
     channels = t.size[1]
     block_c = min(widest, channel_block(channels))
     constants = {
-        "SIDE_H": grid.height,
-        "SIDE_W": grid.width,
-        "ROWS": grid.rows,
-        "COLUMNS": grid.columns,
+        **blocks_of(grid),
         "C": channels,
         "SIZE": size,
         "SPLITS": splits,

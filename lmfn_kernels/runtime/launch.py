@@ -432,7 +432,3 @@ def partial_sums(like: Tensor, splits: int, shape: Sequence[int]) -> Tensor:
     """Uninitialised memory `[splits, *shape]` for one partial sum per program; they are added in a fixed order, so that
     the bits of the sum never vary."""
     return torch.empty((splits, *shape), dtype=accumulator_dtype(like), device=like.device)
-
-
-def sum_partials(partials: Tensor) -> Tensor:
-    return partials.sum(0)
