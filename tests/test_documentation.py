@@ -26,6 +26,7 @@ import tyro
 from tensorboard import program
 
 import bench.__main__ as bench
+import lmfn_kernels
 from experiments.weights import card
 from lmfn import LMFN, cli, data, images
 from lmfn.data import downloads
@@ -51,6 +52,14 @@ class Block(NamedTuple):
     place: str
     kind: str
     text: str
+
+
+def test_every_public_name_of_the_kernels_is_documented() -> None:
+    code: set[str] = set()
+    for text in TEXTS.values():
+        for span in [*re.findall(r"`([^`]+)`", FENCE.sub("", text)), *(fenced[2] for fenced in FENCE.finditer(text))]:
+            code |= set(re.findall(r"\w+", span))
+    assert set(lmfn_kernels.__all__) <= code
 
 
 def blocks() -> Iterator[Block]:
