@@ -163,6 +163,88 @@ def test_killed_twice_and_resumed_is_bit_identical_to_a_run_in_one_go(settings: 
     assert [(step, rate) for step, rate, _ in rates[0]] == [(step, rate) for step, rate, _ in rates[1]]
 
 
+class Killed(BaseException):
+    """Ends a run in this process, as a kill does."""
+
+
+def dies(*_: object) -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "step-00000004.safetensors"])
+def test_killed_in_its_last_save_a_run_ends_with_the_weights_of_a_whole_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    settings = dataclasses.replace(settings, steps=4, save_every=2)
+    whole = dataclasses.replace(settings, name="whole")
+    assert script.train(whole) == 0
+    save = RunFolder.save
+
+    def killed(self: RunFolder, state: TrainState, at: Progress, **options: bool) -> None:
+        with monkeypatch.context() as patch:
+            replace = os.replace
+            if at.step == 4:
+                patch.setattr(
+                    os, "replace", lambda source, to: dies() if Path(to).name == name else replace(source, to)
+                )
+            save(self, state, at, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", killed)
+        with pytest.raises(Killed):
+            script.train(settings)
+    assert script.train(dataclasses.replace(settings, resume="auto")) == 0
+    for kind in ("model", "ema"):
+        (a, of), (b, of_whole) = (checkpoint.read(run_in(s) / f"{kind}.safetensors") for s in (settings, whole))
+        assert all(torch.equal(a[key], b[key]) for key in b)
+        assert of == of_whole
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_that_ended_before_a_validation_makes_it_when_it_resumes(
+    settings: Settings, photos: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    """Stopped at the step of one, killed in the next, killed in the last; the records are those of a whole run."""
+    for kind in ("blur", "sharp"):
+        for file in photos.iterdir():
+            images.write(settings.runs / "pairs" / kind / file.name, images.read(file))
+    settings = dataclasses.replace(
+        settings, steps=5, save_every=1, val_every=2, batch=2, accumulate=accumulate, val=settings.runs / "pairs"
+    )
+    whole, resumed = (dataclasses.replace(settings, name=name) for name in ("whole", "resumed"))
+    assert script.train(whole) == 0
+    step = Log.step
+
+    def stopped(self: Log, at: Progress, *rest: float) -> None:
+        step(self, at, *rest)
+        if at.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "step", stopped)
+        assert script.train(resumed) == 128 + signal.SIGTERM
+    resumed = dataclasses.replace(resumed, resume="auto")
+    validate = Log.validate
+    for last in (4, 5):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                Log,
+                "validate",
+                lambda self, at, *rest, last=last: (dies if at.step == last else validate)(self, at, *rest),
+            )
+            with pytest.raises(Killed):
+                script.train(resumed)
+    for _ in range(2):  # once more changes nothing
+        assert script.train(resumed) == 0
+        one, other = ([r for r in records(run_in(s)) if r.get("event") != "start"] for s in (whole, resumed))
+        for event in ("validation", "activity"):
+            found = [[r for r in of if r.get("event") == event] for of in (one, other)]
+            assert [r["step"] for r in found[0]] == [2, 4, 5]
+            assert found[0] == found[1]
+    for file in (run_in(whole) / "samples").iterdir():
+        assert file.read_bytes() == (run_in(resumed) / "samples" / file.name).read_bytes()
+
+
 def test_two_processes_train_on_what_one_with_twice_the_batch_does(settings: Settings) -> None:
     one = dataclasses.replace(settings, name="one", batch=4, steps=5)
     two = dataclasses.replace(settings, name="two", batch=2, steps=5, workers=1, device="auto")
