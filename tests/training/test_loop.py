@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 import lmfn.training.batches
@@ -243,6 +244,17 @@ def test_a_run_that_ended_before_a_validation_makes_it_when_it_resumes(
             assert found[0] == found[1]
     for file in (run_in(whole) / "samples").iterdir():
         assert file.read_bytes() == (run_in(resumed) / "samples" / file.name).read_bytes()
+
+
+def test_tensorboard_has_what_the_records_have(settings: Settings) -> None:
+    """Also at the step from which the run was resumed."""
+    for steps in (4, 6):
+        assert script.train(dataclasses.replace(settings, steps=steps, save_every=1, resume="auto")) == 0
+    events = EventAccumulator(str(run_in(settings) / "tensorboard")).Reload()
+    losses = [(record["step"], record["loss"]) for record in records(run_in(settings)) if "loss" in record]
+    assert [step for step, _ in losses] == [2, 4, 6]
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([loss for _, loss in losses])
 
 
 def test_two_processes_train_on_what_one_with_twice_the_batch_does(settings: Settings) -> None:
