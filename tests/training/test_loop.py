@@ -1,6 +1,7 @@
 """Complete training runs: resumed after a kill, stopped by signals, distributed over processes, given broken input."""
 
 import dataclasses
+import datetime
 import json
 import logging
 import math
@@ -13,11 +14,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -255,6 +258,16 @@ def test_tensorboard_has_what_the_records_have(settings: Settings) -> None:
     assert [step for step, _ in losses] == [2, 4, 6]
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([loss for _, loss in losses])
+
+
+def test_processes_wait_for_the_one_that_validates(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than NCCL's ten minutes, since a validation of thousands of images takes longer."""
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(script, "Accelerator", lambda **options: made.update(options))
+    script.join_processes(settings)
+    (group,) = made["kwargs_handlers"]
+    assert isinstance(group, InitProcessGroupKwargs)
+    assert group.timeout >= datetime.timedelta(hours=12)
 
 
 def test_two_processes_train_on_what_one_with_twice_the_batch_does(settings: Settings) -> None:
