@@ -64,6 +64,11 @@ MATRIX = {
     "gfx942": r"v_mfma_",
 }
 """Patterns of matrix instructions; on the other targets only HMMA counts."""
+OPTIONAL = (
+    *("t_act", "t_g2", "t_g3", "t_residual", "t_z", "t_mask", "t_d", "t_d4", "t_add", "t_added"),
+    *("p_add", "p_residual", "p_more_g", "p_index", "p_low1", "p_temperature"),
+)
+"""Arguments of kernels that may be None; those that are not are part of a row's name."""
 MEMORY = r"\b(?:LDG|STG|LD|ST|LDGSTS|ATOM|ATOMG|RED|REDG|UTMA(?!CCTL)\w+|UBLK\w+)\b"
 """A pattern of NVIDIA's instructions that read or write an image, and of no other."""
 ENDS = ("BRA", "BRX", "JMP", "EXIT", "RET")
@@ -361,12 +366,11 @@ def _variant(a: dict[str, Any]) -> str:
     parts += ["-".join(str(a[name]) for name in ("K", "N") if name in a)] if "K" in a else []
     parts += [f"{a['TAPS']}x{a['TAPS']}"] if "TAPS" in a else []
     parts += ["down"] if a.get("STRIDE") == 2 else []
-    parts += [f"{name.lower()}={a[name]}" for name in ("FIRST", "SLOPE") if a.get(name)]
-    optional = ("t_act", "t_g2", "t_g3", "t_residual", "t_z", "t_mask", "t_d", "t_d4", "t_more_g")
-    parts += [name for name in optional if a.get(name) is not None]
+    parts += [f"slope={a['SLOPE']}"] if a.get("SLOPE") else []
+    parts += [name for name in OPTIONAL if a.get(name) is not None]
     if E4M3 in (maps := [a[name].base.dtype for name in ("t_x", "t_out") if hasattr(a.get(name), "base")]):
         parts.append(f"{' to '.join('8' if dtype == E4M3 else '16' for dtype in maps)} bits")
-    parts += ["three maps"] if a.get("t_x3") is not None else ["two maps"] if a.get("t_out2") is not None else []
+    parts += ["three maps"] if a.get("B3") else ["two maps"] if a.get("B2") else []
     parts += ["in turns"] if a.get("ORDERED") else []
     parts += ["weights ahead"] if a.get("AHEAD") else []
     return f" ({', '.join(parts)})" if parts else ""

@@ -1,6 +1,7 @@
 """Every kernel of the network, compiled for every target without a GPU: no spills, enough memory, and use of matrix
 units."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,19 @@ def test_no_fault(environment: dict[str, str], target: str, dtype: str, kernels:
     done = resources(environment, "--target", target, "--dtype", dtype, *only)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "with faults" in done.stdout.splitlines()[-1]
+    if (target, dtype) == ("sm_90", "bfloat16"):
+        assert_documented(done.stdout)
+
+
+def assert_documented(printed: str) -> None:
+    """The tables of resources in docs/, which are of ptxas 12.9."""
+    columns = r"(\d+x\d+) +(\d+) +(\d+) +0 +0 +(\d+) +(\d+) +(\d+)"
+    found = {(row[7], *row.groups()[:6]) for row in re.finditer(rf" 12\.9  {columns}  (.+)", printed)}
+    cells = r"`(.+?)` \| (\d+x\d+) \| (\d+) \| (\d+) \| ([\d,]+) \| (\d+) \| (\d+) \|$"
+    pages = (Path(__file__).parents[2] / "docs").glob("*.md")
+    rows = [row for page in pages for row in re.findall(rf"^\| .+ \| {cells}", page.read_text(), re.MULTILINE)]
+    assert len(rows) > 30
+    assert {tuple(cell.replace(",", "") if cell[0].isdigit() else cell for cell in row) for row in rows} <= found
 
 
 def test_a_kernel_that_there_is_not_is_named(environment: dict[str, str]) -> None:
