@@ -8,7 +8,9 @@ import difflib
 import itertools
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -115,7 +117,7 @@ class Deblur:
             "deinterlace": self.deinterlace,
             "resume": self.resume or self.manifest is not None,
         }
-        with contextlib.ExitStack() as stack:
+        with interrupted_by_signals(), contextlib.ExitStack() as stack:
             report: Callable[[Any], object] = lambda _: None  # noqa: E731
             if self.manifest is not None:
                 manifest = stack.enter_context(Manifest(self.manifest, digest, shard))
@@ -486,6 +488,26 @@ def warnings_as_lines() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = usual
+
+
+@contextlib.contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Within the context, a request to end (`kill`, a batch system's time limit, a closed terminal) is as Ctrl-C, so
+    that no claim is left, as if a file had killed the process. Under nohup the terminal's is ignored as before."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _command(arguments: list[str], verbs: Any = Verb, prog: str = "lmfn") -> tuple[Any, str, list[str]]:
