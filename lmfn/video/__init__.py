@@ -1,7 +1,8 @@
 """Sharpen video clips, frame by frame: `deblur_clip`. Needs PyAV, installed with the extra `video`.
 
-`probing` checks a clip beforehand, `encoding` chooses how the result is encoded, `segments` decodes, sharpens and
-encodes in parallel and writes files atomically, and `joining` makes one clip of them, with the input's other streams.
+`probing` checks a clip beforehand, `encoding` chooses how the result is encoded, `conversion` makes RGB of frames and
+frames of RGB, `segments` decodes, sharpens and encodes in parallel and writes files atomically, and `joining` makes one
+clip of them, with the input's other streams.
 """
 
 from typing import TYPE_CHECKING

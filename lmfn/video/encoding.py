@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+import numpy as np
 
+from lmfn.video.conversion import RGB_SPACE, from_rgb, matrix
 from lmfn.video.probing import Clip
 from lmfn.video.suffixes import VideoError
 
@@ -16,13 +17,6 @@ QUIET = {"libx265": {"x265-params": "log-level=error"}}
 CONSTANT_QUALITY = {"libvpx-vp9": {"b": "0"}}  # without it, crf only limits the quality within a bit rate
 SMALLEST = {"libx265": 64}
 """Minimum length of the shorter side in pixels. Below it, x265 with 10 bits writes past its buffers and crashes."""
-RGB = "gbrpf32le"
-"""Pixel format of the network's input and output, float32. Converting 8-bit samples to it and back changes them by at
-most one level."""
-SCALING = (
-    Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
-)
-RGB_SPACE, UNSPECIFIED = 0, 2  # of H.273's matrix coefficients
 
 
 @dataclass(frozen=True)
@@ -33,21 +27,9 @@ class Encoding:
     pix_fmt: str
     options: tuple[tuple[str, str], ...]
 
-    def to_yuv(self, frame: Any, clip: Clip) -> Any:
-        """Convert a frame from `RGB` to `pix_fmt`, with the colour matrix and range of the clip."""
-        space, value_range = clip.colours.colorspace, clip.colours.color_range
-        matrix = Colorspace.ITU601 if space in (RGB_SPACE, UNSPECIFIED) else space
-        full = value_range == ColorRange.JPEG
-        made = frame.reformat(
-            format=self.pix_fmt,
-            src_colorspace=matrix,
-            dst_colorspace=matrix,
-            src_color_range=ColorRange.JPEG,
-            dst_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
-            interpolation=SCALING,
-        )
-        made.pts, made.time_base, made.duration = frame.pts, frame.time_base, frame.duration
-        return made
+    def frame(self, rgb: np.ndarray, clip: Clip) -> Any:
+        """A frame in `pix_fmt`, with the colour matrix and range of the clip, from float32 `[H, W, 3]` in [0, 1]."""
+        return from_rgb(rgb, self.pix_fmt, clip.colours.color_range, clip.colours.colorspace)
 
 
 def choose_encoding(clip: Clip, target: Path, codec: str | None = None, crf: float | None = None) -> Encoding:
@@ -121,7 +103,7 @@ def add_pictures(container: Any, clip: Clip, encoding: Encoding) -> Any:
     for name, value in asdict(clip.colours).items():
         setattr(codec, name, value)
     if codec.colorspace == RGB_SPACE and not av.VideoFormat(encoding.pix_fmt).is_rgb:
-        codec.colorspace = Colorspace.ITU601
+        codec.colorspace = matrix(RGB_SPACE)
     if clip.matrix is not None:
         stream.set_display_matrix(clip.matrix)
     return stream

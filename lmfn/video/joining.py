@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+import numpy as np
 
-from lmfn.video.encoding import RGB, Encoding, add_pictures
+from lmfn.video.encoding import Encoding, add_pictures
 from lmfn.video.probing import Clip, opened
 from lmfn.video.segments import Segment, segment_file
 from lmfn.video.suffixes import VideoError, address
@@ -68,9 +69,9 @@ def try_out(clip: Clip, folder: Path, target: Path, encoding: Encoding) -> None:
     try:
         with av.open(address(clip.path)) as source, av.open(address(trial), "w", options=_options(target)) as container:
             output = _streams(clip, source, container, target, encoding)
-            frame = av.VideoFrame(clip.width, clip.height, RGB)
+            frame = encoding.frame(np.zeros((clip.height, clip.width, 3), np.float32), clip)
             frame.pts, frame.time_base = 0, clip.time_base
-            for packet in output.pictures.encode(encoding.to_yuv(frame, clip)) + output.pictures.encode():
+            for packet in output.pictures.encode(frame) + output.pictures.encode():
                 packet.dts = packet.pts  # x265's is undefined for a single frame
                 container.mux(packet)
     except (av.FFmpegError, ValueError) as error:

@@ -14,6 +14,7 @@ from av.format import Flags
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
 
+from lmfn.video.conversion import RED_AND_BLUE, RGB_SPACE, UNSPECIFIED
 from lmfn.video.suffixes import VideoError, address
 
 HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
@@ -99,6 +100,11 @@ def probe(path: Path) -> Clip:
         rising = all(None not in (a.pts, b.pts) and a.pts < b.pts for a, b in pairwise(frames))
         lacks_times = container.format.name == "avi" and not rising and None not in decoded
         colours = Colours(first.color_range, first.color_primaries, first.color_trc, first.colorspace)
+        if colours.colorspace not in (RGB_SPACE, UNSPECIFIED, *RED_AND_BLUE):
+            raise VideoError(
+                f"{path}: the matrix of its colours ({colours.colorspace} in ITU-T H.273) is not supported; convert it "
+                "to BT.709 first"
+            )
         if (hdr := HDR.get(colours.color_trc)) is not None:
             notes.append(f"{path}: HDR ({hdr}) is kept without tone mapping; the network was not trained on HDR")
             if any(side_data.get(kind) for kind in (Type.MASTERING_DISPLAY_METADATA, Type.CONTENT_LIGHT_LEVEL)):

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 from av.filter import Graph
-from av.video.reformatter import ColorRange
 
 from lmfn import atomic
 from lmfn.overlap import ahead, heard, warnings_by_thread
 from lmfn.plausibility import DoubtfulOutput
-from lmfn.video.encoding import RGB, SCALING, Encoding, add_pictures
+from lmfn.video.conversion import to_rgb
+from lmfn.video.encoding import Encoding, add_pictures
 from lmfn.video.flicker import Flicker, FlickerMeter
 from lmfn.video.probing import Clip, opened
 from lmfn.video.suffixes import UnusableClipError, VideoError, address
@@ -136,13 +136,8 @@ def decode(clip: Clip, *, deinterlace: bool, skip: int = 0) -> Iterator[Picture]
                 )
             last = pts
             if number >= skip:
-                # RGB in a clip always has the full range, regardless of its tag.
-                full = ColorRange.JPEG if frame.format.is_rgb else None
-                rgb = frame.reformat(
-                    format=RGB, src_color_range=full, dst_color_range=ColorRange.JPEG, interpolation=SCALING
-                )
                 duration = int((frame.duration or 0) * frame.time_base / clip.time_base)
-                yield Picture(pts, duration, rgb.to_ndarray().clip(0, 1))
+                yield Picture(pts, duration, to_rgb(frame))
 
 
 def _frames(clip: Clip, container: Any, stream: Any) -> Iterator[Any]:
@@ -237,9 +232,9 @@ def _write(clip: Clip, file: Path, encoding: Encoding, start: int, pictures: Ite
             stream = add_pictures(container, clip, encoding)
             for picture in pictures:
                 assert picture.sharp is not None
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture.sharp), format=RGB)
+                frame = encoding.frame(picture.sharp, clip)
                 frame.pts, frame.time_base, frame.duration = picture.pts, clip.time_base, picture.duration
-                mux(stream.encode(encoding.to_yuv(frame, clip)))
+                mux(stream.encode(frame))
                 meter.add(picture.blurred, picture.sharp)
                 written[0] += 1
                 end = picture.pts + picture.duration
