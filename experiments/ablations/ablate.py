@@ -127,7 +127,7 @@ def ablate(
         pairs = pairs.spread(images)
     evaluator = Evaluator(pairs, protocol="plain", metrics=METRICS, device=device, keep=True, progress=False)
     run_settings = {"steps": steps, "settings": list(settings), "data": pairs.root.resolve().name, "pairs": len(pairs)}
-    check_run_settings(out, run_settings)
+    check_run_settings(out, run_settings | {"images": evaluator.digest()})
     results = []
     for variant in tqdm(TABLES[table], desc=table, unit="network"):
         measured = [train_and_evaluate(variant, seed, out / "runs", evaluator, steps, settings) for seed in seeds]

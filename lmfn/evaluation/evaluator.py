@@ -7,6 +7,7 @@ print(evaluation.table())
 
 import contextlib
 import datetime
+import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from lmfn.cuda_graphs import ImageFunction
 from lmfn.data.layouts import Pair, PairSet
-from lmfn.data.packed import read_rgb, read_size
+from lmfn.data.packed import is_pack, read_rgb, read_size
 from lmfn.device import DTYPES, autocast, check_precision, device_name
 from lmfn.evaluation import report
 from lmfn.evaluation.complexity import measure_complexity
@@ -130,7 +131,9 @@ class Evaluator:
         }
         try:
             complexity = measure_complexity(model)
-            journal = None if out is None else Journal(out, facts, self.metrics)
+            journal = None
+            if out is not None:
+                journal = Journal(out, facts | {"data": f"{facts['data']}, {self.digest()}"}, self.metrics)
             done = {} if journal is None else _continued(journal, process, processes)
             batches = self._batches([pair for pair in self.pairs if pair.name not in done])[process::processes]
             for row in self._rows(self._prepare(model), batches, progress=self.progress and process == 0):
@@ -155,6 +158,16 @@ class Evaluator:
             torch=torch.__version__,
             rows=tuple(done[pair.name] for pair in self.pairs),
         )
+
+    def digest(self) -> str:
+        """SHA-256 of the names of the pairs, and of the sizes of their images in pixels and bytes, which distinguishes
+        data of the same name, wherever it is."""
+        found = hashlib.sha256()
+        for pair in self.pairs:
+            files = (pair.blurred, *self._sharps(pair))
+            stored = [file.parent if is_pack(file.parent) else file for file in files]
+            found.update(repr((pair.name, self._sizes[pair], [file.stat().st_size for file in stored])).encode())
+        return found.hexdigest()
 
     @torch.inference_mode()
     def show(self, model: nn.Module, pair: Pair) -> list[np.ndarray]:

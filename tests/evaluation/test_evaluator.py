@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -455,6 +456,21 @@ def test_a_folder_of_another_evaluation_is_refused(pairs, tmp_path):
     (tmp_path / "images.csv").write_text(before.replace("\n1,", "\n1,x", 1))
     with pytest.raises(ValueError, match=r"images\.csv, line 3 is broken"):
         run(tiny(), pairs, out=tmp_path)
+
+
+def test_other_images_of_the_same_names_are_another_evaluation(pairs, tmp_path):
+    """As of two data sets whose folders are both called test; but data that was moved is still the same."""
+    for kind in ("blur", "sharp"):
+        for place in ("moved", "other"):
+            shutil.copytree(pairs.root / kind, tmp_path / place / pairs.root.name / kind)
+    moved, other = (find_pairs(tmp_path / place / pairs.root.name) for place in ("moved", "other"))
+    file = other.pairs[1].sharp
+    skimage.io.imsave(file, np.roll(skimage.io.imread(file), 7, axis=0))
+    here = find_pairs(pairs.root)
+    first = run(tiny(), here, out=tmp_path / "out", worst=0)
+    assert run(tiny(), moved, out=tmp_path / "out", worst=0).rows == first.rows
+    with pytest.raises(ValueError, match="contains an evaluation with another data; name another folder"):
+        run(tiny(), other, out=tmp_path / "out", worst=0)
 
 
 def test_what_was_measured_before_a_failure_is_kept(pairs, tmp_path):

@@ -1,6 +1,7 @@
 """The paper's tables: what is trained, measured and written."""
 
 import json
+import shutil
 from typing import get_args, get_type_hints
 
 import numpy as np
@@ -89,6 +90,11 @@ def test_a_table_is_trained_measured_and_not_made_twice(pairs, tmp_path, monkeyp
         ValueError, match=r"out contains runs with another steps \(.*settings\.json\); name another folder"
     ):
         ablate("encoder", find_pairs(pairs), tmp_path / "out", **(again | {"steps": 3}))
+    other = tmp_path / "other" / pairs.name
+    shutil.copytree(pairs, other)
+    images.write(other / "blur" / "0.png", images.Photo(np.zeros((72, 80, 3), np.float32)))
+    with pytest.raises(ValueError, match="out contains runs with another images"):
+        ablate("encoder", find_pairs(other), tmp_path / "out", **again)
     with pytest.raises(ValueError, match="unknown table 'decoder'; there are rfdbs, encoder"):
         ablate("decoder", find_pairs(pairs), tmp_path / "out", steps=1)
     with pytest.raises(ValueError, match="steps is 0; it must be at least 1"):
