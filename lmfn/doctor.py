@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 PACKAGE = "lmfn-deblur"
 EXTRAS = {
     "train": "training",
-    "video": "frames of videos as training data",
+    "video": "video clips, also as training data",
     "eval": "the protocol realblur",
     "lpips": "the metric lpips",
     "heif": "reading HEIC and AVIF",
@@ -57,7 +57,7 @@ OPS = (
 """The ops of `lmfn_kernels`, by the names in backend tables."""
 VARIABLES = (
     "CC", "CUDA_VISIBLE_DEVICES", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HIP_VISIBLE_DEVICES", "KMP_AFFINITY", "LD_PRELOAD",
-    "LMFN_BACKEND", "MKL_NUM_THREADS", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF",
+    "LMFN_BACKEND", "LMFN_TRY", "MKL_NUM_THREADS", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF", "TORCH_CUDA_ARCH_LIST", "TRITON_CACHE_DIR", "TRITON_INTERPRET",
     "TRITON_PTXAS_BLACKWELL_PATH", "TRITON_PTXAS_PATH",
 )  # fmt: skip
@@ -255,9 +255,10 @@ def _triton() -> Lines:
     from lmfn_kernels.conv.triton_backend import ring_programs
     from lmfn_kernels.runtime.trials import ON_TRIAL, in_use
 
-    for name, computes in ON_TRIAL.items():
-        waits = "used, by LMFN_TRY" if in_use(name) else "not used until its test has passed on a GPU"
-        yield f"on trial: {name}", f"{computes}; {waits}"
+    for name in filter(in_use, ON_TRIAL):
+        yield f"on trial: {name}", f"{ON_TRIAL[name]}; used, by LMFN_TRY"
+    if unused := [name for name in ON_TRIAL if not in_use(name)]:
+        yield "on trial, not used", f"{', '.join(unused)} (until their tests have passed on a GPU)"
     for i in range(torch.cuda.device_count() if gpu else 0):
         if ring_programs(torch.device("cuda", i)):
             yield f"3x3 on cuda:{i}", "ring_kernel (Gluon) in 16 bits and FP8"

@@ -13,6 +13,7 @@ import torch
 import lmfn_kernels
 from lmfn import LMFN, LMFNConfig, cli, doctor, weights
 from lmfn_kernels import selftest
+from lmfn_kernels.runtime.trials import ON_TRIAL, trying
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -122,6 +123,17 @@ def test_a_gpu_needs_a_compiler_and_no_interpreter(monkeypatch: pytest.MonkeyPat
     found = probe("Triton")
     assert "install gcc" in found["C compiler"].fault
     assert "unset TRITON_INTERPRET" in found["interpreter"].fault
+
+
+def test_kernels_on_trial() -> None:
+    """What is used is described; what is not is a line in all, and none if all are used."""
+    assert "ring_fuse, " in probe("Triton")["on trial, not used"].value
+    with trying("ring_fuse"):
+        found = probe("Triton")
+        assert found["on trial: ring_fuse"].value == "distill_fuse, forward; used, by LMFN_TRY"
+        assert "ring_fuse" not in found["on trial, not used"].value
+    with trying(*ON_TRIAL):
+        assert "on trial, not used" not in probe("Triton")
 
 
 def test_an_assembler_that_miscompiles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,8 @@ def choose(x: torch.Tensor, unsupported_reason: str | None, op: str) -> str:
 def explain_backend(op: str, x: torch.Tensor, unsupported_reason: str | None = None) -> tuple[str, str]:
     """The backend that the op of that name takes for an image `x`, and why.
 
-    `unsupported_reason` is the reason why the op's kernels cannot take the call, or None. Raises as `choose`.
+    `op` is named as in the tables of `runtime/configs.py`. `unsupported_reason` is the reason why its kernels cannot
+    take the call, or None. Raises as `choose`.
     """
     if _chosen in ("torch", "reference"):
         return _chosen, "chosen by LMFN_BACKEND or lmfn_kernels.backend"

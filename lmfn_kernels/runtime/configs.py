@@ -12,8 +12,9 @@ case with dashes for spaces. It is one object with two optional members:
 the launcher passes to `config`, `dtype` is float32, float16 or bfloat16, and `bits` is the number of binary digits of
 B H W of the launcher's image, so that new crop sizes share the entry of similar ones.
 
-`backend` maps `op/dtype/bits`, with the name of the public function and its first image, to `torch` if PyTorch's own
-kernels (cuDNN) are faster, or to `triton`, the default. Only backend `auto` on a GPU consults it.
+`backend` maps `op/dtype/bits`, with the name of the public function (`attention_merge` for `channel_gate` with a
+`LayerAttention`), the dtype it computes in and its first image, to `torch` if PyTorch's own kernels (cuDNN) are faster,
+or to `triton`, the default. Only backend `auto` on a GPU consults it.
 
 Nothing is tuned on a first call. Devices without a table, and deterministic mode (`torch.use_deterministic_algorithms`)
 on any device, use the heuristic.
