@@ -1,5 +1,6 @@
 """Read HEIC and AVIF with pillow-heif and Pillow (the extra `heif`)."""
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -30,7 +31,7 @@ class Picture:
     """The remaining rotation, as an EXIF orientation."""
     blocks: Blocks
     more: bool
-    """Whether the file also has gain or depth maps."""
+    """Whether the file also has gain or depth maps, or a film."""
     decode: Callable[[], np.ndarray]
     """Decodes it to uint8 or uint16 `[height, width, channels]`."""
 
@@ -41,7 +42,7 @@ def open_heic(path: Path) -> Picture:
 
     image = pillow_heif.open_heif(path, convert_hdr_to_8bit=False)
     colours = image.mode.partition(";")[0]
-    more = bool(image.info["depth_images"] or image.info["aux"])
+    more = bool(image.info["depth_images"] or image.info["aux"]) or has_film(path)
     wide = image.info["bit_depth"] > 8
 
     def decode() -> np.ndarray:
@@ -69,7 +70,25 @@ def open_avif(path: Path) -> Picture:
         return samples.reshape(*samples.shape[:2], -1)
 
     width, height = image.size
-    return Picture(width, height, len(image.mode), 8, image.n_frames, orientation, blocks, False, decode)
+    return Picture(width, height, len(image.mode), 8, image.n_frames, orientation, blocks, has_film(path), decode)
+
+
+def has_film(path: Path) -> bool:
+    """Whether a film follows the pictures, as in a motion photo: in a box of its own, or as a whole MP4."""
+    with path.open("rb") as file:
+        size, start = file.seek(0, io.SEEK_END), 0
+        while start + 8 <= size:
+            file.seek(start)
+            head = file.read(16)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if kind == b"mpvd" or (kind == b"ftyp" and start):
+                return True
+            if length == 1:  # it has 8 bytes
+                length = int.from_bytes(head[8:], "big")
+            if length < 8:  # up to the end, or nothing that is known
+                return False
+            start += length
+    return False
 
 
 def _blocks(info: Mapping[Any, Any]) -> Blocks:

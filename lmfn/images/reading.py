@@ -25,6 +25,7 @@ from lmfn.scratch import Pixels, StoredPixels
 
 RGB_LIKE = range(7)  # TIFF's photometric interpretations that OpenImageIO converts to gray or RGB; not CIELAB
 WHITE_IS_ZERO = 0  # that of gray with white as 0
+PICTURES = "the gain map, depth map or film"
 NO_PAGE = 1 | 4  # bits of TIFF's NewSubfileType: smaller copies (thumbnails) and masks
 MOST_COPIES = 64  # thumbnails and masks of a TIFF after which no further page is searched for; there may be millions
 TAKEN_FOR_GRANTED = 2**27  # bytes up to which the free memory is not checked, since that takes a millisecond
@@ -73,7 +74,8 @@ def read(path: str | Path, *, first: bool = False, whole_numbers: bool = False, 
     is a folder with room for it; they are `lmfn.scratch.StoredPixels`. EXIF and XMP are those of the file, with
     Orientation 1; the thumbnail of a rotated image is dropped. For broken EXIF, and for TIFF, the metadata is what
     OpenImageIO reads. Gain maps, depth maps and films appended to a JPEG are dropped, together
-    with their XMP, and so is a profile for other colours than those of the pixels (CMYK), each with an ImageWarning.
+    with their XMP, and so are films in a HEIC or AVIF, XMP beyond its first 64 kB in a JPEG, and a profile for other
+    colours than those of the pixels (CMYK), each with an ImageWarning.
 
     Raises ImageError, also for float samples outside [0, 1], and for a file with several images (an animation or pages)
     unless only the `first` is requested.
@@ -165,9 +167,9 @@ class _Image:
             f"{self.path}: {self.several}, of which only the first can be read; convert it to WebP or TIFF"
         )
 
-    def has_more(self) -> bool:
-        """Whether the file contains gain maps, depth maps or films, which are not preserved."""
-        return False
+    def more(self) -> list[str]:
+        """What the file contains beside the picture and its blocks, which is not preserved."""
+        return []
 
     def photo(self, whole_numbers: bool, stored: bool = False) -> Photo:
         pixels = self.pixels(0 if whole_numbers else 8, stored)
@@ -182,8 +184,8 @@ class _Image:
             attributes.attribute("oiio:UnassociatedAlpha", self.spec.get_int_attribute("oiio:UnassociatedAlpha", 0))
         if "Orientation" in attributes:
             attributes.attribute("Orientation", 1)
-        if self.has_more():
-            message = f"{self.path}: the gain map, depth map or film in the file is not kept"
+        if more := " and ".join(self.more()):
+            message = f"{self.path}: {more} in the file is not kept"
             warnings.warn(message, ImageWarning, stacklevel=3)
         blocks = self._upright_blocks(pixels.shape[2])
         if (icc := self.blocks.icc) and not blocks.icc:
@@ -301,11 +303,12 @@ class _OpenImageIO(_Image):
                 return 2 * jpeg.is_progressive(file)  # coefficients
             return super().held() * (self.form == "WebP" or (self.form == "PNG" and png.is_interlaced(file)))
 
-    def has_more(self) -> bool:
+    def more(self) -> list[str]:
         if self.form != "JPEG":
-            return False
+            return []
         with self.path.open("rb") as file:
-            return jpeg.has_more(file)
+            parts = {PICTURES: jpeg.has_more(file), "the extended part of XMP": jpeg.has_extended_xmp(file)}
+        return [name for name, is_there in parts.items() if is_there]
 
     def frames(self) -> Iterator[_Image]:
         if self.form != "TIFF":
@@ -367,8 +370,8 @@ class _Heif(_Image):
 
     picture: heif.Picture = field(kw_only=True)
 
-    def has_more(self) -> bool:
-        return self.picture.more
+    def more(self) -> list[str]:
+        return [PICTURES] if self.picture.more else []
 
     def decode(self, samples: str, rows: int) -> Iterator[np.ndarray]:  # noqa: ARG002 (the type is that of the file)
         try:

@@ -12,6 +12,7 @@ APP1, APP2, SCAN, END = b"\xff\xe1", b"\xff\xe2", b"\xff\xda", b"\xff\xd9"
 PROGRESSIVE = b"\xff\xc2"
 LONGEST = 65_533  # maximum of the 16-bit segment length, minus its own two bytes
 EXIF, XMP, ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
+MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 ICC_PART = LONGEST - len(ICC) - 2  # followed by the number of the part and the number of parts, one byte each
 PICTURES = (SIGNATURE, b"ftyp")  # signatures of further pictures (JPEG) and videos (MP4)
 
@@ -91,6 +92,11 @@ def has_more(file: BinaryIO) -> bool:
     if position is None:
         return False
     return any(_find(file, start, position) is not None for start in PICTURES)
+
+
+def has_extended_xmp(file: BinaryIO) -> bool:
+    """Whether XMP was too long for one segment, and goes on in others."""
+    return any(marker == APP1 and body.startswith(MORE_XMP) for marker, _, body in segments(file))
 
 
 def is_progressive(file: BinaryIO) -> bool:

@@ -1,5 +1,7 @@
 """HEIC and AVIF against the decoders of their own libraries, and behaviour without these libraries."""
 
+import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,21 @@ def test_a_gain_map_that_is_not_kept_is_a_warning(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(pillow_heif, "open_heif", lambda *_, **__: found)
     with pytest.warns(ImageWarning, match=r"a\.heic: the gain map, depth map or film in the file is not kept"):
         images.read(path)
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".avif"])
+def test_a_film_behind_the_picture_is_left_out_with_a_word(tmp_path: Path, suffix: str) -> None:
+    path = save(tmp_path / f"a{suffix}", smooth())
+    data, film = path.read_bytes(), struct.pack(">I4s4sI", 16, b"ftyp", b"mp42", 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ImageWarning)
+        images.read(path)
+        path.write_bytes(data + struct.pack(">I4s", 9, b"free") + b"x" + struct.pack(">I4sI", 0, b"free", 7))
+        images.read(path)
+    for more in (struct.pack(">I4s", 24, b"mpvd") + film, struct.pack(">I4sQ", 1, b"mpvd", 32) + film, film):
+        path.write_bytes(data + more)
+        with pytest.warns(ImageWarning, match=rf"a\{suffix}: the gain map, depth map or film in the file is not kept"):
+            images.read(path)
 
 
 def test_alpha_and_gray(tmp_path: Path) -> None:

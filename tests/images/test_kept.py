@@ -108,6 +108,15 @@ def test_what_xmp_says_of_pictures_behind_the_picture_is_left_out_with_them(tmp_
     assert b"cat" in written
 
 
+def test_xmp_that_goes_on_in_further_segments_is_left_out_with_a_word(tmp_path):
+    path = save(tmp_path / "a.jpg", XMP)
+    body = b"http://ns.adobe.com/xmp/extension/\0" + b"0123456789ABCDEF" * 2 + struct.pack(">II", 4, 0) + b"<x/>"
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body + data[2:])
+    with pytest.warns(ImageWarning, match=r"a\.jpg: the extended part of XMP in the file is not kept"):
+        images.read(path)
+
+
 # ---- thumbnails and sizes
 
 
