@@ -110,17 +110,17 @@ class Deblur:
 
         deblurrer = self._deblurrer()
         digest = fingerprint(deblurrer.model)
+        settings = {"precision": self.precision, "guard": self.guard, "strength": self.strength, "frames": self.frames}
+        encoding = {"codec": self.codec, "crf": self.crf, "deinterlace": self.deinterlace}
         clip_options = {
             "weights": f"{digest} {self.precision} {self.guard} {self.strength:g}",
-            "codec": self.codec,
-            "crf": self.crf,
-            "deinterlace": self.deinterlace,
+            **encoding,
             "resume": self.resume or self.manifest is not None,
         }
         with interrupted_by_signals(), contextlib.ExitStack() as stack:
             report: Callable[[Any], object] = lambda _: None  # noqa: E731
             if self.manifest is not None:
-                manifest = stack.enter_context(Manifest(self.manifest, digest, shard))
+                manifest = stack.enter_context(Manifest(self.manifest, digest, settings | encoding, shard))
                 before = len(planned.jobs) + len(planned.existing)
                 planned = planned.without(manifest.is_done)
                 if done := before - len(planned.jobs) - len(planned.existing):

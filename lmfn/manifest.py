@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,9 +12,10 @@ START = '{"path": '
 """Of every line."""
 
 
-def row(outcome: Outcome, weights: str) -> dict[str, Any]:
+def row(outcome: Outcome, weights: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a line: `path`, `output`, `status` (done, there or failed), `reason`,
-    `doubts`, `notes`, `seconds`, `height` and `width`, `bytes_in` and `bytes_out`, and the digest of the weights."""
+    `doubts`, `notes`, `seconds`, `height` and `width`, `bytes_in` and `bytes_out`, the digest of the weights, and
+    the settings."""
     height, width = outcome.size or (None, None)
     return {
         "path": str(outcome.source),
@@ -29,6 +30,7 @@ def row(outcome: Outcome, weights: str) -> dict[str, Any]:
         "bytes_in": _bytes(outcome.source),
         "bytes_out": _bytes(outcome.target) if outcome.status == "done" else None,
         "weights": weights,
+        "settings": dict(settings),
     }
 
 
@@ -39,10 +41,10 @@ class Manifest:
     Raises ValueError for a file that is not a manifest.
     """
 
-    def __init__(self, path: Path, weights: str, shard: tuple[int, int] = (1, 1)) -> None:
+    def __init__(self, path: Path, weights: str, settings: Mapping[str, Any], shard: tuple[int, int] = (1, 1)) -> None:
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} is no file; choose another name for the manifest")
-        self.weights = weights
+        self.weights, self.settings = weights, dict(settings)
         self._path = path if shard[1] == 1 else path.with_stem(f"{path.stem}-{shard[0]}-of-{shard[1]}")
         self._done: dict[str, dict[str, Any]] = {}
         for file in (path, *path.parent.glob(f"{path.stem}-*-of-*{path.suffix}")):
@@ -55,18 +57,19 @@ class Manifest:
             self._file.write(b"\n")  # after a line that a kill left incomplete
 
     def is_done(self, source: Path, target: Path) -> bool:
-        """Whether an earlier run made this result from this file, both unchanged, with these weights."""
+        """Whether an earlier run made this result from this file, both unchanged, with these weights and settings."""
         line = self._done.get(str(source))
         return (
             line is not None
             and (line["output"], line["weights"]) == (str(target), self.weights)
+            and line.get("settings", self.settings) == self.settings  # of earlier versions: none
             and line["bytes_in"] == _bytes(source)
             and line["bytes_out"] == _bytes(target)
         )
 
     def add(self, outcome: Outcome) -> None:
         """Write the line of a file."""
-        self._file.write(json.dumps(row(outcome, self.weights)).encode() + b"\n")
+        self._file.write(json.dumps(row(outcome, self.weights, self.settings)).encode() + b"\n")
         self._file.flush()
 
     def __enter__(self) -> Self:

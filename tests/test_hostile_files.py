@@ -151,7 +151,7 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pipe\.npz: a pipe, not a folder or list"):
         find_pairs(pipe)
     with pytest.raises(ValueError, match=r"pipe\.npz is no file; choose another name"):
-        Manifest(pipe, "")
+        Manifest(pipe, "", {})
 
 
 def test_an_index_with_a_field_without_an_end(tmp_path: Path) -> None:

@@ -227,7 +227,29 @@ def test_a_manifest_is_the_way_to_go_on(
     assert sorted(path.name for path in tmp_path.glob("m*.jsonl")) == ["m-2-of-2.jsonl", "m.jsonl"]
     (tmp_path / "0.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match=r"0\.jsonl, line 1: no line of a manifest"):
-        Manifest(tmp_path / "0.jsonl", "")
+        Manifest(tmp_path / "0.jsonl", "", {})
+
+
+def test_a_manifest_holds_for_its_settings_alone(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "in" / "a.png", 0, (20, 24))
+    manifest, result = tmp_path / "m.jsonl", tmp_path / "out" / "a.png"
+    command = ["deblur", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-w", weights, "--manifest", str(manifest)]
+    assert cli.main([*command, "--strength", "0"]) == 0
+    before = result.read_bytes()
+    assert cli.main([*command, "--guard", "off"]) == 1
+    assert "1 already there and not replaced" in capsys.readouterr().err
+    assert cli.main([*command, "--guard", "off", "--overwrite"]) == 0
+    assert result.read_bytes() != before
+    capsys.readouterr()
+    assert cli.main([*command, "--guard", "off", "--overwrite"]) == 0
+    assert "1 done by an earlier run" in capsys.readouterr().err
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert [row["settings"]["strength"] for row in rows] == [0, 1, 1]
+    del rows[-1]["settings"]  # as in manifests of earlier versions
+    manifest.write_text(json.dumps(rows[-1]) + "\n")
+    assert cli.main([*command, "--strength", "0.5"]) == 0
 
 
 def test_nothing_is_appended_to_a_file_that_is_no_manifest(
@@ -246,7 +268,7 @@ def test_nothing_is_appended_to_a_file_that_is_no_manifest(
     killed = tmp_path / "killed.jsonl"  # within its first line
     for length in (3, 30):
         killed.write_bytes(b'{"path": "photos/1.png", "output": ""'[:length])
-        Manifest(killed, "").__exit__()
+        Manifest(killed, "", {}).__exit__()
 
 
 def test_what_the_plan_has_found_is_reported_too(tmp_path: Path) -> None:
