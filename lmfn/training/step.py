@@ -80,13 +80,13 @@ class Stepper:
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.clip or float("inf"))
         means = self.accelerator.reduce(torch.stack([loss, norm]).float() / self.accelerator.num_processes)
         scaler, optimizer = self.accelerator.scaler, self.state.optimizer
-        # With fp16 the scaler handles gradients that are not finite: it skips the step itself, and lowers its scale.
-        bad = ~(means[:1] if scaler else means).isfinite().all()
+        bad = ~means.isfinite().all()
         self.unread.append(torch.cat([means, bad[None]]))
         for group in optimizer.param_groups:
             group["lr"] = rate
         if optimizer.defaults["fused"]:
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as a GradScaler does
+        # With fp16 the scaler skips such a step by itself, and lowers its scale.
         if scaler or optimizer.defaults["fused"] or not bad:
             self.optimizer.step()
         self.optimizer.zero_grad()

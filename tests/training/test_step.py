@@ -78,3 +78,27 @@ def test_the_kernel_skips_a_step_that_is_not_finite(settings: Settings, monkeypa
     ends = stepper.read()
     assert [end.bad for end in ends] == [False, True, False, True, False]
     assert [math.isfinite(end.loss) for end in ends] == changed
+
+
+def test_a_step_that_the_scaler_of_fp16_skips_is_counted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss is finite, and its gradients are not: without a count, a run could skip every step and say nothing."""
+    calls = itertools.count(1)
+
+    def loss(output: Tensor, sharp: Tensor) -> Tensor:
+        zero = (output - output.detach()).abs().sum()
+        return make_loss(settings)(output, sharp) + (zero.sqrt() if next(calls) in (2, 3) else zero)
+
+    monkeypatch.setattr(step, "make_loss", lambda _: loss)
+    accelerator, state = fused(settings)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    stepper = Stepper(settings, accelerator, state, batches())
+    changed = []
+    for _ in range(4):
+        before = [parameter.detach().clone() for parameter in state.model.parameters()]
+        stepper.step(1e-3)
+        changed.append(any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True)))
+    assert changed == [True, False, False, True]
+    assert accelerator.scaler.get_scale() == 0.5
+    ends = stepper.read()
+    assert [end.bad for end in ends] == [False, True, True, False]
+    assert all(math.isfinite(end.loss) for end in ends)
