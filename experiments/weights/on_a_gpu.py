@@ -56,7 +56,8 @@ class Pool:
     """Patches made before the training."""
 
     side: int
-    """Height and width; crops of at most this size are trained on. Images smaller than this are left out."""
+    """Height and width; crops of at most this size are trained on. No image may be smaller; reds/, of 320x320, is left
+    out of larger patches."""
     most: int
     """Number of patches, if there is time for them."""
     least: int
@@ -287,6 +288,7 @@ def train(data: Path, out: Path, pools: Sequence[Tensor], recipe: Recipe, second
     while done < 1:
         if phases and done >= phases[0].begins and (at.step == first or at.step % s.log_every == 0):
             phase = phases.pop(0)
+            log.images_a_step = phase.batch
             batches = crops(pools[phase.pool][:-HELD_OUT], phase.batch, phase.patch, at.step + phase.patch)
             stepper = Stepper(s, accelerator, state, batches)  # captures a CUDA graph for this size
         rate = best.slower * learning_rate(s, at.step - first, done)
