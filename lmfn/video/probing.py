@@ -18,6 +18,14 @@ from lmfn.video.conversion import RED_AND_BLUE, RGB_SPACE, UNSPECIFIED
 from lmfn.video.suffixes import VideoError, address
 
 HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
+NOT_KEPT = {
+    "the projection of its pictures (360 degrees)": (Type.SPHERICAL,),
+    "the arrangement of its stereoscopic pictures": (Type.STEREO3D,),
+    "its closed captions": (Type.A53_CC,),
+    "its dynamic HDR metadata": (Type.DYNAMIC_HDR_PLUS, Type.DYNAMIC_HDR_VIVID),
+    "its Dolby Vision metadata": (Type.DOVI_METADATA, Type.DOVI_RPU_BUFFER),
+}
+"""What frames tell beside their pixels, and the result does not, by FFmpeg's kinds of side data."""
 FEW = 8  # frames decoded to detect interlacing
 MISSING = 0.5  # seconds by which a clip may be shorter than it declares
 ALPHA = ("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya")
@@ -109,6 +117,8 @@ def probe(path: Path) -> Clip:
             notes.append(f"{path}: HDR ({hdr}) is kept without tone mapping; the network was not trained on HDR")
             if any(side_data.get(kind) for kind in (Type.MASTERING_DISPLAY_METADATA, Type.CONTENT_LIGHT_LEVEL)):
                 notes.append(f"{path}: the metadata of its mastering display is not kept")
+        told = {side.type for frame in frames for side in _side_data(frame) if not _is_flat(side)}
+        notes += [f"{path}: {what} is not kept" for what, kinds in NOT_KEPT.items() if told.intersection(kinds)]
         if first.format.name.startswith(ALPHA) or stream.metadata.get("alpha_mode") == "1":
             notes.append(f"{path}: its transparency is not kept")
         return Clip(
@@ -164,6 +174,11 @@ def _side_data(frame: Any) -> Any:
         return frame.side_data
     except ValueError:
         return {}
+
+
+def _is_flat(side: Any) -> bool:
+    """Whether side data of the kind for stereoscopic pictures says that these are none."""
+    return side.type == Type.STEREO3D and not any(bytes(side)[:4])
 
 
 def _matrix(frame: Any, side_data: Any) -> tuple[int, ...] | None:

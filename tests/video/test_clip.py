@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import warnings
@@ -165,6 +166,37 @@ def test_side_data_that_pyav_does_not_know(tmp_path: Path) -> None:
     (tmp_path / "picture.png").rename(tmp_path / "picture.mp4")
     with pytest.raises(VideoError, match=r"picture\.mp4 is a single picture, not a clip"):
         run(tmp_path / "picture.mp4", tmp_path / "out.mp4")
+
+
+def box(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+def with_boxes(path: Path, added: bytes) -> None:
+    """Add boxes to the description of the pictures of an MP4 whose index is at its end."""
+    data = bytearray(path.read_bytes())
+    start, end, parents = 0, len(data), []
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        start = next(at for at in range(start, end) if data[at + 4 : at + 8] == kind)
+        parents.append(start)
+        end = start + int.from_bytes(data[start : start + 4], "big")
+        start += 16 if kind == b"stsd" else 8
+    for parent in parents:
+        data[parent : parent + 4] = struct.pack(">I", int.from_bytes(data[parent : parent + 4], "big") + len(added))
+    path.write_bytes(data[:end] + added + data[end:])
+
+
+@pytest.mark.parametrize("stereo", [0, 1])
+def test_pictures_of_360_degrees(make_clip: Callable, tmp_path: Path, stereo: int) -> None:
+    make_clip(tmp_path / "in.mp4", [90] * 4)
+    projection = box(b"proj", box(b"prhd", bytes(16)) + box(b"equi", bytes(20)))
+    layout = box(b"st3d", bytes([0, 0, 0, 0, stereo]))
+    with_boxes(tmp_path / "in.mp4", layout + box(b"sv3d", box(b"svhd", bytes(5)) + projection))
+    notes = [
+        note.removeprefix(f"{tmp_path / 'in.mp4'}: ") for note in run(tmp_path / "in.mp4", tmp_path / "o.mp4").notes
+    ]
+    assert ("the projection of its pictures (360 degrees) is not kept" in notes) is True
+    assert ("the arrangement of its stereoscopic pictures is not kept" in notes) is bool(stereo)
 
 
 def test_transparency_that_the_decoder_hides(make_clip: Callable, tmp_path: Path) -> None:
