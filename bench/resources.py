@@ -32,7 +32,7 @@ from lmfn_kernels.rfdb import triton_backend as blocks
 from lmfn_kernels.runtime import configs, launch, trials
 from lmfn_kernels.runtime.assembler import assembler
 from lmfn_kernels.runtime.overlap import can_overlap
-from lmfn_kernels.runtime.registration import Op
+from lmfn_kernels.runtime.registration import NoOptions, Op
 from lmfn_kernels.runtime.schema import to_arguments, to_tensors
 from lmfn_kernels.runtime.triton_private import GPUTarget, driver
 from lmfn_kernels.upsample import op as upsample
@@ -192,7 +192,7 @@ def _calls(dtype: torch.dtype, *, training: bool) -> None:
             run(alfm.LAYER_ATTENTION, attention, options)
     for shapes in (([9], [1], [3], [1]), ([27], [1])):
         gate = [image(*shape) for shape in shapes]
-        run(acfm.CHANNEL_GATE, acfm.GateInputs(x, image(b, c, h, w), image(1), gate), acfm.GateOptions())
+        run(acfm.CHANNEL_GATE, acfm.GateInputs(x, image(b, c, h, w), image(1), gate), NoOptions())
         merge = acfm.MergeInputs(maps, x, image(1), gate, *fusion, image(1))
         for side in sides:
             run(acfm.ATTENTION_MERGE, merge, acfm.MergeOptions(-1, by_layer=False, slope=0.05, side=side))
@@ -210,10 +210,10 @@ def _calls(dtype: torch.dtype, *, training: bool) -> None:
         op, convs = mshf.RESIDUAL_BLOCKS[number], tuple(conv(64, 64, 3) for _ in scales)
         run(op, op.inputs(scales, convs, convs), mshf.BlockOptions(False, save_middle=True))
     added = upsample.AddInputs(image(b, 64, h, w), image(b, 64, h // 2, w // 2))
-    run(upsample.UPSAMPLE_ADD, added, upsample.NoOptions())
+    run(upsample.UPSAMPLE_ADD, added, NoOptions())
     residual = torch.zeros(b, 3, 2 * h, 2 * w)
     upsampled_conv = upsample.ConvInputs(x, conv(3, c, 3), residual, None)
-    run(upsample.UPSAMPLED_CONV3X3, upsampled_conv, upsample.NoOptions())
+    run(upsample.UPSAMPLED_CONV3X3, upsampled_conv, NoOptions())
 
 
 def _calls_of_e4m3() -> None:

@@ -16,7 +16,7 @@ from lmfn_kernels.alfm.op import AttentionInputs, AttentionOptions, LayerAttenti
 from lmfn_kernels.alfm.windows import Grid
 from lmfn_kernels.runtime import checks
 from lmfn_kernels.runtime.backend import choose
-from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
+from lmfn_kernels.runtime.registration import Gradients, NoOptions, Op, Wanted
 from lmfn_kernels.weights import Full3D, Gate, Pseudo3D
 
 WIDEST = 64  # channels that one program of a kernel supports
@@ -51,7 +51,7 @@ def channel_gate(x: Tensor, gate: Gate, alpha: Tensor, add: Tensor | LayerAttent
     backend = choose(x, _unsupported_reason(x), "channel_gate")
     if backend == "reference":
         return reference.channel_gate(x, gate, alpha, add)
-    return CHANNEL_GATE(backend, GateInputs(x, add, alpha, _as_vectors(gate)), GateOptions())[0]
+    return CHANNEL_GATE(backend, GateInputs(x, add, alpha, _as_vectors(gate)), NoOptions())[0]
 
 
 def _merged(x: Tensor, gate: Gate, alpha: Tensor, add: LayerAttention) -> Tensor:
@@ -89,12 +89,8 @@ class GateInputs(NamedTuple):
     """The weights of `Pseudo3D` or `Full3D`, as vectors."""
 
 
-class GateOptions(NamedTuple):
-    pass
-
-
 def _channel_gate_forward(
-    f: ACFMBackend, t: GateInputs, _options: GateOptions, _save: bool
+    f: ACFMBackend, t: GateInputs, _options: NoOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     return (f.gate(f.as_kernel_image(t.x), None if t.add is None else f.as_kernel_image(t.add), t.alpha, t.gate),), ()
 
@@ -104,7 +100,7 @@ def _channel_gate_backward(
     gradients: Sequence[Tensor],
     _saved: Sequence[Tensor],
     t: GateInputs,
-    _options: GateOptions,
+    _options: NoOptions,
     _wanted: Wanted,
 ) -> Gradients:
     (g,) = gradients
@@ -173,7 +169,7 @@ def _attention_merge_backward(
 CHANNEL_GATE = Op(
     "channel_gate",
     GateInputs,
-    GateOptions,
+    NoOptions,
     implementation,
     _channel_gate_forward,
     _channel_gate_backward,

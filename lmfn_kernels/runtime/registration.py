@@ -35,6 +35,10 @@ NAMESPACE = "lmfn" if ROOT == "lmfn_kernels" else ROOT
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
+class NoOptions(NamedTuple):
+    """Of an op that has none."""
+
+
 class Wanted:
     """Which gradients are requested."""
 

@@ -17,7 +17,7 @@ from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.runtime import checks
 from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.layout import weight_layout
-from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
+from lmfn_kernels.runtime.registration import Gradients, NoOptions, Op, Wanted
 from lmfn_kernels.upsample import reference
 from lmfn_kernels.upsample.backend import UpsampleBackend, implementation
 from lmfn_kernels.weights import Conv, FoldedConv
@@ -75,10 +75,6 @@ def folded(conv: Conv) -> FoldedConv:
         backend = "torch"
     by_upsampling = implementation(backend).fold_upsampling(weight, weight.dtype)
     return FoldedConv(weight, conv.bias.detach().clone(), by_upsampling, backend)
-
-
-class NoOptions(NamedTuple):
-    pass
 
 
 class AddInputs(NamedTuple):
