@@ -56,6 +56,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def this_gpu() -> str:
+    """Raises RuntimeError if there is none."""
+    if not torch.cuda.is_available():
+        raise RuntimeError("there is no GPU that PyTorch can use here; --gpu names one to compile for")
     return ":".join(map(str, configs.describe(torch.device("cuda"))))
 
 

@@ -119,7 +119,10 @@ def with_relative_imports(text: str, depth: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lmfn_kernels.hub", description=__doc__)
     parser.add_argument("folder", type=Path, help="new or empty")
-    write(parser.parse_args(arguments).folder)
+    try:
+        write(parser.parse_args(arguments).folder)
+    except OSError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

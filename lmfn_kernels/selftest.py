@@ -7,6 +7,7 @@ null. After a fault that may have left the device unusable (any exception other 
 with status 3; run it again for the remaining ops.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -59,12 +60,18 @@ def check(op: str, dtype: torch.dtype, device: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    device, dtype, *ops = arguments
+    parser = argparse.ArgumentParser(prog="python -m lmfn_kernels.selftest", description=(__doc__ or "").split(":")[0])
+    parser.add_argument("device", help="as PyTorch names it: cpu, cuda:1")
+    parser.add_argument("dtype", choices=("float32", "float16", "bfloat16", "float64"))
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"default: all of {', '.join(CHECKS)}")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.ops) - CHECKS.keys():
+        parser.error(f"there is no check of {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
     torch.backends.cudnn.allow_tf32 = False
-    for op in ops or CHECKS:
+    for op in options.ops or CHECKS:
         fault, spoilt = None, False
         try:
-            check(op, getattr(torch, dtype), device)
+            check(op, getattr(torch, options.dtype), options.device)
         except AssertionError as error:
             fault = str(error)
         except Exception as error:

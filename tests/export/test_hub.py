@@ -80,8 +80,11 @@ def test_loads_with_kernels_itself(repository, loaded):
     assert torch.equal(module.conv3x3(x, torch.ones(4, 4, 3, 3)), loaded.conv3x3(x, torch.ones(4, 4, 3, 3)))
 
 
-def test_what_cannot_be_written_is_said(repository):
+def test_what_cannot_be_written_is_said(repository, capsys):
     with pytest.raises(FileExistsError, match="is not empty"):
         hub.write(repository)
+    with pytest.raises(SystemExit):
+        hub.main([str(repository)])
+    assert "is not empty; name a new folder" in capsys.readouterr().err
     with pytest.raises(ValueError, match="line 1 imports lmfn_kernels itself"):
         hub.with_relative_imports("import lmfn_kernels\n", 0)

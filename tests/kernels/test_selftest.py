@@ -44,3 +44,9 @@ def test_after_an_error_on_the_device_nothing_else_is_tried(
     monkeypatch.setitem(selftest.CHECKS, "rfdb", selftest.CHECKS["rfdb"]._replace(function=broken))
     status, faults = run(capsys, "cpu", "float32", "rfdb", "conv3x3")
     assert (status, faults) == (3, {"rfdb": "RuntimeError: CUDA error: an illegal memory access was encountered"})
+
+
+def test_an_op_without_a_check_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        selftest.main(["cpu", "float32", "conv3x4"])
+    assert "there is no check of conv3x4; there are conv3x3, " in capsys.readouterr().err
