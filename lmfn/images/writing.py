@@ -102,7 +102,7 @@ def _encoded(path: Path, form: str, photos: Iterable[Photo]) -> Iterator[BinaryI
                     raise ImageError(f"{path}: cannot be written (no space left in the temporary folder {folder})")
                 written = out.open(str(encoded), _spec(form, photo, bits), "AppendSubimage" if number else "Create")
                 for first, last in _parts(photo.pixels):
-                    rows = _samples(form, photo.pixels[first:last], bits)
+                    rows = _samples(form, _straight(form, photo, first, last), bits)
                     written = written and out.write_scanlines(first, last, 0, rows)
                 if not written:
                     raise ImageError(f"{path}: cannot be written ({_first_line(out.geterror())})")
@@ -119,6 +119,18 @@ def _parts(pixels: Pixels) -> Iterator[tuple[int, int]]:
     height, width, channels = pixels.shape
     rows = max(1, AT_ONCE // (width * channels) // TIFF_STRIP) * TIFF_STRIP
     return ((first, min(first + rows, height)) for first in range(0, height, rows))
+
+
+def _straight(form: str, photo: Photo, first: int, last: int) -> np.ndarray:
+    """Rows of the photo with colours as the format has them: only those of a TIFF may be multiplied with alpha."""
+    pixels: np.ndarray = photo.pixels[first:last]
+    if form == "TIFF" or not photo.alpha or photo.metadata.get_int_attribute("oiio:UnassociatedAlpha", 1):
+        return pixels
+    most = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
+    straight = pixels / np.float64(most)
+    alpha = straight[:, :, -1:]
+    np.divide(straight[:, :, :-1], alpha, out=straight[:, :, :-1], where=alpha > 0)
+    return straight
 
 
 def _samples(form: str, pixels: np.ndarray, bits: int) -> np.ndarray:
@@ -188,7 +200,8 @@ def _spec(form: str, photo: Photo, bits: int) -> oiio.ImageSpec:
         spec.channelnames, spec.alpha_channel = ("Y", "A"), 1
     spec.extra_attribs = photo.metadata.extra_attribs
     if photo.alpha:
-        spec.attribute("oiio:UnassociatedAlpha", photo.metadata.get_int_attribute("oiio:UnassociatedAlpha", 1))
+        premultiplied = form == "TIFF" and not photo.metadata.get_int_attribute("oiio:UnassociatedAlpha", 1)
+        spec.attribute("oiio:UnassociatedAlpha", int(not premultiplied))
     if form == "TIFF" and photo.blocks.icc:
         icc = np.frombuffer(photo.blocks.icc, np.uint8)
         spec.attribute("ICCProfile", f"uint8[{len(icc)}]", icc)

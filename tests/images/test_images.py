@@ -267,6 +267,23 @@ def test_colours_multiplied_with_alpha_come_back_so(tmp_path):
     assert spec.get_int_attribute("oiio:UnassociatedAlpha", 0) == 0
 
 
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_colours_multiplied_with_alpha_are_divided_by_it_for_formats_without(tmp_path, suffix, dtype, channels):
+    top = 1 if dtype == np.float32 else np.iinfo(dtype).max
+    alpha = np.tile(np.linspace(0, 1, 33)[:, None], (1, 24))
+    colours = smooth(33, 24)[:, :, : channels - 1] / 255
+    samples = np.dstack([colours * alpha[:, :, None], alpha]) * top
+    samples = samples if dtype == np.float32 else np.rint(samples)
+    write_raw(tmp_path / "a.tif", samples.astype(dtype), oiio__UnassociatedAlpha=0)
+    images.write(tmp_path / f"b{suffix}", images.read(tmp_path / "a.tif"))
+    copied = images.read(tmp_path / f"b{suffix}").pixels
+    assert np.abs(copied[:, :, -1] - alpha).max() <= 0.51 / 255
+    error = np.abs(copied[:, :, :-1] - colours)[alpha > 0.2].max()
+    assert error < (0.06 if suffix == ".webp" else 0.001 if dtype != np.uint8 else 6 / 255)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
 def test_a_new_photo_keeps_its_colours_under_alpha(tmp_path, suffix):
     pixels = np.dstack([smooth(16, 16), np.full((16, 16), 51, np.uint8)])
