@@ -145,7 +145,7 @@ def frame(verbs: dict[str, list[Row]], _link: Path) -> str:
     m = rows[0].machine
     where = f"{m.device}, {m.threads} thread{'s' * (m.threads > 1)}" if m.threads else m.device
     command = f"`python -m bench model --device {'cpu' if m.threads else 'cuda'}`"
-    return f"{table([f'{where}: ms', *dtypes], lines)}\n\nReproduce with {command}."
+    return f"{table([f'{where}: ms', *dtypes], lines)}\n\nMeasured at commit {m.commit[:10]}. Reproduce with {command}."
 
 
 def units(verbs: dict[str, list[Row]], _link: Path) -> str:
