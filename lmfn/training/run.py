@@ -211,9 +211,11 @@ class RunFolder:
                 if not isinstance(progress, dict) or not progress.keys() <= {f.name for f in fields(Progress)}:
                     raise ValueError(f"{path} is no state of a run")
                 return path, tensors, metadata
+            except FileNotFoundError:  # another process of the run has found it damaged, and renamed it
+                continue
             except ValueError as error:
                 log.warning(f"{error}; trying the previous state")
-                with contextlib.suppress(FileNotFoundError):  # another process of the run has renamed it
+                with contextlib.suppress(FileNotFoundError):  # as above
                     path.rename(path.with_suffix(".damaged"))
         raise ValueError(f"all states in {self.path / 'state'} are damaged; start again with another --name")
 

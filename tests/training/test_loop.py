@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,6 +36,7 @@ from lmfn.training.loop import train
 from lmfn.training.objective import exponential_average, initial_network, make_loss
 from lmfn.training.run import Log, Progress, RunFolder, TrainState, parse_settings
 from lmfn.training.settings import Settings
+from lmfn.training.step import initial_state
 
 ROOT = Path(__file__).parents[2]
 
@@ -567,6 +569,22 @@ def test_a_damaged_state_is_named_and_the_one_before_it_taken(
     with pytest.raises(ValueError, match=r"all states in .* are damaged; start again with another --name"):
         train(replace(settings, resume="auto"))
     assert not older.exists()
+
+
+def test_a_state_that_another_process_finds_damaged_first_is_passed_over(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(replace(settings, steps=4, save_every=2)) == 0
+    run = RunFolder(settings.runs / settings.name)
+    newest, read = run.states[-1], checkpoint.read
+
+    def read_late(path: Path) -> object:
+        if path == newest:
+            newest.rename(newest.with_suffix(".damaged"))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "read", read_late)
+    assert run.load(initial_state(settings, Accelerator(cpu=True))).step == 2
 
 
 def test_weights_that_are_not_finite_cost_no_good_state(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
