@@ -95,8 +95,8 @@ def test_auto_takes_the_faster_backend(table: Callable[[object], Path], monkeypa
 
 
 def test_table_is_read_while_compiling(table: Callable[[object], Path]) -> None:
-    """Without graph breaks, and for all sizes of a range at once."""
-    table({"backend": {"rfdb/float32/14": "torch"}})
+    """Without graph breaks, for all sizes of a range at once, and by the dtype of autocast."""
+    table({"backend": {"rfdb/float32/14": "torch", "rfdb/float16/12": "torch"}})
 
     def call(x: Tensor) -> Tensor:
         return x + 1 if configs.torch_is_faster("rfdb", x) else x - 1
@@ -107,6 +107,10 @@ def test_table_is_read_while_compiling(table: Callable[[object], Path]) -> None:
         x = torch.zeros(1, 2, height, 100)
         assert torch.equal(compiled(x), call(x))
     assert (call(torch.zeros(1, 2, 100, 100)) == 1).all()
+    with torch.autocast("cpu", torch.float16):
+        for height in (100, 30):
+            x = torch.zeros(1, 2, height, 100)
+            assert (compiled(x) == (1 if height == 30 else -1)).all()
 
 
 @pytest.mark.parametrize(
