@@ -133,7 +133,9 @@ class Evaluator:
             complexity = measure_complexity(model)
             journal = None
             if out is not None:
-                journal = Journal(out, facts | {"data": f"{facts['data']}, {self.digest()}"}, self.metrics)
+                data = f"{facts['data']}, {self.digest()}"
+                timed = {"batch": self.batch, "device": device_name(self.device)}  # rows have their times, too
+                journal = Journal(out, facts | {"data": data} | timed, self.metrics)
             done = {} if journal is None else _continued(journal, process, processes)
             batches = self._batches([pair for pair in self.pairs if pair.name not in done])[process::processes]
             for row in self._rows(self._prepare(model), batches, progress=self.progress and process == 0):

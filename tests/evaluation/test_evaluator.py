@@ -445,13 +445,19 @@ def test_an_evaluation_that_was_cut_off_goes_on(pairs, tmp_path):
     assert again.rows == resumed.rows  # bit by bit, including times: nothing was measured again
 
 
-def test_a_folder_of_another_evaluation_is_refused(pairs, tmp_path):
+def test_a_folder_of_another_evaluation_is_refused(pairs, tmp_path, monkeypatch):
     run(tiny(), pairs, out=tmp_path, worst=0)
     before = (tmp_path / "images.csv").read_text()
     with pytest.raises(ValueError, match=r"contains an evaluation with another protocol; name another folder"):
         run(tiny(), pairs, out=tmp_path, protocol="gopro")
     with pytest.raises(ValueError, match=r"another sha256"):
         run(LMFN.from_preset("lmfn", channels=8, features=8, distilled=4, esa=4, rfdbs=1), pairs, out=tmp_path)
+    with pytest.raises(ValueError, match=r"another batch;"):
+        run(tiny(), pairs, out=tmp_path, batch=2)
+    with monkeypatch.context() as patch:  # its report would have one device's name, and another's times
+        patch.setattr(module, "device_name", lambda _: "another computer")
+        with pytest.raises(ValueError, match=r"another device;"):
+            run(tiny(), pairs, out=tmp_path)
     assert (tmp_path / "images.csv").read_text() == before
     (tmp_path / "images.csv").write_text(before.replace("\n1,", "\n1,x", 1))
     with pytest.raises(ValueError, match=r"images\.csv, line 3 is broken"):
