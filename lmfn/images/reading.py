@@ -20,7 +20,7 @@ from lmfn.absent import absent
 from lmfn.images import heif
 from lmfn.images.formats import REMEDIES, SUFFIXES, WRITABLE, identify
 from lmfn.images.photo import ImageError, ImageWarning, Photo
-from lmfn.metadata import Blocks, exif, jpeg, png, webp, xmp
+from lmfn.metadata import Blocks, exif, jpeg, png, tiff, webp, xmp
 from lmfn.scratch import Pixels, StoredPixels
 
 RGB_LIKE = range(7)  # TIFF's photometric interpretations that OpenImageIO converts to gray or RGB; not CIELAB
@@ -75,7 +75,7 @@ def read(path: str | Path, *, first: bool = False, whole_numbers: bool = False, 
     Orientation 1; the thumbnail of a rotated image is dropped. For broken EXIF, and for TIFF, the metadata is what
     OpenImageIO reads. Gain maps, depth maps and films appended to a JPEG are dropped, together
     with their XMP, and so are films in a HEIC or AVIF, XMP beyond its first 64 kB in a JPEG, and a profile for other
-    colours than those of the pixels (CMYK), each with an ImageWarning.
+    colours than those of the pixels (CMYK), and the georeference and layers of a TIFF, each with an ImageWarning.
 
     Raises ImageError, also for float samples outside [0, 1], and for a file with several images (an animation or pages)
     unless only the `first` is requested.
@@ -184,7 +184,7 @@ class _Image:
             attributes.attribute("oiio:UnassociatedAlpha", self.spec.get_int_attribute("oiio:UnassociatedAlpha", 0))
         if "Orientation" in attributes:
             attributes.attribute("Orientation", 1)
-        if more := " and ".join(self.more()):
+        for more in self.more():
             message = f"{self.path}: {more} in the file is not kept"
             warnings.warn(message, ImageWarning, stacklevel=3)
         blocks = self._upright_blocks(pixels.shape[2])
@@ -304,9 +304,11 @@ class _OpenImageIO(_Image):
             return super().held() * (self.form == "WebP" or (self.form == "PNG" and png.is_interlaced(file)))
 
     def more(self) -> list[str]:
-        if self.form != "JPEG":
+        if self.form not in ("JPEG", "TIFF"):
             return []
         with self.path.open("rb") as file:
+            if self.form == "TIFF":
+                return tiff.not_kept(file)
             parts = {PICTURES: jpeg.has_more(file), "the extended part of XMP": jpeg.has_extended_xmp(file)}
         return [name for name, is_there in parts.items() if is_there]
 

@@ -15,6 +15,12 @@ BIG = (b"II+\0", b"MM\0+")
 WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4}  # the types BYTE, SHORT and LONG, and their sizes
 BYTE, UNDEFINED = 1, 7
 XMP = 0x02BC
+NOT_KEPT = {
+    "the georeference": (33550, 33920, 33922, 34264, 34735),
+    "the layers": (37724,),
+    "the value for no data": (42113,),
+}
+"""What rewriting a TIFF loses beside the picture, by the tags that say it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,13 @@ def read(file: BinaryIO) -> Blocks:
             whole = start + field.count <= file.seek(0, io.SEEK_END)
             return Blocks(xmp=_bytes(file, start, field.count) if whole else None)
     return Blocks()
+
+
+def not_kept(file: BinaryIO) -> list[str]:
+    """What the first image's fields say that is not kept: `NOT_KEPT`."""
+    first = Directories(file).first()
+    tags = {field.tag for field in first.fields} if first else set()
+    return [name for name, those in NOT_KEPT.items() if tags.intersection(those)]
 
 
 def write(file: BinaryIO, blocks: Blocks) -> list[Piece]:

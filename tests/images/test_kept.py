@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813
 import pytest
-from PIL import ExifTags, Image, ImageCms, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from lmfn import images
 from lmfn.images import ImageError, ImageWarning, Photo
@@ -114,6 +114,19 @@ def test_xmp_that_goes_on_in_further_segments_is_left_out_with_a_word(tmp_path):
     data = path.read_bytes()
     path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body + data[2:])
     with pytest.warns(ImageWarning, match=r"a\.jpg: the extended part of XMP in the file is not kept"):
+        images.read(path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "words"),
+    [(33922, "the georeference"), (34735, "the georeference"), (37724, "the layers"), (42113, "the value for no data")],
+)
+@pytest.mark.parametrize("big", [False, True])
+def test_what_a_tiff_has_of_other_programs_is_left_out_with_a_word(tmp_path, tag, words, big):
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info.tagtype[tag], info[tag] = (7, b"content") if tag == 37724 else (2, "content")
+    path = save(tmp_path / "a.tif", tiffinfo=info, big_tiff=big)
+    with pytest.warns(ImageWarning, match=rf"a\.tif: {words} in the file is not kept"):
         images.read(path)
 
 
