@@ -21,7 +21,7 @@ from tyro.conf import Positional, arg
 
 from lmfn import atomic
 from lmfn.data import PairSet, find_pairs
-from lmfn.device import choose_device
+from lmfn.device import choose_device, device_name
 from lmfn.evaluation import Evaluator, measure_complexity, saved_bytes
 from lmfn.evaluation.results import Complexity
 from lmfn.network import LMFN, Network, preset
@@ -162,7 +162,8 @@ def check_run_settings(out: Path, run_settings: dict[str, Any]) -> None:
 def train_and_evaluate(
     variant: Variant, seed: int, runs: Path, evaluator: Evaluator, steps: int, settings: Sequence[str]
 ) -> dict[str, Any]:
-    """The evaluation of a network after training, as from `Evaluation.to_dict`; cached in the run's folder."""
+    """The evaluation of a network after training, as from `Evaluation.to_dict`; cached in the run's folder, and made
+    again on another device, so that a table has the times of one."""
     name = f"{variant.run}-seed-{seed}"
     file = runs / name / "evaluation.json"
     if not file.exists():
@@ -177,9 +178,12 @@ def train_and_evaluate(
             raise ChildProcessError(
                 f"{name}: training ended with status {ended.returncode}; the same command resumes it"
             )
+    measured: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if measured.get("device") != device_name(evaluator.device):
         weights = runs / name / "ema.safetensors"
-        evaluator(LMFN.from_pretrained(weights), str(weights)).write(file)
-    measured: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        evaluation = evaluator(LMFN.from_pretrained(weights), str(weights))
+        evaluation.write(file)
+        measured = evaluation.to_dict()
     return measured
 
 

@@ -86,6 +86,13 @@ def test_a_table_is_trained_measured_and_not_made_twice(pairs, tmp_path, monkeyp
     monkeypatch.setattr(script.subprocess, "run", refuse)
     again = {"steps": 2, "images": 2, "settings": [str(word) for word in settings]}
     assert ablate("encoder", find_pairs(pairs), tmp_path / "out", **again) == text
+    file = tmp_path / "out" / "runs" / f"{rows[0].run}-seed-0" / "evaluation.json"
+    here = json.loads(file.read_text())
+    file.write_text(json.dumps(here | {"device": "another computer"}))
+    ablate("encoder", find_pairs(pairs), tmp_path / "out", **again)  # measured again, so that one device made all times
+    measured = json.loads(file.read_text())
+    assert measured["device"] == here["device"]
+    assert measured["means"] == here["means"]
     with pytest.raises(
         ValueError, match=r"out contains runs with another steps \(.*settings\.json\); name another folder"
     ):
