@@ -36,7 +36,7 @@ class Levels(NamedTuple):
     @classmethod
     def of(cls, form: Any, value_range: int) -> "Levels":
         """For a pixel format, and a range, which is limited unless it is tagged as full."""
-        unit = 2 ** (form.components[0].bits - 8)
+        unit = 2 ** (depth(form) - 8)
         most = 256 * unit - 1
         if value_range == ColorRange.JPEG:
             return cls(0, most, 128 * unit, most, most)
@@ -47,7 +47,7 @@ def to_rgb(frame: Any) -> np.ndarray:
     """The frame as float32 `[H, W, 3]` in [0, 1]."""
     form = frame.format
     if form.is_rgb:  # always of full range, regardless of its tag
-        wide = form.components[0].bits > 8
+        wide = depth(form) > 8
         samples: Any = _resampled(frame, "rgb48le" if wide else "rgb24", RGB_SPACE, ColorRange.JPEG).to_ndarray()
         return np.asarray(samples / np.float32(65535 if wide else 255))
     space = matrix(frame.colorspace)
@@ -65,7 +65,7 @@ def from_rgb(rgb: np.ndarray, pix_fmt: str, value_range: int, colour_space: int)
     """A frame of this pixel format, range and matrix from float32 `[H, W, 3]` in [0, 1]."""
     form, space = av.VideoFormat(pix_fmt), matrix(colour_space)
     if form.is_rgb:
-        wide = form.components[0].bits > 8
+        wide = depth(form) > 8
         samples: Any = np.rint(rgb * np.float32(65535 if wide else 255)).astype(np.uint16 if wide else np.uint8)
         frame = av.VideoFrame.from_ndarray(samples, format="rgb48le" if wide else "rgb24")
         return _resampled(frame, pix_fmt, space, ColorRange.JPEG)
@@ -79,6 +79,11 @@ def from_rgb(rgb: np.ndarray, pix_fmt: str, value_range: int, colour_space: int)
     for plane, place in zip((luma * levels.luma + levels.black, cb, cr), _planes(frame), strict=True):
         place[:] = np.rint(plane).clip(0, levels.most)
     return _resampled(frame, pix_fmt, space, value_range)
+
+
+def depth(form: Any) -> int:
+    """Bits per sample that a frame in this pixel format is converted with; one of 1 bit has 8, one of float 16."""
+    return min(max(int(form.components[0].bits), 8), 16)
 
 
 def matrix(colour_space: int) -> int:
@@ -100,12 +105,11 @@ def _resampled(frame: Any, pix_fmt: str, space: int, value_range: int) -> Any:
 
 def _unsampled(form: Any) -> str:
     """The pixel format with the same depth and as much chroma as luma."""
-    bits = form.components[0].bits
-    return "yuv444p" if bits == 8 else f"yuv444p{bits}le"
+    return "yuv444p" if depth(form) == 8 else f"yuv444p{depth(form)}le"
 
 
 def _planes(frame: Any) -> list[np.ndarray]:
     """The samples of luma and chroma, which may be written to."""
-    dtype = np.dtype(np.uint8 if frame.format.components[0].bits == 8 else "<u2")
+    dtype = np.dtype(np.uint8 if depth(frame.format) == 8 else "<u2")
     rows = (np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype.itemsize) for plane in frame.planes)
     return [row[: frame.height, : frame.width] for row in rows]

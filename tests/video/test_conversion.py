@@ -76,6 +76,23 @@ def test_a_gray_ramp_stays_as_it_is_whatever_the_sampling_of_chroma(pix_fmt: str
         assert bytes(old) == bytes(new)
 
 
+@pytest.mark.parametrize("pix_fmt", ["monow", "monob", "gray", "gray10le", "gray16le", "grayf32le", "pal8", "ya8"])
+def test_black_and_white_of_other_formats(pix_fmt: str) -> None:
+    samples = np.zeros((32, 64, 3), np.uint8)
+    samples[:, 32:] = 255
+    frame = av.VideoFrame.from_ndarray(samples, format="rgb24")
+    if pix_fmt == "pal8":
+        index = (samples[:, :, 0] // 255).copy()
+        palette = np.zeros((256, 4), np.uint8)
+        palette[:, 0], palette[1] = 255, 255
+        frame = av.VideoFrame.from_ndarray((index, palette), format="pal8")
+    else:
+        frame = frame.reformat(format=pix_fmt)
+    rgb = to_rgb(frame)
+    assert np.abs(rgb[:, :24]).max() < 0.005
+    assert np.abs(rgb[:, 40:] - 1).max() < 0.005
+
+
 @pytest.mark.parametrize(("pix_fmt", "levels"), [("rgb24", 255), ("gbrp", 255), ("bgra", 255), ("rgb48le", 65535)])
 def test_rgb_is_taken_as_it_is(pix_fmt: str, levels: int) -> None:
     dtype = np.uint8 if levels == 255 else np.uint16
