@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -51,7 +52,9 @@ def train(settings: Settings) -> int:
         settings.sources, patch=settings.patch, seed=settings.seed, blur=settings.blur, cache_gib=settings.cache_gib
     )
     validation = validation_set(settings, device) if is_main else None
-    state = initial_state(settings, accelerator)
+    # The network of a resumed run is its own: the weights that it started from may have been removed.
+    own = replace(settings, start_from=run.path) if resumes and settings.start_from else settings
+    state = initial_state(own, accelerator)
 
     with contextlib.ExitStack() as stack:
         if is_main:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -438,6 +439,18 @@ def test_fine_tuning_starts_from_the_weights_given(settings: Settings, caplog: p
     assert caplog.messages[0] == f"tuned continues from {run_in(tuned) / 'state' / 'step-00000001.safetensors'}"
     a, b = weights(run_in(settings), "ema"), weights(run_in(tuned))
     assert max((a[key] - b[key]).abs().max() for key in a) < 1e-7
+
+
+def test_a_run_resumes_without_the_weights_that_it_started_from(settings: Settings) -> None:
+    initial_network(settings).save_pretrained(settings.runs / "given")
+    tuned = dataclasses.replace(settings, steps=4, save_every=2, start_from=settings.runs / "given", network=())
+    whole = dataclasses.replace(tuned, name="whole")
+    assert script.train(whole) == 0
+    assert script.train(dataclasses.replace(whole, name="run", steps=2)) == 0
+    shutil.rmtree(settings.runs / "given")
+    assert script.train(dataclasses.replace(tuned, resume="auto")) == 0
+    assert Settings.read(run_in(tuned) / "config.yaml") == tuned
+    assert LMFN.from_pretrained(run_in(tuned)).config == LMFN.from_pretrained(run_in(whole)).config
 
 
 def test_a_run_says_where_its_dead_units_come_from(
