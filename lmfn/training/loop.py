@@ -38,7 +38,13 @@ def train(settings: Settings) -> int:
 
     Raises ValueError for unusable settings or data, FloatingPointError if the loss stays infinite or NaN.
     """
-    stop = StopRequest()
+    with StopRequest() as stop:
+        train_or_stop(settings, stop)
+    return 128 + stop.signal if stop.signal else 0
+
+
+def train_or_stop(settings: Settings, stop: StopRequest) -> None:
+    """`train`, to its end or until it is asked to stop."""
     accelerator = join_processes(settings)
     device, is_main = accelerator.device, accelerator.is_main_process
     logging.getLogger("lmfn").setLevel(logging.INFO if is_main else logging.WARNING)
@@ -84,7 +90,6 @@ def train(settings: Settings) -> int:
     # the interpreter's lock, which these wait for.
     accelerator.free_memory()
     accelerator.end_training()
-    return 128 + stop.signal if stop.signal else 0
 
 
 def make_steps(

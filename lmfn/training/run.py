@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import filelock
 import numpy as np
@@ -41,12 +41,20 @@ SHOWN = 320
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a request to stop after this step; a second one stops at once."""
+    """Within its context, turns the first SIGINT or SIGTERM into a request to stop after this step; a second one stops
+    at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.note)
+
+    def __enter__(self) -> Self:
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            if handler is not None:  # which another language has set
+                signal.signal(number, handler)
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number

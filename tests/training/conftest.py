@@ -1,7 +1,5 @@
 """Photographs and settings for runs that take seconds."""
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +11,6 @@ if TYPE_CHECKING:
     from lmfn.training.settings import Settings
 
 SMALL = ("channels=8", "features=8", "distilled=4", "esa=4", "rfdbs=1")
-
-
-@pytest.fixture(autouse=True)
-def _signals_and_threads() -> Iterator[None]:
-    """Runs in this process install their own handlers."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

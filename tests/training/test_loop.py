@@ -351,6 +351,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(settings: Settings
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_leave(settings: Settings, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     whole = dataclasses.replace(settings, name="whole")
     assert script.train(whole) == 0
     step = Log.step
@@ -363,6 +364,7 @@ def test_signals_save_and_leave(settings: Settings, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch:
         patch.setattr(Log, "step", interrupted)
         assert script.train(settings) == 128 + number
+    assert signal.getsignal(number) == before
     states = RunFolder(run_in(settings)).states
     assert [path.stem for path in states] == ["step-00000004"]  # the step after the signal is the last
     assert script.train(dataclasses.replace(settings, resume="auto")) == 0
