@@ -5,6 +5,7 @@ for a minute to one kind of blur, straight motion. The photographs are scikit-im
 report.json, before-after.png.
 """
 
+import argparse
 import dataclasses
 import json
 import shutil
@@ -135,4 +136,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()
