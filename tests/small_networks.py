@@ -23,7 +23,7 @@ def network(name="lmfn", **options):
 
 
 def destructive():
-    """With the included weights and three times their change, which destroys fine patterns for certain."""
+    """With the included weights and three times their change, which destroys squares of two pixels for certain."""
     model = LMFN.from_pretrained("lmfn")
     with torch.no_grad():
         model.head.conv.weight.mul_(3)

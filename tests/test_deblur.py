@@ -258,7 +258,7 @@ def checks(period, height=128, width=160):
 def test_a_fine_pattern_that_the_network_destroys_is_found_and_kept():
     photo = smooth(192, 256)
     chart = photo.copy()
-    chart[64:128, 96:192] = checks(4)[:64, :96]
+    chart[64:128, 96:192] = checks(2)[:64, :96]
     with pytest.warns(DoubtfulOutput, match=r"% of the image, within \(\d+, \d+\) to \(.*\); the input was"):
         kept = Deblurrer(small_networks.destructive(), device="cpu", guard="input")(chart)
     error = np.abs(kept - chart)

@@ -177,7 +177,7 @@ def test_samples_as_files_have_them(dtype, channels):
 def test_the_guard_looks_at_strips_as_at_the_whole(short):
     y, x = np.mgrid[:200, :260]
     image = np.repeat(0.5 + 0.2 * np.sin(y / 9) * np.cos(x / 13), 3).reshape(200, 260, 3).astype(np.float32)
-    image[64:128, 96:192] = 0.1 + 0.8 * ((y // 4 + x // 4) % 2)[:64, :96, None]
+    image[64:128, 96:192] = 0.1 + 0.8 * ((y // 2 + x // 2) % 2)[:64, :96, None]
     with pytest.warns(lmfn.deblur.DoubtfulOutput, match="the input was kept there"):
         deblurrer, whole = short(small_networks.destructive(), image, guard="input")
     with pytest.warns(lmfn.deblur.DoubtfulOutput, match="the input was kept there"):

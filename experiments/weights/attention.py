@@ -1,4 +1,4 @@
-"""What the included weights gain with each form of attention: its window, its temperature, ESA's grid.
+"""What the included weights gain with each form of attention: its window, and ESA's grid.
 
     python experiments/weights/attention.py DATA
 
@@ -25,16 +25,8 @@ from lmfn.deblur import Deblurrer
 from lmfn.weights import NAMES
 
 WINDOW = 384
-TEMPERATURE = "alfm.temperature"
-FACTORS = {"lmfn": 0.98}
-"""Temperature of included weights, relative to the one that they were trained with."""
-
-
-def variants(name: str) -> list[tuple[int | None, float, Literal["stretched", "fixed"]]]:
-    """Windows, factors of the trained temperature, and grids: from those of training to those that are shipped."""
-    factor = FACTORS.get(name, 1.0)
-    rows = [(None, 1.0, "stretched"), (WINDOW, 1.0, "fixed"), (WINDOW, factor, "fixed")]
-    return list(dict.fromkeys(rows))  # type: ignore[arg-type]
+ROWS: tuple[tuple[int | None, Literal["stretched", "fixed"]], ...] = ((None, "stretched"), (WINDOW, "fixed"))
+"""Windows and grids: those of training, and those that are shipped."""
 
 
 def photographs(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -73,14 +65,13 @@ def main() -> None:
     real = [(images.read_rgb(p.blurred), images.read_rgb(p.sharp)) for p in data.find_pairs(given.data)]
     sharp = list({s.tobytes(): (s, s) for _, s in synthetic}.values())
     charts = [pair for kind in ("text", "pattern", "flat") for pair in pictures(kind)]
-    print("| weights | window | temperature | grid | real | synthetic | sharp, mean and least | charts | seams |")
-    print("|---" * 9 + "|", flush=True)
+    print("| weights | window | grid | real | synthetic | sharp, mean and least | charts | seams |")
+    print("|---" * 8 + "|", flush=True)
     for name in given.weights:
         trained = LMFN.from_pretrained(name)
-        temperature = trained.state_dict()[TEMPERATURE] / FACTORS.get(name, 1.0)
-        for window, factor, grid in variants(name):
+        for window, grid in ROWS:
             network = LMFN(replace(trained.config, esa_grid=grid, alfm_window=window))
-            network.load_state_dict(trained.state_dict() | {TEMPERATURE: temperature * factor})
+            network.load_state_dict(trained.state_dict())
             deblurrer, across, cells = Deblurrer(network, device="cpu", guard="off"), [], []
             for pairs in (real, synthetic, sharp, charts):
                 before, after = [], []
@@ -96,7 +87,7 @@ def main() -> None:
                 )
             at, elsewhere = np.mean(across, axis=0)
             cells.append(f"{at / elsewhere:.3f}")
-            print(f"| {name} | {window} | x {factor} | {grid} | " + " | ".join(cells) + " |", flush=True)
+            print(f"| {name} | {window} | {grid} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
