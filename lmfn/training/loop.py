@@ -39,12 +39,12 @@ def train(settings: Settings) -> int:
     Raises ValueError for unusable settings or data, FloatingPointError if the loss stays infinite or NaN.
     """
     with StopRequest() as stop:
-        train_or_stop(settings, stop)
-    return 128 + stop.signal if stop.signal else 0
+        done = train_or_stop(settings, stop)
+    return 128 + stop.signal if stop.signal and not done else 0
 
 
-def train_or_stop(settings: Settings, stop: StopRequest) -> None:
-    """`train`, to its end or until it is asked to stop."""
+def train_or_stop(settings: Settings, stop: StopRequest) -> bool:
+    """`train`, to its end or until it is asked to stop; whether it is at its end."""
     accelerator = join_processes(settings)
     device, is_main = accelerator.device, accelerator.is_main_process
     logging.getLogger("lmfn").setLevel(logging.INFO if is_main else logging.WARNING)
@@ -90,6 +90,7 @@ def train_or_stop(settings: Settings, stop: StopRequest) -> None:
     # the interpreter's lock, which these wait for.
     accelerator.free_memory()
     accelerator.end_training()
+    return at.fraction_of(settings) >= 1
 
 
 def make_steps(

@@ -345,7 +345,7 @@ class Log:
         """Report how the run ended and where its results are."""
         self.bar.close()
         self.board.close()
-        if stopped_by:
+        if stopped_by and at.fraction_of(self.settings) < 1:  # a signal in the last validation stops nothing
             how = f"stopped by {signal.Signals(stopped_by).name} at step {at.step}; --resume auto continues from there"
         else:
             how = f"done: {at.step} steps in {at.seconds / 60:.1f} minutes"

@@ -372,6 +372,21 @@ def test_signals_save_and_leave(settings: Settings, monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_signal_in_the_last_validation_stops_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validate = Log.validate
+
+    def interrupted(self: Log, at: Progress, *rest: Any) -> None:
+        validate(self, at, *rest)
+        if at.step == settings.steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Log, "validate", interrupted)
+    assert script.train(settings) == 0
+    assert f"done: {settings.steps} steps" in capsys.readouterr().err
+
+
 def broken_loss(bad: Callable[[int], bool]) -> Callable[[Settings], Callable[[Tensor, Tensor], Tensor]]:
     def make(settings: Settings) -> Callable[[Tensor, Tensor], Tensor]:
         loss, calls = make_loss(settings), iter(range(1, 10_000))
