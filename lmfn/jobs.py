@@ -174,15 +174,15 @@ class _Line:
         """Run the network. The images of a file with several are processed one after the other."""
         if not work.goes_on:
             return
+        target = work.outcome.target
         with work.step():
             if self._whole is not None:
                 self._whole(work.outcome, work.claim.renew)
             elif work.photo is not None:
-                work.photo = self._sharpened(work.photo, work.outcome.target)
+                work.photo = self._sharpened(work.photo, target)
             else:
                 photos = images.read_frames(work.outcome.source, whole_numbers=self._as_stored, stored=self._as_stored)
                 first, *second = islice(photos, 2)
-                target = work.outcome.target
                 if second:
                     frames = (self._sharpened(photo, target) for photo in chain([first], second, photos))
                     images.write_frames(target, frames)

@@ -53,7 +53,7 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
-            if handler is not None:  # which another language has set
+            if handler is not None:  # None stands for one of C's, which Python cannot set again
                 signal.signal(number, handler)
 
     def note(self, number: int, _frame: FrameType | None) -> None:

@@ -61,6 +61,13 @@ def test_nothing_is_read_until_it_is_asked_for(settings: Settings, accumulate: i
     assert not stepper.unread
 
 
+def changes(stepper: Stepper, state: TrainState) -> bool:
+    """Whether a step changes a parameter."""
+    before = [parameter.detach().clone() for parameter in state.model.parameters()]
+    stepper.step(1e-3)
+    return any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
+
+
 def test_the_kernel_skips_a_step_that_is_not_finite(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = itertools.count(1)
     monkeypatch.setattr(
@@ -68,11 +75,7 @@ def test_the_kernel_skips_a_step_that_is_not_finite(settings: Settings, monkeypa
     )
     accelerator, state = fused(settings)
     stepper = Stepper(settings, accelerator, state, batches())
-    changed = []
-    for _ in range(5):
-        before = [parameter.detach().clone() for parameter in state.model.parameters()]
-        stepper.step(1e-3)
-        changed.append(any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True)))
+    changed = [changes(stepper, state) for _ in range(5)]
     assert changed == [True, False, True, False, True]
     assert {int(moments["step"]) for moments in state.optimizer.state.values()} == {3}
     ends = stepper.read()
@@ -92,11 +95,7 @@ def test_a_step_that_the_scaler_of_fp16_skips_is_counted(settings: Settings, mon
     accelerator, state = fused(settings)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     stepper = Stepper(settings, accelerator, state, batches())
-    changed = []
-    for _ in range(4):
-        before = [parameter.detach().clone() for parameter in state.model.parameters()]
-        stepper.step(1e-3)
-        changed.append(any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True)))
+    changed = [changes(stepper, state) for _ in range(4)]
     assert changed == [True, False, False, True]
     assert accelerator.scaler.get_scale() == 0.5
     ends = stepper.read()
