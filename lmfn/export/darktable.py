@@ -74,7 +74,6 @@ if __name__ == "__main__":
 DEMO = '''"""Deblur an image with the ONNX model, in tiles as darktable cuts them."""
 
 import argparse
-import os
 
 import cv2
 import numpy as np
@@ -100,8 +99,8 @@ def deblur(session: onnxruntime.InferenceSession, image: np.ndarray) -> np.ndarr
     return sharp[:height, :width].clip(0, 1)
 
 
-def demo(model_dir: str, image: str, output: str) -> None:
-    session = onnxruntime.InferenceSession(os.path.join(model_dir, "model.onnx"), providers=["CPUExecutionProvider"])
+def demo(model: str, image: str, output: str) -> None:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     blurred = cv2.imread(image)
     if blurred is None:
         raise ValueError(f"{{image}} cannot be read")
@@ -111,7 +110,7 @@ def demo(model_dir: str, image: str, output: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model-dir", required=True)
+    parser.add_argument("--model", required=True)
     parser.add_argument("--image", required=True)
     parser.add_argument("--output", required=True)
     demo(**vars(parser.parse_args()))

@@ -28,8 +28,9 @@ def test_the_folder_is_whole(name, tmp_path):
     arguments = {key: str(value).format(output=tmp_path) for key, value in step["args"].items()}
     convert(**arguments | {"tile_size": 192})  # smaller than darktable's, for speed
     cv2.imwrite(str(tmp_path / "blurred.png"), astronaut()[:70, :90])
+    # With the arguments of darktable_ai/demo.py for a model of type single.
     runpy.run_path(str(tmp_path / name / "demo.py"))["demo"](
-        model_dir=str(tmp_path), image=str(tmp_path / "blurred.png"), output=str(tmp_path / "sharp.png")
+        model=arguments["output"], image=str(tmp_path / "blurred.png"), output=str(tmp_path / "sharp.png")
     )
     sharp = cv2.imread(str(tmp_path / "sharp.png"))
     assert sharp.shape == (70, 90, 3)
