@@ -4,18 +4,19 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from comfy import model_management
 
 from lmfn import Deblurrer
 from lmfn.weights import NAMES
 
 
 @lru_cache(maxsize=2)
-def deblurrer(weights: str, strength: float) -> Deblurrer:
-    return Deblurrer(weights, strength=strength)
+def deblurrer(weights: str, strength: float, device: str) -> Deblurrer:
+    return Deblurrer(weights, strength=strength, device=device)
 
 
 class DeblurLMFN:
-    """Images `[B, H, W, C]` in [0, 1], each processed as a whole: in tiles the network would lack context."""
+    """Images `[B, H, W, C]`, each processed as a whole: in tiles the network would lack context."""
 
     CATEGORY = "image/postprocessing"
     RETURN_TYPES = ("IMAGE",)
@@ -27,8 +28,15 @@ class DeblurLMFN:
         return {"required": {"image": ("IMAGE",), "weights": (list(NAMES),), "strength": ("FLOAT", strength)}}
 
     def deblur(self, image: torch.Tensor, weights: str, strength: float) -> tuple[torch.Tensor]:
-        run = deblurrer(weights, strength)
-        return (torch.stack([torch.from_numpy(run(one.cpu().float().numpy())) for one in image]),)
+        device = model_management.get_torch_device()
+        run = deblurrer(weights, strength, str(device))
+        model_management.free_memory(run.estimated_bytes(*image.shape[1:3]), device)  # of what other nodes have loaded
+        sharp = []
+        for one in image:
+            model_management.throw_exception_if_processing_interrupted()
+            # Resizing leaves values a little outside [0, 1].
+            sharp.append(torch.from_numpy(run(one.cpu().float().clamp(0, 1).numpy())))
+        return (torch.stack(sharp),)
 
 
 NODE_CLASS_MAPPINGS = {"DeblurLMFN": DeblurLMFN}
