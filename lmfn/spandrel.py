@@ -37,7 +37,7 @@ class LMFNArch(Architecture[Network]):  # type: ignore[misc]  # spandrel has no 
         tensors = dict(state_dict)
         if CONFIG not in tensors:
             raise ValueError(
-                f"the LMFN weights have no tensor {CONFIG!r}, as files of lmfn 0.1.0 had none; write them again with "
+                f"the LMFN weights have no tensor {CONFIG!r}; write them again with "
                 "LMFN.from_pretrained(FILE).save_pretrained(FOLDER)"
             )
         model = Network(preset("lmfn", **config_from_tensor(tensors.pop(CONFIG))))
