@@ -6,13 +6,16 @@ Photographs stay in the browser. The server only serves files; it listens on 127
 import base64
 import json
 import logging
+import sys
 import tempfile
+import threading
 import webbrowser
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path, PurePath
+from typing import Any
 
 from lmfn.extras import require
 from lmfn.web.runtime import runtime_files
@@ -87,6 +90,13 @@ def _text(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A page that is closed, or cancels, while it loads, is no error.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def server(files: dict[str, bytes], port: int = 0) -> ThreadingHTTPServer:
     """A server of these files on 127.0.0.1 at this port, or any free port for 0; `serve_forever` runs it.
 
@@ -117,7 +127,7 @@ def server(files: dict[str, bytes], port: int = 0) -> ThreadingHTTPServer:
             pass
 
     try:
-        return ThreadingHTTPServer((ADDRESS, port), Handler)
+        return Server((ADDRESS, port), Handler)
     except OSError as error:
         raise OSError(f"port {port} cannot be had ({error.strerror}); name another, or 0 for any free one") from error
 
@@ -132,7 +142,12 @@ def serve(weights: str | Path = "lmfn", port: int = 8650, open_browser: bool = T
         files.update(page_files(weights))
         url = f"http://{ADDRESS}:{running.server_port}/"
         log.info("The page is at %s (Ctrl+C stops it). Photographs stay in the browser.", url)
-        if open_browser and not webbrowser.open(url):
-            log.info("No browser could be opened; open that address in one.")
+        if open_browser:  # in a thread, as some browsers return only when they are closed
+            threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
         with suppress(KeyboardInterrupt):
             running.serve_forever()
+
+
+def _open_browser(url: str) -> None:
+    if not webbrowser.open(url):
+        log.info("No browser could be opened; open that address in one.")

@@ -10,6 +10,7 @@ import logging
 import os
 import tarfile
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from lmfn import atomic
@@ -61,7 +62,7 @@ def _download(archive: Path) -> bytes:
         with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
             data: bytes = response.read()
             return data
-    except OSError as error:
+    except (OSError, HTTPException) as error:  # HTTPException: one that ends too early
         raise OSError(
             f"onnxruntime-web, which the page runs on, cannot be downloaded ({error}); where there is a network, "
             f"download {URL} and put it at {archive}"

@@ -6,10 +6,13 @@ import http.client
 import io
 import json
 import re
+import socket
 import tarfile
 import threading
 import urllib.request
+import webbrowser
 from collections.abc import Iterator
+from functools import cache
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -102,6 +105,38 @@ def test_a_port_that_is_taken_is_found_out_before_the_work(
         web.serve("lmfn", server.server_port, open_browser=False)
 
 
+def test_a_page_that_is_closed_while_it_loads_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with web.server({"/": bytes(1 << 25)}) as running:
+        running.daemon_threads = False  # the end of the context waits for its answers
+        threading.Thread(target=running.serve_forever).start()
+        with socket.create_connection(running.server_address) as page:
+            page.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert page.recv(1)
+        running.shutdown()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_browser_that_returns_when_it_is_closed_gets_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the one of `BROWSER="chromium --incognito %s"`."""
+    make, made, seen = web.server, list[ThreadingHTTPServer](), list[bytes]()
+
+    def server(files: dict[str, bytes], port: int) -> ThreadingHTTPServer:
+        made.append(make(files, port))
+        return made[0]
+
+    def browse(url: str) -> bool:
+        seen.append(urllib.request.urlopen(url, timeout=5).read())
+        made[0].shutdown()
+        return True
+
+    monkeypatch.setattr(web, "page_files", lambda _: {"/": b"the page"})
+    monkeypatch.setattr(web, "server", server)
+    monkeypatch.setattr(webbrowser, "open", browse)
+    web.serve("lmfn", 0)
+    assert seen == [b"the page"]
+
+
+@cache  # gzip stores the time
 def archive() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -113,16 +148,16 @@ def archive() -> bytes:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes | OSError]:
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes | Exception]:
     """The npm registry, with its responses in order, and an empty cache."""
-    published, answers = archive(), list[bytes | OSError]()
+    published, answers = archive(), list[bytes | Exception]()
     integrity = "sha512-" + base64.b64encode(hashlib.sha512(published).digest()).decode()
 
     def urlopen(url: str, timeout: float) -> io.BytesIO:
         assert url == runtime.URL
         assert timeout > 0
         answer = answers.pop(0)
-        if isinstance(answer, OSError):
+        if isinstance(answer, Exception):
             raise answer
         return io.BytesIO(answer)
 
@@ -133,14 +168,14 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes | OS
     return answers
 
 
-def test_the_runtime_is_downloaded_once(registry: list[bytes | OSError]) -> None:
+def test_the_runtime_is_downloaded_once(registry: list[bytes | Exception]) -> None:
     expected = {name: name.encode() for name in runtime.FILES}
     assert runtime.runtime_files() == expected
     assert not registry
     assert runtime.runtime_files() == expected  # a second download would get no response
 
 
-def test_another_archive_is_refused_and_not_kept(registry: list[bytes | OSError]) -> None:
+def test_another_archive_is_refused_and_not_kept(registry: list[bytes | Exception]) -> None:
     registry[:] = [b"something else"]
     with pytest.raises(ValueError, match=r"is not onnxruntime-web .* as it was published"):
         runtime.runtime_files()
@@ -156,9 +191,10 @@ def test_a_damaged_archive_in_the_cache_is_named() -> None:
         runtime.runtime_files()
 
 
-def test_without_a_network_the_remedy_is_told(registry: list[bytes | OSError]) -> None:
-    registry[:] = [OSError("no route to host")]
-    with pytest.raises(OSError, match="no route to host") as caught:
+@pytest.mark.parametrize("error", [OSError("no route to host"), http.client.IncompleteRead(b"a part")])
+def test_without_a_network_the_remedy_is_told(registry: list[bytes | Exception], error: Exception) -> None:
+    registry[:] = [error]
+    with pytest.raises(OSError, match=re.escape(str(error))) as caught:
         runtime.runtime_files()
     assert runtime.URL in str(caught.value)
     assert str(runtime.cache_folder()) in str(caught.value)
