@@ -237,11 +237,49 @@ def test_it_can_be_cancelled_and_begun_again(page) -> None:
     data = encoded(photograph(700, 700))
     page.set_input_files("#file", files=[{"name": "photo.png", "mimeType": "", "buffer": data}])
     page.locator("#cancel").wait_for()
+    page.set_input_files("#file", files=[{"name": "another.png", "mimeType": "", "buffer": data}])
+    page.locator("#cancel:focus").wait_for()
     page.keyboard.press("Escape")
     page.locator("#again").wait_for()
     assert page.inner_text("#status") == "Cancelled."
     assert not page.locator("#save").is_visible()
     assert choose(page, encoded(photograph(40, 40))) == ""
+
+
+def test_of_two_that_are_opened_at_once_the_later_one_counts(page) -> None:
+    """The first of them is decoded only when the second one has been sharpened."""
+    page.reload()
+    page.evaluate("""() => {
+      const decode = createImageBitmap;
+      window.createImageBitmap = async (...given) => {
+        const bitmap = await decode(...given);
+        if (bitmap.width === 50) await new Promise((done) => { window.release = done; });
+        return bitmap;
+      };
+    }""")
+    first = {"name": "first.png", "mimeType": "", "buffer": encoded(photograph(50, 50))}
+    page.set_input_files("#file", files=[first])
+    while not page.evaluate("() => window.release !== undefined"):
+        page.wait_for_timeout(20)
+    assert choose(page, encoded(photograph(40, 60)), "second.png") == ""
+    page.evaluate("async () => { release(); await new Promise((done) => setTimeout(done, 100)); }")
+    page.locator("#strength").fill("50")
+    name, image = saved(page)
+    assert (name, image.size) == ("second_deblurred.png", (60, 40))
+    assert page.evaluate("[before.width, before.height]") == [60, 40]
+    page.reload()
+
+
+def test_what_failed_is_forgotten_when_it_is_tried_again(page) -> None:
+    page.reload()
+    page.route("**/network.onnx", lambda route: route.abort())
+    try:
+        assert "Is lmfn web still running?" in choose(page, encoded(photograph(40, 40)))
+    finally:
+        page.unroute("**/network.onnx")
+    page.click("#again")
+    page.locator("#save").wait_for()
+    assert page.inner_text("#message") == ""
 
 
 def dialog_opened_by(key, page):

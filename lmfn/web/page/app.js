@@ -19,10 +19,11 @@ async function choose(files) {
   cancel();
   say(files.length > 1 ? `One at a time: this is ${files[0].name}. Folders: lmfn deblur.` : "");
   show("start");
+  arrange({});
   photo = null;
   part("file").value = "";
   try {
-    const found = await open(files[0], before);
+    const found = await open(files[0], before, () => number === job);
     if (number !== job) return;
     photo = found;
   } catch (error) {
@@ -40,7 +41,6 @@ async function choose(files) {
 async function work() {
   const number = ++job;
   const begun = performance.now();
-  say(part("message").textContent);
   show("work");
   const source = before.getContext("2d", { willReadFrequently: true });
   const target = after.getContext("2d", { willReadFrequently: true });
@@ -187,7 +187,10 @@ viewer.addEventListener("pointerdown", (event) => {
 
 part("file").addEventListener("change", (event) => choose([...event.target.files]));
 for (const id of ["choose", "another"]) part(id).addEventListener("click", () => part("file").click());
-part("again").addEventListener("click", work);
+part("again").addEventListener("click", () => {
+  say("");
+  work();
+});
 part("cancel").addEventListener("click", cancel);
 document.addEventListener("keydown", (event) => event.key === "Escape" && !part("progress").hidden && cancel());
 document.addEventListener("paste", (event) => choose([...event.clipboardData.files]));

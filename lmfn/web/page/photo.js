@@ -14,8 +14,11 @@ const MEMORY = (navigator.deviceMemory ?? 4) * 2 ** 30; // that of the computer,
 const MOST_MEGAPIXELS = Math.floor(MEMORY / 4 / BYTES_PER_PIXEL / 1e6);
 const LONGEST = 32767; // pixels that a canvas of any browser can have in a row
 
-/** Read a file. Returns its `name`, `format`, and what `metadata.read` found; its pixels, upright, are on the canvas. */
-export async function open(file, canvas) {
+/**
+ * Read a file. Returns its `name`, `format`, and what `metadata.read` found; its pixels, upright, are on the canvas, if
+ * it is still `wanted` once it is decoded: another one may have been chosen since.
+ */
+export async function open(file, canvas, wanted) {
   const name = file.name || "The pasted picture";
   let bytes;
   try {
@@ -33,7 +36,7 @@ export async function open(file, canvas) {
     const bitmap = await decode(name, format, found);
     try {
       refuseLarge(name, bitmap.width, bitmap.height);
-      draw(name, bitmap, found.orientation, canvas);
+      if (wanted()) draw(name, bitmap, found.orientation, canvas);
     } finally {
       bitmap.close();
     }
