@@ -1,19 +1,23 @@
 """The command line as used by a user, and the demo with seconds instead of minutes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 import skimage.data
+from forked import in_a_child
 
 import demo
 import lmfn
-from lmfn import checkout, cli, images
+from lmfn import Deblurrer, checkout, cli, images
 from lmfn.data import find_pairs
 from lmfn.extras import require
 
@@ -226,40 +230,36 @@ def test_deblur_a_clip(weights: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "broken.mp4 cannot be read as a video" in capsys.readouterr().err
 
 
-ENDED = """
-import os, signal, sys, time
-from lmfn import cli, deblur
+def deblur_and_end(number: int, handler: Any, *words: object) -> int:
+    """How a process ends that gets this signal while it sharpens; `handler` is the signal's before."""
 
-def end(self, image):
-    os.kill(os.getpid(), int(sys.argv[1]))
-    time.sleep(0.2)
-    return image
+    def end(_: Deblurrer, image: np.ndarray) -> np.ndarray:
+        os.kill(os.getpid(), number)
+        time.sleep(0.2)
+        return image
 
-deblur.Deblurrer.__call__ = end
-sys.exit(cli.main(sys.argv[2:]))
-"""
+    def work() -> None:
+        signal.signal(number, handler)
+        Deblurrer.__call__ = end  # type: ignore[assignment,method-assign]
+        os._exit(cli.main(["deblur", *map(str, words)]))
+
+    return in_a_child(work)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_request_to_end_leaves_no_claim(number: int, photos: Path, weights: str, tmp_path: Path) -> None:
-    command = ["-c", ENDED, str(int(number)), "deblur", str(photos), "-o", str(tmp_path / "out"), "-w", weights]
-    # In a shell's background, and under nohup, some are ignored.
-    ended = subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
-    )
-    assert ended.returncode == 1
-    assert ended.stderr.endswith("lmfn: interrupted; files already written are complete\n")
+def test_a_request_to_end_leaves_no_claim(
+    number: int, photos: Path, weights: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    assert deblur_and_end(number, usual, photos, "-o", tmp_path / "out", "-w", weights) == 1
+    assert capfd.readouterr().err.endswith("lmfn: interrupted; files already written are complete\n")
     assert not [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_nohup(photos: Path, weights: str, tmp_path: Path) -> None:
-    command = ["-c", ENDED, str(int(signal.SIGHUP)), "deblur", str(photos / "a.png"), "-o", str(tmp_path / "a.png")]
-    arguments = ["nohup", sys.executable, *command, "-w", weights]
-    assert subprocess.run(arguments, capture_output=True, check=False).returncode == 0
+    """nohup ignores the signal of a terminal that is closed, and so does a program that it starts."""
+    arguments = photos / "a.png", "-o", tmp_path / "a.png", "-w", weights
+    assert deblur_and_end(signal.SIGHUP, signal.SIG_IGN, *arguments) == 0
     assert (tmp_path / "a.png").is_file()
 
 

@@ -10,21 +10,42 @@ import torch
 from bench import ahead
 from bench.parts import ROOT
 
-SOME = """
+SHARES = """
+import os
 import sys
+from pathlib import Path
+from unittest.mock import patch
+
 from bench import ahead
 from bench.__main__ import main
 from bench.registry import PARTS
+from bench.stand_in import gpu
+from lmfn_kernels import backend
+from lmfn_kernels.runtime import backend as backends, configs
+from lmfn_kernels.runtime.triton_private import CUDABackend
+from triton import knobs
 
 def wrong():
     raise RuntimeError("cannot be called")
 
-def conv():
+def conv(dtype=ahead.torch.float16):
     op = PARTS["conv3x3_down"]
-    ahead.call_op(op, op.shape(2, 9, 8), ahead.torch.float16, train=False)
+    ahead.call_op(op, op.shape(2, 9, 8), dtype, train=False)
 
+cache, done = map(Path, sys.argv[1:])
 ahead.calls = lambda: [("wrong", wrong), ("conv", conv), ("conv again", conv)]
-sys.exit(main(["ahead", "--gpu", "some-gpu:90:232448", "--share", sys.argv[1], "--done", sys.argv[2]]))
+for place, names in (("1/2", ""), ("0/2", ""), ("1/2", "1, conv_kernel of conv")):
+    done.write_text(names)
+    if os.fork() == 0:
+        os._exit(main(["ahead", "--gpu", "some-gpu:90:232448", "--share", place, "--done", str(done)]))
+    print("END", os.wait()[1], len(list(cache.rglob("conv_kernel.cubin"))), flush=True)
+
+with gpu(), backend("triton"), patch.object(backends, "INTERPRETED", True):
+    knobs.cache.dir, made = str(cache), CUDABackend.make_cubin
+    with patch.object(configs, "describe", return_value=configs.Device("some-gpu", 90, 232448)):
+        for dtype in (ahead.torch.float16, ahead.torch.bfloat16):
+            conv(dtype)
+            print(made.call_count)
 """
 
 ON_TRIAL = """
@@ -39,27 +60,6 @@ with ahead.in_place_of_launches("some-gpu:90:232448", noted):
         if name.startswith("a frame"):
             call()
             print()
-"""
-
-LAUNCHED = """
-import sys
-from unittest.mock import patch
-
-from bench import ahead
-from bench.registry import PARTS
-from bench.stand_in import gpu
-from lmfn_kernels import backend
-from lmfn_kernels.runtime import backend as backends, configs
-from lmfn_kernels.runtime.triton_private import CUDABackend
-from triton import knobs
-
-with gpu(), backend("triton"), patch.object(backends, "INTERPRETED", True):
-    knobs.cache.dir, made, conv = sys.argv[1], CUDABackend.make_cubin, PARTS["conv3x3_down"]
-    with patch.object(configs, "describe", return_value=configs.Device("some-gpu", 90, 232448)):
-        ahead.call_op(conv, conv.shape(2, 9, 8), ahead.torch.float16, train=False)
-        print(made.call_count)
-        ahead.call_op(conv, conv.shape(2, 9, 8), ahead.torch.bfloat16, train=False)
-        print(made.call_count)
 """
 
 DEFAULT = """
@@ -100,12 +100,6 @@ print(*sorted(needed - forms), sep="\\n")
 """
 
 
-def share(environment: dict[str, str], tmp_path: Path, place: str, *done: str) -> list[str]:
-    """The output of one process of a share, run without Triton's interpreter."""
-    (tmp_path / "done.txt").write_text("\n".join(done))
-    return in_process(environment, tmp_path, SOME, place, str(tmp_path / "done.txt"))
-
-
 def in_process(environment: dict[str, str], tmp_path: Path, code: str, *arguments: str) -> list[str]:
     found = subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -120,18 +114,21 @@ def in_process(environment: dict[str, str], tmp_path: Path, code: str, *argument
 
 
 def test_each_kernel_is_compiled_once_by_one_process(environment: dict[str, str], tmp_path: Path) -> None:
-    lines = share(environment, tmp_path, "1/2")
-    assert [line.partition(": ")[0] for line in lines] == [
+    lines = in_process(environment, tmp_path, SHARES, str(tmp_path / "cache"), str(tmp_path / "done.txt"))
+    assert [line.partition(": ")[0] if line.startswith("PASSED") else line for line in lines] == [
         "BEGIN 1, conv_kernel of conv",
         "PASSED 1, conv_kernel of conv",
         "COMPLETE",
+        "END 0 1",
+        "FAILED wrong: RuntimeError('cannot be called')",
+        "COMPLETE",
+        "END 0 1",
+        "COMPLETE",
+        "END 0 1",
+        # A launch then finds its kernel in the cache, and compiles it if it is missing.
+        "0",
+        "1",
     ]
-    assert len(list((tmp_path / "cache").rglob("conv_kernel.cubin"))) == 1
-    other = share(environment, tmp_path, "0/2")
-    assert other == ["FAILED wrong: RuntimeError('cannot be called')", "COMPLETE"]
-    assert share(environment, tmp_path, "1/2", "1, conv_kernel of conv") == ["COMPLETE"]
-    # A launch then finds its kernel in the cache, and compiles it if it is missing.
-    assert in_process(environment, tmp_path, LAUNCHED, str(tmp_path / "cache")) == ["0", "1"]
 
 
 def test_the_command_ends_in_time(environment: dict[str, str], tmp_path: Path) -> None:

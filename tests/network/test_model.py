@@ -283,7 +283,7 @@ def in_parallel(rank: int, folder: str) -> None:
 
 def test_distributed(tmp_path: Path) -> None:
     """Two processes have the gradients of one with both images."""
-    mp.spawn(in_parallel, (str(tmp_path),), nprocs=2)
+    mp.start_processes(in_parallel, (str(tmp_path),), nprocs=2, start_method="fork")
     model = network(**SMALL)
     images = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
     model(images.flatten(0, 1)).square().mean().backward()

@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
+from forked import in_a_child
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -54,25 +55,14 @@ def records(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def start(
-    settings: Settings, prelude: str = "", launcher: tuple[str, ...] = (sys.executable,)
-) -> subprocess.Popen[str]:
-    """Run train.py in a separate process, after `prelude`."""
-    file = settings.runs / f"{settings.name}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(settings.text())
-    code = settings.runs / f"{settings.name}.py"
-    start = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{prelude}\n"
-    code.write_text(f"{start}from lmfn.training.loop import main\nsys.exit(main(sys.argv[1:]))\n")
-    command = [*launcher, str(code), "--config", str(file), "--resume", "auto"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def training(settings: Settings, prelude: Callable[[], None] = lambda: None) -> int:
+    """The signal or exit status with which a process ends that trains after `prelude`."""
 
+    def work() -> None:
+        prelude()
+        os._exit(train(settings))
 
-def finish(process: subprocess.Popen[str], status: int = 0) -> str:
-    output = process.communicate(timeout=240)[0]
-    assert process.returncode == status, output
-    return output
+    return in_a_child(work)
 
 
 @torch.inference_mode()
@@ -122,40 +112,41 @@ def test_a_run_makes_what_the_readme_says_and_learns(settings: Settings, photos:
     ]
 
 
-KILL_AFTER_SAVING_STEP_5 = """
-import os
-from lmfn.training.run import RunFolder
-save = RunFolder.save
-def saved(self, *rest, **options):
-    save(self, *rest, **options)
-    if rest[-1].step == 5:
-        os.kill(os.getpid(), 9)
-RunFolder.save = saved
-"""
-KILL_WHILE_SAVING_STEP_9 = """
-import os
-import lmfn.atomic
-replace = os.replace
-def replaced(source, target):
-    if "step-00000009" in str(target):
-        os.kill(os.getpid(), 9)
-    replace(source, target)
-lmfn.atomic.os.replace = replaced
-"""
+def kill_after_saving_step_5() -> None:
+    save = RunFolder.save
+
+    def saved(self: RunFolder, state: TrainState, at: Progress, **options: bool) -> None:
+        save(self, state, at, **options)
+        if at.step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    RunFolder.save = saved  # type: ignore[method-assign]
+
+
+def kill_while_saving_step_9() -> None:
+    replace = os.replace
+
+    def replaced(source: Path, target: Path) -> None:
+        if "step-00000009" in str(target):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = replaced  # type: ignore[assignment]
 
 
 def test_killed_twice_and_resumed_is_bit_identical_to_a_run_in_one_go(settings: Settings) -> None:
     # 9 does not divide evenly
     whole = dataclasses.replace(settings, name="whole", steps=9, data_on="workers")
     broken = dataclasses.replace(whole, name="broken", workers=1)
-    finish(start(whole))
-    finish(start(broken, KILL_AFTER_SAVING_STEP_5), -signal.SIGKILL)
+    assert train(whole) == 0
+    assert training(broken, kill_after_saving_step_5) == -signal.SIGKILL
     assert [path.stem for path in RunFolder(run_in(broken)).states] == ["step-00000005"]
-    finish(start(broken, KILL_WHILE_SAVING_STEP_9), -signal.SIGKILL)
+    broken = dataclasses.replace(broken, resume="auto")
+    assert training(broken, kill_while_saving_step_9) == -signal.SIGKILL
     assert [path.stem for path in RunFolder(run_in(broken)).states] == ["step-00000005"]
     with (run_in(broken) / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')  # a kill may cut a line
-    finish(start(broken))
+    assert training(broken) == 0
     for name in ("model", "ema"):
         one, other = weights(run_in(whole), name), weights(run_in(broken), name)
         assert one.keys() == other.keys()
@@ -276,9 +267,13 @@ def test_processes_wait_for_the_one_that_validates(settings: Settings, monkeypat
 def test_two_processes_train_on_what_one_with_twice_the_batch_does(settings: Settings) -> None:
     one = dataclasses.replace(settings, name="one", batch=4, steps=5)
     two = dataclasses.replace(settings, name="two", batch=2, steps=5, workers=1, device="auto")
-    finish(start(one))
+    assert train(one) == 0
+    two.runs.joinpath("two.yaml").write_text(two.text())
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    finish(start(two, launcher=launcher))
+    command = [*launcher, str(ROOT / "train.py"), "--config", str(two.runs / "two.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
     for name in ("model", "ema"):
         a, b = weights(run_in(one), name), weights(run_in(two), name)
         initial = LMFN(one.network_config).state_dict()
