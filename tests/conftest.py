@@ -1,6 +1,7 @@
 """Triton's interpreter for all tests except those on a GPU: kernels run on the CPU, line by line in NumPy. Its bfloat16
 arithmetic and products are silently wrong, so no test runs a kernel in bfloat16."""
 
+import gc
 import os
 import shutil
 import sys
@@ -20,6 +21,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before anything imports Triton, as accelerate does: what is decorated before is not interpreted."""
     if config.getoption("markexpr") != "gpu":
         os.environ["TRITON_INTERPRET"] = "1"
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays, so the garbage collector need not look through it after every run of
+    Accelerate's, which starts it."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
