@@ -207,6 +207,16 @@ def test_transparency_comes_back(page) -> None:
     assert (np.asarray(saved(page)[1])[:, :, 3] == pixels[:, :, 3]).all()
 
 
+def test_gray_stays_gray(page, deblur) -> None:
+    pixels = photograph(90, 130)[:, :, 0]
+    for data in (encoded(pixels), encoded(pixels, "JPEG", quality=95)):
+        assert choose(page, data) == ""
+        image = saved(page)[1].convert("RGB")
+        assert np.ptp(np.asarray(image), axis=2).max() == 0
+        if data.startswith(b"\x89PNG"):
+            assert levels(image, deblur(pixels[:, :, None].astype(np.float32) / 255)) <= 1
+
+
 def header(width: int, height: int) -> bytes:
     """A PNG that ends after its header."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)

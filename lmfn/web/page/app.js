@@ -58,7 +58,7 @@ async function work() {
       const left = i ? `, ${duration((seconds * (area - finished)) / finished)} left` : "";
       progress(tiles.length > 1 ? `Sharpening part ${i + 1} of ${tiles.length}${left}` : "Sharpening…", i && finished / area);
       const place = [tile.left, tile.top, tile.width, tile.height];
-      const result = await sharpen(source.getImageData(...place).data, tile.width, tile.height);
+      const result = await sharpen(source.getImageData(...place).data, tile.width, tile.height, photo.grey);
       if (number !== job) return;
       const below = target.getImageData(...place);
       blend(tile, result, below.data);

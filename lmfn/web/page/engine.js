@@ -24,19 +24,19 @@ export function start() {
   return ready;
 }
 
-/** One tile: RGBA (which is handed over) to RGBA. */
-export async function sharpen(pixels, width, height) {
+/** One tile: RGBA (which is handed over) to RGBA; of a grey photograph, it stays grey. */
+export async function sharpen(pixels, width, height, grey) {
   const { provider } = await start();
-  if (provider === "wasm") return (await ask({ pixels, width, height }, [pixels.buffer])).pixels;
+  if (provider === "wasm") return (await ask({ pixels, width, height, grey }, [pixels.buffer])).pixels;
   try {
-    return (await ask({ pixels: pixels.slice(), width, height })).pixels;
+    return (await ask({ pixels: pixels.slice(), width, height, grey })).pixels;
   } catch (error) {
     if (error instanceof Cancelled) throw error;
     // Out of memory on the graphics card, or the card is gone: the processor does it, from here on.
     console.warn(`WebGPU: ${error.message}`);
     stop(error);
     useWebgpu = false;
-    return sharpen(pixels, width, height);
+    return sharpen(pixels, width, height, grey);
   }
 }
 

@@ -30,12 +30,12 @@ export function identify(bytes) {
 /**
  * What the file holds beside its pixels: `width`, `height` (as stored; undefined where the header is not read here),
  * `exif` (a block without its name), `icc` (ready for the format that it will be saved in: JPEG's segments, PNG's
- * chunks), `srgb` (whether the colours have to become sRGB, because their profile cannot be carried over),
+ * chunks), `srgb` (whether the colours have to become sRGB, because their profile cannot be carried over), `grey`,
  * `orientation`, `neutral` (the file with that orientation undone, for browsers to decode), `lost` (in words, what a
  * saved file will not have).
  */
 export async function read(bytes, format) {
-  const found = { exif: null, icc: [], srgb: false, orientation: 1, neutral: bytes, lost: [] };
+  const found = { exif: null, icc: [], srgb: false, grey: false, orientation: 1, neutral: bytes, lost: [] };
   try {
     if (format === "JPEG") readJpeg(bytes, found);
     else if (format === "PNG") readPng(bytes, found);
@@ -99,6 +99,7 @@ function readJpeg(bytes, found) {
     if (isFrame) {
       [found.height, found.width] = [view(body).getUint16(1), view(body).getUint16(3)];
       colours = body[5];
+      found.grey = colours === 1;
     } else if (marker === 0xe1 && startsWith(body, EXIF) && !found.exif) {
       takeExif(body.subarray(EXIF.length), found, start + 4 + EXIF.length, bytes);
     } else if (marker === 0xe1 && startsWith(body, XMP)) {
@@ -134,13 +135,12 @@ function chunk(name, body) {
 }
 
 function readPng(bytes, found) {
-  let grey = false;
   for (const { name, start, body, whole } of chunks(bytes)) {
     if (name === "IHDR") {
       [found.width, found.height] = [view(body).getUint32(0), view(body).getUint32(4)];
       if (body[8] === 16) found.lost.push("16 bits per value (it is saved with 8)");
-      grey = body[9] === 0 || body[9] === 4;
-    } else if (name === "iCCP" && grey) {
+      found.grey = body[9] === 0 || body[9] === 4;
+    } else if (name === "iCCP" && found.grey) {
       found.srgb = true;
       found.lost.push("the colour profile, which is not one of RGB (colours become sRGB)");
     } else if (COLOURS.includes(name)) found.icc.push(whole);

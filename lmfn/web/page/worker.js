@@ -67,11 +67,12 @@ async function selfTest({ width, height, blurred, sharp }) {
 const decode = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
 /** RGBA in, RGBA out, in 8 bits. */
-async function sharpen({ pixels, width, height }) {
+async function sharpen({ pixels, width, height, grey }) {
   const found = await run(pixels, width, height), area = width * height;
   for (let i = 0; i < area; i++) {
+    const mean = (found[i] + found[area + i] + found[2 * area + i]) / 3;
     for (let c = 0; c < 3; c++) {
-      const value = found[c * area + i];
+      const value = grey ? mean : found[c * area + i];
       if (!Number.isFinite(value)) throw new Error("the network's output is not finite");
       pixels[4 * i + c] = 255 * value; // rounded and clamped by the array
     }
