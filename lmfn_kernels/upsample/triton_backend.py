@@ -211,7 +211,7 @@ def _ring_upsampled_conv(size: Sequence[int], n: int, of_residual: Sequence[int]
     rows, columns = ring.ROWS, tiles.PITCH - 2
     return Plan(
         ring.ring_upsampled_conv_kernel,
-        (min(programs, b * cdiv(h, rows) * cdiv(w, columns)),),
+        (max(1, min(programs, b * cdiv(h, rows) * cdiv(w, columns))),),  # 0 if a trial is over: the weight stays folded
         4,
         {"t_x": (1, 2, tiles.PITCH, tiles.CHANNELS), "t_w": (1, tiles.CHANNELS, ring.RESULTS)},
         tiles.descriptor,
