@@ -7,9 +7,10 @@ what changed in between, or was written without a fence, they have read as NaN. 
 that is overwritten too early, give NaN or wrong values, and warps that wait for each other raise `AssertionError`, as
 does a partition that, before its `wait_for_previous_launch`, reads or writes anything but constant weights by TMA.
 
-What the compiler does is taken for granted, namely layouts of registers and barriers among the warps of a partition:
-a partition is one thread here. `launch` takes the place of Triton's launch, as
-`with lmfn_kernels.runtime.launch.intercepting(hopper.launch): ...`.
+A partition is one thread here. What the compiler does is taken for granted, namely layouts of registers, and barriers
+among the warps of a partition where one loads what another has stored. Those that it leaves to the kernel must be
+there: before a store to what a product of the other warps may still read, and before one thread arrives for all.
+`launch` takes the place of Triton's launch, as `with lmfn_kernels.runtime.launch.intercepting(hopper.launch): ...`.
 """
 
 import __future__
@@ -204,6 +205,7 @@ class Shared:
         assert OF_TORCH[x.dtype] == self.dtype
         chunks = self.chunks(own)
         assert own or not self.sm.is_unfenced(chunks), "TMA overwrites what was written without a fence"
+        assert not self.sm.read[chunks].any(), "products of other warps may still read what is overwritten"
         self.sm.memory[chunks] = x.view(torch.complex128).view(chunks.shape)
         if own:
             self.sm.unfenced[chunks] = self.sm.partition.number
@@ -211,10 +213,12 @@ class Shared:
 
     def load(self, _layout: Any) -> Value:
         self.sm.step()
+        self.sm.partition.together = False
         return value(self.read(own=True))
 
     def store(self, x: Value) -> None:
         self.sm.step()
+        self.sm.partition.together = False
         self.write(x.as_subclass(Tensor), own=True)
 
 
@@ -237,6 +241,11 @@ class Product:
         self.to, self.result = to, None
 
     def finish(self) -> None:
+        for _, of in self.operands:
+            if of is not None:
+                of.sm.partition.together = False
+                # Without the last rows: those behind a tile are read for columns that are not stored.
+                of.sm.read[of.chunks(own=False)[:-2]] = of.sm.partition.number
         left, right = (x if of is None else unless_changed(x, of.read()) for x, of in self.operands)
         to = self.to.result if isinstance(self.to, Product) else self.to
         self.result = value(left.as_subclass(Tensor).float() @ right.float() + to)
@@ -248,6 +257,7 @@ class Partition(greenlet):
     def __init__(self, number: int, run: Callable[[], None]) -> None:
         super().__init__(run)
         self.number, self.ready, self.doing, self.waited = number, lambda: True, "starts", False
+        self.together = True  # none of the warps is behind in shared memory
         self.products: list[Product] = []
         self.stores: list[tuple[Tensor, Tensor, Shared, tuple[slice, ...]]] = []
 
@@ -274,6 +284,7 @@ class Multiprocessor:
         self.memory = UNKNOWN.repeat(SHARED // 16)
         self.unfenced = torch.zeros(SHARED // 16, dtype=torch.uint8)  # by which partition
         self.any_unfenced = False
+        self.read = torch.zeros(SHARED // 16, dtype=torch.uint8)  # by products of which partition, since its barrier
         self.used = 0
         self.loads: list[tuple[Barrier, Shared, Tensor]] = []
         self.issued: list[int] = []  # the partition of each product
@@ -345,6 +356,7 @@ class Multiprocessor:
 
     def arrive(self, bar: Barrier, *, count: int = 1) -> None:
         self.step()
+        assert self.partition.together, "one thread arrives before the other warps are done"
         bar.arrive(count)
 
     def wait(self, bar: Barrier, phase: Any) -> None:
@@ -375,6 +387,7 @@ class Multiprocessor:
         while len(stores) > pendings:
             inside, before, of, place = stores.pop(0)
             inside.copy_(unless_changed(before, of.read())[place])
+        self.thread_barrier()  # which Triton adds
 
     def warpgroup_mma(self, a: Any, b: Shared, acc: Any, *, is_async: bool = False) -> Any:
         self.step()
@@ -390,6 +403,10 @@ class Multiprocessor:
         # What is still in flight can be added to, and nothing else.
         found = tuple(x.result if isinstance(x, Product) and x.result is not None else x for x in deps)
         return found if len(found) > 1 else found[0]
+
+    def thread_barrier(self) -> None:
+        self.partition.together = True
+        self.read[self.read == self.partition.number] = 0
 
     def fence_async_shared(self) -> None:
         self.step()
@@ -455,7 +472,7 @@ def _in_python(kernel: Any, sm: Multiprocessor, edit: Callable[[str], str]) -> C
         id(gluon_private.async_load): sm.async_load,
         id(gluon_private.async_store): sm.async_store,
         id(gluon_private.reinterpret): Shared.reinterpret,
-        id(gluon_private.thread_barrier): lambda: None,
+        id(gluon_private.thread_barrier): sm.thread_barrier,
         id(wait_for_previous_launch): sm.wait_for_previous_launch,
     }
     modules: dict[int, dict[str, Any]] = {}

@@ -214,6 +214,23 @@ def test_an_odd_number_of_slots_needs_two_barriers_each() -> None:
     assert torch.equal(runs[0][0], runs[1][0])
 
 
+def test_a_program_without_edges_and_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program of the middle of nine tiles does not end before the weights of edges have arrived, which it does not
+    use; and a weight folded for `ring_upsampled_conv_kernel` is right where there are no programs for it any more."""
+    form = FORMS["upsampled_conv"]
+    x, *conv, residual = form.draw((1, 1, 50, 5, 31), torch.bfloat16)
+    once = folded(Conv(*conv))
+    op = form._replace(function=lambda x: upsampled_conv3x3(x, once, residual))
+    monkeypatch.setattr(convolutions, "ring_programs", lambda _: 0)
+    (by_one,) = results(op, [x])
+    monkeypatch.setattr(convolutions, "ring_programs", lambda _: 9)
+    (by_nine,) = results(op, [x])
+    assert torch.equal(by_one, by_nine)
+    waits = "another's.\n    mbarrier.wait(loaded.index(1), 0)"
+    with defect(waits, "") as edit, pytest.raises(AssertionError, match="while a load is in flight"):
+        results(op, [x], edit=edit)
+
+
 def after_the_channels(form: str, edit: Callable[[str], str] = lambda source: source) -> int:
     """How many values behind the channels are not zero, of results from an image with NaN and infinity."""
     inputs = FORMS[form].draw((1, 1, 50, 5, 33), torch.bfloat16)
@@ -560,6 +577,7 @@ def test_weight_gradient(size: tuple[int, ...], pairs: int, dtype: torch.dtype) 
         ("mbarrier.wait(empty.index(i_turn % SLOTS), (i_turn // SLOTS & 1) ^ 1)", "pass"),
         ("mbarrier.init(empty.index(i), count=3)", "mbarrier.init(empty.index(i), count=2)"),
         ("num_outstanding=0", "num_outstanding=1"),
+        ("thread_barrier()", "pass"),
         ("wait_for_previous_launch()", "pass"),
         ("o_w + PADDING - j", "o_w + PADDING - j - 1"),
         ("i_part * PART + 2 * BLOCK_W", "i_part * PART + 2 * BLOCK_W + 1"),
@@ -593,6 +611,7 @@ EMPTY = "mbarrier.wait(empty.index(i_slot), (i_turn // SLOTS & 1) ^ 1)"
 ARRIVAL = "mbarrier.arrive(empty.index(i_slot), count=1)"
 STORED = f"tma.store_wait(0)\n        {ARRIVAL}"
 EARLY = f"{ARRIVAL}\n        tma.store_wait(0)"
+BARRIER = "thread_barrier()"
 ENDED = "b_out = warpgroup_mma_wait(num_outstanding=0, deps=(b_out,))\n"
 TOO_EARLY = f"{ARRIVAL}\n        {ENDED}"
 DEFECTS = [
@@ -613,6 +632,11 @@ DEFECTS = [
     ("no wait for the first weight", "stem", "mbarrier.wait(loaded.index(1), 0)", "pass"),
     ("no fence after f0", "stem", "fence_async_shared()\n        thread_barrier()", "thread_barrier()"),
     ("f0 is not masked", "stem", "if edge:", "if False:"),
+    ("no barrier after f0", "stem", f"{BARRIER}\n        mbarrier.arrive(full", "mbarrier.arrive(full"),
+    ("no barrier before a result is staged", "stem", f"{BARRIER}  # the products", "pass  #"),
+    ("no barrier before a result is staged", "residual", BARRIER, "pass"),
+    ("no barrier before a result is staged", "distill_fuse", BARRIER, "pass"),
+    ("no barrier before a slot is empty", "upsampled_conv", BARRIER, "pass"),
     ("no wait for a tile", "distill_fuse", FULL, "pass"),
     ("the wrong phase of a tile", "residual", FULL, f"{FULL[:-1]} ^ 1)"),
     ("no wait for the weights", "distill_stage", "mbarrier.wait(loaded.index(i), 0)", "pass"),
