@@ -210,6 +210,7 @@ def parts(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     vector, utils = torch.zeros(64, device=on), driver.active.utils
     # Triton before 3.7 has the second name.
     encode = getattr(utils, "fill_tma_descriptor_tiled", None) or utils.fill_tma_descriptor
+    swizzle, bf16, zeros = 3, 9, 0  # of 128 bytes; as cuda.h numbers them, not as Triton does on the device
 
     def guard() -> None:
         with torch.cuda.device(x.device):
@@ -229,7 +230,10 @@ def parts(on: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "PyTorch: an empty image", lambda: launch.empty_image(x, *x.shape)
     yield "PyTorch: add_ of 64 values", lambda: vector.add_(1)
     yield "Triton: a TensorDescriptor", lambda: TensorDescriptor(pixels, shape, strides, tile)
-    yield "driver: a descriptor encoded", lambda: encode(pixels.data_ptr(), 3, 2, 10, tile, shape, strides, 0)
+    yield (
+        "driver: a descriptor encoded",
+        lambda: encode(pixels.data_ptr(), swizzle, 2, bf16, tile, shape, strides, zeros),
+    )
     if on == "cuda":
         yield "driver: the current stream", lambda: driver.active.get_current_stream(x.device.index)
         yield "PyTorch: a device guard", guard

@@ -1,7 +1,8 @@
 """A GPU driver that does nothing, to measure the host cost of a launch on a machine without a GPU.
 
 Triton compiles as usual up to the layout of the arguments. Its own launcher parses them, encodes descriptors and calls
-the driver, which here is a library that returns at once. Tensors are on the CPU.
+the driver, which here is a library that returns at once, except for a descriptor that a GPU would not take: that is an
+error, as there. Tensors are on the CPU.
 """
 
 import ctypes
@@ -55,7 +56,20 @@ int cuLaunchKernelEx() { return 0; }
 int cuModuleUnload(uint64_t module) { return 0; }
 int cuOccupancyMaxActiveClusters(int *clusters) { *clusters = 1; return 0; }
 int cuTensorMapEncodeIm2col() { return 0; }
-int cuTensorMapEncodeTiled() { return 0; }
+
+/* As the driver does, refuse (CUDA_ERROR_INVALID_VALUE) what TMA cannot take. */
+int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, uint64_t address, const uint64_t *sizes,
+                           const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,
+                           int swizzle) {
+  static const uint32_t bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
+  if (type < 0 || type > 12 || rank < 1 || rank > 5 || address % 16) return 1;
+  for (uint32_t i = 0; i < rank; i++) {
+    if (!sizes[i] || sizes[i] > 1ull << 32 || !box[i] || box[i] > 256) return 1;
+    if (i + 1 < rank && (strides[i] % 16 || strides[i] >= 1ull << 40)) return 1;
+  }
+  uint32_t row = box[0] * bytes[type];
+  return row % 16 || (swizzle && row > 16u << swizzle);
+}
 """
 
 
