@@ -5,6 +5,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from lmfn_kernels.runtime.trials import ON_TRIAL, in_use
+
 FILE = Path(__file__).parents[1] / "experiments" / "kernels" / "predictions.tsv"
 FACTOR = 1.25
 """A prediction holds if neither it nor what is measured is larger than the other by more than this factor."""
@@ -33,6 +35,17 @@ class Prediction(NamedTuple):
 
     def holds(self, us: float) -> bool:
         return self.us / FACTOR <= us <= self.us * FACTOR
+
+    def beside(self, us: float) -> str:
+        """What to print beside what was measured."""
+        return f"predicted {self.us:g} us, which {'held' if self.holds(us) else 'did not hold'}{without()}"
+
+
+def without() -> str:
+    """What is on trial and not used, although predictions count it as used; `newer_triton` changes no time."""
+    counted = [name for name in ON_TRIAL if name != "newer_triton"]
+    unused = [name for name in counted if not in_use(name)]
+    return f" without {'what is on trial' if unused == counted else ', '.join(unused)}" if unused else ""
 
 
 def predictions(gpu: str, of: str) -> list[Prediction]:

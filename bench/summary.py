@@ -24,6 +24,7 @@ class Summary:
         self._out, self._device, self._minutes, self._began = out, device, minutes, time.monotonic()
         self._counts: dict[str, Counter[str]] = {}
         self._faults: list[str] = []
+        self._left_out: dict[str, None] = {}
         self._said: list[str] = []
 
     def hear(self, part: str, line: str) -> None:
@@ -32,9 +33,11 @@ class Summary:
             self._counts.setdefault(part, Counter())[word.lower()] += 1
         if word == "FAILED" or line.startswith("WRONG"):
             self._faults.append(f"{part}: {rest}")
+        if line.startswith("left out: "):
+            self._left_out[f"{part}: {line.removeprefix('left out: ')}"] = None
         if line.startswith(ON_TRIAL_LINE):
             self._said.append(line)
-        elif " predictions held within " in line:
+        elif " predictions held within " in line or " us, which " in line:
             self._said.append(f"{part}: {line}")
 
     def failed(self, outcomes: Iterable[Outcome]) -> bool:
@@ -53,6 +56,8 @@ class Summary:
                 yield f"unreadable: {error}"
         ended = {status: [o.name for o in outcomes if o.status == status] for _, status, _ in outcomes}
         yield "; ".join(f"{status}: {', '.join(names)}" for status, names in ended.items())
+        if self._left_out:
+            yield f"left out: {some(list(self._left_out))}"
         yield f"faults: {some(self._faults)}" if self._faults else "no faults"
 
     def _rows(self, verb: str, folder: str = "") -> list[Row]:

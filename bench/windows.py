@@ -55,12 +55,12 @@ def run(options: argparse.Namespace) -> int:
         run(image)
     times = [[timed(run) for run in runs] for _ in range(options.rounds)]
     whole, windows = (statistics.median(column) for column in zip(*times, strict=True))
-    ratios = sorted(second / first for first, second in times)
+    more, ratios = 1e3 * (windows - whole), sorted(second / first for first, second in times)
     low, high = ratios[len(ratios) // 5], ratios[len(ratios) * 4 // 5]
     print(
         f"{options.shape} {options.dtype} on {on.name}: whole {whole:.4g} ms, {of} "
         f"{windows:.4g} ms, ratio {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f}) of {len(ratios)}"
-        f"{f', {1e3 * (windows - whole):.0f} us more, predicted {expected.us:g}' if expected else ''}"
+        f"{f', {more:.0f} us more, {expected.beside(more)}' if expected else ''}"
     )
     return 0
 

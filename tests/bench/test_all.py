@@ -16,7 +16,7 @@ from bench import all as everything
 from bench import model, train
 from bench.__main__ import MEASURING, OTHERS, main
 from bench.parts import ROOT, Part
-from bench.providers import PROVIDERS, SLOW
+from bench.providers import PROVIDERS
 from bench.registry import OPS
 from bench.rows import Row, RowFile, Shape
 
@@ -39,10 +39,9 @@ def test_the_parts_are_commands_that_there_are(tmp_path: Path) -> None:
 
 def test_nothing_is_left_out(tmp_path: Path) -> None:
     """Frame and step are measured with all providers, those with long compilation separately."""
-    assert model.SHAPES["cuda"][0] == everything.FRAME
+    assert model.SHAPES["cuda"] == [everything.FRAME, *everything.OTHER_FRAMES]
     assert train.SHAPES["cuda"][0] == everything.STEP
     assert set(everything.OPS) < set(OPS)
-    assert everything.COMPILED[-1] == SLOW
     here = {name for name, provider in PROVIDERS.items() if "cuda" in provider.devices}
     assert {*everything.EAGER, *everything.COMPILED} == here
     for part in everything.parts("cuda", tmp_path)[1]:
@@ -126,12 +125,14 @@ def test_what_fails_is_named_and_the_rest_goes_on(tmp_path: Path, monkeypatch: p
     todo = [
         Part("tests", 1, python("import os; print('FAILED a::b: off by one', flush=True); os.abort()")),
         Part("step", 1, python("print('WRONG, so no row: lmfn step, triton: NaN'); import sys; sys.exit(1)")),
+        Part("ops", 1, python("for _ in range(2): print('left out: rfdb, compile: no C++ compiler')")),
         Part("late", 1, python("import pathlib, sys; pathlib.Path(sys.argv[1]).touch()", out / "late")),
     ]
     status, lines = run(monkeypatch, out, todo)
     assert status == 1
     assert (out / "late").exists()
-    assert "died of SIGABRT: tests; failed with 1: step; done: late" in lines
+    assert "died of SIGABRT: tests; failed with 1: step; done: ops, late" in lines
+    assert "left out: ops: rfdb, compile: no C++ compiler" in lines
     assert "faults: tests: a::b: off by one; step: so no row: lmfn step, triton: NaN" in lines
 
 

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable, Iterator
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from bench import ahead, predictions, profile
 from bench.__main__ import main
@@ -13,7 +15,7 @@ from bench.devices import Gpu
 from bench.registry import OPS
 from bench.rows import Shape
 from lmfn_kernels.runtime import trials
-from lmfn_kernels.runtime.launch import intercepting
+from lmfn_kernels.runtime.launch import intercepting, padded_image
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_predictions_beside_what_is_measured(
     assert lines[-6].endswith("%  conv_kernel down, *")
     assert lines[-5].split()[1] == "100.0"
     assert lines[-5].endswith("%  all")
-    assert lines[-4] == f"{of}: 2 of 5 predictions held within a factor of 1.25"
+    assert lines[-4] == f"{of}: 2 of 5 predictions held within a factor of 1.25 without what is on trial"
     assert lines[-3].startswith("100 predicted, ")
     assert lines[-2:] == [
         "5 predicted, not launched: ring_kernel * (fewer loads)",
@@ -142,6 +144,13 @@ def test_the_kernels_work_is_the_networks(tried: tuple[str, ...]) -> None:
         again *= 2 * 4 * shape.b * shape.h * shape.w // 16
         assert 0.9 < flop / (OPS["lmfn"].work(shape, mode).flop + again) < 1.0
         assert all(launch.bytes > 0 for launch in launches)
+
+
+def test_zeros_after_the_channels_are_no_traffic() -> None:
+    x = padded_image(torch.zeros(1, dtype=torch.bfloat16), 2, 50, 4, 3)
+    descriptor = SimpleNamespace(base=x, shape=[2, 4, 3, 64], block_shape=[1, 8, 16, 64])
+    arguments = {"t_x": descriptor, "p_bias": torch.zeros(50), "num_warps": 4}
+    assert profile.described("pad_kernel", arguments).bytes == 2 * 4 * 3 * 50 * 2 + 50 * 4
 
 
 def test_each_prediction_is_of_something_that_is_launched() -> None:

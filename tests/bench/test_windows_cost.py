@@ -19,6 +19,6 @@ def test_a_line_with_both_times_and_their_ratio_beside_a_prediction(capsys, pred
     line = capsys.readouterr().out
     assert re.fullmatch(
         r"1x72x64 float32 on CPU .*: whole [\d.]+ ms, windows of 64 [\d.]+ ms, ratio [\d.]+ \(.* to .*\) of 2"
-        r", -?\d+ us more, predicted 16\n",
+        r", -?\d+ us more, predicted 16 us, which (held|did not hold) without what is on trial\n",
         line,
     )
