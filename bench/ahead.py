@@ -9,15 +9,17 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 import lmfn_kernels
 from bench.network import image, network
@@ -27,8 +29,12 @@ from bench.registry import OPS, BenchOp
 from bench.rows import Shape
 from bench.shares import run_shares, say
 from bench.train import Step
+from lmfn import fp8
+from lmfn.fp8 import E4M3
 from lmfn.inference import plain
+from lmfn.network import Network
 from lmfn_kernels import testing, weight_layout
+from lmfn_kernels.conv import backend as conv
 from lmfn_kernels.conv import triton_backend as convolutions
 from lmfn_kernels.runtime import backend, configs, launch, trials
 from lmfn_kernels.runtime.triton_private import CudaLauncher, GPUTarget, driver
@@ -137,11 +143,13 @@ def in_place_of_launches(gpu: str, call: Callable[[Any, Any, dict[str, Any]], No
     there = SimpleNamespace(
         get_current_device=lambda: gpu, get_current_stream=lambda _: 0, get_current_target=lambda: target
     )
+    hopper = arch == "90" and convolutions.has_ring()
     with ExitStack() as stack:
         for where, what, by in (
             (driver, "_active", there),
             (configs, "describe", lambda _: device),
-            (convolutions, "ring_programs", lambda _: 132 if arch == "90" and convolutions.has_ring() else 0),
+            (convolutions, "ring_programs", lambda _: 132 if hopper else 0),
+            (conv, "missing_for_e4m3", lambda _: None if hopper else "the GPU has none"),
             (backend, "INTERPRETED", True),
             (testing, "random", unfilled),
         ):
@@ -154,11 +162,9 @@ def in_place_of_launches(gpu: str, call: Callable[[Any, Any, dict[str, Any]], No
 def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     """The frame and the step first, then both with kernels on trial, then the calls of tests and other benchmarks."""
 
-    def frame(dtype: torch.dtype) -> object:
+    def frame(dtype: torch.dtype) -> None:
         shape = Shape(1, 4, 50, 720, 1280)
-        function = plain(network(shape).requires_grad_(False), torch.device("cpu"), dtype)
-        with torch.no_grad():
-            return function(image(shape, torch.float32, "cpu"))
+        infer(network(shape), image(shape, torch.float32, "cpu"), dtype)
 
     def step() -> None:
         shape = Shape(16, 4, 50, 256, 256)
@@ -169,18 +175,86 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     ops = [one for one in OPS.values() if one.name != "lmfn"]
     yield "a frame, bfloat16", partial(frame, torch.bfloat16)
     yield "a step", step
+    yield "a frame, float16", partial(frame, torch.float16)
+    in_fp8 = [E4M3] if conv.missing_for_e4m3(torch.device("cpu")) is None else []
+    yield from ((f"a frame, {dtype}", partial(frame, dtype)) for dtype in in_fp8)
     for names in (["overlap"], list(trials.ON_TRIAL)):  # as tested alone, and as measured
         with trials.trying(*names):
-            yield f"a frame with {', '.join(names)}", partial(frame, torch.bfloat16)
+            for dtype in (torch.bfloat16, *in_fp8):
+                yield f"a frame, {dtype}, with {', '.join(names)}", partial(frame, dtype)
             yield f"a step with {', '.join(names)}", step
+    if in_fp8:
+        yield from on_trial()
     for dtype in (torch.bfloat16, torch.float32, torch.float16):
         for one in ops:
             yield f"{one.name} {ODD} {dtype}", partial(call_op, one, one.shape(*ODD), dtype, train=True)
-    yield "a frame, float16", partial(frame, torch.float16)
     for size in SIZES["cuda"]:
         for train in (False, True):
             for one in ops:
                 yield f"{one.name} {size}", partial(call_op, one, one.shape(*size), torch.bfloat16, train=train)
+
+
+def on_trial() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What the tests of the kernels on trial call in bfloat16, the dtype in which these kernels are measured."""
+    from tests.gpu import test_gpu_graphs as graphs
+    from tests.gpu import test_kernels as tests
+
+    def call(names: Sequence[str], op: testing.OpCase, size: testing.Size) -> None:
+        with trials.trying(*names):
+            inputs = op.inputs(size, torch.bfloat16, "cpu")
+            testing.differentiate(op.function, inputs)
+            with torch.no_grad():
+                op.function(*inputs)
+
+    def e4m3(size: tuple[int, ...]) -> None:
+        with trials.trying("ring_order"):
+            for form in tests.forms_of_e4m3(size, "cpu"):
+                form(import_module("lmfn_kernels.rfdb.triton_backend"))
+
+    def frame(names: Sequence[str], size: tuple[int, int], dtype: torch.dtype) -> None:
+        with trials.trying(*names):
+            infer(graphs.network("lmfn", "cpu"), torch.empty(1, 3, *size), dtype)
+
+    def step(names: Sequence[str]) -> None:
+        with trials.trying(*names), torch.autocast("cpu", torch.bfloat16):
+            graphs.network("lmfn", "cpu")(torch.empty(graphs.STEP)).sum().backward()
+
+    others = "ring_input_gradient"
+    tried: list[tuple[Sequence[str], Sequence[tuple[str, testing.Size]]]] = []
+    tried += [([name], own) for name, own in tests.TRIALS.items()]
+    for name, same in tests.OF_THE_SAME_BITS.items():
+        tried += [([others], same), ([name, others], same)]
+    for names, cases in tried:
+        for op, size in cases:
+            yield f"tested: {op} {size} with {', '.join(names)}", partial(call, names, testing.OPS[op], size)
+    for one in tests.ORDERED_E4M3:
+        yield f"tested: e4m3 {one} with ring_order", partial(e4m3, one)
+    overlap, weights = ["overlap"], list(graphs.WITH_WEIGHTS_AHEAD)
+    for height_width in graphs.FRAMES:
+        for names, dtypes in (
+            ([], [torch.bfloat16]),
+            (overlap, [torch.bfloat16]),
+            (weights, [torch.bfloat16, E4M3]),
+            (["weights_ahead", *weights], [torch.bfloat16, E4M3]),
+        ):
+            for dtype in dtypes:
+                what = f"tested: a frame of {height_width}, {dtype}, with {', '.join(names)}"
+                yield what, partial(frame, names, height_width, dtype)
+    for names in ([], overlap):
+        yield f"tested: a step with {', '.join(names)}", partial(step, names)
+
+
+def infer(model: Network, x: Tensor, dtype: torch.dtype) -> None:
+    """A call of the network as `for_inference` makes it on a GPU, without a graph."""
+    model.requires_grad_(False)
+    if dtype == E4M3:
+        with mock.patch.object(
+            fp8, "calibrate", lambda _, names: {name: [1.0] * (1 + ("rfdb" in name)) for name in names}
+        ):
+            fp8.store_as_e4m3(model, torch.bfloat16)
+    function = plain(model, torch.device("cpu"), torch.bfloat16 if dtype == E4M3 else dtype)
+    with torch.no_grad():
+        function(x)
 
 
 def call_op(op: BenchOp, shape: Shape, dtype: torch.dtype, *, train: bool) -> None:

@@ -22,7 +22,7 @@ from bench.parts import ROOT, Log, Part, run_parts
 from bench.summary import Summary
 
 # Not imported: a defect in the measured code must not end this process.
-FRAME, STEP = "1x720x1280", "16x256x256"
+FRAME, STEP, OTHER_FRAMES = "1x720x1280", "16x256x256", ("8x720x1280", "1x2160x3840")
 OPS = ("rfdb", "layer_attention", "channel_gate", "conv3x3")
 Command = Callable[[float], list[str]]
 """A command line for the given number of minutes."""
@@ -52,24 +52,25 @@ def parts(device: str, out: Path) -> tuple[list[Part], list[Part]]:
         shares = {"model": 3, "train": 1, "memory": 2.5, "ops": 4}
         return [Part(verb, share, bench(verb, *few)) for verb, share in shares.items()], []
     frame, step, ops = ("model", "--shape", FRAME), ("train", "--shape", STEP), ("ops", "--op", *OPS)
-    # What is checked in float64 takes half a minute until its first row on a machine with everything still to load.
+    # What is checked in float64 takes half a minute until its first row on a machine with everything still to load, and
+    # the trial a minute each for its tests and for what it measures.
     todo = [
-        Part("compile", 2.5, bench("ahead", forwarded=("minutes",)), timed=False),
-        Part("tests", 3, bench("tests", "-k", "not on_trial", forwarded=()), timed=False, least=60),
+        Part("compile", 4, bench("ahead", forwarded=("minutes",)), timed=False),
+        Part("tests", 2.6, bench("tests", "-k", "not on_trial", forwarded=()), timed=False, least=60),
         Part(
             "frame",
             0.8,
             bench(*frame, "--dtype", "bfloat16", "float16", "--provider", "for_inference", "for_inference-fp8", *EAGER),
-            least=35,
+            least=50,
         ),
-        Part("step", 0.8, bench(*step, "--provider", "triton-graph", *EAGER), least=35),
-        Part("kernels", 0.8, bench("profile", forwarded=("device", "out")), least=20),
-        Part("trial", 1.8, bench("trial", forwarded=("minutes", "out")), least=90),
-        Part("host", 0.3, bench("host", "--seconds", "0.1", forwarded=("device",)), least=15),
-        Part("compiled peers", 1.5, None),
-        Part("ops", 2, bench(*ops, "--provider", *EAGER), least=30),
+        Part("step", 0.8, bench(*step, "--provider", "triton-graph", *EAGER), least=50),
+        Part("kernels", 0.8, bench("profile", forwarded=("device", "out")), least=25),
+        Part("trial", 3, bench("trial", forwarded=("minutes", "out")), least=150),
+        Part("host", 0.3, bench("host", "--seconds", "0.1", forwarded=("device",)), least=20),
+        Part("compiled peers", 1, None),
+        Part("ops", 1.5, bench(*ops, "--provider", *EAGER), least=30),
         Part("growth", 1, bench("memory"), least=30),
-        Part("sizes", 1, bench("model", "--provider", "for_inference", *EAGER), least=30),
+        Part("sizes", 1, bench("model", "--shape", *OTHER_FRAMES, "--provider", "for_inference", *EAGER), least=30),
         Part("parts", 1, bench("model", "--units"), least=30),
         Part("tuning", 1.3, bench("tune", forwarded=("minutes", "out")), least=30),
     ]

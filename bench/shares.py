@@ -5,6 +5,7 @@ the file `--done FILE`. It prints `BEGIN name` before each piece and `PASSED nam
 why` after it, and `COMPLETE` at the end. After a crash, or if a piece hangs, another process continues with the rest.
 """
 
+import math
 import queue
 import sys
 import tempfile
@@ -19,19 +20,22 @@ HANGS, STARTS = 90.0, 180.0
 OUTCOMES = ("PASSED", "FAILED", "SKIPPED")
 
 
-def run_shares(command: list[str], processes: int) -> dict[str, int]:
-    """Run the command in several processes; returns the number of pieces by `OUTCOMES`, and of `broken` shares.
+def run_shares(command: list[str], processes: int, end: float = math.inf) -> dict[str, int]:
+    """Run the command in several processes; returns the number of pieces by `OUTCOMES`, and of `broken` and `cut`
+    shares.
 
-    A share is broken if a process ended early outside any piece.
+    A share is broken if a process ended early outside any piece, and cut if it was not complete at `end`, in
+    `time.monotonic`, when its process is killed.
     """
-    shares = [Share([*command, "--share", f"{place}/{processes}"]) for place in range(processes)]
+    shares = [Share([*command, "--share", f"{place}/{processes}"], end) for place in range(processes)]
     threads = [threading.Thread(target=share.run) for share in shares]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     ends = [end for share in shares for end in share.ends.values()]
-    return {end: ends.count(end) for end in OUTCOMES} | {"broken": sum(share.broken for share in shares)}
+    states = {state: sum(getattr(share, state) for share in shares) for state in ("broken", "cut")}
+    return {end: ends.count(end) for end in OUTCOMES} | states
 
 
 class Share:
@@ -39,17 +43,18 @@ class Share:
 
     _printing = threading.Lock()
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], end: float) -> None:
         self.ends: dict[str, str] = {}
         """Outcome (one of `OUTCOMES`) by piece."""
-        self.broken = False
-        self._command, self._complete, self._piece = command, False, ""
+        self.broken = self.cut = False
+        self._command, self._end, self._complete, self._piece = command, end, False, ""
 
     def run(self) -> None:
-        while not self._complete and not self.broken:
+        while not (self._complete or self.broken or self.cut):
             ended = len(self.ends)
             self._run_what_is_left()
-            self.broken = not self._complete and len(self.ends) == ended
+            self.cut = not self._complete and time.monotonic() >= self._end
+            self.broken = not (self._complete or self.cut) and len(self.ends) == ended
 
     def _run_what_is_left(self) -> None:
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -58,17 +63,18 @@ class Share:
             done.write_text("\n".join(self.ends), encoding="utf-8")
             # In this process's group, so that killing the group kills all.
             command = Command([*self._command, "--done", str(done)], lines.put, grouped=False)
-            heard = time.monotonic()
-            while command.process.poll() is None and time.monotonic() - heard < (HANGS if self._piece else STARTS):
+            heard = now = time.monotonic()
+            while command.process.poll() is None and now < min(self._end, heard + (HANGS if self._piece else STARTS)):
                 try:
                     self._hear(lines.get(timeout=0.1))
                     heard = time.monotonic()
                 except queue.Empty:
                     pass
+                now = time.monotonic()
             status = command.wait(0)
         while not lines.empty():
             self._hear(lines.get())
-        if self._piece:
+        if self._piece and not (status == "out of time" and now >= self._end):
             why = f"no output for {HANGS:.0f} seconds" if status == "out of time" else f"its process {status}"
             self._hear(f"FAILED {self._piece}: {why}")
 

@@ -56,8 +56,8 @@ def noted(kernel, _, arguments):
     print(kernel.__name__ + ":pdl" * arguments.get("launch_pdl", False), end=" ")
 
 with ahead.in_place_of_launches("some-gpu:90:232448", noted):
-    for name, call in islice(ahead.calls(), 5):
-        if name.startswith("a frame"):
+    for name, call in islice(ahead.calls(), 8):
+        if name.startswith("a frame") and "bfloat16" in name:
             call()
             print()
 """

@@ -58,8 +58,9 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "")  # and restore what `run` changes
 
 
-def run(*paths: Path, processes: int = 1, expression: str = "") -> int:
-    given = argparse.Namespace(paths=[str(path) for path in paths], processes=processes, expression=expression)
+def run(*paths: Path, processes: int = 1, expression: str = "", minutes: float = 5) -> int:
+    names = [str(path) for path in paths]
+    given = argparse.Namespace(paths=names, processes=processes, expression=expression, minutes=minutes)
     return gpu_tests.run(given)
 
 
@@ -94,9 +95,18 @@ def test_those_that_match(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr().out.splitlines()[-1] == "1 passed, 0 failed, 0 skipped"
 
 
-def test_no_test_is_a_failure(tmp_path: Path) -> None:
+def test_the_time_is_up(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What still runs is no failure, and no success."""
+    monkeypatch.setattr(shares, "HANGS", 60.0)
+    file = tmp_path / "test_some.py"
+    file.write_text(TESTS)
+    assert run(file, expression="hangs or after_the_hang", minutes=0.05) == gpu_tests.CUT
+    assert capfd.readouterr().out.endswith("0 passed, 0 failed, 0 skipped, then the time was up\n")
+
+
+def test_no_test_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text("def test_of_no_gpu(): pass")
-    assert run(tmp_path) == 1
+    assert run(tmp_path) == gpu_tests.NONE
 
 
 def test_the_most_telling_first() -> None:

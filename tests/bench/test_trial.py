@@ -12,6 +12,7 @@ import torch
 
 from bench import trial
 from bench.__main__ import main
+from bench.gpu_tests import CUT
 from lmfn_kernels.runtime.trials import ON_TRIAL
 
 TESTED = [name for name in ON_TRIAL if name != "newer_triton"]
@@ -20,11 +21,13 @@ Run = Callable[..., tuple[int, list[tuple[str, list[str]]]]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Exit status, and the commands with their LMFN_TRY, in order; those with one of the words fail."""
+    """Exit status, and the commands with their LMFN_TRY, in order; those with one of the words end with its status."""
 
-    def made(*failing: str, capability: tuple[int, int] = (9, 0)) -> tuple[int, list[tuple[str, list[str]]]]:
+    def made(
+        failing: dict[str, int] | None = None, capability: tuple[int, int] = (9, 0)
+    ) -> tuple[int, list[tuple[str, list[str]]]]:
         noted, python = tmp_path / "noted", tmp_path / "python"
-        fails = "".join(f"*{shlex.quote(word)}*) exit 1;; " for word in failing)
+        fails = "".join(f"*{shlex.quote(word)}*) exit {status};; " for word, status in (failing or {}).items())
         python.write_text(
             f'#!/bin/sh\necho "$LMFN_TRY|$*" >> {shlex.quote(str(noted))}\ncase "$*" in {fails}*) exit 0;; esac\n'
         )
@@ -41,22 +44,25 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_what_passed_is_measured(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    status, commands = run("ring_fuse")
+    status, commands = run({"ring_fuse": 1})
     assert status == 1
-    tests, measured = commands[: len(TESTED)], commands[len(TESTED) :]
-    assert sorted(" ".join(words) for _, words in tests) == sorted(
-        f"-m bench tests -k on_trial and {name} --processes 1" for name in TESTED
-    )
-    assert {names for names, _ in tests} == {"newer_triton"}
-    assert [words[2] for _, words in measured] == ["profile", "model", "train"]
     passed = [name for name in TESTED if name != "ring_fuse"]
+    tests, measured, later = commands[: len(TESTED)], commands[len(TESTED) : -len(passed)], commands[-len(passed) :]
+    for of, names, which in ((tests, TESTED, "not torch.float16"), (later, passed, "torch.float16")):
+        assert sorted(" ".join(words[:-1]) for _, words in of) == sorted(
+            f"-m bench tests -k on_trial and {name} and {which} --processes 1 --minutes" for name in names
+        )
+        assert {names for names, _ in of} == {"newer_triton"}
+        assert {0 < float(words[-1]) <= 1 for _, words in of} == {True}
+    assert [words[2] for _, words in measured] == ["profile", "model", "train"]
     for names, words in measured:
         assert names == ",".join(["newer_triton", *passed])
         assert words[words.index("--out") + 1] == str(tmp_path / "out" / "on-trial")
         with pytest.raises(SystemExit) as ended:  # a command that there is
             main([*words[2:], "--help"])
         assert ended.value.code == 0
-    assert f"on trial: passed {', '.join(passed)}; did not pass ring_fuse\n" in capfd.readouterr().out
+    said = f"on trial: not torch.float16: passed: {', '.join(passed)}; failed: ring_fuse\n"
+    assert said in capfd.readouterr().out
 
 
 def test_each_kernel_has_tests_of_its_own() -> None:
@@ -69,9 +75,16 @@ def test_each_kernel_has_tests_of_its_own() -> None:
 
 
 def test_a_wrong_measurement_is_a_fault_and_the_others_go_on(run: Run) -> None:
-    status, commands = run("bench model")
+    status, commands = run({"bench model": 1})
     assert status == 1
-    assert [words[2] for _, words in commands[len(TESTED) :]] == ["profile", "model", "train"]
+    assert [words[2] for _, words in commands[len(TESTED) : -len(TESTED)]] == ["profile", "model", "train"]
+
+
+def test_what_takes_too_long_has_not_passed(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    status, commands = run({"ring_order": CUT})
+    assert status == 0
+    assert all("ring_order" not in names for names, _ in commands)
+    assert "; not ended in time: ring_order\n" in capfd.readouterr().out
 
 
 def test_all_is_well(run: Run) -> None:
@@ -79,10 +92,10 @@ def test_all_is_well(run: Run) -> None:
 
 
 def test_nothing_is_measured_if_nothing_passed(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    status, commands = run("bench tests")
+    status, commands = run({"bench tests": 1})
     assert status == 1
     assert len(commands) == len(TESTED)
-    assert "on trial: passed none; did not pass " in capfd.readouterr().out
+    assert "on trial: not torch.float16: failed: overlap, " in capfd.readouterr().out
 
 
 def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

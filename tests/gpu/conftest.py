@@ -1,6 +1,7 @@
 """What the tests on a GPU share: all of them have the mark `gpu`, and run only by `-m gpu`, where a missing GPU is a
 failure."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_for_all() -> Iterator[None]:
+    """Several processes share the GPU."""
+    yield
+    torch.cuda.empty_cache()

@@ -131,13 +131,6 @@ def leave_in_memory(value: float) -> None:
         del made
 
 
-@pytest.fixture(autouse=True)
-def _memory_is_for_all() -> Iterator[None]:
-    """Several processes share the GPU."""
-    yield
-    torch.cuda.empty_cache()
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mode", ["frame", "step"])
 @pytest.mark.parametrize("name", PARTS)
