@@ -73,6 +73,14 @@ class Session:
         print(f"left out: {what}: {first_line(why)}", file=sys.stderr)
 
     @contextmanager
+    def if_it_fits(self, what: str) -> Iterator[None]:
+        """Leave out what needs more memory than the device has, for its reference in float64, and go on."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            self.left_out(what, error)
+
+    @contextmanager
     def counting_failures(self, subject: "Measurement", provider: str) -> Iterator[None]:
         """Count wrong results and failures of this package's code within the context; ignore failures of others."""
         what = f"{subject}, {provider}"
@@ -120,19 +128,58 @@ class Candidate:
     errors: tuple[float, float]
     """RMS and maximum, as in `Row`."""
     peak_bytes: int
+    """As in `Row`."""
     saved_bytes: int = 0
     config: dict[str, str] = field(default_factory=dict)
     kernels: tuple[Kernel, ...] = ()
 
 
+def candidate(
+    on: Device, call: Call, exact: Sequence[Reference], *, watch: bool, config: dict[str, str], peak_of: int = 1
+) -> Candidate:
+    """A provider whose `call` returns the results that belong to `exact`, several times; raises AssertionError if one
+    is wrong.
+
+    On a GPU a later call may run differently from the first: it is captured as a CUDA graph, replayed, or launched
+    without Triton's own checks. `watch`: note the kernels of the first one. `peak_of`: the number of the call whose
+    memory counts, that which captures, as a replay allocates nothing of what its graph keeps; -1 for none.
+    """
+    peak, errors, kernels = 0, (0.0, 0.0), list[Kernel]()
+    for number in range(4 if on.kind == "cuda" else 2):
+        results: list[Tensor] = []
+
+        def kept(made: Any, results: list[Tensor] = results) -> None:
+            results.extend(call.timed(made))
+
+        with launches(watch and number == 0) as launched:
+            if number == peak_of:
+                peak = on.peak(Call(call.before, kept))
+            else:
+                kept(call.before(0))
+        kernels += launched
+        rms, largest = check_results(results, exact)
+        errors = max(errors[0], rms), max(errors[1], largest)
+    return Candidate(call, errors, peak, config=config, kernels=tuple(kernels))
+
+
+Clock = Callable[[dict[str, Call], int], Times]
+"""Times calls in so many rounds."""
+
+
 def add_rows(
-    session: Session,
-    subject: Measurement,
-    candidates: dict[str, Candidate],
-    l2: str,
-    clock: Callable[[dict[str, Call], int], Times],
+    session: Session, subject: Measurement, candidates: dict[str, Candidate], clocks: Mapping[str, Clock]
 ) -> None:
-    """Time all candidates, interleaved, and add a row for each."""
+    """In its turn, time all candidates, interleaved, by each of the `clocks`, and add a row for each.
+
+    `clocks` are by their `l2`, as in `Row`.
+    """
+    if candidates:
+        with session.turn():
+            for l2, clock in clocks.items():
+                _add_rows(session, subject, candidates, l2, clock)
+
+
+def _add_rows(session: Session, subject: Measurement, candidates: dict[str, Candidate], l2: str, clock: Clock) -> None:
     expected = {name: prediction(session.on.name, str(subject), name) for name in candidates}
     before = session.on.clocks()
     times = clock({name: candidate.call for name, candidate in candidates.items()}, session.rounds)
@@ -171,7 +218,7 @@ def add_rows(
         predicted = expected[name]
         print(
             f"{subject!s:45} {l2:4} {name:20} {row.p50:9.4g} ms ({row.p20:.4g} to {row.p80:.4g}), "
-            f"{f'predicted {predicted.us / 1e3:.4g} ms, ' if predicted else ''}"
+            f"{f'{predicted.beside(1e3 * row.p50)}, ' if predicted else ''}"
             f"{row.roofline:6.1%} of the roofline, peak {row.peak_bytes / 2**20:.1f} MiB, "
             f"saved {row.saved_bytes / 2**20:.1f} MiB",
             flush=True,

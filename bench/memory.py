@@ -53,7 +53,5 @@ def run(session: Session, options: argparse.Namespace) -> None:
                 return
             small = op != "lmfn" or shape.h * shape.w <= LARGEST_WITH_GRADIENTS[device]
             modes = ("infer", "full") if small else ("infer",)
-            try:
+            with session.if_it_fits(f"{op} {shape}"):
                 measure(session, Request(OPS[op], shape, dtype, modes, PROVIDERS[device]))
-            except torch.OutOfMemoryError as error:  # from the check
-                session.left_out(f"{op} {shape}", error)

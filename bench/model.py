@@ -19,11 +19,11 @@ from torch import Tensor
 import lmfn_kernels
 from bench import tables
 from bench.devices import Call, installed, wall
-from bench.measure import Candidate, Measurement, Session, add_rows, check_results, launches, short
+from bench.measure import Candidate, Measurement, Session, add_rows, candidate, short
 from bench.network import function, image, network
 from bench.ops import DTYPES, Request, shape_of
 from bench.ops import measure as measure_op
-from bench.providers import ENGINES, EXPORTED, PROVIDERS, SLOW, with_reflected_border, without_border
+from bench.providers import ENGINES, EXPORTED, PROVIDERS, with_reflected_border, without_border
 from bench.registry import OPS, PARTS
 from bench.rows import Shape
 from bench.units import UNITS
@@ -68,7 +68,7 @@ def engines(device: str, dtype: torch.dtype) -> dict[str, Make]:
 
 def written(name: str, model: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
     provider = PROVIDERS[name]
-    mode = provider.compiled and provider.compiled.removesuffix("-no-cudagraphs")
+    mode = provider.with_graphs
     model = model.to(x.dtype, memory_format=provider.layout)
     inner = torch.compile(model, fullgraph=True, dynamic=False, mode=mode) if mode else model
 
@@ -79,6 +79,10 @@ def written(name: str, model: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
             return found.float()
 
     return run
+
+
+def listed(call: Callable[[Tensor], Tensor], image: Tensor) -> list[Tensor]:
+    return [call(image)]
 
 
 def run(session: Session, options: argparse.Namespace) -> None:
@@ -116,7 +120,8 @@ def networks(session: Session, options: argparse.Namespace) -> None:
     for place, (shape, dtype) in enumerate(todo):
         if session.out_of_time(len(todo) - place):
             return
-        measure(session, shape, dtype, options.provider)
+        with session.if_it_fits(f"lmfn {shape} {short(dtype)}"):
+            measure(session, shape, dtype, options.provider)
 
 
 def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str] | None) -> None:
@@ -131,6 +136,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     given = [x, *(t.detach() for t in (*model.parameters(), *model.buffers()))]
     (exact,), _ = testing.reference_with_bounds(function(shape), given, [False] * len(given), rounds=2)
     candidates: dict[str, Candidate] = {}
+    clocks = {"host": partial(wall, on)}
     found = engines(on.kind, dtype)
     for name in names or ():
         if name not in found:
@@ -138,21 +144,22 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     for name, make in found.items():
         if names and name not in names:
             continue
-        if name == SLOW and candidates:
-            with session.turn():
-                add_rows(session, subject, candidates, "host", partial(wall, on))
+        compiled = name in PROVIDERS and PROVIDERS[name].compiled
+        if compiled:  # compiling may take longer than there is time
+            add_rows(session, subject, candidates, clocks)
         with session.counting_failures(subject, name):
             call = make(copy.deepcopy(model), x)
-            timed = Call(lambda _: seen, call)
-            with launches(name == "triton") as kernels:
-                inside = name in EXPORTED[on.kind]
-                expected = exact._replace(value=without_border(exact.value)) if inside else exact
-                if name == FP8:  # rounds with 3 bits what the bound rounds with 7
-                    expected = exact._replace(rms=16 * exact.rms, largest=16 * exact.largest)
-                errors = check_results([timed()], [expected])
+            inside = name in EXPORTED[on.kind]
+            expected = exact._replace(value=without_border(exact.value)) if inside else exact
+            if name == FP8:  # rounds with 3 bits what the bound rounds with 7
+                expected = exact._replace(rms=16 * exact.rms, largest=16 * exact.largest)
             package = next((of for begins, of in PACKAGES.items() if name.startswith(begins)), None)
-            config = {"version": installed(package)} if package else {}
-            candidates[name] = Candidate(timed, errors, on.peak(timed), 0, config, tuple(kernels))
-    if candidates:
-        with session.turn():
-            add_rows(session, subject, candidates, "host", partial(wall, on))
+            candidates[name] = candidate(
+                on,
+                Call(lambda _: seen, partial(listed, call)),
+                [expected],
+                watch=name == "triton",
+                config={"version": installed(package)} if package else {},
+                peak_of=-1 if compiled and on.kind == "cuda" else 1,
+            )
+    add_rows(session, subject, candidates, clocks)

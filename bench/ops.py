@@ -7,7 +7,7 @@ call.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 import lmfn_kernels
 from bench.devices import Device, nbytes
-from bench.measure import Candidate, Measurement, Session, add_rows, check_results, launches, short
+from bench.measure import Candidate, Measurement, Session, add_rows, candidate, short
 from bench.providers import PROVIDERS, Provider, call
 from bench.registry import OPS, PARTS, BenchOp
 from bench.rows import Shape
@@ -69,16 +69,16 @@ def measure(session: Session, wanted: Request) -> None:
         exact = [*(results if mode != "bwd" else []), *(gradients if mode in ("bwd", "full") else [])]
         torch.compiler.reset()
         candidates: dict[str, Candidate] = {}
+        clocks = {l2: partial(on.time, l2=l2) for l2 in on.l2}
         for name in wanted.providers:
+            provider = PROVIDERS[name]
+            if provider.compiled:  # compiling may take longer than there is time
+                add_rows(session, subject, candidates, clocks)
             with session.counting_failures(subject, name):
-                provider = PROVIDERS[name]
                 candidates[name] = _checked(
                     on, wanted, mode, provider, copies[provider.layout], [e for e in exact if e is not None]
                 )
-        if candidates:
-            with session.turn():
-                for l2 in on.l2:
-                    add_rows(session, subject, candidates, l2, partial(on.time, l2=l2))
+        add_rows(session, subject, candidates, clocks)
 
 
 def _checked(
@@ -95,14 +95,13 @@ def _checked(
             copies = [[weight_layout(t) if t.ndim == 4 and not is_image(t) else t for t in copy] for copy in copies]
     function = provider.function(wanted.op.function(wanted.shape))
     timed = call(function, copies, mode)
-    config = {"layout": str(provider.layout).removeprefix("torch.")}
-    with launches(provider.backend == "triton") as kernels:
-        errors = check_results(timed(), exact)
-    if provider.backend == "triton":
+    config, ours = {"layout": str(provider.layout).removeprefix("torch.")}, provider.backend == "triton"
+    if ours:
         device = configs.describe(torch.device(on.torch_device)).name
         config["launch"] = "tuned" if configs.tuned(device).launch else "heuristic"
+    found = candidate(on, timed, exact, watch=ours, config=config)
     saved = 0 if mode == "infer" else saved_bytes(function, copies[0], [t for t in copies[0] if not is_image(t)])
-    return Candidate(timed, errors, on.peak(timed), saved, config, tuple(kernels))
+    return replace(found, saved_bytes=saved)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,4 +147,5 @@ def run(session: Session, options: argparse.Namespace) -> None:
     for place, one in enumerate(todo):
         if session.out_of_time(len(todo) - place):
             return
-        measure(session, one)
+        with session.if_it_fits(f"{one.op.name} {one.shape}"):
+            measure(session, one)

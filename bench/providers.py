@@ -36,6 +36,11 @@ class Provider:
     graph: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
 
+    @property
+    def with_graphs(self) -> str | None:
+        """The mode of torch.compile where gaps between launches are timed: with CUDA graphs, on a GPU."""
+        return {"default": "reduce-overhead", "max-autotune-no-cudagraphs": "max-autotune"}.get(self.compiled or "")
+
     def function(self, function: Function) -> Function:
         """`function` as this provider runs it, with its results as a list."""
         # Without CUDA graphs, since launch gaps are not timed and graphs would only add copies of the inputs.
@@ -70,9 +75,6 @@ PROVIDERS: dict[str, Provider] = {
 """`triton` and `torch` are this package's backends (`torch-contiguous` is `torch` with NCHW images, which the network
 does not use). The others run the formula as written: eager in NCHW, eager in channels-last (on a GPU with cuDNN's
 tuning), and torch.compile. Triton needs a GPU; max-autotune takes minutes to compile on a CPU."""
-
-SLOW = "compile-max-autotune"
-"""The provider that takes so long to compile that all others are measured before it."""
 
 
 def call(function: Function, copies: Sequence[Sequence[Tensor]], mode: str) -> Call:

@@ -90,7 +90,7 @@ class Row:
     n: int
     """The number of timed calls."""
     peak_bytes: int
-    """Peak bytes of a call in addition to its inputs, including results."""
+    """Peak bytes of a call in addition to its inputs, including results; 0 if not counted."""
     saved_bytes: int
     """Bytes that autograd holds after forward, including inputs but not weights; 0 without gradients."""
     tflops: float

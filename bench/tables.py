@@ -40,7 +40,7 @@ def milliseconds(row: Row) -> str:
 
 
 def mebibytes(row: Row) -> str:
-    return "not counted" if row.provider.startswith(UNSEEN) else f"{row.peak_bytes / 2**20:.1f}"
+    return "not counted" if row.provider.startswith(UNSEEN) or not row.peak_bytes else f"{row.peak_bytes / 2**20:.1f}"
 
 
 @dataclass(frozen=True)

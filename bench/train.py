@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import lmfn_kernels
 from bench.devices import Call, wall
-from bench.measure import Candidate, Measurement, Session, add_rows, check_results, launches, short
+from bench.measure import Candidate, Measurement, Session, add_rows, candidate, short
 from bench.network import function, image, network
 from bench.ops import shape_of
-from bench.providers import PROVIDERS, SLOW, Provider
+from bench.providers import PROVIDERS, Provider
 from bench.registry import OPS
 from bench.rows import Shape
 from lmfn.cuda_graphs import GradientGraph
@@ -49,7 +49,8 @@ def run(session: Session, options: argparse.Namespace) -> None:
     for place, (shape, dtype) in enumerate(todo):
         if session.out_of_time(len(todo) - place):
             return
-        measure(session, shape, dtype, names)
+        with session.if_it_fits(f"lmfn {shape}"):
+            measure(session, shape, dtype, names)
 
 
 def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]) -> None:
@@ -68,21 +69,28 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     # The bound uses the rounding of the first tensor's dtype.
     _, exact = testing.reference_with_bounds(lambda *t: F.mse_loss(call(*t), sharp.double()), given, needs)
     candidates: dict[str, Candidate] = {}
+    clocks = {"host": partial(wall, on)}
     for name in names:
-        if name == SLOW and candidates:
-            with session.turn():
-                add_rows(session, subject, candidates, "host", partial(wall, on))
+        provider = STEPS[name]
+        if provider.compiled:  # compiling may take longer than there is time
+            add_rows(session, subject, candidates, clocks)
         with session.counting_failures(subject, name):
-            step = Step(STEPS[name], model, blurred, sharp)
-            with launches(STEPS[name].backend == "triton") as kernels:
-                errors = check_results(step.gradients(), [e for e in exact if e is not None])
+            step = Step(provider, model, blurred, sharp)
+            found = candidate(
+                on,
+                Call(lambda _: None, step.gradients),
+                [e for e in exact if e is not None],
+                watch=provider.backend == "triton",
+                config=step.config,
+                peak_of=0 if provider.graph else -1,
+            )
             timed = Call(lambda _: None, step)
             timed()  # so that Adam's state exists
+            in_graphs = provider.graph or (provider.compiled and on.kind == "cuda")
+            peak = found.peak_bytes if in_graphs else on.peak(timed)
             saved = testing.saved_bytes(step.loss, [], step.model.parameters())
-            candidates[name] = Candidate(timed, errors, on.peak(timed), saved, step.config, tuple(kernels))
-    if candidates:
-        with session.turn():
-            add_rows(session, subject, candidates, "host", partial(wall, on))
+            candidates[name] = replace(found, call=timed, peak_bytes=peak, saved_bytes=saved)
+    add_rows(session, subject, candidates, clocks)
 
 
 class Step:
@@ -94,8 +102,7 @@ class Step:
         self.model = copy.deepcopy(model).train().to(memory_format=provider.layout)  # type: ignore[call-overload]
         self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-4, fused=True)
         self.config = {"layout": str(provider.layout).removeprefix("torch.")}
-        # With CUDA graphs if the mode has them: gaps between launches count here.
-        mode = provider.compiled and provider.compiled.removesuffix("-no-cudagraphs")
+        mode = provider.with_graphs
         self.network = torch.compile(self.model, fullgraph=True, dynamic=False, mode=mode) if mode else self.model
         self.one = torch.ones((), device=blurred.device)
         self.backward: Callable[[Tensor], None] = lambda gradient: self.loss().backward(gradient)
@@ -112,7 +119,7 @@ class Step:
             output = self.network(self.blurred)
         return F.mse_loss(output.float(), self.sharp)
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self, _: Any = None) -> list[Tensor]:
         """The gradients of all parameters, scaled by the reference's gradient of the loss."""
         self.backward(testing.gradients_for([self.one])[0])
         found = [p.grad.clone() for p in self.model.parameters() if p.grad is not None]
