@@ -289,11 +289,9 @@ def test_large_images_take_less_than_2_gib(megapixels):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_100_megapixels_take_less_than_2_gib(tmp_path):
-    """From file to file. The default network needs as much, but takes minutes (`make test-large`)."""
+def test_a_large_image_takes_the_memory_that_was_estimated(tmp_path):
+    """From file to file, 20 megapixels. `make test-large` has up to 100 and the default network, and takes minutes."""
     network("lmfn-released", **TINY, similarity="cosine").save_pretrained(tmp_path)
-    # Beside what the process holds already, which differs: at 2 GiB in all it would decide where the maps go.
-    ((way, peak, estimate),) = measured("100", "--memory", "+1800MiB", "--weights", str(tmp_path))
+    ((way, peak, estimate),) = measured("20", "--memory", "+620MiB", "--weights", str(tmp_path))
     assert way == "strips, maps in memory"
-    assert peak < 2
-    assert 0.85 < estimate / peak < 1.15
+    assert 0.98 < estimate / peak < 1.2  # one more copy of the image, of two bytes per sample, makes it 0.96
