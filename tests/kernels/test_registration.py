@@ -48,12 +48,12 @@ def compiled(name: str, **options: Any) -> Callable[..., Any]:
     return torch.compile(OPS[name].function, fullgraph=True, backend="aot_eager", **options)
 
 
-@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("name", OPS)
-def test_compiles_whole(name: str) -> None:
-    """One graph, forward and backward and without gradients, bit-identical to the eager call."""
+def test_compiles_whole(name: str, backend: str) -> None:
+    """One graph, without gradients and with them, bit-identical to the eager call."""
     call, inputs = compiled(name), inputs_of(name)
-    same(differentiate(call, inputs), differentiate(OPS[name].function, inputs))
+    if backend == "triton":  # the gradients with PyTorch are tested below
+        same(differentiate(call, inputs), differentiate(OPS[name].function, inputs))
     with torch.inference_mode():
         torch.testing.assert_close(call(*inputs), OPS[name].function(*inputs), rtol=0, atol=0)
 
