@@ -140,20 +140,26 @@ def assert_within_rounding(name: str, result: Tensor, reference: Reference) -> N
 
 
 def differentiate(
-    function: Callable[..., Any], inputs: Sequence[Tensor], needs: Sequence[bool] | None = None
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    needs: Sequence[bool] | None = None,
+    gradients: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Results of a function, and gradients of its inputs, for fixed random gradients of the results.
 
-    `needs` selects the inputs with gradients (default: all); the others have None.
+    `needs` selects the inputs with gradients (default: all); the others have None. `gradients` are those of the
+    results, by default `gradients_for` them, which takes longer to draw than a GPU to compute an op.
     """
     needs = [True] * len(inputs) if needs is None else needs
     leaves = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=True)]
     results = function(*leaves)
     results = [results] if isinstance(results, Tensor) else list(results)
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    # Of several results that are independent in the formula, those without any such input have no gradient.
-    of = [(r, g) for r, g in zip(results, gradients_for(results), strict=True) if r.requires_grad]
-    found = iter(torch.autograd.grad([r for r, _ in of], wanted, [g for _, g in of])) if wanted else iter(())
+    if wanted:
+        gradients = gradients_for(results) if gradients is None else gradients
+        # Of several results that are independent in the formula, those without any such input have no gradient.
+        of = [(r, g) for r, g in zip(results, gradients, strict=True) if r.requires_grad]
+        found = iter(torch.autograd.grad([r for r, _ in of], wanted, [g for _, g in of]))
     return [r.detach() for r in results], [next(found) if need else None for need in needs]
 
 
