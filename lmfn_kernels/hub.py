@@ -1,6 +1,6 @@
 """Write these kernels as a repository for Hugging Face's `kernels` library: `python -m lmfn_kernels.hub FOLDER`.
 
-Programs load it by `kernels.get_kernel("OWNER/lmfn-kernels")`, or from the folder by `get_local_kernel(FOLDER)`. Each
+Programs load it by `kernels.get_kernel`, as CARD.md says, or from the folder by `get_local_kernel(Path(FOLDER))`. Each
 copy is imported under a name of its own and can be used beside an installed `lmfn_kernels`; therefore its imports are
 relative, and its ops are registered in a namespace of its own (`lmfn_kernels.runtime.registration`).
 """
