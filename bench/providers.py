@@ -169,8 +169,11 @@ def in_onnx_runtime(network: bytes, x: Tensor, execution: str) -> ImageFunction:
     def run(x: Tensor) -> Tensor:
         x = x.contiguous()
         sharp, binding, place = torch.empty_like(x), session.io_binding(), (x.device.type, x.device.index or 0)
-        for bind, name, t in ((binding.bind_input, "blurred", x), (binding.bind_output, "sharp", sharp)):
-            bind(name, *place, np.float32, tuple(t.shape), t.data_ptr())
+        for bind, (found,), t in (
+            (binding.bind_input, session.get_inputs(), x),
+            (binding.bind_output, session.get_outputs(), sharp),
+        ):
+            bind(found.name, *place, np.float32, tuple(t.shape), t.data_ptr())
         session.run_with_iobinding(binding)
         return sharp
 
