@@ -219,7 +219,9 @@ def test_the_network_is_measured_in_other_runtimes(tmp_path: Path, capsys: pytes
         if "Core ML" not in name and find_spec("openvino" if "VINO" in name else "onnxruntime")
     ]
     # PyTorch's exporter, which writes the unmodified network, needs onnxscript.
-    as_written = [name for name in ("ONNX Runtime", "OpenVINO") if f"{name}, exported" in names and find_spec("onnxscript")]
+    as_written = [
+        name for name in ("ONNX Runtime", "OpenVINO") if f"{name}, exported" in names and find_spec("onnxscript")
+    ]
     few = ["--device", "cpu", "--rounds", "1", "--shape", "1x1x16x70x64", "--dtype", "float32", "--out", str(tmp_path)]
     assert main(["model", *few, "--provider", *EXPORTED["cpu"], *as_written, "for_inference"]) == 0
     assert sorted(r.provider for r in read(tmp_path / "model.jsonl")) == sorted([*names, *as_written, "for_inference"])
