@@ -134,6 +134,16 @@ class Candidate:
     kernels: tuple[Kernel, ...] = ()
 
 
+def reference(*arguments: Any, **options: Any) -> tuple[list[Reference], list[Reference | None]]:
+    """`testing.reference_with_bounds`, without cuDNN's search for the fastest algorithm: it would run up to ten of them
+    for each convolution in float64, which a reference needs three to nine times."""
+    searches, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        return testing.reference_with_bounds(*arguments, **options)
+    finally:
+        torch.backends.cudnn.benchmark = searches
+
+
 def candidate(
     on: Device, call: Call, exact: Sequence[Reference], *, watch: bool, config: dict[str, str], peak_of: int = 1
 ) -> Candidate:

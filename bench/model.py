@@ -19,7 +19,7 @@ from torch import Tensor
 import lmfn_kernels
 from bench import tables
 from bench.devices import Call, installed, wall
-from bench.measure import Candidate, Measurement, Session, add_rows, candidate, short
+from bench.measure import Candidate, Measurement, Session, add_rows, candidate, reference, short
 from bench.network import function, image, network
 from bench.ops import DTYPES, Request, shape_of
 from bench.ops import measure as measure_op
@@ -29,7 +29,7 @@ from bench.rows import Shape
 from bench.units import UNITS
 from lmfn.device import has_fast_bf16
 from lmfn.fp8 import E4M3
-from lmfn_kernels import missing_for_e4m3, testing
+from lmfn_kernels import missing_for_e4m3
 
 SHAPES = {"cuda": ["1x720x1280", "8x720x1280", "1x2160x3840"], "cpu": ["1x256x256", "1x720x1280"]}
 PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
@@ -135,7 +135,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     model, x = network(shape, dtype, device).float(), with_reflected_border(image(shape, dtype, device))
     seen = x.float()
     given = [x, *(t.detach() for t in (*model.parameters(), *model.buffers()))]
-    (exact,), _ = testing.reference_with_bounds(function(shape), given, [False] * len(given), rounds=2)
+    (exact,), _ = reference(function(shape), given, [False] * len(given), rounds=2)
     candidates: dict[str, Candidate] = {}
     clocks = {"host": partial(wall, on)}
     found = engines(on.kind, dtype)

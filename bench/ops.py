@@ -15,7 +15,7 @@ from torch import Tensor
 
 import lmfn_kernels
 from bench.devices import Device, nbytes
-from bench.measure import Candidate, Measurement, Session, add_rows, candidate, short
+from bench.measure import Candidate, Measurement, Session, add_rows, candidate, reference, short
 from bench.providers import PROVIDERS, Provider, call
 from bench.registry import OPS, PARTS, BenchOp
 from bench.rows import Shape
@@ -57,7 +57,7 @@ def measure(session: Session, wanted: Request) -> None:
     # Two random perturbations suffice for the whole network, whose image may be large and has enough values to show
     # their effect. They do not for an op: rounding in a row of ALFM's matrix affects all pixels alike.
     rounds = 2 if op.name == "lmfn" and not any(needs) else testing.ROUNDS
-    results, gradients = testing.reference_with_bounds(op.function(wanted.shape), tensors, needs, rounds)
+    results, gradients = reference(op.function(wanted.shape), tensors, needs, rounds)
     number = min(on.copies_bytes // nbytes(tensors) + 1, MOST_COPIES)
     layouts = {PROVIDERS[name].layout: PROVIDERS[name] for name in wanted.providers}
     copies = {

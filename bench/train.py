@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import lmfn_kernels
 from bench.devices import Call, wall
-from bench.measure import Candidate, Measurement, Session, add_rows, candidate, short
+from bench.measure import Candidate, Measurement, Session, add_rows, candidate, reference, short
 from bench.network import function, image, network
 from bench.ops import shape_of
 from bench.providers import PROVIDERS, Provider
@@ -67,7 +67,7 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     given = [blurred, *(t.detach() for t in (*model.parameters(), *model.buffers()))]
     needs = [False, *(True for _ in model.parameters()), *(False for _ in model.buffers())]
     # The bound uses the rounding of the first tensor's dtype.
-    _, exact = testing.reference_with_bounds(lambda *t: F.mse_loss(call(*t), sharp.double()), given, needs)
+    _, exact = reference(lambda *t: F.mse_loss(call(*t), sharp.double()), given, needs)
     candidates: dict[str, Candidate] = {}
     clocks = {"host": partial(wall, on)}
     for name in names:

@@ -152,6 +152,16 @@ def test_what_is_ready_has_rows_before_anything_is_compiled(gpu: Gpu, monkeypatc
     assert seen == [["infer eager"], ["infer eager", "step eager"], ["infer eager"]]
 
 
+def test_only_what_is_timed_searches_for_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[bool] = []
+    noted = mock.Mock(side_effect=lambda: searched.append(torch.backends.cudnn.benchmark))
+    monkeypatch.setattr(testing, "reference_with_bounds", noted)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    measure.reference()
+    assert searched == [False]
+    assert torch.backends.cudnn.benchmark
+
+
 @pytest.mark.parametrize("verb", ["ops", "model", "train"])
 def test_what_does_not_fit_is_left_out(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
