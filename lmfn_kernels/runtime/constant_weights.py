@@ -6,8 +6,9 @@ number of earlier launches of its stream, and what they write is not there, or n
 no launch ends before the one before it.
 
 A program may therefore read before its wait only what was written, visibly, before any launch that may still run. A
-wait of the host for the device has this effect: all launches before it have ended, and those after it see what they
-wrote. `keep_constant` waits so, after the last write, and remembers the memory; from then on nobody writes to it.
+wait of the host for the stream that wrote it has this effect: all launches there before it have ended, and those after
+it, on any stream, see what they wrote. `keep_constant` waits so, after the last write, and remembers the memory; from
+then on nobody writes to it. It does not wait for the device, which CUDA forbids while another thread captures a graph.
 
 The memory cannot become anything else in between: while a launch that was told to load it early is queued, its memory
 may be freed and used again, but only by launches behind it, which write after their own wait, and so after it has
@@ -27,15 +28,15 @@ _constant: dict[int, tuple[ref[Tensor], int]] = {}
 
 
 def keep_constant(tensors: Iterable[Tensor]) -> None:
-    """Declare that nobody writes to the memory of these tensors any more, after all that has been queued on their
-    devices.
+    """Declare that nobody writes to the memory of these tensors any more, after all that has been queued on the current
+    streams of their devices.
 
-    Waits for these devices. It is no longer declared once PyTorch writes to a tensor or frees it; what PyTorch does not
+    Waits for these streams. It is no longer declared once PyTorch writes to a tensor or frees it; what PyTorch does not
     count, such as writes in inference mode or by kernels, must not happen.
     """
     found = [tensor for tensor in tensors if not tensor.is_inference()]
     for device in {tensor.device for tensor in found if tensor.device.type == "cuda"}:
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
     for tensor in found:
         address = tensor.untyped_storage().data_ptr()
         if address:  # that of an empty tensor is 0
