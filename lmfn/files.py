@@ -42,13 +42,15 @@ class Plan:
     """Other files in the folders, and links to folders."""
 
     def part(self, shard: tuple[int, int]) -> "Plan":
-        """The share of the k-th of n processes with the same plan: every n-th file. Everything that does not concern a
-        single result belongs to the first."""
+        """The share of the k-th of n processes for the same inputs: every n-th file, images before clips. A file's
+        place does not depend on whether its result exists, as the others may have written results before this plan was
+        made. Everything that does not concern a single result belongs to the first."""
         k, n = shard
         first = k == 1
+        own = set(sorted(self.jobs + self.existing, key=lambda job: (video.is_clip(job[0]), job))[k - 1 :: n])
         return Plan(
-            self.jobs[k - 1 :: n],
-            self.existing[k - 1 :: n],
+            [job for job in self.jobs if job in own],
+            [job for job in self.existing if job in own],
             self.failed if first else [],
             self.results if first else [],
             self.others if first else [],

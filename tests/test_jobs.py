@@ -171,7 +171,12 @@ def test_shards_are_disjoint_and_all(tmp_path: Path) -> None:
         save(tmp_path / "in" / f"{n}.png")
     (tmp_path / "in" / "notes.txt").touch()
     deblur_files([tmp_path / "in" / "0.png"], tmp_path / "out", deblurrer=negative)
-    parts = [plan([tmp_path / "in", tmp_path / "gone"], tmp_path / "out").part((k, 3)) for k in (1, 2, 3)]
+    parts = []
+    for k in (1, 2, 3):
+        parts.append(plan([tmp_path / "in", tmp_path / "gone"], tmp_path / "out").part((k, 3)))
+        for _, target in parts[-1].jobs:  # before the next process looks
+            save(target)
+    assert {len(part.jobs) + len(part.existing) for part in parts} == {3, 4}
     sources = [source for part in parts for source, _ in part.jobs + part.existing]
     assert sorted(sources) == sorted((tmp_path / "in").glob("*.png"))
     assert [len(part.failed) + len(part.left_out()) for part in parts] == [2, 0, 0]
