@@ -1,5 +1,6 @@
 """CUDA graphs: the GPU work of a call, captured once and replayed, which relieves the host."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,6 +23,9 @@ LARGEST_GRAPH = 1 << 24
 class GraphCapture:
     """Captures CUDA graphs that share their memory: only one of them runs at a time."""
 
+    capturing = threading.Lock()
+    """Of all objects: a capture begins with a wait for the device, which CUDA forbids during another one."""
+
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
 
@@ -42,7 +46,7 @@ class GraphCapture:
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             # Other threads may copy images to and from the device meanwhile.
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            with self.capturing, torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 made = run(*given)
 
         def replay(*tensors: Tensor) -> Any:

@@ -70,13 +70,14 @@ def test_as_it_is_captured_and_replayed(name: str, dtype: torch.dtype) -> None:
 
 
 def test_several_threads_take_turns() -> None:
-    """Each thread copies its images to the device and back while a graph of another size is captured."""
-    run = network("lmfn").for_inference(DEVICE, torch.bfloat16)
+    """Each thread copies its images to the device and back while a graph of another size is captured, of the same
+    prepared network or of another one."""
+    runs = [network("lmfn").for_inference(DEVICE, torch.bfloat16) for _ in range(2)]
     images = [image(64, 64 + 16 * i).cpu() for i in range(4)]
     found: list[list[Tensor]] = [[] for _ in images]
 
     def work(i: int) -> None:
-        found[i] = [run(images[i].to(DEVICE)).cpu() for _ in range(5)]
+        found[i] = [runs[i % 2](images[i].to(DEVICE)).cpu() for _ in range(5)]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -85,7 +86,7 @@ def test_several_threads_take_turns() -> None:
         thread.join()
     for i, results in enumerate(found):
         assert len(results) == 5
-        assert all(torch.equal(result, run(images[i].to(DEVICE)).cpu()) for result in results)
+        assert all(torch.equal(result, runs[0](images[i].to(DEVICE)).cpu()) for result in results)
 
 
 @pytest.mark.parametrize("memory", ["normal", "lean"])
