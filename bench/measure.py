@@ -189,6 +189,17 @@ def add_rows(
                 _add_rows(session, subject, candidates, l2, clock)
 
 
+def add_rows_before(
+    session: Session, subject: Measurement, candidates: dict[str, Candidate], clocks: Mapping[str, Clock]
+) -> None:
+    """`add_rows` before something that may take all the time that is left, such as compiling.
+
+    In the background, where compiling would wait for the turn, only of what has been compiled: parts time the others.
+    """
+    if not session.turns or any(name in PROVIDERS and PROVIDERS[name].compiled for name in candidates):
+        add_rows(session, subject, candidates, clocks)
+
+
 def _add_rows(session: Session, subject: Measurement, candidates: dict[str, Candidate], l2: str, clock: Clock) -> None:
     expected = {name: prediction(session.on.name, str(subject), name) for name in candidates}
     before = session.on.clocks()

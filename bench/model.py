@@ -19,7 +19,7 @@ from torch import Tensor
 import lmfn_kernels
 from bench import tables
 from bench.devices import Call, installed, wall
-from bench.measure import Candidate, Measurement, Session, add_rows, candidate, reference, short
+from bench.measure import Candidate, Measurement, Session, add_rows, add_rows_before, candidate, reference, short
 from bench.network import function, image, network
 from bench.ops import DTYPES, Request, shape_of
 from bench.ops import measure as measure_op
@@ -146,8 +146,8 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
         if names and name not in names:
             continue
         compiled = name in PROVIDERS and PROVIDERS[name].compiled
-        if compiled or name == FP8:  # compiling may take longer than there is time, and FP8 has not run on a GPU yet
-            add_rows(session, subject, candidates, clocks)
+        if compiled or name == FP8:  # which has not run on a GPU yet
+            add_rows_before(session, subject, candidates, clocks)
         with session.counting_failures(subject, name):
             call = make(copy.deepcopy(model), x)
             inside = name in EXPORTED[on.kind]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import lmfn_kernels
 from bench.devices import Device, nbytes
-from bench.measure import Candidate, Measurement, Session, add_rows, candidate, reference, short
+from bench.measure import Candidate, Measurement, Session, add_rows, add_rows_before, candidate, reference, short
 from bench.providers import PROVIDERS, Provider, call
 from bench.registry import OPS, PARTS, BenchOp
 from bench.rows import Shape
@@ -72,8 +72,8 @@ def measure(session: Session, wanted: Request) -> None:
         clocks = {l2: partial(on.time, l2=l2) for l2 in on.l2}
         for name in wanted.providers:
             provider = PROVIDERS[name]
-            if provider.compiled:  # compiling may take longer than there is time
-                add_rows(session, subject, candidates, clocks)
+            if provider.compiled:
+                add_rows_before(session, subject, candidates, clocks)
             with session.counting_failures(subject, name):
                 candidates[name] = _checked(
                     on, wanted, mode, provider, copies[provider.layout], [e for e in exact if e is not None]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import lmfn_kernels
 from bench.devices import Call, wall
-from bench.measure import Candidate, Measurement, Session, add_rows, candidate, reference, short
+from bench.measure import Candidate, Measurement, Session, add_rows, add_rows_before, candidate, reference, short
 from bench.network import function, image, network
 from bench.ops import shape_of
 from bench.providers import PROVIDERS, Provider
@@ -72,8 +72,8 @@ def measure(session: Session, shape: Shape, dtype: torch.dtype, names: list[str]
     clocks = {"host": partial(wall, on)}
     for name in names:
         provider = STEPS[name]
-        if provider.compiled:  # compiling may take longer than there is time
-            add_rows(session, subject, candidates, clocks)
+        if provider.compiled:
+            add_rows_before(session, subject, candidates, clocks)
         with session.counting_failures(subject, name):
             step = Step(provider, model, blurred, sharp)
             found = candidate(

@@ -135,7 +135,7 @@ def test_later_calls_are_checked_as_well(first_wrong: int, gpu: Gpu) -> None:
 
 
 def test_what_is_ready_has_rows_before_anything_is_compiled(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling may take all the time that is left."""
+    """Compiling may take all the time that is left. In the background it does not wait for its turn before."""
     session = Session(gpu, rounds=1)
     seen: list[list[str]] = []
 
@@ -149,7 +149,12 @@ def test_what_is_ready_has_rows_before_anything_is_compiled(gpu: Gpu, monkeypatc
     train.measure(session, small, torch.float32, names)
     session.rows.clear()
     model.measure(session, small, torch.float32, names)
-    assert seen == [["infer eager"], ["infer eager", "step eager"], ["infer eager"]]
+    session.turns = True
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    session.rows.clear()
+    ops.measure(session, Request(OPS["conv3x3"], Shape(1, 1, 16, 6, 5), torch.float32, ("infer",), names))
+    assert seen == [["infer eager"], ["infer eager", "step eager"], ["infer eager"], []]
+    assert {row.provider for row in session.rows} == {"eager"}
 
 
 def test_only_what_is_timed_searches_for_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
