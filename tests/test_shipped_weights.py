@@ -116,7 +116,7 @@ def test_fine_tuning_improves_on_its_pairs_and_loses_nothing_on_others(unseen: P
         photos=(str(tmp_path / "more"),),
         blur=BlurOptions(BlurKinds.only("shake")),
         patch=128,
-        batch=4,
+        batch=2,
         lr=1e-4,
         warmup=5,
         clip=1.0,
