@@ -2,11 +2,13 @@
 stand-in for a GPU's driver (`bench/stand_in.py`) accepts launches of kernels on CPU tensors and computes nothing."""
 
 import gc
+import io
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from itertools import chain
 from typing import Any
 from unittest import mock
@@ -17,7 +19,9 @@ from torch import Tensor
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+import bench.__main__ as bench
 import lmfn_kernels
+from bench import host
 from bench.host import calls, here
 from bench.registry import OPS, PARTS
 from lmfn_kernels import conv3x3, weight_layout
@@ -274,6 +278,21 @@ def check_misaligned_memory_is_refused() -> None:
     conv.conv(launch.as_kernel_image(x), w, None, padding=1)
     with pytest.raises(AssertionError, match="aligned"):
         conv.conv(x, w, None, padding=1)
+
+
+def check_the_host_command() -> None:
+    """`python -m bench host`, which launches many of the same kernels."""
+    printed = io.StringIO()
+    with mock.patch.object(host, "here", return_value=nullcontext()), redirect_stdout(printed):
+        assert bench.main(["host", "--device", "cpu", "--op", "conv3x3", "--seconds", "0"]) == 0
+    *rows, last = printed.getvalue().splitlines()
+    conv3x3 = next(row.split() for row in rows if row.startswith("conv3x3"))
+    assert conv3x3[:4] == ["conv3x3", "infer", "1", "0"], "one kernel, and nothing of PyTorch's"
+    counts = re.fullmatch(r"frame: (\d+) launches, \d+ us; step: (\d+) launches, \d+ us", last)
+    assert counts is not None, last
+    frame, step = map(int, counts.groups())
+    assert 55 <= frame <= 63
+    assert 230 <= step <= 250
 
 
 def main() -> None:
