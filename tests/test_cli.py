@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -117,10 +118,16 @@ def test_a_wrong_option_is_named_with_the_help_of_its_command(
         (["lmfn", "train"], ("usage: lmfn train", "--config", "--pairs")),
     ],
 )
-def test_commands_with_options_of_their_own(command: list[str], words: tuple[str, ...]) -> None:
-    run = subprocess.run([sys.executable, "-m", *command, "--help"], capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    assert all(word in run.stdout for word in words), run.stdout
+def test_commands_with_options_of_their_own(
+    command: list[str], words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `python -m` runs them."""
+    monkeypatch.setattr(sys, "argv", [*command, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in words), printed
 
 
 def test_what_needs_a_checkout_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

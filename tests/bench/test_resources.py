@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from triton import knobs
 
-from bench.resources import Compiled, serialized, waits
+from bench.resources import Compiled, compiled, serialized, waits
 
 
 @pytest.mark.timeout(1300)
@@ -48,10 +49,10 @@ def assert_documented(printed: str) -> None:
     assert {tuple(cell.replace(",", "") if cell[0].isdigit() else cell for cell in row) for row in rows} <= found
 
 
-def test_a_kernel_that_there_is_not_is_named(environment: dict[str, str]) -> None:
-    done = resources(environment, "--target", "sm_80", "--dtype", "float32", "--kernel", "pad", "pat")
-    assert done.returncode == 1
-    assert "no kernel for sm_80 in float32 is named pat\n" in done.stderr
+def test_a_kernel_that_there_is_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knobs.runtime, "interpret", False)  # nothing is compiled here
+    with pytest.raises(ValueError, match="no kernel for sm_80 in float32 is named pat"):
+        list(compiled("sm_80", "float32", ["pat"]))
 
 
 def resources(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

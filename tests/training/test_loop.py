@@ -320,7 +320,7 @@ def test_the_data_may_be_on_the_device_or_with_workers(
     for name, memory in (("device", 10**9), ("workers", 10**9), ("auto", 8 * 10**4)):
         monkeypatch.setattr(lmfn.training.batches, "available_memory", lambda _, memory=memory: memory)
         caplog.clear()
-        assert script.train(dataclasses.replace(settings, name=name, data_on=name)) == 0
+        assert script.train(dataclasses.replace(settings, name=name, data_on=name, steps=4)) == 0
         made[name] = weights(run_in(settings).with_name(name))
         said = {"device": "they stay there", "workers": "", "auto": "50% of the free 0.0 GB on cpu"}[name]
         assert said in caplog.text
@@ -347,6 +347,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(settings: Settings
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_leave(settings: Settings, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     before = signal.getsignal(number)
+    settings = dataclasses.replace(settings, steps=6)
     whole = dataclasses.replace(settings, name="whole")
     assert script.train(whole) == 0
     step = Log.step
