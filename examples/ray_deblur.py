@@ -32,11 +32,14 @@ BLOCKS = 1000
 
 
 def deblur(folder: Path, out: Path, *, actors: int, gpus: float = 0, weights: str = "lmfn") -> dict[str, int]:
-    """Sharpen all images below a folder; returns the number of files by status. Raises ValueError for too few CPUs."""
+    """Sharpen all images below a folder; returns the number of files by status. Raises ValueError for too few CPUs, and
+    without images."""
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < actors + SPARE:
-        raise ValueError(f"{actors} actors need {actors + SPARE} CPUs, and the cluster has {cpus}; use fewer --actors")
+        raise ValueError(f"--actors {actors} needs {actors + SPARE} CPUs, and the cluster has {cpus}")
     paths, manifest = images.find_images(folder), Path(f"{out}.manifest")
+    if not paths:
+        raise ValueError(f"there is no image in {folder}")
     # Checkpoints work only for what is read from files.
     listed = Path(f"{out}.paths.parquet")
     pq.write_table(pa.table({"path": [str(path) for path in paths]}), listed)
@@ -65,13 +68,16 @@ def main() -> int:
     parser.add_argument("--weights", default="lmfn")
     options = parser.parse_args()
     ray.init()
-    counts = deblur(
-        options.folder.resolve(),
-        options.out.resolve(),
-        actors=options.actors,
-        gpus=options.gpus,
-        weights=options.weights,
-    )
+    try:
+        counts = deblur(
+            options.folder.resolve(),
+            options.out.resolve(),
+            actors=options.actors,
+            gpus=options.gpus,
+            weights=options.weights,
+        )
+    except ValueError as error:
+        parser.error(str(error))
     print(", ".join(f"{number} {status}" for status, number in counts.items()))
     return 1 if counts.get("failed") else 0
 

@@ -47,8 +47,11 @@ def test_a_killed_worker_a_poison_file_and_a_job_that_goes_on(
     rng = np.random.default_rng(0)
     for n in range(32):
         images.write(folder / f"{n:02d}.png", images.Photo(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)))
-    with pytest.raises(ValueError, match="3 actors need 5 CPUs, and the cluster has 4; use fewer --actors"):
+    with pytest.raises(ValueError, match="--actors 3 needs 5 CPUs, and the cluster has 4"):
         ray_deblur.deblur(folder, out, actors=3)
+    out.mkdir()
+    with pytest.raises(ValueError, match=f"there is no image in {out}"):
+        ray_deblur.deblur(out, out, actors=1)
 
     class DeadlyDeblur(Deblur):
         """In which the poison file kills, as one does on which a decoder crashes."""
