@@ -48,6 +48,10 @@ def test_what_passed_is_measured(run: Run, tmp_path: Path, capfd: pytest.Capture
     assert status == 1
     passed = [name for name in TESTED if name != "ring_fuse"]
     tests, measured, later = commands[: len(TESTED)], commands[len(TESTED) : -len(passed)], commands[-len(passed) :]
+    compiled, measured = measured[:2], measured[2:]
+    assert {" ".join(words) for _, words in compiled} == {"-m bench ahead --minutes 0.2"}
+    few = [name for name in passed if name != "overlap"]
+    assert {names for names, _ in compiled} == {",".join(["newer_triton", *some]) for some in (passed, few)}
     for of, names, which in ((tests, TESTED, "not torch.float16"), (later, passed, "torch.float16")):
         assert sorted(" ".join(words[:-1]) for _, words in of) == sorted(
             f"-m bench tests -k on_trial and {name} and {which} --processes 1 --minutes" for name in names
