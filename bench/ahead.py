@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
+from bench import host
 from bench.network import image, network
 from bench.ops import SIZES
 from bench.providers import PROVIDERS
@@ -186,6 +187,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"a step with {', '.join(names)}", step
     if in_fp8:
         yield from on_trial()
+    yield from ((f"host: {name}", call) for name, call in host.wholes("cpu"))
     for dtype in (torch.bfloat16, torch.float32, torch.float16):
         for one in ops:
             yield f"{one.name} {ODD} {dtype}", partial(call_op, one, one.shape(*ODD), dtype, train=True)

@@ -66,7 +66,7 @@ def parts(device: str, out: Path) -> tuple[list[Part], list[Part]]:
         Part("step", 0.8, bench(*step, "--provider", "triton-graph", *EAGER), least=50),
         Part("kernels", 0.8, bench("profile", forwarded=("device", "out")), least=40),
         Part("trial", 3, bench("trial", forwarded=("minutes", "out")), least=190),
-        Part("host", 0.3, bench("host", "--seconds", "0.1", forwarded=("device",)), least=20),
+        Part("host", 0.3, bench("host", "--op", "--seconds", "0.1", forwarded=("device",)), least=20),
         Part("compiled peers", 1, None),
         Part("ops", 1.5, bench(*ops, "--provider", *EAGER), least=30),
         Part("growth", 1, bench("memory"), least=30),

@@ -106,7 +106,8 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--op", nargs="*", choices=OPS | PARTS, default=[op for op in OPS | PARTS if op != "lmfn"])
+    every = [op for op in OPS | PARTS if op != "lmfn"]
+    parser.add_argument("--op", nargs="*", choices=OPS | PARTS, default=every, help="default: all; may be empty")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds for which each call is repeated")
 
 
