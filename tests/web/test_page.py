@@ -217,6 +217,12 @@ def test_gray_stays_gray(page, deblur) -> None:
             assert levels(image, deblur(pixels[:, :, None].astype(np.float32) / 255)) <= 1
 
 
+def test_a_density_is_kept_and_is_not_called_a_colour(page) -> None:
+    assert choose(page, encoded(photograph(40, 60), dpi=(300, 300))) == ""
+    assert page.inner_text("#kept") == ""
+    assert saved(page)[1].info["dpi"] == pytest.approx((300, 300), abs=0.01)
+
+
 def header(width: int, height: int) -> bytes:
     """A PNG that ends after its header."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)

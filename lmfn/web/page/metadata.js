@@ -6,7 +6,7 @@ const startsWith = (bytes, text) => ascii(bytes, 0, text.length) === text;
 
 const EXIF = "Exif\0\0", ICC = "ICC_PROFILE\0", XMP = "http://ns.adobe.com/xap/1.0/\0";
 const PNG = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
-const COLOURS = ["iCCP", "sRGB", "gAMA", "cHRM", "cICP", "mDCV", "cLLI", "pHYs"]; // PNG's chunks that are kept as they are
+const COLOURS = ["iCCP", "sRGB", "gAMA", "cHRM", "cICP", "mDCV", "cLLI"]; // PNG's chunks that are kept as they are
 const TEXTS = "texts (XMP among them)";
 
 /** The format by the file's first bytes, whatever its name: null for what is no image that is known here. */
@@ -30,12 +30,12 @@ export function identify(bytes) {
 /**
  * What the file holds beside its pixels: `width`, `height` (as stored; undefined where the header is not read here),
  * `exif` (a block without its name), `icc` (ready for the format that it will be saved in: JPEG's segments, PNG's
- * chunks), `srgb` (whether the colours have to become sRGB, because their profile cannot be carried over), `grey`,
- * `orientation`, `neutral` (the file with that orientation undone, for browsers to decode), `lost` (in words, what a
- * saved file will not have).
+ * chunks), `density` (PNG's chunk), `srgb` (whether the colours have to become sRGB, because their profile cannot be
+ * carried over), `grey`, `orientation`, `neutral` (the file with that orientation undone, for browsers to decode),
+ * `lost` (in words, what a saved file will not have).
  */
 export async function read(bytes, format) {
-  const found = { exif: null, icc: [], srgb: false, grey: false, orientation: 1, neutral: bytes, lost: [] };
+  const found = { exif: null, icc: [], density: [], srgb: false, grey: false, orientation: 1, neutral: bytes, lost: [] };
   try {
     if (format === "JPEG") readJpeg(bytes, found);
     else if (format === "PNG") readPng(bytes, found);
@@ -54,7 +54,7 @@ export async function read(bytes, format) {
  * The encoded image with the EXIF block (made true of an upright image of this size), and with what the photograph said
  * of its colours in place of what the browser says of its canvas.
  */
-export function write(encoded, format, { exif, icc, srgb, orientation }, width, height) {
+export function write(encoded, format, { exif, icc, density, srgb, orientation }, width, height) {
   const block = exif && upright(exif, orientation !== 1, width, height);
   const isJpeg = format === "JPEG", header = isJpeg ? 2 : 8 + 25; // PNG's signature and IHDR
   const named = !block ? [] : isJpeg ? [segment(0xe1, join([latin(EXIF), block]))] : [chunk("eXIf", block)];
@@ -68,7 +68,7 @@ export function write(encoded, format, { exif, icc, srgb, orientation }, width, 
     kept.push(encoded.subarray(at, start));
     at = start + whole.length;
   }
-  return join([encoded.subarray(0, header), ...named, ...icc, ...kept, encoded.subarray(at)]);
+  return join([encoded.subarray(0, header), ...named, ...icc, ...density, ...kept, encoded.subarray(at)]);
 }
 
 // JPEG
@@ -144,6 +144,7 @@ function readPng(bytes, found) {
       found.srgb = true;
       found.lost.push("the colour profile, which is not one of RGB (colours become sRGB)");
     } else if (COLOURS.includes(name)) found.icc.push(whole);
+    else if (name === "pHYs") found.density = [whole];
     else if (name === "eXIf") {
       takeExif(body, found, start + 8, bytes);
       if (found.neutral !== bytes) {
