@@ -173,6 +173,10 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
             PROVIDERS["triton"], network(shape), image(shape, torch.bfloat16, "cpu"), image(shape, torch.float32, "cpu")
         )()
 
+    def odd(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
+        for one in ops:
+            yield f"{one.name} {ODD} {dtype}", partial(call_op, one, one.shape(*ODD), dtype, train=True)
+
     ops = [one for one in OPS.values() if one.name != "lmfn"]
     yield "a frame, bfloat16", partial(frame, torch.bfloat16)
     yield "a step", step
@@ -188,13 +192,13 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     if in_fp8:
         yield from on_trial()
     yield from ((f"host: {name}", call) for name, call in host.wholes("cpu"))
-    for dtype in (torch.bfloat16, torch.float32, torch.float16):
-        for one in ops:
-            yield f"{one.name} {ODD} {dtype}", partial(call_op, one, one.shape(*ODD), dtype, train=True)
+    yield from odd(torch.bfloat16)
     for size in SIZES["cuda"]:
         for train in (False, True):
             for one in ops:
                 yield f"{one.name} {size}", partial(call_op, one, one.shape(*size), torch.bfloat16, train=train)
+    yield from odd(torch.float32)
+    yield from odd(torch.float16)
 
 
 def on_trial() -> Iterator[tuple[str, Callable[[], object]]]:
