@@ -189,6 +189,7 @@ def test_the_demo_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert Path(demo.SHOWN).parent.name in {Path(name).stem for name in demo.NEVER_SEEN}
     monkeypatch.setattr(demo, "RUN", tmp_path / "demo")
     monkeypatch.setattr(demo, "MINUTES", 0.02)
+    monkeypatch.setattr(demo, "PATCH", 64)
     monkeypatch.setattr(demo, "NEVER_SEEN", ("chelsea.png",))
     monkeypatch.setattr(demo, "SHOWN", "chelsea/2")
     (tmp_path / "demo").mkdir()
