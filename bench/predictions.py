@@ -27,7 +27,7 @@ class Prediction(NamedTuple):
     commit: str
     """What the prediction starts from: the commit whose kernels were measured or counted."""
     section: str
-    """The part of `experiments/kernels/README.md` about it, as in a link."""
+    """The heading about it in one of the pages of `experiments/kernels`, as in a link."""
     why: str
 
     def covers(self, part: str) -> bool:

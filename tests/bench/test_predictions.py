@@ -38,8 +38,8 @@ def test_a_row_that_is_no_prediction(text: str, error: str, tmp_path: Path) -> N
 def test_the_file_of_this_project() -> None:
     found = predictions.read(FILE)
     assert len({one[:3] for one in found}) == len(found), "one prediction of each part"
-    readme = (FILE.parent / "README.md").read_text(encoding="utf-8")
-    heads = re.findall(r"^## (.*)$", readme, re.MULTILINE)
+    pages = [path.read_text(encoding="utf-8") for path in FILE.parent.glob("*.md")]
+    heads = [head for page in pages for head in re.findall(r"^## (.*)$", page, re.MULTILINE)]
     sections = {re.sub(r"[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head in heads}
     assert {one.section for one in found} <= sections
     # As the verbs print them; tests/bench/test_profile.py checks the parts of the first two.
