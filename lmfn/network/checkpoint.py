@@ -128,7 +128,8 @@ def find_weights(name: str | Path, **options: Any) -> Path:
 
 def _from_hub(name: str, **options: Any) -> Path:
     where = {key: options[key] for key in ("revision", "cache_dir") if key in options}
-    if not isinstance(huggingface_hub.try_to_load_from_cache(name, FILE, **where), str):
+    here = options.get("local_files_only", False)
+    if not here and not isinstance(huggingface_hub.try_to_load_from_cache(name, FILE, **where), str):
         # Asked once: the download retries six times, which takes half a minute without a network.
         which = {key: options[key] for key in ("revision", "endpoint") if key in options}
         url = huggingface_hub.hf_hub_url(name, FILE, **which)
@@ -141,4 +142,5 @@ def _from_hub(name: str, **options: Any) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(name, FILE, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(f"{name} is not a folder here, and the Hugging Face Hub has no such model") from error
+        asked = "the cache of the Hugging Face Hub" if here else "the Hugging Face Hub"
+        raise FileNotFoundError(f"{name} is not a folder here, and {asked} has no such model") from error

@@ -152,6 +152,12 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
         LMFN.from_pretrained("no/body", endpoint="http://127.0.0.1:9", cache_dir=tmp_path)
 
 
+def test_a_cache_alone_is_not_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: pytest.fail("it asks the Hub"))
+    with pytest.raises(FileNotFoundError, match="and the cache of the Hugging Face Hub has no such model"):
+        LMFN.from_pretrained("no/body", local_files_only=True, cache_dir=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("metadata", "download", "message"),
     [
