@@ -243,10 +243,22 @@ def header(width: int, height: int) -> bytes:
     ],
 )
 def test_what_cannot_be_done_is_said(page, name: str, data: bytes, words: str) -> None:
+    page.reload()
     message = choose(page, data, name)
     assert message.startswith(name)
     assert words in message
     assert page.locator("#start").is_visible()
+
+
+def test_what_is_sharpened_stays_when_another_file_cannot_be_opened(page) -> None:
+    assert choose(page, encoded(photograph(40, 60)), "first.png") == ""
+    page.locator("#strength").fill("50")
+    expected = saved(page)[1]
+    assert choose(page, b"a text", "notes.jpg").startswith("notes.jpg is not a picture")
+    page.locator("#save").wait_for()
+    name, image = saved(page)
+    assert name == "first_deblurred.png"
+    assert image.tobytes() == expected.tobytes()
 
 
 def test_it_can_be_cancelled_and_begun_again(page) -> None:

@@ -18,18 +18,22 @@ async function choose(files) {
   const number = ++job;
   cancel();
   say(files.length > 1 ? `One at a time: this is ${files[0].name}. Folders: lmfn deblur.` : "");
-  show("start");
-  arrange({});
-  photo = null;
+  part("save").hidden = true; // until the file is open, or cannot be opened: what is sharpened then stays
+  if (part("tools").hidden) show("start");
   part("file").value = "";
   try {
-    const found = await open(files[0], before, () => number === job);
+    const found = await open(files[0], before, () => {
+      if (number !== job) return false;
+      photo = null; // its canvas is the other's from here on
+      return true;
+    });
     if (number !== job) return;
     photo = found;
   } catch (error) {
     if (number === job) fail(error);
     return;
   }
+  arrange({});
   const { width, height } = Object.assign(after, { width: before.width, height: before.height });
   viewer.style.setProperty("--ratio", width / height);
   viewer.style.setProperty("--width", width);
@@ -121,10 +125,13 @@ function fail(error) {
   if (!photo) {
     show("start");
     part("choose").focus({ preventScroll: true });
-  } else {
+  } else if (part("tools").hidden) {
+    show("work");
     arrange({});
     part("status").textContent = "";
     part("again").focus({ preventScroll: true });
+  } else {
+    part("save").hidden = false;
   }
   if (error instanceof Cancelled) part("status").textContent = "Cancelled.";
   else if (error instanceof PhotoError) say(error.message);
