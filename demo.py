@@ -71,7 +71,13 @@ def sharpen() -> None:
 def measure(weights: str) -> Evaluation:
     pairs = find_pairs(RUN / "data" / "pairs")
     return evaluate(
-        LMFN.from_pretrained(weights), pairs, protocol="plain", device=choose_device(), weights=weights, progress=False
+        LMFN.from_pretrained(weights),
+        pairs,
+        protocol="plain",
+        metrics=("psnr", "ssim_gauss2d"),
+        device=choose_device(),
+        weights=weights,
+        progress=False,
     )
 
 
