@@ -67,7 +67,7 @@ class Summary:
     def _machine(self) -> Iterator[str]:
         rows = self._rows("model") or self._rows("train") or self._rows("ops")
         if rows:
-            yield machine(rows[-1])
+            yield machine(rows)
 
     def _pieces(self) -> Iterator[str]:
         for part, counts in self._counts.items():

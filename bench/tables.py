@@ -8,20 +8,32 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.rows import OURS, Row, Shape
+from bench.rows import OURS, Machine, Row, Shape
 from bench.units import SIZE, UNITS
 
 UNSEEN = ("ONNX Runtime", "OpenVINO")
 """Prefixes of the names of providers whose memory is not counted, since they do not use PyTorch's allocator."""
 
 
-def machine(row: Row) -> str:
-    m = row.machine
+def machine(rows: Sequence[Row]) -> str:
+    """Where the rows of one device were measured: all versions and commits, and the ceilings of the first."""
+    m = rows[0].machine
     threads = f", {m.threads} thread{'s' * (m.threads > 1)}" if m.threads else f", driver {m.driver}, CUDA {m.cuda}"
-    dirty = " with changes" if m.dirty else ""
-    ceilings = f"ceilings: {m.copy_gbps:.4g} GB/s copied, {m.matrix_tflops:.3g} TFLOP/s in {row.dtype}"
-    versions = f"torch {m.torch}, Triton {m.triton}, Python {m.python}, commit {m.commit[:10]}{dirty}"
-    return f"**{m.device}**{threads}, {versions}; {ceilings}."
+    ceilings = f"ceilings: {m.copy_gbps:.4g} GB/s copied, {m.matrix_tflops:.3g} TFLOP/s in {rows[0].dtype}"
+    versions = (
+        " and ".join(dict.fromkeys(f"{name} {version(row.machine)}" for row in rows))
+        for name, version in (
+            ("torch", lambda m: m.torch),
+            ("Triton", lambda m: m.triton),
+            ("Python", lambda m: m.python),
+            ("commit", commit),
+        )
+    )
+    return f"**{m.device}**{threads}, {', '.join(versions)}; {ceilings}."
+
+
+def commit(m: Machine) -> str:
+    return m.commit[:10] + (" with changes" if m.dirty else "")
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -101,7 +113,7 @@ def ops(verbs: dict[str, list[Row]], _link: Path) -> str:
                 f"`{row.command}`",
             ]
         )
-    return f"{machine(rows[0])}\n\n{table(heads, lines)}"
+    return f"{machine(rows)}\n\n{table(heads, lines)}"
 
 
 def whole(verb: str) -> Callable[[dict[str, list[Row]], Path], str]:
@@ -127,7 +139,7 @@ def whole(verb: str) -> Callable[[dict[str, list[Row]], Path], str]:
             ]
             for row in sorted(rows, key=lambda row: (row.shape, row.dtype, row.p50))
         ]
-        return f"{machine(rows[0])}\n\n{table(heads, lines)}"
+        return f"{machine(rows)}\n\n{table(heads, lines)}"
 
     return made
 
@@ -145,7 +157,8 @@ def frame(verbs: dict[str, list[Row]], _link: Path) -> str:
     m = rows[0].machine
     where = f"{m.device}, {m.threads} thread{'s' * (m.threads > 1)}" if m.threads else m.device
     command = f"`python -m bench model --device {'cpu' if m.threads else 'cuda'}`"
-    return f"{table([f'{where}: ms', *dtypes], lines)}\n\nMeasured at commit {m.commit[:10]}. Reproduce with {command}."
+    commits = " and ".join(dict.fromkeys(f"commit {commit(row.machine)}" for row in rows))
+    return f"{table([f'{where}: ms', *dtypes], lines)}\n\nMeasured at {commits}. Reproduce with {command}."
 
 
 def units(verbs: dict[str, list[Row]], _link: Path) -> str:
@@ -178,7 +191,7 @@ def units(verbs: dict[str, list[Row]], _link: Path) -> str:
         ]
         whole = [digits(sum(mine)), "100%", digits(sum(least)), f"{sum(least) / sum(mine):.0%}", digits(sum(other))]
         row = rows[0][1].ours
-        title = f"{machine(row)} Backend: `{row.provider}`."
+        title = f"{machine([group.ours for _, group in rows])} Backend: `{row.provider}`."
         made.append(f"{title}\n\n{table([*heads, 'the formula, ms'], [*lines, ['total', '', '', '', *whole]])}")
     return "\n\n".join([*made, "Reproduce with `python -m bench model --units`."]) if made else ""
 
@@ -250,7 +263,7 @@ def growth(verbs: dict[str, list[Row]], _link: Path) -> str:
                 f"{line.slope(lambda r: r.peak_bytes):,.0f}",
             ]
         )
-    return f"{machine(rows[0])}\n\n{table(heads, found)}\n\nReproduce with `python -m bench memory`."
+    return f"{machine(rows)}\n\n{table(heads, found)}\n\nReproduce with `python -m bench memory`."
 
 
 def plots(verbs: dict[str, list[Row]], link: Path) -> str:

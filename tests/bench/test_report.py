@@ -1,6 +1,7 @@
 """Tables and plots from rows; the tables in the docs are those of the committed rows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from bench import report
 from bench.__main__ import main
 from bench.rows import Row, RowFile, Shape
+from bench.tables import TABLES
 
 Make = Callable[..., Row]
 
@@ -80,6 +82,14 @@ def test_tables(results: Path, tmp_path: Path) -> None:
     for name in ("roofline", "speedup", "memory", "time"):
         assert (results / "some-device" / f"{name}.png").stat().st_size > 10_000
         assert f"![{name}, some-device](results/some-device/{name}.png)" in text
+
+
+def test_a_table_names_every_commit_of_its_rows(row: Make) -> None:
+    """As `make bench` measures again what it has time for."""
+    old = row(op="rfdb")
+    rows = [old, row(op="conv3x3", machine=replace(old.machine, commit="decade", dirty=True, torch="2.12"))]
+    said = "torch 2.11 and torch 2.12, Triton 3.6.0, Python 3.11, commit c0ffee and commit decade with changes; "
+    assert said in TABLES["ops"]({"ops": rows}, Path())
 
 
 def test_a_table_that_does_not_exist_is_refused(
