@@ -44,6 +44,15 @@ def interpreter(pytestconfig: pytest.Config) -> None:
         interpreter.patch()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread(pytestconfig: pytest.Config) -> None:
+    """As forks have, whose results are compared with those of this process; `make test` has a process per core."""
+    if pytestconfig.getoption("markexpr") != "gpu":
+        import torch
+
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def no_precision_is_left() -> None:
     """Accelerate fixes a process's precision at its first run; this lets the tests of a module use others."""
