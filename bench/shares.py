@@ -86,7 +86,8 @@ class Share:
             self._complete = True
         else:
             if word in OUTCOMES:
-                self.ends[rest.partition(": ")[0]] = word
+                # A piece's name may itself contain ": ".
+                self.ends[self._piece or rest.partition(": ")[0]] = word
                 self._piece = ""
             with self._printing:
                 print(line, flush=True)

@@ -2,6 +2,7 @@
 is needed."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,20 @@ def test_the_time_is_up(tmp_path: Path, capfd: pytest.CaptureFixture[str], monke
 def test_no_test_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text("def test_of_no_gpu(): pass")
     assert run(tmp_path) == gpu_tests.NONE
+
+
+def test_the_name_of_a_piece_that_crashes_may_have_a_colon() -> None:
+    """The next process goes on after it."""
+    code = """
+import os, pathlib, sys
+name = "1, conv_kernel of host: frame"
+if name not in pathlib.Path(sys.argv[-1]).read_text().splitlines():
+    print("BEGIN", name, flush=True)
+    os._exit(1)
+print("COMPLETE")
+"""
+    found = shares.run_shares([sys.executable, "-c", code], 1)
+    assert found == {"PASSED": 0, "FAILED": 1, "SKIPPED": 0, "broken": 0, "cut": 0}
 
 
 def test_the_most_telling_first() -> None:
