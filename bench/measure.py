@@ -53,8 +53,10 @@ class Session:
         print(WAITING, flush=True)
         if not sys.stdin.readline():
             raise RuntimeError("the process that grants turns has ended")
-        yield
-        print(TIMED, flush=True)
+        try:
+            yield
+        finally:
+            print(TIMED, flush=True)
 
     def machine(self, dtype: torch.dtype) -> Machine:
         if dtype not in self._machines:

@@ -413,6 +413,15 @@ def test_a_turn_is_waited_for(
     assert read(tmp_path / "ops.jsonl") == []
 
 
+def test_a_turn_ends_with_an_error_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise all others would wait for its end until it is killed."""
+    session = Session(Cpu(), turns=True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    with session.if_it_fits("rfdb"), session.turn():
+        raise torch.OutOfMemoryError("too large")
+    assert capsys.readouterr().out.splitlines() == [WAITING, TIMED]
+
+
 def test_a_step_as_a_graph_on_a_gpu(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows for the step and for the step as a graph, which here runs the step again; the kernels are PyTorch's."""
     monkeypatch.setitem(train.STEPS, "triton-graph", replace(train.STEPS["triton-graph"], backend="torch"))
