@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
+from bench.parts import ROOT
 from bench.rows import Machine
 from lmfn.device import device_name
 from lmfn_kernels.runtime.torch_private import profiled_events, sleep_on_gpu
@@ -232,9 +233,10 @@ def _ceilings(on: Device, dtype: torch.dtype, numbers: int, side: int, rounds: i
 def _machine(on: Device, dtype: torch.dtype, threads: int, driver: str, cuda: str, cudnn: str) -> Machine:
     copy, matrix = on.ceilings(dtype)
     # Outside a checkout, the environment variable COMMIT names the commit.
-    commit = _output("git", "rev-parse", "HEAD")
+    commit = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
     # Rows that this run writes do not count as changes.
-    dirty = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ":!bench/results") != ""
+    changes = "status", "--porcelain", "--untracked-files=no", "--", ":!bench/results"
+    dirty = _output("git", "-C", str(ROOT), *changes) != ""
     if commit == "unknown":
         commit, dirty = os.environ.get("COMMIT", "unknown"), "COMMIT" not in os.environ
     return Machine(

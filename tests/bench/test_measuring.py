@@ -278,6 +278,13 @@ def test_ceilings() -> None:
     assert matrix > 0
 
 
+def test_the_commit_is_that_of_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is started."""
+    found = Cpu().machine(torch.float32)
+    monkeypatch.chdir(tmp_path)
+    assert Cpu().machine(torch.float32).commit == found.commit
+
+
 def test_the_peak_is_what_is_held_at_once() -> None:
     x = torch.zeros(1000)
 
