@@ -12,10 +12,9 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from bench.parts import ROOT
 from bench.rows import Key, Row, read
 from bench.tables import table
-
-ROOT = Path(__file__).parents[1]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,8 @@ class _Mixed(NamedTuple):
 Values = dict[str, int | _Mixed]
 """Registers of which something is known, with their values."""
 
+ENDS = ("BRA", "BRX", "JMP", "EXIT", "RET")
+"""Instructions after which the next one is not run, unless they have a condition."""
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 _LABEL = re.compile(r"(\.\w+):")
 _PREDICATE = re.compile(r"!?U?P[0-9T]")
@@ -130,7 +132,7 @@ def _after(block: Block, place: int, places: dict[str, int], values: Values) -> 
     values, found = dict(values), []
     for instruction in block.instructions:
         found += [(places[target], dict(values)) for target in instruction.targets if target in places]
-        if not instruction.conditional and instruction.op.split(".")[0] in ("BRA", "BRX", "JMP", "EXIT", "RET"):
+        if not instruction.conditional and instruction.op.split(".")[0] in ENDS:
             return found
         _step(instruction, values)
     return [*found, (place + 1, values)]

@@ -10,10 +10,11 @@ import re
 import sys
 from pathlib import Path
 
+from bench.parts import ROOT
 from bench.rows import Row, last, read, read_submitted
 from bench.tables import TABLES
+from lmfn import atomic
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 BLOCK = re.compile(r"(<!-- bench:(\S+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
@@ -44,9 +45,7 @@ def run(options: argparse.Namespace) -> int:
         old = path.read_text(encoding="utf-8")
         new = filled(old, results, path.parent, options.results)
         if new != old:
-            beside = path.with_name(f".{path.name}.tmp")
-            beside.write_text(new, encoding="utf-8")
-            os.replace(beside, path)
+            atomic.write(path, new.encode())
             print(path)
     return 0
 

@@ -19,7 +19,7 @@ import torch
 import triton
 from triton import knobs
 
-from bench.descriptors import blocks_of, scan
+from bench.descriptors import ENDS, blocks_of, scan
 from bench.disassembly import disassemble, output
 from lmfn_kernels.acfm import op as acfm
 from lmfn_kernels.alfm import op as alfm
@@ -71,8 +71,6 @@ OPTIONAL = (
 """Arguments of kernels that may be None; those that are not are part of a row's name."""
 MEMORY = r"\b(?:LDG|STG|LD|ST|LDGSTS|ATOM|ATOMG|RED|REDG|UTMA(?!CCTL)\w+|UBLK\w+)\b"
 """A pattern of NVIDIA's instructions that read or write an image, and of no other."""
-ENDS = ("BRA", "BRX", "JMP", "EXIT", "RET")
-"""Instructions after which the next one is not run, unless they have a condition."""
 
 Assembled = tuple[str, str, dict[str, int]]
 """The version of ptxas, the machine code, and the registers, stack and local accesses that it uses."""
