@@ -230,11 +230,10 @@ def on_trial() -> Iterator[tuple[str, Callable[[], object]]]:
         with trials.trying(*names), torch.autocast("cpu", torch.bfloat16):
             graphs.network("lmfn", "cpu")(torch.empty(graphs.STEP)).sum().backward()
 
-    others = "ring_input_gradient"
     tried: list[tuple[Sequence[str], Sequence[tuple[str, testing.Size]]]] = []
     tried += [([name], own) for name, own in tests.TRIALS.items()]
     for name, same in tests.OF_THE_SAME_BITS.items():
-        tried += [([others], same), ([name, others], same)]
+        tried += [([*more, "ring_input_gradient"], same) for more in ([], [name])]
     for names, cases in tried:
         for op, size in cases:
             yield f"tested: {op} {size} with {', '.join(names)}", partial(call, names, testing.OPS[op], size)

@@ -1,8 +1,7 @@
 """Times and memory of the ops with all providers: `python -m bench ops`.
 
 A provider whose result exceeds the bound against float64 gets no row. Providers are timed in round-robin order, call by
-call.
-`bench/rows.py` defines the rows, `bench/devices.py` how time is measured.
+call. `bench/rows.py` defines the rows, `bench/devices.py` how time is measured.
 """
 
 import argparse

@@ -74,8 +74,8 @@ int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, uint64_t address,
 
 
 @contextmanager
-def gpu(device: int = -1) -> Iterator[Any]:
-    """Make Triton's NVIDIA driver, on top of that library, the active one; `device` is its index, -1 for CPU tensors.
+def gpu() -> Iterator[Any]:
+    """Make Triton's NVIDIA driver, on top of that library, the active one.
 
     Afterwards the process cannot use another driver. Raises RuntimeError if there is no C compiler.
     """
@@ -97,7 +97,7 @@ def gpu(device: int = -1) -> Iterator[Any]:
         stack.enter_context(mock.patch.object(CUDABackend, "make_ptx", return_value="none"))
         stack.enter_context(mock.patch.object(CUDABackend, "make_cubin", return_value=b"none"))
         active = CudaDriver()
-        active.get_current_device = lambda: device
+        active.get_current_device = lambda: -1  # that of CPU tensors
         active.get_current_stream = lambda _device: 0
         active.get_device_capability = lambda _device: (9, 0)
         # Not set_active and reset_active: the second looks for a GPU driver, which may not exist.

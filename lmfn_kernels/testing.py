@@ -288,10 +288,10 @@ def rfdb_inputs(
     return tensors
 
 
-def rfdb_from_flat(x: Tensor, *flat: Tensor, slope: float = 0.05, fixed_grid: bool = False) -> Tensor:
+def rfdb_from_flat(x: Tensor, *flat: Tensor, fixed_grid: bool = False) -> Tensor:
     convs = [Conv(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
     distil, refine = (convs[0], convs[1], convs[2]), (convs[3], convs[4], convs[5])
-    return rfdb(x, RFDBWeights(distil, refine, *convs[6:]), slope, fixed_grid=fixed_grid)
+    return rfdb(x, RFDBWeights(distil, refine, *convs[6:]), fixed_grid=fixed_grid)
 
 
 def stage_inputs(b: int, c: int, d: int, h: int, w: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:

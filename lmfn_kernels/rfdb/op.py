@@ -151,7 +151,8 @@ def distill_stages_e4m3(
     """Stages one after the other, each with its `distil` and `refine` from `scaled`; all results but the last are
     stored as e4m3. For inference alone.
 
-    Returns the last result and the distilled maps, in the dtype of `x`. Errors as in `residual_block_e4m3`.
+    `x` [B, C, H, W] is float16 or bfloat16, with C from 33 to 64. Returns the last result, [B, C, H, W], and the
+    distilled maps, [B, d, H, W], in the dtype of `x`. Errors as in `residual_block_e4m3`.
     """
     checks.image("x", x)
     f = implementation(choose_for_e4m3(x, (x.shape[1],), "distill_stages_e4m3"))
