@@ -1,4 +1,4 @@
-"""LMFN in three minutes: `make demo`.
+"""LMFN in two minutes: `make demo`.
 
 Sharpens a photograph with the included weights, measures these on photographs they have never seen, and fine-tunes them
 for a minute to one kind of blur, straight motion. The photographs are scikit-image's. The results are in runs/demo:
