@@ -15,8 +15,7 @@ def image(name: str, x: Tensor, smallest: int = 1) -> None:
     `smallest`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; expected a tensor [B, C, H, W]")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"{name} has dtype {x.dtype}; expected one of {', '.join(map(str, DTYPES))}")
+    _check_dtype(name, x)
     if x.ndim != 4 or min(x.shape) < 1:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected a non-empty [B, C, H, W]")
     if min(x.shape[2:]) < smallest:
@@ -26,7 +25,8 @@ def image(name: str, x: Tensor, smallest: int = 1) -> None:
 def tensor(name: str, x: Tensor, shape: Sequence[int | None], like: Tensor) -> None:
     """Raise TypeError or ValueError unless `x` has this shape, and the device and dtype of `like`.
 
-    None is any size but 0. Under autocast, dtypes may differ.
+    None is any size but 0. Under autocast, dtypes may differ. If `like` is `x` itself, its dtype must be one of
+    `DTYPES`.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; expected a tensor")
@@ -37,8 +37,15 @@ def tensor(name: str, x: Tensor, shape: Sequence[int | None], like: Tensor) -> N
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected ({expected})")
     if x.device != like.device:
         raise ValueError(f"{name} is on {x.device}; expected {like.device}, where the input is")
-    if x.dtype != like.dtype and not (autocast.is_enabled(like) and x.is_floating_point()):
+    if like is x:
+        _check_dtype(name, x)
+    elif x.dtype != like.dtype and not (autocast.is_enabled(like) and x.is_floating_point()):
         raise TypeError(f"{name} has dtype {x.dtype}; expected {like.dtype}, which the input has")
+
+
+def _check_dtype(name: str, x: Tensor) -> None:
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} has dtype {x.dtype}; expected one of {', '.join(map(str, DTYPES))}")
 
 
 def slope(value: float) -> None:

@@ -253,6 +253,8 @@ def test_errors_of_the_gram() -> None:
         lmfn_kernels.layer_apply(maps, gram.half(), theta, weight, bias)
     with pytest.raises(ValueError, match=r"gram has shape .1, 6, 6.; expected .1, 2, 2."):
         lmfn_kernels.layer_apply(maps, gram, theta, weight, bias, rows="layers")
+    with pytest.raises(TypeError, match=r"gram has dtype torch.int32; expected one of torch.float32, "):
+        lmfn_kernels.attention_matrix(gram.int())
 
 
 @pytest.mark.parametrize(("n", "c"), [(9, 2), (2, 257)])

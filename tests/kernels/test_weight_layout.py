@@ -70,3 +70,8 @@ def test_what_is_no_weight_is_refused() -> None:
         weight_layout(torch.zeros(3))
     with pytest.raises(TypeError, match="weight is a list; expected a tensor"):
         weight_layout([1.0])  # type: ignore[arg-type]
+    whole = torch.ones(2, 3, 3, 3, dtype=torch.int32)
+    with pytest.raises(TypeError, match=r"weight has dtype torch.int32; expected one of torch.float32, "):
+        weight_layout(whole)
+    with pytest.raises(TypeError, match=r"conv.weight has dtype torch.int32; expected one of torch.float32, "):
+        lmfn_kernels.folded(lmfn_kernels.Conv(whole, whole[:, 0, 0, 0]))
