@@ -40,6 +40,9 @@ OTHERS = {
 """Verb: its module (with `add_arguments` and `run`) and its help. Modules are imported on use, since each needs
 packages that not every machine has."""
 
+WITHOUT_TF32 = {*MEASURING, "profile", "windows", "tune", "ahead"}
+"""The bounds, and the tests whose kernels are compiled ahead, are for float32."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -65,6 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
         import_module(module).add_arguments(sub)
     options = parser.parse_args(arguments)
     try:
+        if options.verb in WITHOUT_TF32:
+            import torch
+
+            torch.backends.cudnn.allow_tf32 = False
         if options.verb in MEASURING:
             return measure(options)
         done: int = import_module(OTHERS[options.verb][0]).run(options)
@@ -84,9 +91,7 @@ def measure(options: argparse.Namespace) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    # The bounds are for float32, not TF32; cuDNN may search for its fastest algorithm.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = True  # cuDNN may search for its fastest algorithm
     with ExitStack() as stack:
         file = stack.enter_context(RowFile(options.out / f"{options.verb}.jsonl")) if options.out else None
         end = time.monotonic() + 60 * options.minutes

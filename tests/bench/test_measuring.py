@@ -272,6 +272,13 @@ def test_execution_providers_that_are_not_here(
     assert f"TensorRT, exported: ONNX Runtime could not start its {tensorrt}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["profile", "windows", "tune", "ahead"])
+def test_float32_is_not_tf32(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(f"bench.{verb}.run", lambda _: int(torch.backends.cudnn.allow_tf32))
+    assert main([verb]) == 0
+
+
 def test_ceilings() -> None:
     copy, matrix = devices._ceilings(Cpu(), torch.float32, numbers=2**16, side=64, rounds=3)
     assert copy > 0
