@@ -158,15 +158,19 @@ class Convolution:
         padding = (0, weight.shape[3] // 2) if padding is None else padding
         self.geometry = [*padding], [stride, stride], [1, 1], groups
         self.channels = len(weight)
-        wide = dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        added = -len(weight) % LANES if wide and weight.shape[2] > 1 and groups == 1 and len(weight) > LANES else 0
+        in_passes = dtype == torch.float32 and groups == 1 and weight.shape[2] > 1 and self.channels > LANES
+        fills = in_passes and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        added = -self.channels % LANES if fills else 0
         weight = F.pad(weight.detach().to(dtype), [0] * 7 + [added]).contiguous(memory_format=torch.channels_last)
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry)
         self.bias = None if bias is None else F.pad(bias.detach().to(dtype), [0, added]).contiguous()
         self.padded, self.then = added > 0, then
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """then(conv(x)), or conv(x) + add: PyTorch's oneDNN binding cannot fuse a sum followed by a leaky ReLU."""
+        """then(conv(x)), or conv(x) + add: PyTorch's oneDNN binding cannot fuse a sum followed by a leaky ReLU.
+
+        `add` is for 1x1 convolutions, and in 16 bits for all: it has no channels to fill a register.
+        """
         if add is None:
             y = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, *self.then, "")
         else:
