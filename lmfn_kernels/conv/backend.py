@@ -5,20 +5,21 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Never, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from lmfn_kernels.runtime.backend import HAS_TRITON, choose
-from lmfn_kernels.runtime.gradients import ConvGradient
+from lmfn_kernels.runtime.gradients import ConvGradient, PendingMask
 from lmfn_kernels.weights import E4M3, ScaledConv
 
-MaskedGradient = Any
-"""A gradient before an activation, from `mask_gradient`: a tensor, or one whose mask is still to be applied."""
+PendingT = TypeVar("PendingT")
+"""A backend's own type of a gradient before an activation whose mask is still to be applied: `PendingMask` for the
+kernels. PyTorch has none, as it applies the mask at once. An op's functions take a backend with any such type."""
 
 
-class ConvBackend(Protocol):
+class ConvBackend(Protocol[PendingT]):
     """A module with these functions; mypy compares the signatures in `implementation`."""
 
     def as_kernel_image(self, x: Tensor) -> Tensor:
@@ -42,15 +43,15 @@ class ConvBackend(Protocol):
     ) -> Tensor:
         """LR(conv3x3(x) + residual) in `dtype`; `x` or the result, which has the size of `x`, is in e4m3."""
 
-    def mask_gradient(self, g: Tensor, y: Tensor, slope: float) -> MaskedGradient:
+    def mask_gradient(self, g: Tensor, y: Tensor, slope: float) -> Tensor | PendingT:
         """The gradient of an activation's input, from the gradient `g` of its output `y`."""
 
-    def materialize(self, e: MaskedGradient) -> Tensor:
+    def materialize(self, e: Tensor | PendingT) -> Tensor:
         """The result of `mask_gradient` as a new tensor."""
 
     def input_gradient(
         self,
-        e: MaskedGradient,
+        e: Tensor | PendingT,
         weight: Tensor,
         x: Tensor,
         *,
@@ -70,21 +71,23 @@ class ConvBackend(Protocol):
         """
 
     def weight_gradient(
-        self, e: MaskedGradient, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
+        self, e: Tensor | PendingT, x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 0
     ) -> ConvGradient:
         """The gradients of a convolution's weight and bias."""
 
 
 @cache
-def implementation(backend: str) -> ConvBackend:
+def implementation(backend: str) -> ConvBackend[Any]:
     """The functions of backend `torch` or `triton`, imported when first needed, since Triton may not be installed."""
     if backend == "torch":
         from lmfn_kernels.conv import torch_backend
 
-        return torch_backend
+        in_torch: ConvBackend[Never] = torch_backend
+        return in_torch
     from lmfn_kernels.conv import triton_backend
 
-    return triton_backend
+    in_triton: ConvBackend[PendingMask] = triton_backend
+    return in_triton
 
 
 def missing_for_e4m3(device: torch.device) -> str | None:

@@ -7,12 +7,12 @@ to its dtype. Gradients are of first order.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from lmfn_kernels.conv import reference
-from lmfn_kernels.conv.backend import ConvBackend, implementation
+from lmfn_kernels.conv.backend import ConvBackend, PendingT, implementation
 from lmfn_kernels.runtime import checks
 from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
@@ -127,7 +127,9 @@ class Options(NamedTuple):
     """Slope of the activation for negative values: 1 is no activation, 0 is ReLU."""
 
 
-def _forward(f: ConvBackend, t: Inputs, options: Options, _save: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+def _forward(
+    f: ConvBackend[PendingT], t: Inputs, options: Options, _save: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     residual = None if t.residual is None else f.as_kernel_image(t.residual)
     stride, padding, slope = options
     return (
@@ -136,8 +138,8 @@ def _forward(f: ConvBackend, t: Inputs, options: Options, _save: bool) -> tuple[
 
 
 def _backward(
-    f: ConvBackend,
-    gradients: Sequence[Any],
+    f: ConvBackend[PendingT],
+    gradients: tuple[Tensor, Tensor | None],
     saved: Sequence[Tensor],
     t: Inputs,
     options: Options,

@@ -450,8 +450,8 @@ def weight_gradients(
     """The gradients of weight and bias of a 3x3 and of a 1x1 convolution of each x, given by e, z, x and both weights:
     on Hopper, in one launch for the former, elsewhere in one for each x."""
     e, _, x, *_ = stages[0]
-    if as_pending(e).activation_output is None and _ring_programs_for_pairs(as_pending(e).gradient, x.shape[1]):
-        of_refine = weight_gradients_of_convs([(e, x, refine) for e, _, x, refine, _ in stages])
+    if isinstance(e, Tensor) and _ring_programs_for_pairs(e, x.shape[1]):
+        of_refine = weight_gradients_of_convs([(as_pending(e).gradient, x, refine) for e, _, x, refine, _ in stages])
         of_distil = [weight_gradient(z, x, distil) for _, z, x, _, distil in stages]
         return list(zip(of_refine, of_distil, strict=True))
     return [_weight_gradients_of_stage(*stage) for stage in stages]
@@ -478,16 +478,14 @@ def _ring_programs_for_pairs(g: Tensor, k: int) -> int:
 
 
 def weight_gradients_of_convs(
-    convs: Sequence[tuple[Tensor | PendingMask, Tensor, Tensor]],
+    convs: Sequence[tuple[Tensor, Tensor, Tensor]],
 ) -> list[tuple[PartialSums, PartialSums]]:
     """As `weight_gradient`, of at most three 3x3 convolutions with padding 1, each given by e, x and weight; on Hopper,
     in one launch if they have the same size."""
-    pairs = [(as_pending(e), x) for e, x, _ in convs]
-    sizes = {(tuple(e.gradient.shape), tuple(x.shape), e.activation_output is None) for e, x in pairs}
-    if len(sizes) == 1 and pairs[0][0].activation_output is None:
-        programs = _ring_programs_for_pairs(pairs[0][0].gradient, pairs[0][1].shape[1])
-        if programs:
-            return _ring_weight_gradients([(e.gradient, x) for e, x in pairs], 1, programs)
+    e, x, _ = convs[0]
+    of_one_size = len({(e.shape, x.shape) for e, x, _ in convs}) == 1
+    if of_one_size and (programs := _ring_programs_for_pairs(e, x.shape[1])):
+        return _ring_weight_gradients([(e, x) for e, x, _ in convs], 1, programs)
     return [weight_gradient(e, x, weight, padding=1) for e, x, weight in convs]
 
 

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Protocol
+from typing import Any, Never, Protocol
 
 from torch import Tensor
 
-from lmfn_kernels.conv.backend import MaskedGradient
-from lmfn_kernels.runtime.gradients import ConvGradient
+from lmfn_kernels.conv.backend import ConvBackend, PendingT
+from lmfn_kernels.runtime.gradients import ConvGradient, PendingMask
 from lmfn_kernels.upsample.backend import UpsampleBackend
 from lmfn_kernels.weights import Conv
 
 
-class MSHFBackend(UpsampleBackend, Protocol):
+class MSHFBackend(ConvBackend[PendingT], UpsampleBackend, Protocol[PendingT]):
     def stem(self, x: Tensor, mean: Tensor | None, conv0: Conv, down: Conv, padding: int, slope: float) -> Tensor:
         """LR(down(f0)) with f0 = LR(conv0(x - mean)), LR the leaky ReLU, in the weights' dtype.
 
@@ -21,7 +21,7 @@ class MSHFBackend(UpsampleBackend, Protocol):
 
     def stem_backward(
         self,
-        e: MaskedGradient,
+        e: Tensor | PendingT,
         x: Tensor,
         mean: Tensor | None,
         conv0: Conv,
@@ -36,9 +36,7 @@ class MSHFBackend(UpsampleBackend, Protocol):
         `e` is the gradient before the last activation.
         """
 
-    def weight_gradients_of_convs(
-        self, convs: Sequence[tuple[MaskedGradient, Tensor, Tensor]]
-    ) -> Sequence[ConvGradient]:
+    def weight_gradients_of_convs(self, convs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Sequence[ConvGradient]:
         """The gradients of weight and bias of each 3x3 convolution with padding 1, given by e, x and weight as in
         `weight_gradient`."""
 
@@ -52,12 +50,14 @@ class MSHFBackend(UpsampleBackend, Protocol):
 
 
 @cache
-def implementation(backend: str) -> MSHFBackend:
+def implementation(backend: str) -> MSHFBackend[Any]:
     """The functions of backend `torch` or `triton`, imported when first needed."""
     if backend == "torch":
         from lmfn_kernels.mshf import torch_backend
 
-        return torch_backend
+        in_torch: MSHFBackend[Never] = torch_backend
+        return in_torch
     from lmfn_kernels.mshf import triton_backend
 
-    return triton_backend
+    in_triton: MSHFBackend[PendingMask] = triton_backend
+    return in_triton

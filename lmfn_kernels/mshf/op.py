@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lmfn_kernels.conv.backend import check_scaled, choose_for_e4m3
+from lmfn_kernels.conv.backend import PendingT, check_scaled, choose_for_e4m3
 from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.mshf import reference
 from lmfn_kernels.mshf.backend import MSHFBackend, implementation
 from lmfn_kernels.runtime import autocast, checks
 from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.registration import Gradients, Op, Wanted
+from lmfn_kernels.upsample.backend import UpsampleBackend
 from lmfn_kernels.weights import E4M3, Conv, ScaledConv
 
 WIDEST = 64  # channels that one program of the stem's kernels supports
@@ -156,13 +157,13 @@ class StemOptions(NamedTuple):
 
 
 def _stem_forward(
-    f: MSHFBackend, t: StemInputs, options: StemOptions, _save: bool
+    f: MSHFBackend[PendingT], t: StemInputs, options: StemOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     return (f.stem(t.x, t.mean, t.conv0, t.down, options.padding, options.slope),), ()
 
 
 def _stem_backward(
-    f: MSHFBackend,
+    f: MSHFBackend[PendingT],
     gradients: Sequence[Tensor],
     saved: Sequence[Tensor],
     t: StemInputs,
@@ -202,7 +203,7 @@ class BlockOptions(NamedTuple):
 
 
 def _residual_blocks_forward(
-    f: MSHFBackend, t: OneBlock | TwoBlocks | ThreeBlocks, options: BlockOptions, save: bool
+    f: MSHFBackend[PendingT], t: OneBlock | TwoBlocks | ThreeBlocks, options: BlockOptions, save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     maps = [f.as_kernel_image(x) for x in t.maps]
     if options.upsample:
@@ -213,7 +214,7 @@ def _residual_blocks_forward(
 
 
 def _residual_blocks_backward(
-    f: MSHFBackend,
+    f: MSHFBackend[PendingT],
     gradients: Sequence[Tensor],
     saved: Sequence[Tensor],
     t: OneBlock | TwoBlocks | ThreeBlocks,
@@ -236,12 +237,14 @@ def _residual_blocks_backward(
     return found
 
 
-def _middles(f: MSHFBackend, maps: Sequence[Tensor], t: OneBlock | TwoBlocks | ThreeBlocks) -> Sequence[Tensor]:
+def _middles(
+    f: MSHFBackend[PendingT], maps: Sequence[Tensor], t: OneBlock | TwoBlocks | ThreeBlocks
+) -> Sequence[Tensor]:
     """The maps between the convolutions."""
     return f.convs([(x, conv1, None) for x, conv1 in zip(maps, t.convs1, strict=True)], slope=0.0)
 
 
-def _twice_as_large(f: MSHFBackend, x: Tensor) -> Tensor:
+def _twice_as_large(f: UpsampleBackend, x: Tensor) -> Tensor:
     return f.upsample_add(x, [2 * size for size in x.shape[2:]])
 
 
@@ -255,7 +258,7 @@ STEM = Op(
     saves_outputs=lambda _options: True,  # backward needs the output's signs
     uncast_inputs=("x",),
 )
-RESIDUAL_BLOCKS: dict[int, Op[Any, BlockOptions, MSHFBackend]] = {
+RESIDUAL_BLOCKS: dict[int, Op[Any, BlockOptions, MSHFBackend[Any]]] = {
     number: Op(
         name,
         inputs,

@@ -14,20 +14,13 @@ from lmfn_kernels.conv.torch_backend import (
     weight_gradient,
 )
 from lmfn_kernels.mshf.reference import centred
-from lmfn_kernels.upsample.torch_backend import (
-    fold_upsampling,
-    upsample_add,
-    upsample_backward,
-    upsampled_conv,
-    upsampled_conv_backward,
-)
+from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward
 from lmfn_kernels.weights import Conv
 
 __all__ = [
     "as_kernel_image",
     "conv",
     "convs",
-    "fold_upsampling",
     "input_gradient",
     "input_gradients",
     "mask_gradient",
@@ -37,8 +30,6 @@ __all__ = [
     "stem_backward",
     "upsample_add",
     "upsample_backward",
-    "upsampled_conv",
-    "upsampled_conv_backward",
     "weight_gradient",
     "weight_gradients_of_convs",
 ]

@@ -49,20 +49,13 @@ from lmfn_kernels.runtime.launch import (
 )
 from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 from lmfn_kernels.runtime.trials import in_use
-from lmfn_kernels.upsample.triton_backend import (
-    fold_upsampling,
-    upsample_add,
-    upsample_backward,
-    upsampled_conv,
-    upsampled_conv_backward,
-)
+from lmfn_kernels.upsample.triton_backend import upsample_add, upsample_backward
 from lmfn_kernels.weights import Conv
 
 __all__ = [
     "as_kernel_image",
     "conv",
     "convs",
-    "fold_upsampling",
     "input_gradient",
     "input_gradients",
     "mask_gradient",
@@ -72,8 +65,6 @@ __all__ = [
     "stem_backward",
     "upsample_add",
     "upsample_backward",
-    "upsampled_conv",
-    "upsampled_conv_backward",
     "weight_gradient",
     "weight_gradients_of_convs",
 ]

@@ -5,23 +5,23 @@ LR is the leaky ReLU; names and shapes as in `op.py`.
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Protocol
+from typing import Any, Never, Protocol
 
 import torch
 from torch import Tensor
 
-from lmfn_kernels.conv.backend import MaskedGradient
-from lmfn_kernels.runtime.gradients import ConvGradient
+from lmfn_kernels.conv.backend import ConvBackend, PendingT
+from lmfn_kernels.runtime.gradients import ConvGradient, PendingMask
 from lmfn_kernels.upsample.backend import UpsampleBackend
 from lmfn_kernels.weights import Conv, ScaledConv
 
 
-class RFDBBackend(UpsampleBackend, Protocol):
+class RFDBBackend(ConvBackend[PendingT], UpsampleBackend, Protocol[PendingT]):
     def stage(self, x: Tensor, distil: Conv, refine: Conv, slope: float) -> tuple[Tensor, Tensor]:
         """LR(conv3x3(x) + x) and LR(conv1x1(x))."""
 
     def weight_gradients(
-        self, stages: Sequence[tuple[MaskedGradient, MaskedGradient, Tensor, Tensor, Tensor]]
+        self, stages: Sequence[tuple[Tensor | PendingT, Tensor | PendingT, Tensor, Tensor, Tensor]]
     ) -> Sequence[tuple[ConvGradient, ConvGradient]]:
         """Gradients of weight and bias of each stage's 3x3 and of its 1x1 convolution, from e and z, those of their
         outputs, which are all masked with the same slope or all not at all; a stage is e, z, x and both weights."""
@@ -107,12 +107,14 @@ class RFDBBackend(UpsampleBackend, Protocol):
 
 
 @cache
-def implementation(backend: str) -> RFDBBackend:
+def implementation(backend: str) -> RFDBBackend[Any]:
     """The functions of backend `torch` or `triton`, imported when first needed."""
     if backend == "torch":
         from lmfn_kernels.rfdb import torch_backend
 
-        return torch_backend
+        in_torch: RFDBBackend[Never] = torch_backend
+        return in_torch
     from lmfn_kernels.rfdb import triton_backend
 
-    return triton_backend
+    in_triton: RFDBBackend[PendingMask] = triton_backend
+    return in_triton

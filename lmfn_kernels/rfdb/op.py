@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmfn_kernels.conv.backend import check_scaled, choose_for_e4m3
+from lmfn_kernels.conv.backend import PendingT, check_scaled, choose_for_e4m3
 from lmfn_kernels.conv.op import check_conv, outputs_of
 from lmfn_kernels.rfdb import reference
 from lmfn_kernels.rfdb.backend import RFDBBackend, implementation
@@ -220,23 +220,22 @@ class StageInputs(NamedTuple):
 
 
 def _distill_stage_forward(
-    f: RFDBBackend, t: StageInputs, options: Options, _save: bool
+    f: RFDBBackend[PendingT], t: StageInputs, options: Options, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     return f.stage(f.as_kernel_image(t.x), t.distil, t.refine, options.slope), ()
 
 
 def _distill_stage_backward(
-    f: RFDBBackend,
+    f: RFDBBackend[PendingT],
     gradients: Sequence[Tensor],
     saved: Sequence[Tensor],
     t: StageInputs,
     options: Options,
     wanted: Wanted,
 ) -> Gradients:
-    x, found = f.as_kernel_image(t.x), Gradients()
-    e, z = map(f.as_kernel_image, gradients)
-    if saved:
-        e, z = (f.mask_gradient(g, f.as_kernel_image(of), options.slope) for g, of in zip((e, z), saved, strict=True))
+    x, found, images = f.as_kernel_image(t.x), Gradients(), [f.as_kernel_image(g) for g in gradients]
+    masked = (f.mask_gradient(g, f.as_kernel_image(y), options.slope) for g, y in zip(images, saved, strict=True))
+    e, z = masked if saved else images
     if wanted("x"):
         extra = f.materialize(z), t.distil.weight
         found["x"] = f.input_gradient(e, t.refine.weight, x, padding=1, residual=True, extra=extra)
@@ -261,7 +260,7 @@ class FuseInputs(NamedTuple):
 
 
 def _distill_fuse_forward(
-    f: RFDBBackend, t: FuseInputs, options: Options, save: bool
+    f: RFDBBackend[PendingT], t: FuseInputs, options: Options, save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     x, *d = map(f.as_kernel_image, (t.x, t.d1, t.d2, t.d3))
     y, a, d4 = f.fuse(x, d, t.last, t.fuse, t.squeeze, options.slope, save)
@@ -269,7 +268,7 @@ def _distill_fuse_forward(
 
 
 def _distill_fuse_backward(
-    f: RFDBBackend,
+    f: RFDBBackend[PendingT],
     gradients: Sequence[Tensor],
     saved: Sequence[Tensor],
     t: FuseInputs,
@@ -298,14 +297,14 @@ class GateInputs(NamedTuple):
 
 
 def _esa_gate_forward(
-    f: RFDBBackend, t: GateInputs, options: GateOptions, _save: bool
+    f: RFDBBackend[PendingT], t: GateInputs, options: GateOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     y, a, v = map(f.as_kernel_image, (t.y, t.a, t.v))
     return (f.gate(y, a, v, t.skip, t.expand, options.fixed_grid),), ()
 
 
 def _esa_gate_backward(
-    f: RFDBBackend,
+    f: RFDBBackend[PendingT],
     gradients: Sequence[Tensor],
     _saved: Sequence[Tensor],
     t: GateInputs,
@@ -338,7 +337,7 @@ class Inputs(NamedTuple):
 
 
 def _rfdb_forward(
-    f: RFDBBackend, t: Inputs, options: BlockOptions, save: bool
+    f: RFDBBackend[PendingT], t: Inputs, options: BlockOptions, save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     x = [f.as_kernel_image(t.x)]
     d = []
@@ -351,7 +350,7 @@ def _rfdb_forward(
 
 
 def _after_stages(
-    f: RFDBBackend, x: Tensor, d: list[Tensor], t: Inputs, options: BlockOptions, save: bool
+    f: RFDBBackend[PendingT], x: Tensor, d: list[Tensor], t: Inputs, options: BlockOptions, save: bool
 ) -> list[Tensor]:
     """The block's result from those of its stages, and what is to be saved; `d` is emptied."""
     y, a, d4 = f.fuse(x, d, t.distil_last, t.fuse, t.conv1, options.slope, save)
@@ -363,8 +362,8 @@ def _after_stages(
 
 
 def _rfdb_backward(
-    f: RFDBBackend,
-    gradients: Sequence[Tensor | None],
+    f: RFDBBackend[PendingT],
+    gradients: tuple[Tensor, Tensor | None],
     saved: Sequence[Tensor],
     t: Inputs,
     options: BlockOptions,

@@ -20,20 +20,13 @@ from lmfn_kernels.conv.torch_backend import (
     weight_gradient,
 )
 from lmfn_kernels.upsample.grid import upsample
-from lmfn_kernels.upsample.torch_backend import (
-    fold_upsampling,
-    upsample_add,
-    upsample_backward,
-    upsampled_conv,
-    upsampled_conv_backward,
-)
+from lmfn_kernels.upsample.torch_backend import upsample_add, upsample_backward
 from lmfn_kernels.weights import Conv, ScaledConv
 
 __all__ = [
     "as_kernel_image",
     "conv",
     "conv_pool",
-    "fold_upsampling",
     "fuse",
     "fuse_backward",
     "fused",
@@ -51,8 +44,6 @@ __all__ = [
     "stage",
     "upsample_add",
     "upsample_backward",
-    "upsampled_conv",
-    "upsampled_conv_backward",
     "weight_gradient",
     "weight_gradients",
 ]

@@ -44,15 +44,12 @@ from lmfn_kernels.runtime.launch import (
 from lmfn_kernels.runtime.layout import pitch, pixel_pitch
 from lmfn_kernels.runtime.trials import in_use
 from lmfn_kernels.upsample.triton_backend import (
-    fold_upsampling,
     largest_fraction,
     named_strides,
     ratios,
     strides,
     upsample_add,
     upsample_backward,
-    upsampled_conv,
-    upsampled_conv_backward,
 )
 from lmfn_kernels.weights import Conv, ScaledConv
 
@@ -60,7 +57,6 @@ __all__ = [
     "as_kernel_image",
     "conv",
     "conv_pool",
-    "fold_upsampling",
     "fuse",
     "fuse_backward",
     "fused",
@@ -78,8 +74,6 @@ __all__ = [
     "stage",
     "upsample_add",
     "upsample_backward",
-    "upsampled_conv",
-    "upsampled_conv_backward",
     "weight_gradient",
     "weight_gradients",
 ]

@@ -60,10 +60,7 @@ class Op(Generic[InputsT, OptionsT, BackendT]):
         options: type[OptionsT],
         implementation: Callable[[str], BackendT],
         forward: Callable[[BackendT, InputsT, OptionsT, bool], tuple[Sequence[Tensor], Sequence[Tensor]]],
-        backward: Callable[
-            [BackendT, Sequence[Any], Sequence[Tensor], InputsT, OptionsT, Wanted],
-            Gradients,
-        ],
+        backward: Callable[[BackendT, Any, Sequence[Tensor], InputsT, OptionsT, Wanted], Gradients],
         *,
         outputs: Sequence[str] = ("y",),
         saves_outputs: Callable[[OptionsT], bool] = lambda _options: False,

@@ -1,4 +1,4 @@
-"""The functions that both backends of bilinear upsampling (align_corners False) implement, in addition to `conv`'s."""
+"""The functions that both backends of bilinear upsampling (align_corners False) implement."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -7,16 +7,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lmfn_kernels.conv.backend import ConvBackend
 
+class UpsampleBackend(Protocol):
+    def as_kernel_image(self, x: Tensor) -> Tensor:
+        """`x` itself if the other functions can read its memory layout, otherwise a copy that they can."""
 
-class UpsampleBackend(ConvBackend, Protocol):
     def upsample_add(self, low: Tensor, size: Sequence[int], added: Tensor | None = None) -> Tensor:
         """`low` upsampled to the height and width `size`, plus `added`."""
 
     def upsample_backward(self, g: Tensor, v: Tensor, fixed_grid: bool = False) -> Tensor:
         """The gradient of `v` from the gradient `g` of the upsampled v. Of v only the shape and dtype are used."""
 
+
+class UpsampledConvBackend(UpsampleBackend, Protocol):
     def fold_upsampling(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """A 3x3 convolution's weight, in any dtype, folded with the upsampling for `upsampled_conv` of images in
         `dtype`, of any size."""
@@ -37,7 +40,7 @@ class UpsampleBackend(ConvBackend, Protocol):
 
 
 @cache
-def implementation(backend: str) -> UpsampleBackend:
+def implementation(backend: str) -> UpsampledConvBackend:
     """The functions of backend `torch` or `triton`, imported when first needed."""
     if backend == "torch":
         from lmfn_kernels.upsample import torch_backend

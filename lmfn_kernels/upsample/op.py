@@ -19,7 +19,7 @@ from lmfn_kernels.runtime.backend import choose
 from lmfn_kernels.runtime.layout import weight_layout
 from lmfn_kernels.runtime.registration import Gradients, NoOptions, Op, Wanted
 from lmfn_kernels.upsample import reference
-from lmfn_kernels.upsample.backend import UpsampleBackend, implementation
+from lmfn_kernels.upsample.backend import UpsampleBackend, UpsampledConvBackend, implementation
 from lmfn_kernels.weights import Conv, FoldedConv
 
 
@@ -115,7 +115,7 @@ class ConvInputs(NamedTuple):
 
 
 def _upsampled_conv3x3_forward(
-    f: UpsampleBackend, t: ConvInputs, _options: NoOptions, _save: bool
+    f: UpsampledConvBackend, t: ConvInputs, _options: NoOptions, _save: bool
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     weight = t.folded
     if weight is None or weight.dtype != t.x.dtype:
@@ -124,7 +124,7 @@ def _upsampled_conv3x3_forward(
 
 
 def _upsampled_conv3x3_backward(
-    f: UpsampleBackend,
+    f: UpsampledConvBackend,
     gradients: Sequence[Tensor],
     _saved: Sequence[Tensor],
     t: ConvInputs,

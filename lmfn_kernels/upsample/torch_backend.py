@@ -9,32 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmfn_kernels.conv.torch_backend import (
-    as_kernel_image,
-    conv,
-    input_gradient,
-    mask_gradient,
-    materialize,
-    scaled_conv,
-    weight_gradient,
-)
+from lmfn_kernels.conv.torch_backend import as_kernel_image, conv, input_gradient, weight_gradient
 from lmfn_kernels.runtime.layout import constant
 from lmfn_kernels.upsample.grid import ratio
 from lmfn_kernels.upsample.polyphase import PARTS, fold_upsampling, unfold_gradient
 
 __all__ = [
     "as_kernel_image",
-    "conv",
     "fold_upsampling",
-    "input_gradient",
-    "mask_gradient",
-    "materialize",
-    "scaled_conv",
     "upsample_add",
     "upsample_backward",
     "upsampled_conv",
     "upsampled_conv_backward",
-    "weight_gradient",
 ]
 
 

@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from lmfn_kernels.conv import triton_backend as convolution
-from lmfn_kernels.conv.triton_backend import (
-    as_kernel_image,
-    conv,
-    input_gradient,
-    mask_gradient,
-    materialize,
-    scaled_conv,
-    weight_gradient,
-)
+from lmfn_kernels.conv.triton_backend import as_kernel_image, weight_gradient
 from lmfn_kernels.runtime.launch import (
     PLANS,
     ROWS,
@@ -46,21 +38,15 @@ from lmfn_kernels.upsample.polyphase import BY_PAIRS, BY_TAPS, OF_TAPS
 
 __all__ = [
     "as_kernel_image",
-    "conv",
     "fold_upsampling",
-    "input_gradient",
     "largest_fraction",
-    "mask_gradient",
-    "materialize",
     "named_strides",
     "ratios",
-    "scaled_conv",
     "strides",
     "upsample_add",
     "upsample_backward",
     "upsampled_conv",
     "upsampled_conv_backward",
-    "weight_gradient",
 ]
 
 

@@ -61,7 +61,6 @@ def test_where_it_computes_weight_gradients(
         ({"widths": (50, 50, 50)}, 1),
         ({"widths": (50,)}, 1),
         ({"widths": (50, 64)}, 2),
-        ({"masked": True}, 2),
         ({"programs": 0}, 2),
     ],
     ids=str,
@@ -69,14 +68,13 @@ def test_where_it_computes_weight_gradients(
 def test_where_it_computes_several_weight_gradients(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], launches: int
 ) -> None:
-    widths, programs, masked = ({"widths": (50, 50), "programs": 9, "masked": False} | change).values()
+    widths, programs = ({"widths": (50, 50), "programs": 9} | change).values()
     monkeypatch.setattr(triton_backend, "ring_programs", lambda _: programs)
     monkeypatch.setattr(trials, "_tried", {"ring_weight_gradient"})
     convs = []
     for n in widths:
         x, g = (as_kernel_image(torch.zeros(2, c, 9, 33, dtype=torch.bfloat16)) for c in (50, n))
-        e = triton_backend.mask_gradient(g, g, 0.1 if masked else 1.0)
-        convs.append((e, x, torch.zeros(n, 50, 3, 3, dtype=torch.bfloat16)))
+        convs.append((g, x, torch.zeros(n, 50, 3, 3, dtype=torch.bfloat16)))
     launched: list[str] = []
     with intercepting(lambda _launch, kernel, _grid, _arguments: launched.append(kernel.__name__)):
         found = triton_backend.weight_gradients_of_convs(convs)
