@@ -136,8 +136,9 @@ def _attention_merge_forward(
     maps, grid = [f.as_kernel_image(one) for one in t.maps], Grid.of(x, options.side)
     e = f.gram(maps, options.by_layer, grid, of_windows=True)
     matrix = f.fold_into_weight(e, t.theta, t.weight, t.temperature, options.by_layer, x.dtype)
-    y, added = f.merge(f.as_kernel_image(x), t.alpha, t.gate, maps, matrix, grid, t.bias, options.slope, save)
-    return (y,), () if added is None else (added, e)
+    of_signs = save and options.slope != 1  # backward needs the signs of f_l only for its activation
+    y, added = f.merge(f.as_kernel_image(x), t.alpha, t.gate, maps, matrix, grid, t.bias, options.slope, of_signs)
+    return (y,), () if not save else (e,) if added is None else (added, e)
 
 
 def _attention_merge_backward(

@@ -104,7 +104,10 @@ def test_what_is_added_is_written_for_backward_alone(monkeypatch: pytest.MonkeyP
         assert [t.data_ptr() for t in made] == [result.data_ptr()], "the result alone has the size of x"
         made.clear()
         kept = merge_from_flat()(x.requires_grad_(), *others)
-    assert len(made) == 2
+        assert len(made) == 2
+        made.clear()
+        merge_from_flat(slope=1.0)(x, *others)
+        assert len(made) == 1, "without an activation, backward needs no signs"
     assert torch.equal(kept, result)
 
 
