@@ -31,7 +31,6 @@ from bench.rows import Shape
 from bench.shares import run_shares, say
 from bench.train import Step
 from lmfn import fp8
-from lmfn.fp8 import E4M3
 from lmfn.inference import plain
 from lmfn.network import Network
 from lmfn_kernels import testing, weight_layout
@@ -40,6 +39,7 @@ from lmfn_kernels.conv import triton_backend as convolutions
 from lmfn_kernels.runtime import backend, configs, launch, trials
 from lmfn_kernels.runtime.triton_private import CudaLauncher, GPUTarget, driver
 from lmfn_kernels.testing import is_image
+from lmfn_kernels.weights import E4M3
 
 ODD = (3, 37, 61)
 """Images, height and width as in the tests: neither 1 nor a multiple of 16, for which Triton specialises."""

@@ -28,8 +28,8 @@ from bench.registry import OPS, PARTS
 from bench.rows import Shape
 from bench.units import UNITS
 from lmfn.device import has_fast_bf16
-from lmfn.fp8 import E4M3
 from lmfn_kernels import missing_for_e4m3
+from lmfn_kernels.weights import E4M3
 
 SHAPES = {"cuda": ["1x720x1280", "8x720x1280", "1x2160x3840"], "cpu": ["1x256x256", "1x720x1280"]}
 PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}

@@ -16,8 +16,6 @@ from lmfn.network.blocks import DECODER_SLOPE, RB, RFDB, weight_and_bias
 from lmfn.network.model import Network
 from lmfn_kernels import distill_stage, power_of_two, scaled
 
-E4M3 = torch.float8_e4m3fn
-
 
 def chart() -> Tensor:
     """An image `[1, 3, 256, 256]` with every frequency, direction, contrast and colour: noise, rings and stripes, from

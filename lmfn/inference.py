@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmfn.cuda_graphs import GraphCache, ImageFunction
 from lmfn.device import has_fast_bf16
-from lmfn.fp8 import E4M3, store_as_e4m3
+from lmfn.fp8 import store_as_e4m3
 from lmfn.network.blocks import BilinearHead, weight_and_bias
 from lmfn.network.model import Network
 from lmfn.onednn import OneDNNNetwork, for_onednn
@@ -23,6 +23,7 @@ from lmfn.strips import PlainStages, Strips, takes
 from lmfn_kernels import folded, missing_for_e4m3, weight_layout
 from lmfn_kernels.runtime.constant_weights import keep_constant
 from lmfn_kernels.runtime.torch_private import tree_iter
+from lmfn_kernels.weights import E4M3
 
 BORDER = 16
 """Pixels that are reflected around an image. At a border the network's convolutions see zeros, which look like an edge:

@@ -18,7 +18,7 @@ import lmfn.inference
 import lmfn.onednn
 from lmfn import LMFN
 from lmfn.cuda_graphs import GraphCache
-from lmfn.fp8 import E4M3, store_as_e4m3
+from lmfn.fp8 import store_as_e4m3
 from lmfn.inference import Turns, for_inference, plain
 from lmfn.network.config import PRESETS, LMFNConfig
 from lmfn.onednn import OneDNNNetwork, for_onednn, is_supported
@@ -28,6 +28,7 @@ from lmfn_kernels.conv import triton_backend
 from lmfn_kernels.runtime import launch
 from lmfn_kernels.runtime.torch_private import TorchDispatchMode
 from lmfn_kernels.runtime.trials import ON_TRIAL, trying
+from lmfn_kernels.weights import E4M3
 
 CPU = torch.device("cpu")
 SMALL = {"channels": 12, "features": 10, "distilled": 5, "esa": 4, "rfdbs": 2}
