@@ -72,14 +72,14 @@ def summarise(shares: Mapping[str, Tensor]) -> dict[str, Activity]:
     return {name: Activity.of(share) for name, share in shares.items()}
 
 
-def sample_picture(side: int = 256) -> Tensor:
+def sample_picture() -> Tensor:
     """A test image with structure at all scales, as in photographs, blurred horizontally by nine pixels; float32
-    `[1, 3, side, side]` in [0, 1]."""
+    `[1, 3, 256, 256]` in [0, 1]."""
     generator = torch.Generator().manual_seed(0)
-    picture = torch.zeros(1, 3, side, side)
+    picture = torch.zeros(1, 3, 256, 256)
     for octave in range(7):
         cells = 4 << octave
         grey, colour = (torch.rand(1, channels, cells, cells, generator=generator) for channels in (1, 3))
-        picture += F.interpolate(0.7 * grey + 0.3 * colour, size=(side, side), mode="bilinear") / 2**octave
+        picture += F.interpolate(0.7 * grey + 0.3 * colour, size=(256, 256), mode="bilinear") / 2**octave
     low, high = picture.aminmax()
     return F.avg_pool2d(F.pad((picture - low) / (high - low), (4, 4, 0, 0), mode="replicate"), (1, 9), 1)
