@@ -113,7 +113,7 @@ def run_jobs(
             line.release()
 
 
-def run_whole(jobs: Iterable[tuple[Path, Path]], whole: Whole, *, overwrite: bool = False) -> Iterator[Outcome]:
+def run_whole(jobs: Iterable[tuple[Path, Path]], whole: Whole, *, overwrite: bool) -> Iterator[Outcome]:
     """As `run_jobs` for files that `whole` reads, sharpens and writes by itself, one after the other."""
     line = _Line(None, whole, None, overwrite)
     with warnings_by_thread(DoubtfulOutput, ImageWarning):

@@ -75,7 +75,7 @@ def scratch_folder(size: int) -> Path:
     )
 
 
-def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:
+def control_groups(controller: str, root: Path) -> Iterator[tuple[Path, int]]:
     """The folders of the control groups of this process, innermost first, and the version (1 or 2) of each."""
     listed = root / "proc/self/cgroup"
     for line in listed.read_text().splitlines() if listed.is_file() else ():

@@ -37,13 +37,11 @@ from lmfn.network.blocks import (
 )
 from lmfn.network.model import RGB_MEAN, Network
 from lmfn_kernels import fold_upsampling
+from lmfn_kernels.alfm.reference import SHORTEST
 from lmfn_kernels.upsample.grid import GRID
 
-SHORTEST = 1e-12
-"""Lower bound of the squared length of the attention's rows, as in `lmfn_kernels`."""
 
-
-def network_graph(model: Network, dtype: type[np.floating], tile_size: int | None = None) -> Graph:
+def network_graph(model: Network, dtype: type[np.floating], tile_size: int | None) -> Graph:
     """A graph from `blurred` to `sharp`, both float32 `[B, 3, H, W]` of any size, or `[1, 3, tile_size, tile_size]`.
 
     Convolutions compute in `dtype`, the scores of the attention in float32. Raises ValueError for a network with parts

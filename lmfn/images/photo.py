@@ -16,6 +16,11 @@ class ImageWarning(UserWarning):
     """Part of an image file cannot be preserved. The message names the file and the part."""
 
 
+def first_line(message: str) -> str:
+    """The first line of a library's message, as the reason in an `ImageError`."""
+    return message.strip().split("\n")[0] or "no reason given"
+
+
 @dataclass
 class Photo:
     """An image with the data of its file that must be preserved."""

@@ -19,7 +19,7 @@ from lmfn import memory, metadata
 from lmfn.absent import absent
 from lmfn.images import heif
 from lmfn.images.formats import REMEDIES, SUFFIXES, WRITABLE, identify
-from lmfn.images.photo import ImageError, ImageWarning, Photo
+from lmfn.images.photo import ImageError, ImageWarning, Photo, first_line
 from lmfn.metadata import Blocks, exif, jpeg, png, tiff, webp, xmp
 from lmfn.scratch import Pixels, StoredPixels
 
@@ -287,7 +287,7 @@ class _OpenImageIO(_Image):
             # For a truncated JPEG there are pixels, gray where data is missing, and also an error.
             problem = self.reader.geterror()
             if part is None or problem:
-                raise ImageError(f"{self.path}: broken or cut short ({_first_line(problem)})")
+                raise ImageError(f"{self.path}: broken or cut short ({first_line(problem)})")
             yield np.asarray(self._black_is_zero(part))
 
     def _black_is_zero(self, part: np.ndarray) -> np.ndarray:
@@ -379,7 +379,7 @@ class _Heif(_Image):
         try:
             yield self.picture.decode()
         except Exception as error:
-            raise ImageError(f"{self.path}: broken or cut short ({_first_line(str(error))})") from error
+            raise ImageError(f"{self.path}: broken or cut short ({first_line(str(error))})") from error
 
 
 def _open(path: Path, several: bool = False) -> _Image:
@@ -425,7 +425,7 @@ def _open_with_openimageio(path: Path, form: str) -> _Image:
     config.attribute("oiio:UnassociatedAlpha", 1)
     reader = oiio.ImageInput.open(str(path), config)
     if reader is None:
-        raise ImageError(f"{path}: not an image, or a broken one ({_first_line(oiio.geterror())})")
+        raise ImageError(f"{path}: not an image, or a broken one ({first_line(oiio.geterror())})")
     spec = reader.spec()
     several = f"an animated {form} of {frames} frames" if frames > 1 else ""
     if form == "TIFF":
@@ -447,7 +447,7 @@ def _open_heif(path: Path, form: str) -> _Heif:
     try:
         picture = heif.open_heic(path) if form == "HEIC" else heif.open_avif(path)
     except Exception as error:
-        raise ImageError(f"{path}: {form}, not readable or broken ({_first_line(str(error))})") from error
+        raise ImageError(f"{path}: {form}, not readable or broken ({first_line(str(error))})") from error
     spec = oiio.ImageSpec(picture.width, picture.height, picture.channels, f"uint{picture.bits}")
     if picture.channels in (2, 4):
         spec.alpha_channel = picture.channels - 1
@@ -509,7 +509,3 @@ def _orientation(spec: oiio.ImageSpec, blocks: Blocks) -> int:
     if found is None and blocks.xmp is not None:
         found = xmp.orientation(blocks.xmp)
     return found if found is not None and 1 <= found <= 8 else 1
-
-
-def _first_line(message: str) -> str:
-    return message.strip().split("\n")[0] or "no reason given"

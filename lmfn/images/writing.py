@@ -16,7 +16,7 @@ import OpenImageIO as oiio  # noqa: N813 (the name it goes by in its own documen
 
 from lmfn import atomic, metadata
 from lmfn.images.formats import LONGEST_SIDE, writable_format
-from lmfn.images.photo import ImageError, ImageWarning, Photo
+from lmfn.images.photo import ImageError, ImageWarning, Photo, first_line
 from lmfn.metadata import Blocks, exif, png, webp, xmp
 from lmfn.scratch import Pixels
 
@@ -105,9 +105,9 @@ def _encoded(path: Path, form: str, photos: Iterable[Photo]) -> Iterator[BinaryI
                     rows = _samples(form, _straight(form, photo, first, last), bits)
                     written = written and out.write_scanlines(first, last, 0, rows)
                 if not written:
-                    raise ImageError(f"{path}: cannot be written ({_first_line(out.geterror())})")
+                    raise ImageError(f"{path}: cannot be written ({first_line(out.geterror())})")
             if not out.close():
-                raise ImageError(f"{path}: cannot be written ({_first_line(out.geterror())})")
+                raise ImageError(f"{path}: cannot be written ({first_line(out.geterror())})")
             with encoded.open("rb") as file:
                 yield file
     except OSError as error:
@@ -257,7 +257,3 @@ def _commit(path: Path, parts: Iterable[bytes]) -> None:
         atomic.write(path, parts)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _first_line(message: str) -> str:
-    return message.strip().split("\n")[0] or "no reason given"

@@ -14,15 +14,6 @@ from torch import Tensor, nn
 from lmfn.network.blocks import DECODER_SLOPE, ENCODER_SLOPE, RB, keep_scale
 
 
-def up_to(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear (align_corners False) to the height and width of `like`; exactly x2 if `like` is twice as large."""
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def up2(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-
-
 def convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """A convolution that keeps height and width (halves them with stride 2) and, with the leaky ReLU, the scale."""
     conv = nn.Conv2d(inputs, outputs, size, stride, padding=dilation * (size // 2), dilation=dilation)
@@ -55,7 +46,7 @@ class StridedEncoder(nn.Module):
         for scale in self.down:
             x = scale(x)
         for scale in self.up:
-            x = scale(up2(x))
+            x = scale(F.interpolate(x, scale_factor=2, mode="bilinear"))
         return x[:, :, : quarter[0], : quarter[1]]  # 1/32 of a multiple of 16 was rounded up
 
 
@@ -113,8 +104,9 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pools = zip(self.PARTS, self.reduce, strict=True)
-        means = [up_to(lrelu(reduce(F.adaptive_avg_pool2d(x, parts))), like=x) for parts, reduce in pools]
-        return lrelu(self.fuse(torch.cat([x, *means], dim=1)))
+        means = [lrelu(reduce(F.adaptive_avg_pool2d(x, parts))) for parts, reduce in pools]
+        spread = [F.interpolate(mean, size=x.shape[2:], mode="bilinear") for mean in means]
+        return lrelu(self.fuse(torch.cat([x, *spread], dim=1)))
 
 
 def encoder(name: str, channels: int) -> nn.Module:

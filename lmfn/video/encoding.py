@@ -32,8 +32,8 @@ class Encoding:
         return from_rgb(rgb, self.pix_fmt, clip.colours.color_range, clip.colours.colorspace)
 
 
-def choose_encoding(clip: Clip, target: Path, codec: str | None = None, crf: float | None = None) -> Encoding:
-    """The encoding for a clip: by default VP9 in WebM, otherwise H.264 for 8 bits and HEVC for more.
+def choose_encoding(clip: Clip, target: Path, codec: str | None, crf: float | None) -> Encoding:
+    """The encoding for a clip: without a codec, VP9 in WebM, otherwise H.264 for 8 bits and HEVC for more.
 
     Bit depth and chroma sampling are those of the clip. `crf` is quality on the codec's scale, where lower is better;
     the default is `CRF` if the codec has the option.

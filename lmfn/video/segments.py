@@ -94,7 +94,7 @@ def whole_segments(folder: Path) -> list[Segment]:
 
 
 def write_segments(
-    clip: Clip, folder: Path, encoding: Encoding, sharpen: Sharpen, *, deinterlace: bool, frames: int = FRAMES
+    clip: Clip, folder: Path, encoding: Encoding, sharpen: Sharpen, *, deinterlace: bool, frames: int
 ) -> Iterator[Segment]:
     """Decode, sharpen and encode what is not in the folder yet; yields existing segments, then each new one once it is
     complete.
