@@ -33,12 +33,12 @@ from bench.train import Step
 from lmfn import fp8
 from lmfn.inference import plain
 from lmfn.network import Network
-from lmfn_kernels import testing, weight_layout
+from lmfn_kernels import cases, testing, weight_layout
+from lmfn_kernels.cases import is_image
 from lmfn_kernels.conv import backend as conv
 from lmfn_kernels.conv import triton_backend as convolutions
 from lmfn_kernels.runtime import backend, configs, launch, trials
 from lmfn_kernels.runtime.triton_private import CudaLauncher, GPUTarget, driver
-from lmfn_kernels.testing import is_image
 from lmfn_kernels.weights import E4M3
 
 ODD = (3, 37, 61)
@@ -152,7 +152,7 @@ def in_place_of_launches(gpu: str, call: Callable[[Any, Any, dict[str, Any]], No
             (convolutions, "ring_programs", lambda _: 132 if hopper else 0),
             (conv, "missing_for_e4m3", lambda _: None if hopper else "the GPU has none"),
             (backend, "INTERPRETED", True),
-            (testing, "random", unfilled),
+            (cases, "random", unfilled),
         ):
             stack.enter_context(mock.patch.object(where, what, by))
         stack.enter_context(launch.intercepting(lambda _launch, *launched: call(*launched)))
@@ -210,7 +210,7 @@ def on_trial() -> Iterator[tuple[str, Callable[[], object]]]:
         say(f"left out: what the tests on trial call: {error}")
         return
 
-    def call(names: Sequence[str], op: testing.OpCase, size: testing.Size) -> None:
+    def call(names: Sequence[str], op: cases.OpCase, size: cases.Size) -> None:
         with trials.trying(*names):
             inputs = op.inputs(size, torch.bfloat16, "cpu")
             testing.differentiate(op.function, inputs)
@@ -230,13 +230,13 @@ def on_trial() -> Iterator[tuple[str, Callable[[], object]]]:
         with trials.trying(*names), torch.autocast("cpu", torch.bfloat16):
             graphs.network("lmfn", "cpu")(torch.empty(graphs.STEP)).sum().backward()
 
-    tried: list[tuple[Sequence[str], Sequence[tuple[str, testing.Size]]]] = []
+    tried: list[tuple[Sequence[str], Sequence[tuple[str, cases.Size]]]] = []
     tried += [([name], own) for name, own in tests.TRIALS.items()]
     for name, same in tests.OF_THE_SAME_BITS.items():
         tried += [([*more, "ring_input_gradient"], same) for more in ([], [name])]
-    for names, cases in tried:
-        for op, size in cases:
-            yield f"tested: {op} {size} with {', '.join(names)}", partial(call, names, testing.OPS[op], size)
+    for names, listed in tried:
+        for op, size in listed:
+            yield f"tested: {op} {size} with {', '.join(names)}", partial(call, names, cases.OPS[op], size)
     for one in tests.ORDERED_E4M3:
         yield f"tested: e4m3 {one} with ring_order", partial(e4m3, one)
     overlap, weights = ["overlap"], list(graphs.WITH_WEIGHTS_AHEAD)

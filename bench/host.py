@@ -26,11 +26,11 @@ from bench.rows import Shape
 from bench.train import Step
 from lmfn.inference import plain
 from lmfn_kernels import weight_layout
+from lmfn_kernels.cases import is_image
 from lmfn_kernels.conv import backend as conv
 from lmfn_kernels.rfdb import backend as rfdb
 from lmfn_kernels.runtime import backend, configs
 from lmfn_kernels.runtime.torch_private import TorchDispatchMode, tree_iter
-from lmfn_kernels.testing import is_image
 from lmfn_kernels.weights import Conv
 
 SIZE = (1, 32, 32)

@@ -19,8 +19,9 @@ from bench.providers import PROVIDERS, Provider, call
 from bench.registry import OPS, PARTS, BenchOp
 from bench.rows import Shape
 from lmfn_kernels import testing, weight_layout
+from lmfn_kernels.cases import is_image
 from lmfn_kernels.runtime import configs
-from lmfn_kernels.testing import is_image, saved_bytes
+from lmfn_kernels.testing import saved_bytes
 
 SIZES = {"cuda": [(1, 180, 320), (1, 540, 960), (16, 64, 64)], "cpu": [(1, 180, 320)]}
 """Default images, height and width: a quarter of a 720p frame, a quarter of a 4K frame, and the maps of a training

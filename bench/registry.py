@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bench import network
 from bench.rows import Shape
-from lmfn_kernels import testing
-from lmfn_kernels.testing import distilled, esa
+from lmfn_kernels import cases
+from lmfn_kernels.cases import distilled, esa
 
 
 class WorkEstimate(NamedTuple):
@@ -76,11 +76,11 @@ def _merge_work(s: Shape) -> tuple[float, float, float]:
 
 
 def _op(name: str, per_pixel: Callable[[Shape], tuple[float, float, float]], case: str = "") -> BenchOp:
-    """An op from the table of `lmfn_kernels/testing.py`, where its name is `case`, or `name` if that is empty."""
-    found = testing.OPS[case or name]
+    """An op from the table of `lmfn_kernels/cases.py`, where its name is `case`, or `name` if that is empty."""
+    found = cases.OPS[case or name]
     return BenchOp(
         name,
-        lambda s, dtype, device: found.inputs(testing.Size(*s.all()), dtype, device),
+        lambda s, dtype, device: found.inputs(cases.Size(*s.all()), dtype, device),
         lambda _: found.function,
         per_pixel,
         found.widths,

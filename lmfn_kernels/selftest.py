@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lmfn_kernels import conv3x3, testing, upsample_add
+from lmfn_kernels import cases, conv3x3, testing, upsample_add
 
 
 class Check(NamedTuple):
@@ -31,17 +31,15 @@ class Check(NamedTuple):
 # With the network's channels, at sizes that are not multiples of a tile.
 CHECKS = {
     "conv3x3": Check(
-        "conv", partial(testing.conv_inputs, 1, 50, 50, 17, 21), partial(conv3x3, activation="leaky_relu", slope=0.05)
+        "conv", partial(cases.conv_inputs, 1, 50, 50, 17, 21), partial(conv3x3, activation="leaky_relu", slope=0.05)
     ),
-    "residual_block": Check("mshf", partial(testing.block_inputs, 1, 64, 64, 17, 21), testing.block_from_flat()),
-    "rfdb": Check("rfdb", partial(testing.rfdb_inputs, 1, 50, 25, 12, 17, 21), testing.rfdb_from_flat),
+    "residual_block": Check("mshf", partial(cases.block_inputs, 1, 64, 64, 17, 21), cases.block_from_flat()),
+    "rfdb": Check("rfdb", partial(cases.rfdb_inputs, 1, 50, 25, 12, 17, 21), cases.rfdb_from_flat),
     "layer_attention": Check(
-        "alfm", partial(testing.attention_inputs, 1, 4, 50, 50, 17, 21), testing.attention_from_flat()
+        "alfm", partial(cases.attention_inputs, 1, 4, 50, 50, 17, 21), cases.attention_from_flat()
     ),
-    "channel_gate": Check(
-        "acfm", partial(testing.channel_gate_inputs, 1, 50, 17, 21), testing.channel_gate_from_flat()
-    ),
-    "upsample_add": Check("upsample", partial(testing.upsample_add_inputs, 1, 64, 17, 21, (9, 11)), upsample_add),
+    "channel_gate": Check("acfm", partial(cases.channel_gate_inputs, 1, 50, 17, 21), cases.channel_gate_from_flat()),
+    "upsample_add": Check("upsample", partial(cases.upsample_add_inputs, 1, 64, 17, 21, (9, 11)), upsample_add),
 }
 
 

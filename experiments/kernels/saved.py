@@ -14,7 +14,7 @@ import torch
 
 from lmfn import LMFN
 from lmfn.evaluation import saved_bytes
-from lmfn_kernels import backend, testing
+from lmfn_kernels import backend, cases, testing
 from lmfn_kernels.runtime import launch
 
 SETTINGS: tuple[tuple[str, Literal["normal", "lean"]], ...] = (
@@ -28,8 +28,8 @@ SETTINGS: tuple[tuple[str, Literal["normal", "lean"]], ...] = (
 
 def of_rfdb(dtype: torch.dtype) -> float:
     """By how much more a block saves for a larger image, which leaves out copies of weights."""
-    rfdb = testing.OPS["rfdb"]
-    both = [rfdb.inputs(testing.Size(1, 1, 50, height, 40), dtype) for height in (32, 64)]
+    rfdb = cases.OPS["rfdb"]
+    both = [rfdb.inputs(cases.Size(1, 1, 50, height, 40), dtype) for height in (32, 64)]
     small, large = (testing.saved_bytes(rfdb.function, [x, *weights], weights) for x, *weights in both)
     return (large - small) / (both[1][0].nbytes - both[0][0].nbytes)
 

@@ -4,8 +4,8 @@ import torch
 
 import lmfn_kernels
 from bench.host import Launches
+from lmfn_kernels.cases import conv_inputs, rfdb_from_flat, rfdb_inputs, stage_from_flat, stage_inputs
 from lmfn_kernels.runtime import launch
-from lmfn_kernels.testing import conv_inputs, rfdb_from_flat, rfdb_inputs, stage_from_flat, stage_inputs
 
 
 def test_what_is_counted() -> None:

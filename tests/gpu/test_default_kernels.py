@@ -11,20 +11,11 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
-from lmfn_kernels import Conv, RFDBWeights, conv3x3_and_input, rfdb_for_two_uses, upsample_add
+from lmfn_kernels import conv3x3_and_input, rfdb_for_two_uses, upsample_add
+from lmfn_kernels.cases import OPS, Size, is_image, merge_from_flat, merge_inputs, rfdb_from_flat, rfdb_weights
 from lmfn_kernels.runtime.launch import intercepting
 from lmfn_kernels.runtime.layout import compact_pixels
-from lmfn_kernels.testing import (
-    OPS,
-    Size,
-    assert_within_rounding,
-    differentiate,
-    is_image,
-    merge_from_flat,
-    merge_inputs,
-    reference_with_bounds,
-    rfdb_from_flat,
-)
+from lmfn_kernels.testing import assert_within_rounding, differentiate, reference_with_bounds
 from tests.gpu.conftest import DEVICE, DTYPES
 
 WINDOW = 96  # of the maps at 1/4, as in the network's weights
@@ -47,9 +38,7 @@ def of_table(name: str, frame: Size, step: Size, **options: Any) -> Part:
 
 
 def rfdb_twice(x: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
-    convs = [Conv(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
-    weights = RFDBWeights((convs[0], convs[1], convs[2]), (convs[3], convs[4], convs[5]), *convs[6:])
-    return rfdb_for_two_uses(x, weights, fixed_grid=True)
+    return rfdb_for_two_uses(x, rfdb_weights(flat), fixed_grid=True)
 
 
 def merge_with_last_map(alpha: Tensor, *tensors: Tensor, window: int | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 memory."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -12,18 +13,14 @@ from torch import Tensor
 
 import lmfn_kernels
 from lmfn.network import Network
+from lmfn_kernels.cases import OPS, Size, conv_inputs, is_image
 from lmfn_kernels.runtime.launch import intercepting
 from lmfn_kernels.runtime.trials import in_use, trying
 from lmfn_kernels.testing import (
-    OPS,
-    Size,
     assert_correct,
     assert_within_rounding,
-    conv_from_flat,
-    conv_inputs,
     differentiate,
     gradients_for,
-    is_image,
     reference_with_bounds,
 )
 from lmfn_kernels.weights import E4M3
@@ -129,7 +126,7 @@ def test_on_trial(kernel: str, name: str, size: Size, dtype: torch.dtype) -> Non
         for result, reference in zip([found] if isinstance(found, Tensor) else found, expected, strict=True):
             assert_within_rounding("result", result, reference)
         if kernel.endswith("gradient"):
-            without_padding = conv_from_flat(padding=0, activation="none")
+            without_padding = partial(lmfn_kernels.conv3x3, padding=0, activation="none")
             assert_correct(without_padding, conv_inputs(2, 64, 33, 19, 35, dtype, DEVICE, padding=0))
         else:
             assert f"{kernel}_kernel" in launched

@@ -8,13 +8,8 @@ from torch import Tensor
 
 import lmfn_kernels
 from lmfn_kernels.acfm import torch_backend
-from lmfn_kernels.testing import (
-    assert_correct,
-    channel_gate_from_flat,
-    channel_gate_inputs,
-    merge_from_flat,
-    merge_inputs,
-)
+from lmfn_kernels.cases import channel_gate_from_flat, channel_gate_inputs, merge_from_flat, merge_inputs
+from lmfn_kernels.testing import assert_correct
 
 FORMS = ["pseudo3d", "full3d"]
 

@@ -7,15 +7,9 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
+from lmfn_kernels.cases import attention_from_flat, attention_inputs
 from lmfn_kernels.runtime import configs
-from lmfn_kernels.testing import (
-    assert_correct,
-    assert_within_rounding,
-    attention_from_flat,
-    attention_inputs,
-    differentiate,
-    reference_with_bounds,
-)
+from lmfn_kernels.testing import assert_correct, assert_within_rounding, differentiate, reference_with_bounds
 
 FORMS = ["channels", "channels-cosine", "layers", "layers-cosine"]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import lmfn_kernels
+from lmfn_kernels.cases import rfdb_from_flat, rfdb_inputs
 from lmfn_kernels.runtime import backend, configs
-from lmfn_kernels.testing import rfdb_from_flat, rfdb_inputs
 
 WITHOUT_TRITON = """
 import sys

@@ -11,19 +11,11 @@ from torch import Tensor
 
 import lmfn_kernels
 from lmfn_kernels import Conv, conv3x3
+from lmfn_kernels.cases import OPS, conv, is_image
 from lmfn_kernels.runtime import configs
 from lmfn_kernels.runtime.layout import compact_pixels, pixel_pitch
 from lmfn_kernels.runtime.torch_private import FakeTensorMode
-from lmfn_kernels.testing import (
-    OPS,
-    assert_within_rounding,
-    conv,
-    differentiate,
-    gradients_for,
-    is_image,
-    random,
-    reference_with_bounds,
-)
+from lmfn_kernels.testing import assert_within_rounding, differentiate, gradients_for, random, reference_with_bounds
 from tests.kernels.conftest import GUARD, amid_nan
 
 FOLDERS = ("acfm", "alfm", "conv", "mshf", "rfdb", "upsample")

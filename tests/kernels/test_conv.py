@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
 from bench.host import Launches
-from lmfn_kernels.testing import assert_correct, conv_from_flat, conv_inputs
+from lmfn_kernels.cases import conv_inputs
+from lmfn_kernels.testing import assert_correct
 
 
 @pytest.mark.usefixtures("backend")
@@ -17,18 +18,18 @@ from lmfn_kernels.testing import assert_correct, conv_from_flat, conv_inputs
 @pytest.mark.parametrize(("stride", "padding"), [(1, 1), (1, 0), (2, 1), (2, 0)])
 def test_options(activation: str, stride: int, padding: int) -> None:
     inputs = conv_inputs(2, 6, 7, 9, 18, torch.float64, stride=stride, padding=padding)
-    assert_correct(conv_from_flat(stride=stride, padding=padding, activation=activation), inputs)
+    assert_correct(partial(lmfn_kernels.conv3x3, stride=stride, padding=padding, activation=activation), inputs)
 
 
 @pytest.mark.usefixtures("backend")
 def test_many_channels() -> None:
     """More than one block of input and of output channels, neither a multiple of the block."""
-    assert_correct(conv_from_flat(activation="leaky_relu"), conv_inputs(1, 70, 130, 5, 6, torch.float32))
+    assert_correct(partial(lmfn_kernels.conv3x3, activation="leaky_relu"), conv_inputs(1, 70, 130, 5, 6, torch.float32))
 
 
 @pytest.mark.usefixtures("backend")
 def test_weight_alone() -> None:
-    assert_correct(conv_from_flat(activation="relu"), conv_inputs(1, 3, 4, 5, 6, torch.float32)[:2])
+    assert_correct(partial(lmfn_kernels.conv3x3, activation="relu"), conv_inputs(1, 3, 4, 5, 6, torch.float32)[:2])
 
 
 @pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (2, 0)])

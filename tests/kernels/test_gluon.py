@@ -11,25 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lmfn_kernels
-from lmfn_kernels import folded, scaled, upsampled_conv3x3, weight_layout
+from lmfn_kernels import conv3x3, folded, scaled, upsampled_conv3x3, weight_layout
+from lmfn_kernels.cases import OPS, OpCase, conv, is_image, stem_inputs, upsampled_conv_inputs
 from lmfn_kernels.conv import triton_backend as convolutions
 from lmfn_kernels.rfdb import torch_backend as exact_blocks
 from lmfn_kernels.rfdb import triton_backend as blocks
 from lmfn_kernels.runtime.constant_weights import keep_constant
 from lmfn_kernels.runtime.launch import as_kernel_image, intercepting
 from lmfn_kernels.runtime.trials import ON_TRIAL, trying
-from lmfn_kernels.testing import (
-    OPS,
-    OpCase,
-    Reference,
-    assert_within_rounding,
-    conv,
-    conv_from_flat,
-    is_image,
-    reference_with_bounds,
-    stem_inputs,
-    upsampled_conv_inputs,
-)
+from lmfn_kernels.testing import Reference, assert_within_rounding, reference_with_bounds
 from lmfn_kernels.weights import E4M3, Conv
 from tests.kernels import hopper
 from tests.kernels.conftest import amid_nan
@@ -42,9 +32,9 @@ FORMS = {
     ),
     "stem": OPS["stem"]._replace(inputs=lambda s, *on: stem_inputs(s.b, s.c, s.c, 3 * s.h, 3 * s.w, *on)),
     "residual": OPS["conv3x3"],
-    "no border": OPS["conv3x3-reduce"]._replace(function=conv_from_flat(padding=0), smallest=(3, 3)),
+    "no border": OPS["conv3x3-reduce"]._replace(function=partial(conv3x3, padding=0), smallest=(3, 3)),
     "residual_blocks": OPS["residual_blocks"],
-    "ReLU": OPS["conv3x3-reduce"]._replace(function=conv_from_flat(activation="relu")),
+    "ReLU": OPS["conv3x3-reduce"]._replace(function=partial(conv3x3, activation="relu")),
 }
 CASES = [
     ((1, 1, 50, 1, 4), torch.bfloat16),

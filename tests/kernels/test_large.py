@@ -21,11 +21,12 @@ from triton.runtime import interpreter  # noqa: TID251 (only tests run the inter
 
 import lmfn_kernels
 from lmfn_kernels import Conv, conv3x3, upsampled_conv3x3
+from lmfn_kernels.cases import OPS, OpCase, is_image
 from lmfn_kernels.conv import triton_backend as convolution
 from lmfn_kernels.runtime import configs, launch, trials
 from lmfn_kernels.runtime.layout import pixel_pitch
 from lmfn_kernels.runtime.torch_private import FakeTensorMode
-from lmfn_kernels.testing import OPS, OpCase, differentiate, is_image
+from lmfn_kernels.testing import differentiate
 from tests.kernels.test_bounds import FOLDERS
 from tests.kernels.test_memory import within_memory
 

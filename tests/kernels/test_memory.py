@@ -12,8 +12,9 @@ from torch import Tensor
 from triton.runtime import interpreter  # noqa: TID251 (only tests run the interpreter)
 
 import lmfn_kernels
+from lmfn_kernels.cases import OPS, is_image
 from lmfn_kernels.runtime.launch import intercepting
-from lmfn_kernels.testing import OPS, differentiate, is_image
+from lmfn_kernels.testing import differentiate
 
 ALLOCATED = 512
 """Memory on a GPU is allocated in multiples of so many bytes; a kernel may read what lies after a tensor there."""

@@ -10,19 +10,17 @@ from torch import Tensor
 
 import lmfn_kernels
 from lmfn_kernels import Conv
-from lmfn_kernels.runtime.launch import intercepting
-from lmfn_kernels.testing import (
-    assert_correct,
+from lmfn_kernels.cases import (
     block_from_flat,
     block_inputs,
     blocks_from_flat,
     blocks_inputs,
     conv,
-    differentiate,
-    random,
     stem_from_flat,
     stem_inputs,
 )
+from lmfn_kernels.runtime.launch import intercepting
+from lmfn_kernels.testing import assert_correct, differentiate, random
 
 F32 = torch.float32
 

@@ -9,18 +9,17 @@ from torch import Tensor
 
 import lmfn_kernels
 from bench.host import Launches
-from lmfn_kernels import weight_layout
-from lmfn_kernels.testing import (
+from lmfn_kernels import conv3x3, weight_layout
+from lmfn_kernels.cases import (
     channel_gate_from_flat,
     channel_gate_inputs,
-    conv_from_flat,
     conv_inputs,
-    random,
     rfdb_from_flat,
     rfdb_inputs,
     stem_from_flat,
     stem_inputs,
 )
+from lmfn_kernels.testing import random
 
 pytest.importorskip("triton")
 
@@ -139,7 +138,7 @@ def test_any_number(count: int) -> None:
     ("function", "tensors", "forward", "backward"),
     [
         (rfdb_from_flat, rfdb_inputs(1, 6, 3, 2, 15, 16, F32), 8, 17),
-        (conv_from_flat(), conv_inputs(1, 5, 6, 7, 8, F32), 2, 3),
+        (conv3x3, conv_inputs(1, 5, 6, 7, 8, F32), 2, 3),
         (stem_from_flat(), stem_inputs(1, 6, 7, 9, 10, F32)[:-1], 3, 7),  # without the gradient of a mean
         (channel_gate_from_flat(), channel_gate_inputs(1, 6, 7, 8, F32), 1, 3),
     ],

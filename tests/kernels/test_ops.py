@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lmfn_kernels
-from lmfn_kernels.testing import OPS, Size, assert_correct, differentiate, is_image, random
+from lmfn_kernels.cases import OPS, Size, is_image
+from lmfn_kernels.testing import assert_correct, differentiate, random
 
 
 def correct(name: str, inputs: list[Tensor], needs: list[bool] | None = None) -> None:

@@ -12,18 +12,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
+from lmfn_kernels.cases import OPS, Size, is_image
 from lmfn_kernels.conv import triton_backend as convolution
 from lmfn_kernels.runtime.registration import Op
 from lmfn_kernels.runtime.torch_private import schema_text, tree_map_only
 from lmfn_kernels.runtime.trials import ON_TRIAL, trying
 from lmfn_kernels.testing import (
-    OPS,
-    Size,
     assert_correct,
     assert_within_rounding,
     differentiate,
     gradients_for,
-    is_image,
     reference_with_bounds,
 )
 

@@ -10,11 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 import lmfn_kernels
 from bench.host import Launches
-from lmfn_kernels import Conv, RFDBWeights
+from lmfn_kernels import Conv
+from lmfn_kernels.cases import conv, convs, gate_from_flat, gate_inputs, rfdb_from_flat, rfdb_inputs, rfdb_weights
 from lmfn_kernels.rfdb.backend import implementation
 from lmfn_kernels.runtime import configs
 from lmfn_kernels.runtime.launch import intercepting, tiling
-from lmfn_kernels.testing import assert_correct, conv, gate_from_flat, gate_inputs, random, rfdb_from_flat, rfdb_inputs
+from lmfn_kernels.testing import assert_correct, random
 from tests.kernels.conftest import amid_nan
 
 
@@ -31,9 +32,8 @@ def low_convs(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
 def low_branch(name: str, x: Tensor, *flat: Tensor) -> list[Tensor]:
     """What the kernel computes and saves for backward, except the maximum's index; without saving, the same result."""
     part = getattr(implementation("triton"), name)
-    convs = [Conv(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
-    result, saved = part(amid_nan(x), *convs, True)
-    alone, nothing = part(amid_nan(x), *convs, False)
+    result, saved = part(amid_nan(x), *convs(flat), True)
+    alone, nothing = part(amid_nan(x), *convs(flat), False)
     assert torch.equal(alone.nan_to_num(7), result.nan_to_num(7))
     assert not nothing
     return [result] if name == "conv_pool" else [result, *saved]
@@ -171,8 +171,7 @@ def test_weights_of_a_stage_take_one_launch() -> None:
 
 
 def for_two_uses(x: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
-    convs = [Conv(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
-    return lmfn_kernels.rfdb_for_two_uses(x, RFDBWeights((*convs[:3],), (*convs[3:6],), *convs[6:]))
+    return lmfn_kernels.rfdb_for_two_uses(x, rfdb_weights(flat))
 
 
 def test_gradients_of_two_uses_are_added(backend: str) -> None:
@@ -221,8 +220,7 @@ def test_kernels_refuse_what_they_cannot_take() -> None:
 
 def test_errors_name_the_convolution() -> None:
     x, *flat = rfdb_inputs(1, 6, 3, 2, 15, 15)
-    convs = [Conv(*flat[i : i + 2]) for i in range(0, len(flat), 2)]
-    weights = RFDBWeights((*convs[:3],), (*convs[3:6],), *convs[6:])
+    weights = rfdb_weights(flat)
     with pytest.raises(ValueError, match="height and width of at least 15"):
         lmfn_kernels.rfdb(x[:, :, :14], weights)
     with pytest.raises(ValueError, match=r"weights.conv_f.weight has shape .6, 12, 1, 1.; expected .2, 2, 1, 1."):

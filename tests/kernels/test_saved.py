@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
-from lmfn_kernels.testing import OPS, Size, distilled, esa, saved_bytes
+from lmfn_kernels.cases import OPS, Size, distilled, esa
+from lmfn_kernels.testing import saved_bytes
 
 STATUS = Path("/proc/self/status")
 SIZE = Size(1, 2, 16, 16, 16)  # pixels without padding

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import lmfn_kernels
+from lmfn_kernels.cases import OPS, Size
 from lmfn_kernels.rfdb import torch_backend
 from lmfn_kernels.runtime import registration
-from lmfn_kernels.testing import OPS, Size, assert_correct, reference_with_bounds, saved_bytes
+from lmfn_kernels.testing import assert_correct, reference_with_bounds, saved_bytes
 
 
 def test_every_op_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,9 @@ import torch.nn.functional as F
 
 import lmfn_kernels
 from lmfn_kernels import Conv, folded, upsample_add, upsampled_conv3x3
+from lmfn_kernels.cases import upsample_add_inputs, upsampled_conv_from_flat, upsampled_conv_inputs
 from lmfn_kernels.runtime.launch import intercepting
-from lmfn_kernels.testing import (
-    assert_correct,
-    differentiate,
-    random,
-    upsample_add_inputs,
-    upsampled_conv_from_flat,
-    upsampled_conv_inputs,
-)
+from lmfn_kernels.testing import assert_correct, differentiate, random
 from lmfn_kernels.upsample.backend import implementation
 from lmfn_kernels.upsample.grid import upsample
 from lmfn_kernels.upsample.polyphase import AXIS, PARTS, fold_upsampling, unfold_gradient

@@ -8,8 +8,9 @@ from torch import Tensor
 
 import lmfn_kernels
 from lmfn_kernels import weight_layout
+from lmfn_kernels.cases import OPS, Size
 from lmfn_kernels.runtime.torch_private import TorchDispatchMode
-from lmfn_kernels.testing import OPS, Size, random
+from lmfn_kernels.testing import random
 
 NAMES = [
     "conv3x3", "conv3x3-down", "stem", "residual_block", "residual_blocks", "distill_stage", "distill_fuse", "esa_gate",
