@@ -33,9 +33,8 @@ def from_linear(light: Tensor) -> Tensor:
     return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
-# By 8-bit code: its value, and how far it is clipped (0 below 230, 1 at 255).
 CODES = torch.linspace(0, 1, 256)
-CLIPPED = (CODES * 10 - 9).clamp(0, 1) ** 2
+"""The value of each 8-bit code."""
 
 
 def with_contrast(encoded: Tensor, contrast: Tensor | float) -> Tensor:
@@ -44,11 +43,14 @@ def with_contrast(encoded: Tensor, contrast: Tensor | float) -> Tensor:
 
 
 def light_of_codes(contrast: float, gain: float) -> Tensor:
-    """The linear light of each 8-bit code, `[256]`, under that tone curve; the code 255 maps to `gain`."""
+    """The linear light of each 8-bit code, `[256]`, under that tone curve; the code 255, which alone may be clipped,
+    maps to `gain`."""
     grid = np.linspace(0, 1, 8193)
     curve = grid + contrast * (grid**2 * (3 - 2 * grid) - grid)
     encoded = torch.from_numpy(np.interp(np.linspace(0, 1, 256), curve, grid)).float() if contrast else CODES
-    return to_linear(encoded) * (1 + (gain - 1) * CLIPPED)
+    light = to_linear(encoded)
+    light[-1] *= gain
+    return light
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,9 @@ def sense(light: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) -> Ten
     """Pass linear light through sensors, `[B, 3, height, width]` with sRGB primaries to the same: clipped to [0, 1],
     noisy.
 
-    With a mosaic the light is converted to the sensor's colours and clipped, each pixel keeps one of its three values,
-    and the others are interpolated from noisy neighbours (mirrored at the border of the crop).
+    The light is clipped as the photograph was, in sRGB, so that what stands still keeps its colour. With a mosaic it is
+    then converted to the sensor's colours, each pixel keeps one of its three values, and the others are interpolated
+    from noisy neighbours (mirrored at the border of the crop).
     """
     some = [n for n, camera in enumerate(cameras) if camera.mosaic]
     found = [camera.mosaic for camera in cameras if camera.mosaic]
@@ -135,7 +138,7 @@ def sense(light: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) -> Ten
 
     raw = light.clamp(0, 1)
     if some:
-        raw[chosen] = _mix(to_sensor, light[chosen]).clamp(0, 1)
+        raw[chosen] = _mix(to_sensor, raw[chosen]).clamp(0, 1)
     if noise.any():
         shot, read = strength.view(-1, 2, 1, 1, 1).unbind(1)
         raw = raw + (shot * raw + read).sqrt() * _normal(places, *boxes[0][2:])
