@@ -117,7 +117,9 @@ def _write(out: Path, name: str, blurred: Image, sharp: Image) -> None:
     try:
         for file, pixels in files.items():
             images.write(file, images.Photo(pixels))
-    except images.ImageError as error:
+    except BaseException as error:  # an interrupt, too, must not leave half a pair
         for file in files:
             file.unlink(missing_ok=True)
-        raise OSError(str(error)) from error
+        if isinstance(error, images.ImageError):
+            raise OSError(str(error)) from error
+        raise

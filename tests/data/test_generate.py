@@ -86,7 +86,7 @@ def test_a_folder_of_frames_itself(save: Callable, tmp_path: Path) -> None:
     assert [p.name for p in find_pairs(tmp_path / "out")] == ["1"]
 
 
-def test_refusals(save: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(save: Callable, tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png")
     for arguments, message in (
         ({"seed": -1}, "seed is -1"),
@@ -108,14 +108,26 @@ def test_refusals(save: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "out").exists()
     (tmp_path / "in" / "a.jpg").unlink()
 
+
+@pytest.mark.parametrize(
+    ("stopped", "raised"), [(images.ImageError("no space left"), OSError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+def test_half_a_pair_is_not_left(
+    stopped: BaseException,
+    raised: type[BaseException],
+    save: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save(tmp_path / "in" / "a.png")
     write = images.write
 
-    def full(path: Path, photo: images.Photo) -> None:
+    def stop(path: Path, photo: images.Photo) -> None:
         if "sharp" in str(path):
-            raise images.ImageError(f"{path}: cannot be written (no space left)")
+            raise stopped
         write(path, photo)
 
-    monkeypatch.setattr(images, "write", full)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr(images, "write", stop)
+    with pytest.raises(raised):
         synth(tmp_path / "in", tmp_path / "out")
     assert contents(tmp_path / "out") == {}
