@@ -49,6 +49,8 @@ HELD_OUT = 256
 """Patches that are not trained on, to compare by."""
 VALIDATED = 2000
 """Steps between validations."""
+REDS = 320
+"""Height and width of the images in reds/."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Pool:
     """Patches made before the training."""
 
     side: int
-    """Height and width; crops of at most this size are trained on. No image may be smaller; reds/, of 320x320, is left
-    out of larger patches."""
+    """Height and width; crops of at most this size are trained on. No image may be smaller; reds/ is left out of
+    patches larger than its images."""
     most: int
     """Number of patches, if there is time for them."""
     least: int
@@ -325,7 +327,8 @@ def main() -> None:
     pools_needed = POOLS[:1] if options.study else POOLS
     sets = []
     for number, pool in enumerate(pools_needed):
-        pairs = tuple(pair for pair in s.pairs if pool.side <= 320 or "reds" not in pair)  # REDS: crops of 320x320
+        large = pool.side > REDS
+        pairs = tuple(pair for pair in s.pairs if not (large and pair.startswith(str(options.data / "reds"))))
         sets.append(TrainingSet(replace(s, pairs=pairs).sources, patch=pool.side, seed=number, blur=s.blur))
     drawn = [plans(data, pool.most) for data, pool in zip(sets, pools_needed, strict=True)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

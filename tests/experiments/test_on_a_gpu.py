@@ -14,6 +14,8 @@ import torch
 from lmfn import LMFN, images
 from lmfn.training.settings import Settings
 
+PAIRS = (["gopro", "reds", "photos"], ["gopro", "photos"])
+"""Those of small and of large patches."""
 SMALL = {"channels": 8, "features": 8, "distilled": 4, "esa": 4, "rfdbs": 1}
 
 
@@ -26,6 +28,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "STUDY", (module.Recipe(batch=2, patch=32), module.Recipe(batch=2, patch=32, fft=0.0)))
     monkeypatch.setattr(module, "HELD_OUT", 4)
     monkeypatch.setattr(module, "VALIDATED", 3)
+    monkeypatch.setattr(module, "REDS", 48)
     monkeypatch.setattr(module, "network", lambda *_: LMFN.from_preset("lmfn", **SMALL))
     return module
 
@@ -36,7 +39,7 @@ def data(tmp_path: Path) -> Path:
 
     def write(folder: str, count: int) -> None:
         for n in range(count):
-            file = tmp_path / "data" / folder / f"{n:02}.png"
+            file = tmp_path / "reds and others" / folder / f"{n:02}.png"
             images.write(file, images.Photo(rng.random((64, 72, 3), dtype=np.float32)))
 
     for folder in ("gopro/blur", "gopro/sharp", "reds/blur", "reds/sharp", "val/real/blur", "val/real/sharp"):
@@ -44,7 +47,7 @@ def data(tmp_path: Path) -> Path:
     for folder in ("photos", "photos_open"):
         write(folder, 2)
     write("frames_240fps/clip", 13)
-    return tmp_path / "data"
+    return tmp_path / "reds and others"
 
 
 def records(file: Path) -> list[dict[str, Any]]:
@@ -66,7 +69,15 @@ def test_a_run_passes_through_its_phases_and_goes_on(
     monkeypatch.setattr(
         script.Stepper, "step", lambda self, rate: [made := step(self, rate), batches.append(len(made[0]))][0]
     )
+    sources: list[list[str]] = []
+    training_set = script.TrainingSet
+    monkeypatch.setattr(
+        script,
+        "TrainingSet",
+        lambda them, **rest: [training_set(them, **rest), sources.append([Path(s.path).name for s in them])][0],
+    )
     run(script, monkeypatch, data, tmp_path / "out", "--seconds", 2)
+    assert sources == [[*pairs, "frames_240fps", "photos", "photos_open"] for pairs in PAIRS]
     assert set(batches) == {4, 2}
     steps = [r for r in records(tmp_path / "out" / "gpu" / "metrics.jsonl") if "loss" in r]
     assert [r["step"] for r in steps] == list(range(1, len(batches) + 1))
