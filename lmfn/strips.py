@@ -86,7 +86,7 @@ class PlainStages:
 
     def halve(self, image: Tensor) -> Sequence[Tensor]:
         image = image.to(self.device)
-        return cast(MSHF, self.model.encoder).halve(image, self.model._mean(image))
+        return cast(MSHF, self.model.encoder).halve(image, self.model.mean_like(image))
 
     def fuse_8th(self, l2: Tensor, l3: Tensor) -> Tensor:
         return cast(MSHF, self.model.encoder).fuse_8th(l2, l3)
@@ -129,7 +129,7 @@ class PlainStages:
         y = self.model.attend(f_l, last, last if f is None else f)
         if skip is None:
             b, _, h, w = y.shape
-            mean = self.model._mean(torch.empty((), device=self.device))
+            mean = self.model.mean_like(torch.empty((), device=self.device))
             skip = mean[:, None, None].expand(b, 3, 4 * h, 4 * w)
         return cast(Tensor, self.model.head(y, skip.to(self.device)))
 

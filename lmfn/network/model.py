@@ -92,7 +92,7 @@ class Network(nn.Module):
         if blurred.shape[0] == 0:
             return blurred.clone()
         height, width = blurred.shape[2:]
-        x, mean = pad(blurred), self._mean(blurred)
+        x, mean = pad(blurred), self.mean_like(blurred)
         f = conv3x3(self.encoder(x, mean), *weight_and_bias(self.reduce))
         out: list[Tensor] = []
         y = f
@@ -118,7 +118,7 @@ class Network(nn.Module):
             y = y + f
         return y
 
-    def _mean(self, x: Tensor) -> Tensor:
+    def mean_like(self, x: Tensor) -> Tensor:
         """`RGB_MEAN` as `[3]`, with the dtype and on the device of `x`.
 
         It is not a buffer: weight files do not contain it, so `to_empty` would leave a buffer unset. It is copied to a

@@ -20,7 +20,7 @@ def test_activity_is_that_of_the_formula() -> None:
     for name, block in blocks.items():
         block.register_forward_hook(lambda _, inputs, output, name=name: seen.update({name: (inputs[0], output)}))
     shares = unit_activity(model, images)
-    l1, l2, l3 = model.encoder.halve(images, model._mean(images))
+    l1, l2, l3 = model.encoder.halve(images, model.mean_like(images))
     model.encoder.fuse_4th(l1, model.encoder.fuse_8th(l2, l3))  # one by one: these calls run all hooks
     assert set(shares) == set(blocks) == set(seen)
     assert len(shares) == 10
