@@ -17,6 +17,7 @@ from bench.providers import PROVIDERS, Provider
 from bench.registry import WorkEstimate
 from bench.rows import OURS, Kernel, Machine, Row, RowFile, Shape
 from lmfn_kernels import testing
+from lmfn_kernels.runtime.configs import short
 from lmfn_kernels.testing import Reference
 
 
@@ -101,10 +102,6 @@ class Session:
 
 def first_line(why: object) -> str:
     return (str(why).strip() or repr(why)).splitlines()[0]
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 import lmfn_kernels
 from bench import tables
 from bench.devices import Call, installed, wall
-from bench.measure import Candidate, Measurement, Session, add_rows, add_rows_before, candidate, reference, short
+from bench.measure import Candidate, Measurement, Session, add_rows, add_rows_before, candidate, reference
 from bench.network import function, image, network
 from bench.ops import DTYPES, Request, shape_of
 from bench.ops import measure as measure_op
@@ -29,6 +29,7 @@ from bench.rows import Shape
 from bench.units import UNITS
 from lmfn.device import has_fast_bf16
 from lmfn_kernels import missing_for_e4m3
+from lmfn_kernels.runtime.configs import short
 from lmfn_kernels.weights import E4M3
 
 SHAPES = {"cuda": ["1x720x1280", "8x720x1280", "1x2160x3840"], "cpu": ["1x256x256", "1x720x1280"]}

@@ -14,13 +14,14 @@ from torch import Tensor
 
 import lmfn_kernels
 from bench.devices import Device, nbytes
-from bench.measure import Candidate, Measurement, Session, add_rows, add_rows_before, candidate, reference, short
+from bench.measure import Candidate, Measurement, Session, add_rows, add_rows_before, candidate, reference
 from bench.providers import PROVIDERS, Provider, call
 from bench.registry import OPS, PARTS, BenchOp
 from bench.rows import Shape
 from lmfn_kernels import testing, weight_layout
 from lmfn_kernels.cases import is_image
 from lmfn_kernels.runtime import configs
+from lmfn_kernels.runtime.configs import short
 from lmfn_kernels.testing import saved_bytes
 
 SIZES = {"cuda": [(1, 180, 320), (1, 540, 960), (16, 64, 64)], "cpu": [(1, 180, 320)]}

@@ -25,7 +25,6 @@ from torch import Tensor
 
 import lmfn_kernels
 from bench.devices import Cpu, Gpu, device
-from bench.measure import short
 from bench.network import image, network
 from bench.ops import shape_of
 from bench.predictions import FACTOR, Prediction, predictions, without
@@ -33,6 +32,7 @@ from bench.registry import OPS
 from bench.rows import Machine, Shape
 from bench.train import STEPS, Step
 from lmfn import atomic
+from lmfn_kernels.runtime.configs import short
 
 SHAPES = {"frame": "1x720x1280", "step": "16x256x256"}
 REPLAYS = 10

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import lmfn_kernels
 from bench.devices import Call, wall
-from bench.measure import Candidate, Measurement, Session, add_rows, add_rows_before, candidate, reference, short
+from bench.measure import Candidate, Measurement, Session, add_rows, add_rows_before, candidate, reference
 from bench.network import function, image, network
 from bench.ops import shape_of
 from bench.providers import PROVIDERS, Provider
@@ -25,6 +25,7 @@ from bench.registry import OPS
 from bench.rows import Shape
 from lmfn.cuda_graphs import GradientGraph
 from lmfn_kernels import testing
+from lmfn_kernels.runtime.configs import short
 
 SHAPES = {"cuda": ["16x256x256", "32x256x256"], "cpu": ["8x64x64"]}
 """Batches of patches: the default sizes on a GPU, the demo's on a CPU."""

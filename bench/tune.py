@@ -25,7 +25,7 @@ import torch
 
 from bench import ahead
 from bench.devices import Call, Gpu, device
-from bench.measure import check_results, first_line, short
+from bench.measure import check_results, first_line
 from bench.ops import SIZES, shape_of
 from bench.providers import PROVIDERS, call
 from bench.registry import OPS, BenchOp
@@ -33,7 +33,7 @@ from bench.rows import Shape
 from lmfn import atomic
 from lmfn_kernels import testing
 from lmfn_kernels.runtime import backend, configs
-from lmfn_kernels.runtime.configs import Config, Table
+from lmfn_kernels.runtime.configs import Config, Table, short
 from lmfn_kernels.runtime.torch_private import sleep_on_gpu
 
 CONFIGS = Path(configs.__file__).parents[1] / "configs"

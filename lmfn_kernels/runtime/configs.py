@@ -71,7 +71,7 @@ def config(kernel: str, x: Tensor) -> Config:
     bits = (x.shape[0] * x.shape[2] * x.shape[3]).bit_length()
     table = {} if torch.are_deterministic_algorithms_enabled() else tuned(device.name).launch
     if table:
-        key = f"{kernel}/{_short(x.dtype)}/{bits}"
+        key = f"{kernel}/{short(x.dtype)}/{bits}"
         if key in table:
             return table[key]
     return heuristic(kernel, x.dtype, device, bits)
@@ -95,11 +95,12 @@ def _faster_in_torch(op: str, dtype: torch.dtype, device: torch.device) -> tuple
     backend = tuned(describe(device).name).backend
     if not backend:
         return ()
-    start = f"{op}/{_short(dtype)}/"
+    start = f"{op}/{short(dtype)}/"
     return tuple(int(key.removeprefix(start)) for key in backend if key.startswith(start) and backend[key] == "torch")
 
 
-def _short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype) -> str:
+    """The name of a dtype in tables."""
     return str(dtype).removeprefix("torch.")
 
 
