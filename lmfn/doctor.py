@@ -18,7 +18,7 @@ import sysconfig
 import tempfile
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
@@ -219,7 +219,7 @@ def _backends() -> Lines:
 
 
 def _triton() -> Lines:
-    """Triton, and what it needs to compile kernels."""
+    """Triton, what it needs to compile kernels, and which of them are used."""
     import torch
 
     gpu = torch.cuda.is_available() or torch.xpu.is_available()
@@ -245,13 +245,20 @@ def _triton() -> Lines:
         return
     from lmfn_kernels.runtime.assembler import assembler, is_sound
 
-    here = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count() if gpu else 0)}
-    for capability in sorted({(8, 0), (9, 0), (10, 0)} | here):
+    capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count() if gpu else 0)]
+    for capability in sorted({(8, 0), (9, 0), (10, 0), *capabilities}):
         arch = 10 * capability[0] + capability[1]
         tool, fault = assembler(arch), ()
-        if capability in here and not is_sound(tool, arch):
+        if capability in capabilities and not is_sound(tool, arch):
             fault = ("it miscompiles kernels; set TRITON_PTXAS_PATH to the ptxas of CUDA 12.9 or newer",)
         yield f"ptxas for sm_{arch}", f"{tool.version} ({Path(tool.path).name})", *fault
+    yield from _kernels_in_gluon(capabilities)
+
+
+def _kernels_in_gluon(capabilities: Sequence[tuple[int, int]]) -> Lines:
+    """Those on trial, and the kernel of 3x3 convolutions on each GPU, of which these are the compute capabilities."""
+    import torch
+
     from lmfn_kernels.conv.triton_backend import ring_programs
     from lmfn_kernels.runtime.trials import ON_TRIAL, in_use
 
@@ -259,13 +266,12 @@ def _triton() -> Lines:
         yield f"on trial: {name}", f"{ON_TRIAL[name]}; used, by LMFN_TRY"
     if unused := [name for name in ON_TRIAL if not in_use(name)]:
         yield "on trial, not used", f"{', '.join(unused)} (until their tests have passed on a GPU)"
-    for i in range(torch.cuda.device_count() if gpu else 0):
+    for i, capability in enumerate(capabilities):
         if ring_programs(torch.device("cuda", i)):
             yield f"3x3 on cuda:{i}", "ring_kernel (Gluon) in 16 bits and FP8"
             continue
-        hopper = torch.cuda.get_device_capability(i) == (9, 0)
         release = "Triton 3.6, with which alone it has run (LMFN_TRY=newer_triton tries 3.7 to 3.9)"
-        lacking = release if hopper else "a GPU of compute capability 9.0"
+        lacking = release if capability == (9, 0) else "a GPU of compute capability 9.0"
         yield f"3x3 on cuda:{i}", f"conv_kernel, as ring_kernel needs {lacking}; FP8 is simulated"
 
 
@@ -281,7 +287,7 @@ def _memory() -> Lines:
     yield "available", _gb(memory.available())
     folder = tempfile.gettempdir()
     yield "temporary folder", f"{_gb(shutil.disk_usage(folder).free)} free"
-    with tempfile.TemporaryFile():
+    with tempfile.TemporaryFile():  # a fault where none can be made
         pass
 
 
