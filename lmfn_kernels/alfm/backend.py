@@ -50,11 +50,11 @@ class ALFMBackend(Protocol):
         weight: Tensor,
         temperature: Tensor | None,
         by_layer: bool,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype,
     ) -> Tensor:
-        """P [B, O, NC], from E [B, NC, NC] or [B, N, N] and the weight [O, NC, 1, 1], in the dtype of E.
+        """P [B, O, NC], from E [B, NC, NC] or [B, N, N] and the weight [O, NC, 1, 1].
 
-        With a `dtype`, that of the maps, it is only for `mix` of one image, and may be rounded to it.
+        It is for `mix` of one image of maps in `dtype`, and may be rounded to it.
         """
 
     def fold_into_weight_backward(

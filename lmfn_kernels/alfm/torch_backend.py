@@ -129,7 +129,7 @@ def fold_into_weight(
     weight: Tensor,
     temperature: Tensor | None,
     by_layer: bool,
-    dtype: torch.dtype | None = None,  # noqa: ARG001
+    dtype: torch.dtype,  # noqa: ARG001
 ) -> Tensor:
     """P [B, O, NC], as in `attention_matrix.py`."""
     return attention_matrix.fold_into_weight(gram, theta, weight, temperature, by_layer)

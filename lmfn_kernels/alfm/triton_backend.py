@@ -245,12 +245,10 @@ def fold_into_weight(
     weight: Tensor,
     temperature: Tensor | None,
     by_layer: bool,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """P [B, O, NC], as in `attention_matrix.py`; with a `dtype`, as `mix_weights` returns its transpose."""
+    """P [B, O, NC], as in `attention_matrix.py`, stored as `mix_weights` returns its transpose."""
     w, m = weight.flatten(1), _attention(gram, temperature, by_layer)
-    if dtype is None:
-        return _folded(w, m, theta, back=False)
     s = pitch(w.shape[0], dtype)
     out = torch.empty((m.shape[0], w.shape[1], s), dtype=dtype, device=m.device)[..., : w.shape[0]].mT
     return _folded(w, m, theta, out[:, :, None], back=False)[:, :, 0]
