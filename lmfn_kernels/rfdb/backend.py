@@ -86,7 +86,7 @@ class RFDBBackend(ConvBackend[PendingT], UpsampleBackend, Protocol[PendingT]):
         `g` is the gradient of the result, or two images whose sum it is.
         """
 
-    def conv_pool(self, x: Tensor, of_conv: Conv, save: bool, /) -> tuple[Tensor, Tensor | None]:
+    def conv_pool(self, x: Tensor, of_conv: Conv, save: bool) -> tuple[Tensor, Tensor | None]:
         """Maximum over 7x7 at stride 3 of conv3x3(x) at stride 2 without padding, and its index, in the backend's own
         format, or None unless `save`."""
 

@@ -474,15 +474,15 @@ def _of_gate(t: Tiling, f: int, low: Sequence[int], fixed_grid: bool, strides: S
     return constants | ratios(t.size[2:], low, fixed_grid) | named_strides("", strides) | t.constants()
 
 
-def conv_pool(x: Tensor, conv: Conv, save: bool) -> tuple[Tensor, Tensor | None]:
+def conv_pool(x: Tensor, of_conv: Conv, save: bool) -> tuple[Tensor, Tensor | None]:
     b, f, h, w = x.shape
     height, width = ((size - 3) // 2 + 1 for size in (h, w))
     low = (height - 7) // 3 + 1, (width - 7) // 3 + 1
-    out, weight = empty_image(x, b, f, *low), weight_as_taps(conv.weight)
+    out, weight = empty_image(x, b, f, *low), weight_as_taps(of_conv.weight)
     index = empty_image(x, b, f, *low, dtype=torch.int8) if save else None
     of_index = (0, 0, 0) if index is None else strides(index)
     key = tiling("conv_pool", x), low, width, weight.stride(), strides(x), strides(out), of_index
-    launch(x, _conv_pool, key, p_x=x, p_w=weight, p_bias=conv.bias, p_out=out, p_index=index)
+    launch(x, _conv_pool, key, p_x=x, p_w=weight, p_bias=of_conv.bias, p_out=out, p_index=index)
     return out, index
 
 
