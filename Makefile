@@ -53,8 +53,9 @@ gpu-train:
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[train,video,dev,bench]"
+	# Nothing is compiled before it is imported: that is a third of it, and all of it would take a minute.
+	$(BIN)/python -m pip install --quiet --no-compile "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[train,video,dev,bench]"
 	# Without torchvision, which the CPU build of torch does not have; what we use of spandrel works without it.
-	$(BIN)/python -m pip install --quiet --no-deps "spandrel>=0.4"
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps "spandrel>=0.4"
 	touch $@
