@@ -314,7 +314,7 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
     inputs = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in inputs]
     references, of_gradients = reference_with_bounds(OPS["rfdb"].function, inputs)
     torch.save([*inputs, *gradients_for([references[0].value.float()])], tmp_path / "tensors.pt")
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path),), nprocs=2, start_method="fork")
     for rank in range(2):
         for backend, found in torch.load(tmp_path / f"found-{rank}.pt").items():
             for i, ((gradient, same_strides), reference) in enumerate(zip(found, of_gradients[1:], strict=True)):
