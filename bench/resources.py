@@ -1,14 +1,15 @@
 """Resources of every kernel on every target, compiled without a GPU: `python -m bench resources`.
 
 The ops are called as usual, on small CPU tensors, with a compiler in place of the launch. The table therefore contains
-exactly the kernels that launches would compile, specialised in the same way. A kernel for sm_90 has two rows, one for
-each ptxas in Triton's wheel, since the driver determines which of them is used (`runtime/assembler.py`).
+exactly the kernels that launches would compile, specialised in the same way. A kernel in Triton for sm_90 has two rows,
+one for each ptxas in Triton's wheel, since the driver determines which of them is used (`runtime/assembler.py`). One in
+Gluon has one row: only Triton 3.6 runs it, and every driver that takes its older ptxas takes the newer one.
 """
 
 import argparse
 import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,13 @@ OPTIONAL = (
 MEMORY = r"\b(?:LDG|STG|LD|ST|LDGSTS|ATOM|ATOMG|RED|REDG|UTMA(?!CCTL)\w+|UBLK\w+)\b"
 """A pattern of NVIDIA's instructions that read or write an image, and of no other."""
 
+FORMS = {
+    "all": "all forms of a kernel",
+    "usual": "all that are launched by default, and the largest ones of what is on trial",
+    "largest": "those that take the most tensors",
+}
+"""Which forms of a kernel are compiled."""
+
 Assembled = tuple[str, str, dict[str, int]]
 """The version of ptxas, the machine code, and the registers, stack and local accesses that it uses."""
 
@@ -131,6 +139,8 @@ class _Compiler:
     def __init__(self, target: GPUTarget, names: Collection[str] | None) -> None:
         self.target, self.names = target, names
         self.compiled: dict[str, tuple[Any, Any, dict[str, Any]]] = {}
+        self.largest: dict[tuple[Any, ...], tuple[int, int]] = {}
+        """Sizes of the largest forms of each kernel; while there are none, all forms are compiled."""
 
     def get_current_device(self) -> str:
         return str(self.target)
@@ -144,8 +154,13 @@ class _Compiler:
     def launch(self, _launch: Any, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
         if self.names is not None and _name(kernel) not in self.names:
             return
-        made = kernel.warmup(grid=grid, **arguments)
-        self.compiled.setdefault(made.hash, (kernel, made, arguments))
+        if _size(arguments) >= self.largest.get(_body(kernel, arguments), (0, 0)):
+            made = kernel.warmup(grid=grid, **arguments)
+            self.compiled.setdefault(made.hash, (kernel, made, arguments))
+
+    def note(self, _launch: Any, kernel: Any, _grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        body = _body(kernel, arguments)
+        self.largest[body] = max(self.largest.get(body, (0, 0)), _size(arguments))
 
 
 def _calls(dtype: torch.dtype, *, training: bool) -> None:
@@ -255,8 +270,8 @@ class _Way(NamedTuple):
     """Whether weights are constant, as in inference."""
 
 
-def compiled(target: str, dtype: str, names: Collection[str] | None = None) -> Iterator[Compiled]:
-    """The rows of one target and dtype, of the kernels with these names, or of all.
+def compiled(target: str, dtype: str, names: Collection[str] | None = None, forms: str = "all") -> Iterator[Compiled]:
+    """The rows of one target and dtype, of the kernels with these names, or of all, in these `FORMS`.
 
     Raises ValueError if no kernel has one of the names.
     """
@@ -269,22 +284,17 @@ def compiled(target: str, dtype: str, names: Collection[str] | None = None) -> I
         # Not set_active and reset_active: the second looks for a GPU driver, which may not exist.
         stack.enter_context(mock.patch.object(driver, "_active", compiler))
         stack.enter_context(mock.patch.object(configs, "describe", return_value=device))
-        stack.enter_context(launch.intercepting(compiler.launch))
         stack.enter_context(trials.trying(*trials.ON_TRIAL))
         # On sm_90 with the kernels in Gluon, too: as by default (but for the wait in each, which overlapping launches
         # need), with all that is on trial, and in inference with weights loaded ahead.
         ways = [_Way(0, trials.ON_TRIAL)]
         if target == "sm_90" and convolutions.has_ring():
             ways += [_Way(8, {"overlap"}), _Way(8, trials.ON_TRIAL), _Way(8, trials.ON_TRIAL, constant=True)]
-        for way in ways:
-            with (
-                mock.patch.object(launch, "is_constant", return_value=way.constant),
-                mock.patch.object(convolutions, "ring_programs", return_value=way.programs),
-                trials.trying(*way.tried),
-            ):
-                _calls(DTYPES[dtype], training=not way.constant)
-                if way.programs and dtype == "bfloat16":
-                    _calls_of_e4m3()
+        whole = {"all": ways, "usual": ways[:2], "largest": []}[forms]
+        others = ways[len(whole) :]
+        _call(whole, dtype, compiler.launch)
+        _call(others, dtype, compiler.note)
+        _call(others, dtype, compiler.launch)
         kernels = list(compiler.compiled.values())
         missing = set(names or ()) - {_name(kernel) for kernel, _, _ in kernels}
         if missing:
@@ -292,6 +302,20 @@ def compiled(target: str, dtype: str, names: Collection[str] | None = None) -> I
         assembled = (_amd if target == "gfx942" else _nvidia)([made for _, made, _ in kernels])
         for (kernel, made, arguments), versions in zip(kernels, assembled, strict=True):
             yield from _rows(target, dtype, kernel, made, arguments, versions)
+
+
+def _call(ways: list[_Way], dtype: str, in_place_of_launches: Callable[..., None]) -> None:
+    for way in ways:
+        with (
+            launch.intercepting(in_place_of_launches),
+            mock.patch.object(launch, "is_constant", return_value=way.constant),
+            mock.patch.object(convolutions, "ring_programs", return_value=way.programs),
+            trials.trying(*way.tried),
+        ):
+            _calls(DTYPES[dtype], training=not way.constant)
+            # With all that is on trial, the weights of an inference, which are constant, are loaded ahead.
+            if way.programs and dtype == "bfloat16" and (way.constant or way.tried != trials.ON_TRIAL):
+                _calls_of_e4m3()
 
 
 def _rows(
@@ -359,6 +383,24 @@ def _name(kernel: Any) -> str:
     return name.removesuffix("_kernel")
 
 
+def _size(a: dict[str, Any]) -> tuple[int, int]:
+    """Of a form of a kernel: how many optional tensors it takes, and how many tensors."""
+    tensors = [name for name, value in a.items() if isinstance(value, torch.Tensor) or hasattr(value, "base")]
+    return len({*OPTIONAL} & {*tensors}), len(tensors)
+
+
+def _body(kernel: Any, a: dict[str, Any]) -> tuple[Any, ...]:
+    """What forms of a kernel share that differ in the tensors that they take."""
+    constants = ("MODE", "TAPS", "STRIDE", "WINDOWED", "BLOCK_H", "BLOCK_W", "ORDERED", "AHEAD")
+    maps = bool(a.get("B2")), bool(a.get("B3")), *_dtypes(a)
+    return kernel.__name__, a["num_warps"], *(a.get(name) for name in constants), *maps
+
+
+def _dtypes(a: dict[str, Any]) -> list[torch.dtype]:
+    """Of the map that a kernel reads and of the one that it writes, where it does by descriptors."""
+    return [a[name].base.dtype for name in ("t_x", "t_out") if hasattr(a.get(name), "base")]
+
+
 def _variant(a: dict[str, Any]) -> str:
     parts = [str(a["MODE"])] if "MODE" in a else []
     parts += ["-".join(str(a[name]) for name in ("K", "N") if name in a)] if "K" in a else []
@@ -366,8 +408,8 @@ def _variant(a: dict[str, Any]) -> str:
     parts += ["down"] if a.get("STRIDE") == 2 else []
     parts += [f"slope={a['SLOPE']}"] if a.get("SLOPE") else []
     parts += [name for name in OPTIONAL if a.get(name) is not None]
-    if E4M3 in (maps := [a[name].base.dtype for name in ("t_x", "t_out") if hasattr(a.get(name), "base")]):
-        parts.append(f"{' to '.join('8' if dtype == E4M3 else '16' for dtype in maps)} bits")
+    if E4M3 in _dtypes(a):
+        parts.append(f"{' to '.join('8' if dtype == E4M3 else '16' for dtype in _dtypes(a))} bits")
     parts += ["three maps"] if a.get("B3") else ["two maps"] if a.get("B2") else []
     parts += ["in turns"] if a.get("ORDERED") else []
     parts += ["weights ahead"] if a.get("AHEAD") else []
@@ -392,7 +434,7 @@ def _cubins(made: Any) -> Iterator[tuple[str, bytes]]:
         for tool in (knobs.nvidia.ptxas, knobs.nvidia.ptxas_blackwell):
             if tool == usual:
                 yield tool.version, made.asm["cubin"]
-            elif arch == 90:
+            elif arch == 90 and "ttir" in made.asm:  # which kernels in Gluon do not have
                 # The PTX requests the version of the newer ptxas, which the older one rejects.
                 ptx.write_text(re.sub(r"\.version \d\.\d", ".version 8.7", made.asm["ptx"]))
                 output(tool.path, "--gpu-name=sm_90a", str(ptx), "-o", str(cubin))
@@ -429,6 +471,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=["sm_80", "sm_90", "sm_100", "gfx942"])
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="default: all")
     parser.add_argument("--kernel", nargs="+", help="names, as in the table; default: all kernels")
+    described = "; ".join(f"{name}: {forms}" for name, forms in FORMS.items())
+    parser.add_argument("--forms", choices=FORMS, default="all", help=described)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -438,7 +482,7 @@ def run(options: argparse.Namespace) -> int:
     rows = []
     for target in options.target:
         for dtype in options.dtype:
-            for row in compiled(target, dtype, options.kernel):
+            for row in compiled(target, dtype, options.kernel, options.forms):
                 rows.append(row)
                 faults = "; ".join(row.faults())
                 print(

@@ -14,24 +14,25 @@ from bench.resources import Compiled, compiled, serialized, waits
 
 @pytest.mark.timeout(1300)
 @pytest.mark.parametrize(
-    ("target", "dtype", "kernels"),
+    ("target", "dtype", "forms", "kernels"),
     [
-        ("sm_80", "float32", []),
-        ("sm_90", "bfloat16", []),
-        ("sm_100", "float16", ["conv"]),
-        ("sm_100", "float32", ["upsampled_conv", "upsampled_conv_input_gradient"]),
-        ("gfx942", "float32", []),
+        ("sm_90", "bfloat16", "usual", []),
+        ("sm_80", "float32", "largest", []),
+        ("sm_100", "float16", "largest", ["conv"]),
+        ("sm_100", "float32", "largest", ["upsampled_conv", "upsampled_conv_input_gradient"]),
+        ("gfx942", "float32", "largest", []),
     ],
 )
-def test_no_fault(environment: dict[str, str], target: str, dtype: str, kernels: list[str]) -> None:
+def test_no_fault(environment: dict[str, str], target: str, dtype: str, forms: str, kernels: list[str]) -> None:
     """In a separate process: this one may use Triton's interpreter, and an LLVM assertion would end it.
 
     In float32, which needs the most registers, on the targets with the fewest; in bfloat16 where both assemblers and
-    the descriptors of matrix instructions are checked; on sm_100, the kernels that have other tiles than on sm_90.
-    `python -m bench resources` covers every target and dtype.
+    the descriptors of matrix instructions are checked; on sm_100, the kernels that have other tiles than on sm_90. What
+    is used by default on sm_90 is compiled in all its forms, everything else in the largest, which are the first to
+    need too much. `python -m bench resources` covers all forms for every target and dtype.
     """
     only = ["--kernel", *kernels] if kernels else []
-    done = resources(environment, "--target", target, "--dtype", dtype, *only)
+    done = resources(environment, "--target", target, "--dtype", dtype, "--forms", forms, *only)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "with faults" in done.stdout.splitlines()[-1]
     if (target, dtype) == ("sm_90", "bfloat16"):
