@@ -18,10 +18,7 @@ from PIL import Image
 
 from lmfn import LMFN, Deblurrer, cli, images
 from lmfn.images import Photo
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+from lmfn.metadata.png import chunk
 
 
 def odd_files(folder: Path) -> dict[str, str]:

@@ -11,15 +11,11 @@ from PIL import Image, ImageCms
 from lmfn import images
 from lmfn.images import ImageError, ImageWarning, formats, heif
 from lmfn.metadata import Blocks
+from tests.images.conftest import smooth
 
 pillow_heif = pytest.importorskip("pillow_heif")
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"> tiff:Orientation="6" xmp:Rating="4" </x:xmpmeta>'
-
-
-def smooth(height: int = 48, width: int = 72) -> np.ndarray:
-    y, x = np.mgrid[:height, :width] / max(height, width)
-    return np.stack([200 * y + 20, 150 * x + 50, 100 * x * y + 90], axis=2).astype(np.uint8)
 
 
 def exif(orientation: int) -> bytes:

@@ -18,18 +18,14 @@ from PIL.TiffImagePlugin import IFDRational
 from lmfn import images
 from lmfn.files import deblur_files
 from lmfn.images import ImageError, Photo
+from lmfn.metadata.png import chunk
+from tests.images.conftest import smooth
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def noise(*shape, dtype=np.uint8, seed=0):
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
-
-
-def smooth(height, width):
-    """An RGB image that JPEG and WebP preserve well and that differs from all its flips and rotations."""
-    y, x = np.mgrid[:height, :width] / max(height, width)
-    return np.stack([200 * y + 20, 150 * x + 50, 100 * x * y + 90], axis=2).astype(np.uint8)
 
 
 def write_raw(path, pixels, *, icc=None, tile=0, channelnames=None, **attributes):
@@ -58,10 +54,6 @@ def raw(path):
     file = oiio.ImageInput.open(str(path), config)
     assert file is not None, oiio.geterror()
     return file.read_image(0, 0, 0, file.spec().nchannels, "unknown"), file.spec()
-
-
-def chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def exif(orientation=1):

@@ -3,7 +3,6 @@
 import io
 import struct
 import warnings
-import zlib
 
 import numpy as np
 import OpenImageIO as oiio  # noqa: N813
@@ -13,6 +12,8 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin
 from lmfn import images
 from lmfn.images import ImageError, ImageWarning, Photo
 from lmfn.metadata import Blocks, xmp
+from lmfn.metadata.png import chunk
+from tests.images.conftest import smooth
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = (
@@ -24,12 +25,6 @@ XMP = (
     b'</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
 FORMATS = [".jpg", ".png", ".webp"]
-
-
-def smooth(height, width):
-    """An RGB image that JPEG and WebP preserve well and that differs from all its flips and rotations."""
-    y, x = np.mgrid[:height, :width] / max(height, width)
-    return np.stack([200 * y + 20, 150 * x + 50, 100 * x * y + 90], axis=2).astype(np.uint8)
 
 
 def save(path, packet=None, **options):
@@ -46,10 +41,6 @@ def save(path, packet=None, **options):
 def copy(source, target):
     images.write(target, images.read(source))
     return Image.open(target)
-
-
-def chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def chunks(path):

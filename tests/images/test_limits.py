@@ -14,10 +14,7 @@ from PIL import Image
 
 from lmfn import images, memory
 from lmfn.images import ImageError, Photo
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+from lmfn.metadata.png import chunk
 
 
 def png_bomb(path: Path, side: int, bits: int, colour: int) -> Path:
