@@ -130,7 +130,7 @@ class BlurOptions:
     read_noise: tuple[float, float] = (0.0, 5e-4)
     """Standard deviation of the noise in linear light that does not depend on the light."""
     mosaic: float = 0.5
-    """Probability that noise is added to the raw values of a Bayer sensor, which are then demosaiced, white-balanced
+    """Probability that noise is added to the raw values of a Bayer sensor, which are then white-balanced, demosaiced
     and converted to sRGB as in a camera. Otherwise it is added to each channel independently."""
     jpeg: float = 0.3
     """Probability that a blurred image is compressed by JPEG."""

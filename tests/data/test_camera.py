@@ -110,22 +110,32 @@ def test_a_photograph_survives_its_mosaic() -> None:
     assert 10 * -(found - smooth)[..., 2:-2, 2:-2].square().mean().log10() > 26
 
 
+def test_the_white_balance_of_a_mosaic_does_not_show() -> None:
+    """Without noise, detail is found alike whatever the sensor's sensitivity to each colour."""
+    light = torch.rand(1, 3, 16, 18, generator=torch.manual_seed(0))
+    found = [
+        sense(light, [Camera(SILENT, Mosaic(gains, PLAIN.matrix, (0, 1)))], [(0, 0, 16, 18)])
+        for gains in ((1.0, 1.0, 1.0), (2.3, 1.0, 1.6))
+    ]
+    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("gains", [(1.0, 1.0, 1.0), (2.0, 1.0, 1.6)])
 def test_noise_behind_a_mosaic_has_the_variance_of_the_filters(gains: tuple[float, float, float]) -> None:
-    """For uniform light: the raw variance times the squares of the filters and of the white balance."""
+    """For uniform light: the raw variance times the squares of the white balance and of the filters."""
     shot, read, value = 1e-3, 2e-3, 0.4
     light = torch.full((1, 3, 400, 400), value)
     found = sense(light, [Camera(Noise(shot, read, 5), Mosaic(gains, PLAIN.matrix, (0, 0)))], [(0, 0, 400, 400)])
-    raw = [shot * value / gain + read**2 for gain in gains]
+    balanced = [gain**2 * (shot * value / gain + read**2) for gain in gains]
     # For red, at the four pixels of the mosaic (itself, horizontal, vertical, diagonal), in 64ths: the squares
     # of the coefficients at red, green and blue pixels.
-    expected = [raw[0]]
+    expected = [balanced[0]]
     for red, green, blue in ((32, 31.5, 0), (32, 31.5, 0), (16, 0, 45)):
-        other = green * raw[1] + blue * raw[2]
-        expected.append((red * raw[0] + other) / 64)
+        other = green * balanced[1] + blue * balanced[2]
+        expected.append((red * balanced[0] + other) / 64)
     places = [found[0, 0, row::2, column::2] for row, column in ((0, 0), (0, 1), (1, 0), (1, 1))]
     for place, variance in zip(places, expected, strict=True):
-        assert place.var().item() == pytest.approx(variance * gains[0] ** 2, rel=0.03)
+        assert place.var().item() == pytest.approx(variance, rel=0.03)
         assert place.mean().item() == pytest.approx(value, abs=1e-3)
 
 

@@ -123,7 +123,7 @@ def sense(light: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) -> Ten
 
     The light is clipped as the photograph was, in sRGB, so that what stands still keeps its colour. With a mosaic it is
     then converted to the sensor's colours, each pixel keeps one of its three values, and the others are interpolated
-    from noisy neighbours (mirrored at the border of the crop).
+    from noisy, white-balanced neighbours (mirrored at the border of the crop).
     """
     some = [n for n, camera in enumerate(cameras) if camera.mosaic]
     found = [camera.mosaic for camera in cameras if camera.mosaic]
@@ -143,8 +143,9 @@ def sense(light: Tensor, cameras: Sequence[Camera], boxes: Sequence[Box]) -> Ten
         shot, read = strength.view(-1, 2, 1, 1, 1).unbind(1)
         raw = raw + (shot * raw + read).sqrt() * _normal(places, *boxes[0][2:])
     if some:
+        # Balanced before the other colours are found, since the filters take detail of one colour for that of all.
+        found_light = _demosaic(gains[..., None, None] * raw[chosen].clamp(0, 1), odd)
         # Clipped before the colours are mixed: otherwise white would turn pink where only green is saturated.
-        found_light = gains[..., None, None] * _demosaic(raw[chosen].clamp(0, 1), odd)
         raw[chosen] = _mix(to_srgb, found_light.clamp(max=1))
     return raw
 
