@@ -359,7 +359,7 @@ OPS: dict[str, OpCase] = {
     "distill_fuse": OpCase(
         fuse_from_flat,
         lambda s, *on: fuse_inputs(s.b, s.c, distilled(s.c), esa(s.c), s.h, s.w, *on),
-        lambda s: s.b * distilled(s.c) * s.h * s.w,
+        lambda s: s.b * (s.c + distilled(s.c) + esa(s.c)) * s.h * s.w,
     ),
     "esa_gate": OpCase(
         gate_from_flat,

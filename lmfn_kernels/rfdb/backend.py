@@ -49,9 +49,6 @@ class RFDBBackend(ConvBackend[PendingT], UpsampleBackend, Protocol[PendingT]):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """y = conv1x1(d1, ..., d4), a = conv1x1(y), and d4 = LR(conv3x3(x)), or None unless `save`; `d` is d1 to d3."""
 
-    def fused(self, d: Sequence[Tensor], fuse: Conv) -> Tensor:
-        """y = conv1x1(d1, ..., d4); `d` is all four maps."""
-
     def recomputed(
         self, x: Sequence[Tensor], distil: Sequence[Conv], d4: Tensor, fuse: Conv, slope: float
     ) -> tuple[Sequence[Tensor], Tensor]:

@@ -26,7 +26,7 @@ from lmfn_kernels.upsample.kernels import upsampled
 
 @triton.jit
 def fuse_kernel(
-    t_x, p_d1, p_d2, p_d3, p_d4, t_last, p_last_bias, p_fuse, p_fuse_bias, p_squeeze, p_squeeze_bias, t_d4, t_y, t_a,
+    t_x, p_d1, p_d2, p_d3, t_last, p_last_bias, p_fuse, p_fuse_bias, p_squeeze, p_squeeze_bias, t_d4, t_y, t_a,
     H, W, C, D, F,
     PITCH_C: tl.constexpr, PITCH_D: tl.constexpr, PITCH_F: tl.constexpr,
     SLOPE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -36,15 +36,13 @@ def fuse_kernel(
     """d4 = leaky(conv3x3(x)), y = conv1x1(d1, ..., d4), a = conv1x1(y). d4 is written only if `t_d4` is given.
 
     y and d4 are rounded to the images' dtype before use, so that backward, which reads them, sees the same values.
-    Without `t_x`, d4 is read from `p_d4`; without `t_a`, a is not computed. Backward recomputes y without both.
     """
     wait_for_previous_launch()
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
-    if t_x is not None:
-        b_d4 = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_D], ACC)
-        for i_tap in tl.range(0, 9, num_stages=STAGES):
-            b_x = load_pixels(t_x, i_b, o_h + i_tap // 3 - 1, o_w + i_tap % 3 - 1, 0)
-            b_d4 = tl.dot(b_x, load_weight(t_last, i_tap, 0, 0), b_d4, input_precision=PRECISION, out_dtype=ACC)
+    b_d4 = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_D], ACC)
+    for i_tap in tl.range(0, 9, num_stages=STAGES):
+        b_x = load_pixels(t_x, i_b, o_h + i_tap // 3 - 1, o_w + i_tap % 3 - 1, 0)
+        b_d4 = tl.dot(b_x, load_weight(t_last, i_tap, 0, 0), b_d4, input_precision=PRECISION, out_dtype=ACC)
     # The remaining loads are issued together and waited for once.
     b_d1 = load_tile(p_d1, i_b, o_h, o_w, H, W, D, PITCH_D, BLOCK_H, BLOCK_W, BLOCK_D)
     b_d2 = load_tile(p_d2, i_b, o_h, o_w, H, W, D, PITCH_D, BLOCK_H, BLOCK_W, BLOCK_D)
@@ -53,14 +51,10 @@ def fuse_kernel(
     b_w2 = load_rows(p_fuse + D * PITCH_C, D, PITCH_C, BLOCK_D, BLOCK_C)
     b_w3 = load_rows(p_fuse + 2 * D * PITCH_C, D, PITCH_C, BLOCK_D, BLOCK_C)
     b_w4 = load_rows(p_fuse + 3 * D * PITCH_C, D, PITCH_C, BLOCK_D, BLOCK_C)
-    if t_a is not None:
-        b_squeeze = load_rows(p_squeeze, C, PITCH_F, BLOCK_C, BLOCK_F)
-    if t_x is None:
-        b_d4 = load_tile(p_d4, i_b, o_h, o_w, H, W, D, PITCH_D, BLOCK_H, BLOCK_W, BLOCK_D)
-    else:
-        b_d4 = leaky(b_d4 + load_bias(p_last_bias, 0, D, BLOCK_D, ACC), SLOPE).to(t_y.dtype)
-        if t_d4 is not None:
-            store_pixels(t_d4, i_b, o_h, o_w, 0, b_d4)
+    b_squeeze = load_rows(p_squeeze, C, PITCH_F, BLOCK_C, BLOCK_F)
+    b_d4 = leaky(b_d4 + load_bias(p_last_bias, 0, D, BLOCK_D, ACC), SLOPE).to(t_y.dtype)
+    if t_d4 is not None:
+        store_pixels(t_d4, i_b, o_h, o_w, 0, b_d4)
     b_y = tl.dot(b_d4, b_w4, input_precision=PRECISION, out_dtype=ACC)
     b_y = tl.dot(b_d1, b_w1, b_y, input_precision=PRECISION, out_dtype=ACC)
     b_y = tl.dot(b_d2, b_w2, b_y, input_precision=PRECISION, out_dtype=ACC)
@@ -68,9 +62,8 @@ def fuse_kernel(
     b_y += load_bias(p_fuse_bias, 0, C, BLOCK_C, ACC)
     b_y = tl.where((tl.arange(0, BLOCK_C) < C)[None, :], b_y, 0.0).to(t_y.dtype)
     store_pixels(t_y, i_b, o_h, o_w, 0, b_y)
-    if t_a is not None:
-        b_a = tl.dot(b_y, b_squeeze, input_precision=PRECISION, out_dtype=ACC)
-        store_pixels(t_a, i_b, o_h, o_w, 0, b_a + load_bias(p_squeeze_bias, 0, F, BLOCK_F, ACC))
+    b_a = tl.dot(b_y, b_squeeze, input_precision=PRECISION, out_dtype=ACC)
+    store_pixels(t_a, i_b, o_h, o_w, 0, b_a + load_bias(p_squeeze_bias, 0, F, BLOCK_F, ACC))
 
 
 @triton.jit

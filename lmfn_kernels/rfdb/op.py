@@ -51,7 +51,7 @@ def distill_fuse(
     """The end of an RFDB: d4 = LR(conv3x3(x)), y = conv1x1(d1, d2, d3, d4), and ESA's first map a = conv1x1(y).
 
     `x` [B, C, H, W], `d` three maps [B, d, H, W], `last` C to d, `fuse` 4d to C', `squeeze` C' to f; returns y
-    [B, C', H, W] and a [B, f, H, W]. Of the intermediate maps only d4 is saved for backward. Errors as in `conv3x3`.
+    [B, C', H, W] and a [B, f, H, W]. Besides inputs and outputs only d4 is saved for backward. Errors as in `conv3x3`.
     """
     checks.image("x", x)
     checks.slope(slope)
@@ -276,9 +276,8 @@ def _distill_fuse_backward(
     wanted: Wanted,
 ) -> Gradients:
     gy, ga = map(f.as_kernel_image, gradients)
-    d4, *transposed = saved
-    x, *d = map(f.as_kernel_image, (t.x, t.d1, t.d2, t.d3, d4))
-    y = f.fused(d, t.fuse)
+    y, _, d4, *transposed = saved
+    x, y, *d = map(f.as_kernel_image, (t.x, y, t.d1, t.d2, t.d3, d4))
     z, dfuse, dsqueeze = f.fuse_backward(gy, ga, y, d, t.fuse.weight, t.squeeze.weight, transposed, options.slope, 1.0)
     found: Gradients = {"d1": z[0], "d2": z[1], "d3": z[2], "fuse": dfuse, "squeeze": dsqueeze}
     if wanted("x"):
@@ -425,6 +424,7 @@ DISTILL_FUSE = Op(
     _distill_fuse_forward,
     _distill_fuse_backward,
     outputs=("y", "a"),
+    saves_outputs=lambda _options: True,  # as the op that reads them does; computing y again would take longer
     transposed=lambda t: _transposed(t.fuse.weight, t.squeeze.weight),
 )
 ESA_GATE = Op("esa_gate", GateInputs, GateOptions, implementation, _esa_gate_forward, _esa_gate_backward)

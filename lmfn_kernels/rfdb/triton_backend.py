@@ -59,7 +59,6 @@ __all__ = [
     "conv_pool",
     "fuse",
     "fuse_backward",
-    "fused",
     "gate",
     "gate_backward",
     "input_gradient",
@@ -114,24 +113,41 @@ def fuse(
     d4 = empty_image(x, b, last.weight.shape[0], h, w) if save else None
     programs = convolution.ring_programs(x.device) if in_use("ring_fuse") else 0
     widths = x.shape[1], fuse.weight.shape[0], d[0].shape[1], a.shape[1]
-    if not programs or x.dtype.itemsize != 2 or tuple(map(channel_block, widths)) != (64, 64, 32, 16):
-        return _fuse((x, *last), d, d4, *fuse, (a, *squeeze), slope), a, d4
     y = padded_image(x, b, fuse.weight.shape[0], h, w)
+    if programs and x.dtype.itemsize == 2 and tuple(map(channel_block, widths)) == (64, 64, 32, 16):
+        launch(
+            x,
+            _ring_fuse,
+            (tuple(x.shape), x.dtype, widths[1:], slope, programs),
+            t_x=x,
+            **{f"t_d{j}": d_j for j, d_j in enumerate(d, 1)},
+            t_last=weight_as_taps(last.weight),
+            p_last_bias=last.bias,
+            t_fuse=weight_as_taps(fuse.weight),
+            p_fuse_bias=fuse.bias,
+            t_squeeze=weight_as_taps(squeeze.weight),
+            p_squeeze_bias=squeeze.bias,
+            t_d4=d4,
+            t_y=y,
+            p_a=a,
+        )
+        return y, a, d4
+    d = [as_pitched_image(d_j) for d_j in d]
     launch(
         x,
-        _ring_fuse,
-        (tuple(x.shape), x.dtype, widths[1:], slope, programs),
+        _fuse_plan,
+        (tiling("fuse", d[0]), d[0].stride(3), x.shape[1], y.shape[1], a.shape[1], slope),
         t_x=x,
-        **{f"t_d{j}": d_j for j, d_j in enumerate(d, 1)},
+        **{f"p_d{j}": d_j for j, d_j in enumerate(d, 1)},
         t_last=weight_as_taps(last.weight),
         p_last_bias=last.bias,
-        t_fuse=weight_as_taps(fuse.weight),
+        p_fuse=weight_as_taps(fuse.weight),
         p_fuse_bias=fuse.bias,
-        t_squeeze=weight_as_taps(squeeze.weight),
+        p_squeeze=weight_as_taps(squeeze.weight),
         p_squeeze_bias=squeeze.bias,
         t_d4=d4,
         t_y=y,
-        p_a=a,
+        t_a=a,
     )
     return y, a, d4
 
@@ -168,10 +184,6 @@ def _ring_fuse(size: Sequence[int], dtype: torch.dtype, widths: Sequence[int], s
         BLOCK_H=rows,
         BLOCK_W=columns,
     )
-
-
-def fused(d: Sequence[Tensor], fuse: Conv) -> Tensor:
-    return _fuse(None, d, None, *fuse, None, 1.0)
 
 
 def recomputed(
@@ -219,45 +231,6 @@ def _recompute(t: Tiling, pitch_d: int, k: int, c: int, slope: float) -> Plan:
         BLOCK_D=block_d,
         **t.constants(),
     )
-
-
-def _fuse(
-    first: tuple[Tensor, Tensor, Tensor] | None,
-    maps: Sequence[Tensor],
-    d4: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    after: tuple[Tensor, Tensor, Tensor] | None,
-    slope: float,
-) -> Tensor:
-    """y from four `maps`, or from three and d4 = LR(conv3x3(x)), which is written to `d4` unless that is None.
-
-    `first` is x, and weight and bias of the convolution for d4. `after` is a, which is written, and weight and bias of
-    the convolution for it.
-    """
-    x, last, last_bias = first or (None, None, None)
-    a, squeeze, squeeze_bias = after or (None, None, None)
-    maps, ch = [as_pitched_image(d) for d in maps], weight.shape[0]
-    d1 = maps[0]
-    y = padded_image(d1, d1.shape[0], ch, *d1.shape[2:])
-    key = tiling("fuse", d1), d1.stride(3), 1 if x is None else x.shape[1], ch, 1 if a is None else a.shape[1], slope
-    launch(
-        d1,
-        _fuse_plan,
-        key,
-        t_x=x,
-        **{f"p_d{j}": d for j, d in enumerate(maps, 1)},
-        t_last=None if last is None else weight_as_taps(last),
-        p_last_bias=last_bias,
-        p_fuse=weight_as_taps(weight),
-        p_fuse_bias=bias,
-        p_squeeze=None if squeeze is None else weight_as_taps(squeeze),
-        p_squeeze_bias=squeeze_bias,
-        t_d4=d4,
-        t_y=y,
-        t_a=a,
-    )
-    return y
 
 
 @lru_cache(PLANS)
