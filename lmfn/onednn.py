@@ -34,7 +34,7 @@ from lmfn.network.blocks import (
 )
 from lmfn.network.model import RGB_MEAN, Network
 from lmfn_kernels import Conv, fold_into_weight, fold_upsampling, layer_attention, layer_gram
-from lmfn_kernels.runtime.torch_private import schema_text
+from lmfn_kernels.runtime.torch_private import missing_onednn_ops
 from lmfn_kernels.upsample.grid import upsample
 
 log = logging.getLogger(__name__)
@@ -56,30 +56,6 @@ LEAKY: Activation = ("leaky_relu", [DECODER_SLOPE])
 Strip = tuple[int, int, int]
 """Image of the batch, first row, row after the last."""
 
-
-SCHEMAS = {
-    "_convolution_pointwise.default": (
-        "mkldnn::_convolution_pointwise(Tensor X, Tensor W, Tensor? B, int[] padding, int[] stride, int[] dilation, "
-        "int groups, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
-    ),
-    "_convolution_pointwise.binary": (
-        "mkldnn::_convolution_pointwise.binary(Tensor X, Tensor other, Tensor W, Tensor? B, int[] padding, "
-        "int[] stride, int[] dilation, int groups, str binary_attr, Scalar? alpha, str? unary_attr, "
-        "Scalar?[] unary_scalars, str? unary_algorithm) -> Tensor Y"
-    ),
-    "_convolution_pointwise_.binary": (
-        "mkldnn::_convolution_pointwise_.binary(Tensor(a!) other, Tensor X, Tensor W, Tensor? B, int[] padding, "
-        "int[] stride, int[] dilation, int groups, str binary_attr, Scalar? alpha, str? unary_attr, "
-        "Scalar?[] unary_scalars, str? unary_algorithm) -> Tensor(a!) Y"
-    ),
-    "_reorder_convolution_weight.default": (
-        "mkldnn::_reorder_convolution_weight(Tensor self, int[2] padding=0, int[2] stride=1, int[2] dilation=1, "
-        "int groups=1, int[]? input_size=None) -> Tensor Y"
-    ),
-    "_is_mkldnn_bf16_supported.default": "mkldnn::_is_mkldnn_bf16_supported() -> bool _0",
-}
-"""The operators of PyTorch's oneDNN binding used here, with their schemas. The binding is not public and may differ
-between releases."""
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Bound of the self-check: RMS error divided by the RMS of the network's output, about ten times the rounding error."""
 
@@ -114,12 +90,9 @@ def is_supported(model: Network, dtype: torch.dtype) -> bool:
     known = type(model.encoder) is MSHF and type(model.alfm) in (ALFM, Concat, type(None))
     if not known or not torch.backends.mkldnn.is_available():
         return False
-    for name, schema in SCHEMAS.items():
-        op, _, overload = name.partition(".")
-        found = getattr(getattr(torch.ops.mkldnn, op, None), overload, None)
-        if schema_text(found) != schema:
-            warn_once(f"PyTorch {torch.__version__} has another torch.ops.mkldnn.{name}")
-            return False
+    for name in missing_onednn_ops():
+        warn_once(f"PyTorch {torch.__version__} has another torch.ops.mkldnn.{name}")
+        return False
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and has_fast_bf16(torch.device("cpu"))
     return dtype == torch.float32 or (dtype == torch.bfloat16 and fast)
 

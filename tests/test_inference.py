@@ -25,7 +25,7 @@ from lmfn.onednn import OneDNNNetwork, for_onednn, is_supported
 from lmfn_kernels import backend
 from lmfn_kernels.conv import backend as conv
 from lmfn_kernels.conv import triton_backend
-from lmfn_kernels.runtime import launch
+from lmfn_kernels.runtime import launch, torch_private
 from lmfn_kernels.runtime.torch_private import TorchDispatchMode
 from lmfn_kernels.runtime.trials import ON_TRIAL, trying
 from lmfn_kernels.weights import E4M3
@@ -166,19 +166,21 @@ def fails(*_):
     ("place", "name", "value", "words"),
     [
         (
-            lmfn.onednn,
-            "SCHEMAS",
+            torch_private,
+            "ONEDNN_SCHEMAS",
             {"_convolution_pointwise.default": "another"},
             f"PyTorch {torch.__version__} has another torch.ops.mkldnn._convolution_pointwise.default",
         ),
-        (lmfn.onednn, "SCHEMAS", {"_gone.default": "it"}, "has another torch.ops.mkldnn._gone.default"),
+        (torch_private, "ONEDNN_SCHEMAS", {"_gone.default": "it"}, "has another torch.ops.mkldnn._gone.default"),
         (OneDNNNetwork, "__call__", fails, "they fail: expected 12 arguments"),
         (OneDNNNetwork, "__call__", lambda _, x: x, "in torch.float32 their result is off by"),
     ],
     ids=["another", "gone", "fails", "wrong"],
 )
 def test_another_onednn_is_not_used_and_that_is_logged_once(monkeypatch, caplog, place, name, value, words):
-    lmfn.onednn.warn_once.cache_clear()
+    caches = lmfn.onednn.warn_once, torch_private.missing_onednn_ops
+    for cache in caches:
+        cache.cache_clear()
     model, x = network(), image(1, 3, 64, 64)
     monkeypatch.setattr(place, name, value)
     assert for_onednn(model, torch.float32) is None
@@ -186,7 +188,8 @@ def test_another_onednn_is_not_used_and_that_is_logged_once(monkeypatch, caplog,
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("oneDNN's convolutions are not used, inference on this CPU is slower: ")
     assert words in caplog.messages[0]
-    lmfn.onednn.warn_once.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def test_a_broken_network_is_not_held_against_onednn():

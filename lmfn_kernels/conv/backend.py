@@ -47,7 +47,7 @@ class ConvBackend(Protocol[PendingT]):
         """The gradient of an activation's input, from the gradient `g` of its output `y`."""
 
     def materialize(self, e: Tensor | PendingT) -> Tensor:
-        """The result of `mask_gradient` as a new tensor."""
+        """The result of `mask_gradient` as a tensor, `g` itself if nothing is masked."""
 
     def input_gradient(
         self,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmfn_kernels.runtime.torch_private import missing_onednn_ops
 from lmfn_kernels.weights import E4M3, ScaledConv
 
 aten = torch.ops.aten
@@ -47,8 +48,7 @@ def mask_gradient_(g: Tensor, y: Tensor, slope: float) -> Tensor:
 
 
 def materialize(e: Tensor) -> Tensor:
-    """The result of `mask_gradient` as a new tensor."""
-    return e.clone()
+    return e
 
 
 def conv(
@@ -61,10 +61,38 @@ def conv(
     padding: int = 0,
     slope: float = 1.0,
 ) -> Tensor:
-    y = as_kernel_image(F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), stride, padding))
-    if residual is not None:
-        y += residual
-    return activate_(y, slope)
+    bias = None if bias is None else bias.to(x.dtype)
+    if not _has_onednn(x):
+        y = as_kernel_image(F.conv2d(x, weight, bias, stride, padding))
+        if residual is not None:
+            y += residual
+        return activate_(y, slope)
+    # In oneDNN's convolution itself: another pass over the result takes longer than a 1x1 convolution's products.
+    onednn, weight = torch.ops.mkldnn._convolution_pointwise, weight.contiguous()
+    geometry = [padding] * 2, [stride] * 2, [1, 1], 1
+    if residual is None and slope != 0:
+        return as_kernel_image(onednn.default(x, weight, bias, *geometry, "leaky_relu", [slope], ""))
+    if residual is None:
+        y = onednn.default(x, weight, bias, *geometry, "none", [], "")
+    else:
+        y = onednn.binary(x, residual, weight, bias, *geometry, "add", 1.0, None, [], None)
+    # Not there: its ReLU makes a NaN 0, and it has no leaky ReLU after a sum.
+    return activate_(as_kernel_image(y), slope)
+
+
+def add_conv_(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """y += conv1x1(x), without a tensor for the summand where oneDNN is used."""
+    if not _has_onednn(x):
+        return y.add_(conv(x, weight, None))
+    onednn, geometry = torch.ops.mkldnn._convolution_pointwise_, ([0, 0], [1, 1], [1, 1], 1)
+    found: Tensor = onednn.binary(y, x, weight.contiguous(), None, *geometry, "add", 1.0, None, [], None)
+    return found
+
+
+def _has_onednn(x: Tensor) -> bool:
+    """Whether oneDNN's convolutions with sums and activations are used: on CPUs, not on fake tensors."""
+    usable = type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    return usable and torch.backends.mkldnn.is_available() and not missing_onednn_ops()
 
 
 def scaled_conv(x: Tensor, conv: ScaledConv, residual: Tensor | None, *, slope: float, dtype: torch.dtype) -> Tensor:
@@ -106,7 +134,7 @@ def input_gradient(
     if residual:
         dx += e
     if extra is not None:
-        dx += input_gradient(*extra, x)
+        add_conv_(dx, extra[0], extra[1].transpose(0, 1))
     mask_gradient_(dx, x, mask)
     return dx if add is None else dx.add_(add)
 

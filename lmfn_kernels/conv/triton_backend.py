@@ -56,12 +56,10 @@ def mask_gradient(g: Tensor, y: Tensor, slope: float) -> Tensor | PendingMask:
 
 
 def materialize(e: Tensor | PendingMask) -> Tensor:
-    """The result of `mask_gradient` as a new tensor."""
     g, activation_output, slope = as_pending(e)
-    out = empty_image(g, *g.shape)
-    return out.copy_(
-        g if activation_output is None else torch.where(activation_output > 0, g, g * slope if slope else 0.0)
-    )
+    if activation_output is None:
+        return g
+    return empty_image(g, *g.shape).copy_(torch.where(activation_output > 0, g, g * slope if slope else 0.0))
 
 
 def launch_conv(

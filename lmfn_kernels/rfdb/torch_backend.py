@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lmfn_kernels.conv.torch_backend import (
+    add_conv_,
     as_kernel_image,
     conv,
     input_gradient,
@@ -29,7 +30,6 @@ __all__ = [
     "conv_pool",
     "fuse",
     "fuse_backward",
-    "fused",
     "gate",
     "gate_backward",
     "input_gradient",
@@ -74,16 +74,16 @@ def fuse(
     x: Tensor, d: Sequence[Tensor], last: Conv, fuse: Conv, squeeze: Conv, slope: float, save: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     d4 = conv(x, *last, padding=1, slope=slope)
-    y = fused((*d, d4), fuse)
+    y = _fused((*d, d4), fuse)
     return y, conv(y, *squeeze), d4 if save else None
 
 
-def fused(d: Sequence[Tensor], fuse: Conv) -> Tensor:
+def _fused(d: Sequence[Tensor], fuse: Conv) -> Tensor:
     # Map by map: concatenating them would be a copy.
     parts = fuse.weight.chunk(4, dim=1)
     y = conv(d[0], parts[0], fuse.bias)
     for d_j, part in zip(d[1:], parts[1:], strict=True):
-        y += conv(d_j, part, None)
+        add_conv_(y, d_j, part)
     return y
 
 
@@ -91,7 +91,7 @@ def recomputed(
     x: Sequence[Tensor], distil: Sequence[Conv], d4: Tensor, fuse: Conv, slope: float
 ) -> tuple[Sequence[Tensor], Tensor]:
     d = [conv(x_j, *of_x, slope=slope) for x_j, of_x in zip(x, distil, strict=True)]
-    return d, fused((*d, d4), fuse)
+    return d, _fused((*d, d4), fuse)
 
 
 def conv_pool(x: Tensor, of_conv: Conv, save: bool) -> tuple[Tensor, Tensor | None]:
@@ -155,7 +155,7 @@ def fuse_backward(
     d_slope: float,
 ) -> tuple[list[Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     of_y, *of_maps = transposed
-    dy = conv(ga, of_y, None).add_(gy)
+    dy = conv(ga, of_y, None, gy)
     of_parts, of_biases = zip(*map(weight_gradient, [dy] * 4, d, weight.chunk(4, dim=1)), strict=True)
     dweight = torch.empty_like(weight).copy_(torch.cat(of_parts, dim=1))
     slopes = (d_slope, d_slope, d_slope, slope)

@@ -5,6 +5,7 @@ it, unless stated otherwise below; no result changes silently.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "TorchDispatchMode",  # to observe every operation: the test oracle, counting launches
     "constant_when_compiled",
     "is_transformed",
+    "missing_onednn_ops",
     "profiled_events",
     "schema_text",
     "sleep_on_gpu",
@@ -48,6 +50,38 @@ def schema_text(op: Any) -> str | None:
     """The schema of `torch.ops.<namespace>.<op>.<overload>` as text, or None if `op` has no schema."""
     schema = getattr(op, "_schema", None)
     return None if schema is None else str(schema)
+
+
+ONEDNN_SCHEMAS = {
+    "_convolution_pointwise.default": (
+        "mkldnn::_convolution_pointwise(Tensor X, Tensor W, Tensor? B, int[] padding, int[] stride, int[] dilation, "
+        "int groups, str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y"
+    ),
+    "_convolution_pointwise.binary": (
+        "mkldnn::_convolution_pointwise.binary(Tensor X, Tensor other, Tensor W, Tensor? B, int[] padding, "
+        "int[] stride, int[] dilation, int groups, str binary_attr, Scalar? alpha, str? unary_attr, "
+        "Scalar?[] unary_scalars, str? unary_algorithm) -> Tensor Y"
+    ),
+    "_convolution_pointwise_.binary": (
+        "mkldnn::_convolution_pointwise_.binary(Tensor(a!) other, Tensor X, Tensor W, Tensor? B, int[] padding, "
+        "int[] stride, int[] dilation, int groups, str binary_attr, Scalar? alpha, str? unary_attr, "
+        "Scalar?[] unary_scalars, str? unary_algorithm) -> Tensor(a!) Y"
+    ),
+    "_reorder_convolution_weight.default": (
+        "mkldnn::_reorder_convolution_weight(Tensor self, int[2] padding=0, int[2] stride=1, int[2] dilation=1, "
+        "int groups=1, int[]? input_size=None) -> Tensor Y"
+    ),
+    "_is_mkldnn_bf16_supported.default": "mkldnn::_is_mkldnn_bf16_supported() -> bool _0",
+}
+"""The operators of PyTorch's oneDNN binding that are used, with their schemas."""
+
+
+@cache
+def missing_onednn_ops() -> list[str]:
+    """The names in `ONEDNN_SCHEMAS` that this PyTorch lacks or declares otherwise."""
+    packets = {name: name.split(".") for name in ONEDNN_SCHEMAS}
+    found = {name: getattr(getattr(torch.ops.mkldnn, op, None), of, None) for name, (op, of) in packets.items()}
+    return [name for name, schema in ONEDNN_SCHEMAS.items() if schema_text(found[name]) != schema]
 
 
 def sleep_on_gpu(cuda: Any, cycles: int) -> None:

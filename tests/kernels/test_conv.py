@@ -32,6 +32,16 @@ def test_weight_alone() -> None:
     assert_correct(partial(lmfn_kernels.conv3x3, activation="relu"), conv_inputs(1, 3, 4, 5, 6, torch.float32)[:2])
 
 
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu"])
+def test_nan_is_kept_on_a_cpu(activation: str) -> None:
+    """oneDNN's own ReLU makes it 0."""
+    x, weight, bias, residual = conv_inputs(1, 16, 16, 5, 6, torch.float32)
+    x[:, :, 2, 3] = torch.nan
+    for added in (None, residual):
+        y = lmfn_kernels.conv3x3(x, weight, bias, added, activation=activation)
+        assert y.isnan().sum() == 16 * 9
+
+
 @pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (2, 0)])
 def test_gradients_of_a_convolution_and_another_use_of_its_input(backend: str, stride: int, padding: int) -> None:
     """Backward adds the gradient of the other use, which nothing but the kernel does."""
