@@ -116,7 +116,8 @@ class BlurOptions:
     teeth: tuple[int, int] = (5, 9)
     """Number of positions of a `comb`."""
     highlights: tuple[float, float] = (1.0, 2.0)
-    """Factor by which the light of a clipped value (255) exceeded white, so that its streak stays white."""
+    """Factor by which the light of a clipped value (255) exceeded white, so that its streak stays white;
+    1 with text on the photograph, whose paper is white."""
     contrast: tuple[float, float] = (0.0, 0.4)
     """Share of an S-shaped curve in the tone curve of the camera that took the photograph: 0 is the sRGB curve."""
     labels: float = 0.08

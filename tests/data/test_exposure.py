@@ -154,6 +154,14 @@ def test_light_is_kept_by_every_motion() -> None:
             assert light.sum() == pytest.approx(light_of(photo).sum(), rel=0.01)
 
 
+def test_text_on_white_paper_keeps_its_light() -> None:
+    photo = np.full((90, 90, 3), 128, np.uint8)
+    for seed in range(6):
+        made = blur_photo(photo, rng(seed), BlurOptions(**(CLEAN | {"labels": 1, "highlights": (2, 2)})))
+        blurred, sharp = (light_of(image).mean() for image in made)
+        assert blurred == pytest.approx(sharp, rel=0.03)
+
+
 def test_an_object_moves_and_its_ground_stands() -> None:
     photo = np.full((120, 120, 3), 60, np.uint8)
     photo[:, :40] = 200  # the source of the objects is elsewhere

@@ -92,14 +92,17 @@ class Exposure:
             return cls(kind, softness=softness, quality=draw_quality(rng, blur) if kind != "sharp" else None)
         label = Overlay.draw(rng, "text", area) if rng.random() < blur.labels else None
         motion, object_motion = draw_motion(rng, blur, kind, size, area)
+        outline = draw_outline(rng, size, area) if kind == "object" else None
+        depth = draw_depth(rng, area) if kind == "depth" else None
+        gain = uniform(rng, blur.highlights)
         return cls(
             kind,
             label,
             motion=motion,
-            outline=draw_outline(rng, size, area) if kind == "object" else None,
+            outline=outline,
             object_motion=object_motion,
-            depth=draw_depth(rng, area) if kind == "depth" else None,
-            gain=uniform(rng, blur.highlights),
+            depth=depth,
+            gain=1.0 if label else gain,  # white paper is no lamp: its light would drown the text
             contrast=uniform(rng, blur.contrast),
             camera=Camera.draw(rng, blur),
         )
