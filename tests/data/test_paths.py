@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmfn.data import BlurKinds, BlurOptions
-from lmfn.data.synthesis.paths import Motion, draw_motion
+from lmfn.data.synthesis.paths import Motion, draw_motion, draw_outline
 from lmfn.options import BlurKind
 
 SIZE = (150, 210)
@@ -106,6 +106,15 @@ def test_zoom_has_its_pivot_in_the_area() -> None:
         assert 90 <= motion.pivot[1] <= 109
         assert np.ptp(motion.zoom) + np.ptp(motion.angle) > 0
         assert not motion.x.any()
+
+
+def test_an_object_has_its_pixels_from_elsewhere_in_the_photograph() -> None:
+    """Not from its mirrored surroundings."""
+    for seed in range(40):
+        outline = draw_outline(rng(seed), SIZE, (90, 120, 60, 60))
+        for centre, offset, extent in zip(outline.centre, outline.texture, SIZE, strict=True):
+            assert outline.radius - 1 < centre + offset < extent - outline.radius + 1
+        assert np.hypot(*outline.texture) > outline.radius
 
 
 def test_kinds_are_drawn_by_their_shares() -> None:

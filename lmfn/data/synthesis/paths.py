@@ -179,5 +179,10 @@ def draw_outline(rng: np.random.Generator, size: tuple[int, int], area: Box) -> 
     centre = _place(rng, area, 0.1)
     radius = min(area[2:]) * rng.uniform(0.15, 0.45)
     dents = tuple((float(rng.uniform(0, 0.5 / k)), float(rng.uniform(0, 2 * np.pi))) for k in (2, 3, 4))
-    below, right = (int(rng.integers(extent // 4, extent - extent // 4 + 1)) for extent in size)
+    # A quarter of the photograph away, or more, unless the object would cross a border: beyond it pixels are mirrored.
+    away = [int(rng.integers(extent // 4, extent - extent // 4 + 1)) for extent in size]
+    source = [
+        np.clip((at + by) % extent, radius, extent - radius) for at, by, extent in zip(centre, away, size, strict=True)
+    ]
+    below, right = (round(there - here) for there, here in zip(source, centre, strict=True))
     return Outline(centre, radius, dents, (below, right))
