@@ -482,7 +482,7 @@ def matrix_precision(x: Tensor) -> str:
     """
     if x.dtype != torch.float32:
         return "ieee"
-    if torch.backends.cuda.matmul.fp32_precision == "tf32":
+    if torch.backends.cuda.matmul.fp32_precision == "tf32" and configs.has_tf32(x.device):
         return "tf32"
     return "tf32x3" if torch.version.hip is None and configs.describe(x.device).shared > 65536 else "ieee"
 

@@ -310,6 +310,15 @@ def describe(device: torch.device) -> Device:
     return Device(properties.name.lower().replace(" ", "-"), capability, shared)
 
 
+@cache
+def has_tf32(device: torch.device) -> bool:
+    """Whether Triton has TF32 products for a device: of AMD's GPUs, for gfx942 alone."""
+    if device.type != "cuda" or torch.version.hip is None:
+        return True
+    architecture: str = torch.cuda.get_device_properties(device).gcnArchName
+    return architecture.startswith("gfx942")
+
+
 class Table(NamedTuple):
     """The result of tuning for a device; the fields are the members of the file's object."""
 

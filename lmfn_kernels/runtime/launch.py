@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lmfn_kernels.runtime import overlap
 from lmfn_kernels.runtime.assembler import compiler_options
-from lmfn_kernels.runtime.configs import Config, config
+from lmfn_kernels.runtime.configs import Config, config, has_tf32
 from lmfn_kernels.runtime.constant_weights import is_constant
 from lmfn_kernels.runtime.gradients import PendingMask
 from lmfn_kernels.runtime.layout import pitch, pixel_pitch
@@ -230,7 +230,7 @@ def accumulator(dtype: torch.dtype) -> Any:
 def precision(x: Tensor) -> str:
     """`tl.dot`'s precision of float32 products, by PyTorch's own setting for convolutions."""
     tf32 = x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return "tf32" if tf32 else "ieee"
+    return "tf32" if tf32 and has_tf32(x.device) else "ieee"
 
 
 class Tiling(NamedTuple):

@@ -4,6 +4,8 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -111,6 +113,24 @@ def test_table_is_read_while_compiling(table: Callable[[object], Path]) -> None:
         for height in (100, 30):
             x = torch.zeros(1, 2, height, 100)
             assert (compiled(x) == (1 if height == 30 else -1)).all()
+
+
+def test_tf32_only_where_triton_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's setting for convolutions is TF32 by default, on AMD's GPUs, too; there Triton compiles kernels that ask
+    for it for gfx942 alone."""
+    from lmfn_kernels.alfm import triton_backend as alfm
+    from lmfn_kernels.runtime import launch
+
+    names = "gfx942:sramecc+:xnack-", "gfx950:sramecc+:xnack-", "gfx1100"
+    properties = [SimpleNamespace(gcnArchName=name) for name in names]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties[device.index])
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.backends.cudnn, "conv", SimpleNamespace(fp32_precision="tf32"))
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="tf32"))
+    for i, expected in enumerate(("tf32", "ieee", "ieee")):
+        x = Mock(dtype=torch.float32, device=torch.device("cuda", i))
+        assert (launch.precision(x), alfm.matrix_precision(x)) == (expected, expected)
+    configs.has_tf32.cache_clear()
 
 
 @pytest.mark.parametrize(
