@@ -120,6 +120,8 @@ def specialisation(kernel: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
     def of(name: str, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.dtype, value.data_ptr() % 16 == 0
+        if isinstance(value, tuple):
+            return tuple(of(name, part) for part in value)
         if hasattr(value, "block_shape"):
             return value.base.dtype, tuple(value.block_shape)
         if type(value) is int and name not in constants:

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from lmfn_kernels.alfm.kernels import pixel_shares, windows_of_block
 from lmfn_kernels.runtime.kernels import (
+    dtype_of,
     leaky,
     load_bias,
     load_pitched,
@@ -205,7 +206,7 @@ def merge_kernel(
     i_b, o_h, o_w = pixel_tile(tl.program_id(0), H, W, BLOCK_H, BLOCK_W)
     b_y = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], ACC)
     # In 32 bits, and beside the three sums of a 3x3x3 gate, four layers at once would need too many registers.
-    if t_out.dtype.primitive_bitwidth > 16 or MAPS == 3:
+    if dtype_of(t_out).primitive_bitwidth > 16 or MAPS == 3:
         b_y = attend(
             b_y, p_f0, p_f1, None, None, p_w, 0, i_b, o_h, o_w, H, W, C, SIDE_H, SIDE_W, ROWS, COLUMNS,
             WINDOWED, LAYERS, PITCH, OF_ROW, ACC, PRECISION, BLOCK_H, BLOCK_W, BLOCK_C,

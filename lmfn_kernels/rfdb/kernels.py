@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from lmfn_kernels.runtime.kernels import (
+    dtype_of,
     leaky,
     leaky_gradient,
     load_bias,
@@ -52,7 +53,7 @@ def fuse_kernel(
     b_w3 = load_rows(p_fuse + 2 * D * PITCH_C, D, PITCH_C, BLOCK_D, BLOCK_C)
     b_w4 = load_rows(p_fuse + 3 * D * PITCH_C, D, PITCH_C, BLOCK_D, BLOCK_C)
     b_squeeze = load_rows(p_squeeze, C, PITCH_F, BLOCK_C, BLOCK_F)
-    b_d4 = leaky(b_d4 + load_bias(p_last_bias, 0, D, BLOCK_D, ACC), SLOPE).to(t_y.dtype)
+    b_d4 = leaky(b_d4 + load_bias(p_last_bias, 0, D, BLOCK_D, ACC), SLOPE).to(dtype_of(t_y))
     if t_d4 is not None:
         store_pixels(t_d4, i_b, o_h, o_w, 0, b_d4)
     b_y = tl.dot(b_d4, b_w4, input_precision=PRECISION, out_dtype=ACC)
@@ -60,7 +61,7 @@ def fuse_kernel(
     b_y = tl.dot(b_d2, b_w2, b_y, input_precision=PRECISION, out_dtype=ACC)
     b_y = tl.dot(b_d3, b_w3, b_y, input_precision=PRECISION, out_dtype=ACC)
     b_y += load_bias(p_fuse_bias, 0, C, BLOCK_C, ACC)
-    b_y = tl.where((tl.arange(0, BLOCK_C) < C)[None, :], b_y, 0.0).to(t_y.dtype)
+    b_y = tl.where((tl.arange(0, BLOCK_C) < C)[None, :], b_y, 0.0).to(dtype_of(t_y))
     store_pixels(t_y, i_b, o_h, o_w, 0, b_y)
     b_a = tl.dot(b_y, b_squeeze, input_precision=PRECISION, out_dtype=ACC)
     store_pixels(t_a, i_b, o_h, o_w, 0, b_a + load_bias(p_squeeze_bias, 0, F, BLOCK_F, ACC))
@@ -75,7 +76,7 @@ def distilled_again(
     b_x = load_pixels(t_x, i_b, o_h, o_w, 0)
     b_d = tl.dot(b_x, load_weight(t_w, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
     b_d = leaky(b_d + load_bias(p_bias, 0, D, BLOCK_D, ACC), SLOPE)
-    b_d = tl.where((tl.arange(0, BLOCK_D) < D)[None, :], b_d, 0.0).to(t_d.dtype)
+    b_d = tl.where((tl.arange(0, BLOCK_D) < D)[None, :], b_d, 0.0).to(dtype_of(t_d))
     store_pixels(t_d, i_b, o_h, o_w, 0, b_d)
     return b_d
 
@@ -203,7 +204,7 @@ def gate_kernel(
     )  # fmt: skip
     b_a = load_pixels(t_a, i_b, o_h, o_w, 0)
     b_t = tl.dot(b_a, load_weight(t_skip, 0, 0, 0), b_t, input_precision=PRECISION, out_dtype=ACC)
-    b_t = (b_t + load_bias(p_skip_bias, 0, F, BLOCK_F, ACC)).to(t_y.dtype)
+    b_t = (b_t + load_bias(p_skip_bias, 0, F, BLOCK_F, ACC)).to(dtype_of(t_y))
     b_s = tl.dot(b_t, load_weight(t_expand, 0, 0, 0), input_precision=PRECISION, out_dtype=ACC)
     b_s += load_bias(p_expand_bias, 0, C, BLOCK_C, ACC)
     store_padded(t_out, i_b, o_h, o_w, 0, C, load_pixels(t_y, i_b, o_h, o_w, 0).to(ACC) * sigmoid(b_s))

@@ -204,7 +204,7 @@ def _upsample_backward(case: _Case) -> Config:
 def _of_partial_sums(case: _Case, *, stages: int) -> Config:
     """For sums over pixels, with `stages` where 16 bits and much shared memory allow it.
 
-    Small tiles: without TMA, the address of every element occupies a register.
+    Small tiles where there is less shared memory.
     """
     wide = case.big and case.short
     height = (8 if wide else 4) if case.big else 2
@@ -259,7 +259,9 @@ def _channel_gate(case: _Case) -> Config:
 
 def _merge(case: _Case) -> Config:
     found = _channel_gate(case)
-    return found if case.big or case.short else found._replace(height=2)
+    if case.big:
+        return found
+    return found._replace(warps=4) if case.short else found._replace(height=2)  # with 8, it spills on sm_80
 
 
 def _channel_gate_gradient(case: _Case, *, splits: int) -> Config:

@@ -3,7 +3,8 @@
 Names: `t_` tensor descriptors, `b_` block values, `p_` pointers, `o_` offsets, `i_` program ids, `m_` masks.
 
 Images are read through descriptors `[B, H, W, C]`: elements outside the image or beyond the last channel read as exact
-zeros, whatever memory contains there, and are never written.
+zeros, whatever memory contains there, and are never written. On GPUs without TMA, a descriptor is `Pointed` of
+`launch.py`: Triton's own would be loaded value by value, as it does not know that 16 bytes of a pixel lie together.
 """
 
 # ruff: noqa: N803  (names of constants are upper-case)
@@ -13,6 +14,7 @@ import triton.language as tl
 
 from lmfn_kernels.runtime.overlap import can_overlap
 from lmfn_kernels.runtime.target import capability
+from lmfn_kernels.runtime.triton_private import constexpr_function
 
 
 @triton.jit
@@ -36,17 +38,65 @@ def pixel_tile(i_tile, H, W, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
     return i_tile // n_tiles, i_rest // n_w * BLOCK_H, i_rest % n_w * BLOCK_W
 
 
+@constexpr_function
+def is_pointed(t_x):
+    return isinstance(t_x, (tuple, tl.tuple))
+
+
+@constexpr_function
+def dtype_of(t_x):
+    return t_x[0].dtype.element_ty if isinstance(t_x, (tuple, tl.tuple)) else t_x.dtype
+
+
+@triton.jit
+def point_to_pixels(t_x, i_b, o_h, o_w, o_c):
+    """Of a tile of a `Pointed` image: pointers, which pixels are in the image, and the numbers of the channels."""
+    BLOCK_H: tl.constexpr = t_x.block_shape[1]
+    BLOCK_W: tl.constexpr = t_x.block_shape[2]
+    UNIT: tl.constexpr = 128 // dtype_of(t_x).primitive_bitwidth
+    s_b, s_h, s_w = tl.cast(t_x.units[0], tl.int64) * UNIT, t_x.units[1] * UNIT, t_x.units[2] * UNIT
+    o_p = tl.arange(0, BLOCK_H * BLOCK_W)
+    o_n = o_c + tl.arange(0, t_x.block_shape[3])
+    o_y, o_x = o_h + o_p // BLOCK_W, o_w + o_p % BLOCK_W
+    m_p = (o_y >= 0) & (o_y < t_x.shape[1]) & (o_x >= 0) & (o_x < t_x.shape[2])
+    p_first = t_x.base + (i_b * s_b + o_h.to(tl.int64) * s_h + o_w * s_w)
+    o_x = o_p // BLOCK_W * s_h + o_p % BLOCK_W * s_w
+    return p_first + o_x[:, None] + o_n[None, :], m_p[:, None], o_n[None, :]
+
+
+@triton.jit
+def load_units(t_x, p_x, m_x, o_n, N):
+    """Values of a `Pointed` tensor, zeros where not `m_x` and for numbers `o_n` from N on: 16 bytes have one mask, and
+    what they contain after number N is replaced afterwards."""
+    UNIT: tl.constexpr = 128 // dtype_of(t_x).primitive_bitwidth
+    b_x = tl.load(p_x, mask=m_x & (o_n < (N + UNIT - 1) // UNIT * UNIT), other=0.0)
+    if not t_x.whole:
+        b_x = tl.where(o_n < N, b_x, 0.0)
+    return b_x
+
+
 @triton.jit
 def load_pixels(t_x, i_b, o_h, o_w, o_c):
     """A tile of pixels as a matrix [pixels, channels]."""
-    SHAPE: tl.constexpr = t_x.block_shape
-    return t_x.load([i_b, o_h, o_w, o_c]).reshape(SHAPE[1] * SHAPE[2], SHAPE[3])
+    if is_pointed(t_x):
+        p_x, m_p, o_n = point_to_pixels(t_x, i_b, o_h, o_w, o_c)
+        b_x = load_units(t_x, p_x, m_p, o_n, t_x.shape[3])
+    else:
+        SHAPE: tl.constexpr = t_x.block_shape
+        b_x = t_x.load([i_b, o_h, o_w, o_c]).reshape(SHAPE[1] * SHAPE[2], SHAPE[3])
+    return b_x
 
 
 @triton.jit
 def store_pixels(t_x, i_b, o_h, o_w, o_c, b_x):
-    SHAPE: tl.constexpr = t_x.block_shape
-    t_x.store([i_b, o_h, o_w, o_c], b_x.to(t_x.dtype).reshape(SHAPE))
+    if is_pointed(t_x):
+        UNIT: tl.constexpr = 128 // dtype_of(t_x).primitive_bitwidth
+        p_x, m_p, o_n = point_to_pixels(t_x, i_b, o_h, o_w, o_c)
+        N = t_x.shape[3] // UNIT * UNIT if t_x.whole else t_x.shape[3]
+        tl.store(p_x, b_x.to(dtype_of(t_x)), mask=m_p & (o_n < N))
+    else:
+        SHAPE: tl.constexpr = t_x.block_shape
+        t_x.store([i_b, o_h, o_w, o_c], b_x.to(dtype_of(t_x)).reshape(SHAPE))
 
 
 @triton.jit
@@ -59,8 +109,17 @@ def store_padded(t_x, i_b, o_h, o_w, o_c, C, b_x):
 @triton.jit
 def load_weight(t_w, i_tap, o_k, o_n):
     """The matrix [inputs, outputs] of one tap."""
-    SHAPE: tl.constexpr = t_w.block_shape
-    return t_w.load([i_tap, o_k, o_n]).reshape(SHAPE[1], SHAPE[2])
+    if is_pointed(t_w):
+        UNIT: tl.constexpr = 128 // dtype_of(t_w).primitive_bitwidth
+        o_row = o_k + tl.arange(0, t_w.block_shape[1])
+        o_column = (o_n + tl.arange(0, t_w.block_shape[2]))[None, :]
+        p_tap = t_w.base + tl.cast(i_tap, tl.int64) * t_w.units[0] * UNIT
+        p_w = p_tap + (o_row * (t_w.units[1] * UNIT))[:, None] + o_column
+        b_w = load_units(t_w, p_w, (o_row < t_w.shape[1])[:, None], o_column, t_w.shape[2])
+    else:
+        SHAPE: tl.constexpr = t_w.block_shape
+        b_w = t_w.load([i_tap, o_k, o_n]).reshape(SHAPE[1], SHAPE[2])
+    return b_w
 
 
 @triton.jit

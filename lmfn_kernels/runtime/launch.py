@@ -16,7 +16,7 @@ from torch import Tensor
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from lmfn_kernels.runtime import overlap
+from lmfn_kernels.runtime import configs, overlap
 from lmfn_kernels.runtime.assembler import compiler_options
 from lmfn_kernels.runtime.configs import Config, config, has_tf32
 from lmfn_kernels.runtime.constant_weights import is_constant
@@ -317,8 +317,9 @@ class _Compiled(NamedTuple):
     """The launcher's arguments between the stream and the kernel's own arguments."""
     arguments: list[Any]
     """All arguments of the kernel, None in place of tensors."""
-    tensors: list[tuple[str, int, bool]]
-    """Per tensor that is not None: its name, its index among the kernel's arguments, whether it is a descriptor."""
+    tensors: list[tuple[str, int, Callable[[Tensor], Any] | None]]
+    """Per tensor that is not None: its name, its index among the kernel's arguments, what makes its descriptor if it
+    has one."""
 
 
 def _triton_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> Any:
@@ -353,12 +354,15 @@ def launch(on: Tensor, plan_of: Callable[..., Plan], key: tuple[Hashable, ...], 
     plan, device = plan_of(*key), on.get_device()
     # Everything Triton specialises a kernel on, in addition to the plan's constants.
     types = [None if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors.values()]
-    kind = device, in_use("overlap"), plan.loads_ahead(tensors), *tensors, *types
+    kind: tuple[Any, ...] = device, in_use("overlap"), plan.loads_ahead(tensors), *tensors, *types
+    if _by_pointers(on.device):
+        views = [_Described(t) for name, t in tensors.items() if t is not None and name in plan.blocks]
+        kind += tuple((view.shape, view.strides) for view in views)
     compiled = plan.compiled.get(kind)
     if compiled is None or _launcher is not _triton_launch or _observed():
         found = _as_documented(plan, on, tensors)
         if _launcher is _triton_launch and getattr(found, "metadata", None) and found.metadata.target.backend == "cuda":
-            plan.compiled[kind] = _for_next_time(plan, found, tensors)
+            plan.compiled[kind] = _for_next_time(plan, found, tensors, by_pointers=_by_pointers(on.device))
     elif driver.active.get_current_device() == device:
         _again(compiled, device, tensors)
     else:
@@ -378,23 +382,28 @@ def _as_documented(plan: Plan, on: Tensor, tensors: Mapping[str, Tensor | None])
     for name, tensor in tensors.items():
         arguments[name] = tensor
         if tensor is not None and name in plan.blocks:
-            view = _Described(tensor)
-            arguments[name] = plan.descriptor(tensor, list(view.shape), list(view.strides), list(plan.blocks[name]))
+            view, block = _Described(tensor), plan.blocks[name]
+            arguments[name] = (
+                _pointed(block, tensor)
+                if _by_pointers(on.device)
+                else plan.descriptor(tensor, list(view.shape), list(view.strides), list(block))
+            )
     guard = nullcontext() if on.device.type == "cpu" else torch.get_device_module(on.device).device(on.device)
     with guard:
         options = compiler_options() | overlap.launch_options()
         return _launcher(plan.kernel, plan.grid, arguments | plan.constants_for(tensors) | options)
 
 
-def _for_next_time(plan: Plan, found: Any, tensors: Mapping[str, Tensor | None]) -> _Compiled:
+def _for_next_time(plan: Plan, found: Any, tensors: Mapping[str, Tensor | None], *, by_pointers: bool) -> _Compiled:
     names: list[str] = plan.kernel.arg_names
     constants = plan.constants_for(tensors)
+    described = {name: partial(_pointed, block) if by_pointers else _Described for name, block in plan.blocks.items()}
     return _Compiled(
         found.run,
         (*plan.grid, 1, 1)[:3],
         (found.function, found.packed_metadata, None, None, None),
         [constants.get(name) for name in names],
-        [(name, names.index(name), name in plan.blocks) for name in tensors if tensors[name] is not None],
+        [(name, names.index(name), described.get(name)) for name in tensors if tensors[name] is not None],
     )
 
 
@@ -402,7 +411,7 @@ def _again(compiled: _Compiled, device: int, tensors: Mapping[str, Any]) -> None
     launch, grid, function, arguments, places = compiled
     arguments = arguments.copy()
     for name, place, described in places:
-        arguments[place] = _Described(tensors[name]) if described else tensors[name]
+        arguments[place] = tensors[name] if described is None else described(tensors[name])
     launch(*grid, driver.active.get_current_stream(device), *function, *arguments)
 
 
@@ -417,6 +426,32 @@ class _Described:
         self.base = x
         shape, strides = x.shape, x.stride()
         self.shape, self.strides = _channels_last(shape, strides, padded_channels(x, shape, strides))
+
+
+class Pointed(NamedTuple):
+    """A tensor for a kernel's argument that is a descriptor, on GPUs without TMA (`kernels.py`)."""
+
+    base: Tensor
+    shape: Block
+    """Of an image [B, H, W, channels], of a weight as it is."""
+    units: Block
+    """Strides of all dimensions but the last, whose values are neighbours, in units of 16 bytes, of which all of them
+    are multiples."""
+    block_shape: tuple[tl.constexpr, ...]
+    whole: tl.constexpr
+    """Whether the last dimension is a multiple of 16 bytes."""
+
+
+def _pointed(block: Block, x: Tensor) -> Pointed:
+    view, unit = _Described(x), 16 // x.dtype.itemsize
+    units = tuple(stride // unit for stride in view.strides[:-1])
+    return Pointed(x, view.shape, units, tuple(map(tl.constexpr, block)), tl.constexpr(view.shape[-1] % unit == 0))
+
+
+def _by_pointers(device: torch.device) -> bool:
+    """Whether a GPU has no TMA: NVIDIA's before Hopper, and AMD's."""
+    found = configs.describe(device)
+    return found.name != "cpu" and device.type != "xpu" and found.capability < 90
 
 
 @lru_cache(PLANS)

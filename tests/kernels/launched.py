@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from itertools import chain
@@ -40,6 +41,8 @@ Launched = list[Any]
 
 def plain(argument: Any) -> Any:
     """The attributes of an argument that the launcher reads."""
+    if isinstance(argument, tuple):
+        return tuple(map(plain, argument))
     if hasattr(argument, "strides"):
         base = argument.base.data_ptr()
         round_to_tf32 = getattr(argument, "round_f32_to_tf32", False)  # Triton 3.6 does not know any
@@ -63,7 +66,7 @@ def recorded() -> Iterator[list[Launched]]:
         head, hooks, values = arguments[:6], arguments[7:9], arguments[9:]
         assert not any(hook and hook.calls for hook in hooks)
         # A constant, or a size of 1, is compiled into the kernel, and the argument in its place is not read.
-        taken = [plain(v) for v in values if isinstance(v, Tensor) or hasattr(v, "strides")]
+        taken = [plain(v) for v in values if isinstance(v, (Tensor, tuple)) or hasattr(v, "strides")]
         found.append([self, *head, taken, [v for v in values if type(v) is int]])
         inner(self, *arguments)
 
@@ -269,6 +272,28 @@ def check_no_tensor_is_kept() -> None:
     kept = [chain(plan.constants.values(), *(c.arguments for c in plan.compiled.values())) for plan in plans()]
     assert kept
     assert not any(isinstance(value, Tensor) for values in kept for value in values)
+
+
+def check_without_tma() -> None:
+    """On an A100, where descriptors are tuples: the first launch and the next have the same arguments, also for images
+    with other strides, for which Triton specialises the kernel, and no descriptor is encoded."""
+    narrow = torch.zeros(1, 9, 8, 56, dtype=torch.bfloat16).permute(0, 3, 1, 2)[:, :50]
+    w, b, out = launch.weight_as_taps(weight()), torch.zeros(50, dtype=torch.bfloat16), image()
+    a100, kernel = configs.Device("a100", 80, 166_912), conv.kernels.conv_kernel
+    with (
+        mock.patch.object(configs, "describe", return_value=a100),
+        mock.patch.object(driver.active, "get_device_capability", return_value=(8, 0)),
+        mock.patch.object(kernel, "device_caches", defaultdict(kernel.create_binder)),
+        recorded() as found,
+    ):
+        for x in (image(), narrow):
+            for _ in range(2):
+                conv.launch_conv(out, x, w, mode="same", padding=1, bias=b)
+    first, again, other, other_again = found
+    assert first == again
+    assert other == other_again
+    assert first[0] is not other[0]
+    assert {*map(len, found)} == {9}, "a descriptor was encoded"
 
 
 def check_misaligned_memory_is_refused() -> None:

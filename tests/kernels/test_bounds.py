@@ -75,6 +75,37 @@ def test_nothing_beyond_the_image_is_read_or_written(name: str, written: list[tu
     hold_to_bounds(name, written)
 
 
+@pytest.mark.parametrize("name", ["conv3x3-down", "distill_stage", "esa_gate", "layer_apply"])
+def test_without_tma(name: str, monkeypatch: pytest.MonkeyPatch, written: list[tuple[Tensor, Tensor]]) -> None:
+    """Kernels that are given pointers instead of descriptors compute the same bits, and stay within the same bounds."""
+    from lmfn_kernels.runtime import launch
+
+    inputs = [amid_nan(t) if is_image(t) else t for t in OPS[name].draw((1, 2, 7, 9, 18), torch.float16)]
+
+    def both() -> list[Tensor | None]:
+        written.clear()
+        results, gradients = differentiate(OPS[name].function, inputs)
+        hold_guards(written)
+        return [*results, *gradients]
+
+    launched: list[str] = []
+
+    def noted(inner: Any, kernel: Any, grid: Any, arguments: dict[str, Any]) -> None:
+        launched.extend(a for a, value in arguments.items() if isinstance(value, launch.Pointed))
+        inner(kernel, grid, arguments)
+
+    with lmfn_kernels.backend("triton"):
+        expected = both()
+        monkeypatch.setattr(launch, "_by_pointers", lambda _: True)
+        with launch.intercepting(noted):
+            found = both()
+    assert launched
+    for one, other in zip(found, expected, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize("name", OPS)
 def test_pixels_64_apart(name: str, written: list[tuple[Tensor, Tensor]]) -> None:
