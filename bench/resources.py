@@ -75,7 +75,7 @@ MEMORY = r"\b(?:LDG|STG|LD|ST|LDGSTS|ATOM|ATOMG|RED|REDG|UTMA(?!CCTL)\w+|UBLK\w+
 
 FORMS = {
     "all": "all forms of a kernel",
-    "usual": "all that are launched by default, and the largest ones of what is on trial",
+    "usual": "all that are launched by default, and otherwise the largest",
     "largest": "those that take the most tensors",
 }
 """Which forms of a kernel are compiled."""
@@ -285,12 +285,12 @@ def compiled(target: str, dtype: str, names: Collection[str] | None = None, form
         stack.enter_context(mock.patch.object(driver, "_active", compiler))
         stack.enter_context(mock.patch.object(configs, "describe", return_value=device))
         stack.enter_context(trials.trying(*trials.ON_TRIAL))
-        # On sm_90 with the kernels in Gluon, too: as by default (but for the wait in each, which overlapping launches
-        # need), with all that is on trial, and in inference with weights loaded ahead.
         ways = [_Way(0, trials.ON_TRIAL)]
         if target == "sm_90" and convolutions.has_ring():
-            ways += [_Way(8, {"overlap"}), _Way(8, trials.ON_TRIAL), _Way(8, trials.ON_TRIAL, constant=True)]
-        whole = {"all": ways, "usual": ways[:2], "largest": []}[forms]
+            # With the kernels in Gluon, too: as by default (but for the wait in each, which overlapping launches need),
+            # with all that is on trial, and in inference with weights loaded ahead.
+            ways = [_Way(8, {"overlap"}), *ways, _Way(8, trials.ON_TRIAL), _Way(8, trials.ON_TRIAL, constant=True)]
+        whole = {"all": ways, "usual": ways[:1], "largest": []}[forms]
         others = ways[len(whole) :]
         _call(whole, dtype, compiler.launch)
         _call(others, dtype, compiler.note)
