@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 from triton import knobs
 
+import bench.resources as module
 from bench.resources import Compiled, compiled, serialized, waits
 
 
@@ -54,6 +57,19 @@ def test_a_kernel_that_there_is_not_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(knobs.runtime, "interpret", False)  # nothing is compiled here
     with pytest.raises(ValueError, match="no kernel for sm_80 in float32 is named pat"):
         list(compiled("sm_80", "float32", ["pat"]))
+
+
+def test_the_largest_forms_are_those_with_most_tensors_of_each_body() -> None:
+    kernel, x = mock.Mock(__name__="conv_kernel"), torch.zeros(1)
+    kernel.warmup = lambda **arguments: mock.Mock(hash=repr(arguments))
+    compiler = module._Compiler(module.TARGETS["sm_80"], None)
+    same, back, wide = {"MODE": "same"}, {"MODE": "back"}, {"MODE": "same", "BLOCK_W": 32}
+    largest = [same | {"t_residual": x}, back | {"t_mask": x}, back | {"t_residual": x}, wide]
+    for call in (compiler.note, compiler.launch):
+        for form in (same, *largest, same | {"p_other": x, "p_more": x}):
+            call(None, kernel, (1,), {"num_warps": 4, "p_x": x, "t_residual": None, **form})
+    chosen = [{"num_warps": 4, "p_x": x, "t_residual": None, **form} for form in largest]
+    assert [arguments for _, _, arguments in compiler.compiled.values()] == chosen
 
 
 def resources(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
