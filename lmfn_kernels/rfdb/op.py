@@ -26,6 +26,7 @@ from lmfn_kernels.weights import E4M3, Conv, RFDBWeights, ScaledConv
 
 ESA_SMALLEST = 15  # minimum size for ESA's stride-2 convolution and its 7x7 pooling
 WIDEST = 64  # channels that one program of a fused kernel supports
+ESA_WIDEST = 16  # those of ESA's low-resolution maps, as a program holds all weights of three convolutions
 
 
 def distill_stage(x: Tensor, distil: Conv, refine: Conv, slope: float = 0.05) -> tuple[Tensor, Tensor]:
@@ -120,7 +121,7 @@ def rfdb_for_two_uses(
 
 def _backend_of_rfdb(x: Tensor, weights: RFDBWeights, slope: float) -> str:
     """The backend for a block with these arguments, which are checked."""
-    return choose(x, _unsupported_reason(*_check_rfdb(x, weights, slope)), "rfdb")
+    return choose(x, _unsupported_block(*_check_rfdb(x, weights, slope)), "rfdb")
 
 
 def _check_rfdb(x: Tensor, weights: RFDBWeights, slope: float) -> tuple[int, int | None, int | None]:
@@ -182,7 +183,7 @@ def rfdb_e4m3(
 
     Errors as in `rfdb` and `distill_stages_e4m3`.
     """
-    if reason := _unsupported_reason(*_check_rfdb(x, weights, slope)):
+    if reason := _unsupported_block(*_check_rfdb(x, weights, slope)):
         raise ValueError(f"rfdb_e4m3 has no kernels for this block: {reason}")
     outputs = len(weights.distil_last.bias)
     if [len(distil.bias) for distil, _ in stages] != [outputs] * 3:
@@ -198,6 +199,13 @@ def _unsupported_reason(*channels: int | None) -> str | None:
     """The reason why the fused kernels cannot take these channels, or None."""
     widest = max(c or 0 for c in channels)
     return f"it has {widest} channels, and the fused kernels hold at most {WIDEST}" if widest > WIDEST else None
+
+
+def _unsupported_block(c: int, d: int | None, f: int | None) -> str | None:
+    """The same for a whole block, with f channels in ESA."""
+    if f is not None and f > ESA_WIDEST:
+        return f"its ESA has {f} channels, and the kernels of small maps hold at most {ESA_WIDEST}"
+    return _unsupported_reason(c, d, f)
 
 
 class Options(NamedTuple):

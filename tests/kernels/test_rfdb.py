@@ -216,6 +216,8 @@ def test_two_uses_elsewhere(call: str) -> None:
 def test_kernels_refuse_what_they_cannot_take() -> None:
     with lmfn_kernels.backend("triton"), pytest.raises(ValueError, match="70 channels, and the fused kernels"):
         rfdb_from_flat(*rfdb_inputs(1, 70, 5, 4, 15, 15))
+    with lmfn_kernels.backend("triton"), pytest.raises(ValueError, match="its ESA has 17 channels, and the kernels"):
+        rfdb_from_flat(*rfdb_inputs(1, 6, 3, 17, 15, 15))
 
 
 def test_errors_name_the_convolution() -> None:
