@@ -1,5 +1,6 @@
 """How the result is encoded: the codec, the sample format, and the output stream."""
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,17 @@ def add_pictures(container: Any, clip: Clip, encoding: Encoding) -> Any:
     if clip.matrix is not None:
         stream.set_display_matrix(clip.matrix)
     return stream
+
+
+def start_encoding(container: Any) -> None:
+    """Open the codecs and write the header. Run by root, SVT-AV1 makes the thread that opens it, and with it all that
+    this thread starts later, real-time, which takes the processor from every other program: that is undone."""
+    if not hasattr(os, "sched_getscheduler"):
+        container.start_encoding()
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        container.start_encoding()
+    finally:
+        if (os.sched_getscheduler(0), os.sched_getparam(0)) != before:
+            os.sched_setscheduler(0, *before)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from lmfn.video.encoding import Encoding, add_pictures
+from lmfn.video.encoding import Encoding, add_pictures, start_encoding
 from lmfn.video.probing import Clip, opened
 from lmfn.video.segments import Segment, segment_file
 from lmfn.video.suffixes import VideoError, address
@@ -52,7 +52,7 @@ def join(clip: Clip, folder: Path, segments: list[Segment], target: Path, encodi
         av.open(address(beside), "w", options=_options(target)) as container,
     ):
         output = _streams(clip, source, container, target, encoding)
-        container.start_encoding()
+        start_encoding(container)
         pictures = _pictures(clip, folder, segments, output.pictures)
         for timed in merge(pictures, _beside(clip, source, output.copied), key=lambda timed: timed.seconds):
             written[timed.packet.stream.index] += 1
@@ -69,6 +69,7 @@ def try_out(clip: Clip, folder: Path, target: Path, encoding: Encoding) -> None:
     try:
         with av.open(address(clip.path)) as source, av.open(address(trial), "w", options=_options(target)) as container:
             output = _streams(clip, source, container, target, encoding)
+            start_encoding(container)
             frame = encoding.frame(np.zeros((clip.height, clip.width, 3), np.float32), clip)
             frame.pts, frame.time_base = 0, clip.time_base
             for packet in output.pictures.encode(frame) + output.pictures.encode():

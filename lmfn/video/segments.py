@@ -21,7 +21,7 @@ from lmfn import atomic
 from lmfn.overlap import ahead, heard, warnings_by_thread
 from lmfn.plausibility import DoubtfulOutput
 from lmfn.video.conversion import to_rgb
-from lmfn.video.encoding import Encoding, add_pictures
+from lmfn.video.encoding import Encoding, add_pictures, start_encoding
 from lmfn.video.flicker import Flicker, FlickerMeter
 from lmfn.video.probing import Clip, opened
 from lmfn.video.suffixes import UnusableClipError, VideoError, address
@@ -230,6 +230,7 @@ def _write(clip: Clip, file: Path, encoding: Encoding, start: int, pictures: Ite
     with whole_file(file, file.parent, written) as beside:
         with av.open(address(beside), "w", format="nut") as container:
             stream = add_pictures(container, clip, encoding)
+            start_encoding(container)
             for picture in pictures:
                 assert picture.sharp is not None
                 frame = encoding.frame(picture.sharp, clip)

@@ -428,6 +428,14 @@ def test_what_cannot_be_done_is_one_error_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has no scheduling policies")
+def test_svt_av1_makes_nothing_real_time(make_clip: Callable, tmp_path: Path) -> None:
+    """It does so where root runs it, as in most containers."""
+    make_clip(tmp_path / "clip.mp4", LEVELS[:6], size=(64, 96), sound=None)
+    run(tmp_path / "clip.mp4", tmp_path / "out.mkv", codec="libsvtav1")
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 def test_odd_sizes_go_where_the_codec_has_them(make_clip: Callable, tmp_path: Path) -> None:
     make_clip(tmp_path / "odd.mkv", [90] * 4, codec="libvpx-vp9", size=(31, 47), options={}, sound=None)
     run(tmp_path / "odd.mkv", tmp_path / "out.mp4", codec="libvpx-vp9")
