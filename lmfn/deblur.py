@@ -27,6 +27,8 @@ from lmfn.strips import Plan, Strips
 AnyPixels = TypeVar("AnyPixels", np.ndarray, StoredPixels)
 
 REMEDY = "make the image smaller"
+USED_OF_BUDGET = 0.93
+"""Share of a given budget that is planned with: a large image takes up to 6 % more than is estimated."""
 STRIP_PIXELS = 1 << 19
 """Pixels of the output that are looked at, or written, at a time."""
 LOWEST = 48
@@ -208,10 +210,11 @@ class Deblurrer:
             free = available_memory(self.device)
             return None if free is None else free + kept, 0
         held = torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else resident() - kept
-        return max(self.memory - held, 0), held
+        return max(int(self.memory * USED_OF_BUDGET) - held, 0), held
 
     def _short(self, image: Pixels, needed: int, available: int, held: int) -> str:
-        what = f"an {size(*image.shape[:2])} needs at least {(needed + held) / 1e9:.2f} GB on {self.device}"
+        least = (needed + held) / (1 if self.memory is None else USED_OF_BUDGET)
+        what = f"an {size(*image.shape[:2])} needs at least {least / 1e9:.2f} GB on {self.device}"
         if self.memory is None:
             return f"{what}, and {available / 1e9:.2f} GB are available; {REMEDY}"
         return f"{what}, and the budget is {self.memory / 1e9:.2f} GB; raise it, or {REMEDY}"
