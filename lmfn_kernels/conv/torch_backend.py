@@ -76,7 +76,7 @@ def conv(
         y = onednn.default(x, weight, bias, *geometry, "none", [], "")
     else:
         y = onednn.binary(x, residual, weight, bias, *geometry, "add", 1.0, None, [], None)
-    # Not there: its ReLU makes a NaN 0, and it has no leaky ReLU after a sum.
+    # After oneDNN, whose ReLU makes a NaN 0, and which has no leaky ReLU that follows a sum.
     return activate_(as_kernel_image(y), slope)
 
 

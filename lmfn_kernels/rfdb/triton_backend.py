@@ -114,41 +114,25 @@ def fuse(
     programs = convolution.ring_programs(x.device) if in_use("ring_fuse") else 0
     widths = x.shape[1], fuse.weight.shape[0], d[0].shape[1], a.shape[1]
     y = padded_image(x, b, fuse.weight.shape[0], h, w)
+    of_fuse, of_squeeze = weight_as_taps(fuse.weight), weight_as_taps(squeeze.weight)
+    both = {
+        "t_x": x,
+        "t_last": weight_as_taps(last.weight),
+        "p_last_bias": last.bias,
+        "p_fuse_bias": fuse.bias,
+        "p_squeeze_bias": squeeze.bias,
+        "t_d4": d4,
+        "t_y": y,
+    }
     if programs and x.dtype.itemsize == 2 and tuple(map(channel_block, widths)) == (64, 64, 32, 16):
-        launch(
-            x,
-            _ring_fuse,
-            (tuple(x.shape), x.dtype, widths[1:], slope, programs),
-            t_x=x,
-            **{f"t_d{j}": d_j for j, d_j in enumerate(d, 1)},
-            t_last=weight_as_taps(last.weight),
-            p_last_bias=last.bias,
-            t_fuse=weight_as_taps(fuse.weight),
-            p_fuse_bias=fuse.bias,
-            t_squeeze=weight_as_taps(squeeze.weight),
-            p_squeeze_bias=squeeze.bias,
-            t_d4=d4,
-            t_y=y,
-            p_a=a,
-        )
-        return y, a, d4
-    d = [as_pitched_image(d_j) for d_j in d]
-    launch(
-        x,
-        _fuse_plan,
-        (tiling("fuse", d[0]), d[0].stride(3), x.shape[1], y.shape[1], a.shape[1], slope),
-        t_x=x,
-        **{f"p_d{j}": d_j for j, d_j in enumerate(d, 1)},
-        t_last=weight_as_taps(last.weight),
-        p_last_bias=last.bias,
-        p_fuse=weight_as_taps(fuse.weight),
-        p_fuse_bias=fuse.bias,
-        p_squeeze=weight_as_taps(squeeze.weight),
-        p_squeeze_bias=squeeze.bias,
-        t_d4=d4,
-        t_y=y,
-        t_a=a,
-    )
+        maps = {f"t_d{j}": d_j for j, d_j in enumerate(d, 1)}
+        key: tuple[Any, ...] = tuple(x.shape), x.dtype, widths[1:], slope, programs
+        launch(x, _ring_fuse, key, **both, **maps, t_fuse=of_fuse, t_squeeze=of_squeeze, p_a=a)
+    else:
+        maps = {f"p_d{j}": as_pitched_image(d_j) for j, d_j in enumerate(d, 1)}
+        d1 = maps["p_d1"]
+        key = tiling("fuse", d1), d1.stride(3), x.shape[1], y.shape[1], a.shape[1], slope
+        launch(x, _fuse_plan, key, **both, **maps, p_fuse=of_fuse, p_squeeze=of_squeeze, t_a=a)
     return y, a, d4
 
 
